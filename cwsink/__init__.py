@@ -1,0 +1,51 @@
+"""cwsink: structured logs of many processes to AWS CloudWatch Logs, without losing any.
+
+`import cwsink` is cheap: what it offers is imported when it is first used (PEP 562),
+so a dedicated flusher process carries neither fapilog nor, until it leads, boto3.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cwsink.config import SinkConfig
+    from cwsink.errors import ConfigError, CwsinkError, SpoolError
+    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink, install
+    from cwsink.frontends.writer import Writer
+
+__all__ = [
+    "CloudWatchSpoolSink",
+    "ConfigError",
+    "CwsinkError",
+    "SinkConfig",
+    "SpoolError",
+    "Writer",
+    "__version__",
+    "install",
+]
+
+_HOME: Final = {
+    "CloudWatchSpoolSink": "cwsink.frontends.fapilog_sink",
+    "ConfigError": "cwsink.errors",
+    "CwsinkError": "cwsink.errors",
+    "SinkConfig": "cwsink.config",
+    "SpoolError": "cwsink.errors",
+    "Writer": "cwsink.frontends.writer",
+    "install": "cwsink.frontends.fapilog_sink",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cwsink' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

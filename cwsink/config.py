@@ -1,0 +1,190 @@
+"""Settings: one validated object, from keywords, fapilog's objects or variables.
+
+`SinkConfig` is pure: what you pass is what it holds, checked. `load_config` is
+what the front ends call: it also accepts the built-in sink's config object or a
+dict, and fills what was not given from `FAPILOG_CLOUDWATCH__<NAME>`.
+Everything wrong is a ConfigError here, never a surprise while logging.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from cwsink.errors import ConfigError
+from cwsink.naming import check_group
+
+ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
+
+# A segment is reclaimed as a whole, so a spool needs several of them to be a ring at all.
+MIN_SEGMENTS: Final = 4
+DEFAULT_SEGMENT_BYTES: Final = 8 * 1024 * 1024
+MIN_SEGMENT_BYTES: Final = 4096
+
+# sum(message) + 26 per event may be 1,048,576 (cwsink.flusher.limits): the longest legal message.
+_MAX_EVENT_BYTES: Final = 1_048_550
+
+_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
+_DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
+_SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
+
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Validated(type):
+    """Makes `SinkConfig(...)` check names, kinds and bounds, whoever calls it."""
+
+    def __call__(cls, **settings: Any) -> Any:
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # cls is the dataclass below
+        for name in settings:
+            if name not in known:
+                raise ConfigError(_unknown(name, known))
+        plain = {name: _plain(name, value) for name, value in settings.items() if value is not None}
+        try:
+            return msgspec.convert(plain, cls, strict=False)
+        except msgspec.ValidationError as error:
+            if isinstance(error.__cause__, ConfigError):
+                raise error.__cause__ from None
+            raise ConfigError(_explain(str(error), plain)) from None
+
+
+@dataclass(frozen=True)
+class SinkConfig(metaclass=_Validated):
+    """How records are spooled, and where they go. Durations in seconds, sizes in bytes.
+
+    Durations may be written "5s", "500ms" or 5.0; sizes "256MiB", "10 MB" or 1048576.
+    `None` means the default. The README's configuration table says what each one does.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one), a value of the wrong
+            kind or out of bounds, or two values that contradict each other.
+    """
+
+    # The built-in sink's names, in its order.
+    log_group_name: str = "/fapilog/default"
+    log_stream_name: str = "{hostname}"
+    region: str | None = None
+    endpoint_url: str | None = None
+    create_log_group: bool = True
+    create_log_stream: bool = True
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 1_000
+    batch_timeout_seconds: _Positive = 1.0
+    max_retries: Annotated[int, msgspec.Meta(ge=0)] = 3
+    retry_base_delay: _NotNegative = 0.5
+    circuit_breaker_enabled: bool = True
+    circuit_breaker_threshold: Annotated[int, msgspec.Meta(ge=1)] = 5
+    # Ours.
+    app_name: str = "app"
+    max_batch_events: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
+    max_event_bytes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_EVENT_BYTES)] = _MAX_EVENT_BYTES
+    spool_directory: str | None = None
+    spool_max_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENTS * MIN_SEGMENT_BYTES)] = 256 * 1024 * 1024
+    segment_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES)] | None = None
+    on_full: Literal["drop_oldest", "drop_newest", "block"] = "drop_oldest"
+    block_timeout_seconds: _NotNegative = 5.0
+    durability: Literal["process", "host"] = "process"
+    connect_timeout_seconds: _Positive = 3.0
+    read_timeout_seconds: _Positive = 10.0
+    drain_timeout_seconds: _NotNegative = 5.0
+    flusher: Literal["thread", "external"] = "thread"
+    allow_unsafe_filesystem: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what one field's type cannot say."""
+        check_group(self.log_group_name)
+        if not self.log_stream_name:
+            raise ConfigError("log_stream_name is empty. Leave it out for the host's name.")
+        if self.segment_bytes is not None and self.segment_bytes * MIN_SEGMENTS > self.spool_max_bytes:
+            raise ConfigError(
+                f"segment_bytes={self.segment_bytes:,} and spool_max_bytes={self.spool_max_bytes:,} contradict "
+                f"each other: a spool holds at least {MIN_SEGMENTS} segments. Raise spool_max_bytes to "
+                f"{self.segment_bytes * MIN_SEGMENTS:,} or leave segment_bytes out."
+            )
+        if self.spool_directory is not None and not os.path.isabs(os.path.expanduser(self.spool_directory)):
+            raise ConfigError(
+                f"spool_directory={self.spool_directory!r} is relative: workers with different working "
+                "directories would each get a spool of their own. Give an absolute path."
+            )
+
+    @property
+    def ring_segment_bytes(self) -> int:
+        """The size at which a segment is full, in bytes: as set, or an eighth of a small budget."""
+        return self.segment_bytes or max(MIN_SEGMENT_BYTES, min(DEFAULT_SEGMENT_BYTES, self.spool_max_bytes // 8))
+
+
+def load_config(config: object = None, *, env: Mapping[str, str] | None = None, **settings: Any) -> SinkConfig:
+    """Build a SinkConfig from what fapilog or the application hands over.
+
+    Args:
+        config: a SinkConfig, a mapping, or any object with a `model_dump()` (the built-in
+            sink's pydantic object). None for keywords only.
+        env: where `FAPILOG_CLOUDWATCH__*` is looked up; the process environment by default.
+        **settings: single settings; they win over `config`, which wins over the environment.
+
+    Raises:
+        ConfigError: see SinkConfig.
+    """
+    env = os.environ if env is None else env
+    given = {name: value for name, value in _as_mapping(config).items() if value is not None}
+    given.update((name, value) for name, value in settings.items() if value is not None)
+    for field in fields(SinkConfig):
+        if field.name not in given and (text := env.get(ENVIRONMENT_PREFIX + field.name.upper())):
+            given[field.name] = text
+    if "region" not in given and (region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
+        given["region"] = region
+    loaded: SinkConfig = SinkConfig(**given)
+    return loaded
+
+
+def _as_mapping(config: object) -> Mapping[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, SinkConfig):
+        return asdict(config)
+    if isinstance(config, Mapping):
+        return config
+    dump = getattr(config, "model_dump", None)
+    if callable(dump):
+        dumped: Mapping[str, Any] = dump()
+        return dumped
+    raise ConfigError(f"config must be a SinkConfig, a mapping or a pydantic object, not {type(config).__name__}.")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Turn "5s" and "256MiB" into numbers where the name carries a unit; leave the rest alone."""
+    if isinstance(value, str):
+        if (name.endswith("_seconds") or name == "retry_base_delay") and (match := _DURATION.fullmatch(value)):
+            return float(match[1]) * _DURATION_SECONDS[match[2]]
+        if name.endswith("_bytes") and (match := _SIZE.fullmatch(value)):
+            return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZE_POWER[match[2].lower()])
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+    return f"{name!r} is not a cwsink setting.{hint}"
+
+
+def _explain(error: str, settings: Mapping[str, Any]) -> str:
+    """msgspec says "Expected `int` >= 1 - at `$.batch_size`": put name and value first."""
+    what, _, where = error.partition(" - at `$.")
+    name = where.rstrip("`")
+    if name in _CHOICES:
+        what = f"choose one of {', '.join(_CHOICES[name])}"
+    return f"{name}={settings.get(name)!r}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
+
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    name: get_args(hint) for name, hint in get_type_hints(SinkConfig).items() if get_origin(hint) is Literal
+}

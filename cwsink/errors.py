@@ -1,0 +1,59 @@
+"""The exceptions cwsink raises, all at construction or on a command line.
+
+```text
+CwsinkError
+├── ConfigError              (ValueError)        code "config"
+└── SpoolError               (OSError)           code "spool"
+    ├── SpoolAccessError     (PermissionError)   code "spool_access"
+    ├── SpoolFormatError                         code "spool_format"
+    └── UnsafeFilesystemError                    code "unsafe_filesystem"
+```
+
+Nothing here is ever raised by logging a record: `append` answers False and a
+counter with a reason moves. A message says what happened, what became of the
+data, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CwsinkError(Exception):
+    """The root: catch this to catch all of cwsink's own errors."""
+
+    code: ClassVar[str] = "cwsink"
+
+
+class ConfigError(CwsinkError, ValueError):
+    """A setting is unknown, of the wrong kind, or contradicts another."""
+
+    code = "config"
+
+
+class SpoolError(CwsinkError, OSError):
+    """The spool directory cannot be used. `path` is the directory."""
+
+    code = "spool"
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class SpoolAccessError(SpoolError, PermissionError):
+    """The spool directory is not ours, or we may not write to it."""
+
+    code = "spool_access"
+
+
+class SpoolFormatError(SpoolError):
+    """The directory holds something that is not a spool this version can read."""
+
+    code = "spool_format"
+
+
+class UnsafeFilesystemError(SpoolError):
+    """The spool lies on a file system whose appends or locks are not those of one host."""
+
+    code = "unsafe_filesystem"

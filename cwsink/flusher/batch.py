@@ -1,0 +1,118 @@
+"""Records into legal PutLogEvents requests (pure: feed, then ask).
+
+A *chunk* is a contiguous range of what was read, small enough for one request by
+count and bytes. Its *parts* are the requests: one for each stream, cut wherever a
+span would reach 24 hours, each in chronological order. Most chunks have one part.
+
+The parts of a chunk depend on nothing but its records, so a leader that takes over in the
+middle of a chunk makes the same parts and goes on after the last delivered one.
+The limits are those of cwsink.flusher.limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BATCH_SPAN_MS
+from cwsink.spool.record import Event
+
+if TYPE_CHECKING:  # the module opens files, this one must not
+    from cwsink.spool.segment import SegmentKey
+
+_by_time: Final = attrgetter("timestamp_ms")
+
+
+def message_bytes(message: str) -> int:
+    """Return the length of `message` in UTF-8 bytes, as CloudWatch counts it."""
+    return len(message) if message.isascii() else len(message.encode())
+
+
+class Part(NamedTuple):
+    """The events of one request: one stream, chronological, spanning less than 24 hours."""
+
+    stream: str
+    events: list[Event]
+
+
+class ChunkBuilder:
+    """Collects records until the next one would not fit into one request."""
+
+    def __init__(self, max_events: int = MAX_BATCH_EVENTS) -> None:
+        self._max_events = max_events
+        self._events: dict[SegmentKey, list[Event]] = {}
+        self.count = 0
+        self.bytes = 0
+
+    def fits(self, size_bytes: int) -> bool:
+        """Tell whether an event with a message of this many bytes still fits."""
+        return self.count < self._max_events and self.bytes + size_bytes + EVENT_OVERHEAD_BYTES <= MAX_BATCH_BYTES
+
+    def add(self, key: SegmentKey, event: Event, size_bytes: int) -> None:
+        """Add the next event of segment `key`."""
+        try:
+            self._events[key].append(event)
+        except KeyError:
+            self._events[key] = [event]
+        self.count += 1
+        self.bytes += size_bytes + EVENT_OVERHEAD_BYTES
+
+    def take(self) -> list[Event]:
+        """Return the events, by segment and then in the order they were appended, and begin anew."""
+        events = [event for key in sorted(self._events) for event in self._events[key]]
+        self._events = {}
+        self.count = self.bytes = 0
+        return events
+
+
+def parts(events: Iterable[Event], stream_of: Callable[[int], str]) -> list[Part]:
+    """Divide a chunk into requests, oldest first.
+
+    Args:
+        events: in arrival order.
+        stream_of: the stream for an event's time in ms.
+
+    Returns:
+        Parts that together hold each event once. Within one stream, events are in order of
+        time, then arrival.
+    """
+    ordered = sorted(events, key=_by_time)
+    if not ordered:
+        return []
+    first, last = ordered[0], ordered[-1]
+    stream = stream_of(first.timestamp_ms)
+    if last.timestamp_ms - first.timestamp_ms < MAX_BATCH_SPAN_MS and stream == stream_of(last.timestamp_ms):
+        return [Part(stream, ordered)]
+    found = [Part(stream, [])]
+    for event in ordered:
+        stream, begun = stream_of(event.timestamp_ms), found[-1]
+        if begun.events and (
+            stream != begun.stream or event.timestamp_ms - begun.events[0].timestamp_ms >= MAX_BATCH_SPAN_MS
+        ):
+            found.append(begun := Part(stream, []))
+        begun.events.append(event)
+    return found
+
+
+class _LogEvent(msgspec.Struct, gc=False):
+    timestamp: int
+    message: str
+
+
+class _Request(msgspec.Struct, rename="camel", omit_defaults=True):
+    log_group_name: str
+    log_stream_name: str
+    log_events: list[_LogEvent]
+    sequence_token: str | None = None
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def body(group: str, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> bytes:
+    """Return the JSON body of the request."""
+    log_events = [_LogEvent(event.timestamp_ms, event.message) for event in events]
+    return _encode(_Request(group, stream, log_events, sequence_token))

@@ -1,0 +1,170 @@
+"""What was read, gathered into chunks: frames in, `Chunk`s out.
+
+Decodes events, turns loss markers into notices, sets aside what is damaged or too
+large, and remembers up to where each segment is settled once the chunk is delivered.
+Holds at most one block of a segment and one chunk, whatever the spool holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+import msgspec
+
+from cwsink.diagnostics import report
+from cwsink.flusher.batch import ChunkBuilder, message_bytes
+from cwsink.spool import frame, record
+from cwsink.spool.cursor import Offset
+from cwsink.spool.frame import Damage, DamageKind, Frame
+from cwsink.spool.reader import Block, RingReader
+from cwsink.spool.record import Event, Loss
+from cwsink.spool.segment import SegmentKey
+
+
+class DamagedRange(NamedTuple):
+    """A damaged range of a segment, for the dead letters."""
+
+    key: SegmentKey
+    damage: Damage
+
+
+@dataclass
+class Chunk:
+    """A range of the ring, and all that has to happen before it is committed.
+
+    Attributes:
+        events: what to send, notices included.
+        oversize: events CloudWatch cannot take.
+        damage: ranges that hold no record any more.
+        refused: what loss markers in the range add to the ledger, by reason.
+        ends: up to where each segment is settled then.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    oversize: list[Event] = field(default_factory=list)
+    damage: list[DamagedRange] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    ends: dict[SegmentKey, int] = field(default_factory=dict)
+
+    def offsets(self) -> list[Offset]:
+        """Return `ends` as the cursor keeps them."""
+        return [Offset(key.number, key.salt, end) for key, end in sorted(self.ends.items())]
+
+
+class Collector:
+    """Reads ahead until a chunk is full."""
+
+    def __init__(self, reader: RingReader, max_events: int, max_event_bytes: int) -> None:
+        self._reader = reader
+        self._max_event_bytes = max_event_bytes
+        self._builder = ChunkBuilder(max_events)
+        self._chunk = Chunk()
+        self._unread: deque[Frame] = deque()
+        self._block: Block | None = None
+
+    @property
+    def count(self) -> int:
+        """How many events are gathered."""
+        return self._builder.count
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing at all was read since the last `take`."""
+        return not self._chunk.ends
+
+    def fill(self) -> bool:
+        """Read until the chunk is full (True) or nothing is left to read (False)."""
+        while True:
+            if self._block is None:
+                self._block = self._reader.read()
+                if self._block is None:
+                    return False
+                self._unread.extend(self._block.frames)
+                self._note_damage(self._block)
+            if not self._gather(self._block):
+                return True
+            self._block = None
+
+    def replay(self, ends: Iterable[Offset]) -> bool:
+        """Gather exactly the range that ends at `ends`, as the leader before us had it.
+
+        Returns whether all of it was still there.
+        """
+        wanted = {end.key: end.offset for end in ends}
+        for end in sorted(ends, key=lambda each: each.key):
+            while (block := self._reader.read_to(end.key, end.offset)) is not None:
+                self._unread.extend(block.frames)
+                self._note_damage(block)
+                self._gather(block, everything=True)
+        return wanted == self._chunk.ends
+
+    def take(self) -> Chunk:
+        """Return the chunk and begin the next one."""
+        chunk, self._chunk = self._chunk, Chunk()
+        chunk.events = self._builder.take()
+        return chunk
+
+    def _note_damage(self, block: Block) -> None:
+        self._chunk.damage.extend(DamagedRange(block.key, damage) for damage in block.damage)
+
+    def _gather(self, block: Block, *, everything: bool = False) -> bool:
+        """Move frames of `block` into the chunk. False: the next one does not fit."""
+        builder, chunk, key = self._builder, self._chunk, block.key
+        unread = self._unread
+        while unread:
+            each = unread[0]
+            event = self._event_of(each, key)
+            if event is None:
+                if self._is_beyond_us(each):
+                    self._reader.leave(key)
+                    unread.clear()
+                    return True
+            else:
+                size = message_bytes(event.message)
+                if size > self._max_event_bytes:
+                    chunk.oversize.append(event)
+                elif everything or builder.fits(size):
+                    builder.add(key, event, size)
+                else:
+                    return False
+            chunk.ends[key] = each.end
+            unread.popleft()
+        chunk.ends[key] = block.end
+        return True
+
+    def _event_of(self, each: Frame, key: SegmentKey) -> Event | None:
+        try:
+            if each.version == frame.VERSION:
+                if each.kind == frame.EVENT:
+                    return record.decode_event(each.payload)
+                if each.kind == frame.LOSS:
+                    loss = record.decode_loss(each.payload)
+                    self._chunk.refused[loss.reason] += loss.count
+                    return notice(loss)
+        except msgspec.MsgspecError:
+            start = each.end - frame.HEADER_BYTES - len(each.payload)
+            self._chunk.damage.append(DamagedRange(key, Damage(start, each.end, DamageKind.CORRUPT)))
+        return None
+
+    @staticmethod
+    def _is_beyond_us(each: Frame) -> bool:
+        known = each.kind in frame.KNOWN_TYPES and each.version == frame.VERSION
+        if known or each.flags & frame.FLAG_OPTIONAL:
+            return False
+        report("frame", f"a record of type {each.kind}, version {each.version} is left for a newer cwsink.")
+        return True
+
+
+def notice(loss: Loss) -> Event:
+    """Return what the stream is told about lost records. Its sequence marks it as not a record."""
+    count = f"{loss.count:,} record{'s' if loss.count != 1 else ''}"
+    text = f"cwsink: {count} dropped {_clock(loss.first_ms)} to {_clock(loss.last_ms)}, reason {loss.reason}"
+    return Event(loss.last_ms, loss.producer, record.NOTICE, text)
+
+
+def _clock(timestamp_ms: int) -> str:
+    return datetime.fromtimestamp(timestamp_ms / 1000, timezone.utc).strftime("%H:%M:%S")

@@ -1,0 +1,182 @@
+"""One part, sent until it is settled: delivered, or dead-lettered with a reason.
+
+What to do about an answer is `outcome.classify`'s; how to do it is one method each,
+in a table. A part is the same in every try. Before every call `check` proves that
+this process still leads; `wait` returns False when the owner wants to leave, and the
+part stays in the spool for whoever leads next.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from cwsink.config import SinkConfig
+from cwsink.diagnostics import report, settled
+from cwsink.flusher.backoff import Backoff
+from cwsink.flusher.batch import Part
+from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.dead_letter import DeadLetters
+from cwsink.flusher.leader_state import LeaderState
+from cwsink.flusher.outcome import Answer, Outcome, classify, rejected_indexes
+from cwsink.spool.directory import SpoolFormat
+from cwsink.spool.record import NOTICE, Event
+
+
+class Stopped(Exception):  # noqa: N818  # it is an answer, not a fault
+    """The owner wants to leave; what was not settled stays in the spool."""
+
+
+class Tally(NamedTuple):
+    """What became of records: `delivered`, and dead letters by reason. Notices are not records."""
+
+    delivered: int
+    dead: Counter[str]
+
+
+_SLOW: Final = frozenset({Outcome.CREDENTIALS, Outcome.DENIED})
+_WHAT_TO_DO: Final = {
+    Outcome.RETRY: "It is tried again until it succeeds.",
+    Outcome.CREDENTIALS: "Check the AWS credentials and region; they are read anew at each try.",
+    Outcome.DENIED: "Allow the action it names, or correct the setting; it is tried again every few seconds.",
+}
+
+
+class Delivery:
+    """Sends parts to one log group."""
+
+    def __init__(
+        self,
+        cloudwatch: CloudWatch,
+        spool_format: SpoolFormat,
+        config: SinkConfig,
+        dead_letters: DeadLetters,
+        leader_state: LeaderState,
+        *,
+        check: Callable[[], None],
+        wait: Callable[[float], bool],
+        uniform: Callable[[], float],
+    ) -> None:
+        self._cloudwatch = cloudwatch
+        self._format = spool_format
+        self._may_create_group = config.create_log_group
+        self._may_create_stream = config.create_log_stream
+        self._dead_letters = dead_letters
+        self._leader_state = leader_state
+        self._check = check
+        self._wait = wait
+        self._uniform = uniform
+        self._backoff = Backoff(
+            config.retry_base_delay,
+            config.max_retries,
+            config.circuit_breaker_threshold if config.circuit_breaker_enabled else None,
+        )
+        self._resent = 0
+
+    def send(self, part: Part) -> Tally:
+        """Settle every event of the part.
+
+        Raises:
+            Stopped: the owner wants to leave; nothing of the part is settled.
+            Fenced: another process leads now.
+        """
+        token: str | None = None
+        creations = 0
+        while True:
+            self._check()
+            answer = self._cloudwatch.put(part.stream, part.events, token)
+            outcome = classify(answer)
+            if outcome is Outcome.DELIVERED:
+                return self._succeeded(part.events, {})
+            if outcome is Outcome.REJECTED:
+                reasons = rejected_indexes(answer.rejected or {}, len(part.events))
+                return self._succeeded(part.events, reasons)
+            if outcome is Outcome.BISECT:
+                return self._bisect(part, answer)
+            if answer.is_ambiguous:
+                self._resent += len(part.events)
+            if outcome is Outcome.RESEND and token != answer.expected_token:
+                token = answer.expected_token
+                continue
+            if outcome is Outcome.CREATE_TARGET and creations == 0:
+                creations += 1
+                answer = self._create_target(part.stream)
+                outcome = classify(answer)
+                if outcome is Outcome.DELIVERED:
+                    continue
+            creations = 0
+            self._failed(outcome, answer)
+
+    def take_resent(self) -> int:
+        """Return how many records were sent again since the last call, though the first send may have arrived."""
+        resent, self._resent = self._resent, 0
+        return resent
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._cloudwatch.close()
+
+    def _succeeded(self, events: list[Event], reasons: dict[int, str]) -> Tally:
+        if self._backoff.failures:
+            report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
+            for outcome in Outcome:
+                settled(f"send_{outcome.value}")
+        self._backoff.succeeded()
+        self._leader_state.succeeded()
+        dead: Counter[str] = Counter()
+        for reason in set(reasons.values()):
+            letters = [event for index, event in enumerate(events) if reasons.get(index) == reason]
+            records = [event for event in letters if event.sequence != NOTICE]
+            self._dead_letters.add(reason, "rejectedLogEventsInfo", records)
+            dead[reason] = len(records)
+        delivered = len(events) - [event.sequence for event in events].count(NOTICE)
+        return Tally(delivered - sum(dead.values()), dead)
+
+    def _bisect(self, part: Part, answer: Answer) -> Tally:
+        """Find the event CloudWatch does not take: send the halves, each until it is settled."""
+        events = part.events
+        if len(events) == 1:
+            self._dead_letters.add("poison", f"{answer.code}: {answer.message}", events)
+            return Tally(0, Counter(poison=int(events[0].sequence != NOTICE)))
+        middle = len(events) // 2
+        first = self.send(Part(part.stream, events[:middle]))
+        second = self.send(Part(part.stream, events[middle:]))
+        return Tally(first.delivered + second.delivered, first.dead + second.dead)
+
+    def _create_target(self, stream: str) -> Answer:
+        """Create what is missing: the stream, and the group if that is missing too."""
+        if not self._may_create_stream:
+            return Answer(
+                code="ResourceNotFoundException",
+                status=400,
+                message=f"log stream {stream} of {self._format.log_group_name} does not exist, and "
+                "create_log_stream is off",
+            )
+        self._check()
+        answer = self._cloudwatch.create_stream(stream)
+        if answer.code == "ResourceNotFoundException" and self._may_create_group:
+            self._check()
+            created = self._cloudwatch.create_group()
+            if classify(created) is not Outcome.DELIVERED:
+                return created
+            answer = self._cloudwatch.create_stream(stream)
+        return answer
+
+    def _failed(self, outcome: Outcome, answer: Answer) -> None:
+        """Say so, once, and wait."""
+        if outcome is Outcome.CREATE_TARGET:
+            outcome = Outcome.DENIED
+        error = f"{answer.code}: {answer.message}"
+        if outcome is Outcome.CREDENTIALS:
+            self._cloudwatch.forget_session()
+        delay = self._backoff.failed(self._uniform(), slow=outcome in _SLOW)
+        self._leader_state.failed(error, is_open=self._backoff.is_open)
+        if self._backoff.failures > 1 or outcome in _SLOW:
+            report(
+                f"send_{outcome.value}",
+                f"cannot deliver to {self._format.log_group_name}: {error}. The records stay in the spool. "
+                f"{_WHAT_TO_DO.get(outcome, _WHAT_TO_DO[Outcome.RETRY])}",
+            )
+        if not self._wait(delay):
+            raise Stopped

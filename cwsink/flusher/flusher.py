@@ -1,0 +1,304 @@
+"""The leader's loop: read, batch, deliver, commit, reclaim.
+
+```text
+take over (epoch + 1) -> [ gather a chunk -> for each part: fence, send until it is
+delivered or proven undeliverable -> commit -> reclaim ] until stopped or fenced
+```
+
+Nothing is remembered that the spool does not hold: whoever takes over reads the
+cursor and goes on. The lease is checked before every send, commit and unlink.
+A batch is kept, unchanged, until CloudWatch has answered for it; there is no last try.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from threading import Event as Flag
+from typing import Final
+
+from cwsink import naming
+from cwsink.config import SinkConfig
+from cwsink.flusher import batch
+from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.collector import Chunk, Collector, notice
+from cwsink.flusher.dead_letter import DeadLetters
+from cwsink.flusher.delivery import Delivery, Tally
+from cwsink.flusher.leader_state import LeaderState
+from cwsink.spool import budget
+from cwsink.spool.cursor import Cursor, Fenced, Ledger, Offset, State
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.frame import DamageKind
+from cwsink.spool.lease import Lease
+from cwsink.spool.reader import RingReader
+from cwsink.spool.record import Loss
+from cwsink.spool.segment import remove_stale_temporaries
+
+# How often an idle leader looks for new records. Ten looks a second cost about 0.1 % of a core.
+POLL_SECONDS: Final = 0.1
+# durability="host": at most this much of a host's last records is lost with its power.
+SYNC_SECONDS: Final = 0.5
+# A leader in a worker's thread takes about a quarter of the worker's time for a bulk replay.
+_PACE_FACTOR: Final = 3.0
+
+
+class Orders:
+    """What the owner of a flusher wants of it. Safe to give from any thread or signal handler."""
+
+    def __init__(self) -> None:
+        self.stop = Flag()
+        self.hurry = Flag()  # send what is pending without waiting for batch_size or batch_timeout
+        self._drain_until = 0.0
+
+    def drain(self, timeout_seconds: float) -> None:
+        """Deliver what is there, for at most this long, then stop."""
+        self._drain_until = time.monotonic() + timeout_seconds
+        self.hurry.set()
+        self.stop.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether to leave now, delivered or not."""
+        return self.stop.is_set() and time.monotonic() >= self._drain_until
+
+
+class Flusher:
+    """Leads one spool for one epoch."""
+
+    def __init__(
+        self,
+        directory: SpoolDirectory,
+        config: SinkConfig,
+        lease: Lease,
+        orders: Orders,
+        *,
+        kind: str,
+        before_reclaim: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take over the spool, whose lease is held.
+
+        Args:
+            directory: the spool.
+            config: how to send; where to is in the spool's FORMAT.
+            lease: held by the caller, who releases it.
+            orders: when to stop.
+            kind: "thread" in a worker (paces a bulk replay), "process" for a dedicated one.
+            before_reclaim: lets this process's own writer leave a segment that is not the newest.
+
+        Raises:
+            OSError: the cursor cannot be read or written.
+        """
+        self._directory = directory
+        self._config = config
+        self._lease = lease
+        self._orders = orders
+        self._is_paced = kind == "thread"
+        self._before_reclaim = before_reclaim
+        self._cursor = Cursor(directory.cursor)
+        self._state = self._cursor.take_over(f"{socket.gethostname()}/{os.getpid()}")
+        self.epoch = self._state.epoch
+        self._reader = RingReader(directory, self._state.committed())
+        self._collector = Collector(self._reader, config.max_batch_events, config.max_event_bytes)
+        self._dead_letters = DeadLetters(directory.dead_letters)
+        self.leader_state = LeaderState(directory, self.epoch, kind, config.spool_max_bytes)
+        self._delivery = Delivery(
+            CloudWatch(directory.format, config, self.epoch),
+            directory.format,
+            config,
+            self._dead_letters,
+            self.leader_state,
+            check=self.check,
+            wait=self._wait,
+            uniform=random.random,
+        )
+        self._pending_since: float | None = None
+        self._synced_at = 0.0
+
+    def lead(self) -> None:
+        """Deliver until told to stop.
+
+        Raises:
+            Fenced: the lease or the epoch is another's; nothing was sent or committed after it.
+        """
+        try:
+            remove_stale_temporaries(self._directory.ring)
+            self._finish_chunk()
+            while not self._orders.is_over:
+                self._report_evictions()
+                is_full = self._collector.fill()
+                if self._is_due(is_full):
+                    self._deliver()
+                    self._reclaim()
+                    continue
+                self._reclaim()
+                if self._orders.stop.is_set() and self._collector.is_empty:
+                    return
+                self._sync()
+                self.leader_state.publish()
+                self._orders.stop.wait(POLL_SECONDS)
+        finally:
+            self._delivery.close()
+            self._reader.close()
+            self._cursor.close()
+
+    def check(self) -> None:
+        """Raise Fenced unless this process can prove that it still leads."""
+        if not self._lease.is_held() or not self._cursor.is_ours():
+            raise Fenced(f"epoch {self.epoch} has ended")
+
+    def _is_due(self, is_full: bool) -> bool:
+        collector = self._collector
+        if collector.is_empty:
+            self._pending_since = None
+            self._orders.hurry.clear()
+            return False
+        now = time.monotonic()
+        if self._pending_since is None:
+            self._pending_since = now
+        return (
+            is_full
+            or collector.count >= self._config.batch_size
+            or collector.count == 0  # damage or markers only: nothing to wait for
+            or now - self._pending_since >= self._config.batch_timeout_seconds - POLL_SECONDS
+            or self._orders.hurry.is_set()
+        )
+
+    def _deliver(self) -> None:
+        """Deliver and commit one chunk."""
+        began = time.thread_time()
+        is_bulk = self._collector.count >= self._config.batch_size
+        self._settle(self._collector.take(), parts_done=0, partial=Ledger())
+        self._pending_since = None
+        if self._is_paced and is_bulk and not self._orders.stop.is_set():
+            self._wait(_PACE_FACTOR * (time.thread_time() - began))
+
+    def _finish_chunk(self) -> None:
+        """Go on with a chunk of several parts that the leader before us did not finish."""
+        state = self._state
+        if state.chunk:
+            if self._collector.replay(state.chunk):
+                self._settle(self._collector.take(), state.parts_done, state.partial)
+            else:  # some of it was evicted meanwhile, so its parts are not the same any more
+                self._settle(self._collector.take(), 0, Ledger())
+
+    def _settle(self, chunk: Chunk, parts_done: int, partial: Ledger) -> None:
+        parts = batch.parts(chunk.events, self._stream_of)
+        for done, part in enumerate(parts):
+            if done < parts_done:
+                continue
+            tally = self._delivery.send(part)
+            _add(partial, tally)
+            if len(parts) > 1:
+                self._commit(chunk=chunk.offsets(), parts_done=done + 1, partial=partial)
+        self._set_aside(chunk, partial)
+        self._commit(ends=chunk.offsets(), partial=partial, refused=chunk.refused)
+        self.leader_state.delivered(partial.delivered)
+
+    def _set_aside(self, chunk: Chunk, partial: Ledger) -> None:
+        """Dead-letter what never was a candidate: too large, or damaged."""
+        dead: Counter[str] = Counter()
+        if chunk.oversize:
+            limit = self._config.max_event_bytes
+            self._dead_letters.add("oversize", f"longer than {limit:,} bytes", chunk.oversize)
+            dead["oversize"] = len(chunk.oversize)
+            self._tell("oversize", chunk.oversize[0].timestamp_ms, chunk.oversize[-1].timestamp_ms, dead["oversize"])
+        for key, damage in chunk.damage:
+            partial.corrupt_bytes += damage.end - damage.start
+            if damage.kind is DamageKind.CORRUPT:
+                data = self._reader.data_of(key, damage.start, damage.end)
+                self._dead_letters.add_damage(key.number, damage.start, data)
+                dead["corrupt"] += 1
+        _add(partial, Tally(0, dead))
+
+    def _tell(self, reason: str, first_ms: int, last_ms: int, count: int) -> None:
+        """Tell the stream that records are missing from it."""
+        event = notice(Loss(count, first_ms, last_ms, reason, 0))
+        self._delivery.send(batch.Part(self._stream_of(event.timestamp_ms), [event]))
+
+    def _report_evictions(self) -> None:
+        evictions = budget.read_evictions(self._directory)
+        ledger = self._state.ledger
+        if evictions.records > ledger.evicted_reported:
+            count = evictions.records - ledger.evicted_reported
+            self._tell("evicted (spool_full)", evictions.first_ms, evictions.last_ms, count)
+            ledger.evicted_reported = evictions.records
+            self._commit()
+
+    def _stream_of(self, timestamp_ms: int) -> str:
+        return naming.stream_at(self._directory.format.log_stream_name, timestamp_ms)
+
+    def _commit(
+        self,
+        *,
+        ends: list[Offset] | None = None,
+        chunk: list[Offset] | None = None,
+        parts_done: int = 0,
+        partial: Ledger | None = None,
+        refused: Counter[str] | None = None,
+    ) -> None:
+        """Write the cursor: `ends` settle a chunk, `chunk` and `parts_done` say how far one is."""
+        self.check()
+        state = self._state
+        ledger = state.ledger
+        if ends is not None:
+            existing = self._reader.existing()
+            offsets = {each.key: each for each in state.offsets if each.number in existing}
+            offsets.update((each.key, each) for each in ends)
+            if partial is not None:
+                ledger = _sum(ledger, partial)
+            for reason, count in (refused or {}).items():
+                ledger.refused[reason] = ledger.refused.get(reason, 0) + count
+            state = State(state.epoch, state.holder, list(offsets.values()), ledger=ledger)
+        elif chunk is not None:
+            state = State(state.epoch, state.holder, state.offsets, chunk, parts_done, ledger, partial or Ledger())
+        state.ledger.resent = ledger.resent + self._delivery.take_resent()
+        self._cursor.commit(state)
+        self._state = state
+
+    def _reclaim(self) -> None:
+        self._before_reclaim()
+        if self._reader.has_reclaimable(committed := self._state.committed()):
+            self.check()
+            self._reader.reclaim(committed)
+
+    def _sync(self) -> None:
+        now = time.monotonic()
+        if self._config.durability == "host" and now - self._synced_at >= SYNC_SECONDS:
+            self._reader.sync()
+            self._cursor.sync()
+            self._synced_at = now
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait, unless told to leave. Returns whether to go on."""
+        until = time.monotonic() + seconds
+        while not self._orders.is_over:
+            left = until - time.monotonic()
+            if left <= 0:
+                return True
+            self.leader_state.publish()
+            self._sync()
+            time.sleep(min(left, POLL_SECONDS))
+        return False
+
+
+def _add(ledger: Ledger, tally: Tally) -> None:
+    ledger.delivered += tally.delivered
+    ledger.appended += tally.delivered + sum(tally.dead.values())
+    for reason, count in tally.dead.items():
+        ledger.dead_lettered[reason] = ledger.dead_lettered.get(reason, 0) + count
+
+
+def _sum(ledger: Ledger, partial: Ledger) -> Ledger:
+    return Ledger(
+        appended=ledger.appended + partial.appended,
+        delivered=ledger.delivered + partial.delivered,
+        dead_lettered=dict(Counter(ledger.dead_lettered) + Counter(partial.dead_lettered)),
+        refused=dict(ledger.refused),
+        evicted_reported=ledger.evicted_reported,
+        resent=ledger.resent,
+        corrupt_bytes=ledger.corrupt_bytes + partial.corrupt_bytes,
+    )

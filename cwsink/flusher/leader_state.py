@@ -1,0 +1,103 @@
+"""`leader.json`: what the leader is doing, for people. Nothing decides by it.
+
+Replaced atomically, at most once a second, and only when something changed or a
+second of delivering went by. `cwsink status` shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import Final, Literal
+
+import msgspec
+
+from cwsink.spool import descriptors
+from cwsink.spool.directory import SpoolDirectory
+
+PUBLISH_SECONDS: Final = 1.0
+
+Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
+
+
+class Published(msgspec.Struct, kw_only=True):
+    """The content of leader.json. Times are seconds since 1970 UTC, rates are per second."""
+
+    pid: int
+    host: str
+    epoch: int
+    kind: str
+    state: Doing = "idle"
+    since: float = 0.0
+    last_error: str | None = None
+    last_success: float | None = None
+    records_per_second: float = 0.0
+    capacity_bytes: int = 0
+
+
+def read(directory: SpoolDirectory) -> Published | None:
+    """Return what the last leader published; None if there is nothing to read."""
+    try:
+        with open(directory.leader_state, "rb") as file:
+            return msgspec.json.decode(file.read(), type=Published)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+class LeaderState:
+    """Keeps leader.json for one leader."""
+
+    def __init__(self, directory: SpoolDirectory, epoch: int, kind: str, capacity_bytes: int) -> None:
+        self._path = directory.leader_state
+        self._now = Published(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            epoch=epoch,
+            kind=kind,
+            since=time.time(),
+            capacity_bytes=capacity_bytes,
+        )
+        self._published: Published | None = None
+        self._published_at = 0.0
+        self._delivered = 0
+        self.publish()
+
+    def succeeded(self) -> None:
+        """CloudWatch took a request."""
+        self._now.state = "delivering"
+        self._now.last_success = time.time()
+
+    def failed(self, error: str, *, is_open: bool) -> None:
+        """CloudWatch did not."""
+        self._now.state = "circuit_open" if is_open else "retrying"
+        self._now.last_error = error
+        self.publish()
+
+    def delivered(self, records: int) -> None:
+        """Count for the rate, and publish if it is time."""
+        self._delivered += records
+        self.publish()
+
+    def publish(self) -> None:
+        """Write the file if it is out of date. Never raises."""
+        elapsed = time.monotonic() - self._published_at
+        if elapsed < PUBLISH_SECONDS:
+            return
+        rate = self._delivered / elapsed
+        self._now.records_per_second = round(rate, 1)
+        if self._now.state == "delivering" and not self._delivered:
+            self._now.state = "idle"
+        self._delivered = 0
+        if self._now != self._published:
+            self._published = msgspec.structs.replace(self._now)
+            with contextlib.suppress(OSError):
+                temporary = f"{self._path}.tmp"
+                fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                try:
+                    os.write(fd, msgspec.json.encode(self._now))
+                finally:
+                    descriptors.release(fd, descriptors.incarnation())
+                os.replace(temporary, self._path)
+        self._published_at = time.monotonic()

@@ -1,0 +1,41 @@
+"""PutLogEvents' documented limits, each in this one place (pure).
+
+Source: CloudWatch Logs API reference, "PutLogEvents" and "InputLogEvent"
+(docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutLogEvents.html),
+and "CloudWatch Logs quotas". Used by the batch builder, and by the strict test
+server in `cwsink.testing` as the judge of what the builder made.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# "The maximum number of log events in a batch is 10,000."
+MAX_BATCH_EVENTS: Final = 10_000
+
+# "The maximum batch size is 1,048,576 bytes. This size is calculated as the sum of all event
+# messages in UTF-8, plus 26 bytes for each log event."
+MAX_BATCH_BYTES: Final = 1_048_576
+EVENT_OVERHEAD_BYTES: Final = 26
+
+# "Each log event can be no larger than 1 MB" (raised from 256 KB in April 2025). The 26 bytes
+# count here too, so this is the longest message that always fits.
+MAX_EVENT_BYTES: Final = MAX_BATCH_BYTES - EVENT_OVERHEAD_BYTES
+
+# "A batch of log events in a single request cannot span more than 24 hours. Otherwise, the
+# operation fails." Exactly 24 h is refused in practice, so a span must be below this.
+MAX_BATCH_SPAN_MS: Final = 86_400_000
+
+# "None of the log events in the batch can be more than 2 hours in the future." / "None of the
+# log events in the batch can be more than 14 days in the past" (or older than the retention).
+# Such events are rejected with HTTP 200 and `rejectedLogEventsInfo`; the others are accepted.
+MAX_FUTURE_MS: Final = 2 * 3_600_000
+MAX_PAST_MS: Final = 14 * 86_400_000
+
+# CreateLogGroup: "a-z, A-Z, 0-9, '_', '-', '/', '.', '#', 1 to 512 characters; can't start with aws/".
+LOG_GROUP_NAME: Final = re.compile(r"[.\-_/#A-Za-z0-9]{1,512}")
+RESERVED_GROUP_PREFIX: Final = "aws/"
+
+# CreateLogStream: "1 to 512 characters; don't use ':' (colon) or '*' (asterisk) characters."
+LOG_STREAM_NAME: Final = re.compile(r"[^:*]{1,512}")

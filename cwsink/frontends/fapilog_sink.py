@@ -1,0 +1,186 @@
+"""The fapilog sink, and `install()`, which puts it in place of the built-in one.
+
+`write` and `write_serialized` append to the spool and return. They need neither
+`start()` nor `stop()`: fapilog calls the one late, twice or never, the other never.
+An answer of False (refused and counted, see `Writer.append`) makes fapilog use its own
+fallback, so the entry is still seen on stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from fapilog.core import diagnostics as fapilog_diagnostics
+from fapilog.plugins import loader
+
+from cwsink import __version__, diagnostics
+from cwsink.config import SinkConfig, load_config
+from cwsink.errors import CwsinkError
+from cwsink.frontends import candidate, fapilog_repairs
+from cwsink.frontends.writer import Writer
+
+PLUGIN_METADATA: Final = {
+    "name": "cwsink",
+    "version": __version__,
+    "plugin_type": "sink",
+    "entry_point": "cwsink.frontends.fapilog_sink:CloudWatchSpoolSink",
+    "description": "AWS CloudWatch Logs for several processes: spooled on disk, sent by one elected process.",
+    "author": "cwsink authors",
+    "compatibility": {"min_fapilog_version": "0.18.1"},
+    "api_version": "1.0",
+    "dependencies": [],
+}
+
+_BLOCK_POLL_SECONDS: Final = 0.005
+
+
+class CloudWatchSpoolSink:
+    """A fapilog sink that spools entries for CloudWatch Logs.
+
+    Args:
+        config: the built-in sink's config object, a SinkConfig, or a mapping.
+        **settings: single settings (see SinkConfig); they win over `config`.
+
+    Raises:
+        ConfigError, SpoolError: said on stderr too, because fapilog swallows what a sink's
+            constructor raises.
+    """
+
+    name = "cwsink"
+
+    def __init__(self, config: object = None, **settings: Any) -> None:
+        if config is not None and not isinstance(config, (SinkConfig, dict)):
+            self.name = "cloudwatch"  # routing rules know the built-in by this name
+        try:
+            self._writer = Writer(load_config(config, **settings))
+        except CwsinkError as error:
+            diagnostics.report("sink", f"the sink cannot start, and fapilog will log elsewhere: {error}")
+            raise
+        self._must_block = self._writer.config.on_full == "block"
+        enable_repairs()
+
+    async def start(self) -> None:
+        """Nothing to do: the first append attaches."""
+
+    async def stop(self) -> None:
+        """Let go of the spool. A later write opens it again."""
+        self._writer.close()
+
+    async def write(self, entry: dict[str, Any]) -> bool:
+        """Spool one entry. False: refused and counted."""
+        return await self._append(encode_entry(entry), entry_time(entry.get("timestamp")))
+
+    async def write_serialized(self, view: Any) -> bool:
+        """Spool one entry that fapilog has serialized already (`view.data`: JSON bytes)."""
+        data = bytes(view.data)
+        return await self._append(data, envelope_time(data))
+
+    async def health_check(self) -> bool:
+        """Tell whether entries can be spooled. CloudWatch may be down: that loses nothing."""
+        return self._writer.is_usable
+
+    async def _append(self, message: bytes, timestamp_ms: int | None) -> bool:
+        text = message.decode("utf-8", "backslashreplace")
+        if not self._must_block:
+            return self._writer.append(text, timestamp_ms)
+        return await self._append_waiting(text, timestamp_ms)
+
+    async def _append_waiting(self, text: str, timestamp_ms: int | None) -> bool:
+        """on_full="block" must not block the event loop: wait for room with `await`."""
+        payload = self._writer.prepare(text, timestamp_ms)
+        if payload is None or self._writer.offer(payload):
+            return payload is not None
+        until = time.monotonic() + self._writer.config.block_timeout_seconds
+        while time.monotonic() < until:
+            await asyncio.sleep(_BLOCK_POLL_SECONDS)
+            if self._writer.offer(payload):
+                return True
+        self._writer.give_up(payload)
+        return False
+
+
+def install() -> None:
+    """Make "cloudwatch" (and "cwsink") mean this sink, and put fapilog's repairs in place.
+
+    Call it before the first logger is made. The built-in's settings keep their names and places;
+    cwsink's own come from `FAPILOG_CLOUDWATCH__<NAME>`. Calling it again changes nothing.
+    """
+    for name in ("cloudwatch", "cwsink"):
+        loader.register_builtin("fapilog.sinks", name, CloudWatchSpoolSink)
+    enable_repairs()
+
+
+def enable_repairs() -> None:
+    """Repair fapilog, and have its queues drained before the last process out drains the spool."""
+    fapilog_repairs.enable()
+    if fapilog_repairs.exit_drain not in candidate.before_leaving:
+        candidate.before_leaving.insert(0, fapilog_repairs.exit_drain)
+    diagnostics.subscribe(_tell_fapilog)
+
+
+def encode_entry(entry: dict[str, Any]) -> bytes:
+    """Return the entry as JSON. What JSON has no word for becomes its `str()`; nothing is lost."""
+    try:
+        return _encode(entry)
+    except Exception:
+        pass
+    try:
+        return json.dumps(entry, default=str, skipkeys=False).encode("utf-8", "backslashreplace")
+    except Exception:
+        pass
+    plain = {str(key): _repr(value) for key, value in entry.items()}
+    return json.dumps(plain).encode()
+
+
+def entry_time(timestamp: object) -> int | None:
+    """Return an entry's time in ms, from RFC 3339 text, a datetime or seconds; None if it has none."""
+    try:
+        if isinstance(timestamp, str):
+            timestamp = msgspec.convert(timestamp, datetime)
+        if isinstance(timestamp, datetime):
+            timestamp = timestamp.timestamp()
+        if isinstance(timestamp, (int, float)):
+            return round(timestamp * 1000)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
+
+
+class _Log(msgspec.Struct, gc=False):
+    timestamp: datetime | float | None = None
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    """The two shapes fapilog serializes to: {"log": {...}}, or the entry itself."""
+
+    log: _Log | None = None
+    timestamp: datetime | float | None = None
+
+
+_decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
+_encode: Final = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def envelope_time(data: bytes) -> int | None:
+    """Return the time in a serialized entry, in ms; None if it has none that can be read."""
+    try:
+        envelope = _decode_envelope(data)
+    except msgspec.MsgspecError:
+        return None
+    return entry_time(envelope.log.timestamp if envelope.log else envelope.timestamp)
+
+
+def _repr(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def _tell_fapilog(key: str, message: str) -> None:
+    fapilog_diagnostics.warn("cwsink", message, _rate_limit_key=f"cwsink-{key}")

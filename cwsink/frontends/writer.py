@@ -1,0 +1,324 @@
+"""The heart of every front end: a record into the spool, and standing for election.
+
+`Writer.append` is all that an application's thread ever does for us: encode, one
+`write`, done. When it returns True the record is in the spool and survives whatever
+happens to this process. It never raises, never waits for the network, and blocks only
+under `on_full="block"`, and then for at most `block_timeout_seconds`.
+
+What is not appended is counted, by reason, and told to the stream by a loss marker
+as soon as there is room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+import weakref
+from threading import Lock
+from time import monotonic, time_ns
+from typing import Any, Final
+
+from cwsink import diagnostics
+from cwsink.config import SinkConfig, load_config
+from cwsink.errors import CwsinkError
+from cwsink.frontends import candidate
+from cwsink.frontends.losses import Losses
+from cwsink.spool import cursor, directory, record
+from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
+from cwsink.spool.ring import Append, Ring
+from cwsink.spool.segment import SegmentKey
+from cwsink.spool.survey import open_segments
+
+_BLOCK_POLL_SECONDS: Final = 0.005
+_FLUSH_POLL_SECONDS: Final = 0.02
+# durability="host" without a leader: the writer syncs itself, at most this often.
+_SYNC_SECONDS: Final = 0.5
+# A leader publishes at least this often while it has work; older than this, nobody syncs for us.
+_LEADER_SILENT_SECONDS: Final = 3.0
+_REOPEN_SECONDS: Final = 1.0
+_MOST_MS: Final = 1 << 53
+
+_APPENDED: Final = Append.APPENDED
+_FULL: Final = Append.FULL
+_encode = record.encode
+
+UNENCODABLE: Final = "unencodable"
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+class Writer:
+    """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
+
+    _is_begun: bool
+    _is_quiet: bool  # nothing is due beside the append itself
+    _losses: Losses
+
+    def __init__(self, config: SinkConfig) -> None:
+        """Open the spool of the config's target, making it if need be. Attaches at the first append.
+
+        Raises:
+            ConfigError: the stream name cannot be resolved.
+            SpoolError: the spool cannot be used; the message says why and what to do.
+        """
+        self.config = config
+        self.directory = directory.open_for(config)
+        self._syncs = config.durability == "host"
+        self._must_block = config.on_full == "block"
+        self._ring = self._open_ring()
+        self._reopen_at = 0.0
+        self._begin()
+        _writers.add(self)
+
+    @classmethod
+    def open(cls, config: object = None, **settings: Any) -> Writer:
+        """Open a writer from a SinkConfig or mapping, single settings, and `FAPILOG_CLOUDWATCH__*`.
+
+        Example:
+            writer = Writer.open(log_group_name="/myapp/prod")
+
+        Raises:
+            ConfigError, SpoolError: as above.
+        """
+        return cls(load_config(config, env=None, **settings))
+
+    def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
+        """Spool one event.
+
+        Args:
+            message: at least one character; bytes are UTF-8. What is not legal Unicode (lone
+                surrogates, stray bytes) is kept as backslash escapes.
+            timestamp_ms: the event's time, ms since 1970 UTC; now, if it is None or no such time.
+
+        Returns:
+            True: the record is in the spool. False: it was refused and counted (spool full, disk
+            error, empty or not a text).
+        """
+        # One flat path: each call of our own would cost a tenth of what the system call does.
+        if message.__class__ is str and message:
+            if timestamp_ms is None:
+                timestamp_ms = time_ns() // 1_000_000
+            try:
+                payload = _encode(Event(timestamp_ms, self._producer, next(self._sequence), message))
+                is_plain = 0 <= timestamp_ms < _MOST_MS and len(payload) <= MAX_PAYLOAD_BYTES
+            except Exception:
+                is_plain = False  # prepare() finds out what is odd about it
+            if is_plain:
+                answer = self._ring.append(payload)
+                if answer is _APPENDED and self._is_quiet:
+                    return True
+                return self.attend(answer, payload) or (self._must_block and self._block(payload))
+        ready = self.prepare(message, timestamp_ms)
+        return ready is not None and (self.offer(ready) or (self._must_block and self._block(ready)))
+
+    def prepare(self, message: object, timestamp_ms: object = None) -> bytes | None:
+        """Encode anything that can be made a record of; count what cannot, and return None."""
+        now_ms = time_ns() // 1_000_000
+        text = _text_of(message)
+        if not text:
+            self._refuse(UNENCODABLE, now_ms, f"a message of type {type(message).__name__} that is empty or no text")
+            return None
+        is_time = type(timestamp_ms) is int and 0 <= timestamp_ms < _MOST_MS
+        payload = _encode(Event(timestamp_ms if is_time else now_ms, self._producer, next(self._sequence), text))  # type: ignore[arg-type]  # checked
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            self._refuse(UNENCODABLE, now_ms, f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most")
+            return None
+        return payload
+
+    def offer(self, payload: bytes) -> bool:
+        """Append a prepared record if there is room now. False is counted, unless the caller is to block."""
+        return self.attend(self._ring.append(payload), payload)
+
+    def attend(self, answer: Append, payload: bytes) -> bool:
+        """Do what is due beside an append, off the fast path. Returns whether the record is in the spool."""
+        if answer is Append.GONE:
+            answer = self._reopen(payload)
+        if not self._is_begun:
+            self._stand()
+        if answer is _APPENDED:
+            if self._losses.pending:
+                self.mark_losses(still_full=False)
+            if self._syncs:
+                self._sync()
+            self._is_quiet = self._is_begun and not self._losses.pending and not self._syncs
+            return True
+        if not (answer is _FULL and self._must_block):
+            self.give_up(payload, answer)
+        return False
+
+    def give_up(self, payload: bytes, answer: Append = Append.FULL) -> None:
+        """Count a prepared record that will not be appended."""
+        reason = "spool_full" if answer is _FULL else "io_error"
+        self._refuse(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was appended so far, by any process, is settled by the flusher.
+
+        Args:
+            timeout: the most to wait, in seconds.
+
+        Returns:
+            Whether it is. False: it stays in the spool, and is delivered later.
+        """
+        until = monotonic() + timeout
+        ends = self._ends()
+        while ends:
+            if self._candidate is not None:
+                self._candidate.hurry()
+            committed = cursor.read(self.directory.cursor).committed()
+            present = {opened.key for opened in open_segments(self.directory)}
+            ends = {key: end for key, end in ends.items() if key in present and committed.get(key, 0) < end}
+            if ends and monotonic() >= until:
+                return False
+            if ends:
+                time.sleep(_FLUSH_POLL_SECONDS)
+        return True
+
+    def close(self) -> None:
+        """Let go of the spool. Nothing is sent or waited for; a later append opens it again."""
+        if self._losses.pending:
+            self.mark_losses(still_full=False)
+        self._ring.close()
+
+    def mark_losses(self, *, still_full: bool) -> None:
+        """Write a loss marker for what was refused since the last one."""
+        losses = self._losses.take(monotonic(), self._producer, still_full=still_full)
+        unwritten = [loss for loss in losses if not self._ring.append_marker(_encode(loss))]
+        if unwritten:
+            self._losses.put_back(unwritten)
+
+    @property
+    def is_usable(self) -> bool:
+        """Tell whether an append would find its spool."""
+        try:
+            self._ring.attach()
+        except OSError:
+            return False
+        return self.directory.is_present()
+
+    def forked(self) -> None:
+        """Become another producer: we are a child now, and what was pending is the parent's."""
+        self._ring.forked()
+        self._begin()
+
+    def _open_ring(self) -> Ring:
+        config = self.config
+        return Ring(
+            self.directory,
+            config.spool_max_bytes,
+            config.ring_segment_bytes,
+            may_evict=config.on_full == "drop_oldest",
+        )
+
+    def _begin(self) -> None:
+        self._is_begun = self._is_quiet = False
+        self._producer = int.from_bytes(os.urandom(8), "little")
+        self._sequence = itertools.count()
+        self._losses = Losses()
+        self._reopening = Lock()
+        self._candidate: candidate.Candidate | None = None
+        self._synced_at = 0.0
+
+    def _stand(self) -> None:
+        """Take part in the spool's life: be counted as attached, stand for election."""
+        self._is_begun = True
+        try:
+            self._candidate = candidate.stand(self.directory, self.config)
+            self._candidate.watch(self._ring)
+        except Exception as error:
+            self._is_begun = False
+            diagnostics.report(
+                "stand", f"cannot stand for flusher in {self.directory.path}: {error}. Records are kept."
+            )
+
+    def _block(self, payload: bytes) -> bool:
+        """Try again until there is room, or the policy's time is over."""
+        until = monotonic() + self.config.block_timeout_seconds
+        while monotonic() < until:
+            time.sleep(_BLOCK_POLL_SECONDS)
+            if self.offer(payload):
+                return True
+        self.give_up(payload)
+        return False
+
+    def _refuse(self, reason: str, timestamp_ms: int, what: str) -> None:
+        self._losses.add(reason, timestamp_ms)
+        self._is_quiet = False
+        diagnostics.report(f"refused_{reason}", f"refused {what}. It is counted; the application goes on.")
+        if self._losses.is_due(monotonic()):
+            self.mark_losses(still_full=True)
+
+    def _reopen(self, payload: bytes) -> Append:
+        """Somebody removed the spool: make it anew, and append what was written into the void."""
+        if not self._reopening.acquire(blocking=False):
+            return Append.FAILED
+        try:
+            if monotonic() < self._reopen_at:
+                return Append.FAILED
+            self._reopen_at = monotonic() + _REOPEN_SECONDS
+            mine = [each for each in self._ring.salvage() if record.decode_event(each).producer == self._producer]
+            self.directory = directory.open_for(self.config)
+            ring = self._open_ring()
+            for each in mine:
+                ring.append(each)
+            self._ring = ring
+            self._is_begun = self._is_quiet = False
+            diagnostics.report(
+                "reopened",
+                f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
+                "of this process; what else it held is lost.",
+            )
+            return ring.append(payload)
+        except CwsinkError as error:
+            diagnostics.report("reopen", f"the spool was removed and cannot be made anew: {error}")
+            return Append.FAILED
+        finally:
+            self._reopening.release()
+
+    def _sync(self) -> None:
+        """durability="host" while no leader does it for us."""
+        now = monotonic()
+        if now - self._synced_at >= _SYNC_SECONDS:
+            self._synced_at = now
+            with contextlib.suppress(OSError):
+                if time.time() - os.stat(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
+                    return
+            with contextlib.suppress(OSError):
+                self._ring.sync()
+
+    def _ends(self) -> dict[SegmentKey, int]:
+        """Return where the valid frames of each segment now end, for what is not settled yet."""
+        committed = cursor.read(self.directory.cursor).committed()
+        ends = {}
+        for opened in open_segments(self.directory):
+            start = opened.offset = committed.get(opened.key, opened.offset)
+            while opened.read() is not None:
+                pass
+            if opened.offset > start:
+                ends[opened.key] = opened.offset
+        return ends
+
+
+def _text_of(message: object) -> str | None:
+    """Return `message` as text that is legal UTF-8, or None if it is no text."""
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        return bytes(message).decode("utf-8", "backslashreplace")
+    if isinstance(message, str):
+        return message.encode("utf-8", "backslashreplace").decode()
+    return None
+
+
+def _mark_losses_of_all() -> None:
+    for writer in list(_writers):
+        writer.mark_losses(still_full=True)
+
+
+def _forked() -> None:
+    for writer in list(_writers):
+        writer.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
+candidate.before_leaving.append(_mark_losses_of_all)

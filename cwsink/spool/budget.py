@@ -1,0 +1,164 @@
+"""The byte budget of the ring: is there room for a segment, and what goes if not.
+
+Decided by the writer that needs a new segment, with or without a leader alive.
+Eviction is exact under a kill at any point: first the totals, with the number of
+the segment they now include, replace the `evictions` file in one rename; then the
+segment is unlinked. Between the two the segment is void: readers skip it, and the
+next evictor unlinks it. Only one process evicts at a time (`budget.lock`, a try-lock:
+who does not get it appends on to the segment it has).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+from cwsink.spool import cursor, descriptors, frame, record, segment
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.segment import SegmentKey
+
+_CRC_BYTES: Final = 4
+
+
+class Evictions(msgspec.Struct, array_like=True):
+    """What writers evicted since the spool was made.
+
+    Attributes:
+        records: how many events, ever.
+        first_ms, last_ms: the times of those not yet reported into the stream.
+        refused: counts of loss markers that went with an evicted segment, by reason.
+        number, salt: the segment evicted last; if it still exists it is void.
+    """
+
+    records: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+    refused: dict[str, int] = {}
+    number: int = 0
+    salt: int = 0
+
+    @property
+    def void(self) -> SegmentKey:
+        """The segment whose records are counted here already."""
+        return SegmentKey(self.number, self.salt)
+
+
+def read_evictions(directory: SpoolDirectory) -> Evictions:
+    """Return the totals; zero if nothing was evicted, or the file was damaged."""
+    try:
+        with open(directory.evictions, "rb") as file:
+            data = file.read()
+        if crc32(data[_CRC_BYTES:]) == int.from_bytes(data[:_CRC_BYTES], "little"):
+            return msgspec.msgpack.decode(data[_CRC_BYTES:], type=Evictions)
+    except (OSError, msgspec.MsgspecError):
+        pass
+    return Evictions()
+
+
+def used_bytes(ring: str) -> int:
+    """Return the disk space the segments take: by blocks, so that a hollowed segment counts little."""
+    total = 0
+    for number in segment.numbers(ring):
+        with contextlib.suppress(FileNotFoundError):
+            total += usage_of(os.stat(segment.path_of(ring, number)))
+    return total
+
+
+def usage_of(status: os.stat_result) -> int:
+    """Return the disk space of one file, in bytes (its size where the file system counts no blocks)."""
+    return status.st_blocks * 512 or status.st_size
+
+
+class Budget:
+    """The budget of one spool, as one writer sees it."""
+
+    def __init__(self, directory: SpoolDirectory, max_bytes: int, segment_bytes: int) -> None:
+        self._directory = directory
+        self._most = max_bytes
+        self._segment_bytes = segment_bytes
+
+    def has_room(self) -> bool:
+        """Tell whether another segment fits. Needs no lock: only one writer can make the next number."""
+        return used_bytes(self._directory.ring) + self._segment_bytes <= self._most
+
+    def evict(self, *, at_least_one: bool = False) -> bool:
+        """Evict the oldest segments that nobody reads or writes until another segment fits.
+
+        Args:
+            at_least_one: evict one even if the budget has room (the disk is full, not the budget).
+
+        Returns:
+            Whether there is room now. False also if another process is at it.
+        """
+        lock = descriptors.acquire(self._directory.budget_lock, os.O_RDWR | os.O_CREAT)
+        try:
+            if not descriptors.try_lock(lock, exclusive=True):
+                return False
+            evictions = read_evictions(self._directory)
+            # The newest stays: its number is the ring's memory of where it is.
+            for number in segment.numbers(self._directory.ring)[:-1]:
+                if not at_least_one and self.has_room():
+                    return True
+                if self._evict(number, evictions):
+                    at_least_one = False
+            return not at_least_one and self.has_room()
+        finally:
+            descriptors.release(lock, descriptors.incarnation())
+
+    def _evict(self, number: int, evictions: Evictions) -> bool:
+        path = segment.path_of(self._directory.ring, number)
+        try:
+            fd = descriptors.acquire(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            if not descriptors.try_lock(fd, exclusive=True):
+                return False
+            header = segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))
+            if header is not None and not header.readable:
+                return False  # another version's: not ours to throw away
+            if header is not None and header.key != evictions.void:
+                self._count(fd, header, evictions)
+                try:
+                    _replace(self._directory.evictions, evictions)
+                except OSError:  # the disk is full to the last block: make room first, then write it down
+                    os.unlink(path)
+                    _replace(self._directory.evictions, evictions)
+                    return True
+            os.unlink(path)
+            return True
+        finally:
+            descriptors.release(fd, descriptors.incarnation())
+
+    def _count(self, fd: int, header: segment.Header, evictions: Evictions) -> None:
+        """Add what is not settled of a segment to the totals."""
+        state = cursor.read(self._directory.cursor)
+        start = state.committed().get(header.key, header.length)
+        size = os.fstat(fd).st_size
+        found = frame.scan(os.pread(fd, max(0, size - start), start), header.key.salt, at_end=True, final=True)
+        events = [each.payload for each in found.frames if each.kind == frame.EVENT]
+        if events:
+            if evictions.records == state.ledger.evicted_reported:
+                evictions.first_ms = record.timestamp_of(events[0])
+            evictions.last_ms = record.timestamp_of(events[-1])
+            evictions.records += len(events)
+        for each in found.frames:
+            if each.kind == frame.LOSS:
+                loss = record.decode_loss(each.payload)
+                evictions.refused[loss.reason] = evictions.refused.get(loss.reason, 0) + loss.count
+        evictions.number, evictions.salt = header.key
+
+
+def _replace(path: str, evictions: Evictions) -> None:
+    body = msgspec.msgpack.encode(evictions)
+    temporary = f"{path}.tmp"  # one name is enough: the caller holds budget.lock
+    fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        os.write(fd, crc32(body).to_bytes(_CRC_BYTES, "little") + body)
+    finally:
+        descriptors.release(fd, descriptors.incarnation())
+    os.replace(temporary, path)

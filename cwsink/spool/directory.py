@@ -1,0 +1,346 @@
+"""The spool directory: where it lies, what is in it, whether it may be used.
+
+```text
+<root>/<group.stream>.<hash>/          one per target, 0700
+    FORMAT          JSON, immutable: layout version, spool id, target. No secret
+    ring/           the segments
+    cursor          committed offsets, epoch, ledger          (leader writes)
+    evictions       what was evicted, ever                    (writers, under budget.lock)
+    leader.lock     the lease                                 (filelock)
+    leader.json     what the leader is doing, for people      (leader writes)
+    attached.lock   shared flock: who has appended and lives  (every writer)
+    budget.lock     try-lock: who may evict                   (writers)
+    dead_letters.jsonl  what can never be delivered           (leader writes)
+```
+
+The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usable of
+/var/lib/cwsink, $XDG_STATE_HOME/cwsink or ~/.local/state/cwsink, /var/tmp/cwsink-<uid>.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+from cwsink.config import SinkConfig
+from cwsink.diagnostics import report
+from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
+from cwsink.naming import resolve, spool_name
+
+FORMAT_VERSION: Final = 1
+DIRECTORY_MODE: Final = 0o700
+ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
+
+# Appends of several writers, flock and link are those of one kernel only on a local file system.
+_UNSAFE_FILESYSTEMS: Final = frozenset(
+    "nfs nfs4 cifs smb smb3 smbfs ncpfs afs 9p ceph glusterfs lustre gpfs ocfs2 gfs2 beegfs fuse fuseblk".split()
+)
+
+
+class SpoolFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """The FORMAT file: all that a replay needs to know, written once."""
+
+    format: int
+    spool_id: str
+    log_group_name: str
+    log_stream_name: str
+    region: str | None
+    endpoint_url: str | None
+    create_log_group: bool
+    create_log_stream: bool
+    spool_max_bytes: int
+    host: str
+    created: str
+
+
+class SpoolDirectory:
+    """An opened spool: its paths and its FORMAT. Holds no descriptor."""
+
+    def __init__(self, path: str, spool_format: SpoolFormat) -> None:
+        self.path = path
+        self.format = spool_format
+        self.ring = f"{path}/ring"
+        self.cursor = f"{path}/cursor"
+        self.evictions = f"{path}/evictions"
+        self.leader_lock = f"{path}/leader.lock"
+        self.leader_state = f"{path}/leader.json"
+        self.attached_lock = f"{path}/attached.lock"
+        self.budget_lock = f"{path}/budget.lock"
+        self.dead_letters = f"{path}/dead_letters.jsonl"
+
+    def is_present(self) -> bool:
+        """Tell whether the directory is still the spool it was (nobody removed or replaced it)."""
+        try:
+            return _read_format(self.path) == self.format
+        except OSError:  # SpoolError is one too
+            return False
+
+
+def open_for(config: SinkConfig, env: Mapping[str, str] | None = None) -> SpoolDirectory:
+    """Open the spool of `config`'s target; make it if it is not there.
+
+    Raises:
+        ConfigError: the stream template cannot be resolved.
+        SpoolError: see the subclasses; nothing was written.
+    """
+    env = os.environ if env is None else env
+    hostname = socket.gethostname()
+    stream = resolve(config.log_stream_name, hostname=hostname, app=config.app_name, env=env)
+    name = spool_name(config.log_group_name, stream, config.region, config.endpoint_url)
+    root = choose_root(config.spool_directory, env)
+    wanted = SpoolFormat(
+        format=FORMAT_VERSION,
+        spool_id=os.urandom(16).hex(),
+        log_group_name=config.log_group_name,
+        log_stream_name=stream,
+        region=config.region,
+        endpoint_url=config.endpoint_url,
+        create_log_group=config.create_log_group,
+        create_log_stream=config.create_log_stream,
+        spool_max_bytes=config.spool_max_bytes,
+        host=hostname,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    return _create(f"{root}/{name}", wanted, config.allow_unsafe_filesystem)
+
+
+def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
+    """Open the spool at `path`. `read_only` is for looking at a spool of another user (as root).
+
+    Raises:
+        SpoolError: it is not a spool, not ours, or of a newer version.
+    """
+    path = os.path.abspath(path)
+    if not read_only:
+        _check_access(path)
+    try:
+        return SpoolDirectory(path, _read_format(path))
+    except FileNotFoundError as error:
+        raise SpoolFormatError(f"{path} is not a spool: it has no FORMAT file.", path) from error
+    except SpoolError:
+        raise
+    except OSError as error:
+        raise SpoolAccessError(f"cannot open the spool {path}: {error.strerror}.", path) from error
+
+
+def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:
+    """Return the spools at `path`: itself if it is one, else those directly below it.
+
+    Without a path, those below the root that a writer would choose.
+    """
+    path = os.path.abspath(path) if path else choose_root(None, os.environ if env is None else env, make=False)
+    if os.path.lexists(f"{path}/FORMAT"):
+        return [path]
+    try:
+        below = sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SpoolAccessError(f"cannot look into {path}: {error.strerror}.", path) from error
+    return [spool for spool in below if os.path.lexists(f"{spool}/FORMAT")]
+
+
+def choose_root(configured: str | None, env: Mapping[str, str], *, make: bool = True) -> str:
+    """Return the directory under which spools lie, making it if `make`.
+
+    Raises:
+        SpoolAccessError: the one asked for cannot be used, or none of the default ones can.
+    """
+    named = configured or env.get(ROOT_VARIABLE)
+    if named:
+        root = os.path.abspath(os.path.expanduser(named))
+        if make and (reason := _why_unusable(root)):
+            raise SpoolAccessError(
+                f"the spool directory {root} cannot be used: {reason}. Nothing was written. Make it writable for "
+                f"user {os.geteuid()}, or name another one (spool_directory or {ROOT_VARIABLE}).",
+                root,
+            )
+        return root
+    reasons = []
+    for root in _default_roots(env):
+        if not make:
+            if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
+                return root
+        elif reason := _why_unusable(root):
+            reasons.append(f"{root} ({reason})")
+        else:
+            return root
+    if not make:
+        return next(iter(_default_roots(env)))
+    raise SpoolAccessError(
+        f"no directory for the spool can be used: {'; '.join(reasons)}. Nothing was written. "
+        f"Set spool_directory or {ROOT_VARIABLE} to a writable local directory.",
+        "",
+    )
+
+
+def filesystem_of(path: str, mountinfo: str) -> str:
+    """Return the type of the file system `path` lies on, from the text of /proc/self/mountinfo."""
+    best, kind = "", ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if len(fields) < 5 or not after:
+            continue
+        # Spaces and the like in a mount point are written as octal escapes.
+        mount = fields[4].encode("latin-1", "replace").decode("unicode_escape")
+        if (path == mount or path.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+            best, kind = mount, after.split(" ")[0]
+    return kind
+
+
+def _default_roots(env: Mapping[str, str]) -> Iterator[str]:
+    yield "/var/lib/cwsink"
+    state = env.get("XDG_STATE_HOME")
+    yield f"{state}/cwsink" if state and os.path.isabs(state) else os.path.expanduser("~/.local/state/cwsink")
+    yield f"/var/tmp/cwsink-{os.geteuid()}"
+
+
+def _why_unusable(root: str) -> str | None:
+    try:
+        os.makedirs(root, mode=DIRECTORY_MODE, exist_ok=True)
+        status = os.stat(root)
+    except OSError as error:
+        return f"{error.strerror}".lower()
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        return "anyone may write to it"
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        return "permission denied"
+    return None
+
+
+def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, DIRECTORY_MODE)
+        _check_access(path)
+        if not allow_unsafe:
+            _check_filesystem(path)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{path}/ring", DIRECTORY_MODE)
+        return SpoolDirectory(path, _adopt_or_write_format(path, wanted))
+    except SpoolError:
+        raise
+    except OSError as error:
+        raise SpoolAccessError(
+            f"cannot make the spool {path}: {error.strerror}. Nothing was written. Name a writable local directory "
+            f"(spool_directory or {ROOT_VARIABLE}).",
+            path,
+        ) from error
+
+
+def _check_access(path: str) -> None:
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise SpoolAccessError(f"cannot open the spool {path}: {error.strerror}.", path) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise SpoolAccessError(f"{path} is not a directory (a symbolic link is not followed).", path)
+    if status.st_uid != os.geteuid():
+        raise SpoolAccessError(
+            f"the spool {path} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}. "
+            "Run it as the same user, or give each user a spool_directory of its own.",
+            path,
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SpoolAccessError(
+            f"the spool {path} can be written by other users (mode {stat.S_IMODE(status.st_mode):04o}). "
+            f"If it is yours: chmod 0700 {path}",
+            path,
+        )
+
+
+def _check_filesystem(path: str) -> None:
+    if sys.platform != "linux":
+        return
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            kind = filesystem_of(os.path.realpath(path), file.read())
+    except OSError:
+        return
+    if kind in _UNSAFE_FILESYSTEMS or kind.startswith("fuse."):
+        raise UnsafeFilesystemError(
+            f"the spool {path} lies on a {kind} file system, where appends and locks of several processes are not "
+            "safe. Nothing was written. Name a local directory (spool_directory), or set "
+            "allow_unsafe_filesystem if you know that only one host uses it.",
+            path,
+        )
+
+
+def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
+    """Return the FORMAT that is there; write ours if there is none, or if it is damaged.
+
+    The directory's name already says which target it is for, so a damaged FORMAT costs nothing: it
+    is kept aside and written anew. Only an intact FORMAT of another version is refused.
+    """
+    try:
+        found = _read_format(path)
+        if (found.log_group_name, found.log_stream_name) == (wanted.log_group_name, wanted.log_stream_name):
+            return found
+        damage = "it names another target"
+    except FileNotFoundError:
+        damage = ""
+    except _DamagedFormatError as error:
+        damage = str(error)
+    if damage:
+        report("format", f"{path}/FORMAT is damaged ({damage}). It was kept as FORMAT.damaged and written anew.")
+        os.replace(f"{path}/FORMAT", f"{path}/FORMAT.damaged")
+    _write_format(path, wanted)
+    return _read_format(path)
+
+
+def _write_format(path: str, wanted: SpoolFormat) -> None:
+    temporary = f"{path}/FORMAT.{os.urandom(8).hex()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            content = msgspec.to_builtins(wanted)
+            json.dump({**content, "checksum": _checksum(content)}, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was first: its FORMAT counts
+            os.link(temporary, f"{path}/FORMAT")
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+class _DamagedFormatError(SpoolFormatError):
+    """The bytes are not those that were written, as the checksum proves."""
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    return f"{crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _read_format(path: str) -> SpoolFormat:
+    """Read FORMAT. Raises FileNotFoundError, SpoolFormatError."""
+    fd = os.open(f"{path}/FORMAT", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with open(fd, "rb") as file:
+        text = file.read(64 * 1024)
+    try:
+        content = json.loads(text)
+        intact = content.pop("checksum") == _checksum(content)
+        version = content["format"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _DamagedFormatError(f"{path}/FORMAT cannot be read: {type(error).__name__}: {error}", path) from error
+    if not intact:
+        raise _DamagedFormatError(f"{path}/FORMAT does not match its checksum", path)
+    if version != FORMAT_VERSION:
+        raise SpoolFormatError(
+            f"the spool {path} has format {version}; this cwsink reads format {FORMAT_VERSION}. Nothing was "
+            "changed, and its records stay. Update cwsink, or name another spool_directory.",
+            path,
+        )
+    return msgspec.convert(content, SpoolFormat)

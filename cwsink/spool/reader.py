@@ -1,0 +1,225 @@
+"""The leader's side of the ring: read every segment, oldest first, and reclaim.
+
+Every segment that exists is read from its own offset: a worker that attached to
+an old segment and fell idle may append to it hours later, and must neither hold
+back the newer ones nor be missed. A segment is final when it is not the newest and
+its exclusive lock could be taken: no process has it open for writing, and none can
+attach any more while the lock is held. Then, and only then, its unparsable tail is
+torn, and once it is committed to its end it is unlinked.
+
+The lock is tried only when nothing of the segment is in flight: converting a shared
+flock may drop it for a moment, in which a writer may evict the segment.
+
+Every pass over a segment either advances or goes on to the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from cwsink.diagnostics import report
+from cwsink.spool import descriptors, disk, frame, segment
+from cwsink.spool.budget import read_evictions
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.frame import Damage, DamageKind, Frame
+from cwsink.spool.segment import SegmentKey
+
+READ_BLOCK_BYTES: Final = 1024 * 1024
+# Blocks are given back in whole pages; the first one holds the header and stays.
+_PAGE_BYTES: Final = 4096
+
+
+class Block(NamedTuple):
+    """What one read of one segment found; offsets are those in the file.
+
+    Attributes:
+        key: the segment.
+        frames: the valid frames, in order; `frame.end` is the offset after it.
+        damage: the proven bad ranges, each already behind `end`.
+        end: everything before it is settled by this block.
+    """
+
+    key: SegmentKey
+    frames: list[Frame]
+    damage: list[Damage]
+    end: int
+
+
+class OpenSegment:
+    """One segment as a reader has it open: a descriptor, and how far it was read."""
+
+    def __init__(self, fd: int, number: int, offset: int | None = None) -> None:
+        """Begin at `offset`, or at the first frame. The descriptor is owned from now on."""
+        self.fd = fd
+        self._incarnation = descriptors.incarnation()
+        header = segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))
+        self.is_damaged = header is None  # no salt, so no frame in it can be proven
+        self.is_foreign = header is not None and not header.readable
+        self.key = header.key if header else SegmentKey(number, 0)
+        self.offset = (header.length if header else 0) if offset is None else offset
+        self.is_final = False
+        self._hollowed_to = _PAGE_BYTES
+        self._fruitless_size = -1
+
+    def size(self) -> int:
+        """Return the file's size now, in bytes."""
+        return os.fstat(self.fd).st_size
+
+    def read(self, limit: int | None = None) -> Block | None:
+        """Return what is new, or None. Advances `offset` past it.
+
+        Args:
+            limit: an offset at which a frame is known to end; nothing after it is read.
+        """
+        size = self.size() if limit is None else limit
+        if size < self.offset and limit is None:
+            self.offset = size  # somebody truncated the file: go on with what is appended now
+        if self.is_foreign or size <= self.offset:
+            return None
+        if self.is_damaged:
+            start, self.offset = self.offset, size
+            return Block(self.key, [], [Damage(start, size, DamageKind.CORRUPT)], size)
+        if size == self._fruitless_size and not self.is_final:
+            return None  # the same unfinished frame as last time
+        want = READ_BLOCK_BYTES
+        while True:
+            asked = min(want, size - self.offset)
+            data = os.pread(self.fd, asked, self.offset)
+            at_end = self.offset + len(data) >= size or len(data) < asked
+            final = self.is_final or limit is not None
+            found = frame.scan(data, self.key.salt, base=self.offset, at_end=at_end, final=final)
+            if found.consumed or at_end:
+                break
+            want = max(found.wanted, 2 * want)
+        if not found.consumed:
+            self._fruitless_size = size
+            return None
+        self.offset += found.consumed
+        return Block(self.key, found.frames, found.damage, self.offset)
+
+    def finalise(self) -> bool:
+        """Take the exclusive lock if no writer has the segment open; it is kept from then on.
+
+        Returns False if the segment was lost to an evicting writer meanwhile.
+        """
+        if not self.is_final:
+            self.is_final = descriptors.try_lock(self.fd, exclusive=True)
+        # A failed conversion drops the shared lock (flock(2)): take it again.
+        return self.is_final or descriptors.try_lock(self.fd, exclusive=False)
+
+    def hollow(self, end: int) -> None:
+        """Give the blocks before `end` back: delivered, but an idle writer keeps the file."""
+        end -= end % _PAGE_BYTES
+        if end > self._hollowed_to:
+            with contextlib.suppress(OSError):
+                disk.punch_hole(self.fd, self._hollowed_to, end)
+            self._hollowed_to = end
+
+    def close(self) -> None:
+        """Let go of the segment."""
+        descriptors.release(self.fd, self._incarnation)
+
+
+class RingReader:
+    """All segments of a spool, as one leader reads them."""
+
+    def __init__(self, directory: SpoolDirectory, committed: Mapping[SegmentKey, int]) -> None:
+        """Begin each segment at its `committed` offset."""
+        self._directory = directory
+        self._ring = directory.ring
+        self._committed = committed
+        self._open: dict[int, OpenSegment] = {}
+        self._newest = 0
+
+    def read(self) -> Block | None:
+        """Return the next block of unread frames, from the oldest segment that has any; None if all is read."""
+        numbers = segment.numbers(self._ring)
+        self._newest = numbers[-1] if numbers else 0
+        for gone in self._open.keys() - set(numbers):
+            self._open.pop(gone).close()
+        for number in numbers:
+            opened = self._open.get(number) or self._attach(number)
+            block = opened.read() if opened else None
+            if block is not None:
+                return block
+        return None
+
+    def read_to(self, key: SegmentKey, end: int) -> Block | None:
+        """Return the next unread block of segment `key` before offset `end`; None if all is read, or it is gone."""
+        opened = self._open.get(key.number) or self._attach(key.number)
+        return opened.read(limit=end) if opened and opened.key == key else None
+
+    def leave(self, key: SegmentKey) -> None:
+        """Read no further in segment `key`, and do not reclaim it: it holds what we do not understand."""
+        if opened := self._open.get(key.number):
+            opened.is_foreign = True
+
+    def data_of(self, key: SegmentKey, start: int, end: int) -> bytes:
+        """Return the bytes of a range of an open segment, for the dead letters."""
+        opened = self._open.get(key.number)
+        return os.pread(opened.fd, end - start, start) if opened and opened.key == key else b""
+
+    def has_reclaimable(self, committed: Mapping[SegmentKey, int]) -> bool:
+        """Tell whether `reclaim` would have something to try."""
+        return any(
+            number != self._newest and not opened.is_foreign and committed.get(opened.key, 0) >= opened.offset
+            for number, opened in self._open.items()
+        )
+
+    def reclaim(self, committed: Mapping[SegmentKey, int]) -> int:
+        """Unlink what is final and committed to its end; hollow what only an idle writer keeps.
+
+        Returns the number of segments unlinked. The caller has checked that it still leads.
+        """
+        removed = 0
+        for number in [number for number in self._open if number != self._newest]:
+            opened = self._open[number]
+            end = committed.get(opened.key, 0)
+            if opened.is_foreign or end < opened.offset:
+                continue  # something of it is in flight
+            if not opened.finalise():
+                self._open.pop(number).close()
+            elif not opened.is_final:
+                opened.hollow(end)
+            elif end >= opened.size():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(segment.path_of(self._ring, number))
+                self._open.pop(number).close()
+                removed += 1
+        return removed
+
+    def existing(self) -> set[int]:
+        """Return the numbers of the segments that exist."""
+        return set(segment.numbers(self._ring))
+
+    def sync(self) -> None:
+        """fdatasync every segment that is open: what they hold survives a crash of the host."""
+        for opened in self._open.values():
+            disk.sync(opened.fd)
+
+    def close(self) -> None:
+        """Let go of all segments."""
+        for opened in self._open.values():
+            opened.close()
+        self._open.clear()
+
+    def _attach(self, number: int) -> OpenSegment | None:
+        try:
+            fd = descriptors.acquire(segment.path_of(self._ring, number), os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        opened = OpenSegment(fd, number)
+        is_void = opened.key == read_evictions(self._directory).void
+        if is_void or not descriptors.try_lock(fd, exclusive=False) or (opened.is_damaged and number == self._newest):
+            opened.close()  # evicted or being evicted; or its writers have not gone on to the next one yet
+            return None
+        opened.offset = self._committed.get(opened.key, opened.offset)
+        if opened.is_damaged:
+            report("segment", f"{self._ring}: segment {number} has a damaged header; what it held is lost.")
+        if opened.is_foreign:
+            report("layout", f"{self._ring}: segment {number} has a newer layout. It is left for a newer cwsink.")
+        self._open[number] = opened
+        return opened

@@ -1,0 +1,185 @@
+"""One file of the ring: its header, how it is made, and a writer's hold on it.
+
+```text
+offset  size  field               little-endian
+     0     8  magic               "CWSINKSG"
+     8     2  layout major        1
+    10     2  header length       64; frames begin there
+    12     4  compatible flags    unknown bits may be ignored
+    16     4  incompatible flags  an unknown bit: leave the segment alone, and say so
+    20     4  salt                seeds both checksums of every frame in this segment
+    24    16  spool id
+    40     8  segment number
+    48     8  creation time       ms since 1970 UTC
+    56     4  header CRC          zlib.crc32 of bytes 0..56
+    60     4  zero
+    64        frames, one after the other (cwsink.spool.frame)
+```
+
+A segment is named by its number, `0000000001.seg`. It is written whole into a
+temporary file and `link`ed to its name: link fails if the name exists, so of
+several writers that rotate at once one wins and the others find its segment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from struct import Struct
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from cwsink.spool import descriptors, disk
+
+MAGIC: Final = b"CWSINKSG"
+LAYOUT_MAJOR: Final = 1
+KNOWN_INCOMPATIBLE_FLAGS: Final = 0
+_FIELDS: Final = Struct("<8sHHIII16sQQ")
+_CRC: Final = Struct("<I4x")
+HEADER_BYTES: Final = _FIELDS.size + _CRC.size
+
+_NAME: Final = re.compile(r"(\d{10,})\.seg")
+_TEMPORARY_SUFFIX: Final = ".tmp"
+# A temporary file lives for microseconds; one this old was left by a killed writer.
+_STALE_TEMPORARY_SECONDS: Final = 60.0
+
+# Each try can only fail because the segment was removed that very moment. Bounded all the same:
+# whatever state the directory is in, an append must not spin.
+_ATTACH_TRIES: Final = 100
+
+
+class SegmentKey(NamedTuple):
+    """Which segment: its number, and the salt that tells it from a namesake in a spool made anew."""
+
+    number: int
+    salt: int
+
+
+class Header(NamedTuple):
+    """A segment's header as far as readers need it. `readable` is False for a foreign layout."""
+
+    key: SegmentKey
+    length: int
+    readable: bool
+
+
+def path_of(ring: str, number: int) -> str:
+    """Return the path of segment `number`."""
+    return f"{ring}/{number:010d}.seg"
+
+
+def numbers(ring: str) -> list[int]:
+    """Return the numbers of the segments that exist, oldest first; empty if the ring is gone."""
+    try:
+        names = os.listdir(ring)
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+
+def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
+    """Return the 64 bytes of a segment's header."""
+    fields = _FIELDS.pack(MAGIC, LAYOUT_MAJOR, HEADER_BYTES, 0, 0, key.salt, spool_id, key.number, created_ms)
+    return fields + _CRC.pack(crc32(fields))
+
+
+def decode_header(data: bytes) -> Header | None:
+    """Read a header; None if these are not the bytes of one."""
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, major, length, _, incompatible, salt, _, number, _ = _FIELDS.unpack_from(data)
+    if magic != MAGIC or _CRC.unpack_from(data, _FIELDS.size)[0] != crc32(data[: _FIELDS.size]):
+        return None
+    readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
+    return Header(SegmentKey(number, salt), length, readable)
+
+
+def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
+    """Make segment `number`, its blocks reserved. False: another writer was first.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT and so on; nothing is left behind.
+    """
+    temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{_TEMPORARY_SUFFIX}"
+    fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        disk.reserve(fd, reserve_bytes)
+        salt = int.from_bytes(os.urandom(4), "little")
+        header = encode_header(SegmentKey(number, salt), spool_id, int(time.time() * 1000))
+        if os.write(fd, header) != len(header):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+        try:
+            os.link(temporary, path_of(ring, number))
+        except FileExistsError:
+            return False
+        return True
+    finally:
+        descriptors.release(fd, descriptors.incarnation())
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def remove_stale_temporaries(ring: str) -> None:
+    """Remove what killed writers left of segments they were making."""
+    oldest = time.time() - _STALE_TEMPORARY_SECONDS
+    with contextlib.suppress(OSError), os.scandir(ring) as entries:
+        for entry in entries:
+            if entry.name.endswith(_TEMPORARY_SUFFIX):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        os.unlink(entry.path)
+
+
+class AttachedSegment:
+    """A writer's hold on a segment: an O_APPEND descriptor with a shared lock.
+
+    The descriptor is closed when the last reference goes. A thread that is between
+    looking up the segment and `os.write` holds a reference, so the descriptor
+    number cannot be reused under it, and descriptor and salt always belong together.
+    (Rejected: swapping the descriptor with dup2 under a fixed number. A thread in flight
+    then writes a frame salted for the old segment into the new one, where it is noise.)
+    """
+
+    __slots__ = ("_incarnation", "end_seen", "fd", "key")
+
+    def __init__(self, fd: int, key: SegmentKey, end_seen: int) -> None:
+        self.fd = fd
+        self.key = key
+        self.end_seen = end_seen  # the file's size when it was last looked at
+        self._incarnation = descriptors.incarnation()
+
+    def __del__(self) -> None:
+        descriptors.release(self.fd, self._incarnation)
+
+
+def attach_newest(ring: str) -> AttachedSegment | None:
+    """Attach to the newest readable segment, or None if there is none. Raises OSError.
+
+    Under a foreign layout version as the newest segment the answer is None too: the writer then
+    makes a segment of its own after it.
+    """
+    for _ in range(_ATTACH_TRIES):
+        newest = numbers(ring)[-1:]
+        if not newest:
+            return None
+        try:
+            fd = descriptors.acquire(path_of(ring, newest[0]), os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError:
+            continue
+        attached = AttachedSegment(fd, SegmentKey(newest[0], 0), 0)
+        # The leader holds the exclusive lock only while it removes a segment: look again.
+        if not descriptors.try_lock(fd, exclusive=False):
+            continue
+        status = os.fstat(fd)
+        if status.st_nlink == 0:
+            continue
+        header = decode_header(os.pread(fd, HEADER_BYTES, 0))
+        if header is None or not header.readable or header.key.number != newest[0]:
+            return None
+        attached.key = header.key
+        attached.end_seen = status.st_size
+        return attached
+    return None

@@ -1,0 +1,57 @@
+"""Which entities PutLogEvents accepts (pure).
+
+Called by `actions`. A bad entity is told in `rejectedEntityInfo`, not as an error.
+
+Source: CloudWatch Logs API reference, "Entity" and "RejectedEntityInfo".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+# "Entity": keyAttributes 2 to 4 items, key 1 to 32, value 1 to 512 characters, "five allowed
+# attributes (key names)"; attributes 0 to 10 items, key 1 to 256, value 1 to 512.
+ENTITY_KEYS: Final = frozenset(("Type", "ResourceType", "Identifier", "Name", "Environment"))
+MIN_ENTITY_KEYS: Final = 2
+MAX_ENTITY_KEYS: Final = 4
+MAX_ENTITY_ATTRIBUTES: Final = 10
+MAX_ENTITY_NAME_CHARACTERS: Final = 256
+MAX_ENTITY_VALUE_CHARACTERS: Final = 512
+
+# CloudWatch User Guide, "How to add related information to telemetry": what each Type needs.
+ENTITY_TYPES: Final[Mapping[str, frozenset[str]]] = {
+    "Service": frozenset(("Name", "Environment")),
+    "RemoteService": frozenset(("Name",)),
+    "AWS::Service": frozenset(("Name",)),
+    "Resource": frozenset(("ResourceType", "Identifier")),
+    "AWS::Resource": frozenset(("ResourceType", "Identifier")),
+}
+
+
+def entity_error(
+    keys: Mapping[str, str] | None, attributes: Mapping[str, str] | None, *, group_class: str
+) -> str | None:
+    """`rejectedEntityInfo.errorType` of an entity, or None if it is accepted.
+
+    The events of a call with a bad entity are accepted all the same. Which log classes
+    take entities is not documented; STANDARD alone is the strict reading.
+    """
+    if group_class != "STANDARD":
+        return "UnsupportedLogGroupType"
+    if not keys or "Type" not in keys:
+        return "MissingRequiredFields"
+    if not MIN_ENTITY_KEYS <= len(keys) <= MAX_ENTITY_KEYS or not ENTITY_KEYS.issuperset(keys):
+        return "InvalidKeyAttributes"
+    if keys["Type"] not in ENTITY_TYPES:
+        return "InvalidTypeValue"
+    if not ENTITY_TYPES[keys["Type"]].issubset(keys):
+        return "MissingRequiredFields"
+    if not all(1 <= len(value) <= MAX_ENTITY_VALUE_CHARACTERS for value in keys.values()):
+        return "InvalidKeyAttributes"
+    if len(attributes or ()) > MAX_ENTITY_ATTRIBUTES:
+        return "InvalidAttributes"
+    for name, value in (attributes or {}).items():
+        if not 1 <= len(name) <= MAX_ENTITY_NAME_CHARACTERS or not 1 <= len(value) <= MAX_ENTITY_VALUE_CHARACTERS:
+            return "InvalidAttributes"
+    return None

@@ -1,0 +1,152 @@
+"""A threaded HTTP server that leaves nothing behind (I/O).
+
+Started by `server`, which gives it one function: serve this connection until it ends.
+One thread accepts, one serves each connection; all are daemons, all are joined by
+`stop`. A port once bound is kept, so that `stop` and `start` are an outage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from cwsink.testing.wire import Wire
+
+HOST: Final = "127.0.0.1"
+
+# Ours: connections the kernel queues while the accepting thread waits for the GIL.
+BACKLOG: Final = 1_024
+
+# Ours: out of descriptors, accept fails at once and would spin.
+_ACCEPT_RETRY_SECONDS: Final = 0.05
+
+
+class Listener:
+    """Accepts connections on 127.0.0.1 and runs `serve` for each in its own thread.
+
+    Args:
+        serve: called with each connection; may raise OSError; must return soon after
+            `stopping` is set or the wire is interrupted.
+        port: 0 lets the kernel choose.
+    """
+
+    def __init__(self, serve: Callable[[Wire], None], *, port: int = 0) -> None:
+        self.stopping = threading.Event()
+        self.port = port
+        self._serve = serve
+        self._lock = threading.Lock()
+        self._live: dict[threading.Thread, Wire] = {}
+        self._socket: socket.socket | None = None
+        self._wake: socket.socket | None = None
+        self._acceptor: threading.Thread | None = None
+        _listeners.add(self)
+
+    @property
+    def is_running(self) -> bool:
+        """True between `start` and `stop`."""
+        return self._acceptor is not None
+
+    def start(self) -> None:
+        """Bind and accept. Connections made from now on are queued, even before a thread runs."""
+        if self.is_running:
+            raise RuntimeError("the server is running already")
+        listening = socket.create_server((HOST, self.port), backlog=BACKLOG)
+        self.port = listening.getsockname()[1]
+        listening.setblocking(False)
+        self._socket = listening
+        self.stopping.clear()
+        woken, self._wake = socket.socketpair()
+        self._acceptor = threading.Thread(
+            target=self._accept, args=(listening, woken), name=f"strict-cloudwatch-{self.port}", daemon=True
+        )
+        self._acceptor.start()
+
+    def stop(self) -> None:
+        """Close the listening socket and every connection, join every thread. Repeatable."""
+        acceptor = self._acceptor
+        if acceptor is None or self._wake is None:
+            return
+        self.stopping.set()
+        self._wake.close()
+        acceptor.join()
+        with self._lock:
+            live = dict(self._live)
+        for wire in live.values():
+            wire.interrupt()
+        for thread in live:
+            thread.join()
+        self._acceptor = self._wake = self._socket = None
+
+    def _accept(self, listening: socket.socket, woken: socket.socket) -> None:
+        with listening, woken, selectors.DefaultSelector() as selector:
+            selector.register(listening, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
+            while not self.stopping.is_set():
+                if listening not in [key.fileobj for key, _ in selector.select()]:
+                    continue
+                try:
+                    connection, address = listening.accept()
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self.stopping.wait(_ACCEPT_RETRY_SECONDS)
+                    continue
+                self._attend(connection, address)
+            # A C-level fork bypasses `abandon`: only shutdown stops the copy from queueing clients.
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+
+    def _attend(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        connection.setblocking(True)
+        try:
+            wire = Wire(connection, address)
+        except OSError:
+            connection.close()
+            return
+        thread = threading.Thread(
+            target=self._serve_and_close, args=(wire,), name=f"strict-cloudwatch-{wire.peer}", daemon=True
+        )
+        with self._lock:
+            self._live[thread] = wire
+        thread.start()
+
+    def _serve_and_close(self, wire: Wire) -> None:
+        try:
+            # The client went away, or `stop` ended the connection: neither is news.
+            with contextlib.suppress(OSError):
+                self._serve(wire)
+        finally:
+            with self._lock:
+                self._live.pop(threading.current_thread(), None)
+            wire.close()
+
+    def abandon(self) -> None:
+        """Close the inherited descriptors in a forked child; the server lives in the parent."""
+        # No lock: its holder does not exist in the child.
+        for wire in list(self._live.values()):
+            wire.abandon()
+        for held in (self._socket, self._wake):
+            if held is not None:
+                held.close()
+        self._lock = threading.Lock()
+        self._live = {}
+        self._acceptor = self._wake = self._socket = None
+
+
+_listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for listener in list(_listeners):
+        listener.abandon()
+
+
+# A child that kept a connection open would keep its client waiting after the server closed it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,272 @@
+"""What CloudWatch Logs allows, action by action (pure).
+
+Called by `actions`. Each check takes one decoded input and returns every rule it
+breaks, in the order in which the service would answer; the first is the answer, all
+are recorded. PutLogEvents' limits are those of `cwsink.flusher.limits`; the limits
+that only other actions have stand here, once.
+
+Source: CloudWatch Logs API reference and botocore's service model "logs-2014-03-28".
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from cwsink.flusher.limits import (
+    EVENT_OVERHEAD_BYTES,
+    LOG_GROUP_NAME,
+    LOG_STREAM_NAME,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_EVENTS,
+    MAX_BATCH_SPAN_MS,
+    MAX_FUTURE_MS,
+    MAX_PAST_MS,
+    RESERVED_GROUP_PREFIX,
+)
+
+# PutRetentionPolicy: "Possible values are ...".
+RETENTION_DAYS: Final = frozenset(
+    (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653)
+)
+
+# CreateLogGroup, "logGroupClass": "Valid Values".
+GROUP_CLASSES: Final = frozenset(("STANDARD", "INFREQUENT_ACCESS", "ESSENTIALS", "DELIVERY"))
+
+# CreateLogGroup and TagResource, "tags": 1 to 50 items, key 1 to 128, value 0 to 256 characters
+# out of [\p{L}\p{Z}\p{N}_.:/=+\-@]; keys that start with "aws:" are AWS's own.
+MAX_TAGS: Final = 50
+MAX_TAG_KEY_CHARACTERS: Final = 128
+MAX_TAG_VALUE_CHARACTERS: Final = 256
+TAG_PUNCTUATION: Final = frozenset("_.:/=+-@")
+TAG_CHARACTERS: Final = "letters, digits, spaces or _.:/=+-@"
+RESERVED_TAG_PREFIX: Final = "aws:"
+
+# CreateLogGroup, "kmsKeyId": at most 256 characters.
+MAX_KMS_KEY_CHARACTERS: Final = 256
+
+# A timestamp is a "long": 64 bits.
+MAX_LONG: Final = 2**63 - 1
+
+DAY_MS: Final = 86_400_000
+
+# Error code -> HTTP status. All client errors of the JSON 1.1 protocol are 400, throttling too.
+ERRORS: Final[Mapping[str, int]] = {
+    "AccessDeniedException": 400,
+    "DataAlreadyAcceptedException": 400,
+    "ExpiredTokenException": 400,
+    "IncompleteSignatureException": 400,
+    "InternalFailure": 500,
+    "InvalidParameterException": 400,
+    "InvalidSequenceTokenException": 400,
+    "InvalidSignatureException": 400,
+    "LimitExceededException": 400,
+    "MissingAuthenticationTokenException": 400,
+    "OperationAbortedException": 400,
+    "ResourceAlreadyExistsException": 400,
+    "ResourceNotFoundException": 400,
+    "SerializationException": 400,
+    "ServiceUnavailableException": 500,
+    "ThrottlingException": 400,
+    "TooManyTagsException": 400,
+    "UnknownOperationException": 400,
+    "UnrecognizedClientException": 400,
+}
+
+
+class Violation(NamedTuple):
+    """A rule the client broke: the error code and the message it is answered with."""
+
+    code: str
+    message: str
+
+
+class Rejection(NamedTuple):
+    """PutLogEvents' `rejectedLogEventsInfo`; None where nothing of the kind was sent.
+
+    `too_old_end` and `expired_end` are exclusive, `too_new_start` is inclusive.
+    """
+
+    too_old_end: int | None
+    too_new_start: int | None
+    expired_end: int | None
+
+    def accepted(self, events: int) -> slice:
+        """What is left of a batch of that many events."""
+        start = max(self.too_old_end or 0, self.expired_end or 0)
+        stop = events if self.too_new_start is None else self.too_new_start
+        return slice(start, max(start, stop))
+
+    def answer(self) -> dict[str, int]:
+        """The members AWS would send; empty when nothing was rejected."""
+        members = {
+            "tooOldLogEventEndIndex": self.too_old_end,
+            "tooNewLogEventStartIndex": self.too_new_start,
+            "expiredLogEventEndIndex": self.expired_end,
+        }
+        return {name: index for name, index in members.items() if index is not None}
+
+
+def unsatisfied(where: str, value: object, constraint: str) -> Violation:
+    """The service's own wording for a value outside its declared range."""
+    shown = str(value)[:80]
+    return Violation(
+        "InvalidParameterException",
+        f"1 validation error detected: Value '{shown}' at '{where}' failed to satisfy constraint: {constraint}",
+    )
+
+
+def check_pattern(where: str, value: str, pattern: re.Pattern[str]) -> Iterator[Violation]:
+    if pattern.fullmatch(value) is None:
+        yield unsatisfied(where, value, f"Member must satisfy regular expression pattern: {pattern.pattern}")
+
+
+def check_group_name(name: str) -> Iterator[Violation]:
+    yield from check_pattern("logGroupName", name, LOG_GROUP_NAME)
+
+
+def check_new_group_name(name: str) -> Iterator[Violation]:
+    yield from check_group_name(name)
+    if name.startswith(RESERVED_GROUP_PREFIX):
+        yield unsatisfied("logGroupName", name, f"Names starting with {RESERVED_GROUP_PREFIX} are reserved for AWS")
+
+
+def check_stream_name(name: str) -> Iterator[Violation]:
+    yield from check_pattern("logStreamName", name, LOG_STREAM_NAME)
+
+
+def check_tags(tags: Mapping[str, str]) -> Iterator[Violation]:
+    if not 1 <= len(tags) <= MAX_TAGS:
+        yield unsatisfied("tags", f"{len(tags)} tags", f"Member must have length between 1 and {MAX_TAGS}")
+    for key, value in tags.items():
+        if not 1 <= len(key) <= MAX_TAG_KEY_CHARACTERS or not _is_tag_text(key):
+            yield unsatisfied("tags.key", key, f"1 to {MAX_TAG_KEY_CHARACTERS} {TAG_CHARACTERS}")
+        if key.lower().startswith(RESERVED_TAG_PREFIX):
+            yield unsatisfied("tags.key", key, f"Keys starting with {RESERVED_TAG_PREFIX} are reserved")
+        if len(value) > MAX_TAG_VALUE_CHARACTERS or not _is_tag_text(value):
+            yield unsatisfied("tags.value", value, f"0 to {MAX_TAG_VALUE_CHARACTERS} {TAG_CHARACTERS}")
+
+
+def _is_tag_text(text: str) -> bool:
+    # The documented pattern is in Unicode categories, which `re` cannot spell.
+    return all(c in TAG_PUNCTUATION or unicodedata.category(c)[0] in "LZN" for c in text)
+
+
+def check_group_class(name: str) -> Iterator[Violation]:
+    yield from check_choice("logGroupClass", name, GROUP_CLASSES)
+
+
+def check_kms_key(key: str) -> Iterator[Violation]:
+    if len(key) > MAX_KMS_KEY_CHARACTERS:
+        yield unsatisfied("kmsKeyId", key, f"Member must have length less than or equal to {MAX_KMS_KEY_CHARACTERS}")
+
+
+def check_retention(days: int) -> Iterator[Violation]:
+    if days not in RETENTION_DAYS:
+        yield unsatisfied("retentionInDays", days, f"Member must satisfy enum value set: {sorted(RETENTION_DAYS)}")
+
+
+def check_choice(where: str, value: str, choices: Collection[str]) -> Iterator[Violation]:
+    if value not in choices:
+        yield unsatisfied(where, value, f"Member must satisfy enum value set: {sorted(choices)}")
+
+
+def check_range(where: str, value: int, low: int, high: int) -> Iterator[Violation]:
+    if not low <= value <= high:
+        yield unsatisfied(where, value, f"Member must have value between {low} and {high}")
+
+
+def counted_bytes(messages: Sequence[str]) -> int:
+    """What PutLogEvents counts: UTF-8 bytes, plus 26 for each event."""
+    # One join beats 10,000 encodes; `isascii` is a flag of the string, not a scan.
+    joined = "".join(messages)
+    utf8_bytes = len(joined) if joined.isascii() else len(joined.encode())
+    return utf8_bytes + EVENT_OVERHEAD_BYTES * len(messages)
+
+
+def check_events(
+    timestamps: Sequence[int], messages: Sequence[str], *, batch_bytes: int, now_ms: int, max_event_bytes: int
+) -> Iterator[Violation]:
+    """Judge one batch. No Python per event unless something is wrong.
+
+    Args:
+        timestamps: in milliseconds, one for each message.
+        batch_bytes: `counted_bytes(messages)`.
+        now_ms: the server's clock.
+        max_event_bytes: the longest message, without the 26 bytes.
+    """
+    count = len(timestamps)
+    if count == 0:
+        yield unsatisfied("logEvents", "[]", "Member must have length greater than or equal to 1")
+        return
+    if count > MAX_BATCH_EVENTS:
+        at_most = f"Member must have length less than or equal to {MAX_BATCH_EVENTS}"
+        yield unsatisfied("logEvents", f"{count} events", at_most)
+    if "" in messages:
+        at = f"logEvents.{messages.index('') + 1}.member.message"
+        yield unsatisfied(at, "", "Member must have length greater than or equal to 1")
+    lowest, highest = min(timestamps), max(timestamps)
+    if lowest < 0:
+        at = f"logEvents.{timestamps.index(lowest) + 1}.member.timestamp"
+        yield unsatisfied(at, lowest, "Member must have value greater than or equal to 0")
+    if highest > MAX_LONG:
+        yield Violation("SerializationException", f"{highest} can not be converted to a Long")
+    yield from _check_event_size(messages, max_event_bytes)
+    if batch_bytes > MAX_BATCH_BYTES:
+        yield Violation(
+            "InvalidParameterException", f"Upload too large: {batch_bytes} bytes exceeds limit of {MAX_BATCH_BYTES}"
+        )
+    if not all(map(operator.le, timestamps, islice(timestamps, 1, None))):
+        yield Violation(
+            "InvalidParameterException", "Log events in a single PutLogEvents request must be in chronological order."
+        )
+    elif _valid_span_ms(timestamps, now_ms) >= MAX_BATCH_SPAN_MS:
+        yield Violation(
+            "InvalidParameterException",
+            "The batch of log events in a single PutLogEvents request cannot span more than 24 hours.",
+        )
+
+
+def _check_event_size(messages: Sequence[str], max_event_bytes: int) -> Iterator[Violation]:
+    # A character is at most 4 bytes, so most batches are cleared by their longest message.
+    if len(max(messages, key=len)) * 4 <= max_event_bytes:
+        return
+    largest = max(len(message.encode()) for message in messages)
+    if largest > max_event_bytes:
+        size, limit = largest + EVENT_OVERHEAD_BYTES, max_event_bytes + EVENT_OVERHEAD_BYTES
+        yield Violation("InvalidParameterException", f"Log event too large: {size} bytes exceeds limit of {limit}")
+
+
+def _valid_span_ms(timestamps: Sequence[int], now_ms: int) -> int:
+    # "For valid events (within 14 days in the past to 2 hours in future), the time span in a
+    # single batch cannot exceed 24 hours": what is rejected one by one does not count.
+    valid = timestamps[rejected(timestamps, now_ms=now_ms, retention_days=None).accepted(len(timestamps))]
+    return valid[-1] - valid[0] if valid else 0
+
+
+def rejected(timestamps: Sequence[int], *, now_ms: int, retention_days: int | None) -> Rejection:
+    """Which events of a chronological batch are outside the windows.
+
+    Exactly 14 days, exactly the retention, and exactly 2 hours are still accepted: the
+    documentation says "older than" and "more than".
+    """
+    too_old_end = bisect_left(timestamps, now_ms - MAX_PAST_MS)
+    too_new_start = bisect_right(timestamps, now_ms + MAX_FUTURE_MS)
+    expired_end = 0 if retention_days is None else bisect_left(timestamps, now_ms - retention_days * DAY_MS)
+    return Rejection(
+        too_old_end or None, too_new_start if too_new_start < len(timestamps) else None, expired_end or None
+    )
+
+
+GROUP_ARN: Final = re.compile(r"arn:[\w-]+:logs:[\w-]+:\d{12}:log-group:(?P<group>[.\-_/#A-Za-z0-9]{1,512})")
+
+
+def check_group_arn(arn: str) -> Iterator[Violation]:
+    # TagResource takes a log group's ARN without the trailing ":*" that Describe shows.
+    if GROUP_ARN.fullmatch(arn) is None:
+        yield Violation("InvalidParameterException", f"{arn[:200]!r} is not the ARN of a log group (without ':*')")

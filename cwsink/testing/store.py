@@ -1,0 +1,184 @@
+"""What the strict server knows and has accepted (state only, no I/O).
+
+Filled by `actions` and `gateway`, read by `server`. One condition variable, `changed`, guards
+everything and wakes who waits for an event to arrive. What was accepted stays in
+`accepted` when its stream is deleted: a test asks what was delivered, not what is left.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import msgspec
+
+
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """One accepted event.
+
+    Attributes:
+        timestamp: event time in milliseconds.
+        epoch: of the leader that sent it, from "epoch/<n>" in its User-Agent.
+        request: `number` of the StoredRequest that brought it.
+    """
+
+    group: str
+    stream: str
+    timestamp: int
+    message: str
+    epoch: int | None
+    request: int
+
+
+class StoredRequest(msgspec.Struct, frozen=True):
+    """One PutLogEvents call, recorded when it is judged, before it is answered.
+
+    Attributes:
+        number: 1 for the first call, in order of arrival.
+        sender: n of "pid/<n>" in the User-Agent, else the client's IP address.
+        peer: "ip:port" of the client.
+        events: how many the call carried; 0 if a fault answered it unread.
+        counted_bytes: UTF-8 bytes plus 26 per event; 0 likewise.
+        body_bytes: the HTTP body as it was sent.
+        status: HTTP status; 0 if the client got no answer.
+        error: error code; "ConnectionDropped" or "Hang" with status 0; None on success.
+        time_seconds: the server's clock at arrival.
+    """
+
+    number: int
+    action: str
+    group: str | None
+    stream: str | None
+    user_agent: str
+    epoch: int | None
+    sender: str
+    peer: str
+    events: int
+    counted_bytes: int
+    body_bytes: int
+    status: int
+    error: str | None
+    time_seconds: float
+
+
+class StoredBatch(msgspec.Struct, frozen=True):
+    """The accepted events of one call, in columns: an object per event would cost more than HTTP."""
+
+    group: str
+    stream: str
+    timestamps: list[int]
+    messages: list[str]
+    epoch: int | None
+    request: int
+    ingested_ms: int
+
+    def events(self) -> Iterator[StoredEvent]:
+        for timestamp, message in zip(self.timestamps, self.messages, strict=True):
+            yield StoredEvent(self.group, self.stream, timestamp, message, self.epoch, self.request)
+
+
+class Stream(msgspec.Struct):
+    """A log stream. `sequence` counts accepted calls, for the legacy sequence tokens."""
+
+    name: str
+    created_ms: int
+    batches: list[StoredBatch] = []
+    sequence: int = 0
+    last_call: tuple[list[int], list[str]] | None = None
+
+    @property
+    def token(self) -> str:
+        """The token that the next call must bring."""
+        return f"{self.sequence:056d}"
+
+    def events(self) -> list[tuple[int, int, str]]:
+        """(timestamp, ingestion time, message), by timestamp, then arrival."""
+        rows = [(t, b.ingested_ms, m) for b in self.batches for t, m in zip(b.timestamps, b.messages, strict=True)]
+        rows.sort(key=lambda row: row[0])
+        return rows
+
+
+class Group(msgspec.Struct):
+    """A log group."""
+
+    name: str
+    created_ms: int
+    group_class: str = "STANDARD"
+    kms_key_id: str | None = None
+    retention_days: int | None = None
+    tags: dict[str, str] = {}
+    streams: dict[str, Stream] = {}
+
+
+class Store:
+    """Groups, streams, accepted events, and the record of every call. Thread-safe.
+
+    Args:
+        keep_events: False counts accepted events without keeping them.
+        id_pattern: regular expression; what it finds in a message (group 1 if it has
+            one) is that event's id, and repeats are counted.
+    """
+
+    def __init__(self, *, keep_events: bool = True, id_pattern: str | None = None) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self.keep_events = keep_events
+        self._id_pattern = None if id_pattern is None else re.compile(id_pattern)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, groups and streams too."""
+        with self.changed:
+            self.groups: dict[str, Group] = {}
+            self.accepted: list[StoredBatch] = []
+            self.requests: list[StoredRequest] = []
+            self.violations: list[str] = []
+            self.calls: Counter[str] = Counter()
+            self.errors: Counter[str] = Counter()
+            self.rejected: Counter[str] = Counter()
+            self.accepted_events = 0
+            self.accepted_bytes = 0
+            self.ids: set[str] = set()
+            self.repeated_ids = 0
+            self.changed.notify_all()
+
+    def delete_group(self, name: str) -> None:
+        """Delete a log group with its streams. Absent is fine."""
+        with self.changed:
+            self.groups.pop(name, None)
+
+    def delete_stream(self, group: str, name: str) -> None:
+        """Delete a log stream. Absent is fine."""
+        with self.changed:
+            if group in self.groups:
+                self.groups[group].streams.pop(name, None)
+
+    def accept(self, target: Stream, batch: StoredBatch, counted_bytes: int) -> None:
+        """Keep a batch. The caller holds `changed`."""
+        self.accepted_events += len(batch.messages)
+        self.accepted_bytes += counted_bytes
+        if self._id_pattern is not None:
+            self._count_ids(self._id_pattern, batch.messages)
+        if self.keep_events:
+            self.accepted.append(batch)
+            target.batches.append(batch)
+
+    def _count_ids(self, pattern: re.Pattern[str], messages: list[str]) -> None:
+        for message in messages:
+            found = pattern.search(message)
+            if found is None:
+                continue
+            event_id = found.group(1 if pattern.groups else 0)
+            if event_id in self.ids:
+                self.repeated_ids += 1
+            else:
+                self.ids.add(event_id)
+
+    def events(self, group: str | None = None, stream: str | None = None) -> Iterator[StoredEvent]:
+        """Accepted events in arrival order, of one group or stream if named."""
+        with self.changed:
+            batches = list(self.accepted)
+        for batch in batches:
+            if group in (None, batch.group) and stream in (None, batch.stream):
+                yield from batch.events()

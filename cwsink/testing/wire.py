@@ -1,0 +1,165 @@
+"""One HTTP/1.1 connection: bytes to requests, replies to bytes (I/O).
+
+Called by `server`, one `Wire` per connection and thread. Only what AWS clients send
+is spoken: Content-Length bodies, keep-alive, `Expect: 100-continue`, gzip. The head
+is parsed here because `http.server` spends more on it than a small call costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import zlib
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import Final, NamedTuple
+
+import msgspec
+
+# Ours: botocore's heads are about 1 KB; more than this is not one of its requests.
+MAX_HEAD_BYTES: Final = 65_536
+
+# Ours: 1,048,576 counted bytes are at most 6 MB of JSON escapes, plus 10,000 events' syntax.
+MAX_BODY_BYTES: Final = 16 * 1_048_576
+
+_RECEIVE_BYTES: Final = 65_536
+
+_REASONS: Final = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 500: "Internal Server Error"}
+
+
+class Request(NamedTuple):
+    """One HTTP request. Header names are in lower case; the body is as it was sent."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytearray
+    keep_alive: bool
+
+    def content(self) -> bytes | bytearray:
+        """The body without its Content-Encoding.
+
+        Raises:
+            ValueError: not the gzip it claims to be, an unknown encoding, or too large.
+        """
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding == "identity":
+            return self.body
+        if encoding != "gzip":
+            raise ValueError(f"unknown Content-Encoding {encoding!r}")
+        inflater = zlib.decompressobj(wbits=31)
+        try:
+            plain = inflater.decompress(self.body, MAX_BODY_BYTES)
+        except zlib.error as error:
+            raise ValueError(f"the body is not gzip: {error}") from error
+        if not inflater.eof:
+            raise ValueError("the gzip body is cut off, or too large")
+        return plain
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """One HTTP reply."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = {}
+
+
+class BadRequestError(Exception):
+    """The client does not speak our HTTP; it gets `status` and the connection is closed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Wire:
+    """A connected socket. One thread serves it; `interrupt` may come from any other."""
+
+    def __init__(self, connection: socket.socket, peer: tuple[str, int]) -> None:
+        self._socket = connection
+        self._buffer = bytearray()
+        self.host = peer[0]
+        self.peer = f"{peer[0]}:{peer[1]}"
+        # Without it, Nagle and delayed ACK add 40 ms to a reply on a kept-alive connection.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def receive(self) -> Request | None:
+        """Wait for the next request; None when the client has closed the connection.
+
+        Raises:
+            BadRequestError: answer its status and close.
+            OSError: the connection is broken, or was ended by `interrupt`.
+        """
+        head = self._receive_head()
+        if head is None:
+            return None
+        start_line, _, rest = head.decode("latin-1").partition("\r\n")
+        words = start_line.split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            raise BadRequestError(400, f"not an HTTP/1.1 request line: {start_line[:80]!r}")
+        headers = {}
+        for line in rest.split("\r\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                headers[name.strip().lower()] = value.strip()
+        if "transfer-encoding" in headers:
+            raise BadRequestError(411, "Transfer-Encoding is not spoken, send Content-Length")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise BadRequestError(400, f"Content-Length {length!r}")
+        if int(length) > MAX_BODY_BYTES:
+            raise BadRequestError(413, f"a body of {length} bytes")
+        if headers.get("expect", "").lower() == "100-continue":
+            self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection = headers.get("connection", "").lower()
+        keep_alive = "close" not in connection if words[2] == "HTTP/1.1" else "keep-alive" in connection
+        return Request(words[0], words[1], headers, self._receive_body(int(length)), keep_alive)
+
+    def _receive_head(self) -> bytes | None:
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                raise BadRequestError(431, "the head does not end")
+            chunk = self._socket.recv(_RECEIVE_BYTES)
+            if not chunk:
+                return None
+            self._buffer += chunk
+        head = bytes(self._buffer[:end])
+        del self._buffer[: end + 4]
+        return head
+
+    def _receive_body(self, length: int) -> bytearray:
+        body = bytearray(length)
+        have = min(length, len(self._buffer))
+        body[:have] = self._buffer[:have]
+        del self._buffer[:have]
+        with memoryview(body) as rest:
+            while have < length:
+                got = self._socket.recv_into(rest[have:])
+                if not got:
+                    raise ConnectionResetError("the client closed the connection in the middle of a body")
+                have += got
+        return body
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply in one piece."""
+        lines = [f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Status')}"]
+        lines += [f"{name}: {value}" for name, value in reply.headers.items()]
+        lines += [f"Date: {formatdate(usegmt=True)}", f"Content-Length: {len(reply.body)}", "", ""]
+        self._socket.sendall("\r\n".join(lines).encode("latin-1") + reply.body)
+
+    def interrupt(self) -> None:
+        """End the connection from another thread: `receive` returns there, and that thread closes."""
+        # Closing here would free the descriptor's number under a recv in flight.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection; only for the thread that serves it."""
+        # Only shutdown reaches a copy of the socket that a forked child still holds.
+        self.interrupt()
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """Close our descriptor only; for a forked child, whose parent goes on using the connection."""
+        self._socket.close()
