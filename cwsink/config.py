@@ -8,7 +8,6 @@ Everything wrong is a ConfigError here, never a surprise while logging.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -35,8 +34,12 @@ _DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
 _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
 
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
-_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+# A longer wait, or a larger spool, is a slip of units, and more than a socket's timer or a file can hold.
+_MOST_SECONDS: Final = 365 * 86_400.0
+_MOST_SPOOL_BYTES: Final = 1 << 50
+
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=_MOST_SECONDS)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)]
 
 
 class _Validated(type):
@@ -86,7 +89,9 @@ class SinkConfig(metaclass=_Validated):
     max_batch_events: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
     max_event_bytes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_EVENT_BYTES)] = _MAX_EVENT_BYTES
     spool_directory: str | None = None
-    spool_max_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENTS * MIN_SEGMENT_BYTES)] = 256 * 1024 * 1024
+    spool_max_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENTS * MIN_SEGMENT_BYTES, le=_MOST_SPOOL_BYTES)] = (
+        256 * 1024 * 1024
+    )
     segment_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES)] | None = None
     on_full: Literal["drop_oldest", "drop_newest", "block"] = "drop_oldest"
     block_timeout_seconds: _NotNegative = 5.0
@@ -171,6 +176,8 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _unknown(name: str, known: set[str]) -> str:
+    import difflib  # only for a mistake; every worker would hold it
+
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
     return f"{name!r} is not a cwsink setting.{hint}"

@@ -25,6 +25,9 @@ _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _KNOWN: Final = "{hostname}, {app}, {date}, {date:%Y/%m/%d}, {env:NAME}, {env:NAME:default}"
 _DEFAULT_DATE: Final = "%Y-%m-%d"
 
+# 9999-12-31T23:59:59Z, the last second `datetime` can tell. A record may carry any 64-bit time.
+_LAST_SECOND: Final = 253_402_300_799
+
 
 def check_group(name: str) -> None:
     """Raise ConfigError unless `name` is a log group name CloudWatch accepts."""
@@ -82,10 +85,15 @@ def resolve(template: str, *, hostname: str, app: str, env: Mapping[str, str]) -
     return resolved
 
 
+def utc(timestamp_ms: int) -> datetime:
+    """Return an event's time to the second; the nearest one that can be told, never an error."""
+    return datetime.fromtimestamp(min(max(timestamp_ms // 1000, 0), _LAST_SECOND), timezone.utc)
+
+
 def stream_at(resolved: str, timestamp_ms: int) -> str:
-    """The stream name of an event: the date filled in (UTC, from the event's own time), sanitised."""
+    """The stream name of an event: the date filled in (UTC, the second of the event's own time), sanitised."""
     if "{" in resolved:
-        day = datetime.fromtimestamp(timestamp_ms / 1000, timezone.utc)
+        day = utc(timestamp_ms)
         resolved = _PLACEHOLDER.sub(lambda match: day.strftime(match[1].partition(":")[2] or _DEFAULT_DATE), resolved)
     return _NOT_IN_STREAM.sub("-", resolved)
 

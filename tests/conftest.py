@@ -18,11 +18,8 @@ import pytest
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.frontends import candidate
-from cwsink.spool import directory
-from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-
-CHILD_SECONDS = 60  # guards against a hang, asserts no speed
+from tests.support import CHILD_SECONDS, books_balance, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -50,17 +47,6 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     books_balance(tmp_path)
 
 
-def books_balance(root: Path) -> None:
-    """Assert that the ledger of every intact spool below `root` adds up."""
-    for marker in root.rglob("FORMAT"):
-        try:
-            spool = directory.open_existing(str(marker.parent), read_only=True)
-        except directory.SpoolError:
-            continue
-        books = survey(spool)
-        assert books.adds_up, f"{spool.path}: {books}"
-
-
 @pytest.fixture
 def server() -> Iterator[StrictCloudWatch]:
     """The strict CloudWatch server; the test fails if it saw an illegal request."""
@@ -73,24 +59,6 @@ def server() -> Iterator[StrictCloudWatch]:
 def config(server: StrictCloudWatch) -> SinkConfig:
     """A quick config for the strict server: sends at once, small segments."""
     return quick_config(server.endpoint_url)
-
-
-def quick_config(endpoint_url: str | None = None, **settings: object) -> SinkConfig:
-    """A config that sends without waiting and retries quickly."""
-    defaults: dict[str, object] = {
-        "log_group_name": "/test/group",
-        "log_stream_name": "stream",
-        "region": "us-east-1",
-        "endpoint_url": endpoint_url,
-        "batch_timeout_seconds": 0.2,
-        "retry_base_delay": 0.05,
-        "connect_timeout_seconds": 2.0,
-        "read_timeout_seconds": 5.0,
-        "segment_bytes": 64 * 1024,
-        "spool_max_bytes": 64 * 1024 * 1024,
-        "drain_timeout_seconds": 30.0,
-    }
-    return SinkConfig(**{**defaults, **settings})
 
 
 @pytest.fixture
@@ -124,10 +92,3 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
             if stream is not None:
                 stream.close()
         child.wait(CHILD_SECONDS)
-
-
-def finish(child: subprocess.Popen[str], *, code: int = 0) -> str:
-    """Wait for a child's end, assert its exit code, return its stdout."""
-    out, err = child.communicate(timeout=CHILD_SECONDS)
-    assert child.returncode == code, f"exit code {child.returncode}\n{out}\n{err}"
-    return out

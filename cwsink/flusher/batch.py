@@ -73,7 +73,7 @@ def parts(events: Iterable[Event], stream_of: Callable[[int], str]) -> list[Part
 
     Args:
         events: in arrival order.
-        stream_of: the stream for an event's time in ms.
+        stream_of: the stream for an event's time in ms; the same for all of a second.
 
     Returns:
         Parts that together hold each event once. Within one stream, events are in order of
@@ -82,13 +82,15 @@ def parts(events: Iterable[Event], stream_of: Callable[[int], str]) -> list[Part
     ordered = sorted(events, key=_by_time)
     if not ordered:
         return []
-    first, last = ordered[0], ordered[-1]
-    stream = stream_of(first.timestamp_ms)
-    if last.timestamp_ms - first.timestamp_ms < MAX_BATCH_SPAN_MS and stream == stream_of(last.timestamp_ms):
+    streams = {second: stream_of(second * 1000) for second in {each.timestamp_ms // 1000 for each in ordered}}
+    first, last = ordered[0].timestamp_ms, ordered[-1].timestamp_ms
+    stream = streams[first // 1000]
+    # All of them, not only first and last: with {date:%H} the same name comes back a day later.
+    if last - first < MAX_BATCH_SPAN_MS and all(other == stream for other in streams.values()):
         return [Part(stream, ordered)]
     found = [Part(stream, [])]
     for event in ordered:
-        stream, begun = stream_of(event.timestamp_ms), found[-1]
+        stream, begun = streams[event.timestamp_ms // 1000], found[-1]
         if begun.events and (
             stream != begun.stream or event.timestamp_ms - begun.events[0].timestamp_ms >= MAX_BATCH_SPAN_MS
         ):

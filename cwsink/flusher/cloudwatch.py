@@ -77,6 +77,7 @@ class CloudWatch:
 
     def _call(self, operation: str, **parameters: Any) -> Answer:
         from botocore import exceptions
+        from botocore.parsers import ResponseParserError
 
         try:
             if self._client is None:
@@ -88,7 +89,7 @@ class CloudWatch:
             # A connection that was never made cannot have carried the call out; all else may have.
             never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
             return Answer(code=type(error).__name__, message=str(error), is_ambiguous=not never_sent)
-        except exceptions.ResponseParserError as error:
+        except ResponseParserError as error:
             return Answer(code="ResponseParserError", message=str(error), is_ambiguous=True)
         except Exception as error:
             # NoCredentials, NoRegion, a broken credential_process, a proxy's surprise: all keep the batch.

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import NamedTuple
 
-import msgspec
-
+from cwsink import naming
 from cwsink.diagnostics import report
 from cwsink.flusher.batch import ChunkBuilder, message_bytes
 from cwsink.spool import frame, record
@@ -145,7 +143,7 @@ class Collector:
                     loss = record.decode_loss(each.payload)
                     self._chunk.refused[loss.reason] += loss.count
                     return notice(loss)
-        except msgspec.MsgspecError:
+        except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
             start = each.end - frame.HEADER_BYTES - len(each.payload)
             self._chunk.damage.append(DamagedRange(key, Damage(start, each.end, DamageKind.CORRUPT)))
         return None
@@ -167,4 +165,4 @@ def notice(loss: Loss) -> Event:
 
 
 def _clock(timestamp_ms: int) -> str:
-    return datetime.fromtimestamp(timestamp_ms / 1000, timezone.utc).strftime("%H:%M:%S")
+    return naming.utc(timestamp_ms).strftime("%H:%M:%S")

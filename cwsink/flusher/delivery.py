@@ -82,7 +82,8 @@ class Delivery:
             Fenced: another process leads now.
         """
         token: str | None = None
-        creations = 0
+        # One repair at once for each failure that is waited for, so that no answer makes us spin.
+        may_repair = True
         while True:
             self._check()
             answer = self._cloudwatch.put(part.stream, part.events, token)
@@ -96,16 +97,18 @@ class Delivery:
                 return self._bisect(part, answer)
             if answer.is_ambiguous:
                 self._resent += len(part.events)
-            if outcome is Outcome.RESEND and token != answer.expected_token:
+            if outcome is Outcome.RESEND:
                 token = answer.expected_token
-                continue
-            if outcome is Outcome.CREATE_TARGET and creations == 0:
-                creations += 1
+                if may_repair and token is not None:
+                    may_repair = False
+                    continue
+            if outcome is Outcome.CREATE_TARGET and may_repair:
+                may_repair = False
                 answer = self._create_target(part.stream)
                 outcome = classify(answer)
                 if outcome is Outcome.DELIVERED:
                     continue
-            creations = 0
+            may_repair = True
             self._failed(outcome, answer)
 
     def take_resent(self) -> int:
@@ -127,9 +130,7 @@ class Delivery:
         dead: Counter[str] = Counter()
         for reason in set(reasons.values()):
             letters = [event for index, event in enumerate(events) if reasons.get(index) == reason]
-            records = [event for event in letters if event.sequence != NOTICE]
-            self._dead_letters.add(reason, "rejectedLogEventsInfo", records)
-            dead[reason] = len(records)
+            dead += self._bury(reason, "rejectedLogEventsInfo", letters)
         delivered = len(events) - [event.sequence for event in events].count(NOTICE)
         return Tally(delivered - sum(dead.values()), dead)
 
@@ -137,12 +138,18 @@ class Delivery:
         """Find the event CloudWatch does not take: send the halves, each until it is settled."""
         events = part.events
         if len(events) == 1:
-            self._dead_letters.add("poison", f"{answer.code}: {answer.message}", events)
-            return Tally(0, Counter(poison=int(events[0].sequence != NOTICE)))
+            return Tally(0, self._bury("poison", f"{answer.code}: {answer.message}", events))
         middle = len(events) // 2
         first = self.send(Part(part.stream, events[:middle]))
         second = self.send(Part(part.stream, events[middle:]))
         return Tally(first.delivered + second.delivered, first.dead + second.dead)
+
+    def _bury(self, reason: str, error: str, events: list[Event]) -> Counter[str]:
+        """Keep the records among `events` as dead letters; return how many they are, by reason."""
+        records = [event for event in events if event.sequence != NOTICE]
+        if records:
+            self._dead_letters.add(reason, error, records)
+        return Counter({reason: len(records)} if records else {})
 
     def _create_target(self, stream: str) -> Answer:
         """Create what is missing: the stream, and the group if that is missing too."""
@@ -160,6 +167,7 @@ class Delivery:
             created = self._cloudwatch.create_group()
             if classify(created) is not Outcome.DELIVERED:
                 return created
+            self._check()
             answer = self._cloudwatch.create_stream(stream)
         return answer
 

@@ -128,6 +128,8 @@ class Flusher:
             remove_stale_temporaries(self._directory.ring)
             self._finish_chunk()
             while not self._orders.is_over:
+                self.check()  # also with nothing to send: the spool may have been removed and made anew
+                self._sync()
                 self._report_evictions()
                 is_full = self._collector.fill()
                 if self._is_due(is_full):
@@ -137,7 +139,6 @@ class Flusher:
                 self._reclaim()
                 if self._orders.stop.is_set() and self._collector.is_empty:
                     return
-                self._sync()
                 self.leader_state.publish()
                 self._orders.stop.wait(POLL_SECONDS)
         finally:
@@ -222,10 +223,15 @@ class Flusher:
     def _report_evictions(self) -> None:
         evictions = budget.read_evictions(self._directory)
         ledger = self._state.ledger
-        if evictions.records > ledger.evicted_reported:
-            count = evictions.records - ledger.evicted_reported
+        if count := max(0, evictions.records - ledger.evicted_reported):
             self._tell("evicted (spool_full)", evictions.first_ms, evictions.last_ms, count)
             ledger.evicted_reported = evictions.records
+            self._commit()
+        # Loss markers that were evicted before they could be told of.
+        if unsaid := Counter(evictions.refused) - Counter(ledger.refused_reported):
+            for reason, count in unsaid.items():
+                self._tell(reason, evictions.first_ms, evictions.last_ms, count)
+            ledger.refused_reported = dict(evictions.refused)
             self._commit()
 
     def _stream_of(self, timestamp_ms: int) -> str:
@@ -270,6 +276,7 @@ class Flusher:
         if self._config.durability == "host" and now - self._synced_at >= SYNC_SECONDS:
             self._reader.sync()
             self._cursor.sync()
+            self.leader_state.touch()
             self._synced_at = now
 
     def _wait(self, seconds: float) -> bool:
@@ -299,6 +306,7 @@ def _sum(ledger: Ledger, partial: Ledger) -> Ledger:
         dead_lettered=dict(Counter(ledger.dead_lettered) + Counter(partial.dead_lettered)),
         refused=dict(ledger.refused),
         evicted_reported=ledger.evicted_reported,
+        refused_reported=ledger.refused_reported,
         resent=ledger.resent,
         corrupt_bytes=ledger.corrupt_bytes + partial.corrupt_bytes,
     )

@@ -80,6 +80,9 @@ _BY_CODE: Final[Mapping[str, Outcome]] = {
 # An invalid parameter that is not in the events cannot be found by bisection: every event would
 # be taken for the culprit and dead-lettered, one by one.
 _NOT_IN_EVENTS: Final = ("logGroupName", "logStreamName", "entity", "sequenceToken")
+# Only these say which one it is ("... at 'logStreamName' failed to satisfy ..."); "Request entity too
+# large" does not. Where they name `logEvents`, the rest may be the quoted text of an event.
+_NAMES_A_FIELD: Final = frozenset(("InvalidParameterException", "ValidationException"))
 
 
 def classify(answer: Answer) -> Outcome:
@@ -89,8 +92,8 @@ def classify(answer: Answer) -> Outcome:
             return Outcome.RETRY
         return Outcome.REJECTED if answer.rejected else Outcome.DELIVERED
     outcome = _BY_CODE.get(answer.code)
-    if outcome is Outcome.BISECT and any(name in answer.message for name in _NOT_IN_EVENTS):
-        return Outcome.DENIED
+    if outcome is Outcome.BISECT and answer.code in _NAMES_A_FIELD and "logEvents" not in answer.message:
+        return Outcome.DENIED if any(name in answer.message for name in _NOT_IN_EVENTS) else outcome
     if outcome is not None:
         return outcome
     if answer.status == 413:

@@ -7,8 +7,10 @@ The thread begins with the first append in a process, never at import, and anew 
 forked child. It is started with `_thread`, not `threading`: the first append may be
 made by a signal handler that interrupted `threading` itself, with its locks held.
 
-At exit the last process out drains what is pending, the others just leave. `atexit` does not
-run in multiprocessing's children before Python 3.13; its `Finalize` does, everywhere.
+At exit the last process out drains what is pending, the others just leave. Each lets go of its
+attachment before it asks whether others are left: of several that leave at once, one stays to drain,
+and it waits for a leader that is still on its way out. `atexit` does not run in multiprocessing's
+children before Python 3.13; its `Finalize` does, everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.spool import lease
+from cwsink.spool import descriptors, lease, survey
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
@@ -40,9 +42,24 @@ _EXIT_PRIORITY: Final = 100
 # A worker that is not the last one out must not be noticed leaving.
 _LEAVE_SECONDS: Final = 0.05
 _TROUBLE_SECONDS: Final = 5.0
+# How often the last one out looks whether a leader that is leaving, too, has gone.
+_DRAIN_POLL_SECONDS: Final = 0.02
 
 _candidates: dict[str, Candidate] = {}
 _exit_registered = False
+_exit_foreseen = False
+
+
+def foresee_exit() -> None:
+    """Have the exit handled even if it brings the first append: fapilog's queue is emptied at exit."""
+    global _exit_foreseen
+    if not _exit_foreseen:
+        _exit_foreseen = True
+        # Part of boto3, and the one part that cannot be imported at exit, where a short program's leader
+        # begins: threading then answers "can't register atexit after shutdown". 2 ms.
+        import concurrent.futures.thread  # noqa: F401
+
+        atexit.register(_leave_all)
 
 
 def stand(directory: SpoolDirectory, config: SinkConfig) -> Candidate:
@@ -50,7 +67,10 @@ def stand(directory: SpoolDirectory, config: SinkConfig) -> Candidate:
     candidate = _candidates.get(directory.path)
     if candidate is None:
         _register_exit()
-        candidate = _candidates.setdefault(directory.path, Candidate(directory, config))
+        mine = Candidate(directory, config)
+        candidate = _candidates.setdefault(directory.path, mine)
+        if candidate is not mine:  # another thread was first; two marks of one process would hide who is last
+            mine.discard()
         candidate.start()
     else:
         candidate.renew(directory)
@@ -70,6 +90,7 @@ class Candidate:
         self._drain_seconds: float | None = None
         self._ended = Event()
         self._started = False
+        self._has_left = False
 
     def start(self) -> None:
         """Start the thread (once), unless flushing is left to another process."""
@@ -78,8 +99,16 @@ class Candidate:
         self._started = True
         if self._config.flusher == "external":
             self._ended.set()
-        else:
+            return
+        try:
             _thread.start_new_thread(self._stand, ())
+        except RuntimeError:
+            # No thread starts any more: Python 3.12 and later, at exit. `leave` drains by itself.
+            self._ended.set()
+
+    def discard(self) -> None:
+        """Take back what making it did."""
+        self._attachment.close()
 
     def renew(self, directory: SpoolDirectory) -> None:
         """Attach again if the spool was removed and made anew."""
@@ -104,13 +133,17 @@ class Candidate:
 
     def leave(self) -> None:
         """Go: drain if nobody else is left, else just hand the lease on. Bounded in time."""
-        if self._config.flusher == "external":
+        if self._has_left or self._config.flusher == "external":
             return
-        timeout = self._config.drain_timeout_seconds if self._attachment.is_last() else 0.0
+        self._has_left = True
+        timeout = self._config.drain_timeout_seconds if self._attachment.leave() else 0.0
         self._drain_seconds = timeout
         self._leaving.set()
         self._instruct()
-        self._ended.wait(timeout + _LEAVE_SECONDS)
+        if self._ended.is_set():  # there is no thread
+            self._drain()
+        else:
+            self._ended.wait(timeout + _LEAVE_SECONDS)
 
     def _instruct(self) -> None:
         """Pass the wish to leave on to the flusher, if there is one."""
@@ -122,18 +155,30 @@ class Candidate:
         pid = os.getpid()
         try:
             while os.getpid() == pid:
+                self._attachment.hold()
                 self._try_to_lead()
                 if self._leaving.wait(lease.TRY_SECONDS * (1 + random.random() / 2)):
-                    if self._drain_seconds:
-                        self._try_to_lead()
+                    self._drain()
                     return
         finally:
             self._ended.set()
 
-    def _try_to_lead(self) -> None:
-        """Lead if elected; whatever goes wrong is said, and tried again after a while: things get repaired."""
+    def _drain(self) -> None:
+        """Deliver what is pending, as soon as whoever leads now has gone."""
+        until = time.monotonic() + (self._drain_seconds or 0.0)
+        while (left := until - time.monotonic()) > 0:
+            self._drain_seconds = left
+            if self._try_to_lead() or not survey.has_pending(self._directory):
+                return
+            time.sleep(min(left, _DRAIN_POLL_SECONDS))
+
+    def _try_to_lead(self) -> bool:
+        """Lead if elected; whatever goes wrong is said, and tried again after a while: things get repaired.
+
+        Returns whether this process has led, and was not superseded.
+        """
         try:
-            self._lead_if_elected()
+            return self._lead_if_elected()
         except Exception as error:
             if self._directory.is_present():
                 report(
@@ -142,11 +187,12 @@ class Candidate:
                     f"spool; it is tried again every {_TROUBLE_SECONDS:.0f} s.",
                 )
                 self._leaving.wait(_TROUBLE_SECONDS)
+            return False
 
-    def _lead_if_elected(self) -> None:
+    def _lead_if_elected(self) -> bool:
         claim = lease.Lease(self._directory)
         if not claim.try_acquire():
-            return
+            return False
         from cwsink.flusher.delivery import Stopped
         from cwsink.flusher.flusher import Flusher, Orders
         from cwsink.spool.cursor import Fenced
@@ -158,11 +204,15 @@ class Candidate:
             )
             self._orders = orders
             self._instruct()  # the wish to leave may have come while we were being elected
-            with contextlib.suppress(Fenced, Stopped):
-                flusher.lead()
+            flusher.lead()
+        except Fenced:
+            return False
+        except Stopped:
+            pass
         finally:
             self._orders = None
             claim.release()
+        return True
 
     def _refresh_rings(self) -> None:
         for ring in list(self._rings):
@@ -211,4 +261,4 @@ def _forked() -> None:
     _exit_registered = False
 
 
-os.register_at_fork(after_in_child=_forked)
+descriptors.after_fork(_forked)

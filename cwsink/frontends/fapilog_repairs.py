@@ -19,9 +19,11 @@ record and it returns at once while `_worker_loop` is set, so the child clears t
 first record starts the thread. (Starting it in the fork hook was rejected: 500 children
 that never log would pay for 500 threads.)
 
-Not promised: records still in fapilog's queue or batch when the process ends without an
-exit (`os._exit`, SIGKILL, SIGTERM with no handler). A program that leaves through
-`os._exit` calls `drain` first. prometheus_client's locks are not renewed after a fork.
+Not promised: records still in fapilog's queue or batch when the process ends without an exit:
+`os._exit`, SIGKILL, and SIGTERM without a handler, which is also how uvicorn's processes end:
+after its shutdown it raises the signal again. Such programs call `drain` as their last act
+(uvicorn: in the lifespan's shutdown). The drain at exit comes after `concurrent.futures` is shut
+down: a sink that needs `to_thread` then fails. prometheus_client's locks are not renewed.
 """
 
 from __future__ import annotations
@@ -40,25 +42,23 @@ from typing import Any, Final
 
 SIGNAL_HANDLER_VARIABLE: Final = "FAPILOG_CORE__SIGNAL_HANDLER_ENABLED"
 
-# fapilog's default is 2 s for each logger. A full default queue (10,000 records at up to 0.4 ms
-# on a busy machine) takes longer, so ours is used unless `atexit_drain_timeout_seconds` is set.
-# It is only reached when a sink is stuck.
+# fapilog's default is 2 s for each logger. A full default queue takes 1.3 s on an idle machine and
+# several on a busy one, so this is used unless `atexit_drain_timeout_seconds` is set. It is only
+# reached when a sink is stuck.
 EXIT_DRAIN_TIMEOUT_SECONDS: Final = 10.0
 
 # Above 0, so that the drain comes before multiprocessing waits for the child's own children.
 FINALIZE_PRIORITY: Final = 100
 
-# A name after `_LoggerMixin` is looked for in the class, then in what its `_common_init` assigns.
-_LOGGER: Final = "fapilog.core.logger:_LoggerMixin."
+
+def _of_logger(names: str) -> tuple[str, ...]:
+    return tuple(f"fapilog.core.logger:_LoggerMixin.{name}" for name in names.split())
+
+
 _DRAIN_NEEDS: Final = (
     "fapilog.core.shutdown:_registered_loggers",
-    *(
-        _LOGGER + name
-        for name in (
-            "start _drain_thread_mode _flush_batch _worker_main _try_enqueue_with_metrics "
-            "_queue _stop_flag _worker_loop _worker_tasks _worker_thread"
-        ).split()
-    ),
+    *_of_logger("start _drain_thread_mode _flush_batch _worker_main _try_enqueue_with_metrics"),
+    *_of_logger("_queue _stop_flag _worker_loop _worker_tasks _worker_thread"),
 )
 _RESTART_NEEDS: Final = (
     "fapilog:_cache_lock",
@@ -67,19 +67,12 @@ _RESTART_NEEDS: Final = (
     "fapilog.core.stdlib_bridge:_bridge_loop_manager",
     "fapilog.core.concurrency:DualQueue.capacity",
     "fapilog.core.concurrency:DualQueue.protected_capacity",
-    *(
-        _LOGGER + name
-        for name in (
-            "start _invalidate_filters_cache _backpressure_retries _circuit_breakers _counters "
-            "_drained_event _drop_count_since_summary _enrichers _filters _flush_done_event "
-            "_flush_event _metrics _pressure_monitor _pressure_monitor_task _processors "
-            "_protected_levels _queue _queue_high_watermark _redactors _retried _sinks _started "
-            "_stop_flag _submitted _thread_ready _worker_loop _worker_pool _worker_tasks "
-            "_worker_thread"
-        ).split()
-    ),
+    *_of_logger("start _invalidate_filters_cache _started _stop_flag _thread_ready _queue _protected_levels"),
+    *_of_logger("_worker_loop _worker_pool _worker_tasks _worker_thread _pressure_monitor _pressure_monitor_task"),
+    *_of_logger("_drained_event _flush_event _flush_done_event _counters _submitted _retried"),
+    *_of_logger("_backpressure_retries _queue_high_watermark _drop_count_since_summary"),
+    *_of_logger("_sinks _filters _enrichers _redactors _processors _circuit_breakers _metrics"),
 )
-
 # What the import machinery waits for; CPython, unlike its other locks, does not renew them at a fork.
 _IMPORT_NEEDS: Final = ("importlib._bootstrap:_module_locks",)
 _WITHOUT: Final = {
@@ -91,9 +84,6 @@ _WITHOUT: Final = {
 _enabled = _covers_multiprocessing = False
 _works: dict[tuple[str, ...], bool] = dict.fromkeys(_WITHOUT, False)
 _exit_deadline: float | None = None
-# What the parent's workers were doing at the fork. Kept, because collecting their tasks would run
-# `finally` blocks in the child and print "Task was destroyed but it is pending".
-_inherited: list[dict[str, Any]] = []
 
 
 def enable() -> None:
@@ -153,6 +143,7 @@ def _module(name: str) -> Any:
 
 
 def _exists(name: str) -> bool:
+    """Say whether the name is there; what only an instance has is looked for in `_common_init`."""
     module, _, path = name.partition(":")
     try:
         found = _module(module)
@@ -176,7 +167,7 @@ def _warn_of_what_is_lost() -> None:
         try:
             warnings.warn(text, RuntimeWarning, stacklevel=3)
         except Warning:  # under -W error: logging must not stop the application
-            print(text, file=sys.stderr)
+            sys.stderr.write(f"{text}\n")
 
 
 def _loggers() -> list[Any]:
@@ -190,9 +181,7 @@ def _exit_settings() -> tuple[bool, float]:
     try:
         core = _module("fapilog").Settings().core  # 1.5 ms
         is_set = "atexit_drain_timeout_seconds" in core.model_fields_set
-        timeout_seconds = (
-            core.atexit_drain_timeout_seconds if is_set else EXIT_DRAIN_TIMEOUT_SECONDS
-        )
+        timeout_seconds = core.atexit_drain_timeout_seconds if is_set else EXIT_DRAIN_TIMEOUT_SECONDS
         return bool(core.atexit_drain_enabled), float(timeout_seconds)
     except Exception:
         return True, EXIT_DRAIN_TIMEOUT_SECONDS
@@ -337,15 +326,10 @@ def _forget_dead_imports() -> None:
 
 def _reset(logger: Any) -> None:
     state, queue = vars(logger), logger._queue
-    _inherited.append(dict(state))
     state.pop("_try_enqueue_with_metrics", None)
-    nothing = (
-        "_drained_event _flush_event _flush_done_event _worker_loop _worker_thread _worker_pool"
-    )
+    nothing = "_drained_event _flush_event _flush_done_event _worker_loop _worker_thread _worker_pool"
     nothing += " _pressure_monitor _pressure_monitor_task"
-    zero = (
-        "_submitted _retried _backpressure_retries _queue_high_watermark _drop_count_since_summary"
-    )
+    zero = "_submitted _retried _backpressure_retries _queue_high_watermark _drop_count_since_summary"
     state.update(
         dict.fromkeys(nothing.split()),
         **dict.fromkeys(zero.split(), 0),

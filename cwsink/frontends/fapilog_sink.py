@@ -23,6 +23,7 @@ from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import candidate, fapilog_repairs
 from cwsink.frontends.writer import Writer
+from cwsink.spool.ring import Append
 
 PLUGIN_METADATA: Final = {
     "name": "cwsink",
@@ -93,13 +94,13 @@ class CloudWatchSpoolSink:
     async def _append_waiting(self, text: str, timestamp_ms: int | None) -> bool:
         """on_full="block" must not block the event loop: wait for room with `await`."""
         payload = self._writer.prepare(text, timestamp_ms)
-        if payload is None or self._writer.offer(payload):
-            return payload is not None
+        if payload is None:
+            return False
         until = time.monotonic() + self._writer.config.block_timeout_seconds
-        while time.monotonic() < until:
+        while (answer := self._writer.offer(payload)) is Append.FULL and time.monotonic() < until:
             await asyncio.sleep(_BLOCK_POLL_SECONDS)
-            if self._writer.offer(payload):
-                return True
+        if answer is not Append.FULL:
+            return answer is Append.APPENDED
         self._writer.give_up(payload)
         return False
 

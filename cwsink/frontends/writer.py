@@ -19,30 +19,38 @@ import weakref
 from threading import Lock
 from time import monotonic, time_ns
 from typing import Any, Final
+from zlib import crc32
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import candidate
 from cwsink.frontends.losses import Losses
-from cwsink.spool import cursor, directory, record
+from cwsink.spool import cursor, descriptors, directory, frame, record
+from cwsink.spool.reader import open_segments
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.segment import SegmentKey
-from cwsink.spool.survey import open_segments
 
 _BLOCK_POLL_SECONDS: Final = 0.005
 _FLUSH_POLL_SECONDS: Final = 0.02
 # durability="host" without a leader: the writer syncs itself, at most this often.
 _SYNC_SECONDS: Final = 0.5
-# A leader publishes at least this often while it has work; older than this, nobody syncs for us.
+# A leader that syncs for us touches leader.json each time; this old, there is none.
 _LEADER_SILENT_SECONDS: Final = 3.0
 _REOPEN_SECONDS: Final = 1.0
 _MOST_MS: Final = 1 << 53
 
 _APPENDED: Final = Append.APPENDED
-_FULL: Final = Append.FULL
 _encode = record.encode
+_here: Final = descriptors.here
+_pack_checked = frame.pack_checked
+_pack_header = frame.pack_header
+_MAGIC: Final = frame.MAGIC_NUMBER
+_HEADER_BYTES: Final = frame.HEADER_BYTES
+_PLAIN_EVENT: Final = frame.PLAIN_EVENT
+_crc32 = crc32
+_write = os.write
 
 UNENCODABLE: Final = "unencodable"
 
@@ -53,7 +61,6 @@ class Writer:
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
     _is_begun: bool
-    _is_quiet: bool  # nothing is due beside the append itself
     _losses: Losses
 
     def __init__(self, config: SinkConfig) -> None:
@@ -71,6 +78,7 @@ class Writer:
         self._reopen_at = 0.0
         self._begin()
         _writers.add(self)
+        candidate.foresee_exit()
 
     @classmethod
     def open(cls, config: object = None, **settings: Any) -> Writer:
@@ -96,43 +104,65 @@ class Writer:
             True: the record is in the spool. False: it was refused and counted (spool full, disk
             error, empty or not a text).
         """
-        # One flat path: each call of our own would cost a tenth of what the system call does.
-        if message.__class__ is str and message:
-            if timestamp_ms is None:
-                timestamp_ms = time_ns() // 1_000_000
-            try:
-                payload = _encode(Event(timestamp_ms, self._producer, next(self._sequence), message))
-                is_plain = 0 <= timestamp_ms < _MOST_MS and len(payload) <= MAX_PAYLOAD_BYTES
-            except Exception:
-                is_plain = False  # prepare() finds out what is odd about it
-            if is_plain:
-                answer = self._ring.append(payload)
-                if answer is _APPENDED and self._is_quiet:
-                    return True
-                return self.attend(answer, payload) or (self._must_block and self._block(payload))
-        ready = self.prepare(message, timestamp_ms)
-        return ready is not None and (self.offer(ready) or (self._must_block and self._block(ready)))
+        # Ring.append and frame.encode, spelled out for a plain, small event: two calls of our own would
+        # cost a tenth of what the system call does. What is not plain goes another way.
+        now = time_ns()
+        ring = self._ring
+        if message.__class__ is not str or not message or not ring.looked_at <= now < ring.look_at or not _here[0]:
+            return self._append_any(message, timestamp_ms)
+        if timestamp_ms is None:
+            timestamp_ms = now // 1_000_000
+        elif timestamp_ms.__class__ is not int or not 0 <= timestamp_ms < _MOST_MS:
+            return self._append_any(message, timestamp_ms)
+        attached = ring.attached
+        sequence = next(self._sequence)
+        try:
+            payload = _encode((timestamp_ms, self._producer, sequence, message))
+            salt = attached.salt  # type: ignore[union-attr]  # None after a close in another thread: seen to below
+        except (UnicodeEncodeError, AttributeError):
+            return self._append_any(message, timestamp_ms, sequence)
+        size = len(payload)
+        if size > ring.small_bytes:
+            return self._settle(ring.append(payload), payload)
+        crc = _crc32(payload, salt)
+        header_crc = _crc32(_pack_checked(size, crc, _PLAIN_EVENT), salt)
+        data = _pack_header(_MAGIC, header_crc, size, crc, _PLAIN_EVENT) + payload
+        try:
+            written = _write(attached.fd, data)  # type: ignore[union-attr]  # as above
+        except OSError as error:
+            return self._settle(ring.not_written(error), payload)
+        if sequence & ring.look_mask and written == size + _HEADER_BYTES:
+            return True
+        return self._settle(ring.appended(written, len(data)), payload)
 
-    def prepare(self, message: object, timestamp_ms: object = None) -> bytes | None:
+    def prepare(self, message: object, timestamp_ms: object = None, sequence: int | None = None) -> bytes | None:
         """Encode anything that can be made a record of; count what cannot, and return None."""
+        if not _here[0]:
+            descriptors.notice_fork()
         now_ms = time_ns() // 1_000_000
         text = _text_of(message)
         if not text:
             self._refuse(UNENCODABLE, now_ms, f"a message of type {type(message).__name__} that is empty or no text")
             return None
-        is_time = type(timestamp_ms) is int and 0 <= timestamp_ms < _MOST_MS
-        payload = _encode(Event(timestamp_ms if is_time else now_ms, self._producer, next(self._sequence), text))  # type: ignore[arg-type]  # checked
+        # int(): True is one, but would be spooled as a boolean.
+        timestamp_ms = int(timestamp_ms) if isinstance(timestamp_ms, int) and 0 <= timestamp_ms < _MOST_MS else now_ms
+        if sequence is None:
+            sequence = next(self._sequence)
+        payload = _encode(Event(timestamp_ms, self._producer, sequence, text))
         if len(payload) > MAX_PAYLOAD_BYTES:
             self._refuse(UNENCODABLE, now_ms, f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most")
             return None
         return payload
 
-    def offer(self, payload: bytes) -> bool:
-        """Append a prepared record if there is room now. False is counted, unless the caller is to block."""
+    def offer(self, payload: bytes) -> Append:
+        """Append a prepared record if there is room now.
+
+        A refusal is counted; but not FULL under `on_full="block"`: then the caller waits, and in the end gives up.
+        """
         return self.attend(self._ring.append(payload), payload)
 
-    def attend(self, answer: Append, payload: bytes) -> bool:
-        """Do what is due beside an append, off the fast path. Returns whether the record is in the spool."""
+    def attend(self, answer: Append, payload: bytes) -> Append:
+        """Do what is due beside an append, off the fast path. Returns how the append ended, as `offer` does."""
         if answer is Append.GONE:
             answer = self._reopen(payload)
         if not self._is_begun:
@@ -142,15 +172,13 @@ class Writer:
                 self.mark_losses(still_full=False)
             if self._syncs:
                 self._sync()
-            self._is_quiet = self._is_begun and not self._losses.pending and not self._syncs
-            return True
-        if not (answer is _FULL and self._must_block):
+        elif not (answer is Append.FULL and self._must_block):
             self.give_up(payload, answer)
-        return False
+        return answer
 
     def give_up(self, payload: bytes, answer: Append = Append.FULL) -> None:
         """Count a prepared record that will not be appended."""
-        reason = "spool_full" if answer is _FULL else "io_error"
+        reason = "spool_full" if answer is Append.FULL else "io_error"
         self._refuse(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
 
     def flush(self, timeout: float) -> bool:
@@ -205,15 +233,18 @@ class Writer:
 
     def _open_ring(self) -> Ring:
         config = self.config
-        return Ring(
+        ring = Ring(
             self.directory,
             config.spool_max_bytes,
             config.ring_segment_bytes,
             may_evict=config.on_full == "drop_oldest",
         )
+        if self._syncs:
+            ring.small_bytes = -1  # every append comes by `attend`, which syncs
+        return ring
 
     def _begin(self) -> None:
-        self._is_begun = self._is_quiet = False
+        self._is_begun = False
         self._producer = int.from_bytes(os.urandom(8), "little")
         self._sequence = itertools.count()
         self._losses = Losses()
@@ -233,19 +264,29 @@ class Writer:
                 "stand", f"cannot stand for flusher in {self.directory.path}: {error}. Records are kept."
             )
 
+    def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
+        """Append what is not plain, or when something is due beside the append."""
+        payload = self.prepare(message, timestamp_ms, sequence)
+        return payload is not None and self._settle(self._ring.append(payload), payload)
+
+    def _settle(self, answer: Append, payload: bytes) -> bool:
+        """See to an answer, and to the block policy."""
+        answer = self.attend(answer, payload)
+        return answer is _APPENDED or (self._must_block and answer is Append.FULL and self._block(payload))
+
     def _block(self, payload: bytes) -> bool:
         """Try again until there is room, or the policy's time is over."""
         until = monotonic() + self.config.block_timeout_seconds
         while monotonic() < until:
             time.sleep(_BLOCK_POLL_SECONDS)
-            if self.offer(payload):
-                return True
+            if (answer := self.offer(payload)) is not Append.FULL:
+                return answer is _APPENDED
         self.give_up(payload)
         return False
 
     def _refuse(self, reason: str, timestamp_ms: int, what: str) -> None:
         self._losses.add(reason, timestamp_ms)
-        self._is_quiet = False
+        self._ring.look_at = 0  # so that the next append comes by here, and marks the loss
         diagnostics.report(f"refused_{reason}", f"refused {what}. It is counted; the application goes on.")
         if self._losses.is_due(monotonic()):
             self.mark_losses(still_full=True)
@@ -255,16 +296,22 @@ class Writer:
         if not self._reopening.acquire(blocking=False):
             return Append.FAILED
         try:
+            old = self._ring
+            if not old.is_removed:
+                return old.append(payload)  # another thread has been here
             if monotonic() < self._reopen_at:
                 return Append.FAILED
             self._reopen_at = monotonic() + _REOPEN_SECONDS
-            mine = [each for each in self._ring.salvage() if record.decode_event(each).producer == self._producer]
             self.directory = directory.open_for(self.config)
             ring = self._open_ring()
+            mine = self._salvaged(old)
             for each in mine:
                 ring.append(each)
             self._ring = ring
-            self._is_begun = self._is_quiet = False
+            self._is_begun = False
+            mine += (late := self._salvaged(old))  # threads may have been appending to the old one meanwhile
+            for each in late:
+                ring.append(each)
             diagnostics.report(
                 "reopened",
                 f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
@@ -276,6 +323,11 @@ class Writer:
             return Append.FAILED
         finally:
             self._reopening.release()
+
+    def _salvaged(self, ring: Ring) -> list[bytes]:
+        """Return our own records that went into a removed segment since the last look or salvage."""
+        found = [(each, record.event_of(each)) for each in ring.salvage()]
+        return [each for each, event in found if event is not None and event.producer == self._producer]
 
     def _sync(self) -> None:
         """durability="host" while no leader does it for us."""
@@ -320,5 +372,5 @@ def _forked() -> None:
         writer.forked()
 
 
-os.register_at_fork(after_in_child=_forked)
+descriptors.after_fork(_forked)
 candidate.before_leaving.append(_mark_losses_of_all)

@@ -19,14 +19,25 @@ class Attachment:
         """Attach. Raises OSError."""
         self._fd = descriptors.acquire(directory.attached_lock, os.O_RDWR | os.O_CREAT)
         self._incarnation = descriptors.incarnation()
-        descriptors.try_lock(self._fd, exclusive=False)
+        self._is_held = False
+        self.hold()
 
-    def is_last(self) -> bool:
-        """Tell whether no other process is attached."""
-        alone = descriptors.try_lock(self._fd, exclusive=True)
-        descriptors.try_lock(self._fd, exclusive=False)
-        return alone
+    def hold(self) -> None:
+        """Attach again if, at the first try, another process was just asking whether it is the last."""
+        if not self._is_held:
+            self._is_held = descriptors.try_lock(self._fd, exclusive=False)
+
+    def leave(self) -> bool:
+        """Detach for good, and tell whether no other process is attached.
+
+        Who is told that others are left is detached already (a failed conversion drops the shared
+        lock, flock(2)), so of several that leave at once the last to ask is told that it is alone.
+        """
+        is_last = descriptors.try_lock(self._fd, exclusive=True)
+        self.close()
+        return is_last
 
     def close(self) -> None:
         """Detach."""
+        self._is_held = True  # nothing to hold any more
         descriptors.release(self._fd, self._incarnation)

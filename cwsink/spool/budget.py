@@ -54,7 +54,7 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
             data = file.read()
         if crc32(data[_CRC_BYTES:]) == int.from_bytes(data[:_CRC_BYTES], "little"):
             return msgspec.msgpack.decode(data[_CRC_BYTES:], type=Evictions)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError):
         pass
     return Evictions()
 
@@ -64,7 +64,7 @@ def used_bytes(ring: str) -> int:
     total = 0
     for number in segment.numbers(ring):
         with contextlib.suppress(FileNotFoundError):
-            total += usage_of(os.stat(segment.path_of(ring, number)))
+            total += usage_of(os.lstat(segment.path_of(ring, number)))
     return total
 
 
@@ -112,8 +112,10 @@ class Budget:
     def _evict(self, number: int, evictions: Evictions) -> bool:
         path = segment.path_of(self._directory.ring, number)
         try:
-            fd = descriptors.acquire(path, os.O_RDONLY)
+            fd = segment.open_file(self._directory.ring, number, os.O_RDONLY)
         except FileNotFoundError:
+            return False
+        if fd is None:
             return False
         try:
             if not descriptors.try_lock(fd, exclusive=True):
@@ -147,8 +149,7 @@ class Budget:
             evictions.last_ms = record.timestamp_of(events[-1])
             evictions.records += len(events)
         for each in found.frames:
-            if each.kind == frame.LOSS:
-                loss = record.decode_loss(each.payload)
+            if each.kind == frame.LOSS and (loss := record.loss_of(each.payload)):
                 evictions.refused[loss.reason] = evictions.refused.get(loss.reason, 0) + loss.count
         evictions.number, evictions.salt = header.key
 

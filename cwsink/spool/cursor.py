@@ -36,6 +36,8 @@ SLOT_BYTES: Final = 65_536
 _HEADER: Final = Struct("<4sIQI")
 _CHECKED_FROM: Final = 8
 _FIRST_READ_BYTES: Final = 4096
+# What is kept when a slot is too small; an offset takes at most 24 bytes.
+_MOST_OFFSETS: Final = 1_000
 
 
 class Fenced(Exception):  # noqa: N818  # it is an answer, "you are not the leader any more", not a fault
@@ -67,6 +69,7 @@ class Ledger(msgspec.Struct):
     dead_lettered: dict[str, int] = {}
     refused: dict[str, int] = {}
     evicted_reported: int = 0
+    refused_reported: dict[str, int] = {}
     resent: int = 0
     corrupt_bytes: int = 0
 
@@ -160,8 +163,10 @@ class Cursor:
     def _write(self, state: State, generation: int) -> None:
         body = _encode(state)
         if len(body) > SLOT_BYTES - _HEADER.size:
-            # More segments than a slot can name: forget the newest ones. Costs duplicates, never loss.
-            state = msgspec.structs.replace(state, offsets=sorted(state.offsets, key=lambda each: each.number)[:1000])
+            # More segments than a slot can name: forget the newest ones, and how far a range is sent. Costs
+            # duplicates, never loss; a slot that ran into the other one would cost both.
+            kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
+            state = msgspec.structs.replace(state, offsets=kept, chunk=[], parts_done=0, partial=Ledger())
             body = _encode(state)
         checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
         slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked
@@ -184,7 +189,7 @@ def _best(fd: int) -> tuple[State, int]:
             continue
         try:
             state = _decode(slot[_HEADER.size : end])
-        except msgspec.MsgspecError:
+        except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
             continue
         found.append((state.epoch, generation, state))
     if not found:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -45,6 +46,8 @@ ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 _UNSAFE_FILESYSTEMS: Final = frozenset(
     "nfs nfs4 cifs smb smb3 smbfs ncpfs afs 9p ceph glusterfs lustre gpfs ocfs2 gfs2 beegfs fuse fuseblk".split()
 )
+
+_OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 class SpoolFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +161,14 @@ def choose_root(configured: str | None, env: Mapping[str, str], *, make: bool = 
     """
     named = configured or env.get(ROOT_VARIABLE)
     if named:
-        root = os.path.abspath(os.path.expanduser(named))
+        root = os.path.expanduser(named)
+        if not os.path.isabs(root):
+            raise SpoolAccessError(
+                f"{ROOT_VARIABLE}={named!r} is relative: workers with different working directories would each get "
+                "a spool of their own. Nothing was written. Give an absolute path.",
+                root,
+            )
+        root = os.path.abspath(root)
         if make and (reason := _why_unusable(root)):
             raise SpoolAccessError(
                 f"the spool directory {root} cannot be used: {reason}. Nothing was written. Make it writable for "
@@ -192,8 +202,8 @@ def filesystem_of(path: str, mountinfo: str) -> str:
         fields = before.split(" ")
         if len(fields) < 5 or not after:
             continue
-        # Spaces and the like in a mount point are written as octal escapes.
-        mount = fields[4].encode("latin-1", "replace").decode("unicode_escape")
+        # Spaces and the like in a mount point are written as octal escapes, all else as it is.
+        mount = _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4])
         if (path == mount or path.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
             best, kind = mount, after.split(" ")[0]
     return kind
@@ -221,13 +231,11 @@ def _why_unusable(root: str) -> str | None:
 
 def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, DIRECTORY_MODE)
+        _make_directory(path)
         _check_access(path)
         if not allow_unsafe:
             _check_filesystem(path)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(f"{path}/ring", DIRECTORY_MODE)
+        _make_directory(f"{path}/ring")
         return SpoolDirectory(path, _adopt_or_write_format(path, wanted))
     except SpoolError:
         raise
@@ -237,6 +245,13 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
             f"(spool_directory or {ROOT_VARIABLE}).",
             path,
         ) from error
+
+
+def _make_directory(path: str) -> None:
+    """Make a directory that is ours alone, if there is none. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, DIRECTORY_MODE)
+        os.chmod(path, DIRECTORY_MODE)  # a umask such as 0177 would keep ourselves out
 
 
 def _check_access(path: str) -> None:
@@ -264,7 +279,7 @@ def _check_filesystem(path: str) -> None:
     if sys.platform != "linux":
         return
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             kind = filesystem_of(os.path.realpath(path), file.read())
     except OSError:
         return
@@ -294,7 +309,8 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
         damage = str(error)
     if damage:
         report("format", f"{path}/FORMAT is damaged ({damage}). It was kept as FORMAT.damaged and written anew.")
-        os.replace(f"{path}/FORMAT", f"{path}/FORMAT.damaged")
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            os.replace(f"{path}/FORMAT", f"{path}/FORMAT.damaged")
     _write_format(path, wanted)
     return _read_format(path)
 
@@ -333,7 +349,7 @@ def _read_format(path: str) -> SpoolFormat:
         content = json.loads(text)
         intact = content.pop("checksum") == _checksum(content)
         version = content["format"]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedFormatError(f"{path}/FORMAT cannot be read: {type(error).__name__}: {error}", path) from error
     if not intact:
         raise _DamagedFormatError(f"{path}/FORMAT does not match its checksum", path)
@@ -343,4 +359,7 @@ def _read_format(path: str) -> SpoolFormat:
             "changed, and its records stay. Update cwsink, or name another spool_directory.",
             path,
         )
-    return msgspec.convert(content, SpoolFormat)
+    try:
+        return msgspec.convert(content, SpoolFormat)
+    except msgspec.ValidationError as error:
+        raise _DamagedFormatError(f"{path}/FORMAT cannot be read: {error}", path) from error

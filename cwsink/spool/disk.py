@@ -37,6 +37,15 @@ def sync(fd: int) -> None:
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
 
 
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable against a crash of the host. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _call(fd: int, mode: int, start: int, length: int) -> bool:
     function = _find()
     if function is None or length <= 0:

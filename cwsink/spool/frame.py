@@ -45,20 +45,23 @@ LOSS: Final = 2
 KNOWN_TYPES: Final = frozenset({EVENT, LOSS})
 FLAG_OPTIONAL: Final = 1
 
-_CHECKED: Final = Struct("<IIBBH")  # what the header CRC covers
-_HEADER: Final = Struct("<4sI12s")
+_CHECKED: Final = Struct("<III")  # what the header CRC covers; type, version and flags as one number
+_HEADER: Final = Struct("<IIIII")
 _FIELDS: Final = Struct("<4sIIIBBH")
 HEADER_BYTES: Final = _FIELDS.size
 
-_pack_checked = _CHECKED.pack
-_pack_header = _HEADER.pack
+pack_checked = _CHECKED.pack
+pack_header = _HEADER.pack
+MAGIC_NUMBER: Final = int.from_bytes(MAGIC, "little")
+PLAIN_EVENT: Final = EVENT | VERSION << 8
 _unpack = _FIELDS.unpack_from
 
 
 def encode(payload: bytes, salt: int, kind: int = EVENT, flags: int = 0) -> bytes:
     """Return the frame of `payload` for a segment with this salt: 20 bytes and the payload."""
-    checked = _pack_checked(len(payload), crc32(payload, salt), kind, VERSION, flags)
-    return _pack_header(MAGIC, crc32(checked, salt), checked) + payload
+    size, payload_crc, what = len(payload), crc32(payload, salt), kind | VERSION << 8 | flags << 16
+    header_crc = crc32(pack_checked(size, payload_crc, what), salt)
+    return pack_header(MAGIC_NUMBER, header_crc, size, payload_crc, what) + payload
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):

@@ -41,6 +41,8 @@ class Lease:
 
     def try_acquire(self) -> bool:
         """Take the lease if nobody has it. Raises OSError (the directory is gone, EMFILE ...)."""
+        # FileLock would make a directory that was removed, with whatever mode the umask gives.
+        os.stat(os.path.dirname(self._path))
         try:
             self._lock.acquire(blocking=False)
         except Timeout:

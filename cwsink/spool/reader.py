@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from cwsink.diagnostics import report
@@ -123,6 +123,18 @@ class OpenSegment:
         descriptors.release(self.fd, self._incarnation)
 
 
+def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
+    """Open each segment in turn, oldest first, read-only and without a lock; but none that is evicted."""
+    void = read_evictions(directory).void
+    for number in segment.numbers(directory.ring):
+        with contextlib.suppress(FileNotFoundError):
+            if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
+                continue
+            with contextlib.closing(OpenSegment(fd, number)) as opened:
+                if opened.key != void:
+                    yield opened
+
+
 class RingReader:
     """All segments of a spool, as one leader reads them."""
 
@@ -133,6 +145,7 @@ class RingReader:
         self._committed = committed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
+        self._synced: dict[int, int] = {}
 
     def read(self) -> Block | None:
         """Return the next block of unread frames, from the oldest segment that has any; None if all is read."""
@@ -140,11 +153,23 @@ class RingReader:
         self._newest = numbers[-1] if numbers else 0
         for gone in self._open.keys() - set(numbers):
             self._open.pop(gone).close()
+        older: list[OpenSegment] = []
         for number in numbers:
             opened = self._open.get(number) or self._attach(number)
-            block = opened.read() if opened else None
+            if opened is None:
+                continue
+            before = opened.offset
+            block = opened.read()
             if block is not None:
+                # Since we looked there, a writer may have appended to an older segment and then gone on
+                # to this one: what it wrote first comes first. It is there by now, so one look is enough.
+                for each in older:
+                    earlier = each.read()
+                    if earlier is not None:
+                        opened.offset = before
+                        return earlier
                 return block
+            older.append(opened)
         return None
 
     def read_to(self, key: SegmentKey, end: int) -> Block | None:
@@ -196,9 +221,15 @@ class RingReader:
         return set(segment.numbers(self._ring))
 
     def sync(self) -> None:
-        """fdatasync every segment that is open: what they hold survives a crash of the host."""
-        for opened in self._open.values():
-            disk.sync(opened.fd)
+        """Make every segment durable against a crash of the host, whether it was read yet or not. Raises OSError."""
+        sizes: dict[int, int] = {}
+        for opened in open_segments(self._directory):
+            sizes[opened.key.number] = opened.size()
+            if self._synced.get(opened.key.number) != sizes[opened.key.number]:
+                disk.sync(opened.fd)
+        if sizes.keys() - self._synced.keys():
+            disk.sync_directory(self._ring)  # a new file is durable once its name is
+        self._synced = sizes
 
     def close(self) -> None:
         """Let go of all segments."""
@@ -208,13 +239,22 @@ class RingReader:
 
     def _attach(self, number: int) -> OpenSegment | None:
         try:
-            fd = descriptors.acquire(segment.path_of(self._ring, number), os.O_RDWR)
+            fd = segment.open_file(self._ring, number, os.O_RDWR)
         except FileNotFoundError:
             return None
+        if fd is None:
+            report("segment", f"{segment.path_of(self._ring, number)} is not a segment and is left alone.")
+            return None
         opened = OpenSegment(fd, number)
-        is_void = opened.key == read_evictions(self._directory).void
-        if is_void or not descriptors.try_lock(fd, exclusive=False) or (opened.is_damaged and number == self._newest):
-            opened.close()  # evicted or being evicted; or its writers have not gone on to the next one yet
+        if opened.key == read_evictions(self._directory).void:
+            # Its evictor holds this lock until it has unlinked it: if we get it, the evictor was killed.
+            if descriptors.try_lock(fd, exclusive=True):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(segment.path_of(self._ring, number))
+            opened.close()
+            return None
+        if not descriptors.try_lock(fd, exclusive=False) or (opened.is_damaged and number == self._newest):
+            opened.close()  # being evicted; or its writers have not gone on to the next one yet
             return None
         opened.offset = self._committed.get(opened.key, opened.offset)
         if opened.is_damaged:

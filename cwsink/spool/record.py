@@ -70,9 +70,23 @@ decode_event = _event_decoder.decode
 decode_loss = _loss_decoder.decode
 
 
+def event_of(payload: bytes) -> Event | None:
+    """Return an event payload's content; None if this version cannot read it."""
+    try:
+        return decode_event(payload)
+    except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
+        return None
+
+
+def loss_of(payload: bytes) -> Loss | None:
+    """Return a loss payload's content; None if this version cannot read it."""
+    try:
+        return decode_loss(payload)
+    except ValueError:
+        return None
+
+
 def timestamp_of(payload: bytes) -> int:
     """Return an event payload's time in ms; 0 if this version cannot read it."""
-    try:
-        return decode_event(payload).timestamp_ms
-    except msgspec.MsgspecError:
-        return 0
+    event = event_of(payload)
+    return event.timestamp_ms if event else 0

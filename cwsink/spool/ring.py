@@ -19,9 +19,8 @@ import contextlib
 import errno
 import os
 import threading
-import time
 from enum import Enum
-from time import monotonic
+from time import time_ns
 from typing import Final
 
 from cwsink.diagnostics import report, settled
@@ -30,15 +29,18 @@ from cwsink.spool.budget import Budget
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import AttachedSegment
 
-LOOK_SECONDS: Final = 1.0
-# A writer looks at the size of the segment once in this fraction of it: 64 writers that all append
-# unseen for that long exceed a segment by one segment.
-_LOOKS_PER_SEGMENT: Final = 64
+_LOOK_NS: Final = 1_000_000_000
+_SMALL_BYTES: Final = 1024
+_SMALL_LOOKS: Final = 32
+_LOOKS: Final = 64
 # How long a refusal stands before the room is looked at again: a full spool must not cost a
 # directory listing per record.
-_FULL_SECONDS: Final = 0.02
+_FULL_NS: Final = 20_000_000
+_EVICTING_NS: Final = 1_000_000
 # Twice a segment is where a writer stops that cannot rotate, whatever the reason.
 _MOST_SEGMENT_FACTOR: Final = 2
+# Loss markers still fit then: some 60 bytes each, and few (cwsink.frontends.losses).
+_MARKERS_BYTES: Final = 16 * 1024
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -53,7 +55,6 @@ class Append(Enum):
 
 
 _APPENDED: Final = Append.APPENDED
-_encode = frame.encode
 _write = os.write
 
 
@@ -67,116 +68,155 @@ class Ring:
         self._may_evict = may_evict
         self._budget = Budget(directory, max_bytes, segment_bytes)
         self._looking = threading.Lock()
-        self._segment: AttachedSegment | None = None
-        self._incarnation = descriptors.incarnation()
-        self._unseen_bytes = 0  # how much more we may append before looking at the size
-        self._look_at = 0.0
-        self._full_until = 0.0
+        self._full_until = 0
         self._removed = False
+        self._unlooked_bytes = 0
+        # For Writer.append. A look is due outside [looked_at, look_at): the clock may be set back.
+        self.attached: AttachedSegment | None = None
+        self.looked_at = self.look_at = 0
+        # A writer looks once in `look_mask + 1` small payloads, or `_look_bytes` of larger ones. 64 writers
+        # that all append unseen for that long exceed a segment by about one segment.
+        self.small_bytes = _SMALL_BYTES
+        self.look_mask = (1 << max(0, (segment_bytes // _SMALL_LOOKS // _SMALL_BYTES).bit_length() - 1)) - 1
+        self._look_bytes = segment_bytes // _LOOKS
 
     def append(self, payload: bytes, kind: int = frame.EVENT) -> Append:
-        """Append one frame. When this returns APPENDED the record survives this process."""
-        attached = self._segment
-        now = monotonic()
-        if attached is None or now >= self._look_at:
+        """Append one frame. When this returns APPENDED the record survives this process.
+
+        `Writer.append` has this spelled out for small events; a change here is due there too.
+        """
+        if not descriptors.here[0]:
+            descriptors.notice_fork()
+        now = time_ns()
+        attached = self.attached
+        if attached is None or not self.looked_at <= now < self.look_at:
             attached = self._look(now)
             if attached is None:
                 return self._refusal(now)
-        data = _encode(payload, attached.key.salt, kind)
+        data = frame.encode(payload, attached.salt, kind)
         try:
             written = _write(attached.fd, data)
         except OSError as error:
-            return self._not_written(error)
-        if written != len(data):
-            # The disk is full: the part that was written is skipped by readers. Never truncate: others append.
-            return self._not_written(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        self._unseen_bytes -= written
-        if self._unseen_bytes < 0:
-            self._look_at = 0.0  # the next append looks, this one is done
+            return self.not_written(error)
+        self._unlooked_bytes += written
+        if self._unlooked_bytes > self._look_bytes or written != len(data):
+            return self.appended(written, len(data))
         return _APPENDED
+
+    def appended(self, written: int, length: int) -> Append:
+        """Judge a write of `written` out of `length` bytes, and have the next append look at the segment."""
+        self.look_at = 0
+        if written == length:
+            return _APPENDED
+        # The disk is full: the part that was written is skipped by readers. Never truncate: others append.
+        return self.not_written(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def append_marker(self, payload: bytes) -> bool:
         """Append a loss marker, even if the spool is full: it is small, rare, and tells of it."""
-        attached = self._segment
-        if attached is None or attached.end_seen >= _MOST_SEGMENT_FACTOR * self._segment_bytes:
+        attached = self.attached
+        if attached is None or attached.end_seen >= _MOST_SEGMENT_FACTOR * self._segment_bytes + _MARKERS_BYTES:
             return False
-        data = _encode(payload, attached.key.salt, frame.LOSS)
+        data = frame.encode(payload, attached.salt, frame.LOSS)
         try:
-            return _write(attached.fd, data) == len(data)
+            # What goes into a removed segment is salvaged, but not a marker.
+            return os.fstat(attached.fd).st_nlink > 0 and _write(attached.fd, data) == len(data)
         except OSError:
             return False
 
     def attach(self) -> None:
         """Open the newest segment now, making the first one if need be. Raises OSError."""
-        if self._segment is None:
+        if self.attached is None:
             self._swap(segment.attach_newest(self._directory.ring) or self._make(0))
 
     @property
     def is_attached(self) -> bool:
         """Tell whether a segment is open."""
-        return self._segment is not None
+        return self.attached is not None
+
+    @property
+    def is_removed(self) -> bool:
+        """Tell whether the last look found that somebody has removed the ring."""
+        return self._removed
 
     def refresh(self) -> None:
         """Leave a segment that is not the newest (so that the leader can reclaim it)."""
-        self._look_at = 0.0
+        self.look_at = 0
         with contextlib.suppress(OSError):
-            if self._segment is not None and self._looking.acquire(blocking=False):
+            if self.attached is not None and self._looking.acquire(blocking=False):
                 try:
-                    self._follow(self._segment)
+                    self._follow(self.attached)
                 finally:
                     self._looking.release()
 
     def close(self) -> None:
         """Let go of the segment; the next append opens it again."""
-        self._segment = None
+        self.attached = None
 
     def forked(self) -> None:
         """Forget what the parent had open (it is closed already) and what its threads held."""
-        self._segment = None
+        self.attached = None
         self._looking = threading.Lock()
-        self._look_at = self._full_until = 0.0
+        self.look_at = self._full_until = 0
 
     def sync(self) -> None:
         """Make what was appended durable against a crash of the host (fdatasync). Raises OSError."""
-        if (attached := self._segment) is not None:
+        if (attached := self.attached) is not None:
             disk.sync(attached.fd)
 
     def salvage(self) -> list[bytes]:
         """Return the event payloads that went into a segment after it was removed under us.
 
-        That is what any process wrote there since our last look; the caller knows its own.
+        That is what any process wrote there since our last look, or salvage; the caller knows its own.
         """
-        attached = self._segment
+        attached = self.attached
         if attached is None:
             return []
         with contextlib.suppress(OSError):
             size = os.fstat(attached.fd).st_size
             data = os.pread(attached.fd, max(0, size - attached.end_seen), attached.end_seen)
-            found = frame.scan(data, attached.key.salt, at_end=True, final=False).frames
-            return [each.payload for each in found if each.kind == frame.EVENT]
+            found = frame.scan(data, attached.salt, at_end=True, final=False)
+            attached.end_seen += found.consumed
+            return [each.payload for each in found.frames if each.kind == frame.EVENT]
         return []
 
-    def _refusal(self, now: float) -> Append:
-        if now < self._full_until:
-            return Append.FULL
-        return Append.GONE if self._removed else Append.FAILED
+    def _is_full(self, now: int) -> bool:
+        return self._full_until - _FULL_NS <= now < self._full_until
 
-    def _look(self, now: float) -> AttachedSegment | None:
+    def _refusal(self, now: int) -> Append:
+        if self._removed:
+            return Append.GONE
+        return Append.FULL if self._full_until else Append.FAILED
+
+    def _look(self, now: int) -> AttachedSegment | None:
         """Return the segment to append to, or None: no room (then `_full_until` is set) or no access."""
-        if not self._looking.acquire(blocking=False):
-            # Another thread looks, or we are a signal handler that interrupted it: append on.
-            return self._segment or self._first()
+        if self._looking.acquire(blocking=False):
+            try:
+                return self._examine(now)
+            finally:
+                self._looking.release()
+        # Another thread looks, or we are a signal handler that interrupted it: append on. But not for ever:
+        # not if the last look found no room, and past twice a segment we look ourselves. That is safe, as it
+        # is beside other processes; the lock only spares work.
+        if self._full_until:
+            return None
+        attached = self.attached or self._first()
+        if attached is None or os.fstat(attached.fd).st_size < _MOST_SEGMENT_FACTOR * self._segment_bytes:
+            return attached
+        return self._examine(now)
+
+    def _examine(self, now: int) -> AttachedSegment | None:
         try:
-            if now < self._full_until:
+            if self._is_full(now):
                 return None
-            attached = self._segment or self._first()
+            attached = self.attached or self._first()
             if attached is None:
                 return None
+            end_seen = attached.end_seen  # read before the size: another thread may look, too
             status = os.fstat(attached.fd)
             if status.st_nlink == 0:
                 self._removed = True
                 return None  # the writer opens the directory anew
-            truncated = status.st_size < attached.end_seen
+            truncated = status.st_size < end_seen
             attached.end_seen = status.st_size
             if truncated:  # by somebody else; what is appended behind the cut might never be read
                 attached = self._swap(self._make(attached.key.number))
@@ -185,14 +225,13 @@ class Ring:
             elif os.path.lexists(segment.path_of(self._directory.ring, attached.key.number + 1)):
                 attached = self._follow(attached)
             if attached is not None:
-                self._unseen_bytes = self._segment_bytes // _LOOKS_PER_SEGMENT
-                self._look_at = now + LOOK_SECONDS
+                self.looked_at, self.look_at = now, now + _LOOK_NS
+                self._unlooked_bytes = self._full_until = 0
+                self._removed = False
             return attached
         except OSError as error:
-            self._not_written(error)
+            self.not_written(error)
             return None
-        finally:
-            self._looking.release()
 
     def _first(self) -> AttachedSegment | None:
         try:
@@ -201,10 +240,10 @@ class Ring:
             # Without its directory there is nothing to attach to, and ENOENT says so.
             self._removed = error.errno == errno.ENOENT
             if not self._removed:
-                self._not_written(error)
+                self.not_written(error)
             return None
 
-    def _rotate(self, attached: AttachedSegment, now: float) -> AttachedSegment | None:
+    def _rotate(self, attached: AttachedSegment, now: int) -> AttachedSegment | None:
         """Leave a full segment: for the next one if there is one, or make it if there is room."""
         newer = self._follow(attached)
         if newer.end_seen < self._segment_bytes:
@@ -213,12 +252,18 @@ class Ring:
             return self._swap(self._make(newer.key.number))
         if self._may_evict and newer.end_seen < _MOST_SEGMENT_FACTOR * self._segment_bytes:
             return newer  # another process is making room: go on meanwhile
-        self._full_until = now + _FULL_SECONDS
+        # The next one to evict may have to wait only for the one who is evicting now.
+        self._full_until = now + (_EVICTING_NS if self._may_evict else _FULL_NS)
         return None
 
     def _make(self, after: int) -> AttachedSegment:
-        """Make the segment after number `after` (or take the one another writer made meanwhile)."""
-        after = max([after, *segment.numbers(self._directory.ring)[-1:]])
+        """Make the segment after number `after`, or take the one another writer made meanwhile."""
+        newest = max([after, *segment.numbers(self._directory.ring)[-1:]])
+        if newest > after:
+            attached = segment.attach_newest(self._directory.ring)
+            if attached is not None and attached.key.number > after:
+                return attached
+            after = newest  # it cannot be written: another version's, or damaged
         try:
             segment.create(self._directory.ring, after + 1, self._spool_id, self._segment_bytes)
         except OSError as error:
@@ -228,7 +273,7 @@ class Ring:
             segment.create(self._directory.ring, after + 1, self._spool_id, self._segment_bytes)
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
-            raise FileNotFoundError(errno.ENOENT, "the ring has no segment that can be written", self._directory.ring)
+            raise OSError(errno.EIO, "the ring has no segment that can be written", self._directory.ring)
         return attached
 
     def _follow(self, attached: AttachedSegment) -> AttachedSegment:
@@ -239,16 +284,18 @@ class Ring:
         return self._swap(newest)
 
     def _swap(self, attached: AttachedSegment) -> AttachedSegment:
-        self._segment = attached
-        self._unseen_bytes = self._segment_bytes // _LOOKS_PER_SEGMENT
+        current = self.attached
+        # Never back to an older one, which another thread found a moment ago: readers take the segments in turn.
+        if current is None or current.key.number < attached.key.number:
+            self.attached = current = attached
         settled("append")
-        return attached
+        return current
 
-    def _not_written(self, error: OSError) -> Append:
+    def not_written(self, error: OSError) -> Append:
         """Turn an I/O error into an answer. Looks again at the next append: things get repaired."""
-        self._look_at = 0.0
+        self.look_at = 0
         if error.errno in _NO_ROOM:
-            self._full_until = time.monotonic() + _FULL_SECONDS
+            self._full_until = time_ns() + _FULL_NS
             return Append.FULL
         report(
             "append",

@@ -27,6 +27,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import time
 from struct import Struct
 from typing import Final, NamedTuple
@@ -41,7 +42,10 @@ _FIELDS: Final = Struct("<8sHHIII16sQQ")
 _CRC: Final = Struct("<I4x")
 HEADER_BYTES: Final = _FIELDS.size + _CRC.size
 
-_NAME: Final = re.compile(r"(\d{10,})\.seg")
+# The header has 64 bits for the number; what does not fit is not a segment.
+_NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
+# A directory, a symbolic link, a FIFO or a device that nobody reads, a file of another user.
+_NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
 _TEMPORARY_SUFFIX: Final = ".tmp"
 # A temporary file lives for microseconds; one this old was left by a killed writer.
 _STALE_TEMPORARY_SECONDS: Final = 60.0
@@ -80,6 +84,26 @@ def numbers(ring: str) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
+def open_file(ring: str, number: int, flags: int) -> int | None:
+    """Open segment `number`. None: what has its name is not a file we may open, and none of our business.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        OSError: EMFILE and so on.
+    """
+    try:
+        # O_NONBLOCK means nothing for a file; without it a FIFO of that name would be waited for, for ever.
+        fd = descriptors.acquire(path_of(ring, number), flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    descriptors.release(fd, descriptors.incarnation())
+    return None
+
+
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
     """Return the 64 bytes of a segment's header."""
     fields = _FIELDS.pack(MAGIC, LAYOUT_MAJOR, HEADER_BYTES, 0, 0, key.salt, spool_id, key.number, created_ms)
@@ -101,12 +125,11 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
     """Make segment `number`, its blocks reserved. False: another writer was first.
 
     Raises:
-        OSError: ENOSPC, EDQUOT and so on; nothing is left behind.
+        OSError: ENOSPC, EDQUOT and so on; nothing is left behind, unless another writer has it already.
     """
     temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{_TEMPORARY_SUFFIX}"
     fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        disk.reserve(fd, reserve_bytes)
         salt = int.from_bytes(os.urandom(4), "little")
         header = encode_header(SegmentKey(number, salt), spool_id, int(time.time() * 1000))
         if os.write(fd, header) != len(header):
@@ -115,6 +138,14 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
             os.link(temporary, path_of(ring, number))
         except FileExistsError:
             return False
+        try:
+            # Only now: of many writers that rotate at once one reserves, not all for a moment.
+            disk.reserve(fd, reserve_bytes)
+        except OSError:
+            if descriptors.try_lock(fd, exclusive=True):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path_of(ring, number))
+            raise
         return True
     finally:
         descriptors.release(fd, descriptors.incarnation())
@@ -143,11 +174,12 @@ class AttachedSegment:
     then writes a frame salted for the old segment into the new one, where it is noise.)
     """
 
-    __slots__ = ("_incarnation", "end_seen", "fd", "key")
+    __slots__ = ("_incarnation", "end_seen", "fd", "key", "salt")
 
     def __init__(self, fd: int, key: SegmentKey, end_seen: int) -> None:
         self.fd = fd
         self.key = key
+        self.salt = key.salt
         self.end_seen = end_seen  # the file's size when it was last looked at
         self._incarnation = descriptors.incarnation()
 
@@ -158,17 +190,19 @@ class AttachedSegment:
 def attach_newest(ring: str) -> AttachedSegment | None:
     """Attach to the newest readable segment, or None if there is none. Raises OSError.
 
-    Under a foreign layout version as the newest segment the answer is None too: the writer then
-    makes a segment of its own after it.
+    If the newest has another layout version, is damaged or is no file the answer is None too: the
+    writer then makes a segment of its own after it.
     """
     for _ in range(_ATTACH_TRIES):
         newest = numbers(ring)[-1:]
         if not newest:
             return None
         try:
-            fd = descriptors.acquire(path_of(ring, newest[0]), os.O_RDWR | os.O_APPEND)
+            fd = open_file(ring, newest[0], os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
             continue
+        if fd is None:
+            return None
         attached = AttachedSegment(fd, SegmentKey(newest[0], 0), 0)
         # The leader holds the exclusive lock only while it removes a segment: look again.
         if not descriptors.try_lock(fd, exclusive=False):
@@ -179,7 +213,7 @@ def attach_newest(ring: str) -> AttachedSegment | None:
         header = decode_header(os.pread(fd, HEADER_BYTES, 0))
         if header is None or not header.readable or header.key.number != newest[0]:
             return None
-        attached.key = header.key
+        attached.key, attached.salt = header.key, header.key.salt
         attached.end_seen = status.st_size
         return attached
     return None

@@ -6,17 +6,19 @@ any process while everything else is stuck, and disturbs nobody.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
-from cwsink.spool import cursor, descriptors, frame, record, segment
+from cwsink.spool import cursor, frame, record, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import OpenSegment
+from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Event
+
+# A look takes seconds at most, and what vanishes during one is the oldest, which is read first.
+_MOST_LOOKS: Final = 5
 
 
 @dataclass
@@ -46,10 +48,24 @@ class Survey:
 
 
 def survey(directory: SpoolDirectory) -> Survey:
-    """Read the cursor and count what lies behind it."""
+    """Read the cursor and count what lies behind it.
+
+    A segment that is delivered and reclaimed between the two would be in neither count: look again.
+    """
+    for _ in range(_MOST_LOOKS):
+        expected = set(segment.numbers(directory.ring))
+        books, seen = _look(directory)
+        if expected <= seen:
+            break
+    return books
+
+
+def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
+    """Return the books, and the numbers of the segments that were there to be counted."""
     state = cursor.read(directory.cursor)
     committed = state.committed()
     evictions = read_evictions(directory)
+    seen = {evictions.number}
     ledger = state.ledger
     refused = Counter(ledger.refused)
     refused.update(evictions.refused)
@@ -62,6 +78,7 @@ def survey(directory: SpoolDirectory) -> Survey:
         corrupt_bytes=ledger.corrupt_bytes,
     )
     for opened in open_segments(directory):
+        seen.add(opened.key.number)
         if opened.key == evictions.void:
             continue
         opened.offset = committed.get(opened.key, opened.offset)
@@ -73,12 +90,11 @@ def survey(directory: SpoolDirectory) -> Survey:
                     # In arrival order the first one is the oldest, near enough for people.
                     if books.oldest_pending_ms is None:
                         books.oldest_pending_ms = record.timestamp_of(each.payload)
-                elif each.kind == frame.LOSS:
-                    loss = record.decode_loss(each.payload)
+                elif each.kind == frame.LOSS and (loss := record.loss_of(each.payload)):
                     refused[loss.reason] += loss.count
     books.refused = dict(refused)
     books.appended = ledger.appended + books.evicted + books.pending
-    return books
+    return books, seen
 
 
 def events(directory: SpoolDirectory, *, all_present: bool = False) -> Iterator[Event]:
@@ -93,14 +109,16 @@ def events(directory: SpoolDirectory, *, all_present: bool = False) -> Iterator[
         opened.offset = committed.get(opened.key, opened.offset)
         while (block := opened.read()) is not None:
             for each in block.frames:
-                if each.kind == frame.EVENT:
-                    yield record.decode_event(each.payload)
+                if each.kind == frame.EVENT and (event := record.event_of(each.payload)):
+                    yield event
 
 
-def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
-    """Open each segment that exists in turn, oldest first, read-only and without a lock."""
-    for number in segment.numbers(directory.ring):
-        with contextlib.suppress(FileNotFoundError):
-            fd = descriptors.acquire(segment.path_of(directory.ring, number), os.O_RDONLY)
-            with contextlib.closing(OpenSegment(fd, number)) as opened:
-                yield opened
+def has_pending(directory: SpoolDirectory) -> bool:
+    """Tell whether there is a frame that is not settled yet."""
+    committed = cursor.read(directory.cursor).committed()
+    for opened in open_segments(directory):
+        opened.offset = committed.get(opened.key, opened.offset)
+        while (block := opened.read()) is not None:
+            if block.frames:
+                return True
+    return False

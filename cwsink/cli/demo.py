@@ -1,0 +1,28 @@
+"""`cwsink demo`: runs `cwsink.demo`, and says what to install if that cannot be."""
+
+from __future__ import annotations
+
+import sys
+
+from cwsink.cli import DONE, NOT_DONE, complain
+
+_HELP = """\
+usage: cwsink demo [arguments of its own]
+
+A real web server that logs, workers that are killed, a CloudWatch that fails, and a count of what arrived.
+It needs: pip install 'cwsink[demo]'
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Hand over to the demo."""
+    try:
+        from cwsink.demo import main  # type: ignore[attr-defined, unused-ignore]
+    except ImportError as error:
+        if {"-h", "--help"} & set(argv):
+            sys.stdout.write(_HELP)
+            return DONE
+        complain(f"the demo cannot be loaded ({error}). Install what it needs: pip install 'cwsink[demo]'")
+        return NOT_DONE
+    code: int = main(argv)
+    return code

@@ -1,0 +1,90 @@
+"""Which spools a PATH on the command line means (reads directories).
+
+One spool that is damaged or closed to us must not hide the others: it is told on
+stderr and remembered, and the others are returned.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Final
+
+from cwsink.cli import complain
+from cwsink.config import ENVIRONMENT_PREFIX
+from cwsink.errors import SpoolError
+from cwsink.spool import segment
+from cwsink.spool.directory import SpoolDirectory, choose_root, find_spools, open_existing
+
+# What cwsink.naming.spool_name makes: a directory we cannot look into is only of interest if it is a spool.
+_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
+
+
+class Spools:
+    """The spools at a PATH: `open()` them, and again later for those that are new.
+
+    Attributes:
+        is_whole: False as soon as one of them could not be read.
+    """
+
+    def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], None] = complain) -> None:
+        """Remember. `read_only`: for looking, also at other users' spools."""
+        self._path = path or os.path.expanduser(os.environ.get(f"{ENVIRONMENT_PREFIX}SPOOL_DIRECTORY", ""))
+        self._read_only = read_only
+        self._tell = tell
+        self._told: set[str] = set()
+        self.is_whole = True
+
+    @property
+    def place(self) -> str:
+        """Where is looked, for people."""
+        return os.path.abspath(self._path) if self._path else choose_root(None, os.environ, make=False)
+
+    def open(self) -> list[SpoolDirectory]:
+        """Return those that can be opened. Raises SpoolAccessError: the place itself cannot be looked into."""
+        paths = find_spools(self._path or None)
+        found = [directory for path in paths if (directory := self._open(path))]
+        if paths != [self.place]:
+            self._look_for_others(set(paths))
+        return found
+
+    def say_there_is_none(self) -> None:
+        """Tell that nothing was found, and what that may mean."""
+        if not os.path.isdir(self.place):
+            complain(f"{self.place} is not there: nothing was logged into it yet, or it is another PATH.")
+        elif self.is_whole:
+            complain(f"{self.place} holds no spool: nothing was logged into it yet, or it is another PATH.")
+
+    def _open(self, path: str) -> SpoolDirectory | None:
+        try:
+            return open_existing(path, read_only=self._read_only)
+        except SpoolError as error:
+            self.miss(path, str(error))
+            return None
+
+    def _look_for_others(self, known: set[str]) -> None:
+        """Notice what is a spool but could not be taken for one."""
+        try:
+            entries = [entry for entry in os.scandir(self.place) if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            return
+        for entry in entries:
+            if entry.path in known:
+                continue
+            if not os.access(entry.path, os.R_OK | os.X_OK):
+                if not _SPOOL_NAME.fullmatch(entry.name):
+                    continue
+                self.miss(entry.path, f"cannot look into {entry.path}: permission denied. Run as its owner or as root.")
+            elif segment.numbers(f"{entry.path}/ring") and not os.path.lexists(f"{entry.path}/FORMAT"):
+                self.miss(
+                    entry.path,
+                    f"{entry.path} holds records but no FORMAT file. The next worker that logs there writes it anew.",
+                )
+
+    def miss(self, path: str, message: str) -> None:
+        """Note that one could not be read; say so once."""
+        self.is_whole = False
+        if path not in self._told:
+            self._told.add(path)
+            self._tell(message)

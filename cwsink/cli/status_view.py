@@ -1,0 +1,191 @@
+"""What `cwsink status` shows to people: a block for each spool, the important thing first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from cwsink.cli import DONE, text
+from cwsink.cli.status import Sight, why
+
+_LABEL_WIDTH: Final = 10
+# Lines of a pipe are not folded: they are for grep.
+_UNFOLDED: Final = 10_000
+_NEARLY_FULL: Final = 0.8
+
+_STYLES: Final = {
+    "idle": "green",
+    "delivering": "cyan",
+    "retrying": "yellow",
+    "circuit_open": "red",
+    "stalled": "red",
+    "no_leader": "yellow",
+}
+_KINDS: Final = {"thread": "in a worker", "process": "dedicated"}
+
+
+def show(looks: Iterator[tuple[list[Sight], int]], watch: float | None) -> int:
+    """Print the first look, or keep showing the newest."""
+    console = Console(highlight=False)
+    if watch is None:
+        sights, code = next(looks)
+        _print(console, sights)
+        return code
+    if not console.is_terminal:
+        for sights, _ in looks:
+            print(time.strftime("-- %Y-%m-%d %H:%M:%S"))
+            _print(console, sights)
+            sys.stdout.flush()
+            time.sleep(watch)
+        return DONE
+    sights = []
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            for sights, _ in looks:
+                heading = Text(f"{time.strftime('%H:%M:%S')}, every {watch:g} s, Ctrl-C ends\n\n", "dim")
+                live.update(heading + page(sights, console.width), refresh=True)
+                time.sleep(watch)
+    except KeyboardInterrupt:
+        _print(console, sights)  # the last look stays on the screen
+    return DONE
+
+
+def page(sights: list[Sight], width: int) -> Text:
+    """Return all spools as text of at most `width` columns."""
+    blocks = [block(sight, width) for sight in sights]
+    if len(sights) > 1:
+        blocks.insert(0, _summary(sights))
+    return Text("\n").join(blocks)
+
+
+def block(sight: Sight, width: int) -> Text:
+    """Return one spool: target and verdict, then why, then the books."""
+    report = sight.report
+    style = _STYLES[report.state]
+    lines = Text()
+    lines.append("● ", style)
+    lines.append(text.printable(report.target, one_line=True), "bold")
+    if report.region:
+        lines.append(f"  {text.printable(report.region, one_line=True)}", "dim")
+    lines.append("\n")
+    for each in _fold(_verdict(sight), width - 2):
+        lines.append(f"  {each}\n", style)
+    for label, value, value_style in _rows(sight):
+        for index, each in enumerate(_fold(value, width - _LABEL_WIDTH - 2)):
+            lines.append(f"  {label if index == 0 else '':{_LABEL_WIDTH}}", "dim")
+            lines.append(f"{each}\n", value_style)
+    return lines
+
+
+def _print(console: Console, sights: list[Sight]) -> None:
+    is_folded = console.is_terminal or "COLUMNS" in os.environ
+    shown = page(sights, console.width if is_folded else _UNFOLDED)
+    console.print(shown, end="", soft_wrap=True)
+
+
+def _summary(sights: list[Sight]) -> Text:
+    behind = [sight.report for sight in sights if sight.report.pending]
+    if not behind:
+        return Text(f"{len(sights)} spools: everything is delivered.\n", "green")
+    pending = sum(report.pending for report in behind)
+    verb = "is" if len(behind) == 1 else "are"
+    return Text(f"{len(behind)} of {len(sights)} spools {verb} behind: {text.records(pending)} in all.\n", "yellow")
+
+
+def _verdict(sight: Sight) -> str:
+    """Answer the first question: is everything delivered?"""
+    report = sight.report
+    if not report.pending:
+        if not report.appended:
+            return "Nothing was logged here yet."
+        when = "" if sight.success_seconds is None else f", the last {text.duration(sight.success_seconds)} ago"
+        lost = sum(report.dead_lettered.values()) + report.evicted
+        if lost:
+            return f"Nothing waits: {text.records(report.delivered)} delivered{when}; {lost:,} could not be (below)."
+        return f"Everything is delivered: {text.records(report.delivered)}{when}."
+    waiting = f"{text.records(report.pending)} wait{'s' if report.pending == 1 else ''}"
+    waiting += f" ({text.size(report.pending_bytes)})"
+    if report.oldest_pending_seconds is not None:
+        waiting += f", the oldest for {text.duration(report.oldest_pending_seconds)}"
+    if report.state == "delivering":
+        rate = sight.records_per_second
+        speed = f"; {rate:,.0f} a second, about {text.duration(report.pending / rate)} left" if rate >= 1 else ""
+        return f"Delivering: {waiting}{speed}."
+    return f"{_TROUBLE[report.state]}: {waiting}."
+
+
+_TROUBLE: Final = {
+    "retrying": "Retrying",
+    "circuit_open": "Circuit open, trying every 30 s",
+    "stalled": "Stalled",
+    "no_leader": "Nobody sends",
+}
+
+
+def _rows(sight: Sight) -> Iterator[tuple[str, str, str]]:
+    report = sight.report
+    if report.state not in ("idle", "delivering"):
+        first, *rest = why(sight).split("\n")
+        yield "why", first, "bold"
+        for each in rest:
+            yield "", each, ""
+    if report.appended:
+        yield "records", _books(sight), ""
+    if report.evicted:
+        yield "evicted", f"{text.records(report.evicted)}: the spool was full, and the oldest went", "red"
+    if report.refused:
+        yield "refused", f"{_counts(report.refused)}: never entered the spool, told in the stream", "red"
+    if report.dead_lettered:
+        yield "dead", f"{_counts(report.dead_lettered)}: kept in dead_letters.jsonl", "red"
+    if report.last_error and report.state in ("idle", "delivering"):
+        yield "error", f"{report.last_error} (the last one; it is over)", "dim"
+    elif report.last_error and report.state in ("no_leader", "stalled"):
+        yield "error", f"{report.last_error} (the last one)", ""
+    yield "leader", _leader(sight), ""
+    fill = sight.used_bytes / report.capacity_bytes if report.capacity_bytes else 0.0
+    room = f"{text.size(sight.used_bytes)} of {text.size(report.capacity_bytes)} used"
+    if report.pending and fill >= _NEARLY_FULL:
+        yield "disk", f"{room} ({fill:.0%}): on_full decides what goes when it is full", "red"
+    else:
+        yield "disk", room, ""
+    yield "spool", report.path, ""
+
+
+def _books(sight: Sight) -> str:
+    report = sight.report
+    parts = [f"{report.delivered:,} delivered"]
+    if dead := sum(report.dead_lettered.values()):
+        parts.append(f"{dead:,} dead")
+    if report.evicted:
+        parts.append(f"{report.evicted:,} evicted")
+    parts.append(f"{report.pending:,} waiting")
+    extra = [f"{report.resent:,} sent again"] if report.resent else []
+    extra += [f"{report.corrupt_bytes:,} bytes damaged"] if report.corrupt_bytes else []
+    books = f"{report.appended:,} appended = {' + '.join(parts)}"
+    return f"{books}  ({', '.join(extra)})" if extra else books
+
+
+def _leader(sight: Sight) -> str:
+    leader = sight.report.leader
+    if leader is None:
+        return "none"
+    kind = _KINDS.get(leader.kind, leader.kind)
+    return f"pid {leader.pid} on {leader.host}, {kind}, epoch {leader.epoch}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+
+
+def _fold(value: str, width: int) -> list[str]:
+    """Return `value` in lines of at most `width` columns, folded at spaces where there are any."""
+    value = text.printable(value, one_line=True)
+    lines = Text(value).wrap(Console(width=max(width, 20)), max(width, 20))
+    return [line.plain.rstrip() for line in lines] or [""]

@@ -1,0 +1,213 @@
+"""What people read: durations, sizes, and a record as a line (pure).
+
+Everything that comes from a spool is foreign text: `printable` takes its control
+characters away before it reaches a terminal, where they could do more than be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from cwsink.cli.arguments import LEVELS
+from cwsink.spool.record import Event
+
+# C0 without tab and newline, DEL, and C1.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PLAIN: Final = re.compile(r"[^\s=\"']+")
+
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
+# Deeper than this, data is shown as JSON.
+_MOST_FLAT: Final = 3
+_INDENT: Final = " " * 4
+# Context that tells nothing to a reader: fapilog draws a message_id at random for each entry.
+_NOISE: Final = frozenset({"message_id"})
+
+_RESET: Final = "\x1b[0m"
+_DIM: Final = "2"
+_AUDIT: Final = LEVELS["AUDIT"]
+_ERROR: Final = LEVELS["ERROR"]
+# From this rank on: magenta, bold red, yellow, green, dim.
+_LEVEL_COLOURS: Final = ((_AUDIT, "35"), (_ERROR, "1;31"), (LEVELS["WARNING"], "33"), (LEVELS["INFO"], "32"), (0, "2"))
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """Return `text` with its control characters as escapes."""
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return text.replace("\n", "\\n") if one_line else text
+
+
+def duration(seconds: float) -> str:
+    """Return "0.4 s", "12 s", "3 min 5 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for (size, name), (smaller, smaller_name) in zip(_UNITS, (*_UNITS[1:], (1, "s")), strict=True):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
+    raise AssertionError("whole is at least a minute")
+
+
+def size(count: int) -> str:
+    """Return "12 B", "1.5 KiB", "256 MiB", "1.2 GiB"."""
+    if count < 1024:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        amount /= 1024
+        if amount < 1023.95 or unit == "TiB":
+            break
+    return f"{amount:.0f} {unit}" if amount >= 100 or amount == int(amount) else f"{amount:.1f} {unit}"
+
+
+def records(count: int) -> str:
+    """Return "1 record", "1,234 records"."""
+    return f"{count:,} record{'' if count == 1 else 's'}"
+
+
+def stay(count: int) -> str:
+    """Return "1 record stays", "2 records stay"."""
+    return f"{records(count)} stay{'s' if count == 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record as people read it.
+
+    Attributes:
+        level: its name, or None for plain text.
+        rank: of the level, as in `logging`; None if there is no level.
+        details: key and value, in order.
+        more: what needs lines of its own: a traceback.
+    """
+
+    timestamp_ms: int
+    level: str | None
+    rank: int | None
+    logger: str
+    message: str
+    details: tuple[tuple[str, str], ...] = ()
+    more: str = ""
+
+
+def read(event: Event) -> Line:
+    """Take a record apart: one of fapilog's two shapes of JSON, or any text."""
+    entry = _entry_of(event.message)
+    if entry is None:
+        return Line(event.timestamp_ms, None, None, "", event.message)
+    level = entry.get("level")
+    name = level.upper() if isinstance(level, str) else None
+    rank = LEVELS.get(name) if name else None
+    diagnostics = _mapping(entry.get("diagnostics"))
+    return Line(
+        event.timestamp_ms,
+        name,
+        rank,
+        str(entry.get("logger") or ""),
+        str(entry["message"]),
+        (*_context(entry), *_flat("", _mapping(entry.get("data")))),
+        _traceback(_mapping(diagnostics.get("exception"))),
+    )
+
+
+def is_at_least(line: Line, rank: int | None) -> bool:
+    """Tell whether a line's level is `rank` or above. A level we do not know passes, none does not."""
+    return rank is None or (line.level is not None and (line.rank is None or line.rank >= rank))
+
+
+def render(line: Line, *, today: str, colour: bool) -> str:
+    """Return the line in local time, with escape sequences if `colour`.
+
+    Args:
+        line: what to show.
+        today: the local date, "2026-01-31"; other dates are shown.
+        colour: whether it goes to a terminal.
+    """
+
+    def paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}{_RESET}" if colour and text else text
+
+    parts = [paint(_clock(line.timestamp_ms, today), _DIM)]
+    if line.level is not None:
+        code = next(code for least, code in _LEVEL_COLOURS if (line.rank or 0) >= least)
+        parts.append(paint(f"{printable(line.level, one_line=True):8}", code))
+    if line.logger:
+        parts.append(paint(f"{printable(line.logger, one_line=True)}:", "36"))
+    first, *rest = printable(line.message).splitlines() or [""]
+    parts.append(paint(first, "1") if _ERROR <= (line.rank or 0) < _AUDIT else first)
+    if line.details:
+        parts.append("")  # two spaces part the message from what belongs to it
+    parts.extend(
+        f"{paint(f'{printable(key, one_line=True)}=', _DIM)}{printable(value, one_line=True)}"
+        for key, value in line.details
+    )
+    below = [*rest, *printable(line.more).splitlines()]
+    return "\n".join([" ".join(parts), *(_INDENT + paint(each, _DIM) for each in below)])
+
+
+def _entry_of(message: str) -> Mapping[str, Any] | None:
+    """Return fapilog's entry, if the message is one."""
+    if not message.startswith("{"):
+        return None
+    try:
+        content = msgspec.json.decode(message)
+    except (ValueError, RecursionError):
+        return None
+    entry = content.get("log", content)
+    return entry if isinstance(entry, dict) and "message" in entry else None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _context(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in _mapping(entry.get("context")).items():
+        if key not in _NOISE and value is not None:
+            yield key, _value(value)
+
+
+def _flat(prefix: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value and prefix.count(".") < _MOST_FLAT:
+            yield from _flat(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", _value(value)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return msgspec.json.encode(value).decode()
+
+
+def _traceback(exception: Mapping[str, Any]) -> str:
+    if stack := exception.get("error.stack"):
+        return str(stack).rstrip()
+    if exception:
+        return f"{exception.get('error.type', 'exception')}: {exception.get('error.message', '')}"
+    return ""
+
+
+def _clock(timestamp_ms: int, today: str) -> str:
+    second = _local(timestamp_ms // 1000)
+    return f"{second.removeprefix(f'{today} ')}.{timestamp_ms % 1000:03}" if second else f"{timestamp_ms} ms"
+
+
+@lru_cache(maxsize=1024)
+def _local(second: int) -> str:
+    """Return the local date and time, or "" if there is none."""
+    try:
+        # Naive on purpose: what the clock on the reader's wall showed.
+        return datetime.fromtimestamp(second).isoformat(sep=" ")  # noqa: DTZ006
+    except (ValueError, OverflowError, OSError):
+        return ""

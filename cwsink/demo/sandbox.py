@@ -1,0 +1,123 @@
+"""Where the demo runs: a directory, an environment and processes of its own.
+
+Nothing of the user's settings is seen, every child is reaped whatever happens, and the
+directory is removed unless it is to be kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import cwsink
+
+_SETTINGS_OF_THE_USER: Final = ("FAPILOG_", "CWSINK_", "GUNICORN_")
+_GONE_SECONDS: Final = 2.0
+_LOG_TAIL_LINES: Final = 15
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+class Sandbox:
+    """A context manager. `path` is the directory; set `keep` to leave it there."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep = keep
+        # Unix socket paths are short, and the user may look for it: /tmp/cwsink-demo-x1y2z3.
+        self.path = Path(tempfile.mkdtemp(prefix="cwsink-demo-")).resolve()
+        self.spools = self.path / "spool"
+        self.spools.mkdir(0o700)
+        self.environment = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+        # A source tree that is on sys.path alone is not inherited.
+        root = str(Path(cwsink.__file__).parent.parent)
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self.environment["CWSINK_SPOOL_DIRECTORY"] = str(self.spools)
+        # gunicorn's control socket goes here; two servers of one user would share it.
+        self.environment["XDG_RUNTIME_DIR"] = str(self.path)
+        self._children: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children:  # first of all: whatever happens while they are waited for
+            _kill(child)
+        for child in self._children:
+            _reap(child)
+        if not self.keep:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def run_python(self, name: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start `python arguments...` in a process group of its own; what it says goes to `<name>.log`."""
+        with self.log(name).open("w") as log:
+            child = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.path,  # no gunicorn.conf.py of the user's is found
+                env=self.environment,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                **{"stdin": subprocess.DEVNULL, "stdout": log, **options},
+            )
+        self._children.append(child)
+        return child
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Give this process the sandbox's environment for a while."""
+        saved = dict(os.environ)
+        try:
+            os.environ.clear()
+            os.environ.update(self.environment)
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(saved)
+
+    def log(self, name: str) -> Path:
+        """Return where a child's output is."""
+        return self.path / f"{name}.log"
+
+    def what_was_said(self) -> str:
+        """Return the last lines of each log, for an error."""
+        tails = []
+        for log in sorted(self.path.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            tails += [f"{log.name}: {line}" for line in lines]
+        return "\n".join(tails)
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(_SETTINGS_OF_THE_USER)
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _reap(child: subprocess.Popen[str]) -> None:
+    """Wait until the whole group is gone: gunicorn's workers are not our children."""
+    child.wait()
+    until = time.monotonic() + _GONE_SECONDS
+    with contextlib.suppress(OSError):
+        while time.monotonic() < until:
+            os.killpg(child.pid, signal.SIGKILL)
+            time.sleep(0.01)
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            stream.close()

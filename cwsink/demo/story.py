@@ -1,0 +1,197 @@
+"""The sequence: start, load, two kills, stop, read back. Ends within a minute.
+
+```text
+start CloudWatch -> start gunicorn -> requests | 1/3: kill an ordinary worker
+                                               | 2/3: kill the leader, time the takeover
+-> stop gunicorn (the last worker out drains the spool) -> read back -> judge
+```
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from cwsink.demo import cloudwatch, oracle
+from cwsink.demo.cloudwatch import LogEvent, Reader
+from cwsink.demo.load import Load
+from cwsink.demo.report import Screen
+from cwsink.demo.sandbox import DemoError, Sandbox
+from cwsink.demo.takeover import Takeover, find_leader, find_ordinary, wait_for_successor
+from cwsink.demo.verdict import Evidence, Verdict, judge
+from cwsink.demo.webserver import WebServer
+from cwsink.spool import directory, survey
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.survey import Survey
+
+# Since the beginning. With the waits below, the whole stays below a minute whatever fails.
+START_UNTIL_SECONDS: Final = 25.0
+LOAD_UNTIL_SECONDS: Final = 35.0  # as many requests are sent as fit
+ELECTION_SECONDS: Final = 5.0
+STOP_UNTIL_SECONDS: Final = 55.0
+READ_SECONDS: Final = 4.0
+
+_POLL_SECONDS: Final = 0.05
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Everything there is to tell at the end.
+
+    Attributes:
+        verdict: what became of the records.
+        books: the spool's ledger.
+        takeover: who led before and after.
+        sent: HTTP requests.
+        again: of these, sent again because their worker was killed.
+        streams: all streams of the log group.
+        events: what was read back.
+        spool: the spool's directory.
+    """
+
+    verdict: Verdict
+    books: Survey
+    takeover: Takeover
+    sent: int
+    again: int
+    streams: list[str]
+    events: list[LogEvent]
+    spool: str
+
+
+class Story:
+    """One run of the demo."""
+
+    def __init__(
+        self, sandbox: Sandbox, screen: Screen, *, requests: int, workers: int, endpoint_url: str | None
+    ) -> None:
+        self._sandbox = sandbox
+        self._screen = screen
+        self._requests = requests
+        self._workers = workers
+        self._endpoint_url = endpoint_url
+        # In a CloudWatch that outlives the demo, each run has a group of its own.
+        self._group = f"/cwsink/demo-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}" if endpoint_url else "/cwsink/demo"
+
+    def run(self) -> Ending:
+        """Run it to the end. Raises DemoError."""
+        url = self._start_cloudwatch()
+        server = self._start_gunicorn(url)
+        with Load(server.port, self._requests) as load:
+            spool = self._wait_for(self._find_spool, server, "no worker has logged anything")
+            leader = self._wait_for(lambda: find_leader(spool, server), server, "no worker was elected")
+            self._screen.say(f"worker {leader.pid} was elected to send (epoch {leader.epoch})")
+            self._send_until(1 / 3, server, load)
+            self._kill_ordinary(spool, server, load)
+            self._send_until(2 / 3, server, load)
+            takeover = self._kill_leader(spool, server, load)
+            self._send_until(1, server, load)
+        over = "" if load.done == load.requests else "; the time for them is over"
+        self._screen.say(f"{self._done(load)} are answered, {load.per_second:,.0f} a second{over}")
+        self._stop_gunicorn(server, spool)
+        return self._read_back(url, spool, server, load, takeover)
+
+    def _start_cloudwatch(self) -> str:
+        if self._endpoint_url:
+            return cloudwatch.use_another(self._sandbox, self._endpoint_url)
+        self._screen.doing("starting CloudWatch")
+        url = cloudwatch.start_moto(self._sandbox, START_UNTIL_SECONDS)
+        self._screen.say(f"CloudWatch (moto) listens on {url}")
+        return url
+
+    def _start_gunicorn(self, url: str) -> WebServer:
+        server = WebServer(self._sandbox, self._workers, group=self._group, endpoint_url=url)
+        self._screen.say(f"gunicorn {server.pid} serves http://127.0.0.1:{server.port} with {self._workers} workers")
+        self._screen.doing("waiting for the first worker")
+        return server
+
+    def _kill_ordinary(self, spool: SpoolDirectory, server: WebServer, load: Load) -> None:
+        worker = self._wait_for(
+            lambda: find_ordinary(spool, server, load.workers()), server, "no second worker has answered"
+        )
+        server.kill(worker)
+        self._screen.say(f"{self._done(load)}: killed worker {worker}, an ordinary one", "yellow")
+
+    def _kill_leader(self, spool: SpoolDirectory, server: WebServer, load: Load) -> Takeover:
+        leader = self._wait_for(lambda: find_leader(spool, server), server, "nobody leads")
+        killed_at = server.kill(leader.pid)
+        self._screen.say(f"{self._done(load)}: killed worker {leader.pid}, the leader", "yellow")
+        takeover = wait_for_successor(spool, server, leader, killed_at, ELECTION_SECONDS)
+        after = takeover.after
+        self._screen.say(f"worker {after.pid} took over after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green")
+        return takeover
+
+    def _stop_gunicorn(self, server: WebServer, spool: SpoolDirectory) -> None:
+        self._screen.doing("stopping gunicorn")
+        seconds = server.stop(STOP_UNTIL_SECONDS - self._screen.elapsed_seconds)
+        pending = survey.survey(spool).pending
+        left = f"{pending:,} records are left in the spool" if pending else "the last worker out drained the spool"
+        self._screen.say(f"gunicorn stopped in {seconds:.1f} s; {left}")
+
+    def _read_back(self, url: str, spool: SpoolDirectory, server: WebServer, load: Load, takeover: Takeover) -> Ending:
+        self._screen.doing("reading back")
+        reader = Reader(self._group, url, self._sandbox)
+        until = time.monotonic() + READ_SECONDS
+        while True:
+            events = reader.events()
+            verdict = judge(self._evidence(spool, server, load, events))
+            # AWS shows what it has accepted a moment later; moto and LocalStack at once.
+            if not verdict.lost or time.monotonic() > until:
+                break
+            time.sleep(_POLL_SECONDS)
+        self._screen.say(f"{len(events):,} events read back through boto3")
+        return Ending(
+            verdict=verdict,
+            books=survey.survey(spool),
+            takeover=takeover,
+            sent=len(load.answers.sent),
+            again=len(load.answers.broken),
+            streams=reader.streams(),
+            events=events,
+            spool=spool.path,
+        )
+
+    def _evidence(self, spool: SpoolDirectory, server: WebServer, load: Load, events: list[LogEvent]) -> Evidence:
+        pending = (oracle.request_id_of(event.message) for event in survey.events(spool))
+        delivered = (oracle.request_id_of(event.message) for event in events)
+        return Evidence(
+            sent=load.answers.sent,
+            answered=load.answers.answered,
+            killed=server.killed,
+            accepted=oracle.read_accepted(server.accepted),
+            delivered=Counter(name for name in delivered if name),
+            pending={name for name in pending if name},
+            books=survey.survey(spool),
+        )
+
+    def _find_spool(self) -> SpoolDirectory | None:
+        found = directory.find_spools(str(self._sandbox.spools))
+        return directory.open_existing(found[0]) if found else None
+
+    def _done(self, load: Load) -> str:
+        return f"{load.done:,} of {load.requests:,} requests"
+
+    def _send_until(self, share: float, server: WebServer, load: Load) -> None:
+        """Let the requests go on until this share of them is done, or of the time for them is over."""
+        while load.is_running and load.done < share * load.requests:
+            server.check()
+            if self._screen.elapsed_seconds > share * LOAD_UNTIL_SECONDS:
+                return
+            self._screen.progress("requests", load.done, load.requests, load.per_second)
+            time.sleep(_POLL_SECONDS)
+
+    def _wait_for(self, look: Callable[[], _Found | None], server: WebServer, otherwise: str) -> _Found:
+        """Return what `look` finds. Raises DemoError."""
+        until = max(START_UNTIL_SECONDS, self._screen.elapsed_seconds + ELECTION_SECONDS)
+        while (found := look()) is None:
+            server.check()
+            if self._screen.elapsed_seconds > until:
+                raise DemoError(f"After {until:.0f} s {otherwise}.")
+            time.sleep(_POLL_SECONDS)
+        return found

@@ -1,0 +1,79 @@
+"""Who leads, and how long it takes until another one does after a SIGKILL."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from cwsink.demo.sandbox import DemoError
+from cwsink.demo.webserver import WebServer
+from cwsink.flusher import leader_state
+from cwsink.spool import cursor, lease
+from cwsink.spool.directory import SpoolDirectory
+
+_POLL_SECONDS: Final = 0.002
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The worker that sends, and the epoch it won."""
+
+    pid: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """`after` began its epoch `ms` milliseconds after `before` was killed."""
+
+    before: Leader
+    after: Leader
+    ms: float
+
+
+def find_leader(spool: SpoolDirectory, server: WebServer) -> Leader | None:
+    """Return who leads now; None while nobody does."""
+    published = leader_state.read(spool)
+    if (
+        published is None
+        or published.epoch != cursor.read(spool.cursor).epoch
+        or not server.is_worker(published.pid)
+        or not lease.is_taken(spool)
+    ):
+        return None
+    return Leader(published.pid, published.epoch)
+
+
+def find_ordinary(spool: SpoolDirectory, server: WebServer, workers: list[int]) -> int | None:
+    """Return one of the `workers` that does not lead; None if there is none, or nobody leads."""
+    leader = find_leader(spool, server)
+    if leader is None:
+        return None
+    return next((pid for pid in workers if pid != leader.pid and server.is_worker(pid)), None)
+
+
+def wait_for_successor(
+    spool: SpoolDirectory, server: WebServer, before: Leader, killed_at: float, timeout_seconds: float
+) -> Takeover:
+    """Wait until another worker has begun its epoch. Raises DemoError.
+
+    Args:
+        spool: the spool they share.
+        server: whose workers they are.
+        before: the leader that was killed.
+        killed_at: when, on the monotonic clock.
+        timeout_seconds: the most to wait.
+    """
+    until = killed_at + timeout_seconds
+    while cursor.read(spool.cursor).epoch <= before.epoch:
+        if time.monotonic() > until:
+            raise DemoError(f"Nobody took over within {timeout_seconds:.0f} s of the SIGKILL.")
+        time.sleep(_POLL_SECONDS)
+    took_seconds = time.monotonic() - killed_at
+    # leader.json, which has the pid, is written a moment after the epoch.
+    while (after := find_leader(spool, server)) is None:
+        if time.monotonic() > until:
+            raise DemoError("A new epoch has begun, but nobody leads.")
+        time.sleep(_POLL_SECONDS)
+    return Takeover(before, after, took_seconds * 1000)

@@ -1,0 +1,68 @@
+"""What this host, task or pod is called, asked only when a stream template wants it.
+
+* `{instance_id}`: EC2's metadata service, IMDSv2 (token, then the id).
+* `{task_id}`: the ECS task metadata endpoint, version 4, which ECS names in the environment.
+* `{pod}`: Kubernetes: `POD_NAME` (downward API), else `HOSTNAME`, which a pod sets to its name.
+
+All of it within `BUDGET_SECONDS`. Botocore's own variables are honoured:
+`AWS_EC2_METADATA_DISABLED`, `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Final
+
+# A link-local service answers in milliseconds; where there is none, a start must not wait for it.
+BUDGET_SECONDS: Final = 1.0
+
+_IMDS: Final = "http://169.254.169.254"
+_TOKEN_SECONDS: Final = "60"
+_MOST_ANSWER_BYTES: Final = 1024 * 1024
+
+
+def look_up(name: str, env: Mapping[str, str]) -> str | None:
+    """Return the value of placeholder `name`, or None if this is not such a place. Never raises."""
+    try:
+        if name == "instance_id":
+            return _instance_id(env)
+        if name == "task_id":
+            return _task_id(env)
+    except (OSError, ValueError, LookupError, AttributeError):
+        return None
+    if name == "pod":
+        return env.get("POD_NAME") or (env.get("HOSTNAME") if env.get("KUBERNETES_SERVICE_HOST") else None)
+    return None
+
+
+def _instance_id(env: Mapping[str, str]) -> str | None:
+    if env.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return None
+    until = time.monotonic() + BUDGET_SECONDS
+    base = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _IMDS).rstrip("/")
+    token = _ask("PUT", f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}, until)
+    return _ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until) or None
+
+
+def _task_id(env: Mapping[str, str]) -> str | None:
+    base = env.get("ECS_CONTAINER_METADATA_URI_V4")
+    if not base:
+        return None
+    task = json.loads(_ask("GET", f"{base.rstrip('/')}/task", {}, time.monotonic() + BUDGET_SECONDS))
+    # arn:aws:ecs:region:account:task/cluster/id
+    return str(task["TaskARN"]).rpartition("/")[2] or None
+
+
+def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:
+    """Make one request without a proxy: these addresses are of this host. Raises OSError, ValueError."""
+    from urllib import request  # loaded only where a template asks
+
+    opener = request.build_opener(request.ProxyHandler({}))
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    with opener.open(request.Request(url, headers=headers, method=method), timeout=left) as answer:
+        text: str = answer.read(_MOST_ANSWER_BYTES).decode().strip()
+        return text

@@ -1,0 +1,555 @@
+"""When the spool is full: the cap holds at every moment, and every drop is counted exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
+from cwsink.frontends.losses import Losses
+from cwsink.spool import budget, cursor, segment
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.reader import open_segments
+from cwsink.spool.record import Loss
+from cwsink.spool.survey import Survey, events, survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.interleave import deliver, leading, on_write, ring_bytes, segments, until
+from tests.support import finish, quick_config
+
+SEGMENT = 16 * 1024
+CAP = 8 * SEGMENT
+POLICIES = ("drop_oldest", "drop_newest", "block")
+# Beyond the cap and one segment: what four writers append between two looks, and a page of each one's next header.
+SLACK = 4 * (1024 + 4096)
+
+
+def full_config(url: str | None, on_full: str, **settings: object) -> SinkConfig:
+    defaults: dict[str, object] = {
+        "on_full": on_full,
+        "spool_max_bytes": CAP,
+        "segment_bytes": SEGMENT,
+        "block_timeout_seconds": 0.05,
+        "flusher": "external",
+    }
+    return quick_config(url, **{**defaults, **settings})
+
+
+@contextmanager
+def watched(spool: SpoolDirectory) -> Iterator[list[int]]:
+    """Measure the ring in a thread, as often as it can be, for as long as the block runs."""
+    sizes: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            sizes.append(ring_bytes(spool))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield sizes
+    finally:
+        over.set()
+        thread.join()
+
+
+def check_books(spool: SpoolDirectory, *, attempts: int, appended: int) -> Survey:
+    books = survey(spool)
+    assert books.adds_up, books
+    assert books.appended == appended, books
+    assert books.appended + books.refused.get("spool_full", 0) == attempts, books
+    assert set(books.refused) <= {"spool_full"}
+    return books
+
+
+def records(server: StrictCloudWatch) -> list[str]:
+    return [text for text in server.messages() if not text.startswith("cwsink:")]
+
+
+def notices(server: StrictCloudWatch) -> list[str]:
+    return [text for text in server.messages() if text.startswith("cwsink:")]
+
+
+def told(server: StrictCloudWatch, reason: str) -> int:
+    """Sum what the stream was told about records lost for `reason`."""
+    lines = [line for line in notices(server) if line.endswith(f"reason {reason}")]
+    return sum(int(line.split(" ")[1].replace(",", "")) for line in lines)
+
+
+@pytest.mark.parametrize("on_full", POLICIES)
+def test_with_no_leader_alive_the_cap_holds_and_drops_are_counted(server: StrictCloudWatch, on_full: str) -> None:
+    """Ten times the budget is appended; the ring never exceeds it by more than a segment."""
+    config = full_config(server.endpoint_url, on_full, block_timeout_seconds=0.0)
+    writer = Writer(config)
+    attempts = 4_000
+    with watched(writer.directory) as sizes:
+        answers = [writer.append(f"{number} {'x' * 300}") for number in range(attempts)]
+    assert max(sizes) <= CAP + SEGMENT + SLACK
+    writer.close()
+    books = check_books(writer.directory, attempts=attempts, appended=sum(answers))
+    left = [int(event.message.split(" ")[0]) for event in events(writer.directory)]
+    if on_full == "drop_oldest":
+        assert all(answers)
+        assert left == list(range(attempts - len(left), attempts)), "not the oldest ones went"
+        assert books.evicted == attempts - len(left)
+    else:
+        assert left == [number for number, answer in enumerate(answers) if answer]
+        assert books.evicted == 0
+    assert len(left) * 330 > CAP // 2, "the budget is not used"
+    deliver(writer.directory, config)
+    assert [int(text.split(" ")[0]) for text in records(server)] == left
+    assert told(server, "spool_full") == books.refused.get("spool_full", 0)
+    assert told(server, "evicted (spool_full)") == books.evicted
+    assert len(segments(writer.directory)) == 1
+
+
+WORKER = """
+    import sys
+    from cwsink import Writer
+    from cwsink.config import SinkConfig
+    import msgspec
+
+    config = SinkConfig(**msgspec.json.decode(sys.argv[1]))
+    name, count = sys.argv[2], int(sys.argv[3])
+    writer = Writer(config)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(sum(writer.append(f"{name} {number} {'x' * 300}") for number in range(count)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest"])
+def test_four_processes_together_keep_the_cap(spawn: Spawn, server: StrictCloudWatch, on_full: str) -> None:
+    """All rotate, evict and refuse at once: the cap holds and the counts of all add up."""
+    config = full_config(server.endpoint_url, on_full)
+    spool = Writer(config).directory
+    count = 3_000
+    settings = msgspec.json.encode({key: value for key, value in vars(config).items() if value is not None}).decode()
+    children = [spawn(WORKER, settings, name, count) for name in "abcd"]
+    for child in children:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+    with watched(spool) as sizes:
+        for child in children:
+            assert child.stdin
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        appended = sum(int(finish(child)) for child in children)
+    assert max(sizes) <= CAP + SEGMENT + SLACK
+    books = check_books(spool, attempts=4 * count, appended=appended)
+    assert (books.evicted > 0) == (on_full == "drop_oldest")
+    before = books.refused.get("spool_full", 0)
+    deliver(spool, config)
+    assert told(server, "spool_full") == before
+    assert told(server, "evicted (spool_full)") == books.evicted
+    assert len(records(server)) == books.pending
+
+
+@pytest.mark.parametrize("on_full", POLICIES)
+def test_with_a_leader_and_the_server_down_the_cap_holds_and_all_is_told_later(
+    server: StrictCloudWatch, on_full: str
+) -> None:
+    """A leader that cannot send keeps its batch; when CloudWatch is back the counts arrive in the stream."""
+    config = full_config(server.endpoint_url, on_full, block_timeout_seconds=0.01, circuit_breaker_enabled=False)
+    writer = Writer(config)
+    server.stop()
+    attempts = 4_000 if on_full != "block" else 450
+    with leading(writer.directory, config):
+        with watched(writer.directory) as sizes:
+            appended = sum(writer.append(f"{number} {'x' * 300}") for number in range(attempts))
+        assert max(sizes) <= CAP + SEGMENT + SLACK
+        books = survey(writer.directory)
+        assert books.delivered == 0
+        assert appended < attempts or books.evicted > 0
+        server.start()
+        until(lambda: len(records(server)) >= 20, "delivering again")
+        until(lambda: writer.append("room again"), "room again")
+        assert writer.flush(60)
+        writer.close()
+    deliver(writer.directory, config)
+    books = survey(writer.directory)
+    assert (books.adds_up, books.pending) == (True, 0)
+    assert len(records(server)) == books.delivered
+    assert books.delivered + books.evicted == books.appended >= appended + 1
+    assert told(server, "spool_full") == books.refused.get("spool_full", 0)
+    assert told(server, "evicted (spool_full)") == books.evicted
+
+
+def test_many_threads_at_a_full_spool_keep_the_cap(server: StrictCloudWatch) -> None:
+    """A thread that passes by the one who looks for room is refused too, and each refusal is counted."""
+    config = full_config(server.endpoint_url, "drop_newest")
+    writer = Writer(config)
+    each = 2_000
+    appended: list[int] = []
+
+    def work() -> None:
+        appended.append(sum(writer.append("x" * 300) for _ in range(each)))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    with watched(writer.directory) as sizes:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert max(sizes) <= CAP + SEGMENT + SLACK
+    writer.close()
+    check_books(writer.directory, attempts=8 * each, appended=sum(appended))
+
+
+def test_a_full_spool_refuses_whoever_passes_by_the_one_who_looks(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one thread looks for room, and found none last time, another one does not append on."""
+    config = full_config(server.endpoint_url, "drop_newest")
+    writer = Writer(config)
+    while writer.append("x" * 300):
+        pass
+    has_room = budget.Budget.has_room
+    answers: list[bool] = []
+
+    def look(self: budget.Budget) -> bool:
+        monkeypatch.setattr(budget.Budget, "has_room", has_room)
+        answers.extend(writer.append("passing by") for _ in range(10))
+        return has_room(self)
+
+    monkeypatch.setattr(budget.Budget, "has_room", look)
+    until(lambda: not writer.append("looks") and bool(answers), "a look")
+    assert answers == [False] * 10
+
+
+def test_a_refusal_in_the_middle_of_counting_is_counted() -> None:
+    """A signal handler that is refused while its thread counts a refusal, or takes the counts, loses nothing."""
+    losses = Losses()
+
+    class Interrupted(dict[str, Loss]):
+        """Counts by reason that are interrupted whenever they are looked at."""
+
+        def setdefault(self, reason: str, default: Loss) -> Loss:  # type: ignore[override]
+            handler()
+            return super().setdefault(reason, default)
+
+        def values(self) -> Any:
+            handler()
+            return super().values()
+
+    handled: list[int] = []
+    taken: list[Loss] = []
+
+    def handler() -> None:
+        if len(handled) < 50:
+            handled.append(1)
+            losses.add("spool_full", len(handled))
+            taken.extend(losses.take(0.0, 7, still_full=True))
+
+    for number in range(100):
+        losses._by_reason = Interrupted(losses._by_reason)
+        losses.add("spool_full", number)
+        taken.extend(losses.take(0.0, 7, still_full=True))
+    taken.extend(losses.take(0.0, 7, still_full=True))
+    assert len(handled) == 50
+    assert sum(loss.count for loss in taken) == 150
+    assert not losses.pending
+
+
+def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWatch) -> None:
+    """Eight threads are refused 40,000 times while markers are written: the count is exact."""
+    config = full_config(server.endpoint_url, "drop_newest")
+    writer = Writer(config)
+    appended = 0
+    while writer.append("x" * 300):
+        appended += 1
+    each = 5_000
+
+    def work() -> None:
+        for number in range(each):
+            if number % 50 == 0:
+                writer._losses._next = 0.0  # a marker is due
+            writer._refuse("spool_full", 1_700_000_000_000, "a record")
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    assert survey(writer.directory).refused["spool_full"] == 8 * each + 1
+
+
+def test_drop_newest_refuses_and_says_so(server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """append answers False, one line goes to stderr, and room makes it answer True again."""
+    config = full_config(server.endpoint_url, "drop_newest")
+    writer = Writer(config)
+    while writer.append("x" * 300):
+        pass
+    assert not writer.append("refused")
+    assert capfd.readouterr().err.count("refused a record: spool_full") == 1
+    deliver(writer.directory, config)
+    until(lambda: writer.append("accepted"), "room")
+    deliver(writer.directory, config)
+    assert records(server)[-1] == "accepted"
+
+
+def test_block_waits_at_most_its_timeout(server: StrictCloudWatch) -> None:
+    """A blocked append gives up after block_timeout_seconds, is counted once, and returns False."""
+    config = full_config(server.endpoint_url, "block", block_timeout_seconds=0.0)
+    filler = Writer(config)
+    while filler.append("x" * 300):
+        pass
+    filler.close()
+    before = survey(filler.directory).refused["spool_full"]
+    writer = Writer(full_config(server.endpoint_url, "block", block_timeout_seconds=0.3))
+    began = time.monotonic()
+    assert not writer.append("waits")
+    assert 0.3 <= time.monotonic() - began < 10
+    writer.close()
+    assert survey(writer.directory).refused["spool_full"] == before + 1
+
+
+def test_a_blocked_append_goes_on_when_there_is_room(server: StrictCloudWatch) -> None:
+    """Delivering makes room, and the waiting record is appended: once."""
+    config = full_config(server.endpoint_url, "block", block_timeout_seconds=60.0)
+    filler = Writer(full_config(server.endpoint_url, "drop_newest"))
+    count = 0
+    while filler.append("x" * 300):
+        count += 1
+    filler.close()
+    writer = Writer(config)
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(writer.append("waited")))
+    thread.start()
+    deliver(writer.directory, config)
+    thread.join(60)
+    assert answers == [True]
+    deliver(writer.directory, config)
+    assert records(server).count("waited") == 1
+    assert len(records(server)) == count + 1
+
+
+@pytest.mark.parametrize("flow", ["append", "sink"])
+def test_under_block_an_error_of_the_disk_is_counted_once_and_not_waited_for(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, flow: str
+) -> None:
+    """Blocking is for a full spool. An I/O error is refused at once, and one record is one refusal."""
+    config = full_config(server.endpoint_url, "block", block_timeout_seconds=60.0)
+    sink = CloudWatchSpoolSink(config)
+    writer = sink._writer
+    assert writer.append("before")
+
+    def fail(fd: int, data: bytes) -> int:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        on_write(broken, fail)
+        began = time.monotonic()
+        if flow == "append":
+            assert not writer.append("lost")
+        else:
+            assert not asyncio.run(sink.write({"message": "lost", "timestamp": 1.0}))
+        assert time.monotonic() - began < 30
+    writer.close()
+    assert survey(writer.directory).refused == {"io_error": 1}
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_the_sink_waits_without_blocking_the_event_loop(server: StrictCloudWatch, room: bool) -> None:
+    """Under "block" another task of the loop runs on while `write` waits for room."""
+    config = full_config(server.endpoint_url, "block", block_timeout_seconds=0.0)
+    filler = Writer(config)
+    while filler.append("x" * 300):
+        pass
+    filler.close()
+    refused = survey(filler.directory).refused["spool_full"]
+    timeout = 60.0 if room else 0.3
+    sink = CloudWatchSpoolSink(full_config(server.endpoint_url, "block", block_timeout_seconds=timeout))
+
+    async def run() -> tuple[int, bool, bool]:
+        entry = {"message": "waits", "timestamp": "2024-01-01T00:00:00Z"}
+        ticks = 0
+        waiting = [
+            asyncio.create_task(sink.write(entry)),
+            asyncio.create_task(sink.write_serialized(SimpleNamespace(data=b'{"message": "serialized"}'))),
+        ]
+        while not all(task.done() for task in waiting):
+            await asyncio.sleep(0.001)
+            ticks += 1
+            if room and ticks == 20:
+                await asyncio.to_thread(deliver, sink._writer.directory, config)
+        return ticks, waiting[0].result(), waiting[1].result()
+
+    ticks, *answers = asyncio.run(run())
+    assert ticks >= 20
+    assert answers == [room, room]
+    sink._writer.close()
+    assert survey(filler.directory).refused["spool_full"] == refused + 2 * (not room)
+
+
+# Eviction under a kill at any point.
+
+
+def full_spool(url: str) -> tuple[Writer, int]:
+    """A spool whose next segment needs an eviction, and how many records it holds."""
+    config = full_config(url, "drop_oldest")
+    writer = Writer(full_config(url, "drop_newest"))
+    count = 0
+    while writer.append("x" * 300):
+        count += 1
+    writer.close()
+    return Writer(config), count
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("step", ["open", "replace", "unlink", "unlinked"])
+def test_an_evictor_that_dies_counts_nothing_twice(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed before, between or after writing `evictions` and unlinking: each record has one fate."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    refused = survey(spool).refused
+    oldest = segments(spool)[0]
+    path = segment.path_of(spool.ring, oldest)
+    real_replace, real_unlink = os.replace, os.unlink
+
+    def replace(source: str, target: str) -> None:
+        if step == "open" and target == spool.evictions:
+            raise Killed
+        real_replace(source, target)
+        if step == "replace" and target == spool.evictions:
+            raise Killed
+
+    def unlink(name: str) -> None:
+        if step == "unlink" and name == path:
+            raise Killed
+        real_unlink(name)
+        if step == "unlinked" and name == path:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(Killed):
+            budget.Budget(spool, CAP, SEGMENT).evict()
+    is_void = step in ("replace", "unlink")
+    assert os.path.exists(path) == (step != "unlinked")
+    assert (budget.read_evictions(spool).void.number == oldest) == (step != "open")
+
+    books = survey(spool)
+    assert books.adds_up
+    assert (books.appended, books.refused) == (count, refused)
+    assert (books.evicted > 0) == (step != "open")
+    assert len(list(events(spool))) == books.pending, "a void segment was read"
+
+    deliver(spool, full_config(server.endpoint_url, "drop_oldest"))
+    assert len(records(server)) == books.pending
+    assert len(segments(spool)) == 1, "the void segment stays for ever" if is_void else ""
+    after = survey(spool)
+    assert (after.appended, after.evicted, after.delivered) == (count, books.evicted, books.pending)
+
+
+def test_the_next_evictor_removes_a_void_segment_without_counting_it_again(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no leader alive the next writer that needs room unlinks what the killed one had counted."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    oldest = segments(spool)[0]
+
+    def die(name: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", die)
+        with pytest.raises(Killed):
+            budget.Budget(spool, CAP, SEGMENT).evict()
+    evicted = survey(spool).evicted
+    assert evicted > 0
+    assert budget.Budget(spool, CAP, SEGMENT).evict()
+    assert oldest not in segments(spool)
+    books = survey(spool)
+    assert (books.evicted, books.appended) == (evicted, count)
+
+
+def test_what_is_committed_is_not_counted_as_evicted(server: StrictCloudWatch) -> None:
+    """A segment that is partly delivered when it is evicted counts only with its rest."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    opened = open_segments(spool)  # a generator: it closes the segment when it is left
+    first = next(opened)
+    part = first.read()
+    assert part is not None
+    done = part.frames[9].end
+    leader = cursor.Cursor(spool.cursor)
+    state = leader.take_over("test")
+    state.offsets = [cursor.Offset(first.key.number, first.key.salt, done)]
+    state.ledger.appended = state.ledger.delivered = 10
+    leader.commit(state)
+    leader.close()
+    assert budget.Budget(spool, CAP, SEGMENT).evict()
+    books = survey(spool)
+    assert books.adds_up
+    assert (books.appended, books.delivered, books.evicted) == (count, 10, len(part.frames) - 10)
+
+
+def test_a_segment_that_is_read_or_written_is_not_evicted(server: StrictCloudWatch) -> None:
+    """Eviction takes the oldest segment that nobody has open; with all of them open there is no room."""
+    writer, _ = full_spool(server.endpoint_url)
+    spool = writer.directory
+    held = [open(segment.path_of(spool.ring, number)) for number in segments(spool)]  # noqa: SIM115  # closed below
+    for file in held:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    try:
+        assert not budget.Budget(spool, CAP, SEGMENT).evict()
+        held.pop(1).close()
+        assert budget.Budget(spool, CAP, SEGMENT).evict()
+        assert segments(spool)[:2] == [1, 3]
+    finally:
+        for file in held:
+            file.close()
+
+
+def test_loss_markers_that_are_evicted_stay_counted(server: StrictCloudWatch) -> None:
+    """What a marker tells of is known even if the marker's own segment goes."""
+    config = full_config(server.endpoint_url, "drop_oldest")
+    writer = Writer(config)
+    assert not writer.append("")
+    assert not writer.append(b"")
+    assert writer.append("one")
+    for number in range(2_000):
+        assert writer.append(f"{number} {'x' * 300}")
+    assert segments(writer.directory)[0] > 1
+    assert survey(writer.directory).refused == {"unencodable": 2}
+    deliver(writer.directory, config)
+    books = survey(writer.directory)
+    assert books.refused == {"unencodable": 2}
+    assert books.appended == 2_001
+
+
+def test_the_whole_directory_stays_within_its_bounds(server: StrictCloudWatch) -> None:
+    """Invariant 6 for all files: ring, cursor, evictions, locks and state together."""
+    config = full_config(server.endpoint_url, "drop_oldest", spool_max_bytes=CAP)
+    writer = Writer(config)
+    for number in range(3_000):
+        assert writer.append(f"{number} {'x' * 300}")
+        if number % 1_000 == 0:
+            deliver(writer.directory, config)
+    files = [path for path in Path(writer.directory.path).rglob("*") if path.is_file()]
+    total = sum(path.stat().st_blocks * 512 for path in files)
+    fixed = 2 * cursor.SLOT_BYTES + 16 * 4096  # the cursor's slots and a page for each small file
+    assert total <= CAP + SEGMENT + fixed

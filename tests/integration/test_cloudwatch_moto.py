@@ -1,0 +1,28 @@
+"""The sink against moto: its server runs in a process of its own, as for `cwsink demo`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.read_back import ReadBack
+from tests.support import CHILD_SECONDS
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The URL of moto's server."""
+    command = [sys.executable, "-m", "cwsink.demo.cloudwatch"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.stdin.close()  # its sign to end
+        server.wait(CHILD_SECONDS)
+
+
+class TestMoto(ReadBack):
+    """Every test of ReadBack."""

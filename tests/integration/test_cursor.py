@@ -1,0 +1,271 @@
+"""The cursor file: a torn write costs one step at most, and only the newest leader writes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from zlib import crc32
+
+import msgspec
+import pytest
+
+from cwsink.spool import cursor
+from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, Ledger, Offset, State
+
+FEW = [Offset(1, 0xAAAA_AAAA, 100), Offset(2, 0xBBBB_BBBB, 4_096)]
+MANY = [Offset(number, number * 7, number * 11) for number in range(1, 1_001)]  # more than one read's bytes
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "cursor")
+
+
+def next_of(state: State, *, delivered: int, offsets: list[Offset] | None = None) -> State:
+    """The state after some more was delivered."""
+    return State(state.epoch, state.holder, FEW if offsets is None else offsets, ledger=Ledger(delivered, delivered))
+
+
+def test_a_spool_without_a_cursor_begins_at_the_beginning(path: str) -> None:
+    """No file, an empty one, and one that ends early are the same: nothing is settled."""
+    assert cursor.read(path) == State()
+    for content in (b"", b"CWCU", bytes(19), bytes(SLOT_BYTES)):
+        Path(path).write_bytes(content)
+        assert cursor.read(path) == State()
+
+
+def test_each_leader_begins_an_epoch_of_its_own(path: str) -> None:
+    """One more than any before, with the holder's name, and all that was settled kept."""
+    first = Cursor(path)
+    state = first.take_over("host/1")
+    assert (state.epoch, state.holder) == (1, "host/1")
+    first.commit(next_of(state, delivered=10))
+    first.close()
+    second = Cursor(path)
+    state = second.take_over("host/2")
+    assert (state.epoch, state.holder, state.ledger.delivered, state.offsets) == (2, "host/2", 10, FEW)
+    assert cursor.read(path) == state
+    second.close()
+
+
+def test_an_old_leader_is_fenced(path: str) -> None:
+    """Once a later epoch has begun, the old holder learns so and changes nothing."""
+    old, new = Cursor(path), Cursor(path)
+    old_state = old.take_over("old")
+    assert old.is_ours()
+    new_state = new.take_over("new")
+    assert not old.is_ours()
+    assert new.is_ours()
+    before = Path(path).read_bytes()
+    with pytest.raises(Fenced, match="epoch 1 was followed by epoch 2"):
+        old.commit(next_of(old_state, delivered=5))
+    assert Path(path).read_bytes() == before
+    new.commit(next_of(new_state, delivered=7))
+    with pytest.raises(Fenced):
+        old.commit(next_of(old_state, delivered=6))
+    assert cursor.read(path).ledger.delivered == 7
+    old.close()
+    new.close()
+
+
+def test_a_state_of_another_epoch_is_not_committed(path: str) -> None:
+    """A leader that kept a state from before its own take-over cannot write it."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    for epoch in (state.epoch - 1, state.epoch + 1):
+        with pytest.raises(Fenced):
+            held.commit(State(epoch, "holder", FEW))
+    assert cursor.read(path) == state
+    held.close()
+
+
+def test_a_leader_whose_cursor_was_lost_is_fenced(path: str) -> None:
+    """Both slots gone under a leader: it stops rather than guess, and the next one starts anew."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    Path(path).write_bytes(bytes(2 * SLOT_BYTES))
+    assert not held.is_ours()
+    with pytest.raises(Fenced):
+        held.commit(next_of(state, delivered=1))
+    held.close()
+    again = Cursor(path)
+    assert again.take_over("again").epoch == 1
+    again.close()
+
+
+def test_commits_go_to_the_two_slots_in_turn(path: str) -> None:
+    """The slot that counts is never the one that is written."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    for delivered in range(1, 6):
+        before = Path(path).read_bytes().ljust(2 * SLOT_BYTES, b"\0")
+        held.commit(next_of(state, delivered=delivered))
+        after = Path(path).read_bytes().ljust(2 * SLOT_BYTES, b"\0")
+        changed = [
+            slot
+            for slot in (0, 1)
+            if before[slot * SLOT_BYTES :][:SLOT_BYTES] != after[slot * SLOT_BYTES :][:SLOT_BYTES]
+        ]
+        assert changed == [delivered % 2 ^ 1]
+        assert cursor.read(path).ledger.delivered == delivered
+    held.close()
+
+
+@pytest.mark.parametrize("commits", [1, 2, 3, 4])
+@pytest.mark.parametrize("offsets", [FEW, MANY], ids=["few", "many"])
+def test_a_write_torn_at_any_byte_leaves_the_state_before_it(path: str, commits: int, offsets: list[Offset]) -> None:
+    """Cut the last write at every byte: the one before counts, with its offsets and ledger as one."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    for delivered in range(1, commits):
+        held.commit(next_of(state, delivered=delivered, offsets=offsets))
+    before_bytes, before = Path(path).read_bytes().ljust(2 * SLOT_BYTES, b"\0"), cursor.read(path)
+    held.commit(next_of(state, delivered=commits, offsets=[*offsets, Offset(5_000, 5, 5)]))
+    after_bytes, after = Path(path).read_bytes().ljust(2 * SLOT_BYTES, b"\0"), cursor.read(path)
+    held.close()
+    assert before != after
+    changed = [index for index in range(2 * SLOT_BYTES) if before_bytes[index] != after_bytes[index]]
+    step = 1 if offsets is FEW else 37
+    with open(path, "r+b") as file:
+        for cut in range(changed[0], changed[-1] + 1, step):
+            file.seek(0)
+            file.write(after_bytes[:cut] + before_bytes[cut:])
+            file.flush()
+            assert cursor.read(path) == before, f"cut at {cut}"
+    Path(path).write_bytes(after_bytes)
+    assert cursor.read(path) == after
+
+
+def test_a_file_cut_at_any_byte_is_no_obstacle(path: str) -> None:
+    """A cursor whose end never reached the disk: one of the states that were written, or a new start."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    known = [State(), state]
+    for delivered in (1, 2, 3):
+        known.append(next_of(state, delivered=delivered))
+        held.commit(known[-1])
+    held.close()
+    content = Path(path).read_bytes()
+    for cut in [*range(200), *range(SLOT_BYTES - 2, SLOT_BYTES + 2), *range(len(content) - 200, len(content))]:
+        Path(path).write_bytes(content[:cut])
+        assert cursor.read(path) in known
+
+
+def test_after_a_torn_write_the_next_commit_counts(path: str) -> None:
+    """The slot that was torn is written again, not the good one."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    for delivered in (1, 2):
+        held.commit(next_of(state, delivered=delivered))
+    with open(path, "r+b") as file:  # generation 3 lies in slot 1
+        file.seek(SLOT_BYTES + 10)
+        file.write(b"torn")
+    assert cursor.read(path).ledger.delivered == 1
+    assert held.is_ours()
+    held.commit(next_of(state, delivered=3))
+    assert cursor.read(path).ledger.delivered == 3
+    held.close()
+
+
+def slot_of(epoch: int, generation: int) -> bytes:
+    """A valid slot, as a leader of that epoch would have written it."""
+    body = msgspec.msgpack.encode(State(epoch, f"holder {epoch}", parts_done=generation))
+    checked = generation.to_bytes(8, "little") + len(body).to_bytes(4, "little") + body
+    return (b"CWCU" + crc32(checked).to_bytes(4, "little") + checked).ljust(SLOT_BYTES, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("slots", "counts"),
+    [
+        (((1, 2), (1, 3)), (1, 3)),
+        (((1, 4), (1, 3)), (1, 4)),
+        (((2, 2), (1, 3)), (2, 2)),
+        (((1, 4), (2, 3)), (2, 3)),
+        (((1, 2), (1, 2)), (1, 2)),
+    ],
+)
+def test_the_highest_epoch_then_generation_counts(
+    path: str, slots: tuple[tuple[int, int], tuple[int, int]], counts: tuple[int, int]
+) -> None:
+    """A later leader's state wins over any number of writes by an earlier one."""
+    Path(path).write_bytes(b"".join(slot_of(*slot) for slot in slots))
+    state = cursor.read(path)
+    assert (state.epoch, state.parts_done) == counts
+    held = Cursor(path)
+    assert held.take_over("next").epoch == counts[0] + 1
+    assert cursor.read(path).epoch == counts[0] + 1
+    held.close()
+
+
+def test_a_length_that_runs_out_of_the_slot_is_not_believed(path: str) -> None:
+    """A slot that claims gigabytes is damaged, not read."""
+    for length in (SLOT_BYTES, 2**31, 2**32 - 1):
+        slot = bytearray(slot_of(9, 9))
+        slot[16:20] = length.to_bytes(4, "little")
+        Path(path).write_bytes(bytes(slot) + slot_of(1, 1))
+        assert cursor.read(path).epoch == 1
+
+
+@pytest.mark.parametrize("chunk", [0, 3, 6_000], ids=lambda count: f"{count} in flight")
+def test_more_segments_than_a_slot_can_name_cost_no_slot(path: str, chunk: int) -> None:
+    """The newest are forgotten, which costs duplicates; the oldest, the ledger and the other slot stay."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    many = [Offset(2**40 + number, 2**32 - 1, 2**40) for number in range(6_000)]
+    for delivered in (1, 2, 3):
+        full = next_of(state, delivered=delivered, offsets=many[::-1])
+        full.chunk = many[:chunk]
+        full.parts_done = 1
+        held.commit(full)
+        assert held.is_ours()
+        found = cursor.read(path)
+        assert found.offsets == many[:1_000]
+        assert (found.chunk, found.parts_done, found.partial) == ([], 0, Ledger())
+        assert found.ledger == full.ledger
+        assert full.offsets == many[::-1]  # the leader itself still knows them
+        assert os.path.getsize(path) <= 2 * SLOT_BYTES
+    held.close()
+
+
+def test_a_few_thousand_segments_are_all_named(path: str) -> None:
+    """What fits a slot is kept whole, chunk included."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    full = next_of(state, delivered=1, offsets=[Offset(number, 2**32 - 1, 2**23) for number in range(3_000)])
+    full.chunk, full.parts_done = FEW, 1
+    held.commit(full)
+    assert cursor.read(path) == full
+    held.close()
+
+
+def test_the_cursor_is_ours_alone_and_follows_no_link(path: str, tmp_path: Path) -> None:
+    """Mode 0600; a symbolic link in its place is refused, not written through."""
+    held = Cursor(path)
+    held.take_over("holder")
+    held.close()
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    os.unlink(path)
+    os.symlink(target, path)
+    with pytest.raises(OSError, match="symbolic"):
+        Cursor(path)
+    assert target.read_bytes() == b"precious"
+
+
+def test_a_full_disk_is_an_error_and_costs_nothing(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that is not written whole is told, and the one before still counts."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    held.commit(next_of(state, delivered=1))
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:30], offset))
+    with pytest.raises(OSError, match="whole"):
+        held.commit(next_of(state, delivered=2))
+    monkeypatch.undo()
+    assert cursor.read(path).ledger.delivered == 1
+    held.commit(next_of(state, delivered=3))
+    assert cursor.read(path).ledger.delivered == 3
+    held.sync()
+    held.close()

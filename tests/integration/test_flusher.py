@@ -1,0 +1,673 @@
+"""The leader's loop against the strict server: when it sends, what it survives, what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cwsink import Writer, __version__
+from cwsink.config import SinkConfig
+from cwsink.flusher import flusher as flusher_module
+from cwsink.flusher import leader_state
+from cwsink.flusher.delivery import Delivery, Tally
+from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.limits import MAX_EVENT_BYTES
+from cwsink.spool import cursor, disk
+from cwsink.spool.cursor import Fenced
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.lease import Lease
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.interleave import deliver, leading, segment_path, segments, until
+from tests.support import quick_config
+
+DAY_MS = 86_400_000
+NEVER = 3600.0
+
+
+@pytest.fixture
+def external(server: StrictCloudWatch) -> SinkConfig:
+    """A leader only where the test runs one."""
+    return quick_config(server.endpoint_url, flusher="external", circuit_breaker_enabled=False)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def changed(config: SinkConfig, **settings: object) -> SinkConfig:
+    return SinkConfig(**{**vars(config), **settings})
+
+
+def filled(config: SinkConfig, messages: list[str], timestamp_ms: int | None = None) -> Writer:
+    writer = Writer(config)
+    assert all(writer.append(message, timestamp_ms) for message in messages)
+    return writer
+
+
+def letters(directory: SpoolDirectory) -> list[dict[str, Any]]:
+    path = Path(directory.dead_letters)
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def records(server: StrictCloudWatch) -> list[str]:
+    return [text for text in server.messages() if not text.startswith("cwsink:")]
+
+
+def notices(server: StrictCloudWatch) -> list[str]:
+    return [text for text in server.messages() if text.startswith("cwsink:")]
+
+
+def settled(directory: SpoolDirectory, *, appended: int, delivered: int, **dead: int) -> None:
+    """Assert the books of a spool in which nothing is pending."""
+    books = survey(directory)
+    assert books.adds_up, books
+    assert books.pending == 0, books
+    assert (books.appended, books.delivered, books.dead_lettered) == (appended, delivered, dead), books
+
+
+# When it sends.
+
+
+def test_batch_size_pending_records_are_sent_without_waiting(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """One record fewer waits for batch_timeout_seconds; with it all that is pending goes, in one request."""
+    config = changed(external, batch_size=50, batch_timeout_seconds=NEVER)
+    writer = filled(config, [f"{number}" for number in range(49)])
+    with leading(writer.directory, config) as leader:
+        until(lambda: leader._collector.count == 49, "the leader has read them")
+        assert not server.calls
+        assert writer.append("the fiftieth")
+        assert server.wait_for_events(50, 60)
+    assert [request.events for request in server.requests if request.status == 200] == [50]
+
+
+def test_batch_timeout_sends_what_there_is(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below batch_size the time since the leader first saw a pending record decides."""
+    offset = [0.0]
+    real = time.monotonic
+
+    class Time:
+        monotonic = staticmethod(lambda: real() + offset[0])
+        thread_time = staticmethod(time.thread_time)
+        time = staticmethod(time.time)
+        sleep = staticmethod(time.sleep)
+
+    monkeypatch.setattr(flusher_module, "time", Time)
+    config = changed(external, batch_size=1_000, batch_timeout_seconds=NEVER)
+    writer = filled(config, ["a", "b"])
+    with leading(writer.directory, config) as leader:
+        until(lambda: leader._collector.count == 2, "the leader has read them")
+        assert not server.calls
+        offset[0] = NEVER + 1
+        assert server.wait_for_events(2, 60)
+        offset[0] = 0.0
+
+
+def test_what_is_pending_goes_in_full_batches(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """batch_size is a trigger, max_batch_events the cap: a backlog goes in requests of the cap."""
+    config = changed(external, batch_size=10, max_batch_events=400)
+    writer = filled(config, [f"{number}" for number in range(1_000)])
+    deliver(writer.directory, config)
+    assert [request.events for request in server.requests if request.status == 200] == [400, 400, 200]
+    assert records(server) == [f"{number}" for number in range(1_000)]
+
+
+def test_requests_keep_the_limit_of_bytes(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Large events of several bytes a character are divided so that each request is legal; none is lost."""
+    texts = [f"{number} " + "ü" * 150_000 for number in range(12)]
+    writer = filled(external, texts)
+    deliver(writer.directory, external)
+    assert records(server) == texts
+    assert all(request.counted_bytes <= 1_048_576 for request in server.requests)
+    settled(writer.directory, appended=12, delivered=12)
+
+
+def test_hurry_sends_at_once(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Writer.flush makes the leader of its process send without waiting for more."""
+    config = changed(external, flusher="thread", batch_timeout_seconds=NEVER)
+    writer = filled(config, ["now"])
+    assert writer.flush(60)
+    assert server.messages() == ["now"]
+
+
+def test_an_idle_leader_calls_nobody_and_costs_nothing(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Two idle seconds: not one call, and next to no CPU."""
+    writer = filled(external, ["one"])
+    with leading(writer.directory, external):
+        assert server.wait_for_events(1, 60)
+        until(lambda: survey(writer.directory).pending == 0, "committed")
+        calls, before = Counter(server.calls), time.process_time()
+        time.sleep(2.0)  # what is measured is that nothing happens
+        used = time.process_time() - before
+        assert server.calls == calls
+    assert used < 0.1
+
+
+# Spans over 24 hours.
+
+
+def old_and_new() -> list[tuple[str, int]]:
+    """Records of six days, appended out of order."""
+    now = now_ms()
+    days = [5, 0, 3, 1, 4, 2]
+    return [(f"day -{day} number {number}", now - day * DAY_MS + number) for day in days for number in range(5)]
+
+
+def test_a_backlog_of_days_goes_in_legal_requests_oldest_first(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Requests span less than 24 hours and are chronological, whatever order the records were appended in."""
+    writer = Writer(external)
+    entries = old_and_new()
+    assert all(writer.append(text, timestamp) for text, timestamp in entries)
+    deliver(writer.directory, external)
+    assert records(server) == [text for text, _ in sorted(entries, key=lambda entry: entry[1])]
+    assert len(server.requests) >= 6
+    settled(writer.directory, appended=30, delivered=30)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("died_after", [1, 3, 5])
+@pytest.mark.parametrize("where", ["send", "commit"])
+def test_the_next_leader_goes_on_with_the_part_after_the_last_committed(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, died_after: int, where: str
+) -> None:
+    """Dead before sending part k + 1: no record twice. Dead before committing part k: only that part again."""
+    writer = Writer(external)
+    entries = old_and_new()
+    assert all(writer.append(text, timestamp) for text, timestamp in entries)
+    sent: list[int] = []
+    send, commit = Delivery.send, Flusher._commit
+
+    def dying_send(self: Delivery, part: Any) -> Tally:
+        if where == "send" and len(sent) == died_after:
+            raise Killed
+        tally = send(self, part)
+        sent.append(len(part.events))
+        return tally
+
+    def dying_commit(self: Flusher, **rest: Any) -> None:
+        if where == "commit" and len(sent) == died_after:
+            raise Killed
+        commit(self, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "send", dying_send)
+        patch.setattr(Flusher, "_commit", dying_commit)
+        with pytest.raises(Killed):
+            deliver(writer.directory, external)
+    assert survey(writer.directory).adds_up
+    # The parts are computed again: what came in meanwhile must not change them.
+    assert writer.append("meanwhile", now_ms() - 3 * DAY_MS)
+    deliver(writer.directory, external)
+    counts = Counter(records(server))
+    assert set(counts) == {text for text, _ in entries} | {"meanwhile"}
+    repeated = sum(count - 1 for count in counts.values())
+    assert repeated == (0 if where == "send" else 5)
+    settled(writer.directory, appended=31, delivered=31)
+
+
+def test_an_evicted_part_of_an_unfinished_range_is_not_waited_for(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two leaders a writer evicts a segment of the range: the rest is delivered, the books add up."""
+    config = changed(external, segment_bytes=4096)
+    writer = Writer(config)
+    entries = [(f"{text} {'.' * 300}", timestamp) for text, timestamp in old_and_new()]
+    assert all(writer.append(text, timestamp) for text, timestamp in entries)
+    sent: list[int] = []
+    send = Delivery.send
+
+    def dying(self: Delivery, part: Any) -> Tally:
+        if sent:
+            raise Killed
+        sent.append(1)
+        return send(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "send", dying)
+        with pytest.raises(Killed):
+            deliver(writer.directory, config)
+    assert writer._ring._budget.evict(at_least_one=True)
+    deliver(writer.directory, config)
+    books = survey(writer.directory)
+    assert (books.adds_up, books.pending, books.appended) == (True, 0, 30)
+    assert books.evicted > 0
+    assert set(records(server)) >= {text for text, _ in entries[books.evicted :]}
+
+
+# What CloudWatch does not take.
+
+
+def test_an_oversize_event_becomes_a_dead_letter_and_the_stream_is_told(
+    external: SinkConfig, server: StrictCloudWatch
+) -> None:
+    """The longest legal event goes; one byte more is kept whole in the dead letters; others arrive."""
+    big = "x" * (MAX_EVENT_BYTES + 1)
+    writer = filled(external, ["before", "y" * MAX_EVENT_BYTES, big, "after"])
+    deliver(writer.directory, external)
+    assert records(server) == ["before", "y" * MAX_EVENT_BYTES, "after"]
+    assert [text.split(", reason ")[1] for text in notices(server)] == ["oversize"]
+    assert notices(server)[0].startswith("cwsink: 1 record dropped ")
+    assert [(letter["reason"], letter["message"]) for letter in letters(writer.directory)] == [("oversize", big)]
+    settled(writer.directory, appended=4, delivered=3, oversize=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_a_poison_event_is_found_and_the_others_arrive(
+    external: SinkConfig, server: StrictCloudWatch, count: int
+) -> None:
+    """CloudWatch refuses every request that contains it: it ends alone, as a dead letter."""
+    server.faults.poison = "BAD"
+    texts = [f"good {number}" for number in range(count)]
+    texts.insert(count // 2, "BAD egg")
+    writer = filled(external, texts)
+    deliver(writer.directory, external)
+    assert records(server) == [text for text in texts if "BAD" not in text]
+    assert [letter["reason"] for letter in letters(writer.directory)] == ["poison"]
+    assert letters(writer.directory)[0]["message"] == "BAD egg"
+    settled(writer.directory, appended=count + 1, delivered=count, poison=1)
+
+
+def test_events_that_are_too_old_or_too_new_are_dead_letters_exactly(
+    external: SinkConfig, server: StrictCloudWatch
+) -> None:
+    """CloudWatch names them with HTTP 200; the rest of the same request is delivered, none of them again."""
+    now = now_ms()
+    writer = Writer(external)
+    for number in range(7):
+        assert writer.append(f"old {number}", now - 20 * DAY_MS + number)
+    for number in range(5):
+        assert writer.append(f"good {number}", now - 1000 + number)
+    for number in range(3):
+        assert writer.append(f"new {number}", now + 4 * 3_600_000 + number)
+    deliver(writer.directory, external)
+    assert records(server) == [f"good {number}" for number in range(5)]
+    kept = [(letter["reason"], letter["message"]) for letter in letters(writer.directory)]
+    assert sorted(kept) == sorted(
+        [("too_old", f"old {number}") for number in range(7)] + [("too_new", f"new {number}") for number in range(3)]
+    )
+    settled(writer.directory, appended=15, delivered=5, too_old=7, too_new=3)
+
+
+def test_events_older_than_the_groups_retention_are_dead_letters(
+    external: SinkConfig, server: StrictCloudWatch
+) -> None:
+    """`expiredLogEventEndIndex` counts as its own reason."""
+    server.create_group("/test/group", retention_days=1)
+    now = now_ms()
+    writer = Writer(external)
+    assert writer.append("expired", now - 2 * DAY_MS)
+    assert writer.append("good", now)
+    deliver(writer.directory, external)
+    assert records(server) == ["good"]
+    settled(writer.directory, appended=2, delivered=1, expired=1)
+
+
+def test_a_damaged_range_is_kept_and_its_bytes_counted(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Bytes that changed on disk: a dead letter with segment, offset and content; the neighbours arrive."""
+    writer = filled(external, [f"record {number}" for number in range(5)])
+    path = segment_path(writer.directory, 1)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"record 2", b"RECORD 2"))
+    deliver(writer.directory, external)
+    assert records(server) == ["record 0", "record 1", "record 3", "record 4"]
+    (letter,) = letters(writer.directory)
+    assert (letter["reason"], letter["segment"]) == ("corrupt", 1)
+    assert survey(writer.directory).corrupt_bytes == letter["bytes"] > 0
+    settled(writer.directory, appended=5, delivered=4, corrupt=1)
+
+
+# What goes wrong on the way.
+
+TROUBLE = {
+    "throttled": lambda faults: faults.fail_next(3, "ThrottlingException", action="PutLogEvents"),
+    "5xx": lambda faults: faults.fail_next(3, "ServiceUnavailableException", action="PutLogEvents"),
+    "bare 503": lambda faults: faults.fail_next(2, "", 503, action="PutLogEvents"),
+    "dropped": lambda faults: faults.drop_connection_before_storing(3),
+    "junk": lambda faults: faults.junk_next(2, action="PutLogEvents"),
+    "aborted": lambda faults: faults.fail_next(2, "OperationAbortedException", action="CreateLogStream"),
+    "deleted stream": lambda faults: faults.delete_stream_under_way(),
+    "deleted group": lambda faults: faults.delete_group_under_way(),
+    "tokens": lambda faults: setattr(faults, "sequence_tokens", True),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_trouble_that_ends_costs_nothing(external: SinkConfig, server: StrictCloudWatch, trouble: str) -> None:
+    """Nothing lost, nothing twice, order kept."""
+    config = changed(external, max_batch_events=100, retry_base_delay=0.01)
+    TROUBLE[trouble](server.faults)
+    texts = [f"{number}" for number in range(500)]
+    writer = filled(config, texts)
+    deliver(writer.directory, config)
+    assert records(server) == texts
+    settled(writer.directory, appended=500, delivered=500)
+
+
+def test_a_lost_answer_repeats_at_most_its_batch(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Stored, and the connection dropped: each such answer repeats one batch, and is counted as resent."""
+    config = changed(external, max_batch_events=100, retry_base_delay=0.01)
+    server.create_stream("/test/group", "stream")
+    server.faults.pass_next(1, action="PutLogEvents")
+    server.faults.drop_connection_after_storing(2)
+    texts = [f"{number}" for number in range(500)]
+    writer = filled(config, texts)
+    deliver(writer.directory, config)
+    counts = Counter(records(server))
+    assert set(counts) == set(texts)
+    assert sum(counts.values()) - 500 == 200
+    settled(writer.directory, appended=500, delivered=500)
+    assert survey(writer.directory).resent == 200
+
+
+def test_an_answer_that_never_comes_is_given_up_and_sent_again(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """A server that hangs costs read_timeout_seconds, not the leader."""
+    config = changed(external, read_timeout_seconds=0.3, retry_base_delay=0.01)
+    server.create_stream("/test/group", "stream")
+    server.faults.hang(NEVER, action="PutLogEvents")
+    writer = filled(config, ["one"])
+    deliver(writer.directory, config)
+    assert records(server) == ["one"]
+
+
+def test_group_and_stream_are_created_once(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Created when they are missed, and never asked for again, nor described."""
+    config = changed(external, max_batch_events=10)
+    writer = filled(config, [f"{number}" for number in range(50)])
+    deliver(writer.directory, config)
+    assert writer.append("later")
+    deliver(writer.directory, config)
+    assert server.calls["CreateLogGroup"] == 1
+    assert 1 <= server.calls["CreateLogStream"] <= 2
+    assert set(server.calls) == {"PutLogEvents", "CreateLogGroup", "CreateLogStream"}
+    assert len(records(server)) == 51
+
+
+@pytest.mark.parametrize("off", ["create_log_group", "create_log_stream"])
+def test_creation_can_be_turned_off(
+    external: SinkConfig, server: StrictCloudWatch, off: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Records wait, with one clear line, until somebody has made what is missing."""
+    config = changed(external, **{off: False})
+    writer = filled(config, ["waits"])
+    with leading(writer.directory, config) as leader:
+        until(lambda: leader.leader_state._now.last_error is not None, "an error")
+        assert server.calls["CreateLogGroup"] == 0
+        assert (server.calls["CreateLogStream"] == 0) == (off == "create_log_stream")
+        assert not server.messages()
+    assert "ResourceNotFoundException" in capfd.readouterr().err
+    server.create_stream("/test/group", "stream")
+    deliver(writer.directory, config)
+    assert server.messages() == ["waits"]
+
+
+def test_every_request_says_which_leader_sent_it(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """The User-Agent has version and epoch; each leader has its own epoch."""
+    for number in range(3):
+        writer = filled(external, [f"{number}"])
+        deliver(writer.directory, external)
+    assert [event.epoch for event in server.events()] == [1, 2, 3]
+    assert all(f"cwsink/{__version__} epoch/" in request.user_agent for request in server.requests)
+    assert all(len(senders) == 1 for senders in server.senders_by_epoch().values())
+
+
+def test_events_arrive_byte_for_byte_with_their_own_times(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Multi-byte text, control characters and quotes; the time of the append, not of the send."""
+    texts = ["späte Züge", "\U0001f682\u2028", 'quote " and \\ slash', "nul \0 bell \x07", "a\nb\r\n\tc", "x" * 10_000]
+    then = now_ms() - 3_600_000
+    writer = Writer(external)
+    for number, text in enumerate(texts):
+        assert writer.append(text, then + number)
+    deliver(writer.directory, external)
+    assert [(event.message, event.timestamp - then) for event in server.events()] == [
+        (text, number) for number, text in enumerate(texts)
+    ]
+
+
+# Fencing.
+
+
+@pytest.mark.parametrize("how", ["lock file removed", "lock file replaced", "later epoch"])
+def test_a_superseded_leader_sends_and_commits_nothing_more(
+    external: SinkConfig, server: StrictCloudWatch, how: str
+) -> None:
+    """Proof before every step: the same lock file, the same epoch. Else it drops everything."""
+    writer = filled(external, ["one"])
+    spool = writer.directory
+    lease = Lease(spool)
+    assert lease.try_acquire()
+    flusher = Flusher(spool, external, lease, Orders(), kind="process")
+    if how == "later epoch":
+        later = cursor.Cursor(spool.cursor)
+        later.take_over("another")
+        later.close()
+    else:
+        os.unlink(spool.leader_lock)
+        if how == "lock file replaced":
+            Path(spool.leader_lock).touch()
+    before = Path(spool.cursor).read_bytes()
+    with pytest.raises(Fenced):
+        flusher.lead()
+    lease.release()
+    assert not server.calls
+    assert Path(spool.cursor).read_bytes() == before
+    deliver(spool, external)
+    assert server.messages() == ["one"]
+
+
+def test_a_leader_that_is_superseded_while_sending_does_not_commit(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer arrives after another leader took over: the cursor stays the other's; one batch repeats."""
+    writer = filled(external, ["one"])
+    spool = writer.directory
+    send = Delivery.send
+
+    def superseded(self: Delivery, part: Any) -> Tally:
+        tally = send(self, part)
+        other = cursor.Cursor(spool.cursor)
+        other.take_over("another")
+        other.close()
+        return tally
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "send", superseded)
+        with pytest.raises(Fenced):
+            deliver(spool, external)
+    assert cursor.read(spool.cursor).holder == "another"
+    assert survey(spool).pending == 1
+    deliver(spool, external)
+    assert server.messages() == ["one", "one"]
+    settled(spool, appended=1, delivered=1)
+
+
+# The cursor.
+
+
+@pytest.mark.parametrize("slots", [(0,), (1,), (0, 1)])
+def test_lost_cursor_slots_cost_duplicates_and_no_record(
+    external: SinkConfig, server: StrictCloudWatch, slots: tuple[int, ...]
+) -> None:
+    """One torn slot: the other counts. Both: reading begins at the oldest segment again."""
+    writer = filled(external, ["a", "b"])
+    deliver(writer.directory, external)
+    assert writer.append("c")
+    with open(writer.directory.cursor, "r+b") as file:
+        for slot in slots:
+            file.seek(slot * cursor.SLOT_BYTES + 30)
+            file.write(b"\xff\xff\xff")
+    deliver(writer.directory, external)
+    counts = Counter(server.messages())
+    assert set(counts) == {"a", "b", "c"}
+    assert max(counts.values()) <= 2
+    if len(slots) == 2:
+        assert counts == {"a": 2, "b": 2, "c": 1}
+    books = survey(writer.directory)
+    assert (books.adds_up, books.pending) == (True, 0)
+
+
+def test_a_cursor_that_is_removed_costs_duplicates_and_no_record(
+    external: SinkConfig, server: StrictCloudWatch
+) -> None:
+    """As with both slots lost."""
+    writer = filled(external, ["a", "b"])
+    deliver(writer.directory, external)
+    os.unlink(writer.directory.cursor)
+    assert writer.append("c")
+    deliver(writer.directory, external)
+    assert Counter(server.messages()) == {"a": 2, "b": 2, "c": 1}
+
+
+# leader.json and durability.
+
+
+def test_leader_json_says_what_the_leader_is_doing(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leads, since when, how it goes, and what went wrong last; whole at every moment."""
+    monkeypatch.setattr(leader_state, "PUBLISH_SECONDS", 0.0)
+    began = time.time()
+    config = changed(external, circuit_breaker_enabled=True, circuit_breaker_threshold=1, max_retries=1)
+    server.create_stream("/test/group", "stream")
+    server.faults.fail_next(10_000, "ThrottlingException", action="PutLogEvents")
+    writer = filled(config, ["one"])
+
+    def published() -> leader_state.Published:
+        found = leader_state.read(writer.directory)
+        assert found is not None, "leader.json is not there, or not whole"
+        return found
+
+    with leading(writer.directory, config, kind="process"):
+        until(lambda: published().state == "retrying", "retrying")
+        until(lambda: published().state == "circuit_open", "the circuit opens")
+        seen = published()
+        assert (seen.pid, seen.host, seen.epoch, seen.kind) == (os.getpid(), socket.gethostname(), 1, "process")
+        assert seen.last_error == "ThrottlingException: Rate exceeded"
+        assert seen.last_success is None
+        assert seen.capacity_bytes == config.spool_max_bytes
+        assert began - 1 <= seen.since <= time.time()
+    server.faults.clear()
+    with leading(writer.directory, config):
+        until(lambda: published().last_success is not None, "a success")
+        assert published().epoch == 2
+        until(lambda: published().state == "idle", "idle")
+    assert not list(Path(writer.directory.path).glob("*.tmp"))
+
+
+def test_leader_json_is_written_at_most_once_a_second(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing or delivering at any rate: one replacement a second."""
+    spool = filled(external, ["one"]).directory
+    replaced: list[str] = []
+    replace = os.replace
+
+    def count(source: str, target: str) -> None:
+        replaced.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", count)
+    state = leader_state.LeaderState(spool, 1, "process", 1)
+    began = time.monotonic()
+    for number in range(1_000):
+        state.failed(f"error {number}", is_open=False)
+        state.delivered(1)
+    assert len(replaced) <= 2 + (time.monotonic() - began)
+
+
+def test_host_durability_syncs_ring_and_cursor_at_most_every_half_second(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader syncs what was read or not, under load and when idle; and no more often than it promises."""
+    config = changed(external, durability="host", max_batch_events=10)
+    synced: list[float] = []
+    sync = disk.sync
+    monkeypatch.setattr(disk, "sync", lambda fd: (synced.append(time.monotonic()), sync(fd)))
+    writer = Writer(changed(config, durability="process"))
+    began = time.monotonic()
+    with leading(writer.directory, config):
+        for number in range(100):
+            assert writer.append(f"{number}")
+        assert server.wait_for_events(100, 60)
+        until(lambda: bool(synced), "a sync")
+        until(lambda: time.monotonic() - began > 1.2, "more than two periods")
+    elapsed = time.monotonic() - began
+    # Each round syncs the segments that changed; there is one.
+    assert 1 <= len(synced) <= elapsed / flusher_module.SYNC_SECONDS + 1
+
+
+def test_host_durability_reaches_segments_the_leader_has_not_read(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a backlog and CloudWatch down, the newest segment is synced too."""
+    config = changed(external, durability="host", segment_bytes=4096, max_batch_events=2)
+    server.stop()
+    inodes: set[int] = set()
+    monkeypatch.setattr(disk, "sync", lambda fd: inodes.add(os.fstat(fd).st_ino))
+    writer = filled(changed(config, durability="process"), [f"{number} {'.' * 300}" for number in range(60)])
+    wanted = {segment_path(writer.directory, number).stat().st_ino for number in segments(writer.directory)}
+    assert len(wanted) > 3
+    with leading(writer.directory, config):
+        until(lambda: wanted <= inodes, "every segment is synced")
+    server.start()
+
+
+# Leaving.
+
+
+def test_a_leader_told_to_leave_while_cloudwatch_is_down_leaves(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """What is not settled stays; the next leader delivers it, once."""
+    writer = filled(external, ["one"])
+    server.stop()
+    with leading(writer.directory, external) as leader:
+        until(lambda: leader.leader_state._now.last_error is not None, "an error")
+    assert survey(writer.directory).pending == 1
+    server.start()
+    deliver(writer.directory, external)
+    assert server.messages() == ["one"]
+
+
+def test_a_leader_leaves_no_descriptor_open(external: SinkConfig) -> None:
+    """Twenty leaders in one process: as many descriptors as after the first."""
+
+    def descriptors_open() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    writer = filled(external, ["one"])
+    deliver(writer.directory, external)
+    before = descriptors_open()
+    for number in range(20):
+        assert writer.append(f"{number}")
+        deliver(writer.directory, external)
+    assert descriptors_open() <= before
+
+
+def test_stopping_with_a_record_pending_does_not_spin(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Told to drain, the leader sends what is there at once instead of waiting for batch_timeout_seconds."""
+    config = changed(external, batch_timeout_seconds=NEVER)
+    writer = filled(config, ["one"])
+    lease = Lease(writer.directory)
+    assert lease.try_acquire()
+    orders = Orders()
+    orders.drain(60.0)
+    orders.hurry.clear()  # as if the loop had found nothing a moment before the last record came
+    flusher = Flusher(writer.directory, config, lease, orders, kind="process")
+    thread = threading.Thread(target=flusher.lead)
+    thread.start()
+    thread.join(30)
+    alive = thread.is_alive()
+    orders.drain(0.0)
+    thread.join(60)
+    lease.release()
+    assert not alive
+    assert server.messages() == ["one"]

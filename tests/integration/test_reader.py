@@ -1,0 +1,490 @@
+"""What the leader reads: rule 5, and every kind of damage that a ring can have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import threading
+from pathlib import Path
+from zlib import crc32
+
+import msgspec
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.spool import cursor, frame, record, segment
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.reader import RingReader
+from cwsink.spool.segment import AttachedSegment
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.interleave import Clock, deliver, leading, segment_path, segments, until
+from tests.support import finish, quick_config
+
+SMALL = 4096
+
+
+@pytest.fixture
+def small(server: StrictCloudWatch) -> SinkConfig:
+    """The smallest segments, and a leader only where the test runs one."""
+    return quick_config(server.endpoint_url, segment_bytes=SMALL, flusher="external")
+
+
+def fill_segment(writer: Writer, *, count: int = 1) -> list[str]:
+    target = segments(writer.directory)[-1] + count
+    messages = []
+    while segments(writer.directory)[-1] < target:
+        messages.append(f"filler {len(messages)} of {id(messages)} {'.' * 200}")
+        assert writer.append(messages[-1])
+    return messages
+
+
+def event_frame(salt: int, message: str, *, kind: int = frame.EVENT, flags: int = 0) -> bytes:
+    return frame.encode(record.encode((1_700_000_000_000, 7, 0, message)), salt, kind, flags)
+
+
+def attached_to(directory: SpoolDirectory) -> AttachedSegment:
+    attached = segment.attach_newest(directory.ring)
+    assert attached is not None
+    return attached
+
+
+def now_ms(messages: list[str]) -> list[str]:
+    return [text for text in messages if not text.startswith("cwsink:")]
+
+
+def dead_letters(directory: SpoolDirectory) -> list[dict[str, object]]:
+    path = Path(directory.dead_letters)
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+# Unparsable ends.
+
+
+@pytest.mark.parametrize("cut", [1, 4, 19, 20, 21, 40])
+def test_half_a_frame_of_a_live_writer_waits(small: SinkConfig, server: StrictCloudWatch, cut: int) -> None:
+    """What a live writer is still writing is neither torn nor holds back newer segments."""
+    writer = Writer(small)
+    assert writer.append("before", 1_700_000_000_000)
+    live = attached_to(writer.directory)
+    data = event_frame(live.salt, "slow")
+    os.write(live.fd, data[:cut])
+    with pytest.MonkeyPatch.context() as patch:
+        Clock(patch)
+        deliver(writer.directory, small)
+        assert survey(writer.directory).corrupt_bytes == 0
+    os.write(live.fd, data[cut:])
+    assert writer.append("after", 1_700_000_000_000)
+    deliver(writer.directory, small)
+    assert server.violations == []
+    books = survey(writer.directory)
+    assert (books.corrupt_bytes, books.pending, books.appended) == (0, 0, 3)
+
+
+def test_half_a_frame_holds_back_no_newer_segment(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """A writer stopped in the middle of its write, in an old segment: the newer ones are delivered."""
+    writer = Writer(small)
+    assert writer.append("first")
+    fillers = fill_segment(writer)
+    old = next(open_old(writer.directory))
+    data = event_frame(old.salt, "stopped in the middle")
+    os.write(old.fd, data[:30])
+    assert writer.append("newer")
+    for _ in range(2):
+        deliver(writer.directory, small)
+    assert server.messages() == ["first", *fillers, "newer"]
+    assert segments(writer.directory) == [1, 2]
+    assert survey(writer.directory).corrupt_bytes == 0
+    os.write(old.fd, data[30:])
+    deliver(writer.directory, small)
+    # It is of 2023: CloudWatch refuses it one by one, and it is accounted for.
+    assert survey(writer.directory).dead_lettered == {"too_old": 1}
+
+
+def open_old(directory: SpoolDirectory):  # type: ignore[no-untyped-def]  # a generator that keeps the lock
+    """Attach to the oldest segment, as a writer that chose it before the rotation has it."""
+    numbers = segment.numbers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "numbers", lambda ring: numbers(ring)[:1])
+        attached = attached_to(directory)
+    yield attached
+
+
+TORN = """
+    import os, signal, sys
+    from cwsink import Writer
+    from cwsink.spool import frame, record
+    from tests.support import quick_config
+
+    writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=4096, flusher="external"))
+    assert writer.append("by the one that dies")
+    attached = writer._ring.attached
+    data = frame.encode(record.encode((1_700_000_000_000, 7, 0, "never finished")), attached.salt)
+    os.write(attached.fd, data[: int(sys.argv[1])])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("cut", [7, 33])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_half_a_frame_of_a_dead_writer_is_torn(server: StrictCloudWatch, spawn: Spawn, cut: int, goes_on: bool) -> None:
+    """Killed in the middle of a write: the fragment is counted and skipped, and its segment goes."""
+    config = quick_config(f"http://127.0.0.1:{1}", segment_bytes=SMALL, flusher="external")
+    writer = Writer(config)
+    finish(spawn(TORN, cut), code=-9)
+    messages = ["by the one that dies"]
+    if goes_on:  # else the fragment is the end of its segment
+        assert writer.append("after")
+        messages.append("after")
+    else:
+        segment.create(writer.directory.ring, 2, bytes(16), SMALL)
+        assert writer.append("after, in the next")
+        messages.append("after, in the next")
+    to_server = at(writer.directory, server)
+    for _ in range(2):
+        deliver(to_server, config)
+    assert server.messages() == messages
+    books = survey(writer.directory)
+    assert (books.corrupt_bytes, books.dead_lettered) == (cut, {})
+    assert len(segments(writer.directory)) == 1
+
+
+def at(directory: SpoolDirectory, server: StrictCloudWatch) -> SpoolDirectory:
+    """The same spool, sent to `server`."""
+    return SpoolDirectory(directory.path, msgspec.structs.replace(directory.format, endpoint_url=server.endpoint_url))
+
+
+# Damage.
+
+
+def test_a_changed_byte_costs_one_record_and_leaves_a_dead_letter(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """A range that was changed after it was written: counted in bytes, kept, and read past."""
+    writer = Writer(small)
+    assert all(writer.append(f"record {number}") for number in range(10))
+    path = segment_path(writer.directory, 1)
+    data = bytearray(path.read_bytes())
+    at_five = data.index(b"record 5")
+    data[at_five] ^= 0xFF
+    path.write_bytes(data)
+    deliver(writer.directory, small)
+    assert server.messages() == [f"record {number}" for number in range(10) if number != 5]
+    books = survey(writer.directory)
+    assert books.adds_up
+    assert (books.delivered, books.dead_lettered) == (9, {"corrupt": 1})
+    letters = dead_letters(writer.directory)
+    assert [letter["reason"] for letter in letters] == ["corrupt"]
+    assert letters[0]["segment"] == 1
+    assert books.corrupt_bytes == letters[0]["bytes"]
+
+
+def test_a_segment_truncated_under_load_costs_only_what_was_cut(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Somebody truncates the segment: writers go on to the next one, and what they append is delivered."""
+    writer = Writer(small)
+    with leading(writer.directory, small):
+        assert all(writer.append(f"before {number}") for number in range(20))
+        assert writer.flush(30)
+        for size in (100, 0):
+            number = segments(writer.directory)[-1]
+            os.truncate(segment_path(writer.directory, number), size)
+            writer._ring.look_at = 0
+            assert writer.append(f"after the cut to {size}")
+            assert segments(writer.directory)[-1] == number + 1
+            assert all(writer.append(f"later {size} {each}") for each in range(20))
+            assert writer.flush(30)
+    messages = server.messages()
+    assert messages[:20] == [f"before {number}" for number in range(20)]
+    for size in (100, 0):
+        assert messages.count(f"after the cut to {size}") == 1
+        assert [text for text in messages if text.startswith(f"later {size}")] == [
+            f"later {size} {each}" for each in range(20)
+        ]
+    writer.close()
+    deliver(writer.directory, small)
+    assert len(segments(writer.directory)) == 1
+
+
+@pytest.mark.parametrize("size", [0, 10, 64])
+def test_a_segment_with_a_damaged_header_is_written_off_and_others_flow(
+    small: SinkConfig, server: StrictCloudWatch, size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without its salt nothing in it can be proven: its bytes are counted; new writers make a new segment."""
+    first = Writer(small)
+    assert first.append("lost with its header")
+    first.close()
+    path = segment_path(first.directory, 1)
+    data = path.read_bytes()
+    path.write_bytes(b"\xff" * size + data[size:] if size else b"")
+    second = Writer(small)
+    assert second.append("in the next segment")
+    assert segments(second.directory) == [1, 2]
+    deliver(second.directory, small)
+    assert server.messages() == ["in the next segment"]
+    books = survey(second.directory)
+    assert books.adds_up
+    assert books.dead_lettered == ({"corrupt": 1} if size else {})
+    assert books.corrupt_bytes == (len(data) if size else 0)
+    assert segments(second.directory) == [2]
+    if size:
+        assert "damaged header" in capfd.readouterr().err
+
+
+def put_kind(directory: SpoolDirectory, name: str, kind: str) -> None:
+    path = Path(directory.ring) / name
+    if kind == "file":
+        path.write_bytes(os.urandom(5000))
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/etc/passwd")
+    elif kind == "dangling":
+        path.symlink_to("nowhere")
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("0000000001.seg", "file"),
+        ("0000000002.seg", "file"),
+        ("0000000001.seg", "directory"),
+        ("0000000002.seg", "directory"),
+        ("0000000002.seg", "link"),
+        ("0000000002.seg", "dangling"),
+        ("0000000001.seg", "fifo"),
+        ("0000000009.seg", "fifo"),
+        ("9" * 30 + ".seg", "file"),
+        ("notes.txt", "file"),
+        ("1.seg", "directory"),
+    ],
+)
+def test_garbage_in_the_ring_stops_nothing(small: SinkConfig, server: StrictCloudWatch, name: str, kind: str) -> None:
+    """Whatever lies in ring/, under whatever name: appends, rotation, eviction, delivery and surveys go on."""
+    writer = Writer(SinkConfig(**{**vars(small), "spool_max_bytes": 16 * SMALL}))
+    put_kind(writer.directory, name, kind)
+    messages = [f"{number} {'.' * 300}" for number in range(40)]
+    assert all(writer.append(message) for message in messages)
+    deliver(writer.directory, small)
+    assert server.messages() == messages
+    for number in range(400):  # several times the budget
+        assert writer.append(f"again {number} {'.' * 300}")
+    books = survey(writer.directory)
+    assert books.adds_up
+    assert books.appended - books.dead_lettered.get("corrupt", 0) == 440
+    assert books.evicted > 0
+    writer.close()
+    fresh = Writer(small)
+    assert fresh.append("a new process")
+    fresh.close()
+    deliver(writer.directory, small)
+    assert server.messages()[-1] == "a new process"
+    assert survey(writer.directory).pending == 0
+
+
+# Versions.
+
+
+def header(number: int, *, major: int = 1, incompatible: int = 0, compatible: int = 0, length: int = 64) -> bytes:
+    fields = struct.pack("<8sHHIII16sQQ", b"CWSINKSG", major, length, compatible, incompatible, 7, bytes(16), number, 0)
+    return fields + struct.pack("<I4x", crc32(fields)) + b"\0" * (length - 64)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize("change", [{"major": 2}, {"incompatible": 1}, {"incompatible": 1 << 31}])
+def test_a_segment_of_a_newer_layout_is_left_alone_and_the_others_flow(
+    small: SinkConfig,
+    server: StrictCloudWatch,
+    capfd: pytest.CaptureFixture[str],
+    change: dict[str, int],
+    newest: bool,
+) -> None:
+    """It is not read, not written, not evicted and not removed; it is reported."""
+    config = SinkConfig(**{**vars(small), "spool_max_bytes": 8 * SMALL})
+    writer = Writer(config)
+    number = 1
+    if newest:
+        assert writer.append("older")
+        number = 2
+    path = segment_path(writer.directory, number)
+    content = header(number, **change) + event_frame(7, "not for us")
+    path.write_bytes(content)
+    messages = ["older"] if newest else []
+    messages += fill_segment(writer) if newest else []
+    for text in ("one", "two"):
+        assert writer.append(text)
+        messages.append(text)
+    deliver(writer.directory, config)
+    assert server.messages() == messages
+    assert all(writer.append(f"{each} {'.' * 300}") for each in range(200))
+    assert survey(writer.directory).evicted > 0
+    deliver(writer.directory, config)
+    assert path.read_bytes() == content
+    assert "newer layout" in capfd.readouterr().err
+    assert survey(writer.directory).adds_up
+    assert len(segments(writer.directory)) == 2
+
+
+@pytest.mark.parametrize(("compatible", "length"), [(1, 64), (1 << 31, 64), (0, 128)])
+def test_compatible_flags_and_a_longer_header_are_read(
+    small: SinkConfig, server: StrictCloudWatch, compatible: int, length: int
+) -> None:
+    """What a later version adds compatibly is ignored, not refused."""
+    spool = Writer(small).directory
+    now = survey_time()
+    body = frame.encode(record.encode((now, 7, 0, "from a later version")), 7)
+    segment_path(spool, 1).write_bytes(header(1, compatible=compatible, length=length) + body)
+    writer = Writer(small)
+    assert writer.append("ours")
+    assert segments(spool) == [1]
+    deliver(spool, small)
+    assert server.messages() == ["from a later version", "ours"]
+
+
+def survey_time() -> int:
+    import time
+
+    return int(time.time() * 1000)
+
+
+def test_an_unknown_optional_frame_is_skipped(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """A later version's optional frame costs nothing and is no record."""
+    writer = Writer(small)
+    assert writer.append("before")
+    attached = attached_to(writer.directory)
+    os.write(attached.fd, frame.encode(b"anything", attached.salt, 99, frame.FLAG_OPTIONAL))
+    assert writer.append("after")
+    assert writer.flush(0) is False
+    deliver(writer.directory, small)
+    assert server.messages() == ["before", "after"]
+    assert writer.flush(0) is True
+    books = survey(writer.directory)
+    assert (books.appended, books.dead_lettered, books.corrupt_bytes) == (2, {}, 0)
+
+
+def test_an_unknown_frame_that_is_not_optional_is_left_for_a_newer_cwsink(
+    small: SinkConfig, server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It and what follows it in its segment stay on disk; the newer segments are delivered."""
+    writer = Writer(small)
+    assert writer.append("before")
+    attached = attached_to(writer.directory)
+    strange = frame.encode(b"anything", attached.salt, 99)
+    os.write(attached.fd, strange)
+    del attached
+    assert writer.append("behind it")
+    behind = fill_segment(writer)[:-1]
+    newer = fill_segment(writer)
+    for _ in range(2):
+        deliver(writer.directory, small)
+    delivered = server.messages()
+    assert delivered[0] == "before"
+    assert "behind it" not in delivered
+    assert set(newer) <= set(delivered)
+    assert segments(writer.directory)[0] == 1
+    assert strange in segment_path(writer.directory, 1).read_bytes()
+    assert "left for a newer cwsink" in capfd.readouterr().err
+    books = survey(writer.directory)
+    assert books.adds_up
+    assert books.pending == 1 + len(behind)
+
+
+# Progress, and what is given back.
+
+
+def test_one_pass_over_a_hostile_segment_ends(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """A segment full of magic numbers and broken frames is one damaged range, and the next record is read."""
+    writer = Writer(small)
+    assert writer.append("before")
+    attached = attached_to(writer.directory)
+    os.write(attached.fd, (frame.MAGIC + b"\xff" * 16) * 20_000)
+    del attached
+    writer._ring.look_at = 0
+    assert writer.append("after")
+    deliver(writer.directory, small)
+    assert server.messages() == ["before", "after"]
+    assert survey(writer.directory).corrupt_bytes == 400_000
+    assert len(segments(writer.directory)) <= 2
+
+
+def test_a_hollowed_segment_is_got_over_when_the_cursor_is_lost(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """With the cursor gone what is left of a delivered segment is read again, and its hole skipped."""
+    config = SinkConfig(**{**vars(small), "segment_bytes": 8 * SMALL})
+    idle, writer = Writer(config), Writer(config)
+    assert idle.append("idle")
+    fillers = fill_segment(writer, count=2)
+    deliver(writer.directory, config)
+    if b"\0" * 8 * 1024 not in segment_path(writer.directory, 1).read_bytes():
+        pytest.skip("this file system cannot give blocks back")
+    os.unlink(writer.directory.cursor)
+    idle.close()
+    assert writer.append("after")
+    deliver(writer.directory, config)
+    books = survey(writer.directory)
+    assert (books.adds_up, books.pending) == (True, 0)
+    assert server.messages()[-1] == "after"
+    assert len(server.messages()) < 2 * (len(fillers) + 1)
+    assert len(segments(writer.directory)) == 1
+
+
+def test_a_reader_reads_each_segment_from_its_own_offset(small: SinkConfig) -> None:
+    """Offsets are per segment: a late record in an old one is found, what is committed is not read again."""
+    writer = Writer(small)
+    assert writer.append("old 1")
+    old = next(open_old(writer.directory))
+    fill_segment(writer)
+    reader = RingReader(writer.directory, {})
+    committed = {}
+    while (block := reader.read()) is not None:
+        committed[block.key] = block.end
+    reader.close()
+    os.write(old.fd, event_frame(old.salt, "late"))
+    assert writer.append("new")
+    reader = RingReader(writer.directory, committed)
+    found = []
+    while (block := reader.read()) is not None:
+        found += [record.decode_event(each.payload).message for each in block.frames]
+    reader.close()
+    assert found == ["late", "new"]
+
+
+def test_a_removed_spool_directory_under_load_is_made_anew(
+    server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """rm -rf of the spool while two threads log and this process leads: later records are delivered."""
+    config = quick_config(server.endpoint_url)
+    writer = Writer(config)
+    stop = threading.Event()
+    appended: list[list[str]] = [[], []]
+
+    def work(name: int) -> None:
+        number = 0
+        while not stop.is_set():
+            message = f"{name} {number}"
+            if writer.append(message):
+                appended[name].append(message)
+            number += 1
+            stop.wait(0.001)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(server.messages()) > 10, "delivering")
+        old = writer.directory
+        shutil.rmtree(old.path, ignore_errors=True)
+        until(lambda: writer.directory is not old, "the spool is made anew")
+        mark = len(appended[0])
+        until(lambda: len(appended[0]) > mark + 10, "later records")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert writer.flush(60)
+    delivered = set(now_ms(server.messages()))
+    late = [text for texts in appended for text in texts[-5:]]
+    assert set(late) <= delivered
+    assert "was removed. It was made anew" in capfd.readouterr().err
+    assert cursor.read(writer.directory.cursor).epoch >= 1

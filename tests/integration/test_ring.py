@@ -1,0 +1,675 @@
+"""The nine rules of the ring, each with the interleaving that would break it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.spool import budget, cursor, descriptors, disk, frame, record, segment
+from cwsink.spool.directory import SpoolDirectory, open_existing
+from cwsink.spool.ring import Append, Ring
+from cwsink.spool.survey import events, survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.interleave import Clock, deliver, leading, on_write, ring_bytes, segment_path, segments, until
+from tests.support import finish, quick_config
+
+SMALL = 4096
+
+
+@pytest.fixture
+def small(server: StrictCloudWatch) -> SinkConfig:
+    """The smallest segments, and a leader only where the test runs one."""
+    return quick_config(server.endpoint_url, segment_bytes=SMALL, flusher="external")
+
+
+def fill_segment(writer: Writer, *, count: int = 1) -> list[str]:
+    """Append until `count` more segments exist; return the messages."""
+    target = segments(writer.directory)[-1] + count
+    messages = []
+    while segments(writer.directory)[-1] < target:
+        messages.append(f"filler {len(messages)} of {id(messages)} {'.' * 200}")
+        assert writer.append(messages[-1])
+    return messages
+
+
+def pending(directory: SpoolDirectory) -> list[str]:
+    return [event.message for event in events(directory)]
+
+
+# Rule 1: attach.
+
+
+def test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock(small: SinkConfig) -> None:
+    """While a writer has a segment open nobody gets it exclusively; other writers do share it."""
+    directory = Writer(small).directory
+    for number in (1, 2, 3):
+        segment.create(directory.ring, number, bytes(16), SMALL)
+    attached = segment.attach_newest(directory.ring)
+    again = segment.attach_newest(directory.ring)
+    assert attached is not None
+    assert again is not None
+    assert (attached.key.number, again.key) == (3, attached.key)
+    with segment_path(directory, 3).open() as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        del attached, again
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_segment_that_is_removed_while_being_attached_to_is_not_written(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader may unlink between a writer's open and its lock: it looks again."""
+    directory = Writer(small).directory
+    segment.create(directory.ring, 1, bytes(16), SMALL)
+    try_lock = descriptors.try_lock
+
+    def reclaim_first(fd: int, *, exclusive: bool) -> bool:
+        monkeypatch.setattr(descriptors, "try_lock", try_lock)
+        segment.create(directory.ring, 2, bytes(16), SMALL)
+        segment_path(directory, 1).unlink()
+        return try_lock(fd, exclusive=exclusive)
+
+    monkeypatch.setattr(descriptors, "try_lock", reclaim_first)
+    attached = segment.attach_newest(directory.ring)
+    assert attached is not None
+    assert attached.key.number == 2
+
+
+def test_a_segment_that_is_being_removed_is_waited_for(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exclusive lock of a remover makes a writer look again, and bounded."""
+    directory = Writer(small).directory
+    segment.create(directory.ring, 1, bytes(16), SMALL)
+    with segment_path(directory, 1).open() as remover:
+        fcntl.flock(remover, fcntl.LOCK_EX)
+        looks = []
+        monkeypatch.setattr(segment, "numbers", lambda ring: looks.append(ring) or [1])
+        assert segment.attach_newest(directory.ring) is None
+        assert 1 < len(looks) <= 1000
+
+
+# Rule 2: rotate.
+
+WORKER = """
+    import sys
+    from cwsink import Writer
+    from tests.support import quick_config
+
+    name, count, segment_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=segment_bytes, flusher="external"))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    refused = sum(not writer.append(f"{name} {number} {'x' * (number % 150)}") for number in range(count))
+    print(refused)
+"""
+
+
+@pytest.mark.parametrize("segment_bytes", [4096, 16 * 1024])
+def test_processes_that_rotate_at_once_lose_nothing(spawn: Spawn, segment_bytes: int) -> None:
+    """Four processes, thousands of rotations: each record once, in its writer's order, numbers without a gap."""
+    count = 5_000
+    config = quick_config("http://127.0.0.1:1", segment_bytes=segment_bytes, flusher="external")
+    directory = Writer(config).directory
+    children = [spawn(WORKER, name, count, segment_bytes) for name in "abcd"]
+    for child in children:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    assert [finish(child) for child in children] == ["0\n"] * 4
+    found: dict[str, list[int]] = {name: [] for name in "abcd"}
+    for message in pending(directory):
+        name, number, _ = message.split(" ")
+        found[name].append(int(number))
+    assert found == {name: list(range(count)) for name in "abcd"}
+    numbers = segments(directory)
+    assert numbers == list(range(1, numbers[-1] + 1))
+    sizes = [segment_path(directory, number).stat().st_size for number in numbers[:-1]]
+    assert min(sizes) >= segment_bytes, "a segment was left before it was full"
+    assert max(sizes) < 2 * segment_bytes
+    assert not list(Path(directory.ring).glob("*.tmp"))
+    assert survey(directory).appended == 4 * count
+
+
+def test_of_two_writers_that_rotate_at_once_one_makes_the_segment(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever decided to rotate and finds the next segment made takes it, and makes none after it."""
+    first, second = Writer(small), Writer(small)
+    assert first.append("first")
+    assert second.append("second")
+    has_room = budget.Budget.has_room
+
+    def meanwhile(self: budget.Budget) -> bool:
+        monkeypatch.setattr(budget.Budget, "has_room", has_room)
+        fill_segment(second)
+        return has_room(self)
+
+    monkeypatch.setattr(budget.Budget, "has_room", meanwhile)
+    fill_segment(first)
+    assert segments(first.directory) == [1, 2]
+
+
+def test_writers_that_begin_a_spool_at_once_make_one_segment(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that found the ring empty takes the first segment another one made meanwhile."""
+    first, second = Writer(small), Writer(small)
+    attach_newest = segment.attach_newest
+
+    def meanwhile(ring: str) -> segment.AttachedSegment | None:
+        monkeypatch.setattr(segment, "attach_newest", attach_newest)
+        found = attach_newest(ring)
+        assert second.append("second")
+        return found
+
+    monkeypatch.setattr(segment, "attach_newest", meanwhile)
+    assert first.append("first")
+    assert segments(first.directory) == [1]
+    assert pending(first.directory) == ["second", "first"]
+
+
+def test_a_thread_paused_before_its_write_loses_nothing_to_a_rotation(
+    small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread holds its segment from choosing it until its write: it is neither closed nor reclaimed."""
+    writer = Writer(small)
+    assert writer.append("first")
+    chosen, go_on = threading.Event(), threading.Event()
+
+    def pause(fd: int, data: bytes) -> int:
+        if b"paused" in data:
+            chosen.set()
+            assert go_on.wait(60)
+        return os.write(fd, data)
+
+    on_write(monkeypatch, pause)
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(writer.append("paused")))
+    thread.start()
+    assert chosen.wait(60)
+    fillers = fill_segment(writer, count=3)
+    deliver(writer.directory, small)
+    assert server.messages() == ["first", *fillers]
+    assert segments(writer.directory)[0] == 1, "the segment of the paused thread was removed"
+    go_on.set()
+    thread.join()
+    assert answers == [True]
+    deliver(writer.directory, small)
+    assert server.messages() == ["first", *fillers, "paused"]
+    assert len(segments(writer.directory)) == 1
+
+
+def test_a_stopped_holder_of_the_budget_lock_makes_nobody_wait(small: SinkConfig, spawn: Spawn) -> None:
+    """Others go on up to twice a segment, then refuse; when the holder is gone they evict again."""
+    config = SinkConfig(**{**vars(small), "spool_max_bytes": 4 * SMALL})
+    writer = Writer(config)
+    assert writer.append("first")
+    fill_segment(writer, count=3)
+    holder = spawn(
+        """
+        import fcntl, os, signal, sys
+        fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        print("held", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        """,
+        writer.directory.budget_lock,
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
+
+    attempts = appended = 0
+    while writer.append(f"while it is stopped {attempts} {'.' * 200}"):
+        attempts, appended = attempts + 1, appended + 1
+        assert attempts < 100, "the segment grows for ever"
+    attempts += 1
+    newest = segment_path(writer.directory, segments(writer.directory)[-1])
+    assert SMALL <= newest.stat().st_size < 2.2 * SMALL
+    assert appended > 0
+    for _ in range(50):
+        assert not writer.append("refused")
+    holder.kill()
+    holder.wait()
+    until(lambda: writer.append("after"), "room")
+    books = survey(writer.directory)
+    assert books.adds_up
+    assert books.refused["spool_full"] >= 51
+    assert books.evicted > 0
+
+
+# Rule 3: idle writers, and a spool that was removed.
+
+
+@pytest.mark.parametrize("hours", [0, 2])
+def test_an_idle_worker_appends_hours_later(
+    small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """An idle worker's old segment holds nobody back, is hollowed, and goes once the worker has left it.
+
+    Its late record is delivered whether it still goes to the old segment (within a second of the last
+    look) or, hours later, to the newest.
+    """
+    config = SinkConfig(**{**vars(small), "segment_bytes": 8 * SMALL})
+    clock = Clock(monkeypatch)
+    idle, busy = Writer(config), Writer(config)
+    assert idle.append("early")
+    fillers = fill_segment(busy, count=5)
+    deliver(busy.directory, config)
+    assert server.messages() == ["early", *fillers]
+    assert [segments(busy.directory)[0], len(segments(busy.directory))] == [1, 2]
+    assert segment_path(busy.directory, 1).stat().st_blocks * 512 <= 2 * SMALL, "it was not hollowed"
+
+    clock.advance(hours * 3600.0)
+    assert idle.append("late")
+    assert busy.append("later still")
+    deliver(busy.directory, config)
+    assert sorted(server.messages()[-2:]) == ["late", "later still"]
+    assert (1 in segments(busy.directory)) == (hours == 0)
+    idle.close()
+    deliver(busy.directory, config)
+    assert len(segments(busy.directory)) == 1
+    assert survey(busy.directory).delivered == len(fillers) + 3
+
+
+def test_sixty_four_idle_workers_do_not_fill_the_budget(server: StrictCloudWatch) -> None:
+    """Segments that are delivered and only held by idle workers count by their blocks."""
+    size = 64 * 1024
+    config = quick_config(server.endpoint_url, segment_bytes=size, spool_max_bytes=16 * size, flusher="external")
+    writer = Writer(config)
+    assert writer.append("first")
+    idle = []
+    messages = ["first"]
+    for number in range(64):
+        idle.append(segment.attach_newest(writer.directory.ring))
+        messages.append(f"{number} " + "x" * (size + 10))
+        assert writer.append(messages[-1])
+        if number % 8 == 7:
+            deliver(writer.directory, config)
+    deliver(writer.directory, config)
+    assert server.messages() == messages
+    assert len(segments(writer.directory)) >= 60
+    assert ring_bytes(writer.directory) < 16 * size
+    books = survey(writer.directory)
+    assert (books.evicted, books.refused) == (0, {})
+    del idle
+    deliver(writer.directory, config)
+    assert len(segments(writer.directory)) == 1
+
+
+# Rule 4: reclaim.
+
+
+def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
+    small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commit first, unlink after; when all is committed one segment remains."""
+    writer = Writer(small)
+    assert writer.append("first")
+    messages = ["first", *fill_segment(writer, count=10)]
+    unlink, checked = os.unlink, []
+
+    def check(path: str, **rest: Any) -> None:
+        if str(path).endswith(".seg"):
+            data = Path(path).read_bytes()
+            header = segment.decode_header(data)
+            assert header is not None
+            assert cursor.read(writer.directory.cursor).committed()[header.key] == len(data)
+            frames = frame.scan(data[header.length :], header.key.salt, at_end=True, final=True).frames
+            delivered = set(server.messages())
+            assert all(record.decode_event(each.payload).message in delivered for each in frames)
+            checked.append(path)
+        unlink(path, **rest)
+
+    monkeypatch.setattr(os, "unlink", check)
+    deliver(writer.directory, small)
+    assert len(checked) == 10
+    assert server.messages() == messages
+    assert len(segments(writer.directory)) == 1
+
+
+def test_the_leader_takes_its_own_writer_off_an_old_segment(config: SinkConfig, server: StrictCloudWatch) -> None:
+    """A worker that leads and falls idle does not keep its own old segment."""
+    idle, busy = Writer(config), Writer(config)
+    assert idle.append("idle")
+    fillers = fill_segment(busy, count=3)
+    assert busy.flush(30)
+    assert sorted(server.messages()) == sorted(["idle", *fillers])
+    until(lambda: len(segments(busy.directory)) == 1, "one segment remains")
+
+
+# Rule 5 is proven in test_reader.py. Rule 6: short writes.
+
+
+@pytest.mark.parametrize("on_full", ["block", "drop_newest", "drop_oldest"])
+def test_after_a_short_write_readers_see_the_whole_frame_or_none(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, on_full: str
+) -> None:
+    """The cut frame is skipped, never truncated away; "block" writes it again, the others count it."""
+    config = quick_config(server.endpoint_url, on_full=on_full, flusher="external")
+    writer = Writer(config)
+    assert writer.append("before")
+    cuts = iter([True])
+    sizes = []
+
+    def cut(fd: int, data: bytes) -> int:
+        if b"cut" in data and next(cuts, False):
+            data = data[: len(data) // 2]
+        written = os.write(fd, data)
+        sizes.append(os.fstat(fd).st_size)
+        return written
+
+    on_write(monkeypatch, cut)
+    monkeypatch.setattr(os, "ftruncate", None)
+    answer = writer.append("cut in the middle")
+    assert answer == (on_full == "block")
+    until(lambda: writer.append("after"), "room again")
+    deliver(writer.directory, config)
+    notices = [text for text in server.messages() if text.startswith("cwsink:")]
+    expected = ["before", "cut in the middle", "after"] if on_full == "block" else ["before", "after"]
+    assert [text for text in server.messages() if not text.startswith("cwsink:")] == expected
+    assert bool(notices) == (on_full != "block")
+    assert sizes == sorted(sizes)
+    books = survey(writer.directory)
+    assert books.adds_up
+    assert books.appended == len(expected)
+    assert books.corrupt_bytes > 0
+    assert not books.dead_lettered
+    if on_full != "block":
+        assert books.refused["spool_full"] >= 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS])
+def test_an_error_of_the_disk_is_counted_and_never_raised(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A write that fails is a refusal with a reason; the next one goes on."""
+    config = quick_config(server.endpoint_url, flusher="external")
+    writer = Writer(config)
+    assert writer.append("before")
+
+    def fail(fd: int, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        on_write(broken, fail)
+        assert [writer.append("lost") for _ in range(3)] == [False] * 3
+    until(lambda: writer.append("after"), "works again")
+    writer.close()
+    books = survey(writer.directory)
+    reason = "spool_full" if code == errno.ENOSPC else "io_error"
+    assert books.refused[reason] >= 3
+    assert books.appended == 2
+
+
+# Rule 7: reserve.
+
+
+def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> None:
+    """Where the file system can, "disk full" happens at rotation and not in the middle of a record."""
+    writer = Writer(SinkConfig(**{**vars(small), "segment_bytes": 1024 * 1024}))
+    assert writer.append("one")
+    path = segment_path(writer.directory, 1)
+    with path.open("r+b") as file:
+        if not disk.reserve(file.fileno(), 4096):
+            pytest.skip("this file system cannot reserve blocks")
+    assert path.stat().st_size < 4096
+    assert path.stat().st_blocks * 512 >= 1024 * 1024
+
+
+def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC at creation: the oldest segment goes under drop_oldest, else the record is refused; no litter."""
+    keeper = Writer(SinkConfig(**{**vars(small), "on_full": "drop_newest"}))
+    assert keeper.append("first")
+    fill_segment(keeper, count=2)
+
+    def full(fd: int, size_bytes: int) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, "reserve", full)
+    while keeper.append("." * 200):
+        pass
+    before = segments(keeper.directory)
+    assert before == [1, 2, 3]
+    assert survey(keeper.directory).refused == {"spool_full": 1}
+    once = iter([True])
+    monkeypatch.setattr(disk, "reserve", lambda fd, size: next(once, False) and full(fd, size))
+    evicting = Writer(small)
+    while segments(evicting.directory)[-1] == 3:
+        assert evicting.append("." * 200)
+    assert segments(evicting.directory) == [2, 3, 4]
+    assert survey(evicting.directory).evicted > 0
+    assert not list(Path(keeper.directory.ring).glob("*.tmp"))
+
+
+# Rule 8: fork.
+
+
+FORK = """
+    import ctypes, json, os, sys
+    from cwsink import Writer
+    from cwsink.spool.survey import events
+    from tests.support import quick_config
+
+    how = sys.argv[1]
+    writer = Writer(quick_config("http://127.0.0.1:1", flusher="external"))
+    assert writer.append("parent before")
+
+    def inside():
+        # What this process has open of the spool.
+        links = {}
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                links[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+            except OSError:
+                pass
+        return {fd: name for fd, name in links.items() if name.startswith(writer.directory.path)}
+
+    before = inside()
+    assert before
+    pid = ctypes.PyDLL(None).fork() if how == "c" else os.fork()
+    if pid == 0:
+        inherited = sorted(inside().values())
+        again = os.fork() if how == "double" else 0
+        ok = writer.append(f"child {again == 0}")
+        ok = writer.append(f"child {again == 0}, second") and ok
+        if again:
+            os.waitpid(again, 0)
+        os.write(1, json.dumps({"inherited": inherited, "ok": ok}).encode() + b"\\n")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert writer.append("parent after")
+    found = [(event.producer, event.sequence, event.message) for event in events(writer.directory)]
+    print(json.dumps({"found": found, "path": writer.directory.path}))
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "double", "c"])
+def test_a_forked_child_is_another_producer(spawn: Spawn, how: str) -> None:
+    """The child closes what it inherited; no (producer, sequence) is used twice; every record is there."""
+    lines = [json.loads(line) for line in finish(spawn(FORK, how)).splitlines()]
+    found = lines[-1]["found"]
+    ids = Counter((producer, sequence) for producer, sequence, _ in found)
+    assert max(ids.values()) == 1
+    children = [line for line in lines if "ok" in line]
+    assert all(line["ok"] for line in children)
+    if how != "c":  # noticed at the first append only
+        assert [line["inherited"] for line in children] == [[]] * len(children)
+    processes = 3 if how == "double" else 2
+    assert len({producer for producer, _, _ in found}) == processes
+    assert len(found) == 2 * processes
+    for producer in {producer for producer, _, _ in found}:
+        assert [sequence for other, sequence, _ in found if other == producer] == [0, 1]
+
+
+# Rule 9: signal handlers, __del__, threads.
+
+INTERRUPTIONS = [
+    (segment, "attach_newest"),
+    (segment, "create"),
+    (segment, "numbers"),
+    (budget.Budget, "has_room"),
+    (descriptors, "acquire"),
+]
+
+
+@pytest.mark.parametrize(("where", "name"), INTERRUPTIONS, ids=[name for _, name in INTERRUPTIONS])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_append_may_interrupt_an_append_anywhere(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: bool
+) -> None:
+    """A signal handler or `__del__` that logs while this thread rotates: both records are there."""
+    writer = Writer(small)
+    real: Callable[..., Any] = getattr(where, name)
+    busy: list[bool] = []
+    answers: list[bool] = []
+
+    def interrupted(*args: Any, **rest: Any) -> Any:
+        if busy:
+            return real(*args, **rest)
+        busy.append(True)
+        try:
+            if not after:
+                answers.append(writer.append(f"handler {len(answers)}"))
+            result = real(*args, **rest)
+            if after:
+                answers.append(writer.append(f"handler {len(answers)}"))
+            return result
+        finally:
+            busy.clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, interrupted)
+        mine = [f"main {number} {'.' * 200}" for number in range(60)]
+        assert all(writer.append(message) for message in mine)
+    assert answers
+    assert all(answers)
+    found = pending(writer.directory)
+    assert [message for message in found if message.startswith("main")] == mine
+    assert sorted(message for message in found if message.startswith("handler")) == sorted(
+        f"handler {number}" for number in range(len(answers))
+    )
+    assert len(segments(writer.directory)) >= 3
+
+
+def test_a_storm_of_signals_loses_and_blocks_nothing(small: SinkConfig) -> None:
+    """Handlers that append while the main thread appends and rotates."""
+    writer = Writer(small)
+    handled = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: handled.append(writer.append(f"handler {len(handled)}")))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        mine = [f"main {number}" for number in range(5_000)]
+        acknowledged = [writer.append(message) for message in mine]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert all(acknowledged)
+    assert all(handled)
+    found = pending(writer.directory)
+    assert [message for message in found if message.startswith("main")] == mine
+    assert len(found) == len(mine) + len(handled)
+
+
+def test_finalizers_may_append(small: SinkConfig) -> None:
+    """`__del__`, run by the collector in the middle of an append, appends."""
+    writer = Writer(small)
+    said = []
+
+    class Dying:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            said.append(writer.append(f"dying {len(said)}"))
+
+    old = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for number in range(500):
+            Dying()
+            assert writer.append(f"living {number}")
+    finally:
+        gc.set_threshold(*old)
+    gc.collect()
+    assert len(said) == 500
+    assert all(said)
+    assert len(pending(writer.directory)) == 1000
+
+
+def test_many_threads_append_and_rotate(small: SinkConfig) -> None:
+    """Eight threads on one writer and the smallest segments: each record once, in its thread's order."""
+    writer = Writer(small)
+    count = 1_000
+    refused = []
+
+    def work(name: int) -> None:
+        refused.extend(number for number in range(count) if not writer.append(f"{name} {number}"))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not refused
+    found: dict[str, list[int]] = {}
+    for message in pending(writer.directory):
+        name, number = message.split(" ")
+        found.setdefault(name, []).append(int(number))
+    assert found == {str(name): list(range(count)) for name in range(8)}
+
+
+def test_an_append_takes_no_file_lock_that_can_be_held(small: SinkConfig) -> None:
+    """Every lock file of the spool held by somebody else: appends go on."""
+    writer = Writer(small)
+    held = []
+    for path in (writer.directory.leader_lock, writer.directory.budget_lock, writer.directory.attached_lock):
+        file = open(path, "w")  # noqa: SIM115  # closed below
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held.append(file)
+    try:
+        began = time.monotonic()
+        assert all(writer.append("." * 200) for _ in range(200))
+        assert time.monotonic() - began < 30
+    finally:
+        for file in held:
+            file.close()
+
+
+def test_a_ring_answers_with_a_closed_set(small: SinkConfig) -> None:
+    """Without its directory a ring says GONE; it never raises."""
+    directory = open_existing(Writer(small).directory.path)
+    os.rmdir(directory.ring)
+    ring = Ring(directory, small.spool_max_bytes, SMALL, may_evict=True)
+    assert ring.append(record.encode((0, 1, 0, "text"))) is Append.GONE
+
+
+def test_leading_from_another_thread_disturbs_no_writer(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Rotation, delivery and reclaiming at once: all delivered, once, in order."""
+    writer = Writer(small)
+    messages = [f"{number} {'.' * 100}" for number in range(3_000)]
+    with leading(writer.directory, small):
+        assert all(writer.append(message) for message in messages)
+        assert writer.flush(60)
+    assert server.messages() == messages
+    writer.close()
+    deliver(writer.directory, small)
+    assert len(segments(writer.directory)) == 1

@@ -1,0 +1,409 @@
+"""The writer: what it takes, what it refuses, what it counts, and what it does beside an append."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.frontends import candidate
+from cwsink.frontends import writer as writer_module
+from cwsink.spool import directory, disk, frame, record
+from cwsink.spool.attachment import Attachment
+from cwsink.spool.lease import Lease
+from cwsink.spool.survey import events, survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.interleave import Clock, deliver, leading, on_write, segment_path, segments, until
+from tests.support import finish, quick_config
+
+
+@pytest.fixture
+def external(server: StrictCloudWatch) -> SinkConfig:
+    """A leader only where the test runs one."""
+    return quick_config(server.endpoint_url, flusher="external")
+
+
+def pending(writer: Writer) -> list[str]:
+    return [event.message for event in events(writer.directory)]
+
+
+# What is a record.
+
+
+@pytest.mark.parametrize(
+    ("message", "spooled"),
+    [
+        ("plain", "plain"),
+        ("späte Züge \U0001f682", "späte Züge \U0001f682"),
+        ("x", "x"),
+        ("two\nlines\0and a NUL", "two\nlines\0and a NUL"),
+        (b"bytes \xe2\x82\xac", "bytes €"),
+        (b"stray \xff byte", "stray \\xff byte"),
+        (bytearray(b"array"), "array"),
+        (memoryview(b"view"), "view"),
+        ("lone \ud800 surrogate", "lone \\ud800 surrogate"),
+    ],
+)
+def test_any_text_is_spooled_as_legal_text(external: SinkConfig, message: Any, spooled: str) -> None:
+    """Text and bytes arrive as they are; what is not legal Unicode is kept as escapes."""
+    writer = Writer(external)
+    assert writer.append(message)
+    assert pending(writer) == [spooled]
+
+
+@pytest.mark.parametrize("message", ["", b"", None, 7, ["list"], object()])
+def test_what_is_no_text_is_refused_and_counted(external: SinkConfig, message: Any) -> None:
+    """append answers False and never raises; the reason is counted."""
+    writer = Writer(external)
+    assert writer.append(message) is False
+    assert writer.append("text")
+    assert pending(writer) == ["text"]
+    assert survey(writer.directory).refused == {"unencodable": 1}
+
+
+def test_a_text_longer_than_a_frame_is_refused_and_counted(external: SinkConfig) -> None:
+    """16 MiB is the most a frame carries; an oversize event below that is kept for the dead letters."""
+    writer = Writer(quick_config(external.endpoint_url, flusher="external", segment_bytes=16 * 1024 * 1024))
+    assert writer.append("x" * (16 * 1024 * 1024)) is False
+    assert writer.append("ä" * (8 * 1024 * 1024)) is False
+    assert writer.append("x" * (16 * 1024 * 1024 - 100))
+    assert survey(writer.directory).refused == {"unencodable": 2}
+    assert survey(writer.directory).pending == 1
+
+
+@pytest.mark.parametrize("timestamp", [None, -1, 1 << 53, 1 << 70, 1.5, "now", True, float("nan")])
+def test_what_is_no_time_is_now(external: SinkConfig, monkeypatch: pytest.MonkeyPatch, timestamp: Any) -> None:
+    """An event without a time CloudWatch could take gets the time of the append."""
+    Clock(monkeypatch)
+    writer = Writer(external)
+    assert writer.append("odd", timestamp)
+    assert writer.append("now")
+    odd, now = events(writer.directory)
+    assert odd.timestamp_ms == now.timestamp_ms or (timestamp is True and odd.timestamp_ms == 1)
+
+
+@pytest.mark.parametrize("timestamp", [0, 1, 1_700_000_000_000, (1 << 53) - 1])
+def test_an_events_own_time_is_kept(external: SinkConfig, timestamp: int) -> None:
+    """The time given is the time spooled."""
+    writer = Writer(external)
+    assert writer.append("old", timestamp)
+    assert next(events(writer.directory)).timestamp_ms == timestamp
+
+
+def test_the_sequence_has_no_gap_that_is_not_a_loss(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(producer, sequence) counts every record; one that was refused is the gap."""
+    writer = Writer(external)
+    assert writer.append("0")
+    assert writer.append("1 \ud800")
+    assert writer.append(b"2")
+    with monkeypatch.context() as broken:
+        on_write(broken, lambda fd, data: os.write(fd, data[:5]))
+        assert not writer.append("3")
+    until(lambda: writer.append("works again"), "room")
+    found = list(events(writer.directory))
+    sequences = [event.sequence for event in found]
+    assert sequences[:3] == [0, 1, 2]
+    assert len({event.producer for event in found}) == 1
+    lost = sequences[-1] + 1 - len(sequences)
+    assert lost == survey(writer.directory).refused["spool_full"] >= 1
+
+
+def test_two_writers_are_two_producers(external: SinkConfig) -> None:
+    """Each incarnation draws an id of its own."""
+    first, second = Writer(external), Writer(external)
+    assert first.append("one")
+    assert second.append("two")
+    assert len({event.producer for event in events(first.directory)}) == 2
+
+
+# Order and times.
+
+
+def test_a_clock_that_is_set_back_disturbs_nothing(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A year back, then forward: every append lands, in order of arrival."""
+    clock = Clock(monkeypatch)
+    writer = Writer(external)
+    texts = []
+    for step in (0, -365 * 86_400, 3 * 3_600, 400 * 86_400, -1):
+        clock.advance(float(step))
+        texts += [f"after {step}", f"again after {step}"]
+        assert writer.append(texts[-2])
+        assert writer.append(texts[-1])
+    assert pending(writer) == texts
+
+
+# The spool directory.
+
+
+def test_the_spool_is_private(external: SinkConfig) -> None:
+    """Directories 0700, files 0600, whatever the umask."""
+    previous = os.umask(0)
+    try:
+        writer = Writer(external)
+        assert writer.append("secret")
+        deliver(writer.directory, external)
+    finally:
+        os.umask(previous)
+    for path in [Path(writer.directory.path), *Path(writer.directory.path).rglob("*")]:
+        expected = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+def test_a_removed_spool_is_made_anew_with_the_recent_records(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was appended since the last look is carried over with its ids; it is said once on stderr."""
+    clock = Clock(monkeypatch)
+    writer = Writer(external)
+    texts = [f"before {number}" for number in range(20)]
+    assert all(writer.append(text) for text in texts)
+    deliver(writer.directory, external)
+    shutil.rmtree(writer.directory.path)
+    recent = [f"into the void {number}" for number in range(50)]
+    assert all(writer.append(text) for text in recent)
+    clock.advance(2.0)
+    assert writer.append("finds out")
+    assert capfd.readouterr().err.count("was removed. It was made anew") == 1
+    found = list(events(writer.directory))
+    assert [event.message for event in found][-51:] == [*recent, "finds out"]
+    assert [event.sequence for event in found][-51:] == list(range(20, 71))
+    deliver(writer.directory, external)
+    assert server.messages()[:20] == texts
+    assert server.messages()[-51:] == [*recent, "finds out"]
+
+
+def test_who_stands_for_election_does_not_make_a_removed_spool(external: SinkConfig) -> None:
+    """The lock's library would make the directory, with the umask's mode, and the writer then refuse it."""
+    previous = os.umask(0o002)
+    try:
+        writer = Writer(external)
+        assert writer.append("before")
+        shutil.rmtree(writer.directory.path)
+        with pytest.raises(FileNotFoundError):
+            Lease(writer.directory).try_acquire()
+        assert not os.path.exists(writer.directory.path)
+        writer._ring.look_at = 0
+        assert writer.append("after")
+    finally:
+        os.umask(previous)
+    assert pending(writer)[-1] == "after"
+
+
+def test_a_removed_spool_is_made_anew_while_this_process_leads(server: StrictCloudWatch) -> None:
+    """The old leader is fenced by its lock file, which is gone; a new one delivers from the new spool."""
+    writer = Writer(quick_config(server.endpoint_url))
+    assert writer.append("before")
+    assert writer.flush(30)
+    shutil.rmtree(writer.directory.path)
+    writer._ring.look_at = 0
+    assert writer.append("after")
+    assert writer.flush(30)
+    assert server.messages()[0] == "before"
+    assert server.messages()[-1] == "after"
+    assert all(len(senders) == 1 for senders in server.senders_by_epoch().values())
+
+
+def test_what_threads_append_while_the_spool_is_made_anew_is_not_lost(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that writes into the old segment after the salvage: its record is carried over too."""
+    writer = Writer(external)
+    assert writer.append("before")
+    old_ring = writer._ring
+    shutil.rmtree(writer.directory.path)
+    open_for = directory.open_for
+
+    def meanwhile(*args: Any) -> Any:
+        monkeypatch.setattr(directory, "open_for", open_for)
+        # As another thread that chose the old ring before: it has looked less than a second ago.
+        assert old_ring.attached is not None
+        payload = record.encode((1_700_000_000_000, writer._producer, next(writer._sequence), "in the middle"))
+        os.write(old_ring.attached.fd, frame.encode(payload, old_ring.attached.salt))
+        return open_for(*args)
+
+    monkeypatch.setattr(directory, "open_for", meanwhile)
+    old_ring.look_at = 0
+    assert writer.append("finds out")
+    assert sorted(pending(writer)) == ["before", "finds out", "in the middle"]
+
+
+def test_a_spool_that_cannot_be_made_anew_refuses_and_counts(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No exception reaches the application; when the place is usable again, so is the writer."""
+    clock = Clock(monkeypatch)
+    writer = Writer(external)
+    assert writer.append("before")
+    root = Path(writer.directory.path).parent
+    shutil.rmtree(root)
+    root.write_text("in the way")
+    clock.advance(2.0)
+    assert [writer.append("refused") for _ in range(3)] == [False] * 3
+    root.unlink()
+    monkeypatch.setattr(writer_module, "monotonic", lambda: 1e9)
+    clock.advance(2.0)
+    assert writer.append("after")
+    assert pending(writer) == ["before", "after"]
+    assert survey(writer.directory).refused == {"io_error": 3}
+
+
+# Flush and close.
+
+
+def test_flush_says_whether_all_is_settled(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """False while nobody delivers; True once the leader has committed, or there is nothing."""
+    writer = Writer(external)
+    assert writer.flush(0) is True
+    assert writer.append("one")
+    assert writer.flush(0.1) is False
+    deliver(writer.directory, external)
+    assert writer.flush(0) is True
+    assert server.messages() == ["one"]
+
+
+def test_flush_waits_for_what_other_writers_appended_too(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """A record of another writer, in the same spool, is part of what flush waits for."""
+    mine, other = Writer(external), Writer(external)
+    assert other.append("theirs")
+    assert mine.flush(0) is False
+    with leading(mine.directory, external):
+        assert mine.flush(30) is True
+    assert server.messages() == ["theirs"]
+
+
+def test_flush_does_not_wait_for_what_comes_later(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Records appended after the call began are not waited for."""
+    writer = Writer(external)
+    assert writer.append("before")
+    ends = writer._ends
+
+    def and_then() -> Any:
+        found = ends()
+        deliver(writer.directory, external)
+        assert writer.append("later")
+        return found
+
+    writer._ends = and_then  # type: ignore[method-assign]
+    assert writer.flush(0) is True
+
+
+def test_a_closed_writer_opens_again(external: SinkConfig) -> None:
+    """close lets go of the segment; a later append attaches anew, as the same producer."""
+    writer = Writer(external)
+    assert writer.append("one")
+    writer.close()
+    assert not writer._ring.is_attached
+    writer.close()
+    assert writer.append("two")
+    assert [(event.sequence, event.message) for event in events(writer.directory)] == [(0, "one"), (1, "two")]
+
+
+def test_close_tells_of_what_was_refused(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """Refusals that no marker told of yet are marked when the writer is closed."""
+    writer = Writer(external)
+    assert writer.append("one")
+    for _ in range(5):
+        assert not writer.append("")
+    writer.close()
+    assert survey(writer.directory).refused == {"unencodable": 5}
+    deliver(writer.directory, external)
+    told = [text for text in server.messages() if "reason unencodable" in text]
+    assert sum(int(text.split(" ")[1]) for text in told) == 5
+
+
+EXIT = """
+    from cwsink import Writer
+    from tests.support import quick_config
+
+    writer = Writer(quick_config("http://127.0.0.1:1", flusher="external"))
+    assert writer.append("one")
+    for _ in range(5):
+        assert not writer.append("")
+"""
+
+
+def test_a_process_that_ends_tells_of_what_it_was_refused(external: SinkConfig, spawn: Spawn) -> None:
+    """The last counts of a process go into the spool at its exit."""
+    config = quick_config("http://127.0.0.1:1", flusher="external")
+    finish(spawn(EXIT))
+    assert survey(Writer(config).directory).refused == {"unencodable": 5}
+
+
+# Standing for election.
+
+
+def test_of_two_threads_that_stand_at_once_one_attachment_remains(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First appends of two threads: one candidate, one mark, so that the last one out knows it is."""
+    config = quick_config(server.endpoint_url)
+    first, second = Writer(config), Writer(config)
+    real = Attachment.__init__
+
+    def meanwhile(self: Attachment, spool: directory.SpoolDirectory) -> None:
+        monkeypatch.setattr(Attachment, "__init__", real)
+        assert second.append("second")
+        real(self, spool)
+
+    monkeypatch.setattr(Attachment, "__init__", meanwhile)
+    assert first.append("first")
+    assert len(candidate._candidates) == 1
+    assert first.flush(30)
+    only = candidate._candidates[first.directory.path]
+    assert only._attachment.leave(), "a mark was left behind"
+
+
+def test_a_writer_that_never_appends_starts_nothing(external: SinkConfig) -> None:
+    """No thread, no lock, no segment before the first append."""
+    before = threading.active_count()
+    writer = Writer(quick_config("http://127.0.0.1:1"))
+    assert threading.active_count() == before
+    assert not candidate._candidates
+    assert segments(writer.directory) == []
+    assert not os.path.exists(writer.directory.leader_lock)
+
+
+# durability="host".
+
+
+def test_host_durability_syncs_at_most_every_half_second(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no leader the writer itself calls fdatasync, and not for each record."""
+    config = quick_config(server.endpoint_url, flusher="external", durability="host")
+    now = itertools.count()
+    monkeypatch.setattr(writer_module, "monotonic", lambda: 1000 + next(now) * 0.01)  # 10 ms each time it is asked
+    synced: list[int] = []
+    monkeypatch.setattr(disk, "sync", synced.append)
+    writer = Writer(config)
+    for number in range(200):
+        assert writer.append(f"{number}")
+    seconds = next(now) * 0.01
+    assert 1 <= len(synced) <= seconds / 0.5 + 1
+
+
+def test_process_durability_never_syncs(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default survives the process, not the host's power: no fdatasync at all."""
+    monkeypatch.setattr(disk, "sync", None)
+    writer = Writer(external)
+    assert all(writer.append(f"{number}") for number in range(100))
+
+
+def test_an_append_leaves_one_frame_and_no_other_write(external: SinkConfig) -> None:
+    """One record grows the segment by exactly its frame."""
+    writer = Writer(external)
+    assert writer.append("warm up")
+    path = segment_path(writer.directory, 1)
+    before = path.stat().st_size
+    assert writer.append("0123456789")
+    grown = path.stat().st_size - before
+    assert 20 + 10 < grown < 20 + 10 + 32

@@ -1,0 +1,49 @@
+"""Functions that tests share; fixtures are in conftest.py."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from cwsink.config import SinkConfig
+from cwsink.errors import SpoolError
+from cwsink.spool import directory
+from cwsink.spool.survey import survey
+
+CHILD_SECONDS = 60  # guards against a hang, asserts no speed
+
+
+def books_balance(root: Path) -> None:
+    """Assert that the ledger of every intact spool below `root` adds up."""
+    for marker in root.rglob("FORMAT"):
+        try:
+            spool = directory.open_existing(str(marker.parent), read_only=True)
+        except SpoolError:
+            continue
+        books = survey(spool)
+        assert books.adds_up, f"{spool.path}: {books}"
+
+
+def quick_config(endpoint_url: str | None = None, **settings: object) -> SinkConfig:
+    """A config that sends without waiting and retries quickly."""
+    defaults: dict[str, object] = {
+        "log_group_name": "/test/group",
+        "log_stream_name": "stream",
+        "region": "us-east-1",
+        "endpoint_url": endpoint_url,
+        "batch_timeout_seconds": 0.2,
+        "retry_base_delay": 0.05,
+        "connect_timeout_seconds": 2.0,
+        "read_timeout_seconds": 5.0,
+        "segment_bytes": 64 * 1024,
+        "spool_max_bytes": 64 * 1024 * 1024,
+        "drain_timeout_seconds": 30.0,
+    }
+    return SinkConfig(**{**defaults, **settings})
+
+
+def finish(child: subprocess.Popen[str], *, code: int = 0) -> str:
+    """Wait for a child's end, assert its exit code, return its stdout."""
+    out, err = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == code, f"exit code {child.returncode}\n{out}\n{err}"
+    return out

@@ -1,0 +1,165 @@
+"""What the command line decides and how it words it, without files or processes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cwsink.cli import status, text
+from cwsink.cli.arguments import LEVELS, parser
+from cwsink.spool.record import Event
+
+NOON_MS = 1_700_000_000_123
+
+
+def entry(level: str = "INFO", **changes: Any) -> dict[str, Any]:
+    """An entry as fapilog writes it."""
+    return {
+        "timestamp": "2023-11-14T22:13:20.123Z",
+        "level": level,
+        "message": "order placed",
+        "logger": "api.orders",
+        "context": {"message_id": "noise", "correlation_id": None, "request_id": "r-1"},
+        "diagnostics": {"origin": "native"},
+        "data": {"order_id": 17, "name": "A B", "cart": {"items": [1, 2]}},
+        **changes,
+    }
+
+
+def line_of(message: object, *, colour: bool = False) -> str:
+    """The message as `tail` prints it, without its clock."""
+    content = message if isinstance(message, str) else json.dumps(message)
+    line = text.render(text.read(Event(NOON_MS, 7, 0, content)), today="", colour=colour)
+    return line.split(" ", 2)[2]
+
+
+@pytest.mark.parametrize("shape", [lambda log: log, lambda log: {"schema_version": "1.1", "log": log}])
+def test_both_of_fapilogs_shapes_become_one_readable_line(shape: Any) -> None:
+    """Level, logger, message, then context and data as key=value; what is null or random is left out."""
+    expected = 'INFO     api.orders: order placed  request_id=r-1 order_id=17 name="A B" cart.items=[1,2]'
+    assert line_of(shape(entry())) == expected
+
+
+def test_a_traceback_stands_below_its_record() -> None:
+    """Each line of the stack is printed on a line of its own, indented."""
+    exception = {"error.type": "KeyError", "error.message": "x", "error.stack": "Traceback:\n  File\nKeyError: x\n"}
+    lines = line_of(entry("ERROR", data={}, diagnostics={"exception": exception})).splitlines()
+    assert lines[1:] == ["    Traceback:", "      File", "    KeyError: x"]
+
+
+@pytest.mark.parametrize(
+    "message", ["plain", "{not json", '{"no": "message"}', '{"log": 5}', "[1]", '{"log": {"a": 1}}']
+)
+def test_what_is_no_entry_is_printed_as_it_is(message: str) -> None:
+    """Any text can be logged; none is lost or misread."""
+    assert line_of(message) == message
+
+
+def test_nothing_from_a_spool_can_steer_the_terminal() -> None:
+    """Escape sequences in message, level, logger and data are shown, not obeyed."""
+    evil = "\x1b]0;owned\x07"
+    shown = line_of(entry(message=evil, logger=evil, level=evil, data={evil: evil}))
+    assert not set(shown) & {"\x1b", "\x07"}
+    assert "\\x1b]0;owned\\x07" in shown
+    assert "\x1b" not in line_of(evil)
+
+
+def test_colour_only_where_it_is_asked_for() -> None:
+    """Without colour there is no escape sequence; with it the text between is the same."""
+    plain, colourful = line_of(entry()), line_of(entry(), colour=True)
+    assert "\x1b" not in plain
+    assert "\x1b[32mINFO" in colourful
+
+
+def test_at_least_a_level() -> None:
+    """WARNING lets warnings and above through, and custom levels; no level is no level."""
+
+    def passes(message: object) -> bool:
+        return text.is_at_least(text.read(Event(0, 0, 0, json.dumps(message))), LEVELS["WARNING"])
+
+    assert [name for name in ("DEBUG", "info", "WARNING", "error", "AUDIT", "CUSTOM") if passes(entry(name))] == [
+        "WARNING",
+        "error",
+        "AUDIT",
+        "CUSTOM",
+    ]
+    assert not passes("plain text")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (12.4, "12 s"), (59.7, "1 min"), (185, "3 min 5 s"), (7500, "2 h 5 min")],
+)
+def test_durations_have_two_units_at_most(seconds: float, expected: str) -> None:
+    """As people say them."""
+    assert text.duration(seconds) == expected
+    assert text.duration(86_400 * 3 + 3_600 * 4 + 59) == "3 d 4 h"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (268_435_456, "256 MiB"), (1 << 40, "1 TiB")],
+)
+def test_sizes_are_binary(count: int, expected: str) -> None:
+    """The units are those of the settings."""
+    assert text.size(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("pending", "is_led", "doing", "is_stopped", "is_silent", "expected"),
+    [
+        (0, False, "idle", False, False, "idle"),
+        (0, True, "retrying", True, True, "idle"),
+        (1, False, "retrying", False, True, "no_leader"),
+        (1, True, "idle", False, False, "delivering"),
+        (1, True, "delivering", False, True, "stalled"),
+        (1, True, "retrying", False, True, "retrying"),
+        (1, True, "circuit_open", False, True, "circuit_open"),
+        (1, True, "retrying", True, False, "stalled"),
+    ],
+)
+def test_the_state_of_a_spool(
+    pending: int, is_led: bool, doing: Any, is_stopped: bool, is_silent: bool, expected: str
+) -> None:
+    """Nothing pending is idle, whatever else; a leader that waits for its next try is not stalled."""
+    state = status.state_of(pending=pending, is_led=is_led, doing=doing, is_stopped=is_stopped, is_silent=is_silent)
+    assert state == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        ("AccessDeniedException: User x is not authorized", "Allow the action"),
+        ("ExpiredTokenException: expired", "credentials"),
+        ("EndpointConnectionError: Could not connect", "network"),
+        ("InternalFailure: oops", "busy or out of reach"),
+        ("SomethingNew: ?", "busy or out of reach"),
+    ],
+)
+def test_an_error_is_explained(error: str, meaning: str) -> None:
+    """The last error comes with what it means."""
+    assert meaning in status.meaning_of(error)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "--watch", "0"],
+        ["status", "--watch", "soon"],
+        ["status", "a", "b"],
+        ["tail", "-n", "-1"],
+        ["tail", "-n", "many"],
+        ["tail", "--level", "LOUD"],
+        ["flush", "--timeout", "-5"],
+        ["flush", "--timeout", "nan"],
+        ["frobnicate"],
+    ],
+)
+def test_wrong_usage_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is done, and stderr names what was wrong."""
+    with pytest.raises(SystemExit) as raised:
+        parser().parse_args(words)
+    assert raised.value.code == 2
+    assert "error: " in capsys.readouterr().err

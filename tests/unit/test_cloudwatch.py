@@ -1,0 +1,244 @@
+"""Whatever botocore does, the rest of the flusher sees an Answer.
+
+A small object stands for botocore's client, behind the Protocol of the calls we use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from botocore import exceptions, parsers
+
+from cwsink.config import SinkConfig
+from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.outcome import Answer, Outcome, classify
+from cwsink.spool.directory import SpoolFormat
+from cwsink.spool.record import Event
+
+FORMAT = SpoolFormat(
+    format=1,
+    spool_id="00" * 16,
+    log_group_name="/app",
+    log_stream_name="host",
+    region="eu-west-1",
+    endpoint_url="http://127.0.0.1:9",
+    create_log_group=True,
+    create_log_stream=True,
+    spool_max_bytes=1 << 20,
+    host="host",
+    created="2023-11-14T00:00:00Z",
+)
+EVENTS = [Event(1_700_000_000_000, 7, 0, "hi")]
+
+
+class Client:
+    """Answers every call with the same, raising it if it is an exception."""
+
+    def __init__(self, answer: Mapping[str, Any] | BaseException) -> None:
+        self.answer = answer
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.is_closed = False
+
+    def __getattr__(self, operation: str) -> Any:
+        def call(**parameters: Any) -> Mapping[str, Any]:
+            self.calls.append((operation, parameters))
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            return self.answer
+
+        return call
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def connected(answer: Mapping[str, Any] | BaseException) -> tuple[CloudWatch, Client]:
+    client, cloudwatch = Client(answer), CloudWatch(FORMAT, SinkConfig(), 3)
+    cloudwatch._client = client  # type: ignore[assignment]
+    return cloudwatch, client
+
+
+def answered(answer: Mapping[str, Any] | BaseException) -> Answer:
+    return connected(answer)[0].put("host", EVENTS)
+
+
+def client_error(code: str | None, status: int = 400, **more: Any) -> exceptions.ClientError:
+    response: dict[str, Any] = {"Error": {"Message": "why"}, "ResponseMetadata": {"HTTPStatusCode": status}, **more}
+    if code is not None:
+        response["Error"]["Code"] = code
+    return exceptions.ClientError(response, "PutLogEvents")
+
+
+def success(**more: Any) -> dict[str, Any]:
+    return {"ResponseMetadata": {"HTTPStatusCode": 200, "RequestId": "r"}, **more}
+
+
+def test_a_success_carries_what_decides_about_it() -> None:
+    """Status, request id and the rejected indexes are read off the answer."""
+    info = {"tooOldLogEventEndIndex": 1}
+    answer = answered(success(rejectedLogEventsInfo=info))
+    assert (answer.status, answer.code, answer.request_id, answer.rejected) == (200, "", "r", info)
+    assert classify(answered(success())) is Outcome.DELIVERED
+
+
+@pytest.mark.parametrize("junk", [{}, {"ResponseMetadata": {}}, {"ResponseMetadata": {"HTTPStatusCode": 200}}])
+def test_junk_that_parses_is_not_believed(junk: dict[str, Any]) -> None:
+    """Without a request id it may have been anybody's answer; it counts as one that may have arrived."""
+    answer = answered(junk)
+    assert classify(answer) is Outcome.RETRY
+    assert answer.is_ambiguous
+
+
+@pytest.mark.parametrize(
+    ("status", "is_ambiguous"), [(400, False), (413, False), (429, False), (500, True), (503, True)]
+)
+def test_an_error_carries_code_message_and_status(status: int, is_ambiguous: bool) -> None:
+    """A 4xx refused the call; a 5xx may have carried it out."""
+    answer = answered(client_error("SomeException", status))
+    assert (answer.status, answer.code, answer.message) == (status, "SomeException", "why")
+    assert answer.is_ambiguous is is_ambiguous
+
+
+def test_an_error_without_a_code_is_still_an_error() -> None:
+    """It is never taken for a success, even under the status of one."""
+    for status in (200, 400, 502):
+        answer = answered(client_error(None, status))
+        assert answer.code == "Unknown"
+        assert classify(answer) is not Outcome.DELIVERED
+
+
+@pytest.mark.parametrize("where", ["top", "error"])
+def test_the_expected_token_is_read_wherever_it_stands(where: str) -> None:
+    """botocore puts modelled members beside `Error`, emulators inside it."""
+    error = client_error("InvalidSequenceTokenException")
+    (error.response if where == "top" else error.response["Error"])["expectedSequenceToken"] = "42"
+    assert answered(error).expected_token == "42"
+
+
+@pytest.mark.parametrize("create", [CloudWatch.create_group, lambda cloudwatch: cloudwatch.create_stream("host")])
+def test_what_exists_already_counts_as_created(create: Any) -> None:
+    """Two leaders, or a person, were at it: a success."""
+    cloudwatch, client = connected(client_error("ResourceAlreadyExistsException"))
+    assert classify(create(cloudwatch)) is Outcome.DELIVERED
+    (call,) = client.calls
+    assert call[1]["logGroupName"] == "/app"
+
+
+NEVER_SENT = [
+    exceptions.EndpointConnectionError(endpoint_url="http://x"),
+    exceptions.ConnectTimeoutError(endpoint_url="http://x"),
+    exceptions.NoCredentialsError(),
+    exceptions.NoRegionError(),
+    exceptions.ProfileNotFound(profile="x"),
+    exceptions.PartialCredentialsError(provider="x", cred_var="y"),
+]
+MAY_BE_SENT = [
+    exceptions.ReadTimeoutError(endpoint_url="http://x"),
+    exceptions.ConnectionClosedError(endpoint_url="http://x"),
+    exceptions.SSLError(endpoint_url="http://x", error="x"),
+    exceptions.ProxyConnectionError(proxy_url="http://x"),
+    exceptions.HTTPClientError(error="x"),
+    exceptions.ResponseStreamingError(error="x"),
+    parsers.ResponseParserError("no JSON"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_ambiguous"),
+    [*((error, False) for error in NEVER_SENT), *((error, True) for error in MAY_BE_SENT)],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_exception_of_botocore_becomes_an_answer(error: Exception, is_ambiguous: bool) -> None:
+    """Its name is the code, its text the message; what may have arrived is told from what cannot have."""
+    answer = answered(error)
+    assert (answer.status, answer.code, answer.message) == (None, type(error).__name__, str(error))
+    assert answer.is_ambiguous is is_ambiguous
+    assert classify(answer) in (Outcome.RETRY, Outcome.CREDENTIALS)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a hook's own fault"), OSError(24, "Too many open files"), KeyError()])
+def test_any_other_exception_becomes_an_answer_too(error: Exception) -> None:
+    """Whatever a credential process, a proxy or a patched library raises keeps the batch."""
+    answer = answered(error)
+    assert answer.code == type(error).__name__
+    assert classify(answer) is Outcome.RETRY
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+def test_an_order_to_end_is_not_swallowed(error: BaseException) -> None:
+    """What is no error of the call goes on its way."""
+    with pytest.raises(type(error)):
+        answered(error)
+
+
+def test_the_body_is_put_in_by_the_hook_and_not_kept() -> None:
+    """While the call runs the hook has the encoded events; afterwards a megabyte is not held alive."""
+    cloudwatch, client = connected(success())
+    seen: dict[str, Any] = {}
+
+    def put_log_events(**_: Any) -> Mapping[str, Any]:
+        cloudwatch._set_body(seen)
+        return success()
+
+    client.put_log_events = put_log_events  # type: ignore[method-assign]
+    cloudwatch.put("host", EVENTS, "42")
+    assert json.loads(seen["body"]) == {
+        "logGroupName": "/app",
+        "logStreamName": "host",
+        "logEvents": [{"timestamp": 1_700_000_000_000, "message": "hi"}],
+        "sequenceToken": "42",
+    }
+    assert cloudwatch._body == b""
+
+
+def test_the_body_is_not_kept_after_a_failure_either() -> None:
+    """The next try encodes anew."""
+    cloudwatch, _ = connected(RuntimeError())
+    cloudwatch.put("host", EVENTS)
+    assert cloudwatch._body == b""
+
+
+def test_forgetting_the_session_makes_a_new_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call reads credentials anew; the old connection is closed."""
+    cloudwatch, old = connected(success())
+    new = Client(success())
+    monkeypatch.setattr(cloudwatch, "_connect", lambda: new)
+    cloudwatch.put("host", EVENTS)
+    cloudwatch.forget_session()
+    assert old.is_closed
+    cloudwatch.put("host", EVENTS)
+    cloudwatch.put("host", EVENTS)
+    assert [len(old.calls), len(new.calls)] == [1, 2]
+
+
+def test_a_client_that_cannot_be_made_is_an_answer_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No region, no profile: each call tries anew."""
+    cloudwatch, new = CloudWatch(FORMAT, SinkConfig(), 1), Client(success())
+    attempts = iter([exceptions.NoRegionError(), None])
+
+    def connect() -> Client:
+        if (error := next(attempts)) is not None:
+            raise error
+        return new
+
+    monkeypatch.setattr(cloudwatch, "_connect", connect)
+    assert classify(cloudwatch.put("host", EVENTS)) is Outcome.CREDENTIALS
+    assert classify(cloudwatch.put("host", EVENTS)) is Outcome.DELIVERED
+
+
+def test_the_real_client_is_told_who_we_are_and_not_to_retry() -> None:
+    """One attempt, short time-outs, region and endpoint of the spool, and version and epoch in the User-Agent."""
+    cloudwatch = CloudWatch(FORMAT, SinkConfig(connect_timeout_seconds=1.5, read_timeout_seconds=2.5), 41)
+    client: Any = cloudwatch._connect()
+    try:
+        config = client.meta.config
+        assert config.retries["total_max_attempts"] == 1
+        assert (config.connect_timeout, config.read_timeout) == (1.5, 2.5)
+        assert (client.meta.region_name, client.meta.endpoint_url) == ("eu-west-1", "http://127.0.0.1:9")
+        assert "cwsink/" in config.user_agent
+        assert "epoch/41" in config.user_agent
+    finally:
+        client.close()

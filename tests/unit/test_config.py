@@ -1,0 +1,336 @@
+"""A wrong setting fails at construction, by name and value, and says what would be right."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import FrozenInstanceError, fields
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from fapilog.plugins.sinks.contrib.cloudwatch import CloudWatchSinkConfig
+
+import cwsink.errors
+from cwsink.config import ENVIRONMENT_PREFIX, MIN_SEGMENT_BYTES, MIN_SEGMENTS, SinkConfig, load_config
+from cwsink.errors import ConfigError
+from cwsink.flusher import limits
+
+DEFAULTS = SinkConfig()
+
+
+def load(config: object = None, env: dict[str, str] | None = None, **settings: Any) -> SinkConfig:
+    return load_config(config, env=env or {}, **settings)
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    """The names and values that users of the built-in sink would find, and ours where they differ."""
+    assert (DEFAULTS.log_stream_name, DEFAULTS.batch_size, DEFAULTS.batch_timeout_seconds) == ("{hostname}", 1_000, 1.0)
+    assert (DEFAULTS.create_log_group, DEFAULTS.create_log_stream) == (True, True)
+    assert (DEFAULTS.max_batch_events, DEFAULTS.max_event_bytes) == (10_000, 1_048_550)
+    assert (DEFAULTS.spool_max_bytes, DEFAULTS.on_full) == (256 * 1024 * 1024, "drop_oldest")
+    assert (DEFAULTS.region, DEFAULTS.endpoint_url, DEFAULTS.spool_directory) == (None, None, None)
+
+
+def test_the_bounds_are_cloudwatchs_own() -> None:
+    """The limits that are written here once more, so that config imports nothing above it, agree with the others."""
+    with pytest.raises(ConfigError):
+        SinkConfig(max_event_bytes=limits.MAX_EVENT_BYTES + 1)
+    with pytest.raises(ConfigError):
+        SinkConfig(max_batch_events=limits.MAX_BATCH_EVENTS + 1)
+    at_most = SinkConfig(max_event_bytes=limits.MAX_EVENT_BYTES, max_batch_events=limits.MAX_BATCH_EVENTS)
+    assert at_most == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_size": 0}, "batch_size=0: expected `int` >= 1."),
+        ({"batch_size": "many"}, "batch_size='many': expected `int`, got `str`."),
+        ({"batch_size": 1.5}, "batch_size=1.5: expected `int`, got `float`."),
+        ({"batch_timeout_seconds": 0}, "batch_timeout_seconds=0: expected `float` > 0.0."),
+        ({"batch_timeout_seconds": "soon"}, "batch_timeout_seconds='soon': expected `float`, got `str`."),
+        ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds=nan: expected `float` > 0.0."),
+        ({"connect_timeout_seconds": float("inf")}, "connect_timeout_seconds=inf: expected `float` <= 31536000.0."),
+        ({"drain_timeout_seconds": -1}, "drain_timeout_seconds=-1: expected `float` >= 0.0."),
+        ({"max_retries": -1}, "max_retries=-1: expected `int` >= 0."),
+        ({"circuit_breaker_threshold": 0}, "circuit_breaker_threshold=0: expected `int` >= 1."),
+        ({"max_batch_events": 10_001}, "max_batch_events=10001: expected `int` <= 10000."),
+        ({"spool_max_bytes": 16_383}, "spool_max_bytes=16383: expected `int` >= 16384."),
+        ({"spool_max_bytes": 10**23}, f"spool_max_bytes={10**23}: expected `int` <= {1 << 50}."),
+        ({"segment_bytes": 1}, "segment_bytes=1: expected `int` >= 4096."),
+        ({"on_full": "wait"}, "on_full='wait': choose one of drop_oldest, drop_newest, block."),
+        ({"durability": "disk"}, "durability='disk': choose one of process, host."),
+        ({"flusher": "fork"}, "flusher='fork': choose one of thread, external."),
+        ({"create_log_group": "maybe"}, "create_log_group='maybe': expected `bool`, got `str`."),
+        ({"log_group_name": 5}, "log_group_name=5: expected `str`, got `int`."),
+        ({"log_group_name": "a b"}, "log_group_name 'a b' is not a legal log group name"),
+        ({"log_group_name": "aws/x"}, "log_group_name 'aws/x' starts with 'aws/'"),
+        ({"log_stream_name": ""}, "log_stream_name is empty"),
+        ({"spool_directory": "spools"}, "spool_directory='spools' is relative"),
+        ({"spool_directory": "./spools"}, "spool_directory='./spools' is relative"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_named_with_its_setting(settings: dict[str, Any], says: str) -> None:
+    """The message begins with the setting and the value, and goes on with what is legal."""
+    with pytest.raises(ConfigError) as raised:
+        SinkConfig(**settings)
+    assert str(raised.value).startswith(says)
+    with pytest.raises(ConfigError) as raised:
+        load(settings)
+    assert str(raised.value).startswith(says)
+
+
+def test_two_values_that_contradict_each_other_are_both_named() -> None:
+    """A segment too large for the spool: both numbers, and both ways out."""
+    with pytest.raises(ConfigError) as raised:
+        SinkConfig(segment_bytes="1MiB", spool_max_bytes="2MiB")
+    for part in ("segment_bytes=1,048,576", "spool_max_bytes=2,097,152", "4,194,304"):
+        assert part in str(raised.value)
+    assert SinkConfig(segment_bytes="1MiB", spool_max_bytes="4MiB").ring_segment_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("log_group", "log_group_name"),
+        ("batch_sise", "batch_size"),
+        ("batch_timeout", "batch_timeout_seconds"),
+        ("spool_dir", "spool_directory"),
+        ("max_events_bytes", "max_event_bytes"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_known_one(name: str, nearest: str) -> None:
+    """A slip of the pen is an error that says what was meant."""
+    with pytest.raises(ConfigError) as raised:
+        SinkConfig(**{name: 1})
+    assert str(raised.value) == f"{name!r} is not a cwsink setting. Did you mean {nearest!r}?"
+    with pytest.raises(ConfigError, match="Did you mean"):
+        load(**{name: 1})
+
+
+def test_a_name_like_no_other_is_answered_with_all_known_ones() -> None:
+    """Without a near one, every known name is listed."""
+    with pytest.raises(ConfigError) as raised:
+        SinkConfig(xyzzy=1)
+    assert all(field.name in str(raised.value) for field in fields(SinkConfig))
+
+
+def test_an_error_is_cwsinks_and_a_value_error() -> None:
+    """It is caught by who catches either, and carries a stable code."""
+    with pytest.raises(ValueError, match="batch_size") as raised:
+        SinkConfig(batch_size=0)
+    assert isinstance(raised.value, cwsink.errors.CwsinkError)
+    assert raised.value.code == "config"
+    assert raised.value.__suppress_context__ or raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5s", 5.0), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0), (" 1.5 s ", 1.5), ("0.25s", 0.25), ("7", 7.0)],
+)
+@pytest.mark.parametrize("name", ["batch_timeout_seconds", "retry_base_delay", "connect_timeout_seconds"])
+def test_a_duration_may_carry_its_unit(name: str, text: str, seconds: float) -> None:
+    """Text with a unit, text without one, and a number say the same."""
+    assert getattr(SinkConfig(**{name: text}), name) == pytest.approx(seconds)
+    assert getattr(SinkConfig(**{name: seconds}), name) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1MiB", 1 << 20),
+        ("1 MB", 1_000_000),
+        ("64k", 64_000),
+        ("64KiB", 65_536),
+        ("1.5gib", 3 << 29),
+        ("2g", 2_000_000_000),
+        ("1048576", 1 << 20),
+        (" 20 mib ", 20 << 20),
+    ],
+)
+def test_a_size_may_carry_its_unit(text: str, size: int) -> None:
+    """MiB are 1024s, MB are 1000s, no unit is bytes."""
+    assert SinkConfig(spool_max_bytes=text).spool_max_bytes == size
+    assert SinkConfig(spool_max_bytes=size).spool_max_bytes == size
+
+
+@pytest.mark.parametrize("text", ["5d", "s", "1:30", "-5s", "5s 3ms", "1TiB", "5s\n\nx"])
+def test_a_unit_we_do_not_know_is_an_error(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(ConfigError):
+        SinkConfig(batch_timeout_seconds=text)
+    with pytest.raises(ConfigError):
+        SinkConfig(spool_max_bytes=text)
+
+
+def test_a_count_has_no_unit() -> None:
+    """`batch_size="1k"` is an error, not 1,000: the name carries no unit."""
+    with pytest.raises(ConfigError):
+        SinkConfig(batch_size="1k")
+
+
+@pytest.mark.parametrize("field", fields(SinkConfig), ids=lambda field: field.name)
+def test_none_means_the_default(field: Any) -> None:
+    """Keyword, mapping or object: None is as good as not given."""
+    assert SinkConfig(**{field.name: None}) == DEFAULTS
+    assert load({field.name: None}) == DEFAULTS
+    assert load(**{field.name: None}) == DEFAULTS
+
+
+ENVIRONMENT = {
+    "log_group_name": ("/from/env", "/from/env"),
+    "log_stream_name": ("{app}", "{app}"),
+    "region": ("eu-west-1", "eu-west-1"),
+    "endpoint_url": ("http://x", "http://x"),
+    "create_log_group": ("false", False),
+    "create_log_stream": ("0", False),
+    "batch_size": ("7", 7),
+    "batch_timeout_seconds": ("250ms", 0.25),
+    "max_retries": ("9", 9),
+    "retry_base_delay": ("2s", 2.0),
+    "circuit_breaker_enabled": ("False", False),
+    "circuit_breaker_threshold": ("8", 8),
+    "app_name": ("shop", "shop"),
+    "max_batch_events": ("100", 100),
+    "max_event_bytes": ("262118", 262_118),
+    "spool_directory": ("/x", "/x"),
+    "spool_max_bytes": ("64MiB", 64 << 20),
+    "segment_bytes": ("1MiB", 1 << 20),
+    "on_full": ("block", "block"),
+    "block_timeout_seconds": ("1", 1.0),
+    "durability": ("host", "host"),
+    "connect_timeout_seconds": ("1s", 1.0),
+    "read_timeout_seconds": ("2s", 2.0),
+    "drain_timeout_seconds": ("0", 0.0),
+    "flusher": ("external", "external"),
+    "allow_unsafe_filesystem": ("true", True),
+}
+
+
+@pytest.mark.parametrize("field", fields(SinkConfig), ids=lambda field: field.name)
+def test_every_setting_can_come_from_the_environment(field: Any) -> None:
+    """FAPILOG_CLOUDWATCH__<NAME> as text gives the same as the value itself; none is forgotten."""
+    text, value = ENVIRONMENT[field.name]
+    loaded = load(env={ENVIRONMENT_PREFIX + field.name.upper(): text})
+    assert loaded == SinkConfig(**{field.name: value})
+    assert loaded != DEFAULTS
+
+
+def test_what_the_environment_says_wrongly_is_an_error_too() -> None:
+    """A bad value is named, whoever set it."""
+    with pytest.raises(ConfigError, match="batch_size='lots'"):
+        load(env={"FAPILOG_CLOUDWATCH__BATCH_SIZE": "lots"})
+
+
+def test_a_variable_that_is_empty_is_not_set() -> None:
+    """`FAPILOG_CLOUDWATCH__REGION=` in a compose file means nothing."""
+    assert load(env={ENVIRONMENT_PREFIX + field.name.upper(): "" for field in fields(SinkConfig)}) == DEFAULTS
+
+
+def test_variables_that_are_not_ours_are_ignored() -> None:
+    """fapilog has variables of its own under neighbouring names."""
+    assert load(env={"FAPILOG_CLOUDWATCH__UNKNOWN": "1", "FAPILOG_CORE__BATCH_SIZE": "1"}) == DEFAULTS
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": None}])
+def test_keyword_beats_object_beats_environment(settings: dict[str, Any]) -> None:
+    """Who is nearer to the call wins."""
+    env = {"FAPILOG_CLOUDWATCH__BATCH_SIZE": "1", "FAPILOG_CLOUDWATCH__MAX_RETRIES": "1"}
+    assert load(None, env, **settings).batch_size == 1
+    assert load({"batch_size": 2}, env, **settings).batch_size == 2
+    assert load({"batch_size": 2}, env, batch_size=3).batch_size == 3
+    assert load({"batch_size": 2}, env, batch_size=3).max_retries == 1
+
+
+def test_a_none_in_the_object_leaves_the_word_to_the_environment() -> None:
+    """fapilog's object holds None for what the user did not say."""
+    assert load({"region": None}, {"FAPILOG_CLOUDWATCH__REGION": "eu-west-1"}).region == "eu-west-1"
+
+
+@pytest.mark.parametrize(
+    ("env", "region"),
+    [
+        ({"AWS_REGION": "a", "AWS_DEFAULT_REGION": "b"}, "a"),
+        ({"AWS_DEFAULT_REGION": "b"}, "b"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "b"}, "b"),
+        ({"AWS_REGION": "a", "FAPILOG_CLOUDWATCH__REGION": "c"}, "c"),
+        ({}, None),
+    ],
+)
+def test_the_region_is_awss_own_unless_given(env: dict[str, str], region: str | None) -> None:
+    """AWS_REGION, then AWS_DEFAULT_REGION, as every AWS tool does; what is said to us comes first."""
+    assert load(env=env).region == region
+    assert load({"region": "z"}, env).region == "z"
+
+
+def test_the_process_environment_is_read_when_loading_not_when_importing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable set after the import counts; SinkConfig itself reads none."""
+    monkeypatch.setenv("FAPILOG_CLOUDWATCH__BATCH_SIZE", "77")
+    assert load_config().batch_size == 77
+    assert SinkConfig().batch_size == 1_000
+
+
+def test_the_built_in_sinks_object_is_accepted() -> None:
+    """fapilog's CloudWatchSinkConfig means here what it means there; its unset stream name is ours."""
+    theirs = CloudWatchSinkConfig(log_group_name="/theirs", region="eu-west-1", batch_size=50, create_log_group=False)
+    loaded = load(theirs)
+    assert (loaded.log_group_name, loaded.region, loaded.batch_size) == ("/theirs", "eu-west-1", 50)
+    assert loaded.create_log_group is False
+    assert loaded.log_stream_name == "{hostname}"
+    assert load(theirs, log_group_name="/ours").log_group_name == "/ours"
+
+
+def test_every_setting_of_the_built_in_sink_is_known() -> None:
+    """Whatever its users set, they can set here."""
+    assert set(CloudWatchSinkConfig.model_fields) <= {field.name for field in fields(SinkConfig)}
+
+
+def test_a_config_passes_through_unaltered() -> None:
+    """A SinkConfig is its own configuration: the environment adds nothing to it but a region it has not."""
+    config = SinkConfig(batch_size=5, log_group_name="/x")
+    assert load(config, {"FAPILOG_CLOUDWATCH__MAX_RETRIES": "1"}) == config
+    assert load(config, {}, batch_size=6).batch_size == 6
+
+
+@pytest.mark.parametrize("config", ["text", 5, ["log_group_name"], object()])
+def test_what_is_no_configuration_is_named_by_its_type(config: object) -> None:
+    """The error says what would be accepted."""
+    with pytest.raises(ConfigError, match=f"not {type(config).__name__}"):
+        load(config)
+
+
+def test_a_path_is_as_good_as_text() -> None:
+    """`spool_directory` takes a pathlib path, and `~`."""
+    assert SinkConfig(spool_directory=PurePosixPath("/x/y")).spool_directory == "/x/y"
+    assert SinkConfig(spool_directory="~/spools").spool_directory == "~/spools"
+
+
+def test_a_config_cannot_be_changed() -> None:
+    """What was checked stays what it was."""
+    with pytest.raises(FrozenInstanceError):
+        SinkConfig().batch_size = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("spool", "segment"),
+    [
+        (16 * 1024, 4096),
+        (32 * 1024, 4096),
+        (64 * 1024, 8 * 1024),
+        (1 << 20, 128 * 1024),
+        (64 << 20, 8 << 20),
+        (1 << 40, 8 << 20),
+    ],
+)
+def test_a_spool_is_a_ring_of_several_segments(spool: int, segment: int) -> None:
+    """An eighth of a small budget, 8 MiB of a large one; always at least four to the spool."""
+    assert SinkConfig(spool_max_bytes=spool).ring_segment_bytes == segment
+    assert segment >= MIN_SEGMENT_BYTES
+    assert segment * MIN_SEGMENTS <= spool
+
+
+def test_nothing_of_the_environment_is_read_unasked() -> None:
+    """`load_config` with an environment of its own does not look at the process's."""
+    assert "AWS_REGION" in os.environ
+    assert load_config(env={}).region is None

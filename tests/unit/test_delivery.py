@@ -1,0 +1,515 @@
+"""A part is sent until every event of it is settled, and nothing is dropped on the way.
+
+CloudWatch is a script: each put is answered by the next answer, the last one for ever.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from cwsink import diagnostics
+from cwsink.config import SinkConfig
+from cwsink.flusher.batch import Part
+from cwsink.flusher.delivery import Delivery, Stopped, Tally
+from cwsink.flusher.outcome import Answer
+from cwsink.spool.cursor import Fenced
+from cwsink.spool.directory import SpoolFormat
+from cwsink.spool.record import NOTICE, Event
+
+OK = Answer(status=200, request_id="r", is_ambiguous=True)
+NO_REQUEST_ID = Answer(status=200, is_ambiguous=True)
+TIMEOUT = Answer(code="ReadTimeoutError", message="read timed out", is_ambiguous=True)
+REFUSED = Answer(code="EndpointConnectionError", message="could not connect")
+UNAVAILABLE = Answer(status=503, code="ServiceUnavailableException", message="later", is_ambiguous=True)
+
+FORMAT = SpoolFormat(
+    format=1,
+    spool_id="00" * 16,
+    log_group_name="/app",
+    log_stream_name="host",
+    region=None,
+    endpoint_url=None,
+    create_log_group=True,
+    create_log_stream=True,
+    spool_max_bytes=1 << 20,
+    host="host",
+    created="2023-11-14T00:00:00Z",
+)
+
+
+def error(code: str, **more: Any) -> Answer:
+    """An answer with status 400."""
+    return Answer(**{"status": 400, "code": code, "message": f"why {code}", "request_id": "r", **more})
+
+
+THROTTLED = error("ThrottlingException")
+MISSING = error("ResourceNotFoundException")
+DENIED = error("AccessDeniedException")
+EXPIRED = error("ExpiredTokenException")
+INVALID = error("InvalidParameterException")
+
+
+def wrong_token(expected: str | None) -> Answer:
+    return error("InvalidSequenceTokenException", expected_token=expected)
+
+
+def events(count: int) -> list[Event]:
+    return [Event(1_700_000_000_000 + number, 7, number, f"m{number}") for number in range(count)]
+
+
+class World:
+    """Everything a Delivery touches: CloudWatch, dead letters, leader state, time. Writes down what happens."""
+
+    def __init__(self, answers: Iterable[Answer] | Callable[[list[Event]], Answer], **settings: Any) -> None:
+        self._answers = answers if callable(answers) else list(answers)
+        self.creations: dict[str, list[Answer]] = {"create_stream": [], "create_group": []}
+        self.log: list[str] = []
+        self.accepted: list[int] = []
+        self.sent: list[list[int]] = []
+        self.tokens: list[str | None] = []
+        self.waits: list[float] = []
+        self.letters: list[tuple[str, str, list[int]]] = []
+        self.most_waits = 1_000_000
+        self.fence_at = -1
+        self.uniform = 0.5
+        config = SinkConfig(**{"circuit_breaker_enabled": False, **settings})
+        self.delivery = Delivery(
+            self,  # type: ignore[arg-type]  # CloudWatch
+            FORMAT,
+            config,
+            self,  # type: ignore[arg-type]  # DeadLetters
+            self,  # type: ignore[arg-type]  # LeaderState
+            check=self.check,
+            wait=self.wait,
+            uniform=lambda: self.uniform,
+        )
+
+    def send(self, sent: list[Event], stream: str = "host") -> Tally:
+        return self.delivery.send(Part(stream, sent))
+
+    def check(self) -> None:
+        if len(self.log) == self.fence_at:
+            raise Fenced
+        self.log.append("check")
+
+    def wait(self, seconds: float) -> bool:
+        self.log.append("wait")
+        self.waits.append(seconds)
+        return len(self.waits) < self.most_waits
+
+    # CloudWatch
+
+    def put(self, stream: str, sent: list[Event], sequence_token: str | None = None) -> Answer:
+        self.log.append(f"put {stream}")
+        self.sent.append([event.sequence for event in sent])
+        self.tokens.append(sequence_token)
+        if callable(self._answers):
+            answer = self._answers(sent)
+        else:
+            answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if answer.status == 200 and answer.request_id:
+            self.accepted += [event.sequence for event in sent]
+        return answer
+
+    def create_stream(self, stream: str) -> Answer:
+        return self._create("create_stream")
+
+    def create_group(self) -> Answer:
+        return self._create("create_group")
+
+    def _create(self, action: str) -> Answer:
+        self.log.append(action)
+        answers = self.creations[action]
+        return answers.pop(0) if answers else OK
+
+    def forget_session(self) -> None:
+        self.log.append("forget_session")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+    # DeadLetters
+
+    def add(self, reason: str, error: str, letters: list[Event]) -> None:
+        self.letters.append((reason, error, [event.sequence for event in letters]))
+
+    # LeaderState
+
+    def succeeded(self) -> None:
+        self.log.append("succeeded")
+
+    def failed(self, error: str, *, is_open: bool) -> None:
+        self.log.append(f"failed {error}{' open' if is_open else ''}")
+
+    @property
+    def actions(self) -> list[str]:
+        """What was asked of CloudWatch, in order."""
+        return [line for line in self.log if line.startswith(("put", "create", "forget", "close"))]
+
+
+@pytest.fixture(autouse=True)
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What was reported."""
+    lines: list[tuple[str, str]] = []
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda key, message: lines.append((key, message))])
+    return lines
+
+
+def test_what_is_accepted_is_delivered() -> None:
+    """One call, one tally; nothing is waited for."""
+    world = World([OK])
+    assert world.send(events(3)) == Tally(3, Counter())
+    assert world.log == ["check", "put host", "succeeded"]
+    assert world.delivery.take_resent() == 0
+
+
+def test_notices_are_sent_and_not_counted() -> None:
+    """What tells the stream about a loss is no record: it is in no tally."""
+    world = World([OK])
+    notice = Event(1, 7, NOTICE, "cwsink: 3 records dropped")
+    assert world.send([*events(2), notice, notice]) == Tally(2, Counter())
+    assert world.accepted == [0, 1, NOTICE, NOTICE]
+
+
+@pytest.mark.parametrize("failures", [1, 3, 10, 500])
+@pytest.mark.parametrize(
+    "answer", [THROTTLED, UNAVAILABLE, TIMEOUT, REFUSED, NO_REQUEST_ID], ids=lambda a: a.code or "no request id"
+)
+def test_a_transient_failure_is_tried_until_it_ends(answer: Answer, failures: int) -> None:
+    """However often it fails, the same events are sent again; nothing is dropped, there is no last try."""
+    world = World([*[answer] * failures, OK])
+    assert world.send(events(3)) == Tally(3, Counter())
+    assert world.sent == [[0, 1, 2]] * (failures + 1)
+    assert world.accepted == [0, 1, 2]
+    assert len(world.waits) == failures
+    assert world.letters == []
+
+
+def test_each_wait_is_a_share_of_one_twice_as_long() -> None:
+    """Full jitter: the random number decides where between none and all of it."""
+    waits = {}
+    for uniform in (0.0, 0.25, 1.0):
+        world = World([*[THROTTLED] * 8, OK], retry_base_delay=0.5)
+        world.uniform = uniform
+        world.send(events(1))
+        waits[uniform] = world.waits
+    assert waits[1.0] == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, 20.0]
+    assert waits[0.25] == [wait / 4 for wait in waits[1.0]]
+    assert waits[0.0] == [0.0] * 8
+
+
+def test_a_success_ends_the_growth_of_waits() -> None:
+    """The next part begins with a short wait again."""
+    world = World([THROTTLED, THROTTLED, THROTTLED, OK, THROTTLED, OK], retry_base_delay=0.5)
+    world.send(events(1))
+    world.send(events(1))
+    assert world.waits == [0.5, 1.0, 2.0, 0.5]
+
+
+def test_an_open_circuit_pauses_and_drops_nothing() -> None:
+    """After threshold x (retries + 1) failures each wait is a long one, said to be open; then it is delivered."""
+    world = World([*[UNAVAILABLE] * 6, OK], circuit_breaker_enabled=True, circuit_breaker_threshold=2, max_retries=1)
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert [line.endswith(" open") for line in world.log if line.startswith("failed")] == [False] * 3 + [True] * 3
+    assert world.waits[3:] == [22.5] * 3
+
+
+def test_an_outage_is_said_once_and_its_end_too(said: list[tuple[str, str]]) -> None:
+    """One clear line that names the group and what becomes of the records; one when it is over; then it may speak."""
+    world = World([*[THROTTLED] * 50, OK, THROTTLED, THROTTLED, OK])
+    world.send(events(1))
+    assert [key for key, _ in said] == ["send_retry", "recovered"]
+    assert "/app" in said[0][1]
+    assert "ThrottlingException: why ThrottlingException" in said[0][1]
+    assert "stay in the spool" in said[0][1]
+    world.send(events(1))
+    assert [key for key, _ in said] == ["send_retry", "recovered", "send_retry"]
+
+
+def test_a_single_hiccup_is_not_worth_a_line(said: list[tuple[str, str]]) -> None:
+    """One throttled call between two that succeed is nobody's business."""
+    World([THROTTLED, OK]).send(events(1))
+    assert [key for key, _ in said] == ["recovered"]
+
+
+@pytest.mark.parametrize(
+    ("info", "dead", "letters"),
+    [
+        ({"tooOldLogEventEndIndex": 2}, {"too_old": 2}, {"too_old": [0, 1]}),
+        ({"tooNewLogEventStartIndex": 4}, {"too_new": 1}, {"too_new": [4]}),
+        ({"expiredLogEventEndIndex": 1}, {"expired": 1}, {"expired": [0]}),
+        (
+            {"tooOldLogEventEndIndex": 1, "expiredLogEventEndIndex": 2, "tooNewLogEventStartIndex": 3},
+            {"too_old": 1, "expired": 1, "too_new": 2},
+            {"too_old": [0], "expired": [1], "too_new": [3, 4]},
+        ),
+        ({"tooOldLogEventEndIndex": 5}, {"too_old": 5}, {"too_old": [0, 1, 2, 3, 4]}),
+        ({"somethingNew": 1}, {}, {}),
+    ],
+)
+def test_exactly_what_was_rejected_is_dead_lettered(
+    info: dict[str, int], dead: dict[str, int], letters: dict[str, list[int]]
+) -> None:
+    """The named events are kept with their reason, the others are delivered; every record is in the tally once."""
+    world = World([Answer(status=200, request_id="r", rejected=info)])
+    tally = world.send(events(5))
+    assert tally == Tally(5 - sum(dead.values()), Counter(dead))
+    assert {reason: kept for reason, _, kept in world.letters} == letters
+    assert len(world.sent) == 1
+
+
+def test_a_rejected_notice_is_neither_counted_nor_kept() -> None:
+    """A notice about an old loss may be too old itself: it is no record, so it is no dead letter."""
+    world = World([Answer(status=200, request_id="r", rejected={"tooOldLogEventEndIndex": 2})])
+    notice = Event(1, 7, NOTICE, "cwsink: 3 records dropped")
+    assert world.send([notice, *events(2)]) == Tally(1, Counter(too_old=1))
+    assert world.letters == [("too_old", "rejectedLogEventsInfo", [0])]
+    alone = World([Answer(status=200, request_id="r", rejected={"tooOldLogEventEndIndex": 1})])
+    assert alone.send([notice]) == Tally(0, Counter())
+    assert alone.letters == []
+
+
+def poisoned(*sequences: int) -> Callable[[list[Event]], Answer]:
+    return lambda sent: INVALID if any(event.sequence in sequences for event in sent) else OK
+
+
+@pytest.mark.parametrize(
+    ("count", "poison"),
+    [(count, poison) for count in (1, 2, 3, 4, 5, 8, 17) for poison in range(count)],
+)
+def test_one_poison_event_is_found_and_the_rest_delivered_in_order(count: int, poison: int) -> None:
+    """Whatever its place, it alone is dead-lettered, with CloudWatch's own words, and nothing is waited for."""
+    world = World(poisoned(poison))
+    assert world.send(events(count)) == Tally(count - 1, Counter(poison=1))
+    assert world.letters == [("poison", "InvalidParameterException: why InvalidParameterException", [poison])]
+    assert world.accepted == [number for number in range(count) if number != poison]
+    assert world.waits == []
+
+
+@pytest.mark.parametrize("poison", [(0, 1), (0, 15), (3, 4, 11), tuple(range(16)), tuple(range(0, 16, 2))])
+def test_several_poison_events_are_found(poison: tuple[int, ...]) -> None:
+    """Each is dead-lettered alone; all others arrive, in order, once."""
+    world = World(poisoned(*poison))
+    assert world.send(events(16)) == Tally(16 - len(poison), Counter(poison=len(poison)))
+    assert [kept for _, _, kept in world.letters] == [[number] for number in poison]
+    assert world.accepted == [number for number in range(16) if number not in poison]
+
+
+def test_finding_a_poison_event_takes_few_calls() -> None:
+    """One among 10,000 is found with about two calls for each halving."""
+    world = World(poisoned(6_789))
+    assert world.send(events(10_000)) == Tally(9_999, Counter(poison=1))
+    assert len(world.sent) <= 2 * 14 + 1
+
+
+def test_a_poison_notice_is_not_counted() -> None:
+    """Should CloudWatch refuse a notice, no record was lost by it."""
+    world = World(poisoned(NOTICE))
+    notice = Event(1, 7, NOTICE, "cwsink: 3 records dropped")
+    assert world.send([*events(2), notice]) == Tally(2, Counter())
+    assert world.letters == []
+
+
+def test_the_halves_of_a_bisection_are_retried_like_any_part() -> None:
+    """Throttled in the middle of it: the half is sent again, nothing is lost or sent twice without need."""
+    answers = iter([INVALID, THROTTLED, OK, INVALID, INVALID, OK])
+    world = World(lambda _: next(answers))
+    assert world.send(events(4)) == Tally(3, Counter(poison=1))
+    assert world.sent == [[0, 1, 2, 3], [0, 1], [0, 1], [2, 3], [2], [3]]
+    assert len(world.waits) == 1
+
+
+def test_a_missing_stream_is_created_and_the_part_sent_again_at_once() -> None:
+    """No wait, no failure counted, and the lease is checked before each call."""
+    world = World([MISSING, OK])
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.log == ["check", "put host", "check", "create_stream", "check", "put host", "succeeded"]
+
+
+def test_a_missing_group_is_created_before_its_stream() -> None:
+    """Stream, group, stream, part: five calls, each after a check, without a wait."""
+    world = World([MISSING, OK])
+    world.creations["create_stream"] = [MISSING]
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.actions == ["put host", "create_stream", "create_group", "create_stream", "put host"]
+    assert world.log[::2][:5] == ["check"] * 5
+    assert world.waits == []
+
+
+def test_a_stream_that_stays_missing_is_waited_for() -> None:
+    """Created and still not found: no spin, one creation for each slow try."""
+    world = World([MISSING, MISSING, MISSING, MISSING, OK])
+    assert world.send(events(1)) == Tally(1, Counter())
+    assert world.actions == ["put host", "create_stream", "put host"] * 2 + ["put host"]
+    assert world.waits == [7.5, 7.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing", "actions"),
+    [
+        pytest.param({"create_log_stream": False}, [], ["put host"], id="stream"),
+        pytest.param(
+            {"create_log_group": False}, [MISSING] * 9, ["put host", "create_stream"], id="group, which is missing"
+        ),
+    ],
+)
+def test_with_creation_off_it_is_tried_slowly_until_somebody_creates_it(
+    settings: dict[str, bool], missing: list[Answer], actions: list[str], said: list[tuple[str, str]]
+) -> None:
+    """Nothing is created that was not allowed, nothing is dropped, and one line says so."""
+    world = World([MISSING, MISSING, MISSING, OK], **settings)
+    world.creations["create_stream"] = list(missing)
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.actions == actions * 3 + ["put host"]
+    assert world.waits == [7.5] * 3
+    assert [key for key, _ in said] == ["send_denied", "recovered"]
+    assert "ResourceNotFoundException" in said[0][1]
+
+
+def test_the_line_about_a_missing_stream_names_it_and_the_setting(said: list[tuple[str, str]]) -> None:
+    """With create_log_stream off, the reader learns which stream to create or what to switch on."""
+    world = World([MISSING, OK], create_log_stream=False)
+    world.send(events(1), stream="host/2023")
+    assert "log stream host/2023 of /app does not exist, and create_log_stream is off" in said[0][1]
+
+
+@pytest.mark.parametrize("action", ["create_stream", "create_group"])
+def test_a_creation_that_is_denied_is_tried_slowly(action: str, said: list[tuple[str, str]]) -> None:
+    """The message is the creation's, which names the missing permission; after the grant all is delivered."""
+    world = World([MISSING, MISSING, OK])
+    denied = error("AccessDeniedException", message=f"not authorized to perform logs:{action}")
+    world.creations[action] = [denied]
+    if action == "create_group":
+        world.creations["create_stream"] = [MISSING]
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.waits == [7.5]
+    assert f"logs:{action}" in said[0][1]
+
+
+@pytest.mark.parametrize("code", ["LimitExceededException", "OperationAbortedException", "ThrottlingException"])
+def test_a_creation_that_fails_for_a_while_is_tried_again(code: str) -> None:
+    """Races and limits of creation are transient like those of sending."""
+    world = World([MISSING, MISSING, OK], retry_base_delay=0.5)
+    world.creations["create_stream"] = [error(code)]
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.actions == ["put host", "create_stream"] * 2 + ["put host"]
+    assert world.waits == [0.5]
+
+
+def test_an_expected_sequence_token_is_used_at_once() -> None:
+    """Emulators still ask for one: the same part with the named token, without a wait."""
+    world = World([wrong_token("42"), OK])
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.tokens == [None, "42"]
+    assert world.waits == []
+
+
+def test_tokens_that_are_never_right_do_not_make_us_spin() -> None:
+    """One token at once, then a wait for each further one; leaving stays possible."""
+    tokens = iter(range(10**6))
+    world = World(lambda _: wrong_token(str(next(tokens))))
+    world.most_waits = 3
+    with pytest.raises(Stopped):
+        world.send(events(1))
+    assert world.tokens == [None, "0", "1", "2", "3", "4"]
+
+
+def test_a_wrong_token_without_a_right_one_is_waited_for() -> None:
+    """Nothing named, nothing to do at once; a token that is not expected any more is not sent again."""
+    world = World([wrong_token("42"), wrong_token(None), wrong_token(None), OK])
+    assert world.send(events(1)) == Tally(1, Counter())
+    assert world.tokens == [None, "42", None, None]
+    assert len(world.waits) == 2
+
+
+def test_data_already_accepted_counts_as_delivered() -> None:
+    """The first send had arrived after all."""
+    world = World([TIMEOUT, error("DataAlreadyAcceptedException")])
+    assert world.send(events(3)) == Tally(3, Counter())
+
+
+@pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "NoCredentialsError"])
+def test_credentials_are_looked_for_anew_at_each_try(code: str, said: list[tuple[str, str]]) -> None:
+    """The session is forgotten before each slow wait, and one line says to check the credentials."""
+    world = World([*[error(code)] * 3, OK])
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.actions == ["put host", "forget_session"] * 3 + ["put host"]
+    assert world.waits == [7.5] * 3
+    assert said[0][0] == "send_credentials"
+    assert "credentials" in said[0][1]
+
+
+def test_a_denied_call_is_tried_slowly_with_the_session_it_has() -> None:
+    """A policy is changed by people: no growing wait, no new session, nothing dropped."""
+    world = World([*[DENIED] * 5, OK])
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.actions == ["put host"] * 6
+    assert world.waits == [7.5] * 5
+
+
+@pytest.mark.parametrize("answer", [THROTTLED, DENIED, EXPIRED, MISSING, TIMEOUT], ids=lambda a: a.code)
+def test_the_owner_may_leave_at_every_wait(answer: Answer) -> None:
+    """`wait` says no: Stopped, nothing is settled, and no further call is made."""
+    world = World([answer], create_log_stream=False)
+    world.most_waits = 2
+    with pytest.raises(Stopped):
+        world.send(events(2))
+    assert len(world.sent) == 2
+    assert (world.accepted, world.letters) == ([], [])
+    assert world.log[-1] == "wait"
+
+
+def test_no_call_is_made_without_a_check_before_it() -> None:
+    """Fenced at any of the checks: the call after it is not made."""
+
+    def script() -> World:
+        world = World([THROTTLED, MISSING, wrong_token("1"), INVALID, OK])
+        world.creations["create_stream"] = [MISSING]
+        return world
+
+    rehearsal = script()
+    rehearsal.send(events(3))
+    calls = [line.startswith(("put", "create")) for line in rehearsal.log]
+    checks = [index for index, line in enumerate(rehearsal.log) if line == "check"]
+    assert all(calls[index + 1] for index in checks)
+    assert len(checks) == sum(calls) == 9
+    for index in checks:
+        world = script()
+        world.fence_at = index
+        with pytest.raises(Fenced):
+            world.send(events(3))
+        assert world.log == rehearsal.log[:index]
+
+
+@pytest.mark.parametrize(
+    ("answer", "resent"),
+    [
+        (TIMEOUT, 3),
+        (UNAVAILABLE, 3),
+        (NO_REQUEST_ID, 3),
+        (REFUSED, 0),
+        (THROTTLED, 0),
+        (DENIED, 0),
+        (EXPIRED, 0),
+        (MISSING, 0),
+        (wrong_token("1"), 0),
+    ],
+    ids=lambda value: value.code or "no request id" if isinstance(value, Answer) else str(value),
+)
+def test_only_what_may_have_arrived_counts_as_sent_again(answer: Answer, resent: int) -> None:
+    """A lost answer may mean a duplicate; a refusal cannot."""
+    world = World([answer, OK])
+    world.send(events(3))
+    assert world.delivery.take_resent() == resent
+    assert world.delivery.take_resent() == 0
+
+
+def test_close_closes_the_connection() -> None:
+    """The socket goes with the delivery."""
+    world = World([OK])
+    world.delivery.close()
+    assert world.actions == ["close"]

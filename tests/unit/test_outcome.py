@@ -1,0 +1,158 @@
+"""Every answer CloudWatch and its libraries give maps to what must happen to the batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from cwsink.flusher.outcome import Answer, Outcome, classify, rejected_indexes
+
+RETRY = """
+ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled
+ServiceUnavailableException ServiceUnavailable InternalFailure InternalServerError RequestTimeout
+RequestTimeoutException OperationAbortedException LimitExceededException
+""".split()
+CREDENTIALS = """
+ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId
+InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException
+MissingAuthenticationToken MissingAuthenticationTokenException
+""".split()
+DENIED = "AccessDeniedException AccessDenied OptInRequired".split()
+BISECT = "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException".split()
+
+# Raised by botocore before anything is sent.
+NO_CREDENTIALS = """
+NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError SSOTokenLoadError
+UnauthorizedSSOTokenError NoRegionError ProfileNotFound
+""".split()
+# Raised by botocore where no whole answer came.
+NO_ANSWER = """
+EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError SSLError ProxyConnectionError
+HTTPClientError ResponseParserError OverflowError
+""".split()
+
+EXPECTED = [
+    *((code, Outcome.RETRY) for code in RETRY),
+    *((code, Outcome.CREDENTIALS) for code in CREDENTIALS),
+    *((code, Outcome.DENIED) for code in DENIED),
+    *((code, Outcome.BISECT) for code in BISECT),
+    ("ResourceNotFoundException", Outcome.CREATE_TARGET),
+    ("InvalidSequenceTokenException", Outcome.RESEND),
+    ("DataAlreadyAcceptedException", Outcome.DELIVERED),
+]
+
+
+@pytest.mark.parametrize(("code", "outcome"), EXPECTED)
+@pytest.mark.parametrize("status", [400, 500])
+def test_each_error_code_means_what_the_documentation_says(code: str, outcome: Outcome, status: int) -> None:
+    """The code decides, whatever the HTTP status: AWS sends throttling as 400."""
+    assert classify(Answer(status=status, code=code, message="why", request_id="r")) is outcome
+
+
+@pytest.mark.parametrize("code", NO_CREDENTIALS)
+def test_what_botocore_raises_for_want_of_credentials_rebuilds_the_session(code: str) -> None:
+    """No call was made: keep the batch, look for credentials again."""
+    assert classify(Answer(code=code, message="why")) is Outcome.CREDENTIALS
+
+
+@pytest.mark.parametrize("code", NO_ANSWER)
+def test_what_botocore_raises_without_an_answer_is_tried_again(code: str) -> None:
+    """Timeouts, resets, proxies and junk keep the batch."""
+    assert classify(Answer(code=code, message="why", is_ambiguous=True)) is Outcome.RETRY
+
+
+def test_a_success_is_delivered() -> None:
+    """200 with a request id is the only thing that is believed."""
+    assert classify(Answer(status=200, request_id="r")) is Outcome.DELIVERED
+
+
+@pytest.mark.parametrize("rejected", [None, {"tooOldLogEventEndIndex": 1}])
+def test_a_success_without_a_request_id_is_not_believed(rejected: dict[str, int] | None) -> None:
+    """A proxy's or captive portal's friendly 200 delivers nothing."""
+    assert classify(Answer(status=200, rejected=rejected)) is Outcome.RETRY
+
+
+def test_a_success_that_names_rejected_events_is_rejected() -> None:
+    """`rejectedLogEventsInfo` is read; an empty one is no rejection."""
+    assert classify(Answer(status=200, request_id="r", rejected={"tooOldLogEventEndIndex": 1})) is Outcome.REJECTED
+    assert classify(Answer(status=200, request_id="r", rejected={})) is Outcome.DELIVERED
+
+
+@pytest.mark.parametrize("status", [None, 201, 204, 301, 408, 418 + 11, 500, 502, 503, 504, 599])
+def test_an_unknown_answer_that_may_pass_is_tried_again(status: int | None) -> None:
+    """No answer, redirects, 408, 429 and every 5xx are transient, whatever they call themselves."""
+    assert classify(Answer(status=status, code="SomethingNew", request_id="r")) is Outcome.RETRY
+    assert classify(Answer(status=status, request_id="r")) is Outcome.RETRY
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 415, 422, 451, 499])
+def test_an_unknown_client_error_waits_for_somebody_to_change_something(status: int) -> None:
+    """What we do not know and what load did not cause is tried slowly; nothing is dropped for it."""
+    assert classify(Answer(status=status, code="SomethingNew", message="logEvents")) is Outcome.DENIED
+
+
+def test_a_proxy_that_finds_the_request_too_large_gets_smaller_ones() -> None:
+    """413 without a known code is bisected; it can only be the size."""
+    assert classify(Answer(status=413, code="413", message="Request Entity Too Large")) is Outcome.BISECT
+
+
+def unsatisfied(where: str, value: str = "") -> str:
+    """The service's wording for a value outside its declared range."""
+    return f"1 validation error detected: Value '{value}' at '{where}' failed to satisfy constraint: Member must ..."
+
+
+@pytest.mark.parametrize("code", ["InvalidParameterException", "ValidationException"])
+@pytest.mark.parametrize("where", ["logStreamName", "logGroupName", "entity.keyAttributes", "sequenceToken"])
+def test_an_invalid_parameter_that_is_not_in_the_events_is_not_bisected(code: str, where: str) -> None:
+    """Bisection would take every event for the culprit and dead-letter them all."""
+    assert classify(Answer(status=400, code=code, message=unsatisfied(where, "a:b"))) is Outcome.DENIED
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("InvalidParameterException", unsatisfied("logEvents.1.member.message")),
+        ("InvalidParameterException", unsatisfied("logEvents", "[InputLogEvent(message=no entity in logGroupName)]")),
+        ("InvalidParameterException", "Log event too large: 1048577 bytes exceeds limit of 1048576"),
+        ("RequestEntityTooLargeException", "Request entity too large"),
+        ("SerializationException", "Unexpected entity"),
+    ],
+)
+def test_an_invalid_parameter_that_is_in_the_events_is_bisected(code: str, message: str) -> None:
+    """Where the events are to blame, words that they quote change nothing."""
+    assert classify(Answer(status=400, code=code, message=message)) is Outcome.BISECT
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        pytest.param({}, {}, id="nothing"),
+        pytest.param({"tooOldLogEventEndIndex": 0}, {}, id="too old: none"),
+        pytest.param({"tooOldLogEventEndIndex": 1}, {0: "too_old"}, id="too old: the first"),
+        pytest.param({"tooOldLogEventEndIndex": 4}, dict.fromkeys(range(4), "too_old"), id="too old: all but one"),
+        pytest.param({"tooOldLogEventEndIndex": 5}, dict.fromkeys(range(5), "too_old"), id="too old: all"),
+        pytest.param({"tooOldLogEventEndIndex": 9}, dict.fromkeys(range(5), "too_old"), id="too old: more than sent"),
+        pytest.param({"expiredLogEventEndIndex": 0}, {}, id="expired: none"),
+        pytest.param({"expiredLogEventEndIndex": 2}, {0: "expired", 1: "expired"}, id="expired: two"),
+        pytest.param({"expiredLogEventEndIndex": 6}, dict.fromkeys(range(5), "expired"), id="expired: more than sent"),
+        pytest.param({"tooNewLogEventStartIndex": 0}, dict.fromkeys(range(5), "too_new"), id="too new: all"),
+        pytest.param({"tooNewLogEventStartIndex": 4}, {4: "too_new"}, id="too new: the last"),
+        pytest.param({"tooNewLogEventStartIndex": 5}, {}, id="too new: none"),
+        pytest.param({"tooNewLogEventStartIndex": -1}, dict.fromkeys(range(5), "too_new"), id="too new: nonsense"),
+        pytest.param({"tooOldLogEventEndIndex": -1}, {}, id="too old: nonsense"),
+        pytest.param(
+            {"tooOldLogEventEndIndex": 1, "expiredLogEventEndIndex": 3, "tooNewLogEventStartIndex": 4},
+            {0: "too_old", 1: "expired", 2: "expired", 4: "too_new"},
+            id="all three",
+        ),
+        pytest.param(
+            {"expiredLogEventEndIndex": 2, "tooOldLogEventEndIndex": 2, "tooNewLogEventStartIndex": 1},
+            {0: "too_old", 1: "too_old", 2: "too_new", 3: "too_new", 4: "too_new"},
+            id="overlapping",
+        ),
+        pytest.param({"tooOldLogEventEndIndex": None, "tooNewLogEventStartIndex": "4"}, {}, id="no numbers"),
+        pytest.param({"somethingNew": 3}, {}, id="unknown"),
+    ],
+)
+def test_exactly_the_rejected_events_are_named(info: dict[str, object], expected: dict[int, str]) -> None:
+    """Ends are exclusive, the start is inclusive, each event has one reason, and no index is beyond what was sent."""
+    assert rejected_indexes(info, 5) == expected
