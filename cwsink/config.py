@@ -29,6 +29,18 @@ MIN_SEGMENT_BYTES: Final = 4096
 # sum(message) + 26 per event may be 1,048,576 (cwsink.flusher.limits): the longest legal message.
 _MAX_EVENT_BYTES: Final = 1_048_550
 
+# PutRetentionPolicy, "retentionInDays".
+RETENTION_DAYS: Final = (
+    1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653,
+)  # fmt: skip
+# CreateLogGroup, "tags".
+MAX_TAGS: Final = 50
+# Entity: "keyAttributes" and "attributes".
+ENTITY_KEYS: Final = ("Type", "ResourceType", "Identifier", "Name", "Environment")
+MAX_ENTITY_ATTRIBUTES: Final = 10
+# A note and a few shortened texts must fit beside some content.
+MIN_SHORTENED_BYTES: Final = 1024
+
 _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
 _DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
@@ -59,6 +71,23 @@ class _Validated(type):
             raise ConfigError(_explain(str(error), plain)) from None
 
 
+class Entity(msgspec.Struct, frozen=True, kw_only=True, rename={"key_attributes": "keyAttributes"}):
+    """What the logs are about, for CloudWatch's "related telemetry" (API reference, Entity)."""
+
+    key_attributes: dict[str, str]
+    attributes: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Raise ConfigError unless CloudWatch takes it."""
+        wrong = self.key_attributes.keys() - ENTITY_KEYS
+        if wrong or not 2 <= len(self.key_attributes) <= 4:
+            raise ConfigError(
+                f"entity: keyAttributes has {sorted(self.key_attributes)}; it takes 2 to 4 of {', '.join(ENTITY_KEYS)}."
+            )
+        if len(self.attributes) > MAX_ENTITY_ATTRIBUTES:
+            raise ConfigError(f"entity: {len(self.attributes)} attributes given; {MAX_ENTITY_ATTRIBUTES} are the most.")
+
+
 @dataclass(frozen=True)
 class SinkConfig(metaclass=_Validated):
     """How records are spooled, and where they go. Durations in seconds, sizes in bytes.
@@ -85,7 +114,7 @@ class SinkConfig(metaclass=_Validated):
     circuit_breaker_enabled: bool = True
     circuit_breaker_threshold: Annotated[int, msgspec.Meta(ge=1)] = 5
     # Ours.
-    app_name: str = "app"
+    app_name: str | None = None
     max_batch_events: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
     max_event_bytes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_EVENT_BYTES)] = _MAX_EVENT_BYTES
     spool_directory: str | None = None
@@ -101,6 +130,17 @@ class SinkConfig(metaclass=_Validated):
     drain_timeout_seconds: _NotNegative = 5.0
     flusher: Literal["thread", "external"] = "thread"
     allow_unsafe_filesystem: bool = False
+    oversize: Literal["drop", "truncate", "split"] = "drop"
+    compression: Literal["none", "gzip"] = "none"
+    # The target, and who may write to it.
+    retention_days: int | None = None
+    tags: dict[str, str] | None = None
+    kms_key_id: str | None = None
+    log_group_class: Literal["STANDARD", "INFREQUENT_ACCESS", "ESSENTIALS", "DELIVERY"] | None = None
+    profile: str | None = None
+    role_arn: str | None = None
+    external_id: str | None = None
+    entity: Entity | None = None
 
     def __post_init__(self) -> None:
         """Check what one field's type cannot say."""
@@ -113,6 +153,22 @@ class SinkConfig(metaclass=_Validated):
                 f"each other: a spool holds at least {MIN_SEGMENTS} segments. Raise spool_max_bytes to "
                 f"{self.segment_bytes * MIN_SEGMENTS:,} or leave segment_bytes out."
             )
+        if self.oversize != "drop" and self.max_event_bytes < MIN_SHORTENED_BYTES:
+            raise ConfigError(
+                f"max_event_bytes={self.max_event_bytes:,} and oversize={self.oversize!r} contradict each other: an "
+                f"event cut to size needs at least {MIN_SHORTENED_BYTES:,} bytes."
+            )
+        if self.retention_days is not None and self.retention_days not in RETENTION_DAYS:
+            raise ConfigError(
+                f"retention_days={self.retention_days}: CloudWatch keeps logs for one of "
+                f"{', '.join(map(str, RETENTION_DAYS))} days, or for ever (leave it out)."
+            )
+        if self.tags is not None and not 1 <= len(self.tags) <= MAX_TAGS:
+            raise ConfigError(f"tags: {len(self.tags)} given; a log group takes 1 to {MAX_TAGS}.")
+        if self.external_id is not None and self.role_arn is None:
+            raise ConfigError("external_id is set and role_arn is not: it is sent only when a role is assumed.")
+        if self.entity is not None:
+            self.entity.check()
         if self.spool_directory is not None and not os.path.isabs(os.path.expanduser(self.spool_directory)):
             raise ConfigError(
                 f"spool_directory={self.spool_directory!r} is relative: workers with different working "
@@ -145,8 +201,17 @@ def load_config(config: object = None, *, env: Mapping[str, str] | None = None, 
             given[field.name] = text
     if "region" not in given and (region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
         given["region"] = region
+    if "endpoint_url" not in given and (url := _endpoint_url(env)):
+        given["endpoint_url"] = url
     loaded: SinkConfig = SinkConfig(**given)
     return loaded
+
+
+def _endpoint_url(env: Mapping[str, str]) -> str | None:
+    """Return the endpoint of botocore's own variables: a spool must know it, whoever replays it later."""
+    if env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return None
+    return env.get("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS") or env.get("AWS_ENDPOINT_URL") or None
 
 
 def _as_mapping(config: object) -> Mapping[str, Any]:
@@ -170,9 +235,18 @@ def _plain(name: str, value: Any) -> Any:
             return float(match[1]) * _DURATION_SECONDS[match[2]]
         if name.endswith("_bytes") and (match := _SIZE.fullmatch(value)):
             return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZE_POWER[match[2].lower()])
+        if name in ("tags", "entity"):
+            return _decoded(name, value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
+
+
+def _decoded(name: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f'{name}={text!r} is not JSON: {error}. Write it like {{"team": "shop"}}.') from None
 
 
 def _unknown(name: str, known: set[str]) -> str:
@@ -192,6 +266,14 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
     return f"{name}={settings.get(name)!r}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
 
 
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Return the values of a Literal, also of an optional one; else nothing."""
+    for each in (hint, *get_args(hint)):
+        if get_origin(each) is Literal:
+            return get_args(each)
+    return ()
+
+
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    name: get_args(hint) for name, hint in get_type_hints(SinkConfig).items() if get_origin(hint) is Literal
+    name: choices for name, hint in get_type_hints(SinkConfig).items() if (choices := _choices(hint))
 }

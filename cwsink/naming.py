@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Final
 
@@ -22,7 +22,11 @@ _NOT_IN_STREAM: Final = re.compile(r"[:*]")
 _MAX_NAME_CHARACTERS: Final = 512
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
-_KNOWN: Final = "{hostname}, {app}, {date}, {date:%Y/%m/%d}, {env:NAME}, {env:NAME:default}"
+_KNOWN: Final = (
+    "{hostname}, {app}, {instance_id}, {task_id}, {pod}, {date}, {date:%Y/%m/%d}, {env:NAME}, {env:NAME:default}"
+)
+# Asked of where the host runs, and only if a template wants it.
+_LOOKED_UP: Final = frozenset({"instance_id", "task_id", "pod"})
 _DEFAULT_DATE: Final = "%Y-%m-%d"
 
 # 9999-12-31T23:59:59Z, the last second `datetime` can tell. A record may carry any 64-bit time.
@@ -40,7 +44,14 @@ def check_group(name: str) -> None:
         raise ConfigError(f"log_group_name {name!r} starts with 'aws/', which AWS keeps for itself.")
 
 
-def resolve(template: str, *, hostname: str, app: str, env: Mapping[str, str]) -> str:
+def resolve(
+    template: str,
+    *,
+    hostname: str,
+    app: str,
+    env: Mapping[str, str],
+    look_up: Callable[[str], str] = lambda name: name,
+) -> str:
     """Fill in everything but the date.
 
     Args:
@@ -48,6 +59,7 @@ def resolve(template: str, *, hostname: str, app: str, env: Mapping[str, str]) -
         hostname: this host's name.
         app: the application's name.
         env: the environment that `{env:NAME}` reads.
+        look_up: gives `instance_id`, `task_id` and `pod`; called only for what the template holds.
 
     Returns:
         A name of 1 to 512 characters without ':' and '*' (replaced by '-'), in
@@ -65,6 +77,8 @@ def resolve(template: str, *, hostname: str, app: str, env: Mapping[str, str]) -
             return app
         if name == "date":
             return match[0]
+        if name in _LOOKED_UP:
+            return look_up(name)
         if name == "env":
             variable, _, default = argument.partition(":")
             value = env.get(variable) or default
@@ -98,12 +112,15 @@ def stream_at(resolved: str, timestamp_ms: int) -> str:
     return _NOT_IN_STREAM.sub("-", resolved)
 
 
-def spool_name(group: str, stream: str, region: str | None, endpoint_url: str | None) -> str:
+def spool_name(
+    group: str, stream: str, region: str | None, endpoint_url: str | None, account: str | None = None
+) -> str:
     """The directory name of a target's spool: readable in `ls`, unique by its hash.
 
     `stream` is the resolved template, so a host that is renamed gets a new spool, and the
-    old one keeps the name it was meant for.
+    old one keeps the name it was meant for. `account` is the role or profile that writes, if
+    one is named: groups of the same name in two accounts are two targets.
     """
-    target = "\0".join((group, stream, region or "", endpoint_url or ""))
+    target = "\0".join((group, stream, region or "", endpoint_url or "", *([account] if account else [])))
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", f"{group}.{stream}").strip("-.")[:80]
     return f"{readable}.{hashlib.sha256(target.encode()).hexdigest()[:10]}"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support", "tests.read_back", "tests.interleave", "tests.nursery")
+
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.frontends import candidate

@@ -89,13 +89,14 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def ring_bytes(directory: SpoolDirectory) -> int:
-    """Return the disk space all files in ring/ take now, by blocks: temporaries too."""
-    total = 0
+    """Return the disk space all files in ring/ take now, by blocks: temporaries too, each file once (as du does)."""
+    files: dict[int, int] = {}
     with os.scandir(directory.ring) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                total += entry.stat().st_blocks * 512
-    return total
+                status = entry.stat()
+                files[status.st_ino] = status.st_blocks * 512
+    return sum(files.values())
 
 
 def segments(directory: SpoolDirectory) -> list[int]:

@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = import_module(f"cwsink.cli.{options.command}").run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Who read our output has seen enough. What is still buffered must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # who read it has seen enough
         return DONE
     except KeyboardInterrupt:
         complain("interrupted")
         return NOT_DONE
     except (CwsinkError, OSError) as error:
         complain(str(error))
+        _discard_output()  # it may be what failed: a full disk
         return NOT_DONE
     return code
 
@@ -65,3 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complain(message: str) -> None:
     """Say one line on stderr."""
     print(f"cwsink: {message}", file=sys.stderr, flush=True)
+
+
+def _discard_output() -> None:
+    """Keep what is still buffered from failing once more when the interpreter ends, with an exit code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -101,6 +101,7 @@ class DedicatedFlusher:
             if self._try_to_lead():
                 return
             time.sleep(_HANDOVER_POLL_SECONDS)
+        self.gave_up |= not lease.is_taken(self.directory) and survey.has_pending(self.directory)
 
     def _try_to_lead(self) -> bool:
         """Lead if elected. Returns whether this process has led; what goes wrong is said, and tried again."""

@@ -186,7 +186,7 @@ def _serve(spools: Spools, drain_seconds: float | None, wish: Wish) -> int:
         delivered = _delivered(flusher) - counts[path]
         print(f"{_target(flusher.directory)}: ended; {text.records(delivered)} delivered meanwhile.", flush=True)
         pending = survey(flusher.directory).pending
-        if flusher.gave_up and pending:
+        if pending and (flusher.gave_up or not flusher.has_ended(0.0)):
             complain(f"{text.stay(pending)} in {flusher.directory.path}: not delivered in time. They are kept.")
             code = NOT_DONE
     return code

@@ -11,7 +11,7 @@ The limits are those of cwsink.flusher.limits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -60,6 +60,11 @@ class ChunkBuilder:
         self.count += 1
         self.bytes += size_bytes + EVENT_OVERHEAD_BYTES
 
+    @property
+    def is_one_request(self) -> bool:
+        """Tell whether what was added is within one request by count and bytes."""
+        return self.count <= MAX_BATCH_EVENTS and self.bytes <= MAX_BATCH_BYTES
+
     def take(self) -> list[Event]:
         """Return the events, by segment and then in the order they were appended, and begin anew."""
         events = [event for key in sorted(self._events) for event in self._events[key]]
@@ -68,12 +73,13 @@ class ChunkBuilder:
         return events
 
 
-def parts(events: Iterable[Event], stream_of: Callable[[int], str]) -> list[Part]:
+def parts(events: Iterable[Event], stream_of: Callable[[int], str], *, fits: bool = True) -> list[Part]:
     """Divide a chunk into requests, oldest first.
 
     Args:
         events: in arrival order.
         stream_of: the stream for an event's time in ms; the same for all of a second.
+        fits: all of them fit into one request by count and bytes (they do, unless one was split).
 
     Returns:
         Parts that together hold each event once. Within one stream, events are in order of
@@ -86,16 +92,22 @@ def parts(events: Iterable[Event], stream_of: Callable[[int], str]) -> list[Part
     first, last = ordered[0].timestamp_ms, ordered[-1].timestamp_ms
     stream = streams[first // 1000]
     # All of them, not only first and last: with {date:%H} the same name comes back a day later.
-    if last - first < MAX_BATCH_SPAN_MS and all(other == stream for other in streams.values()):
+    if fits and last - first < MAX_BATCH_SPAN_MS and all(other == stream for other in streams.values()):
         return [Part(stream, ordered)]
     found = [Part(stream, [])]
+    room = ChunkBuilder()
     for event in ordered:
-        stream, begun = streams[event.timestamp_ms // 1000], found[-1]
+        stream, begun, size = streams[event.timestamp_ms // 1000], found[-1], message_bytes(event.message)
         if begun.events and (
-            stream != begun.stream or event.timestamp_ms - begun.events[0].timestamp_ms >= MAX_BATCH_SPAN_MS
+            stream != begun.stream
+            or event.timestamp_ms - begun.events[0].timestamp_ms >= MAX_BATCH_SPAN_MS
+            or not room.fits(size)
         ):
             found.append(begun := Part(stream, []))
+            room = ChunkBuilder()
         begun.events.append(event)
+        room.count += 1
+        room.bytes += size + EVENT_OVERHEAD_BYTES
     return found
 
 
@@ -109,12 +121,19 @@ class _Request(msgspec.Struct, rename="camel", omit_defaults=True):
     log_stream_name: str
     log_events: list[_LogEvent]
     sequence_token: str | None = None
+    entity: Mapping[str, Mapping[str, str]] | None = None
 
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def body(group: str, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> bytes:
+def body(
+    group: str,
+    stream: str,
+    events: Iterable[Event],
+    sequence_token: str | None = None,
+    entity: Mapping[str, Mapping[str, str]] | None = None,
+) -> bytes:
     """Return the JSON body of the request."""
     log_events = [_LogEvent(event.timestamp_ms, event.message) for event in events]
-    return _encode(_Request(group, stream, log_events, sequence_token))
+    return _encode(_Request(group, stream, log_events, sequence_token, entity))

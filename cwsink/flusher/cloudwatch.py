@@ -5,6 +5,9 @@ body of PutLogEvents is encoded once, with msgspec, and put in place by a
 `before-call` hook, which keeps botocore's credentials, endpoints and signing and
 saves its serialising and validating (measured: 2.5 ms for a 1 MB call against 21.8).
 
+With `compression="gzip"` the body is compressed as the CloudWatch agent does it. A role is
+assumed with credentials that refresh themselves before they expire.
+
 We retry ourselves (`total_max_attempts=1`): botocore's retries would send inside a
 call, where the lease cannot be checked. The session is our own: creating a client on
 boto3's default session is not thread-safe, and the application may use it.
@@ -12,16 +15,23 @@ boto3's default session is not thread-safe, and the application may use it.
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from cwsink import __version__
 from cwsink.config import SinkConfig
+from cwsink.diagnostics import report
 from cwsink.flusher.batch import body
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
+
+# Fast: a third of the CPU of the default level for a tenth more bytes, on log lines.
+_GZIP_LEVEL: Final = 1
 
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 
@@ -34,6 +44,7 @@ class _LogsClient(Protocol):
     def put_log_events(self, **parameters: Any) -> Mapping[str, Any]: ...
     def create_log_group(self, **parameters: Any) -> Mapping[str, Any]: ...
     def create_log_stream(self, **parameters: Any) -> Mapping[str, Any]: ...
+    def put_retention_policy(self, **parameters: Any) -> Mapping[str, Any]: ...
     def close(self) -> None: ...
 
 
@@ -45,21 +56,34 @@ class CloudWatch:
         self._format = spool_format
         self._config = config
         self._epoch = epoch
+        self._entity = msgspec.to_builtins(config.entity)
         self._client: _LogsClient | None = None
         self._body = b""
 
     def put(self, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> Answer:
         """Send the events of one part."""
         group = self._format.log_group_name
-        self._body = body(group, stream, events, sequence_token)
+        self._body = body(group, stream, events, sequence_token, self._entity)
         try:
             return self._call("put_log_events", logGroupName=group, logStreamName=stream, logEvents=[])
         finally:
             self._body = b""
 
     def create_group(self) -> Answer:
-        """Create the log group; that it exists already is a success."""
-        return self._call("create_log_group", logGroupName=self._format.log_group_name)
+        """Create the log group; that it exists already is a success, and leaves it as it is."""
+        config, group = self._config, self._format.log_group_name
+        wanted = {"kmsKeyId": config.kms_key_id, "tags": config.tags, "logGroupClass": config.log_group_class}
+        options = {name: value for name, value in wanted.items() if value is not None}
+        answer = self._call("create_log_group", logGroupName=group, **options)
+        if answer.status == 200 and not answer.already_existed and config.retention_days is not None:
+            kept = self._call("put_retention_policy", logGroupName=group, retentionInDays=config.retention_days)
+            if kept.status != 200:
+                report(
+                    "retention",
+                    f"{group} was created, but its retention could not be set to {config.retention_days} days: "
+                    f"{kept.code}: {kept.message}. Records are delivered; set it by hand.",
+                )
+        return answer
 
     def create_stream(self, stream: str) -> Answer:
         """Create a log stream; that it exists already is a success."""
@@ -99,14 +123,14 @@ class CloudWatch:
             status=metadata.get("HTTPStatusCode"),
             request_id=metadata.get("RequestId", ""),
             rejected=answer.get("rejectedLogEventsInfo"),
+            rejected_entity=(answer.get("rejectedEntityInfo") or {}).get("errorType"),
             is_ambiguous=True,
         )
 
     def _connect(self) -> _LogsClient:
-        import boto3
         from botocore.config import Config
 
-        client: _LogsClient = boto3.Session().client(
+        client: _LogsClient = self._session().client(
             "logs",
             region_name=self._format.region,
             endpoint_url=self._format.endpoint_url,
@@ -122,8 +146,39 @@ class CloudWatch:
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
         return client
 
+    def _session(self) -> Any:
+        import boto3
+
+        config = self._config
+        source = boto3.Session(profile_name=config.profile)
+        if config.role_arn is None:
+            return source
+        import botocore.session
+        from botocore.credentials import AssumeRoleCredentialFetcher, CredentialProvider, DeferredRefreshableCredentials
+
+        extra = {"RoleSessionName": f"cwsink-{os.getpid()}", "ExternalId": config.external_id}
+        fetcher = AssumeRoleCredentialFetcher(
+            client_creator=source.client,
+            source_credentials=source.get_credentials(),
+            role_arn=config.role_arn,
+            extra_args={name: value for name, value in extra.items() if value is not None},
+        )
+
+        class AssumedRole(CredentialProvider):  # type: ignore[misc]  # botocore has no types
+            METHOD = "assume-role"
+
+            def load(self) -> Any:
+                return DeferredRefreshableCredentials(method=self.METHOD, refresh_using=fetcher.fetch_credentials)
+
+        core = botocore.session.Session()
+        core.get_component("credential_provider").providers.insert(0, AssumedRole())
+        return boto3.Session(botocore_session=core, region_name=source.region_name)
+
     def _set_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body
+        if self._config.compression == "gzip":
+            params["body"] = gzip.compress(self._body, compresslevel=_GZIP_LEVEL, mtime=0)
+            params["headers"]["Content-Encoding"] = "gzip"
 
 
 def _failure(response: Mapping[str, Any], text: str) -> Answer:
@@ -132,7 +187,7 @@ def _failure(response: Mapping[str, Any], text: str) -> Answer:
     status = metadata.get("HTTPStatusCode")
     code = str(error.get("Code", "") or "Unknown")
     if code == "ResourceAlreadyExistsException":
-        return Answer(status=200, request_id=metadata.get("RequestId", "") or "exists")
+        return Answer(status=200, request_id=metadata.get("RequestId", "") or "exists", already_existed=True)
     return Answer(
         status=status,
         code=code,

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cwsink import naming
+from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
+from cwsink.flusher import oversize
 from cwsink.flusher.batch import ChunkBuilder, message_bytes
 from cwsink.spool import frame, record
 from cwsink.spool.cursor import Offset
@@ -40,6 +42,7 @@ class Chunk:
         damage: ranges that hold no record any more.
         refused: what loss markers in the range add to the ledger, by reason.
         ends: up to where each segment is settled then.
+        is_one_request: they fit into one request by count and bytes.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -47,6 +50,7 @@ class Chunk:
     damage: list[DamagedRange] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     ends: dict[SegmentKey, int] = field(default_factory=dict)
+    is_one_request: bool = True
 
     def offsets(self) -> list[Offset]:
         """Return `ends` as the cursor keeps them."""
@@ -56,10 +60,11 @@ class Chunk:
 class Collector:
     """Reads ahead until a chunk is full."""
 
-    def __init__(self, reader: RingReader, max_events: int, max_event_bytes: int) -> None:
+    def __init__(self, reader: RingReader, config: SinkConfig) -> None:
         self._reader = reader
-        self._max_event_bytes = max_event_bytes
-        self._builder = ChunkBuilder(max_events)
+        self._max_event_bytes = config.max_event_bytes
+        self._oversize = config.oversize
+        self._builder = ChunkBuilder(config.max_batch_events)
         self._chunk = Chunk()
         self._unread: deque[Frame] = deque()
         self._block: Block | None = None
@@ -103,6 +108,7 @@ class Collector:
     def take(self) -> Chunk:
         """Return the chunk and begin the next one."""
         chunk, self._chunk = self._chunk, Chunk()
+        chunk.is_one_request = self._builder.is_one_request
         chunk.events = self._builder.take()
         return chunk
 
@@ -124,14 +130,39 @@ class Collector:
             else:
                 size = message_bytes(event.message)
                 if size > self._max_event_bytes:
-                    chunk.oversize.append(event)
+                    if not self._add_oversize(key, event, everything):
+                        return False
                 elif everything or builder.fits(size):
                     builder.add(key, event, size)
                 else:
                     return False
+                if each.kind == frame.LOSS:
+                    loss = record.decode_loss(each.payload)
+                    chunk.refused[loss.reason] += loss.count
             chunk.ends[key] = each.end
             unread.popleft()
         chunk.ends[key] = block.end
+        return True
+
+    def _add_oversize(self, key: SegmentKey, event: Event, everything: bool) -> bool:
+        """Deal with an event that is too long, as the policy says. False: not in this chunk any more."""
+        limit = self._max_event_bytes
+        # A metric event that is cut is no metric: it goes whole, or not at all.
+        policy = "drop" if oversize.is_embedded_metric(event.message) else self._oversize
+        if policy == "drop":
+            self._chunk.oversize.append(event)
+            return True
+        if policy == "truncate":
+            messages = [oversize.truncate(event.message, limit)]
+        else:
+            messages = oversize.split(event.message, limit, event.id)
+        sizes = [message_bytes(message) for message in messages]
+        # The parts of one event may be more than one request takes; they are a chunk of their own then.
+        if not (everything or self._builder.count == 0 or (len(messages) == 1 and self._builder.fits(sizes[0]))):
+            return False
+        for index, (message, size) in enumerate(zip(messages, sizes, strict=True)):
+            sequence = event.sequence if index == 0 else record.FURTHER_PART
+            self._builder.add(key, Event(event.timestamp_ms, event.producer, sequence, message), size)
         return True
 
     def _event_of(self, each: Frame, key: SegmentKey) -> Event | None:
@@ -140,9 +171,7 @@ class Collector:
                 if each.kind == frame.EVENT:
                     return record.decode_event(each.payload)
                 if each.kind == frame.LOSS:
-                    loss = record.decode_loss(each.payload)
-                    self._chunk.refused[loss.reason] += loss.count
-                    return notice(loss)
+                    return notice(record.decode_loss(each.payload))
         except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
             start = each.end - frame.HEADER_BYTES - len(each.payload)
             self._chunk.damage.append(DamagedRange(key, Damage(start, each.end, DamageKind.CORRUPT)))

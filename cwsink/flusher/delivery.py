@@ -88,6 +88,12 @@ class Delivery:
             self._check()
             answer = self._cloudwatch.put(part.stream, part.events, token)
             outcome = classify(answer)
+            if answer.rejected_entity:
+                report(
+                    "entity",
+                    f"CloudWatch rejects the entity ({answer.rejected_entity}), and takes the events without it. "
+                    "Correct the setting `entity`, or leave it out.",
+                )
             if outcome is Outcome.DELIVERED:
                 return self._succeeded(part.events, {})
             if outcome is Outcome.REJECTED:
@@ -131,7 +137,7 @@ class Delivery:
         for reason in set(reasons.values()):
             letters = [event for index, event in enumerate(events) if reasons.get(index) == reason]
             dead += self._bury(reason, "rejectedLogEventsInfo", letters)
-        delivered = len(events) - [event.sequence for event in events].count(NOTICE)
+        delivered = len([True for event in events if event.sequence >= 0])  # is_record, spelled out: it is per event
         return Tally(delivered - sum(dead.values()), dead)
 
     def _bisect(self, part: Part, answer: Answer) -> Tally:
@@ -145,11 +151,12 @@ class Delivery:
         return Tally(first.delivered + second.delivered, first.dead + second.dead)
 
     def _bury(self, reason: str, error: str, events: list[Event]) -> Counter[str]:
-        """Keep the records among `events` as dead letters; return how many they are, by reason."""
-        records = [event for event in events if event.sequence != NOTICE]
-        if records:
-            self._dead_letters.add(reason, error, records)
-        return Counter({reason: len(records)} if records else {})
+        """Keep `events`, but notices, as dead letters; return how many records they are, by reason."""
+        letters = [event for event in events if event.sequence != NOTICE]
+        if letters:
+            self._dead_letters.add(reason, error, letters)
+        records = sum(event.is_record for event in letters)
+        return Counter({reason: records} if records else {})
 
     def _create_target(self, stream: str) -> Answer:
         """Create what is missing: the stream, and the group if that is missing too."""

@@ -99,10 +99,14 @@ class Flusher:
         self._is_paced = kind == "thread"
         self._before_reclaim = before_reclaim
         self._cursor = Cursor(directory.cursor)
-        self._state = self._cursor.take_over(f"{socket.gethostname()}/{os.getpid()}")
+        try:
+            self._state = self._cursor.take_over(f"{socket.gethostname()}/{os.getpid()}")
+        except BaseException:
+            self._cursor.close()
+            raise
         self.epoch = self._state.epoch
         self._reader = RingReader(directory, self._state.committed())
-        self._collector = Collector(self._reader, config.max_batch_events, config.max_event_bytes)
+        self._collector = Collector(self._reader, config)
         self._dead_letters = DeadLetters(directory.dead_letters)
         self.leader_state = LeaderState(directory, self.epoch, kind, config.spool_max_bytes)
         self._delivery = Delivery(
@@ -166,6 +170,7 @@ class Flusher:
             or collector.count == 0  # damage or markers only: nothing to wait for
             or now - self._pending_since >= self._config.batch_timeout_seconds - POLL_SECONDS
             or self._orders.hurry.is_set()
+            or self._orders.stop.is_set()
         )
 
     def _deliver(self) -> None:
@@ -187,7 +192,7 @@ class Flusher:
                 self._settle(self._collector.take(), 0, Ledger())
 
     def _settle(self, chunk: Chunk, parts_done: int, partial: Ledger) -> None:
-        parts = batch.parts(chunk.events, self._stream_of)
+        parts = batch.parts(chunk.events, self._stream_of, fits=chunk.is_one_request)
         for done, part in enumerate(parts):
             if done < parts_done:
                 continue

@@ -35,6 +35,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         message: for people.
         request_id: AWS's id of the call; a success without one is not believed.
         rejected: `rejectedLogEventsInfo`, as received.
+        rejected_entity: the error type of a `rejectedEntityInfo`; the events are accepted all the same.
+        already_existed: what was to be created is there.
         expected_token: of an InvalidSequenceTokenException.
         is_ambiguous: the call may have been carried out although no success was seen.
     """
@@ -44,6 +46,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     request_id: str = ""
     rejected: Mapping[str, Any] | None = None
+    rejected_entity: str | None = None
+    already_existed: bool = False
     expected_token: str | None = None
     is_ambiguous: bool = False
 

@@ -19,8 +19,6 @@ from typing import Any, Final
 
 from cwsink.flusher.batch import message_bytes
 
-# The note, a part's envelope and a few shortened texts must fit beside some content.
-MIN_LIMIT_BYTES: Final = 1024
 _PART_ENVELOPE_BYTES: Final = 160
 _MARK: Final = "..."
 # Each round shortens the longest text of the object; one with so many long texts is cut as text.
@@ -65,6 +63,17 @@ def split(message: str, limit_bytes: int, event_id: str) -> list[str]:
         _dump({"_cwsink_part": {"id": event_id, "index": index, "total": total}, "text": piece})
         for index, piece in enumerate(pieces)
     ]
+
+
+def is_embedded_metric(message: str) -> bool:
+    """Tell whether CloudWatch makes metrics of this event (embedded metric format: JSON with `_aws`)."""
+    if '"_aws"' not in message:
+        return False
+    try:
+        content = json.loads(message)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "_aws" in content
 
 
 def _shorten(content: dict[str, Any], limit_bytes: int) -> str | None:

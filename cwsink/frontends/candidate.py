@@ -42,6 +42,8 @@ _EXIT_PRIORITY: Final = 100
 # A worker that is not the last one out must not be noticed leaving.
 _LEAVE_SECONDS: Final = 0.05
 _TROUBLE_SECONDS: Final = 5.0
+# The last one out has a few seconds only, and still does not spin.
+_LAST_TRIES_SECONDS: Final = 1.0
 # How often the last one out looks whether a leader that is leaving, too, has gone.
 _DRAIN_POLL_SECONDS: Final = 0.02
 
@@ -186,7 +188,8 @@ class Candidate:
                     f"cannot flush {self._directory.path}: {type(error).__name__}: {error}. The records stay in the "
                     f"spool; it is tried again every {_TROUBLE_SECONDS:.0f} s.",
                 )
-                self._leaving.wait(_TROUBLE_SECONDS)
+                if self._leaving.wait(_TROUBLE_SECONDS):
+                    time.sleep(min(_LAST_TRIES_SECONDS, self._drain_seconds or 0.0))
             return False
 
     def _lead_if_elected(self) -> bool:

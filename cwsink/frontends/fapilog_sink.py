@@ -97,12 +97,12 @@ class CloudWatchSpoolSink:
         if payload is None:
             return False
         until = time.monotonic() + self._writer.config.block_timeout_seconds
-        while (answer := self._writer.offer(payload)) is Append.FULL and time.monotonic() < until:
+        while (answer := self._writer.offer(payload)) is Append.FULL:
+            if time.monotonic() >= until:
+                self._writer.give_up(payload)
+                break
             await asyncio.sleep(_BLOCK_POLL_SECONDS)
-        if answer is not Append.FULL:
-            return answer is Append.APPENDED
-        self._writer.give_up(payload)
-        return False
+        return answer is Append.APPENDED
 
 
 def install() -> None:
@@ -131,7 +131,7 @@ def encode_entry(entry: dict[str, Any]) -> bytes:
     except Exception:
         pass
     try:
-        return json.dumps(entry, default=str, skipkeys=False).encode("utf-8", "backslashreplace")
+        return json.dumps(entry, default=str, allow_nan=False).encode("utf-8", "backslashreplace")
     except Exception:
         pass
     plain = {str(key): _repr(value) for key, value in entry.items()}

@@ -11,7 +11,9 @@ who does not get it appends on to the segment it has).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from collections import Counter
 from typing import Final
 from zlib import crc32
 
@@ -80,6 +82,7 @@ class Budget:
         self._directory = directory
         self._most = max_bytes
         self._segment_bytes = segment_bytes
+        self._unwritten = Evictions()  # evicted, but the disk was too full to write it down
 
     def has_room(self) -> bool:
         """Tell whether another segment fits. Needs no lock: only one writer can make the next number."""
@@ -98,7 +101,7 @@ class Budget:
         try:
             if not descriptors.try_lock(lock, exclusive=True):
                 return False
-            evictions = read_evictions(self._directory)
+            evictions = _sum(read_evictions(self._directory), self._unwritten)
             # The newest stays: its number is the ring's memory of where it is.
             for number in segment.numbers(self._directory.ring)[:-1]:
                 if not at_least_one and self.has_room():
@@ -126,15 +129,24 @@ class Budget:
             if header is not None and header.key != evictions.void:
                 self._count(fd, header, evictions)
                 try:
-                    _replace(self._directory.evictions, evictions)
+                    self._write_down(evictions)
                 except OSError:  # the disk is full to the last block: make room first, then write it down
                     os.unlink(path)
-                    _replace(self._directory.evictions, evictions)
+                    descriptors.release(fd, descriptors.incarnation())
+                    fd = -1  # only now are its blocks free
+                    with contextlib.suppress(OSError):
+                        self._write_down(evictions)
                     return True
             os.unlink(path)
             return True
         finally:
             descriptors.release(fd, descriptors.incarnation())
+
+    def _write_down(self, evictions: Evictions) -> None:
+        """Replace the totals. Raises OSError; what is not written then is remembered for the next time."""
+        self._unwritten = _difference(evictions, read_evictions(self._directory))
+        _replace(self._directory.evictions, evictions)
+        self._unwritten = Evictions()
 
     def _count(self, fd: int, header: segment.Header, evictions: Evictions) -> None:
         """Add what is not settled of a segment to the totals."""
@@ -154,12 +166,32 @@ class Budget:
         evictions.number, evictions.salt = header.key
 
 
+def _sum(totals: Evictions, more: Evictions) -> Evictions:
+    if more.records or more.refused:
+        totals.records += more.records
+        totals.first_ms = totals.first_ms or more.first_ms
+        totals.last_ms = max(totals.last_ms, more.last_ms)
+        totals.refused = dict(Counter(totals.refused) + Counter(more.refused))
+    return totals
+
+
+def _difference(totals: Evictions, less: Evictions) -> Evictions:
+    return Evictions(
+        records=totals.records - less.records,
+        first_ms=totals.first_ms,
+        last_ms=totals.last_ms,
+        refused=dict(Counter(totals.refused) - Counter(less.refused)),
+    )
+
+
 def _replace(path: str, evictions: Evictions) -> None:
     body = msgspec.msgpack.encode(evictions)
+    data = crc32(body).to_bytes(_CRC_BYTES, "little") + body
     temporary = f"{path}.tmp"  # one name is enough: the caller holds budget.lock
     fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        os.write(fd, crc32(body).to_bytes(_CRC_BYTES, "little") + body)
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
     finally:
         descriptors.release(fd, descriptors.incarnation())
     os.replace(temporary, path)

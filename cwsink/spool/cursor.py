@@ -27,7 +27,7 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import descriptors
+from cwsink.spool import descriptors, disk
 from cwsink.spool.segment import SegmentKey
 
 MAGIC: Final = b"CWCU"
@@ -121,9 +121,17 @@ class Cursor:
     """The leader's hold on the cursor file, for one epoch."""
 
     def __init__(self, path: str) -> None:
+        """Open the file. Raises OSError."""
         self._fd = descriptors.acquire(path, os.O_RDWR | os.O_CREAT)
         self._incarnation = descriptors.incarnation()
         self._epoch = 0
+        try:
+            # On a disk that fills up later, a commit that fails after its batch was sent sends it again.
+            for slot in (0, 1):
+                disk.reserve(self._fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
+        except OSError:
+            self.close()
+            raise
 
     def take_over(self, holder: str) -> State:
         """Begin a new epoch: one more than any before. Returns the state to go on from."""

@@ -22,9 +22,9 @@ _fallocate: Callable[[int, int, int, int], int] | None = None
 _looked = False
 
 
-def reserve(fd: int, size_bytes: int) -> bool:
-    """Reserve the file's first `size_bytes` without changing its size. Raises OSError (ENOSPC)."""
-    return _call(fd, _KEEP_SIZE, 0, size_bytes)
+def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:
+    """Reserve `size_bytes` of the file from `start` on without changing its size. Raises OSError (ENOSPC)."""
+    return _call(fd, _KEEP_SIZE, start, size_bytes)
 
 
 def punch_hole(fd: int, start: int, end: int) -> bool:

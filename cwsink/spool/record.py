@@ -33,8 +33,10 @@ import msgspec
 # event is kept whole for the dead letters; low enough that a damaged length cannot ask for GiBs.
 MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 
-# The sequence of an event that tells the stream about a loss; it is not a record, and not counted as one.
+# Sequences of events that are sent and are not records, so not counted as such: what tells the
+# stream about a loss, and the second and further parts of a record that was split.
 NOTICE: Final = -1
+FURTHER_PART: Final = -2
 
 
 class Event(msgspec.Struct, array_like=True, gc=False):
@@ -44,6 +46,11 @@ class Event(msgspec.Struct, array_like=True, gc=False):
     producer: int
     sequence: int
     message: str
+
+    @property
+    def is_record(self) -> bool:
+        """Tell whether this stands for a record in the ledger."""
+        return self.sequence >= 0
 
     @property
     def id(self) -> str:

@@ -20,7 +20,7 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.frontends.losses import Losses
-from cwsink.spool import budget, cursor, segment
+from cwsink.spool import budget, cursor, descriptors, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Loss
@@ -484,6 +484,39 @@ def test_the_next_evictor_removes_a_void_segment_without_counting_it_again(
     assert oldest not in segments(spool)
     books = survey(spool)
     assert (books.evicted, books.appended) == (evicted, count)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 5])
+def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """Room is made first, by closing what was unlinked too; what could not be written is written the next time."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    left = [failures]
+    real_replace, real_release = budget._replace, descriptors.release
+
+    def replace(path: str, evictions: budget.Evictions) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        real_replace(path, evictions)
+
+    open_when_written: list[int] = []
+
+    def release(fd: int, incarnation: int) -> None:
+        open_when_written.append(left[0])
+        real_release(fd, incarnation)
+
+    monkeypatch.setattr(budget, "_replace", replace)
+    monkeypatch.setattr(descriptors, "release", release)
+    room = budget.Budget(spool, CAP, SEGMENT)
+    for _ in range(4):
+        assert room.evict(at_least_one=True)
+    assert failures - 1 in open_when_written, "the evicted segment was still open when its room was needed"
+    books = survey(spool)
+    assert books.appended == count
+    assert books.evicted > 0
 
 
 def test_what_is_committed_is_not_counted_as_evicted(server: StrictCloudWatch) -> None:

@@ -178,11 +178,12 @@ def leave_behind(spawn: Spawn, config: SinkConfig, records: int) -> None:
     worker.wait(CHILD_SECONDS)
 
 
-def nobody_listens() -> str:
-    """A URL whose port refuses connections."""
+@pytest.fixture
+def nobody_listens() -> Iterator[str]:
+    """A URL that refuses connections. Its port is kept taken, so that no other test's server gets it."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 # status
@@ -479,9 +480,9 @@ def test_flush_once_delivers_what_dead_workers_left(spawn: Spawn, server: Strict
     assert spools_of()[0]["state"] == "idle"
 
 
-def test_flush_once_gives_up(config: SinkConfig) -> None:
+def test_flush_once_gives_up(config: SinkConfig, nobody_listens: str) -> None:
     """An endpoint that refuses: code 1, and how many records stay. They do stay."""
-    writer = external(config, endpoint_url=nobody_listens())
+    writer = external(config, endpoint_url=nobody_listens)
     for _ in range(5):
         writer.append("x")
     done = cwsink("flush", "--once", "--timeout", 1, code=1)
@@ -490,9 +491,11 @@ def test_flush_once_gives_up(config: SinkConfig) -> None:
     assert spools_of()[0]["pending"] == 5
 
 
-def test_flush_once_says_why_it_gives_up(config: SinkConfig, background: Callable[..., Background]) -> None:
+def test_flush_once_says_why_it_gives_up(
+    config: SinkConfig, nobody_listens: str, background: Callable[..., Background]
+) -> None:
     """The reason is the leader's last error and what it means, whoever leads."""
-    writer = external(config, endpoint_url=nobody_listens())
+    writer = external(config, endpoint_url=nobody_listens)
     writer.append("x")
     background("flush")
     status_when(lambda spool: spool["state"] == "retrying")
@@ -547,9 +550,11 @@ def test_flush_runs_until_term_and_drains(
     assert server.messages() == [f"record {number}" for number in range(10)]
 
 
-def test_flush_that_cannot_drain_says_so(config: SinkConfig, background: Callable[..., Background]) -> None:
+def test_flush_that_cannot_drain_says_so(
+    config: SinkConfig, nobody_listens: str, background: Callable[..., Background]
+) -> None:
     """On TERM with CloudWatch out of reach: code 1 and how many records stay, soon."""
-    writer = external(config, endpoint_url=nobody_listens())
+    writer = external(config, endpoint_url=nobody_listens)
     writer.append("x")
     flusher = background("flush", "--timeout", "0.5")
     status_when(lambda spool: spool["state"] == "retrying")
@@ -611,6 +616,19 @@ def test_usage_errors_and_the_version() -> None:
     assert cwsink("--version").stdout == f"cwsink {__version__}\n"
     for words in ([], ["frobnicate"], ["status", "--frobnicate"], ["tail", "--level", "LOUD"]):
         assert "usage: cwsink" in cwsink(*words, code=2).stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["tail"]])
+def test_output_that_cannot_be_written_is_one_line(config: SinkConfig, words: list[str]) -> None:
+    """A full disk behind stdout: code 1 and the reason, no traceback."""
+    external(config).append("x")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cwsink", *words], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "cwsink: [Errno 28] No space left on device\n"
 
 
 def test_a_wrong_setting_is_one_line(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -94,15 +95,8 @@ def test_batch_timeout_sends_what_there_is(
 ) -> None:
     """Below batch_size the time since the leader first saw a pending record decides."""
     offset = [0.0]
-    real = time.monotonic
-
-    class Time:
-        monotonic = staticmethod(lambda: real() + offset[0])
-        thread_time = staticmethod(time.thread_time)
-        time = staticmethod(time.time)
-        sleep = staticmethod(time.sleep)
-
-    monkeypatch.setattr(flusher_module, "time", Time)
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() + offset[0]})
+    monkeypatch.setattr(flusher_module, "time", clock)
     config = changed(external, batch_size=1_000, batch_timeout_seconds=NEVER)
     writer = filled(config, ["a", "b"])
     with leading(writer.directory, config) as leader:
@@ -638,7 +632,7 @@ def test_a_leader_told_to_leave_while_cloudwatch_is_down_leaves(external: SinkCo
 
 
 def test_a_leader_leaves_no_descriptor_open(external: SinkConfig) -> None:
-    """Twenty leaders in one process: as many descriptors as after the first."""
+    """Several leaders in one process: as many descriptors as after the first."""
 
     def descriptors_open() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -646,10 +640,32 @@ def test_a_leader_leaves_no_descriptor_open(external: SinkConfig) -> None:
     writer = filled(external, ["one"])
     deliver(writer.directory, external)
     before = descriptors_open()
-    for number in range(20):
+    for number in range(4):
         assert writer.append(f"{number}")
         deliver(writer.directory, external)
     assert descriptors_open() <= before
+
+
+@pytest.mark.parametrize("broken", ["_write", "reserve"])
+def test_a_leader_that_cannot_begin_leaves_no_descriptor_open(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A disk that is full for a day must not end in EMFILE; nothing is sent that could not be committed."""
+    writer = filled(external, ["one"])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((cursor.Cursor, "_write", full) if broken == "_write" else (disk, "reserve", full)))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space"):
+                deliver(writer.directory, external)
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert not server.calls
+    deliver(writer.directory, external)
+    assert server.messages() == ["one"]
 
 
 def test_stopping_with_a_record_pending_does_not_spin(external: SinkConfig, server: StrictCloudWatch) -> None:

@@ -177,10 +177,12 @@ def test_killed_workers_and_leaders_lose_nothing_that_was_acknowledged(
     try:
         assert server.wait_for_events(1, HANG_SECONDS)
         spool = directory.open_existing(directory.find_spools()[0])
+        killed: set[int] = set()
         for _ in range(3):
             leader = leader_state.read(spool).pid
-            for victim in [*(workers - {leader, gunicorn.process.pid})][:1] + [leader] * (leader in workers):
-                workers.discard(victim)
+            followers = workers - killed - {leader, gunicorn.process.pid}
+            for victim in [*sorted(followers)[:1], *({leader} & workers - killed)]:
+                killed.add(victim)
                 os.kill(victim, signal.SIGKILL)
                 goal = len(acknowledged) + 50
                 until = time.monotonic() + HANG_SECONDS

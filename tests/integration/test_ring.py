@@ -441,7 +441,7 @@ def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monk
     assert keeper.append("first")
     fill_segment(keeper, count=2)
 
-    def full(fd: int, size_bytes: int) -> bool:
+    def full(fd: int, size_bytes: int, start: int = 0) -> bool:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(disk, "reserve", full)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cwsink.spool import frame
 from cwsink.spool.frame import DamageKind, Scan
 
-SALTS = st.integers(0, 2**32 - 1)
+# Not 1, under which some of the pieces below are frames: no writer can quote one of its own segment.
+SALTS = st.integers(2, 2**32 - 1)
 # Bytes that are likelier than chance to look like a frame, or a part of one.
 PIECES = st.one_of(
     st.binary(max_size=60),
@@ -80,6 +81,7 @@ def test_any_bytes_are_taken_apart_without_an_exception(data: bytes, salt: int, 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3_600)
 @settings(max_examples=50_000, deadline=None)
 @given(ANY_BYTES, st.sampled_from([0, 1, 2**32 - 1]), st.booleans(), st.booleans())
 def test_any_bytes_are_taken_apart_many_times(data: bytes, salt: int, at_end: bool, final: bool) -> None:

@@ -61,6 +61,16 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"on_full": "wait"}, "on_full='wait': choose one of drop_oldest, drop_newest, block."),
         ({"durability": "disk"}, "durability='disk': choose one of process, host."),
         ({"flusher": "fork"}, "flusher='fork': choose one of thread, external."),
+        ({"oversize": "cut"}, "oversize='cut': choose one of drop, truncate, split."),
+        ({"log_group_class": "CHEAP"}, "log_group_class='CHEAP': choose one of STANDARD, INFREQUENT_ACCESS"),
+        ({"oversize": "split", "max_event_bytes": 100}, "max_event_bytes=100 and oversize='split' contradict"),
+        ({"retention_days": 15}, "retention_days=15: CloudWatch keeps logs for one of 1, 3, 5, 7, 14, 30"),
+        ({"tags": {}}, "tags: 0 given"),
+        ({"tags": {str(number): "x" for number in range(51)}}, "tags: 51 given"),
+        ({"tags": "team=shop"}, "tags='team=shop' is not JSON"),
+        ({"external_id": "x"}, "external_id is set and role_arn is not"),
+        ({"entity": {"keyAttributes": {"Type": "Service"}}}, "entity: keyAttributes has ['Type']"),
+        ({"entity": {"keyAttributes": {"Type": "x", "Nmae": "y"}}}, "entity: keyAttributes has ['Nmae', 'Type']"),
         ({"create_log_group": "maybe"}, "create_log_group='maybe': expected `bool`, got `str`."),
         ({"log_group_name": 5}, "log_group_name=5: expected `str`, got `int`."),
         ({"log_group_name": "a b"}, "log_group_name 'a b' is not a legal log group name"),
@@ -205,16 +215,32 @@ ENVIRONMENT = {
     "drain_timeout_seconds": ("0", 0.0),
     "flusher": ("external", "external"),
     "allow_unsafe_filesystem": ("true", True),
+    "oversize": ("split", "split"),
+    "compression": ("gzip", "gzip"),
+    "retention_days": ("14", 14),
+    "tags": ('{"team": "shop"}', {"team": "shop"}),
+    "kms_key_id": ("arn:key", "arn:key"),
+    "log_group_class": ("INFREQUENT_ACCESS", "INFREQUENT_ACCESS"),
+    "profile": ("logs", "logs"),
+    "role_arn": ("arn:role", "arn:role"),
+    "external_id": ("them", "them"),
+    "entity": (
+        '{"keyAttributes": {"Type": "Service", "Name": "shop"}}',
+        {"keyAttributes": {"Type": "Service", "Name": "shop"}},
+    ),
 }
+# What a setting makes no sense without.
+BESIDE: dict[str, dict[str, Any]] = {"external_id": {"role_arn": "arn:role"}}
 
 
 @pytest.mark.parametrize("field", fields(SinkConfig), ids=lambda field: field.name)
 def test_every_setting_can_come_from_the_environment(field: Any) -> None:
     """FAPILOG_CLOUDWATCH__<NAME> as text gives the same as the value itself; none is forgotten."""
     text, value = ENVIRONMENT[field.name]
-    loaded = load(env={ENVIRONMENT_PREFIX + field.name.upper(): text})
-    assert loaded == SinkConfig(**{field.name: value})
-    assert loaded != DEFAULTS
+    beside = BESIDE.get(field.name, {})
+    loaded = load(env={ENVIRONMENT_PREFIX + field.name.upper(): text}, **beside)
+    assert loaded == SinkConfig(**{field.name: value}, **beside)
+    assert loaded != SinkConfig(**beside)
 
 
 def test_what_the_environment_says_wrongly_is_an_error_too() -> None:

@@ -39,6 +39,23 @@ def test_a_template_is_filled_in_but_for_the_date(template: str, resolved: str) 
     assert resolve(template, ZONE="eu", EMPTY="") == resolved
 
 
+def test_where_the_host_runs_is_asked_only_if_the_template_wants_it() -> None:
+    """`{pod}`, `{task_id}` and `{instance_id}` are looked up, each by its name; nothing else costs a look."""
+    asked: list[str] = []
+
+    def look_up(name: str) -> str:
+        asked.append(name)
+        return f"my-{name}"
+
+    def named(template: str) -> str:
+        return naming.resolve(template, hostname="web-1", app="shop", env={}, look_up=look_up)
+
+    assert named("{hostname}/{app}/{date}") == "web-1/shop/{date}"
+    assert asked == []
+    assert named("{pod}/{task_id}/{instance_id}") == "my-pod/my-task_id/my-instance_id"
+    assert asked == ["pod", "task_id", "instance_id"]
+
+
 @pytest.mark.parametrize(
     ("template", "says"),
     [
@@ -138,14 +155,15 @@ def test_the_name_of_a_spool_is_stable() -> None:
 
 
 def test_each_part_of_a_target_makes_another_spool() -> None:
-    """Group, stream, region and endpoint: two targets never share a spool."""
+    """Group, stream, region, endpoint and account: two targets never share a spool."""
     names = {naming.spool_name(*TARGET)}
     for index in range(len(TARGET)):
         changed: list[str | None] = list(TARGET)
         for value in (f"{TARGET[index]}x", *([None] if index >= 2 else [])):
             changed[index] = value
             names.add(naming.spool_name(*changed))  # type: ignore[arg-type]
-    assert len(names) == 7
+    names.add(naming.spool_name(*TARGET, "arn:role"))
+    assert len(names) == 8
 
 
 def test_the_parts_of_a_target_are_not_run_together() -> None:

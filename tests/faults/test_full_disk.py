@@ -1,0 +1,259 @@
+"""A real full disk: a small tmpfs, filled by somebody else and freed again.
+
+Mounting needs root, and is done in a mount namespace of the child's own, so that nothing of it is seen
+outside or left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.support import finish
+
+pytestmark = pytest.mark.faults
+
+DISK_BYTES = 4 * 1024 * 1024
+
+# Mounts the tmpfs over `root`, and runs `scenario(writer, fill, free)`; what that returns is printed as JSON.
+PROLOGUE = f"""
+    import ctypes, json, os, sys, time
+    from pathlib import Path
+
+    url, root, on_full = sys.argv[1:4]
+    os.makedirs(root, exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", root.encode(), b"tmpfs", 0, b"size={DISK_BYTES}"):
+        sys.exit(f"cannot mount: {{os.strerror(ctypes.get_errno())}}")
+
+    from cwsink import Writer
+    from cwsink.spool.survey import survey
+    from tests.support import quick_config
+
+    def config(**settings):
+        return quick_config(url, spool_directory=f"{{root}}/spools", on_full=on_full, block_timeout_seconds=0.02,
+                            segment_bytes=64 * 1024, circuit_breaker_enabled=False, **settings)
+
+    def fill():
+        '''Take all that is left of the disk, to the last byte.'''
+        with open(f"{{root}}/somebody", "ab", buffering=0) as file:
+            for size in (65536, 4096, 1):
+                try:
+                    while file.write(b"x" * size):
+                        pass
+                except OSError:
+                    pass
+
+    def free():
+        os.unlink(f"{{root}}/somebody")
+
+    def books(writer):
+        found = survey(writer.directory)
+        assert found.adds_up, found
+        return {{"appended": found.appended, "delivered": found.delivered, "evicted": found.evicted,
+                "pending": found.pending, "refused": found.refused, "dead_lettered": found.dead_lettered}}
+
+    def until(condition, what):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, f"still not: {{what}}"
+            time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def namespace() -> list[str]:
+    """The command that runs a program in a mount namespace of its own; skips where that is not possible."""
+    if sys.platform != "linux" or not (unshare := shutil.which("unshare")):
+        pytest.skip("not run: a full disk needs Linux and unshare(1)")
+    command = [unshare, "--mount", "--propagation", "private"]
+    probe = subprocess.run([*command, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"not run: a tmpfs cannot be mounted here ({probe.stderr.strip()}); it needs root")
+    return command
+
+
+class FullDisk:
+    """Runs scenarios on a disk of 4 MiB."""
+
+    def __init__(self, command: list[str], spawn: Spawn, root: Path) -> None:
+        self._command = command
+        self._spawn = spawn
+        self._root = root
+
+    def run(self, url: str, on_full: str, scenario: str) -> dict[str, object]:
+        # The mount is made by the child itself, inside the namespace that unshare gives it.
+        launcher = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+        script = self._root.parent / "scenario.py"
+        script.write_text(_dedented(PROLOGUE) + _dedented(scenario), encoding="utf-8")
+        child = self._spawn(launcher, *self._command, sys.executable, script, url, self._root, on_full)
+        result: dict[str, object] = json.loads(finish(child).splitlines()[-1])
+        return result
+
+
+def _dedented(code: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(code)
+
+
+@pytest.fixture
+def full_disk(namespace: list[str], spawn: Spawn, tmp_path: Path) -> FullDisk:
+    """A disk of 4 MiB for a child process."""
+    return FullDisk(namespace, spawn, tmp_path / "disk")
+
+
+def records(server: StrictCloudWatch) -> list[str]:
+    return [text for text in server.messages() if not text.startswith("cwsink:")]
+
+
+@pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest", "block"])
+def test_a_disk_filled_by_somebody_else_costs_counted_records_only(
+    full_disk: FullDisk, server: StrictCloudWatch, on_full: str
+) -> None:
+    """While it is full append answers False, raises nothing and kills nobody; freed, all goes on by itself."""
+    result = full_disk.run(
+        server.endpoint_url,
+        on_full,
+        """
+        writer = Writer(config(flusher="external"))
+        before = sum(writer.append(f"before {number} {'x' * 300}") for number in range(300))
+        fill()
+        attempts = 150 if on_full == "block" else 1500
+        during = sum(writer.append(f"during {number} {'x' * 300}") for number in range(attempts))
+        full = books(writer)
+        free()
+        until(lambda: writer.append("room again"), "room again")
+        after = sum(writer.append(f"after {number} {'x' * 300}") for number in range(300))
+        writer.close()
+        print(json.dumps({"before": before, "during": during, "after": after, "attempts": attempts,
+                          "full": full, "books": books(writer)}))
+
+        from tests.interleave import deliver
+        deliver(writer.directory, config())
+        print(json.dumps({"before": before, "during": during, "after": after, "attempts": attempts,
+                          "full": full, "books": books(writer)}))
+        """,
+    )
+    books = result["books"]
+    assert isinstance(books, dict)
+    assert (result["before"], result["after"]) == (300, 300)
+    assert books["pending"] == 0
+    assert not books["dead_lettered"]
+    assert books["appended"] == 601 + int(str(result["during"]))
+    assert books["refused"].get("io_error", 0) == 0
+    assert books["refused"].get("spool_full", 0) >= int(str(result["attempts"])) - int(str(result["during"]))
+    assert len(records(server)) == books["delivered"]
+    assert books["delivered"] + books["evicted"] == books["appended"]
+    if on_full != "drop_oldest":
+        assert books["evicted"] == 0
+        assert {text.split(" ")[0] for text in records(server)} >= {"before", "room", "after"}
+
+
+def test_the_leader_delivers_while_the_disk_is_full(full_disk: FullDisk, server: StrictCloudWatch) -> None:
+    """Full before the first commit: it needs no new block, so what is pending is delivered once, and freed."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_newest",
+        """
+        writer = Writer(config(flusher="external"))
+        assert all(writer.append(f"{number} {'x' * 300}") for number in range(600))
+        from tests.interleave import leading
+        from cwsink.flusher.delivery import Delivery
+
+        send, filled = Delivery.send, []
+
+        def fill_and_send(self, part):
+            if not filled:
+                fill()
+                filled.append(True)
+            return send(self, part)
+
+        Delivery.send = fill_and_send
+        with leading(writer.directory, config()) as leader:
+            until(lambda: survey(writer.directory).pending == 0, "all of it")
+            fill()
+            more = sum(writer.append(f"full {number} {'x' * 300}") for number in range(100))
+            until(lambda: survey(writer.directory).pending == 0, "what came while the disk was full")
+        print(json.dumps({"more": more, "books": books(writer)}))
+        """,
+    )
+    books = result["books"]
+    assert isinstance(books, dict)
+    assert int(str(result["more"])) > 0
+    texts = records(server)
+    assert len(texts) == len(set(texts)) == books["delivered"] == 600 + int(str(result["more"]))
+
+
+def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
+    full_disk: FullDisk, server: StrictCloudWatch
+) -> None:
+    """Whatever it cannot write at first, it says so, does not spin, and delivers everything once in the end."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_newest",
+        """
+        writer = Writer(config())
+        assert writer.is_usable  # it has its first segment, and no leader yet
+        fill()
+        began = time.process_time()
+        first = [writer.append(f"{number}") for number in range(10)]
+        assert all(first)  # its blocks were reserved
+        time.sleep(1.0)
+        used = time.process_time() - began
+        free()
+        until(lambda: writer.append("room again"), "room again")
+        delivered = writer.flush(60)
+        print(json.dumps({"first": sum(first), "delivered": delivered, "used": used, "books": books(writer)}))
+        """,
+    )
+    assert result["delivered"] is True
+    texts = records(server)
+    assert Counts(texts).repeated == 0
+    assert len(texts) == int(str(result["first"])) + 1
+    assert float(str(result["used"])) < 0.9
+
+
+class Counts:
+    """How often texts repeat."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.repeated = len(texts) - len(set(texts))
+
+
+def test_a_disk_that_is_full_from_the_start_stops_no_application(full_disk: FullDisk, server: StrictCloudWatch) -> None:
+    """The spool cannot be made: a SpoolError that says so, at construction, and nothing else."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        """
+        from cwsink.errors import SpoolError
+        fill()
+        try:
+            while True:  # the last inodes' worth
+                Path(f"{root}/directory{time.monotonic_ns()}").mkdir()
+                break
+        except OSError:
+            pass
+        try:
+            writer = Writer(config())
+            answer = writer.append("text")
+            error = ""
+        except SpoolError as caught:
+            answer, error = None, str(caught)
+        free()
+        again = Writer(config())
+        print(json.dumps({"answer": answer, "error": error, "again": again.append("now"), "flushed": again.flush(60)}))
+        """,
+    )
+    assert result["answer"] in (None, False, True)
+    assert result["answer"] is not None or "Nothing was written" in str(result["error"])
+    assert (result["again"], result["flushed"]) == (True, True)
+    assert "now" in records(server)
