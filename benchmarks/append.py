@@ -10,7 +10,6 @@ CPU is the whole process's (user + system), so a leader's or election thread's w
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import multiprocessing
 import os

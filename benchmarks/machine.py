@@ -14,7 +14,11 @@ from cwsink import __version__
 def header(*packages: str) -> str:
     """Return two lines: where and with what the numbers below were measured."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     versions = " ".join(f"{name} {_version(name)}" for name in ("msgspec", "filelock", *packages))
     return (

@@ -1,7 +1,5 @@
 """`python -m cwsink.testing`: the strict server by hand, until Ctrl-C (I/O)."""
 
-# ruff: noqa: T201  (a command line prints)
-
 from __future__ import annotations
 
 import argparse
