@@ -237,6 +237,8 @@ def _plain(name: str, value: Any) -> Any:
             return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZE_POWER[match[2].lower()])
         if name in ("tags", "entity"):
             return _decoded(name, value)
+        if name in _SWITCHES:
+            return {"yes": True, "on": True, "no": False, "off": False}.get(value.strip().lower(), value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
@@ -264,6 +266,9 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
     if name in _CHOICES:
         what = f"choose one of {', '.join(_CHOICES[name])}"
     return f"{name}={settings.get(name)!r}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
+
+
+_SWITCHES: Final = frozenset(name for name, hint in get_type_hints(SinkConfig).items() if hint is bool)
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

@@ -151,12 +151,4 @@ class DedicatedFlusher:
 def config_for(spool_format: SpoolFormat) -> SinkConfig:
     """Return how to send: the target as the spool's FORMAT has it, all else from the environment."""
     is_sized = os.environ.get(f"{ENVIRONMENT_PREFIX}SPOOL_MAX_BYTES")
-    return load_config(
-        log_group_name=spool_format.log_group_name,
-        log_stream_name=spool_format.log_stream_name,
-        region=spool_format.region,
-        endpoint_url=spool_format.endpoint_url,
-        create_log_group=spool_format.create_log_group,
-        create_log_stream=spool_format.create_log_stream,
-        spool_max_bytes=None if is_sized else spool_format.spool_max_bytes,
-    )
+    return load_config(**spool_format.settings(), spool_max_bytes=None if is_sized else spool_format.spool_max_bytes)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -33,7 +34,12 @@ from cwsink.spool.record import Event
 # Fast: a third of the CPU of the default level for a tenth more bytes, on log lines.
 _GZIP_LEVEL: Final = 1
 
+_NO_ID: Final = "the answer has no AWS request id. Is that a proxy's? Check endpoint_url and the proxy settings"
+
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
+# An error of any other operation is one of fetching credentials (AssumeRole, GetRoleCredentials). Its code
+# must not be taken for a word about the events.
+_OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy"))
 
 
 class _LogsClient(Protocol):
@@ -75,7 +81,7 @@ class CloudWatch:
         wanted = {"kmsKeyId": config.kms_key_id, "tags": config.tags, "logGroupClass": config.log_group_class}
         options = {name: value for name, value in wanted.items() if value is not None}
         answer = self._call("create_log_group", logGroupName=group, **options)
-        if answer.status == 200 and not answer.already_existed and config.retention_days is not None:
+        if not answer.code and not answer.already_existed and config.retention_days is not None:
             kept = self._call("put_retention_policy", logGroupName=group, retentionInDays=config.retention_days)
             if kept.status != 200:
                 report(
@@ -108,20 +114,29 @@ class CloudWatch:
                 self._client = self._connect()
             answer = getattr(self._client, operation)(**parameters)
         except exceptions.ClientError as error:
+            if error.operation_name not in _OPERATIONS:
+                return Answer(code="CredentialRetrievalError", message=str(error))
             return _failure(error.response, str(error))
         except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
             # A connection that was never made cannot have carried the call out; all else may have.
             never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
-            return Answer(code=type(error).__name__, message=str(error), is_ambiguous=not never_sent)
+            message = str(error)
+            if isinstance(error, exceptions.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
+                message += f" (AWS_CA_BUNDLE is {bundle})"  # "No such file" does not say which
+            return Answer(code=type(error).__name__, message=message, is_ambiguous=not never_sent)
         except ResponseParserError as error:
             return Answer(code="ResponseParserError", message=str(error), is_ambiguous=True)
         except Exception as error:
             # NoCredentials, NoRegion, a broken credential_process, a proxy's surprise: all keep the batch.
-            return Answer(code=type(error).__name__, message=str(error))
+            # What is none of botocore's own comes from a client that is not made yet, or from parsing an answer.
+            may_have_arrived = self._client is not None and not isinstance(error, exceptions.BotoCoreError)
+            return Answer(code=type(error).__name__, message=str(error), is_ambiguous=may_have_arrived)
         metadata = answer.get("ResponseMetadata", {})
+        if not metadata.get("RequestId"):
+            return Answer(status=metadata.get("HTTPStatusCode"), code="NoRequestId", message=_NO_ID, is_ambiguous=True)
         return Answer(
             status=metadata.get("HTTPStatusCode"),
-            request_id=metadata.get("RequestId", ""),
+            request_id=metadata["RequestId"],
             rejected=answer.get("rejectedLogEventsInfo"),
             rejected_entity=(answer.get("rejectedEntityInfo") or {}).get("errorType"),
             is_ambiguous=True,
@@ -130,36 +145,39 @@ class CloudWatch:
     def _connect(self) -> _LogsClient:
         from botocore.config import Config
 
-        client: _LogsClient = self._session().client(
-            "logs",
-            region_name=self._format.region,
-            endpoint_url=self._format.endpoint_url,
-            config=Config(
-                retries={"total_max_attempts": 1},
-                connect_timeout=self._config.connect_timeout_seconds,
-                read_timeout=self._config.read_timeout_seconds,
-                parameter_validation=False,
-                max_pool_connections=1,
-                user_agent_extra=f"cwsink/{__version__} epoch/{self._epoch} pid/{os.getpid()}",
-            ),
+        botocore_config = Config(
+            retries={"total_max_attempts": 1},
+            connect_timeout=self._config.connect_timeout_seconds,
+            read_timeout=self._config.read_timeout_seconds,
+            parameter_validation=False,
+            max_pool_connections=1,
+            user_agent_extra=f"cwsink/{__version__} epoch/{self._epoch} pid/{os.getpid()}",
+        )
+        client: _LogsClient = self._session(botocore_config).client(
+            "logs", endpoint_url=self._format.endpoint_url, config=botocore_config
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
         return client
 
-    def _session(self) -> Any:
+    def _session(self, botocore_config: Any) -> Any:
+        """Return a session of the profile, or of the role that is assumed with it."""
         import boto3
 
         config = self._config
-        source = boto3.Session(profile_name=config.profile)
+        source = boto3.Session(profile_name=config.profile, region_name=self._format.region)
         if config.role_arn is None:
             return source
         import botocore.session
         from botocore.credentials import AssumeRoleCredentialFetcher, CredentialProvider, DeferredRefreshableCredentials
+        from botocore.exceptions import NoCredentialsError
 
+        credentials = source.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
         extra = {"RoleSessionName": f"cwsink-{os.getpid()}", "ExternalId": config.external_id}
         fetcher = AssumeRoleCredentialFetcher(
-            client_creator=source.client,
-            source_credentials=source.get_credentials(),
+            client_creator=partial(source.client, config=botocore_config),
+            source_credentials=credentials,
             role_arn=config.role_arn,
             extra_args={name: value for name, value in extra.items() if value is not None},
         )
@@ -170,7 +188,7 @@ class CloudWatch:
             def load(self) -> Any:
                 return DeferredRefreshableCredentials(method=self.METHOD, refresh_using=fetcher.fetch_credentials)
 
-        core = botocore.session.Session()
+        core = botocore.session.Session(profile=config.profile)
         core.get_component("credential_provider").providers.insert(0, AssumedRole())
         return boto3.Session(botocore_session=core, region_name=source.region_name)
 
@@ -191,7 +209,7 @@ def _failure(response: Mapping[str, Any], text: str) -> Answer:
     return Answer(
         status=status,
         code=code,
-        message=str(error.get("Message", "") or text),
+        message=str(error.get("Message", "") or text.rstrip(": ")),
         request_id=metadata.get("RequestId", ""),
         expected_token=response.get("expectedSequenceToken") or error.get("expectedSequenceToken"),
         is_ambiguous=status is None or status >= 500,

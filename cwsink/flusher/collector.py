@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cwsink import naming
 from cwsink.config import SinkConfig
@@ -23,6 +23,10 @@ from cwsink.spool.frame import Damage, DamageKind, Frame
 from cwsink.spool.reader import Block, RingReader
 from cwsink.spool.record import Event, Loss
 from cwsink.spool.segment import SegmentKey
+
+# Events that are set aside do not count for a request. Without a bound of their own a backlog of
+# them would be one chunk, in memory as a whole.
+_MOST_SET_ASIDE_BYTES: Final = record.MAX_PAYLOAD_BYTES
 
 
 class DamagedRange(NamedTuple):
@@ -66,6 +70,7 @@ class Collector:
         self._oversize = config.oversize
         self._builder = ChunkBuilder(config.max_batch_events)
         self._chunk = Chunk()
+        self._set_aside_bytes = 0
         self._unread: deque[Frame] = deque()
         self._block: Block | None = None
 
@@ -108,6 +113,7 @@ class Collector:
     def take(self) -> Chunk:
         """Return the chunk and begin the next one."""
         chunk, self._chunk = self._chunk, Chunk()
+        self._set_aside_bytes = 0
         chunk.is_one_request = self._builder.is_one_request
         chunk.events = self._builder.take()
         return chunk
@@ -130,7 +136,7 @@ class Collector:
             else:
                 size = message_bytes(event.message)
                 if size > self._max_event_bytes:
-                    if not self._add_oversize(key, event, everything):
+                    if not self._add_oversize(key, event, size, everything):
                         return False
                 elif everything or builder.fits(size):
                     builder.add(key, event, size)
@@ -144,12 +150,15 @@ class Collector:
         chunk.ends[key] = block.end
         return True
 
-    def _add_oversize(self, key: SegmentKey, event: Event, everything: bool) -> bool:
+    def _add_oversize(self, key: SegmentKey, event: Event, size: int, everything: bool) -> bool:
         """Deal with an event that is too long, as the policy says. False: not in this chunk any more."""
         limit = self._max_event_bytes
         # A metric event that is cut is no metric: it goes whole, or not at all.
         policy = "drop" if oversize.is_embedded_metric(event.message) else self._oversize
         if policy == "drop":
+            if self._set_aside_bytes >= _MOST_SET_ASIDE_BYTES and not everything:
+                return False
+            self._set_aside_bytes += size
             self._chunk.oversize.append(event)
             return True
         if policy == "truncate":
@@ -160,9 +169,9 @@ class Collector:
         # The parts of one event may be more than one request takes; they are a chunk of their own then.
         if not (everything or self._builder.count == 0 or (len(messages) == 1 and self._builder.fits(sizes[0]))):
             return False
-        for index, (message, size) in enumerate(zip(messages, sizes, strict=True)):
+        for index, (message, part_bytes) in enumerate(zip(messages, sizes, strict=True)):
             sequence = event.sequence if index == 0 else record.FURTHER_PART
-            self._builder.add(key, Event(event.timestamp_ms, event.producer, sequence, message), size)
+            self._builder.add(key, Event(event.timestamp_ms, event.producer, sequence, message), part_bytes)
         return True
 
     def _event_of(self, each: Frame, key: SegmentKey) -> Event | None:

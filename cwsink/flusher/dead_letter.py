@@ -1,21 +1,34 @@
 """What can never be delivered, kept: one JSON line each, with the reason.
 
 ```text
-{"time": "...Z", "reason": "too_old", "error": "...", "id": "producer-sequence",
- "timestamp_ms": 1700000000000, "message": "..."}
+letter   {"time": "...Z", "reason": "too_old", "error": "...", "id": "producer-sequence",
+          "timestamp_ms": 1700000000000, "message": "..."}
+damage   {"time", "reason": "corrupt", "segment", "offset", "bytes", "data": base64}
+too long {"time", "reason", "error", "id", "timestamp_ms", "bytes", "beginning"}
+dropped  {"dropped": 1234}     how many the cap has cost so far; the last such line counts
 ```
 
-Damage has no record to keep: its line holds segment, offset and the bytes in base64.
-The file and its predecessor (`.1`) together stay below `max_bytes`, oldest out.
+The file and its predecessor (`.1`) together stay below the cap, oldest out. What goes out is
+counted first, so a kill in between makes the count too high, never too low. A letter is whole;
+only of one that is longer than the cap no more than the beginning is kept, and it counts as dropped.
+
+The leader appends, `cwsink replay` takes out what it has appended to the ring again. Both hold a
+flock on the spool's directory meanwhile: unlike the files it is never replaced, and unlike a lock
+file it needs no room on a full disk. Files are replaced whole, in one rename.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import fcntl
 import os
+import stat
 import time
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,56 +37,315 @@ from cwsink.spool import descriptors
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-# A damaged range is kept for a look at what happened, not for a replay.
+# Damage, and the beginning of what is too long, are kept for a look at what happened, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
+# Lines are written some at a time, so that few large letters in memory are encoded at once.
+_PORTION_BYTES: Final = 64 * 1024
+# A line of the count is shorter, whatever the number. Each file may end up with two beyond its share.
+_COUNT_BYTES: Final = 32
+_COUNT: Final = b'{"dropped":'
+# The lock is held for milliseconds. Longer than this only by a process that is stopped: then the leader
+# appends all the same, which could lose a letter, and waiting for ever would keep all records from delivery.
+LOCK_SECONDS: Final = 10.0
+_LOCK_POLL_SECONDS: Final = 0.005
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A record that could not be delivered, as its line has it."""
+
+    time: str
+    reason: str
+    error: str
+    id: str
+    timestamp_ms: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+    message: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Contents(NamedTuple):
+    """What the files hold.
+
+    Attributes:
+        letters: with the line of each, oldest first.
+        others: what holds no whole record (damage, too long), counted by reason.
+        unreadable: how many lines are neither.
+        dropped: how many letters the cap has cost since the spool was made.
+    """
+
+    letters: list[tuple[DeadLetter, bytes]]
+    others: Counter[str]
+    unreadable: int
+    dropped: int
+
+
+class _Other(msgspec.Struct):
+    """What all lines have in common but the count's."""
+
+    reason: str
+
+
+class _Count(msgspec.Struct):
+    dropped: int
+
+
+T = TypeVar("T")
+
+_encode: Final = msgspec.json.Encoder().encode
+_letter_of: Final = msgspec.json.Decoder(DeadLetter).decode
+_other_of: Final = msgspec.json.Decoder(_Other).decode
+_count_of: Final = msgspec.json.Decoder(_Count).decode
 
 
 class DeadLetters:
-    """The dead letters of one spool. Only the leader writes them."""
+    """The dead letters of one spool."""
 
     def __init__(self, path: str, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
-        self._half = max_bytes // 2
+        self._older = f"{path}.1"
+        self._temporary = f"{path}.tmp"
+        self._max_bytes = max_bytes
+        self._longest = max_bytes - 2 * _COUNT_BYTES  # a letter, if it is the only one
+        self._half = max_bytes // 2 - 3 * _COUNT_BYTES
+        self._uncounted = 0  # lost to a full disk, and not written down yet for the same reason
 
     def add(self, reason: str, error: str, events: list[Event]) -> None:
         """Keep events. Never raises: a full disk must not stop what can be delivered."""
-        self._append(
-            reason,
-            [
-                {
-                    "reason": reason,
-                    "error": error,
-                    "id": event.id,
-                    "timestamp_ms": event.timestamp_ms,
-                    "message": event.message,
-                }
-                for event in events
-            ],
-        )
+        now = _now()
+        self._keep(reason, len(events), (self._line(now, reason, error, event) for event in events))
 
     def add_damage(self, segment: int, start: int, data: bytes) -> None:
-        """Keep a damaged range of a segment."""
+        """Keep a damaged range of a segment. Never raises."""
         content = base64.b64encode(data[:_MOST_DAMAGE_BYTES]).decode()
         line = {"reason": "corrupt", "segment": segment, "offset": start, "bytes": len(data), "data": content}
-        self._append("corrupt", [line])
+        self._keep("corrupt", 1, iter([_line_of({"time": _now(), **line})]))
 
-    def _append(self, reason: str, lines: list[dict[str, Any]]) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        data = b"".join(msgspec.json.encode({"time": now, **line}) + b"\n" for line in lines)
+    def read(self) -> Contents:
+        """Return what is there; changes nothing. Raises OSError."""
+        with self._locked(strict=True):
+            lines = _lines(self._older) + _lines(self._path)
+        contents = Contents([], Counter(), 0, 0)
+        unreadable = dropped = 0
+        for line in lines:
+            if (letter := _decoded(_letter_of, line)) is not None:
+                contents.letters.append((letter, line))
+            elif (other := _decoded(_other_of, line)) is not None:
+                contents.others[other.reason] += 1
+            elif (count := _decoded(_count_of, line)) is not None:
+                dropped = count.dropped
+            else:
+                unreadable += 1
+        return contents._replace(unreadable=unreadable, dropped=dropped)
+
+    def remove(self, lines: Iterable[bytes]) -> None:
+        """Take out lines that `read` gave; what was added since stays. Raises OSError: some may still be there."""
+        gone = Counter(lines)
+        with self._locked(strict=True):
+            # Known by content, not by place: the leader may have begun a new file since.
+            for path in (self._older, self._path):
+                present, kept = _lines(path), []
+                for line in present:
+                    if gone[line] > 0:
+                        gone[line] -= 1
+                    else:
+                        kept.append(line)
+                if len(kept) < len(present):
+                    self._replace(path, kept)
+
+    def _line(self, now: str, reason: str, error: str, event: Event) -> bytes:
+        letter = DeadLetter(now, reason, error, event.id, event.timestamp_ms, event.message)
+        line = _line_of(letter)
+        if len(line) <= self._longest:
+            return line
+        self._uncounted += 1
+        report(
+            "dead_letter_too_long",
+            f"record {event.id} of {len(event.message):,} characters cannot be delivered ({reason}), and is longer "
+            f"than all dead letters may be: only its beginning is kept in {self._path}.",
+        )
+        beginning = event.message[: min(_MOST_DAMAGE_BYTES, self._half // 8)]
+        content = {**msgspec.structs.asdict(letter), "bytes": len(event.message.encode()), "beginning": beginning}
+        del content["message"]
+        return _line_of(content)
+
+    def _keep(self, reason: str, count: int, lines: Iterator[bytes]) -> None:
+        left = count
         try:
-            fd = descriptors.acquire(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with self._locked() as is_locked:
+                if is_locked:
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._temporary)  # of a replay that was killed
+                for portion, number in self._portions(lines):
+                    if is_locked:
+                        self._make_room(len(portion))
+                    self._write(portion)
+                    left -= number
+                if self._uncounted:
+                    self._count(self._uncounted)
+                    self._uncounted = 0
+        except OSError as error:
+            self._uncounted += left
+            report("dead_letters", f"{left:,} dead letters could not be kept in {self._path}: {error.strerror}.")
+        if left < count:
+            report(
+                f"dead_{reason}",
+                f"{count - left:,} records cannot be delivered ({reason}). They are kept in {self._path}; the rest "
+                "goes on.",
+            )
+
+    def _portions(self, lines: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
+        """Yield lines, some at a time, and how many they are."""
+        most = min(_PORTION_BYTES, self._half // 8)
+        portion: list[bytes] = []
+        size = 0
+        for line in lines:
+            if portion and size + len(line) > most:
+                yield b"".join(portion), len(portion)
+                portion, size = [], 0
+            portion.append(line)
+            size += len(line)
+        if portion:
+            yield b"".join(portion), len(portion)
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Let the oldest go until this much may be appended. Raises OSError."""
+        current = _size(self._path)
+        if current and current + size_bytes > self._half:
+            if _size(self._older):
+                self._drop(_lines(self._older))
+            os.replace(self._path, self._older)
+            current = 0
+        # Only with a letter longer than a half: then there is not room for two halves.
+        excess = current + _size(self._older) + size_bytes + _COUNT_BYTES - self._max_bytes
+        if excess > 0:
+            oldest, kept = [], _lines(self._older)[::-1]
+            while kept and excess > 0:
+                oldest.append(kept.pop())
+                excess -= len(oldest[-1]) + 1
+            self._drop(oldest)
+            self._replace(self._older, kept[::-1])
+
+    def _drop(self, lines: list[bytes]) -> None:
+        """Count lines that will go. Raises OSError; then they must stay."""
+        letters = sum(not line.startswith(_COUNT) for line in lines)
+        total = self._count(letters)
+        if letters:
+            report(
+                "dead_letters_dropped",
+                f"{letters:,} of the oldest dead letters were dropped to keep {self._path} below its cap; "
+                f"{total:,} in all so far. `cwsink replay --dead-letters` sends those that are left.",
+            )
+
+    def _count(self, more: int) -> int:
+        """Write down that so many more are lost; return how many in all. Raises OSError."""
+        counts = [line for path in (self._older, self._path) for line in _lines(path) if line.startswith(_COUNT)]
+        last = _decoded(_count_of, counts[-1]) if counts else None
+        total = more + (last.dropped if last else 0)
+        self._write(_line_of(_Count(total)))
+        return total
+
+    def _write(self, data: bytes) -> None:
+        """Append whole lines. Raises OSError; then nothing of them is there."""
+        fd = _open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                data = b"\n" + data  # after the fragment of a leader that was killed
             try:
-                if os.fstat(fd).st_size and os.fstat(fd).st_size + len(data) > self._half:
-                    os.replace(self._path, f"{self._path}.1")
-                    descriptors.release(fd, descriptors.incarnation())
-                    fd = descriptors.acquire(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-                with contextlib.suppress(BlockingIOError):
-                    os.write(fd, data)
+                _write_all(fd, data)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, size)
+                raise
+        finally:
+            descriptors.release(fd, descriptors.incarnation())
+
+    def _replace(self, path: str, lines: list[bytes]) -> None:
+        """Have `path` hold these lines, or be gone. Raises OSError; then it is as it was."""
+        if not lines:
+            os.unlink(path)
+            return
+        try:
+            fd = _open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            try:
+                _write_all(fd, b"\n".join([*lines, b""]))
+                os.fsync(fd)  # a rename may be on disk before the content is
             finally:
                 descriptors.release(fd, descriptors.incarnation())
-        except OSError as error:
-            report("dead_letters", f"{len(lines):,} dead letters could not be kept in {self._path}: {error.strerror}.")
-        report(
-            f"dead_{reason}",
-            f"{len(lines):,} records cannot be delivered ({reason}). They are kept in {self._path}; the rest goes on.",
-        )
+            os.replace(self._temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+            raise
+
+    @contextlib.contextmanager
+    def _locked(self, *, strict: bool = False) -> Iterator[bool]:
+        """Hold the lock on the files. Yields whether it is held. Raises OSError, and TimeoutError if `strict`."""
+        spool = os.path.dirname(self._path)
+        fd, incarnation = descriptors.acquire(spool, os.O_RDONLY | os.O_DIRECTORY), descriptors.incarnation()
+        try:
+            until = time.monotonic() + LOCK_SECONDS
+            while not (is_locked := descriptors.try_lock(fd, exclusive=True)) and time.monotonic() < until:
+                time.sleep(_LOCK_POLL_SECONDS)
+            if strict and not is_locked:
+                raise TimeoutError(
+                    f"another process has held the lock on {spool} for {LOCK_SECONDS:.0f} s. Is it stopped? Nothing "
+                    "was changed."
+                )
+            yield is_locked
+        finally:
+            # Not by closing alone: a child that C code has forked holds the same lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            descriptors.release(fd, incarnation)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _line_of(content: object) -> bytes:
+    return _encode(content) + b"\n"
+
+
+def _decoded(decode: Callable[[bytes], T], line: bytes) -> T | None:
+    """Return what a line holds; None if it is not that."""
+    try:
+        return decode(line)
+    except (ValueError, RecursionError):  # msgspec's errors are of the first kind, and so is UnicodeDecodeError
+        return None
+
+
+def _lines(path: str) -> list[bytes]:
+    """Return the lines of a file; none if it is not there. Raises OSError."""
+    try:
+        fd = _open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    try:
+        with open(fd, "rb", closefd=False) as file:
+            lines = file.read().split(b"\n")
+    finally:
+        descriptors.release(fd, descriptors.incarnation())
+    return [line for line in lines if line]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file of ours. Raises OSError: also for what is no file, and would be waited for, or hold nothing."""
+    fd = descriptors.acquire(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        descriptors.release(fd, descriptors.incarnation())
+        raise OSError(errno.EINVAL, "not a file", path)
+    return fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    """Write all of it. Raises OSError (ENOSPC); then a part may be written."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

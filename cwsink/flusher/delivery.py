@@ -38,7 +38,8 @@ class Tally(NamedTuple):
 _SLOW: Final = frozenset({Outcome.CREDENTIALS, Outcome.DENIED})
 _WHAT_TO_DO: Final = {
     Outcome.RETRY: "It is tried again until it succeeds.",
-    Outcome.CREDENTIALS: "Check the AWS credentials and region; they are read anew at each try.",
+    Outcome.CREDENTIALS: "Check the AWS credentials, the region and this host's clock; credentials are read anew "
+    "at each try.",
     Outcome.DENIED: "Allow the action it names, or correct the setting; it is tried again every few seconds.",
 }
 
@@ -73,6 +74,7 @@ class Delivery:
             config.circuit_breaker_threshold if config.circuit_breaker_enabled else None,
         )
         self._resent = 0
+        self._is_trouble_told = False
 
     def send(self, part: Part) -> Tally:
         """Settle every event of the part.
@@ -127,10 +129,11 @@ class Delivery:
         self._cloudwatch.close()
 
     def _succeeded(self, events: list[Event], reasons: dict[int, str]) -> Tally:
-        if self._backoff.failures:
+        if self._is_trouble_told:
+            # As rare as what it answers, which is held back while trouble comes and goes.
+            self._is_trouble_told = False
+            settled("recovered")
             report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
-            for outcome in Outcome:
-                settled(f"send_{outcome.value}")
         self._backoff.succeeded()
         self._leader_state.succeeded()
         dead: Counter[str] = Counter()
@@ -188,9 +191,9 @@ class Delivery:
         delay = self._backoff.failed(self._uniform(), slow=outcome in _SLOW)
         self._leader_state.failed(error, is_open=self._backoff.is_open)
         if self._backoff.failures > 1 or outcome in _SLOW:
-            report(
+            self._is_trouble_told |= report(
                 f"send_{outcome.value}",
-                f"cannot deliver to {self._format.log_group_name}: {error}. The records stay in the spool. "
+                f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. The records stay in the spool. "
                 f"{_WHAT_TO_DO.get(outcome, _WHAT_TO_DO[Outcome.RETRY])}",
             )
         if not self._wait(delay):

@@ -1,7 +1,7 @@
 """`leader.json`: what the leader is doing, for people. Nothing decides by it.
 
-Replaced atomically, at most once a second, and only when something changed or a
-second of delivering went by. `cwsink status` shows it.
+Replaced atomically, at most once a second, when something changed, and every ten seconds
+while records wait: a leader whose file is older than that hangs. `cwsink status` shows it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolDirectory
 
 PUBLISH_SECONDS: Final = 1.0
+# While there is something to do, an old file means a leader that hangs.
+ALIVE_SECONDS: Final = 10.0
 
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
 
@@ -57,10 +59,11 @@ class LeaderState:
             epoch=epoch,
             kind=kind,
             since=time.time(),
+            last_success=before.last_success if (before := read(directory)) else None,
             capacity_bytes=capacity_bytes,
         )
         self._published: Published | None = None
-        self._published_at = 0.0
+        self._published_at = self._written_at = 0.0
         self._delivered = 0
         self.publish()
 
@@ -95,7 +98,9 @@ class LeaderState:
         if self._now.state == "delivering" and not self._delivered:
             self._now.state = "idle"
         self._delivered = 0
-        if self._now != self._published:
+        is_stale = self._now.state != "idle" and time.monotonic() - self._written_at >= ALIVE_SECONDS
+        if self._now != self._published or is_stale:
+            self._written_at = time.monotonic()
             self._published = msgspec.structs.replace(self._now)
             with contextlib.suppress(OSError):
                 temporary = f"{self._path}.tmp"

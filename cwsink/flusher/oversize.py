@@ -1,8 +1,9 @@
 """Events longer than CloudWatch takes: cut to size, or in pieces (pure).
 
-`truncate` keeps one event. JSON stays JSON: the longest texts of an object are shortened,
-and it says so under `"_cwsink"`; JSON without long texts becomes the `"text"` of such an
-object. What is no JSON is cut at a character and ends in a note. `split` keeps everything, as several events:
+`truncate` keeps one event. JSON stays JSON: the longest texts of an object are cut to one
+length, and it says so under `"_cwsink"`; JSON without long texts becomes the `"text"` of such
+an object. What is no JSON is cut at a character and ends in a note. `split` keeps everything,
+as several events:
 
 ```text
 {"_cwsink_part": {"id": "<producer>-<sequence>", "index": 0, "total": 3}, "text": "..."}
@@ -15,14 +16,14 @@ message as it was logged.
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cwsink.flusher.batch import message_bytes
 
 _PART_ENVELOPE_BYTES: Final = 160
 _MARK: Final = "..."
-# Each round shortens the longest text of the object; one with so many long texts is cut as text.
-_MAX_ROUNDS: Final = 256
+# An object with so many texts that each would be cut below this says more as the beginning of its own text.
+_MIN_TEXT_BYTES: Final = 32
 
 
 def truncate(message: str, limit_bytes: int) -> str:
@@ -33,15 +34,18 @@ def truncate(message: str, limit_bytes: int) -> str:
     size = message_bytes(message)
     if size <= limit_bytes:
         return message
+    content = None
     try:
         content = json.loads(message)
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         return _truncate_text(message, size, limit_bytes)
+    except (ValueError, RecursionError):
+        pass  # JSON all the same: a number of thousands of digits, or nested deeper than Python goes
     note = {"truncated": True, "original_bytes": size}
     if isinstance(content, dict) and (text := _shorten({**content, "_cwsink": note}, limit_bytes)):
         return text
     # The object of one text always gets short enough.
-    return _shorten({"_cwsink": note, "text": message}, limit_bytes) or _dump({"_cwsink": note})
+    return _shorten({"_cwsink": note, "text": message}, limit_bytes) or _dump({"_cwsink": note}).decode()
 
 
 def split(message: str, limit_bytes: int, event_id: str) -> list[str]:
@@ -50,17 +54,12 @@ def split(message: str, limit_bytes: int, event_id: str) -> list[str]:
     pieces = []
     start = 0
     while start < len(message):
-        length = min(room, len(message) - start)
-        # Escapes and multi-byte characters make a piece longer than its characters: shrink by what it is over.
-        while (size := message_bytes(_dump(message[start : start + length]))) > room:
-            length = max(1, min(length - 1, length * room // size))
-            if length == 1:
-                break
-        pieces.append(message[start : start + length])
-        start += length
+        end = _fitting(message, start, room)
+        pieces.append(message[start:end])
+        start = end
     total = len(pieces)
     return [
-        _dump({"_cwsink_part": {"id": event_id, "index": index, "total": total}, "text": piece})
+        _dump({"_cwsink_part": {"id": event_id, "index": index, "total": total}, "text": piece}).decode()
         for index, piece in enumerate(pieces)
     ]
 
@@ -76,38 +75,72 @@ def is_embedded_metric(message: str) -> bool:
     return isinstance(content, dict) and "_aws" in content
 
 
+class _Text(NamedTuple):
+    """A text somewhere in an object: `container[key]`, and what it takes as JSON."""
+
+    size_bytes: int
+    container: Any
+    key: Any
+
+
 def _shorten(content: dict[str, Any], limit_bytes: int) -> str | None:
-    """Return `content` as JSON within the limit, its texts shortened, longest first; None if they are not enough."""
-    for _ in range(_MAX_ROUNDS):
-        text = _dump(content)
-        excess = message_bytes(text) - limit_bytes
-        if excess <= 0:
-            return text
-        if not _shorten_longest(content, excess):
+    """Return `content` as JSON within the limit, its longest texts cut; None if they are not enough."""
+    try:
+        excess = len(_dump(content)) - limit_bytes
+        texts = sorted(_texts(content), key=lambda text: text.size_bytes, reverse=True)
+        most = _most_bytes([text.size_bytes for text in texts], excess)
+        if most < _MIN_TEXT_BYTES:
             return None
-    return None
+        for size, container, key in texts:
+            if size <= most:
+                break
+            value = container[key]
+            container[key] = value[: _fitting(value, 0, most - len(_MARK))] + _MARK
+        return _dump(content).decode()
+    except (ValueError, RecursionError):
+        return None  # a number beyond a double's, which is no JSON in Python; or nested too deep, see above
 
 
-def _shorten_longest(content: dict[str, Any], excess_bytes: int) -> bool:
-    """Shorten the longest text anywhere in `content` by about `excess_bytes`. False: there is none to shorten."""
-    longest: tuple[Any, Any, str] | None = None
+def _texts(content: dict[str, Any]) -> list[_Text]:
+    """Return the texts anywhere in `content` that are long enough to be cut."""
+    found = []
     pending: list[Any] = [content]
     while pending:
         container = pending.pop()
-        items = container.items() if isinstance(container, dict) else enumerate(container)
-        for key, value in items:
-            if isinstance(value, str):
-                if len(value) > 2 * len(_MARK) and (longest is None or len(value) > len(longest[2])):
-                    longest = (container, key, value)
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(value, str) and len(value) > _MIN_TEXT_BYTES:
+                found.append(_Text(len(_dump(value)), container, key))
             elif isinstance(value, (dict, list)):
                 pending.append(value)
-    if longest is None:
-        return False
-    container, key, value = longest
-    per_character = message_bytes(_dump(value)) / len(value)
-    keep = len(value) - int(excess_bytes / per_character) - 2 * len(_MARK)
-    container[key] = value[: max(0, keep)] + _MARK
-    return True
+    return found
+
+
+def _most_bytes(sizes: list[int], excess: int) -> int:
+    """Return the size to cut the longest to, so that all together lose `excess`; below 0 if they cannot.
+
+    Args:
+        sizes: longest first.
+        excess: how much to lose.
+    """
+    most, total = -1, 0
+    for count, size in enumerate(sizes, start=1):
+        total += size
+        most = (total - excess) // count
+        if count < len(sizes) and most >= sizes[count]:
+            break
+    return most
+
+
+def _fitting(text: str, start: int, room_bytes: int) -> int:
+    """Return the end of the longest piece of `text` from `start` on that takes at most `room_bytes` as JSON."""
+    content = _dump(text[start : start + room_bytes])[1:-1]
+    room_bytes -= 2  # the quotes
+    kept = content[:room_bytes].decode("utf-8", "ignore")
+    while True:
+        try:
+            return start + len(json.loads(f'"{kept}"'))
+        except json.JSONDecodeError:
+            kept = kept[:-1]  # an escape was cut in two; the longest has six characters
 
 
 def _truncate_text(message: str, size: int, limit_bytes: int) -> str:
@@ -116,5 +149,8 @@ def _truncate_text(message: str, size: int, limit_bytes: int) -> str:
     return kept + note
 
 
-def _dump(content: object) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+def _dump(content: object) -> bytes:
+    """Encode. Raises ValueError, RecursionError: see `_shorten`."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # A lone surrogate came from an escape; backslashreplace happens to write JSON's own.
+    return text.encode("utf-8", "backslashreplace")

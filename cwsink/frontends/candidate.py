@@ -28,7 +28,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Final
 
 from cwsink.config import SinkConfig
-from cwsink.diagnostics import report
+from cwsink.diagnostics import own_work, report
 from cwsink.spool import descriptors, lease, survey
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -180,7 +180,8 @@ class Candidate:
         Returns whether this process has led, and was not superseded.
         """
         try:
-            return self._lead_if_elected()
+            with own_work():
+                return self._lead_if_elected()
         except Exception as error:
             if self._directory.is_present():
                 report(

@@ -13,6 +13,9 @@ Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 | a lock another thread held at the fork.        | thread that writes them.                          |
 | Its SIGTERM and SIGINT handlers replace the    | `FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false`,     |
 | server's: requests in flight are killed.       | unless it is set. `Settings(core=...)` is ignored.|
+| `enable_stdlib_bridge` hears what botocore and | The bridge leaves out the records of our own      |
+| filelock log of our own calls: at DEBUG one    | work (see cwsink.diagnostics). Other handlers     |
+| record becomes 100 MB in seconds.              | hear them as before.                              |
 
 The restart costs a child no thread until it logs: fapilog calls `logger.start()` for every
 record and it returns at once while `_worker_loop` is set, so the child clears that, and the
@@ -38,7 +41,12 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from cwsink import diagnostics
+
+if TYPE_CHECKING:
+    from logging import LogRecord
 
 SIGNAL_HANDLER_VARIABLE: Final = "FAPILOG_CORE__SIGNAL_HANDLER_ENABLED"
 
@@ -102,6 +110,8 @@ def enable() -> None:
             atexit.register(exit_drain)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_after_fork_in_child)
+        with suppress(Exception):
+            _deafen_bridge()
     with suppress(Exception):
         _cover_multiprocessing()
 
@@ -213,6 +223,17 @@ def _stop_worker(logger: Any, deadline: float, exiting: bool) -> None:
         logger.start = _start_once(logger)
 
 
+def _deafen_bridge() -> None:
+    """Keep what is logged of our own work out of fapilog's bridge, whenever that is enabled."""
+    bridge = _module("fapilog.core.stdlib_bridge").StdlibBridgeHandler
+    accepts = bridge.filter
+
+    def accepts_others(handler: Any, record: LogRecord) -> Any:
+        return not diagnostics.is_own(record) and accepts(handler, record)
+
+    bridge.filter = accepts_others
+
+
 def _write_through(logger: Any) -> None:
     """Let the thread that logs also write, from the moment the worker is gone.
 
@@ -236,13 +257,15 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> bool:
     if asyncio._get_running_loop() is not None:
         coroutine.close()
         return False
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(coroutine)
-    except Exception:
-        return False
-    finally:
-        loop.close()
+    # A new loop logs its selector, which the bridge would bring back here, for a new loop to write.
+    with diagnostics.own_work():
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(coroutine)
+        except Exception:
+            return False
+        finally:
+            loop.close()
     return True
 
 

@@ -213,6 +213,9 @@ class Writer:
     def mark_losses(self, *, still_full: bool) -> None:
         """Write a loss marker for what was refused since the last one."""
         losses = self._losses.take(monotonic(), self._producer, still_full=still_full)
+        if losses and not self._ring.is_attached:  # nothing was ever appended, only refused
+            with contextlib.suppress(OSError):
+                self._ring.attach()
         unwritten = [loss for loss in losses if not self._ring.append_marker(_encode(loss))]
         if unwritten:
             self._losses.put_back(unwritten)

@@ -11,6 +11,7 @@ All of it within `BUDGET_SECONDS`. Botocore's own variables are honoured:
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -20,6 +21,7 @@ BUDGET_SECONDS: Final = 1.0
 
 _IMDS: Final = "http://169.254.169.254"
 _TOKEN_SECONDS: Final = "60"
+_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _MOST_ANSWER_BYTES: Final = 1024 * 1024
 
 
@@ -27,14 +29,19 @@ def look_up(name: str, env: Mapping[str, str]) -> str | None:
     """Return the value of placeholder `name`, or None if this is not such a place. Never raises."""
     try:
         if name == "instance_id":
-            return _instance_id(env)
+            return _plausible(_instance_id(env))
         if name == "task_id":
-            return _task_id(env)
-    except (OSError, ValueError, LookupError, AttributeError):
+            return _plausible(_task_id(env))
+    except Exception:  # whatever answers there, and however: it is no such place
         return None
     if name == "pod":
         return env.get("POD_NAME") or (env.get("HOSTNAME") if env.get("KUBERNETES_SERVICE_HOST") else None)
     return None
+
+
+def _plausible(found: str | None) -> str | None:
+    """Return what is an id. A proxy's error page is none, and would make a stream name that is refused."""
+    return found if found and _ID.fullmatch(found) else None
 
 
 def _instance_id(env: Mapping[str, str]) -> str | None:
@@ -43,7 +50,7 @@ def _instance_id(env: Mapping[str, str]) -> str | None:
     until = time.monotonic() + BUDGET_SECONDS
     base = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _IMDS).rstrip("/")
     token = _ask("PUT", f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}, until)
-    return _ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until) or None
+    return _ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until)
 
 
 def _task_id(env: Mapping[str, str]) -> str | None:
@@ -52,7 +59,7 @@ def _task_id(env: Mapping[str, str]) -> str | None:
         return None
     task = json.loads(_ask("GET", f"{base.rstrip('/')}/task", {}, time.monotonic() + BUDGET_SECONDS))
     # arn:aws:ecs:region:account:task/cluster/id
-    return str(task["TaskARN"]).rpartition("/")[2] or None
+    return str(task["TaskARN"]).rpartition("/")[2]
 
 
 def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:

@@ -487,6 +487,32 @@ def test_a_leader_that_is_superseded_while_sending_does_not_commit(
     settled(spool, appended=1, delivered=1)
 
 
+def test_a_leader_that_is_superseded_between_its_check_and_its_commit_does_not_commit(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is compared once more under the cursor's lock: a lower one never commits after a higher one."""
+    writer = filled(external, ["one"])
+    spool = writer.directory
+    is_ours = cursor.Cursor.is_ours
+    taken_over: list[bytes] = []
+
+    def and_then(self: cursor.Cursor) -> bool:
+        answer = is_ours(self)
+        if server.messages() and not taken_over:  # the check before the commit, no longer that before the send
+            other = cursor.Cursor(spool.cursor)
+            other.take_over("another")
+            other.close()
+            taken_over.append(Path(spool.cursor).read_bytes())
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cursor.Cursor, "is_ours", and_then)
+        with pytest.raises(Fenced):
+            deliver(spool, external)
+    assert [Path(spool.cursor).read_bytes()] == taken_over
+    assert survey(spool).pending == 1
+
+
 # The cursor.
 
 
@@ -643,7 +669,8 @@ def test_a_leader_leaves_no_descriptor_open(external: SinkConfig) -> None:
     for number in range(4):
         assert writer.append(f"{number}")
         deliver(writer.directory, external)
-    assert descriptors_open() <= before
+    # The server's ends of the connections are in this process too, and close a moment later.
+    until(lambda: descriptors_open() <= before, "all are closed")
 
 
 @pytest.mark.parametrize("broken", ["_write", "reserve"])

@@ -186,6 +186,31 @@ def test_writers_that_begin_a_spool_at_once_make_one_segment(
     assert pending(first.directory) == ["second", "first"]
 
 
+def test_a_writer_never_goes_back_to_an_older_segment(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads rotate twice while this one has just found the segment between: its records come after theirs."""
+    writer, another = Writer(small), Writer(small)
+    assert writer.append("first")
+    fillers = fill_segment(another)
+    attach_newest = segment.attach_newest
+    others: list[str] = []
+
+    def meanwhile(ring: str) -> segment.AttachedSegment | None:
+        monkeypatch.setattr(segment, "attach_newest", attach_newest)
+        found = attach_newest(ring)
+        assert found is not None
+        assert found.key.number == 2
+        while segments(writer.directory)[-1] == 2:
+            others.append(f"other {len(others)} {'.' * 200}")
+            assert writer.append(others[-1])
+        return found
+
+    monkeypatch.setattr(segment, "attach_newest", meanwhile)
+    writer._ring.look_at = 0
+    assert writer.append("this one")
+    assert segments(writer.directory) == [1, 2, 3]
+    assert [text for text in pending(writer.directory) if text not in fillers] == ["first", *others, "this one"]
+
+
 def test_a_thread_paused_before_its_write_loses_nothing_to_a_rotation(
     small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,8 +599,13 @@ def test_a_storm_of_signals_loses_and_blocks_nothing(small: SinkConfig) -> None:
     """Handlers that append while the main thread appends and rotates."""
     writer = Writer(small)
     handled = []
-    previous = signal.signal(signal.SIGALRM, lambda *_: handled.append(writer.append(f"handler {len(handled)}")))
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+
+    def handle(*_: object) -> None:
+        handled.append(writer.append(f"handler {len(handled)}"))
+        signal.setitimer(signal.ITIMER_REAL, 0.0003)  # only now: on a slow machine handlers must not pile up
+
+    previous = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003)
     try:
         mine = [f"main {number}" for number in range(5_000)]
         acknowledged = [writer.append(message) for message in mine]
