@@ -20,6 +20,9 @@ LEVELS: Final = {
     "SECURITY": 70,
 }
 
+# Reasons of dead letters that may have a second chance. Damage has none: there is no record in it.
+REPLAYABLE: Final = ("too_old", "too_new", "expired", "oversize", "poison")
+
 _WATCH_SECONDS: Final = 2.0
 
 _PATH = """\
@@ -35,6 +38,7 @@ examples:
   cwsink status                      is everything delivered? if not, why?
   cwsink tail -f --level WARNING     what the workers log, as they log it
   cwsink flush --once                deliver what is there, then exit
+  cwsink replay --dead-letters       a second chance for what CloudWatch refused
   cwsink demo                        see it survive kills and outages
 
 cwsink COMMAND --help tells more.
@@ -89,6 +93,31 @@ examples:
 {_EXIT_CODES}
 """
 
+_REPLAY = f"""\
+What CloudWatch refused is kept in dead_letters.jsonl of its spool. A replay appends it to the spool again,
+as new records, and takes it out of there; the leader, or `cwsink flush --once`, sends it.
+Killed in between, it may send some of it twice, and loses nothing.
+
+reasons:
+  too_old    more than 14 days: only with --restamp
+  too_new    more than 2 hours ahead of CloudWatch's clock
+  expired    older than the group's retention
+  oversize   if it is short enough by now, or if named: for workers that truncate or split
+  poison     CloudWatch found it invalid
+  corrupt    damage, which holds no record: never
+
+--restamp sends too_old, too_new and expired with the present time, and keeps their own inside: in a JSON object as
+{{"_cwsink": {{"original_timestamp_ms": 1700000000000, "original_time": "2023-11-14T22:13:20.000Z"}}}},
+before plain text as [2023-11-14T22:13:20.000Z].
+
+examples:
+  cwsink replay --dead-letters --dry-run               how many, and why
+  cwsink replay --dead-letters --restamp               also what is too old by now
+  cwsink replay --dead-letters --reason poison SPOOL   nothing but these
+
+{_EXIT_CODES}; 1 also if a spool is full: live records come first, and the rest stays.
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser. `command` is None if no command was given."""
@@ -128,6 +157,22 @@ def parser() -> argparse.ArgumentParser:
         help="give up after SECONDS: with --once in all (default: after 60 without any progress), else when "
         "delivering the rest after TERM (default: drain_timeout_seconds)",
     )
+
+    replay = _add(commands, "replay", "send again what CloudWatch refused", _REPLAY)
+    replay.add_argument("--dead-letters", action="store_true", required=True, help="what is in dead_letters.jsonl")
+    replay.add_argument(
+        "--reason",
+        metavar="REASON",
+        action="append",
+        choices=REPLAYABLE,
+        help=f"only letters of REASON, which may be given several times: {', '.join(REPLAYABLE)}",
+    )
+    replay.add_argument(
+        "--restamp",
+        action="store_true",
+        help="send what was refused for its time with the present time, and its own inside",
+    )
+    replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
 
     commands.add_parser("demo", help="see it survive kills and outages", add_help=False)
     return top

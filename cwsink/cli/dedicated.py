@@ -22,7 +22,7 @@ from cwsink.spool.directory import SpoolDirectory, SpoolFormat, open_existing
 if TYPE_CHECKING:
     from cwsink.flusher.flusher import Orders
 
-_TROUBLE_SECONDS: Final = 5.0
+_TROUBLE_SECONDS: Final = 1.0
 # A leader that is leaving, too, is gone by then; one that is not will deliver what we leave.
 _HANDOVER_SECONDS: Final = 1.0
 _HANDOVER_POLL_SECONDS: Final = 0.02

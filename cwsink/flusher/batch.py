@@ -4,8 +4,9 @@ A *chunk* is a contiguous range of what was read, small enough for one request b
 count and bytes. Its *parts* are the requests: one for each stream, cut wherever a
 span would reach 24 hours, each in chronological order. Most chunks have one part.
 
-The parts of a chunk depend on nothing but its records, so a leader that takes over in the
-middle of a chunk makes the same parts and goes on after the last delivered one.
+The parts of a chunk depend on nothing but its records, and on the settings if one of them is
+oversize. So a leader that takes over in the middle of a chunk makes the same parts, which
+`shape` proves, and goes on after the last delivered one.
 The limits are those of cwsink.flusher.limits.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -109,6 +111,12 @@ def parts(events: Iterable[Event], stream_of: Callable[[int], str], *, fits: boo
         room.count += 1
         room.bytes += size + EVENT_OVERHEAD_BYTES
     return found
+
+
+def shape(found: Iterable[Part]) -> int:
+    """Return a number that is the same for the same parts: streams, counts and bytes, not the content."""
+    sizes = [(each.stream, [message_bytes(event.message) for event in each.events]) for each in found]
+    return crc32(repr(sizes).encode())
 
 
 class _LogEvent(msgspec.Struct, gc=False):

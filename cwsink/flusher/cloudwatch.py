@@ -31,7 +31,8 @@ from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
 
-# Fast: a third of the CPU of the default level for a tenth more bytes, on log lines.
+# A request of 1 MB of log lines becomes 248 KB in 6 ms of CPU; zlib's default, 6, makes it 205 KB in 15 ms,
+# 9 makes it 196 KB in 44 ms (python -m benchmarks.compression). CloudWatch charges for what comes out of it.
 _GZIP_LEVEL: Final = 1
 
 _NO_ID: Final = "the answer has no AWS request id. Is that a proxy's? Check endpoint_url and the proxy settings"

@@ -78,16 +78,17 @@ class Contents(NamedTuple):
 
 
 class _Other(msgspec.Struct):
-    """What all lines have in common but the count's."""
+    """What damage and what is too long have in common."""
 
     reason: str
+    bytes: int
 
 
 class _Count(msgspec.Struct):
     dropped: int
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _encode: Final = msgspec.json.Encoder().encode
 _letter_of: Final = msgspec.json.Decoder(DeadLetter).decode
@@ -306,7 +307,7 @@ def _line_of(content: object) -> bytes:
     return _encode(content) + b"\n"
 
 
-def _decoded(decode: Callable[[bytes], T], line: bytes) -> T | None:
+def _decoded(decode: Callable[[bytes], _T], line: bytes) -> _T | None:
     """Return what a line holds; None if it is not that."""
     try:
         return decode(line)

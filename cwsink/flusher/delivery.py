@@ -8,6 +8,7 @@ part stays in the spool for whoever leads next.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -34,6 +35,26 @@ class Tally(NamedTuple):
     delivered: int
     dead: Counter[str]
 
+
+class Refusal(NamedTuple):
+    """An event that CloudWatch did not take on its own, and why."""
+
+    event: Event
+    answer: Answer
+
+
+class _NothingAccepted(Exception):  # noqa: N818  # an answer, too
+    """Event after event was refused and none accepted: it is not the events that are wrong."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.code)
+        self.answer = answer
+
+
+# So many single events refused, and none accepted, are no poison: something about the target or a
+# setting is wrong, and dead-lettering would go through the whole spool.
+_ALL_REFUSED: Final = 32
+_UNPROVEN_TRIES: Final = 3
 
 _SLOW: Final = frozenset({Outcome.CREDENTIALS, Outcome.DENIED})
 _WHAT_TO_DO: Final = {
@@ -74,6 +95,7 @@ class Delivery:
             config.circuit_breaker_threshold if config.circuit_breaker_enabled else None,
         )
         self._resent = 0
+        self._requests_accepted = 0
         self._is_trouble_told = False
 
     def send(self, part: Part) -> Tally:
@@ -83,6 +105,26 @@ class Delivery:
             Stopped: the owner wants to leave; nothing of the part is settled.
             Fenced: another process leads now.
         """
+        for suspicions in itertools.count():
+            refusals: list[Refusal] = []
+            accepted = self._requests_accepted
+            try:
+                tally = self._send(part, refusals)
+            except _NothingAccepted as doubt:
+                self._failed(Outcome.DENIED, doubt.answer)
+                continue
+            # Nothing accepted beside it proves little against an event: it gets a few more chances.
+            is_proven = self._requests_accepted > (accepted if len(part.events) > 1 else 0)
+            if refusals and not is_proven and suspicions < _UNPROVEN_TRIES:
+                self._failed(Outcome.DENIED, refusals[0].answer)
+                continue
+            for event, answer in refusals:
+                tally.dead.update(self._bury("poison", f"{answer.code}: {answer.message}", [event]))
+            return tally
+        raise AssertionError  # the count has no end
+
+    def _send(self, part: Part, refusals: list[Refusal]) -> Tally:
+        """Settle the part, but for the single events that CloudWatch refuses: they are added to `refusals`."""
         token: str | None = None
         # One repair at once for each failure that is waited for, so that no answer makes us spin.
         may_repair = True
@@ -102,7 +144,7 @@ class Delivery:
                 reasons = rejected_indexes(answer.rejected or {}, len(part.events))
                 return self._succeeded(part.events, reasons)
             if outcome is Outcome.BISECT:
-                return self._bisect(part, answer)
+                return self._bisect(part, answer, refusals)
             if answer.is_ambiguous:
                 self._resent += len(part.events)
             if outcome is Outcome.RESEND:
@@ -134,6 +176,7 @@ class Delivery:
             self._is_trouble_told = False
             settled("recovered")
             report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
+        self._requests_accepted += 1
         self._backoff.succeeded()
         self._leader_state.succeeded()
         dead: Counter[str] = Counter()
@@ -143,14 +186,18 @@ class Delivery:
         delivered = len([True for event in events if event.sequence >= 0])  # is_record, spelled out: it is per event
         return Tally(delivered - sum(dead.values()), dead)
 
-    def _bisect(self, part: Part, answer: Answer) -> Tally:
+    def _bisect(self, part: Part, answer: Answer, refusals: list[Refusal]) -> Tally:
         """Find the event CloudWatch does not take: send the halves, each until it is settled."""
         events = part.events
         if len(events) == 1:
-            return Tally(0, self._bury("poison", f"{answer.code}: {answer.message}", events))
+            refusals.append(Refusal(events[0], answer))
+            return Tally(0, Counter())
         middle = len(events) // 2
-        first = self.send(Part(part.stream, events[:middle]))
-        second = self.send(Part(part.stream, events[middle:]))
+        accepted = self._requests_accepted
+        first = self._send(Part(part.stream, events[:middle]), refusals)
+        second = self._send(Part(part.stream, events[middle:]), refusals)
+        if self._requests_accepted == accepted and len(refusals) >= _ALL_REFUSED:
+            raise _NothingAccepted(answer)
         return Tally(first.delivered + second.delivered, first.dead + second.dead)
 
     def _bury(self, reason: str, error: str, events: list[Event]) -> Counter[str]:

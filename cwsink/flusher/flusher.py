@@ -177,7 +177,7 @@ class Flusher:
         """Deliver and commit one chunk."""
         began = time.thread_time()
         is_bulk = self._collector.count >= self._config.batch_size
-        self._settle(self._collector.take(), parts_done=0, partial=Ledger())
+        self._settle(self._collector.take())
         self._pending_since = None
         if self._is_paced and is_bulk and not self._orders.stop.is_set():
             self._wait(_PACE_FACTOR * (time.thread_time() - began))
@@ -186,20 +186,24 @@ class Flusher:
         """Go on with a chunk of several parts that the leader before us did not finish."""
         state = self._state
         if state.chunk:
-            if self._collector.replay(state.chunk):
-                self._settle(self._collector.take(), state.parts_done, state.partial)
-            else:  # some of it was evicted meanwhile, so its parts are not the same any more
-                self._settle(self._collector.take(), 0, Ledger())
+            is_whole = self._collector.replay(state.chunk)
+            self._settle(self._collector.take(), state if is_whole else None)
 
-    def _settle(self, chunk: Chunk, parts_done: int, partial: Ledger) -> None:
+    def _settle(self, chunk: Chunk, begun: State | None = None) -> None:
+        """Deliver a chunk, of which `begun` says how far another leader was, and commit it."""
         parts = batch.parts(chunk.events, self._stream_of, fits=chunk.is_one_request)
+        shape = batch.shape(parts) if begun or len(parts) > 1 else 0
+        parts_done, partial = 0, Ledger()
+        # With some of it evicted, or other settings for oversize events, the parts are not the same any more.
+        if begun and begun.shape == shape:
+            parts_done, partial = begun.parts_done, begun.partial
         for done, part in enumerate(parts):
             if done < parts_done:
                 continue
             tally = self._delivery.send(part)
             _add(partial, tally)
             if len(parts) > 1:
-                self._commit(chunk=chunk.offsets(), parts_done=done + 1, partial=partial)
+                self._commit(chunk=chunk.offsets(), parts_done=done + 1, partial=partial, shape=shape)
         self._set_aside(chunk, partial)
         self._commit(ends=chunk.offsets(), partial=partial, refused=chunk.refused)
         self.leader_state.delivered(partial.delivered)
@@ -249,6 +253,7 @@ class Flusher:
         chunk: list[Offset] | None = None,
         parts_done: int = 0,
         partial: Ledger | None = None,
+        shape: int = 0,
         refused: Counter[str] | None = None,
     ) -> None:
         """Write the cursor: `ends` settle a chunk, `chunk` and `parts_done` say how far one is."""
@@ -265,7 +270,8 @@ class Flusher:
                 ledger.refused[reason] = ledger.refused.get(reason, 0) + count
             state = State(state.epoch, state.holder, list(offsets.values()), ledger=ledger)
         elif chunk is not None:
-            state = State(state.epoch, state.holder, state.offsets, chunk, parts_done, ledger, partial or Ledger())
+            partial = partial or Ledger()
+            state = State(state.epoch, state.holder, state.offsets, chunk, parts_done, ledger, partial, shape)
         state.ledger.resent = ledger.resent + self._delivery.take_resent()
         self._cursor.commit(state)
         self._state = state

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _EXIT_PRIORITY: Final = 100
 # A worker that is not the last one out must not be noticed leaving.
 _LEAVE_SECONDS: Final = 0.05
-_TROUBLE_SECONDS: Final = 5.0
+_TROUBLE_SECONDS: Final = 1.0
 # The last one out has a few seconds only, and still does not spin.
 _LAST_TRIES_SECONDS: Final = 1.0
 # How often the last one out looks whether a leader that is leaving, too, has gone.

@@ -269,13 +269,25 @@ class Writer:
 
     def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
         """Append what is not plain, or when something is due beside the append."""
-        payload = self.prepare(message, timestamp_ms, sequence)
-        return payload is not None and self._settle(self._ring.append(payload), payload)
+        try:
+            payload = self.prepare(message, timestamp_ms, sequence)
+            return payload is not None and self._settle(self._ring.append(payload), payload)
+        except Exception as error:
+            return self._surprised(error)
 
     def _settle(self, answer: Append, payload: bytes) -> bool:
         """See to an answer, and to the block policy."""
-        answer = self.attend(answer, payload)
-        return answer is _APPENDED or (self._must_block and answer is Append.FULL and self._block(payload))
+        try:
+            answer = self.attend(answer, payload)
+            return answer is _APPENDED or (self._must_block and answer is Append.FULL and self._block(payload))
+        except Exception as error:
+            return self._surprised(error)
+
+    def _surprised(self, error: Exception) -> bool:
+        """Whatever is wrong with us, the application goes on (out of memory, out of descriptors, a bug)."""
+        self._losses.add("io_error", time_ns() // 1_000_000)
+        diagnostics.report("surprise", f"a record was refused and counted: {type(error).__name__}: {error}")
+        return False
 
     def _block(self, payload: bytes) -> bool:
         """Try again until there is room, or the policy's time is over."""

@@ -82,10 +82,11 @@ class State(msgspec.Struct):
         holder: who that was, for people.
         offsets: how far each segment is settled; a segment that is not named: nothing of it.
         chunk: the ends of a range that is being sent in several requests, else empty.
-        parts_done: how many of those requests are delivered. The parts of a range are the same
-            whoever computes them, so a new leader goes on at this one.
+        parts_done: how many of those requests are delivered. The parts of a range are the same for
+            whoever computes them with the same settings, so a new leader goes on at this one.
         ledger: totals of all that is settled.
         partial: what the delivered parts of `chunk` will add to it.
+        shape: tells those parts from others that other settings would make of the range (see batch.shape).
     """
 
     epoch: int = 0
@@ -95,6 +96,7 @@ class State(msgspec.Struct):
     parts_done: int = 0
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     partial: Ledger = msgspec.field(default_factory=Ledger)
+    shape: int = 0
 
     def committed(self) -> dict[SegmentKey, int]:
         """Return the settled offset of each segment that has one."""

@@ -58,8 +58,8 @@ def _task_id(env: Mapping[str, str]) -> str | None:
     if not base:
         return None
     task = json.loads(_ask("GET", f"{base.rstrip('/')}/task", {}, time.monotonic() + BUDGET_SECONDS))
-    # arn:aws:ecs:region:account:task/cluster/id
-    return str(task["TaskARN"]).rpartition("/")[2]
+    arn: str = task["TaskARN"]  # arn:aws:ecs:region:account:task/cluster/id
+    return arn.rpartition("/")[2]
 
 
 def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:

@@ -1,16 +1,22 @@
-"""What a host is called, asked of fakes of EC2's, ECS's and Kubernetes' ways to say it."""
+"""What a host is called, asked of fakes of EC2's, ECS's and Kubernetes' ways to say it, and what streams are named."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cwsink.spool import host
+from cwsink import SinkConfig, Writer, diagnostics
+from cwsink.spool import directory, host
+from cwsink.testing import StrictCloudWatch
+from tests.interleave import deliver
+from tests.support import quick_config
 
 Answers = dict[tuple[str, str], Callable[[BaseHTTPRequestHandler], "str | None"]]
 
@@ -109,3 +115,160 @@ def test_a_task_id_is_the_end_of_the_tasks_arn(metadata: tuple[str, Answers, lis
 def test_a_pod_is_called_by_the_downward_api_or_its_host_name(env: dict[str, str], name: str | None) -> None:
     """POD_NAME first; HOSTNAME only inside Kubernetes."""
     assert host.look_up("pod", env) == name
+
+
+@pytest.mark.parametrize("text", ["<html>log in to the network</html>", "", "i-0abc\nx", "x" * 600, "é", "i 0"])
+def test_what_is_no_id_is_not_taken_for_one(metadata: tuple[str, Answers, list[tuple[str, str]]], text: str) -> None:
+    """A captive portal answers everything with 200: its page must not become, or prevent, a stream."""
+    url, answers, _ = metadata
+    answers["PUT", "/latest/api/token"] = answers["GET", "/latest/meta-data/instance-id"] = lambda _: text
+    answers["GET", "/task"] = lambda _: json.dumps({"TaskARN": text})
+    assert host.look_up("instance_id", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}) is None
+    assert host.look_up("task_id", {"ECS_CONTAINER_METADATA_URI_V4": url}) is None
+
+
+@pytest.mark.parametrize("task", ["[]", "null", "7", '"TaskARN"', "{}", '{"TaskARN": null}', "[" * 100_000])
+def test_a_task_that_is_described_otherwise_is_no_task(
+    metadata: tuple[str, Answers, list[tuple[str, str]]], task: str
+) -> None:
+    """Any JSON at all: no id, and no exception."""
+    url, answers, _ = metadata
+    answers["GET", "/task"] = lambda _: task
+    assert host.look_up("task_id", {"ECS_CONTAINER_METADATA_URI_V4": url}) is None
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "http://", "http://[", "ftp://127.0.0.1/", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_is_no_such_place(url: str) -> None:
+    """Whatever the variables hold."""
+    assert host.look_up("instance_id", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url or "http://127.0.0.1:9"}) is None
+    assert host.look_up("task_id", {"ECS_CONTAINER_METADATA_URI_V4": url}) is None
+
+
+@pytest.mark.parametrize("junk", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", b""])
+def test_what_does_not_speak_http_is_no_such_place(junk: bytes) -> None:
+    """Another service at that address, or one that breaks off: no exception leaves the look-up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(junk)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert host.look_up("instance_id", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}) is None
+        thread.join()
+
+
+# The names of streams, through the spool
+
+
+@pytest.fixture
+def cloud(metadata: tuple[str, Answers, list[tuple[str, str]]]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """An environment in which all of EC2, ECS and Kubernetes answer; and what they were asked."""
+    url, answers, asked = metadata
+    answers["PUT", "/latest/api/token"] = lambda _: "secret"
+    answers["GET", "/latest/meta-data/instance-id"] = lambda _: "i-0abc"
+    answers["GET", "/task"] = lambda _: json.dumps({"TaskARN": "arn:aws:ecs:us-east-1:1:task/prod/158d1c80"})
+    env = {
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": url,
+        "ECS_CONTAINER_METADATA_URI_V4": url,
+        "POD_NAME": "web-7f-abc",
+    }
+    return env, asked
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What cwsink says about itself."""
+    lines: list[str] = []
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda _, line: lines.append(line)])
+    return lines
+
+
+def stream_of(template: str, env: dict[str, str], tmp_path: object, **settings: object) -> str:
+    config = SinkConfig(log_stream_name=template, spool_directory=f"{tmp_path}/named", **settings)
+    return directory.open_for(config, env).format.log_stream_name
+
+
+@pytest.mark.parametrize(
+    ("template", "stream", "questions"),
+    [
+        ("{instance_id}", "i-0abc", 2),
+        ("{task_id}", "158d1c80", 1),
+        ("{pod}", "web-7f-abc", 0),
+        ("{app}/{pod}/{instance_id}/{date}", "shop/web-7f-abc/i-0abc/{date}", 2),
+        ("{hostname}", socket.gethostname(), 0),
+        ("{app}-{date:%H}", "shop-{date:%H}", 0),
+        ("plain", "plain", 0),
+    ],
+)
+def test_a_stream_is_named_after_its_place(
+    cloud: tuple[dict[str, str], list[tuple[str, str]]],
+    said: list[str],
+    tmp_path: object,
+    template: str,
+    stream: str,
+    questions: int,
+) -> None:
+    """Each placeholder asks its own service, and a template that does not want to know asks nobody."""
+    env, asked = cloud
+    assert stream_of(template, env, tmp_path, app_name="shop") == stream
+    assert len(asked) == questions
+    assert said == []
+
+
+def test_a_stream_keeps_its_name_over_restarts(
+    cloud: tuple[dict[str, str], list[tuple[str, str]]], tmp_path: object
+) -> None:
+    """Each start asks again and finds the same spool."""
+    env, _ = cloud
+    config = SinkConfig(log_stream_name="{task_id}-{pod}", spool_directory=f"{tmp_path}/named")
+    first, again = (directory.open_for(config, env) for _ in range(2))
+    assert (first.path, first.format) == (again.path, again.format)
+
+
+@pytest.mark.parametrize("name", ["instance_id", "task_id", "pod"])
+def test_a_place_that_has_no_such_name_falls_back_to_the_host(said: list[str], tmp_path: object, name: str) -> None:
+    """The stream is named after the host, one line says so, and workers that start again do not repeat it."""
+    for _ in range(3):
+        assert stream_of(f"{{{name}}}", {"AWS_EC2_METADATA_DISABLED": "true"}, tmp_path) == socket.gethostname()
+    (line,) = said
+    assert f"{{{name}}}" in line
+    assert socket.gethostname() in line
+
+
+def test_two_applications_on_one_host_have_two_streams(tmp_path: object) -> None:
+    """{app}: by setting, else by fapilog's own variable; the setting wins."""
+    variable = {directory.APP_VARIABLE: "admin"}
+    assert stream_of("{app}", {}, tmp_path, app_name="shop") == "shop"
+    assert stream_of("{app}", variable, tmp_path) == "admin"
+    assert stream_of("{app}", variable, tmp_path, app_name="shop") == "shop"
+    assert len(directory.find_spools(f"{tmp_path}/named")) == 2
+
+
+def test_two_applications_deliver_to_their_own_streams(server: StrictCloudWatch) -> None:
+    """Same group, same host, same template."""
+    for app in ("shop", "admin"):
+        config = quick_config(server.endpoint_url, flusher="external", app_name=app, log_stream_name="{app}.{hostname}")
+        writer = Writer(config)
+        assert writer.append(f"of {app}")
+        deliver(writer.directory, config)
+    found = {event.stream: event.message for event in server.events("/test/group")}
+    assert found == {f"{app}.{socket.gethostname()}": f"of {app}" for app in ("shop", "admin")}
+
+
+def test_a_day_ends_at_midnight_utc_by_the_events_own_time(server: StrictCloudWatch) -> None:
+    """Events around the last midnight go to two streams, each in its own order, whenever they are sent."""
+    midnight_ms = int(time.time() // 86_400) * 86_400_000
+    config = quick_config(server.endpoint_url, flusher="external", log_stream_name="app/{date:%Y/%m/%d}")
+    writer = Writer(config)
+    for offset in (0, -1, 1, -2, 2):
+        assert writer.append(f"{offset}", midnight_ms + offset)
+    deliver(writer.directory, config)
+    today, yesterday = (time.strftime("app/%Y/%m/%d", time.gmtime(midnight_ms // 1000 - ago)) for ago in (0, 86_400))
+    assert server.messages(stream=today) == ["0", "1", "2"]
+    assert server.messages(stream=yesterday) == ["-2", "-1"]
+    assert len(server.events()) == 5

@@ -110,7 +110,7 @@ def test_an_event_of_the_very_limit_is_sent(server: StrictCloudWatch) -> None:
 
 
 def test_many_oversize_events_are_not_held_at_once(server: StrictCloudWatch) -> None:
-    """A backlog of them neither fills the leader's memory nor the disk: dead letters keep their cap, the newest stay."""
+    """A backlog of them fills neither the leader's memory nor the disk: the dead letters keep their cap."""
     config = settings(server, spool_max_bytes="256MiB")
     directory = filled(config, *(f"{number:02}" + "x" * (2 * MIB) for number in range(32)))
     tracemalloc.start()
@@ -311,3 +311,44 @@ def test_fapilogs_size_guard_cuts_before_we_see_it(spawn: Spawn) -> None:
         cut = [entry for entry in entries if entry.get("_truncated")]
         assert len(cut) == 1
         assert cut[0]["_original_size"] > 400_000
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        pytest.param({"oversize": "drop"}, (2, 1, {"oversize": 1}), id="another policy"),
+        pytest.param({"oversize": "truncate"}, (2, 2, {}), id="another policy that delivers"),
+        pytest.param({"max_event_bytes": MAX_EVENT_BYTES - 1}, (2, 2, {}), id="other parts, as many"),
+    ],
+)
+def test_a_leader_with_other_settings_begins_a_split_event_anew(
+    server: StrictCloudWatch,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+    outcome: tuple[int, int, dict[str, int]],
+) -> None:
+    """Its parts are not those of the leader that died: nothing is left out between them, or counted twice."""
+    config = settings(server, oversize="split")
+    message = "".join(f"{number:09}" for number in range(5 * MIB // 9))
+    directory = filled(config, message, "after")
+    server.create_stream("/test/group", "stream")
+    commit = Cursor.commit
+
+    def die(cursor: Cursor, state: Any) -> None:
+        commit(cursor, state)
+        if state.parts_done == 3:
+            raise Died
+
+    monkeypatch.setattr(Cursor, "commit", die)
+    with pytest.raises(Died):
+        deliver(directory, config)
+    monkeypatch.setattr(Cursor, "commit", commit)
+    begun = len(server.messages())
+    deliver(directory, SinkConfig(**{**vars(config), **change}))
+    assert books(directory) == outcome
+    anew = server.messages()[begun:-1]
+    if change.get("oversize") == "truncate":
+        assert len(anew) == 1
+    elif "oversize" not in change:
+        assert joined(anew) == message
+    assert server.messages().count("after") == 1

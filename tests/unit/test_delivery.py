@@ -298,10 +298,32 @@ def poisoned(*sequences: int) -> Callable[[list[Event]], Answer]:
 def test_one_poison_event_is_found_and_the_rest_delivered_in_order(count: int, poison: int) -> None:
     """Whatever its place, it alone is dead-lettered, with CloudWatch's own words, and nothing is waited for."""
     world = World(poisoned(poison))
+    world.send([Event(1, 7, 99, "before")])  # the target takes events
     assert world.send(events(count)) == Tally(count - 1, Counter(poison=1))
     assert world.letters == [("poison", "InvalidParameterException: why InvalidParameterException", [poison])]
-    assert world.accepted == [number for number in range(count) if number != poison]
+    assert world.accepted == [99, *(number for number in range(count) if number != poison)]
     assert world.waits == []
+
+
+def test_a_lone_event_gets_more_chances_while_nothing_was_ever_accepted() -> None:
+    """It may be the target that is wrong: it is dead-lettered only after slow tries, and not if one succeeds."""
+    world = World(poisoned(0))
+    assert world.send(events(1)) == Tally(0, Counter(poison=1))
+    assert len(world.waits) == 3
+    repaired = World([INVALID, INVALID, OK])
+    assert repaired.send(events(1)) == Tally(1, Counter())
+    assert repaired.letters == []
+
+
+def test_a_target_that_takes_nothing_is_not_taken_for_poison() -> None:
+    """Event after event refused and none accepted: nothing is dead-lettered, few calls are made, it is waited for."""
+    world = World(poisoned(*range(1_000)))
+    world.most_waits = 5
+    with pytest.raises(Stopped):
+        world.send(events(1_000))
+    assert world.letters == []
+    assert len(world.waits) == 5
+    assert len(world.sent) <= 5 * 100
 
 
 @pytest.mark.parametrize("poison", [(0, 1), (0, 15), (3, 4, 11), tuple(range(16)), tuple(range(0, 16, 2))])

@@ -1,0 +1,233 @@
+"""Nothing that cwsink, or a library at work for it, logs comes back as a record to send.
+
+Programs as users write them: the root logger at DEBUG, fapilog's bridge from the logging
+module, our sink. What they are told of themselves is on stderr, once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from cwsink import Writer, diagnostics
+from cwsink.spool.lease import Lease
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.interleave import deliver
+from tests.support import finish, quick_config
+
+SETTINGS = """
+import asyncio, atexit, logging, sys, time
+import cwsink, fapilog
+from fapilog.core.stdlib_bridge import enable_stdlib_bridge
+
+class Others(logging.Handler):
+    "Another handler of the application, which hears everything."
+    heard = []
+    def emit(self, record):
+        self.heard.append(record.name.partition(".")[0])
+
+cwsink.install()
+settings = fapilog.Settings()
+settings.core.sinks = ["cloudwatch"]
+settings.core.log_level = "DEBUG"
+settings.sink_config.cloudwatch.log_group_name = "/test/group"
+settings.sink_config.cloudwatch.log_stream_name = "stream"
+settings.sink_config.cloudwatch.region = "us-east-1"
+settings.sink_config.cloudwatch.batch_timeout_seconds = 0.2
+logging.getLogger().addHandler(Others())
+app = logging.getLogger("app")
+"""
+BRIDGED = (
+    SETTINGS
+    + """
+logger = fapilog.get_logger(settings=settings)
+enable_stdlib_bridge(logger, level=logging.DEBUG)
+"""
+)
+
+
+def entries(server: StrictCloudWatch) -> list[tuple[str, str]]:
+    """Logger and message of what arrived, without what fapilog's own event loops log of themselves."""
+    found = [json.loads(text) for text in server.messages()]
+    pairs = [(entry["data"].get("stdlib_logger", ""), entry["message"]) for entry in found]
+    return [pair for pair in pairs if pair[0] != "asyncio"]
+
+
+SYNC = (
+    BRIDGED
+    + """
+app.debug("one")
+time.sleep(2.0)  # what is measured is that nothing happens
+logging.getLogger("botocore.endpoint").debug("two")
+time.sleep(0.5)
+print(*Others.heard)
+"""
+)
+ASYNC = (
+    SETTINGS
+    + """
+logging.getLogger("asyncio").setLevel("INFO")  # at exit fapilog's bridge waits twice 2 s for its own loop's record
+async def main():
+    logger = await fapilog.get_async_logger(settings=settings)
+    enable_stdlib_bridge(logger, level=logging.DEBUG)
+    app.debug("one")
+    await asyncio.sleep(2.0)
+    logging.getLogger("botocore.endpoint").debug("two")
+    await asyncio.sleep(0.5)
+    await logger.drain()
+
+asyncio.run(main())
+print(*Others.heard)
+"""
+)
+
+
+@pytest.mark.parametrize("program", [SYNC, ASYNC], ids=["logger", "async logger"])
+def test_an_idle_leader_under_debug_sends_no_record_of_its_own(
+    server: StrictCloudWatch, spawn: Spawn, program: str
+) -> None:
+    """One record, two idle seconds, the exit: botocore and filelock logged hundreds of lines, none came back; what
+    the application itself logs under their names does."""
+    child = spawn(program, env=server.environment())
+    heard = Counter(finish(child).split())
+    assert heard["botocore"] > 50
+    assert heard["filelock"] > 1
+    assert entries(server) == [("app", "one"), ("botocore.endpoint", "two")]
+
+
+def test_a_worker_that_stands_for_election_under_debug_appends_nothing(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """Each try for a lease that another process holds is logged by filelock: none of that is spooled."""
+    config = quick_config(server.endpoint_url, flusher="external")
+    directory = Writer(config).directory
+    lease = Lease(directory)
+    assert lease.try_acquire()
+    child = spawn(
+        BRIDGED
+        + """
+app.debug("one")
+while Others.heard.count("filelock") < 10:
+    time.sleep(0.05)
+""",
+        env={**server.environment(), "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "0"},
+    )
+    finish(child)
+    lease.release()
+    assert survey(directory).pending <= 2  # fapilog's own event loop may have had a word
+    deliver(directory, config)
+    assert entries(server) == [("app", "one")]
+
+
+def test_a_record_of_the_exit_under_debug_is_one_record(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """Logged when fapilog has been drained: it is written through an event loop, which logs its selector itself."""
+    child = spawn(
+        BRIDGED
+        + """
+from cwsink.frontends import fapilog_repairs
+atexit.unregister(fapilog_repairs.exit_drain)
+atexit.register(app.debug, "two")  # after the drain: handlers run in reverse order
+atexit.register(fapilog_repairs.exit_drain)
+app.debug("one")
+""",
+        env=server.environment(),
+    )
+    finish(child)
+    assert entries(server) == [("app", "one"), ("app", "two")]
+    assert len(server.messages()) <= 3
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+def test_credentials_that_are_looked_for_again_and_again_are_not_logged(
+    server: StrictCloudWatch, spawn: Spawn, level: str
+) -> None:
+    """botocore says at INFO where it found credentials, with each new session: the bridge's default level."""
+    server.faults.fail_next(5, "ExpiredTokenException", action="PutLogEvents")
+    child = spawn(
+        BRIDGED.replace("level=logging.DEBUG", f"level=logging.{level}")
+        + """
+import cwsink.flusher.backoff
+cwsink.flusher.backoff.SLOW_DELAY_SECONDS = 0.02
+app.error("one")
+sys.stdin.readline()
+print(*Others.heard)
+""",
+        env=server.environment(),
+    )
+    assert server.wait_for_events(1, 60)
+    out, err = child.communicate("\n", timeout=60)
+    assert Counter(out.split())["botocore"] >= (6 if level == "INFO" else 0)
+    assert entries(server) == [("app", "one")]
+    assert len([line for line in err.splitlines() if line.startswith("cwsink: ")]) == 2
+
+
+def test_an_outage_is_told_once_on_stderr_and_once_to_fapilog(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """A hundred failures, the breaker open: one line when it begins, one when it ends, the same two as fapilog's
+    diagnostics, and not one record about it in the stream."""
+    server.create_stream("/test/group", "stream")
+    server.faults.fail_next(100, "ServiceUnavailableException", 503, action="PutLogEvents")
+    child = spawn(
+        BRIDGED
+        + """
+import cwsink.flusher.backoff as backoff
+import cwsink.flusher.flusher as flusher
+backoff.OPEN_SECONDS = backoff.MAX_DELAY_SECONDS = 0.01
+app.debug("one")
+sys.stdin.readline()
+""",
+        env={**server.environment(), "FAPILOG_CORE__INTERNAL_LOGGING_ENABLED": "true"},
+    )
+    assert server.wait_for_events(1, 60)
+    _, err = child.communicate("\n", timeout=60)
+    assert child.returncode == 0
+    assert [request.status for request in server.requests] == [503] * 100 + [200]
+    lines = [line for line in err.splitlines() if line.startswith("cwsink: ")]
+    assert len(lines) == 2
+    assert "cannot deliver to /test/group: ServiceUnavailableException" in lines[0]
+    assert "accepts records again" in lines[1]
+    told: list[dict[str, Any]] = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert [f"cwsink: {each['message']}" for each in told if each["component"] == "cwsink"] == lines
+    assert entries(server) == [("app", "one")]
+
+
+# Whose record it is.
+
+
+def made_by(thread: int | None, process: int | None) -> logging.LogRecord:
+    record = logging.makeLogRecord({"msg": "x"})
+    record.thread, record.process = thread, process
+    return record
+
+
+def test_own_work_is_that_of_this_thread_while_it_lasts() -> None:
+    """Not before, not after, not another thread's; work within work does not end it."""
+    me, here = threading.get_ident(), os.getpid()
+    mine = made_by(me, here)
+    assert not diagnostics.is_own(mine)
+    with diagnostics.own_work():
+        with diagnostics.own_work():
+            assert diagnostics.is_own(mine)
+        assert diagnostics.is_own(mine)
+        assert diagnostics.is_own(made_by(None, None))  # logging.logThreads and logProcesses are off
+        assert not diagnostics.is_own(made_by(me + 1, here))
+        # A forked child's threads have the same numbers, and their records may come here by a queue.
+        assert not diagnostics.is_own(made_by(me, here + 1))
+    assert not diagnostics.is_own(mine)
+
+
+def failing_work() -> None:
+    with diagnostics.own_work():
+        raise OSError(28, "No space left on device")
+
+
+def test_own_work_that_fails_is_over() -> None:
+    """The mark goes with the exception; a leader's thread number is used again."""
+    with pytest.raises(OSError, match="No space"):
+        failing_work()
+    assert not diagnostics.is_own(made_by(threading.get_ident(), os.getpid()))

@@ -1,0 +1,836 @@
+"""README.md is true: its blocks are run, its commands and settings exist, its messages are those the code says.
+
+What a block shows is run as it stands, against the strict server; only ports and the word PATH are
+replaced. A block or a command of a kind that is not known here fails, so that none is added unrun.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import botocore.session
+import pytest
+from fapilog.core.settings import CoreSettings
+
+from cwsink import naming
+from cwsink.config import SinkConfig
+from cwsink.errors import CwsinkError
+from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
+from cwsink.frontends.writer import Writer
+from cwsink.spool import directory
+from cwsink.spool.directory import find_spools, open_existing
+from cwsink.spool.ring import Append
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.support import CHILD_SECONDS, quick_config
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+CI: Final = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+SERVER_PORT: Final = 8800  # where the README has its CloudWatch
+UVICORN_PORT: Final = 8000
+
+# Pictures: blocks that are no code. By their first line.
+PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")
+
+NOT_RUN: Final = {
+    "pip install cwsink": "the package under test is this tree; its installation is tested by .ci/run, with `-e .`",
+    "docker compose": "there is no Docker where the tests run; the file it names is looked at",
+}
+
+LOG_ONE_RECORD: Final = "\nlogger.info('order placed')\n"
+PROGRAM: Final = """\
+import cwsink, fapilog
+cwsink.install()
+logger = fapilog.get_logger(settings=fapilog.Settings())
+logger.info('order placed')
+"""
+# What a worker leaves that was told to only append.
+LEFT_BEHIND: Final = """\
+import cwsink, time
+writer = cwsink.Writer.open(log_group_name="/myapp/prod", flusher="external")
+for number in range(2):
+    writer.append('{"level": "WARNING", "message": "seed %d"}' % number)
+writer.append("seed of old", int(time.time() - 15 * 86_400) * 1000)
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, the heading it stands under."""
+
+    language: str
+    text: str
+    heading: str
+    line: int
+
+    @property
+    def file_name(self) -> str | None:
+        """The file it is shown as ("# main.py"), if any."""
+        match = re.match(r"# (\w+\.py)\n", self.text)
+        return match[1] if match else None
+
+
+def blocks() -> Iterator[Block]:
+    heading = ""
+    for match in re.finditer(r"^#+ (?P<heading>.+)$|^```(?P<tag>.*)\n(?P<text>(?s:.*?))^```$", README, re.MULTILINE):
+        if match["heading"]:
+            heading = match["heading"]
+        else:
+            yield Block(match["tag"], match["text"], heading, README.count("\n", 0, match.start()) + 1)
+
+
+def blocks_in(language: str) -> list[object]:
+    """Return the blocks of a language as parameters of a test."""
+    found = [block for block in blocks() if block.language == language]
+    return [pytest.param(block, id=f"line {block.line}, {block.heading}") for block in found]
+
+
+def section(heading: str) -> str:
+    return re.split(r"^## ", README, flags=re.MULTILINE)[[*headings()].index(heading) + 1].partition("\n")[2]
+
+
+def headings() -> list[str]:
+    return re.findall(r"^## (.+)$", README, re.MULTILINE)
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """Yield the cells of each row of the tables in `text`, without headings."""
+    lines = text.splitlines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line.startswith("|") and before.startswith("|") and not line.startswith("|---"):
+            yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def code_in(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```(?s:.*?)^```$", "", text, flags=re.MULTILINE))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + CHILD_SECONDS
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def get(url: str) -> str:
+    """Return what an HTTP server answers; "" while there is none."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=CHILD_SECONDS) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:
+        return ""
+
+
+# The page as a whole.
+
+
+def test_the_first_screen_says_what_it_is_and_shows_it() -> None:
+    """One sentence, the problem in three, two commands, twelve lines of code, in this order and at the top."""
+    title, sentence, problem, *_ = README.split("\n\n")
+    assert title == "# cwsink"
+    assert sentence.count(".") == 1
+    assert len(re.findall(r"[.]\s", f"{problem}\n")) == 3
+    first, _, example = list(blocks())[:3]
+    assert [line.split()[1] for line in first.text.splitlines()] == ["scripts/demo", "scripts/test"]
+    assert len([line for line in example.text.splitlines() if line]) == 12
+    assert example.line < 45
+
+
+def test_all_sections_are_there() -> None:
+    """In the order in which they are needed."""
+    wanted = ["How it works", "What survives what", "Look at it", "Settings", "Behaviour", "IAM permissions"]
+    wanted += ["Troubleshooting", "Local testing", "Testing your application"]
+    assert [heading for heading in headings() if heading in wanted] == wanted
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    """A block in another language would be run by no test below."""
+    for block in blocks():
+        if block.language == "text":
+            assert block.text.startswith(PICTURES), f"line {block.line}: an unknown picture"
+        else:
+            assert block.language in ("python", "console", "json"), f"line {block.line}: {block.language!r}"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
+def test_every_link_leads_somewhere(target: str) -> None:
+    """To a file of this repository, a heading of this page, or another site."""
+    if target.startswith("#"):
+        assert target[1:] in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings()}
+    elif not target.startswith("https://"):
+        assert (ROOT / target).is_file()
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """And nothing else; each with a default and what it does."""
+    table = list(rows(section("Settings")))
+    assert all(len(row) == 3 and all(row) for row in table)
+    named = [name for row in table for name in code_in(row[0])]
+    assert sorted(named) == sorted(field.name for field in fields(SinkConfig))
+
+
+def test_the_builtin_sinks_settings_come_first() -> None:
+    """ "The first twelve in sink_config.cloudwatch as well": those of the built-in sink."""
+    named = [name for row in rows(section("Settings")) for name in code_in(row[0])]
+    assert set(named[:12]) == {field.name for field in fields(SinkConfig)[:12]}
+    assert "the first twelve" in README
+
+
+def test_the_defaults_in_the_table_are_the_defaults() -> None:
+    """Where the table gives a value; some are told in words."""
+    defaults = SinkConfig()
+    checked = 0
+    for names, values, _ in rows(section("Settings")):
+        given = values.split(", ")
+        for name, value in zip(code_in(names), given * (2 if len(given) == 1 else 1), strict=False):
+            if re.fullmatch(r"`.*`|[\d.]+|true|false|\d+ MiB", value):
+                value = value.strip("`").replace(" ", "")
+                assert getattr(replace(defaults, **{name: value}), name) == getattr(defaults, name), name
+                checked += 1
+    assert checked >= 23
+
+
+def test_every_placeholder_is_told() -> None:
+    """As the error message of a wrong one lists them."""
+    assert set(naming._KNOWN.split(", ")) <= set(code_in(section("Settings")))
+
+
+@pytest.mark.parametrize("variable", sorted(set(re.findall(r"FAPILOG_[A-Z_]+__[A-Z_]+[A-Z]", README))))
+def test_every_variable_is_one(variable: str) -> None:
+    """fapilog ignores those it does not know, in silence."""
+    _, group, name = re.split(r"FAPILOG_|__", variable)
+    known = set(CoreSettings.model_fields) if group == "CORE" else {field.name for field in fields(SinkConfig)}
+    assert name.lower() in known
+
+
+@cache
+def help_of(command: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "cwsink", command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=CHILD_SECONDS,
+    ).stdout
+
+
+def commands() -> set[str]:
+    """Return the command lines of cwsink's on the page, without comments and what stands before "cwsink"."""
+    lines = [line for block in blocks() if block.language == "console" for line in block.text.splitlines()]
+    found = (re.match(r"(?:\$ )?(?:\w+=\S+ )*cwsink ([a-z][^#]*)", text) for text in (*lines, *code_in(README)))
+    return {match[1].strip() for match in found if match}
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_every_command_and_option_exists(command: str) -> None:
+    """`--help` of the command mentions each option the page uses with it."""
+    name, *words = command.split()
+    for option in (word for word in words if word.startswith("-")):
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(name)), option
+    assert help_of(name)
+
+
+def test_the_ledger_of_the_status_has_the_terms_of_the_equation(server: StrictCloudWatch, tmp_path: Path) -> None:
+    """`cwsink status --json` has each word of it, and the numbers add up."""
+    (equation,) = (block.text for block in blocks() if block.text.startswith(PICTURES[1]))
+    session = Session(server, tmp_path)
+    session.seed()
+    (spool,) = json.loads(session.check_output(["cwsink", "status", "--json", session.path]))["spools"]
+    assert set(re.findall(r"[a-z_]{7,}", equation.replace("never appended, counted by reason", ""))) <= spool.keys()
+    others = spool["delivered"] + sum(spool["dead_lettered"].values()) + spool["evicted"] + spool["pending"]
+    assert spool["appended"] == others == 3
+
+
+# Its blocks.
+
+
+class Session:
+    """A shell session: what a console block does, one command after the other."""
+
+    def __init__(self, server: StrictCloudWatch, tmp_path: Path) -> None:
+        self.server = server
+        self.cwd = tmp_path
+        self.path = str(tmp_path / "spools")  # what the page calls PATH
+        self.ports = {SERVER_PORT: int(server.endpoint_url.rpartition(":")[2]), UVICORN_PORT: free_port()}
+        self.has_replayed = False
+        self._background: list[subprocess.Popen[str]] = []
+        bin_directory = tmp_path / "bin"
+        bin_directory.mkdir()
+        (bin_directory / "cwsink").write_text(f'#!/bin/sh\nexec {sys.executable} -m cwsink "$@"\n')
+        (bin_directory / "cwsink").chmod(0o700)
+        self.env = {
+            **os.environ,
+            **server.environment(),
+            "PATH": f"{bin_directory}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "UVICORN_PORT": str(self.ports[UVICORN_PORT]),
+            "NO_PROXY": "*",
+        }
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._background:
+            if child.poll() is None:
+                child.terminate()
+        for child in self._background:
+            guard = threading.Timer(CHILD_SECONDS, os.killpg, (child.pid, signal.SIGKILL))
+            guard.start()
+            child.wait()
+            guard.cancel()
+
+    def seed(self) -> None:
+        """Leave what a dead worker leaves: two records to deliver, and one that is too old for it."""
+        self.check_output([sys.executable, "-c", LEFT_BEHIND])
+
+    def check_output(self, words: list[str], **env: str) -> str:
+        """Run a command to its end; it must succeed. Returns its stdout."""
+        done = subprocess.run(
+            words, cwd=self.cwd, env={**self.env, **env}, capture_output=True, text=True, timeout=CHILD_SECONDS
+        )
+        assert done.returncode == 0, f"{words}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def start(self, words: list[str]) -> subprocess.Popen[str]:
+        """Start a command that does not end by itself; its output goes to a file named `<program>.out`."""
+        with open(self.cwd / f"{words[0]}.out", "w", encoding="utf-8") as output:
+            child = subprocess.Popen(
+                words,
+                cwd=self.cwd,
+                env={**self.env, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        self._background.append(child)
+        return child
+
+    def output_of(self, program: str) -> str:
+        return (self.cwd / f"{program}.out").read_text(encoding="utf-8")
+
+    def run(self, line: str) -> None:
+        """Run one line as it stands on the page."""
+        for shown, port in self.ports.items():
+            line = line.replace(f"127.0.0.1:{shown}", f"127.0.0.1:{port}")
+        words = [self.path if word == "PATH" else word for word in shlex.split(line, comments=True)]
+        if reason := next((NOT_RUN[known] for known in NOT_RUN if known in " ".join(words)), ""):
+            self.look_at_files(words, reason)
+            return
+        if words[0] not in self.PROGRAMS:
+            pytest.fail(f"no test knows how to run {line!r}")
+        self.PROGRAMS[words[0]](self, words)
+
+    def look_at_files(self, words: list[str], reason: str) -> None:
+        for path in (ROOT / word for word in words if "/" in word):
+            assert path.is_file(), reason
+            assert all(word.split("=")[0] in path.read_text() for word in words if "=" in word), reason
+
+    def export(self, words: list[str]) -> None:
+        self.env.update(word.split("=", 1) for word in words[1:])  # type: ignore[arg-type]  # a pair each, or it raises
+
+    def script(self, words: list[str]) -> None:
+        """CI runs them from a clean clone, in environments they make themselves."""
+        assert os.access(ROOT / words[0], os.X_OK)
+        if words[0] == "scripts/localstack":
+            assert words[1] in self.check_output([str(ROOT / words[0]), "--help"])
+            assert "scripts/test --localstack" in CI
+        else:
+            assert words[0] in CI
+
+    def cwsink(self, words: list[str]) -> None:
+        if "-f" in words:
+            child = self.start(words)
+            wait_until(lambda: "seed 1" in self.output_of("cwsink"))
+            child.send_signal(signal.SIGINT)
+            child.wait(CHILD_SECONDS)
+        elif words[1] == "flush" and "--once" not in words:
+            child = self.start(words)
+            wait_until(lambda: "standing for election" in self.output_of("cwsink"))
+            child.terminate()
+            assert child.wait(CHILD_SECONDS) == 0
+        else:
+            output = self.check_output(words)
+            if words[1] == "flush":
+                sent = self.server.messages("/myapp/prod")
+                assert sum('"seed ' in message for message in sent) == 2
+                assert any("seed of old" in message for message in sent) == self.has_replayed
+            elif words[1] == "replay":
+                self.has_replayed = "--dry-run" not in words
+                assert "replay" in output
+            else:
+                assert "/myapp/prod" in output
+
+    def python(self, words: list[str]) -> None:
+        """`python -m cwsink.testing`: a server of its own, at another port than ours."""
+        assert words[1:3] == ["-m", "cwsink.testing"], words
+        self.serve(words, "/_cwsink/summary")
+
+    def moto_server(self, words: list[str]) -> None:
+        self.serve(words, "/moto-api/")
+
+    def serve(self, words: list[str], path: str) -> None:
+        port = free_port()
+        child = self.start([str(port) if word == str(SERVER_PORT) else word for word in words])
+        wait_until(lambda: child.poll() is not None or get(f"http://127.0.0.1:{port}{path}"))
+        assert child.poll() is None, self.output_of(words[0])
+        child.terminate()
+        child.wait(CHILD_SECONDS)
+
+    def uvicorn(self, words: list[str]) -> None:
+        (source,) = (block.text for block in blocks() if block.file_name == "main.py")
+        (self.cwd / "main.py").write_text(source)
+        self.start(words)
+        # Not a request that logs: how many records there are is counted below.
+        wait_until(lambda: "Application startup complete" in self.output_of("uvicorn"))
+
+    def curl(self, words: list[str]) -> None:
+        url = words[1]
+        if "_cwsink" in url:  # what was logged gets there within batch_timeout_seconds
+            wait_until(lambda: "orders" in get(url))
+        else:
+            wait_until(lambda: get(url))
+
+    PROGRAMS: Final[dict[str, Callable[[Session, list[str]], None]]] = {
+        "export": export,
+        "scripts/demo": script,
+        "scripts/test": script,
+        "scripts/localstack": script,
+        "cwsink": cwsink,
+        "python": python,
+        "moto_server": moto_server,
+        "uvicorn": uvicorn,
+        "curl": curl,
+    }
+
+
+@pytest.fixture
+def session(server: StrictCloudWatch, tmp_path: Path) -> Iterator[Session]:
+    """A session with the strict server as its CloudWatch; what it started is ended."""
+    with Session(server, tmp_path) as session:
+        yield session
+
+
+@pytest.mark.parametrize("block", blocks_in("console"))
+def test_console(block: Block, session: Session) -> None:
+    """Every command line works; after a block of exports alone a program logs by them."""
+    lines = block.text.splitlines()
+    assert all(line.startswith("$ ") for line in lines)
+    if "cwsink " in block.text:
+        session.seed()
+    if "replay" in block.text:
+        session.check_output(["cwsink", "flush", "--once"])
+    for line in lines:
+        session.run(line.removeprefix("$ "))
+    if all(line.startswith("$ export ") for line in lines):
+        session.env.setdefault("FAPILOG_CORE__SINKS", '["cloudwatch"]')
+        assert session.check_output([sys.executable, "-c", PROGRAM]) == ""
+        (message,) = session.server.messages(session.env.get("FAPILOG_CLOUDWATCH__LOG_GROUP_NAME", "/fapilog/default"))
+        assert json.loads(message)["message"] == "order placed"
+
+
+@pytest.mark.parametrize("block", blocks_in("python"))
+def test_python(block: Block, session: Session) -> None:
+    """Every example does what it is there for."""
+    if block.file_name == "main.py":
+        assert "uvicorn main:app" in README, "test_console runs it"
+    elif block.file_name:
+        (session.cwd / block.file_name).write_text(block.text)
+        pytest_plugins = importlib.metadata.entry_points(group="pytest11")
+        plugin = () if "cwsink" in pytest_plugins.names else ("-p", "cwsink.testing.pytest_plugin")
+        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *plugin, "--rootdir", ".", block.file_name]
+        assert "1 passed" in session.check_output(words)
+    else:
+        is_a_setup = "logger = " in block.text and "logger.info" not in block.text
+        session.check_output([sys.executable, "-c", block.text + LOG_ONE_RECORD * is_a_setup])
+        (event,) = session.server.events("/myapp/prod")
+        assert ("order placed" if is_a_setup else "a line of text") in event.message
+
+
+def test_uvicorn_keeps_every_record_when_it_is_told_to_end(session: Session) -> None:
+    """Local testing: 100 requests, SIGTERM at once, and all of them are delivered."""
+    for block in (block for block in blocks() if "uvicorn" in block.text and block.language == "console"):
+        for line in block.text.splitlines():
+            if "curl" not in line:
+                session.run(line.removeprefix("$ "))
+    for number in range(100):
+        assert get(f"http://127.0.0.1:{session.ports[UVICORN_PORT]}/{number}") == "hello\n"
+    session.__exit__()
+    (path,) = find_spools(session.path)
+    books = survey(open_existing(path))
+    assert (books.appended, books.delivered) == (100, 100)
+
+
+def test_size_guard_leaves_nothing_but_a_note(session: Session) -> None:
+    """Behaviour, long events: with `serialize_in_flush`; without it fapilog does not run it at all."""
+    session.env.update(FAPILOG_CORE__SINKS='["cloudwatch"]', FAPILOG_CORE__PROCESSORS='["size_guard"]')
+    for in_flush in ("true", "false"):
+        session.env["FAPILOG_CORE__SERIALIZE_IN_FLUSH"] = in_flush
+        session.check_output([sys.executable, "-c", PROGRAM.replace("'order placed'", "'x' * 300_000")])
+    cut, whole = session.server.messages()
+    assert "_truncated" in cut
+    assert len(cut) < 200
+    assert len(whole) > 300_000
+
+
+# Its permissions.
+
+# AWS checks it as a part of CreateLogGroup with tags ("tags": "you must have either the logs:TagResource or ...").
+CHECKED_BY_CREATE: Final = {"TagResource"}
+
+
+def statements() -> dict[str, set[str]]:
+    """Return the actions of each statement of the policy on the page, by its name."""
+    (policy,) = (json.loads(block.text) for block in blocks() if block.language == "json")
+    return {
+        each["Sid"]: {action.removeprefix("logs:") for action in each["Action"]}
+        for each in policy["Statement"]
+        if each["Effect"] == "Allow"
+    }
+
+
+@pytest.mark.parametrize(
+    ("needed", "has_group", "settings"),
+    [
+        pytest.param(["Minimal"], True, {}, id="minimal"),
+        pytest.param(["Minimal", "WithCreation"], False, {}, id="with creation"),
+        pytest.param(
+            ["Minimal", "WithCreation", "WithExtras"],
+            False,
+            {"retention_days": 7, "tags": {"team": "shop"}},
+            id="with extras",
+        ),
+    ],
+)
+def test_the_policy_is_enough_and_not_too_much(
+    server: StrictCloudWatch, needed: list[str], has_group: bool, settings: dict[str, object]
+) -> None:
+    """With everything else denied records are delivered, and the calls the server saw are those of the policy."""
+    allowed = set().union(*(statements()[name] for name in needed))
+    every_action = set(botocore.session.Session().get_service_model("logs").operation_names)
+    assert allowed < every_action
+    server.faults.deny(*(every_action - allowed))
+    config = quick_config(server.endpoint_url, **settings)
+    if has_group:
+        server.create_group(config.log_group_name)
+    writer = Writer(config)
+    assert writer.append("a record")
+    assert writer.flush(CHILD_SECONDS)
+    assert server.messages() == ["a record"]
+    assert server.calls.keys() == allowed - CHECKED_BY_CREATE
+    assert "AccessDeniedException" not in server.summary()["errors"]
+    group = server.group(config.log_group_name)
+    assert group is not None
+    assert (group.retention_days, group.tags) == (settings.get("retention_days"), settings.get("tags", {}))
+
+
+def test_the_policy_is_of_one_group() -> None:
+    """No statement allows more than the group of the example."""
+    (policy,) = (json.loads(block.text) for block in blocks() if block.language == "json")
+    for statement in policy["Statement"]:
+        resources = statement["Resource"]
+        for resource in [resources] if isinstance(resources, str) else resources:
+            assert re.fullmatch(r"arn:aws:logs:us-east-1:\d{12}:log-group:/myapp/prod(:\*)?", resource)
+
+
+# Its messages.
+
+
+class Trouble:
+    """Makes trouble, and hears what is said about it."""
+
+    def __init__(
+        self,
+        server: StrictCloudWatch,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        self.server = server
+        self.tmp_path = tmp_path
+        self.monkeypatch = monkeypatch
+        self._capfd = capfd
+        self._heard = ""
+
+    def heard(self) -> str:
+        """Return all that was said on stderr and stdout."""
+        out, err = self._capfd.readouterr()
+        self._heard += err + out
+        return self._heard
+
+    def log(self, message: str = "a record", timestamp_ms: int | None = None, **settings: object) -> Writer:
+        """Append one record to a spool, for the leader of this process to deliver."""
+        writer = Writer(quick_config(**{"endpoint_url": self.server.endpoint_url, **settings}))
+        writer.append(message, timestamp_ms)
+        return writer
+
+    def fail(self, code: str) -> None:
+        """Let every call end with an error code of AWS."""
+        self.server.faults.fail_next(20, code)
+        self.log()
+
+    def command(self, *words: str) -> None:
+        """Run `cwsink` with these words."""
+        done = subprocess.run(
+            [sys.executable, "-m", "cwsink", *words], cwd=ROOT, capture_output=True, text=True, timeout=CHILD_SECONDS
+        )
+        self.tell(done.stdout, done.stderr)
+
+    def tell(self, *texts: str) -> None:
+        """Let these texts be heard, too."""
+        self._heard += "".join(f"{text}\n" for text in texts)
+
+    def open(self, **settings: object) -> None:
+        """Open a spool that cannot be used, as fapilog does."""
+        with pytest.raises(CwsinkError):
+            CloudWatchSpoolSink(quick_config(self.server.endpoint_url, **settings))
+
+    def spool(self) -> str:
+        """Make a spool that is in order; return its path."""
+        return Writer(quick_config(self.server.endpoint_url)).directory.path
+
+
+def no_credentials(trouble: Trouble) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        trouble.monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        trouble.monkeypatch.setenv(name, os.devnull)
+    trouble.log()
+
+
+def no_region(trouble: Trouble) -> None:
+    """And what the row says of the way out: the spool that was made without a region is delivered with one."""
+    trouble.monkeypatch.delenv("AWS_REGION")
+    trouble.monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    trouble.log(region=None, flusher="external")
+    trouble.command("flush", "--once", "--timeout", "2")
+    trouble.monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    trouble.command("flush", "--once")
+    assert trouble.server.messages() == ["a record"]
+
+
+def failing_helper(trouble: Trouble) -> None:
+    (trouble.tmp_path / "config").write_text("[profile logs]\ncredential_process = false\n")
+    trouble.monkeypatch.setenv("AWS_CONFIG_FILE", str(trouble.tmp_path / "config"))
+    trouble.log(profile="logs")
+
+
+def missing_group(trouble: Trouble) -> None:
+    trouble.log(create_log_group=False)
+
+
+def missing_stream(trouble: Trouble) -> None:
+    trouble.server.create_group("/test/group")
+    trouble.log(create_log_stream=False)
+
+
+def unreachable(trouble: Trouble) -> None:
+    trouble.log(endpoint_url=f"http://127.0.0.1:{free_port()}")
+
+
+def no_answer(trouble: Trouble) -> None:
+    trouble.server.faults.hang(30, 20, action="PutLogEvents")
+    trouble.log(read_timeout_seconds=0.2)
+
+
+def wrong_setting(trouble: Trouble) -> None:
+    with pytest.raises(CwsinkError):
+        CloudWatchSpoolSink(log_group="/myapp/prod")
+
+
+def of_another_user(trouble: Trouble) -> None:
+    trouble.spool()
+    trouble.monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    trouble.open()
+
+
+def open_to_others(trouble: Trouble) -> None:
+    os.chmod(trouble.spool(), 0o770)
+    trouble.open()
+
+
+def no_root(trouble: Trouble) -> None:
+    trouble.monkeypatch.delenv("CWSINK_SPOOL_DIRECTORY")
+    trouble.monkeypatch.setattr(directory, "_default_roots", lambda env: iter([os.devnull]))
+    trouble.open()
+
+
+def unusable_root(trouble: Trouble) -> None:
+    trouble.open(spool_directory=os.devnull)
+
+
+def nfs(trouble: Trouble) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells the file system")
+    trouble.monkeypatch.setattr(directory, "filesystem_of", lambda path, mountinfo: "nfs")
+    trouble.open()
+
+
+def newer_format(trouble: Trouble) -> None:
+    path = Path(trouble.spool(), "FORMAT")
+    content = {**json.loads(path.read_text()), "format": directory.FORMAT_VERSION + 1}
+    content.pop("checksum")
+    path.write_text(json.dumps({**content, "checksum": directory._checksum(content)}))
+    trouble.open()
+
+
+def full_spool(trouble: Trouble) -> None:
+    """Nobody delivers, so nothing makes room; the notice is in the stream as soon as there is some."""
+    writer = trouble.log(on_full="drop_newest", spool_max_bytes=16_384, segment_bytes=4096, flusher="external")
+    while writer.append("x" * 1000):
+        pass
+    for _ in range(2):
+        trouble.command("flush", "--once")
+        writer.append("there is room again")
+    trouble.tell(*trouble.server.messages())
+
+
+def full_disk(trouble: Trouble) -> None:
+    writer = trouble.log()
+    trouble.monkeypatch.setattr(writer._ring, "append", lambda payload: Append.FAILED)
+    assert not writer.append("x" * 100_000)
+
+
+def too_old(trouble: Trouble) -> None:
+    trouble.log(timestamp_ms=int(time.time() - 15 * 86_400) * 1000)
+
+
+def too_new(trouble: Trouble) -> None:
+    trouble.log(timestamp_ms=int(time.time() + 3 * 3600) * 1000)
+
+
+def oversize(trouble: Trouble) -> None:
+    trouble.log("x" * 2000, max_event_bytes=1000)
+
+
+def poison(trouble: Trouble) -> None:
+    trouble.server.faults.poison = "a bad record"
+    trouble.log("a bad record")
+
+
+def removed_spool(trouble: Trouble) -> None:
+    writer = trouble.log()
+    assert writer.flush(CHILD_SECONDS)
+    shutil.rmtree(writer.directory.path)
+    wait_until(lambda: writer.append("a record") and "made anew" in trouble.heard())
+
+
+def no_spool(trouble: Trouble) -> None:
+    (trouble.tmp_path / "spools").mkdir()
+    trouble.command("status")
+
+
+def no_leader(trouble: Trouble) -> None:
+    trouble.log(flusher="external")
+    trouble.command("status")
+
+
+def stopped_leader(trouble: Trouble) -> None:
+    if sys.platform != "linux":
+        pytest.skip("without /proc it takes 30 s to see")
+    trouble.log(flusher="external", batch_timeout_seconds=60.0)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS": "60s"}
+    with subprocess.Popen([sys.executable, "-m", "cwsink", "flush"], env=environment, stdout=subprocess.PIPE) as leader:
+        try:
+            (path,) = find_spools(str(trouble.tmp_path / "spools"))
+            wait_until(lambda: survey(open_existing(path)).epoch)
+            leader.send_signal(signal.SIGSTOP)
+            wait_until(lambda: (Path(f"/proc/{leader.pid}/stat").read_text().rpartition(")")[2].split()[0]) == "T")
+            trouble.command("status")
+        finally:
+            leader.kill()
+
+
+SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
+    "cannot deliver to ...: AccessDeniedException": lambda trouble: trouble.fail("AccessDeniedException"),
+    "cannot deliver to ...: ExpiredTokenException": lambda trouble: trouble.fail("ExpiredTokenException"),
+    "...: UnrecognizedClientException": lambda trouble: trouble.fail("UnrecognizedClientException"),
+    "cannot deliver to ...: ThrottlingException": lambda trouble: trouble.fail("ThrottlingException"),
+    "cannot deliver to ...: CredentialRetrievalError": failing_helper,
+    "cannot deliver to ...: NoCredentialsError": no_credentials,
+    "cannot deliver to ...: NoRegionError": no_region,
+    "cannot deliver to ...: ResourceNotFoundException": missing_group,
+    "does not exist, and create_log_stream is off": missing_stream,
+    "cannot deliver to ...: EndpointConnectionError": unreachable,
+    "...: ReadTimeoutError": no_answer,
+    "the sink cannot start, and fapilog will log elsewhere": wrong_setting,
+    "is not a cwsink setting. Did you mean": wrong_setting,
+    "the spool ... belongs to user": of_another_user,
+    "can be written by other users": open_to_others,
+    "no directory for the spool can be used": no_root,
+    "the spool directory ... cannot be used": unusable_root,
+    "lies on a nfs file system": nfs,
+    "has format ...; this cwsink reads format": newer_format,
+    "refused a record: spool_full": full_spool,
+    "refused a record: io_error": full_disk,
+    "cannot be delivered (too_old)": too_old,
+    "cannot be delivered (too_new)": too_new,
+    "cannot be delivered (oversize)": oversize,
+    "cannot be delivered (poison)": poison,
+    "was removed. It was made anew": removed_spool,
+    "cwsink: ... dropped ..., reason": full_spool,
+    "holds no spool: nothing was logged into it yet": no_spool,
+    "Nobody sends": no_leader,
+    "Stalled": stopped_leader,
+}
+# Rows about what is seen elsewhere than in a line of ours; other tests of this file run the ways out.
+NO_MESSAGE: Final = ("records missing after SIGTERM", "records on stdout as well")
+
+
+def test_every_row_of_troubleshooting_is_complete_and_checked() -> None:
+    """What you see, why, what to do; and each message it quotes is heard by the next test."""
+    quoted = []
+    for row in rows(section("Troubleshooting")):
+        assert len(row) == 3, row
+        assert all(row), row
+        if not row[0].startswith(NO_MESSAGE):
+            assert code_in(row[0]), row
+            quoted += code_in(row[0])
+    assert sorted(quoted) == sorted(SAID_WHEN)
+
+
+@pytest.mark.parametrize("message", SAID_WHEN)
+def test_each_error_is_said_as_the_page_quotes_it(
+    message: str,
+    server: StrictCloudWatch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """By the code itself, when the trouble is there ("..." stands for what differs)."""
+    trouble = Trouble(server, tmp_path, monkeypatch, capfd)
+    SAID_WHEN[message](trouble)
+    pattern = ".*".join(map(re.escape, message.split("...")))
+    try:
+        wait_until(lambda: re.search(pattern, trouble.heard()))
+    except AssertionError:
+        pytest.fail(f"not said: {message!r}, but:\n{trouble.heard()}")
