@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from cwsink.config import SinkConfig
     from cwsink.errors import ConfigError, CwsinkError, SpoolError
-    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink, install
+    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink, drain, install
     from cwsink.frontends.writer import Writer
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SpoolError",
     "Writer",
     "__version__",
+    "drain",
     "install",
 ]
 
@@ -35,6 +36,7 @@ _HOME: Final = {
     "SinkConfig": "cwsink.config",
     "SpoolError": "cwsink.errors",
     "Writer": "cwsink.frontends.writer",
+    "drain": "cwsink.frontends.fapilog_sink",
     "install": "cwsink.frontends.fapilog_sink",
 }
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 
 import msgspec
 
+from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.naming import check_group
 
@@ -196,9 +197,16 @@ def load_config(config: object = None, *, env: Mapping[str, str] | None = None, 
     env = os.environ if env is None else env
     given = {name: value for name, value in _as_mapping(config).items() if value is not None}
     given.update((name, value) for name, value in settings.items() if value is not None)
-    for field in fields(SinkConfig):
-        if field.name not in given and (text := env.get(ENVIRONMENT_PREFIX + field.name.upper())):
-            given[field.name] = text
+    known = {field.name for field in fields(SinkConfig)}
+    for name in known - given.keys():
+        if text := env.get(ENVIRONMENT_PREFIX + name.upper()):
+            given[name] = text
+    for variable in env:
+        if (
+            variable.startswith(ENVIRONMENT_PREFIX)
+            and (name := variable[len(ENVIRONMENT_PREFIX) :].lower()) not in known
+        ):
+            report(f"variable_{name}", f"the variable {variable} has no effect: {_unknown(name, known)}")
     if "region" not in given and (region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
         given["region"] = region
     if "endpoint_url" not in given and (url := _endpoint_url(env)):

@@ -22,7 +22,7 @@ from cwsink import __version__, diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import candidate, fapilog_repairs
-from cwsink.frontends.writer import Writer
+from cwsink.frontends.writer import Writer, flush_all
 from cwsink.spool.ring import Append
 
 PLUGIN_METADATA: Final = {
@@ -114,6 +114,28 @@ def install() -> None:
     for name in ("cloudwatch", "cwsink"):
         loader.register_builtin("fapilog.sinks", name, CloudWatchSpoolSink)
     enable_repairs()
+
+
+def drain(timeout_seconds: float = 5.0) -> bool:
+    """Empty fapilog's queues into the spool, and wait until the spool is delivered.
+
+    For the last act of a process that ends without running exit handlers: a signal that kills
+    it, `os._exit`, uvicorn's shutdown. It blocks; in an event loop, `await
+    asyncio.to_thread(cwsink.drain)`. Logging goes on working.
+
+    Args:
+        timeout_seconds: the most to wait, for both together.
+
+    Returns:
+        Whether everything was delivered. False: what is left stays in the spool. Never raises.
+    """
+    until = time.monotonic() + timeout_seconds
+    fapilog_repairs.drain(timeout_seconds)
+    try:
+        return flush_all(max(0.0, until - time.monotonic()))
+    except OSError as error:
+        diagnostics.report("drain", f"cannot tell whether everything is delivered: {error}. It stays spooled.")
+        return False
 
 
 def enable_repairs() -> None:

@@ -377,6 +377,14 @@ def _text_of(message: object) -> str | None:
     return None
 
 
+def flush_all(timeout_seconds: float) -> bool:
+    """Wait until all that this process's writers have appended is delivered; False: some of it stays spooled."""
+    until = monotonic() + timeout_seconds
+    spools = {writer.directory.path: writer for writer in list(_writers)}
+    done = [writer.flush(max(0.0, until - monotonic())) for writer in spools.values()]
+    return all(done)
+
+
 def _mark_losses_of_all() -> None:
     for writer in list(_writers):
         writer.mark_losses(still_full=True)

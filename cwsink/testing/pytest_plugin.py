@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cwsink.testing import StrictCloudWatch
 
 
@@ -30,9 +32,13 @@ def strict_cloudwatch() -> Iterator[StrictCloudWatch]:
 
 @pytest.fixture
 def strict_cloudwatch_environment(
-    strict_cloudwatch: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+    strict_cloudwatch: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> StrictCloudWatch:
-    """The same server, and boto3 of this and child processes pointed at it, with dummy credentials."""
+    """The same server, and boto3 and cwsink of this and child processes pointed at it.
+
+    With dummy credentials, and spools below `tmp_path`.
+    """
+    monkeypatch.setenv("CWSINK_SPOOL_DIRECTORY", str(tmp_path / "cwsink"))
     for name, value in strict_cloudwatch.environment().items():
         monkeypatch.setenv(name, value)
     return strict_cloudwatch

@@ -387,3 +387,23 @@ def test_a_sink_in_a_worker_that_is_killed_loses_nothing(server: StrictCloudWatc
     finish(spawn(code + slow, env=server.environment()), code=-9)
     finish(spawn(EXAMPLE + "logger.info('next', number=250)\n", env=server.environment()))
     assert sorted(set(numbers(server.events()))) == list(range(251))
+
+
+def test_drain_empties_fapilog_and_the_spool(spawn: Spawn, server: StrictCloudWatch) -> None:
+    """After `cwsink.drain()` everything logged is delivered, even if the process ends without exit handlers."""
+    code = """
+        import os
+        import cwsink, fapilog
+        cwsink.install()
+        settings = fapilog.Settings()
+        settings.core.sinks = ["cloudwatch"]
+        logger = fapilog.get_logger(settings=settings)
+        for number in range(50):
+            logger.info("drained", number=number)
+        done = cwsink.drain(30)
+        logger.info("goes on")
+        again = cwsink.drain(30)
+        os._exit(0 if done and again else 1)
+    """
+    finish(spawn(code, env={"FAPILOG_CLOUDWATCH__ENDPOINT_URL": server.endpoint_url}))
+    assert len(server.messages()) == 51

@@ -360,3 +360,10 @@ def test_nothing_of_the_environment_is_read_unasked() -> None:
     """`load_config` with an environment of its own does not look at the process's."""
     assert "AWS_REGION" in os.environ
     assert load_config(env={}).region is None
+
+
+def test_a_variable_that_is_no_setting_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """A typing mistake in the environment is not ignored in silence; it names the nearest setting."""
+    load_config(env={"FAPILOG_CLOUDWATCH__LOG_GROP_NAME": "/app"})
+    assert "FAPILOG_CLOUDWATCH__LOG_GROP_NAME has no effect" in (said := capfd.readouterr().err)
+    assert "'log_group_name'" in said
