@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -245,7 +246,7 @@ def _plain(name: str, value: Any) -> Any:
             return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZE_POWER[match[2].lower()])
         if name in ("tags", "entity"):
             return _decoded(name, value)
-        if name in _SWITCHES:
+        if name in _switches():
             return {"yes": True, "on": True, "no": False, "off": False}.get(value.strip().lower(), value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -271,22 +272,22 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
     """msgspec says "Expected `int` >= 1 - at `$.batch_size`": put name and value first."""
     what, _, where = error.partition(" - at `$.")
     name = where.rstrip("`")
-    if name in _CHOICES:
-        what = f"choose one of {', '.join(_CHOICES[name])}"
+    if choices := _choices_of(name) if name in settings else ():
+        what = f"choose one of {', '.join(choices)}"
     return f"{name}={settings.get(name)!r}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
 
 
-_SWITCHES: Final = frozenset(name for name, hint in get_type_hints(SinkConfig).items() if hint is bool)
+@cache
+def _switches() -> frozenset[str]:
+    """Return the settings that are on or off."""
+    return frozenset(field.name for field in fields(SinkConfig) if field.type == "bool")
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
-    """Return the values of a Literal, also of an optional one; else nothing."""
+@cache
+def _choices_of(name: str) -> tuple[str, ...]:
+    """Return the values of a setting that has a closed set of them, else nothing."""
+    hint = get_type_hints(SinkConfig)[name]
     for each in (hint, *get_args(hint)):
         if get_origin(each) is Literal:
             return get_args(each)
     return ()
-
-
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    name: choices for name, hint in get_type_hints(SinkConfig).items() if (choices := _choices(hint))
-}

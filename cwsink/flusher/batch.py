@@ -13,6 +13,7 @@ The limits are those of cwsink.flusher.limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
@@ -20,7 +21,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BATCH_SPAN_MS
-from cwsink.spool.record import Event
+from cwsink.spool.record import Event, decode_event
 
 if TYPE_CHECKING:  # the module opens files, this one must not
     from cwsink.spool.segment import SegmentKey
@@ -62,6 +63,39 @@ class ChunkBuilder:
         self.count += 1
         self.bytes += size_bytes + EVENT_OVERHEAD_BYTES
 
+    def add_while_it_fits(self, key: SegmentKey, payloads: Iterable[bytes], max_event_bytes: int) -> int:
+        """Add events from their payloads, as many as fit, up to the first that needs care.
+
+        The leader's hot loop, so `fits`, `add`, `message_bytes` are spelled out.
+
+        Args:
+            key: the segment they are from.
+            payloads: of event frames.
+            max_event_bytes: a longer message needs care; so does a payload that cannot be decoded.
+
+        Returns:
+            How many were added.
+        """
+        events = self._events.setdefault(key, [])
+        before = len(events)
+        add, decode = events.append, decode_event
+        free_events, free_bytes = self._max_events - self.count, MAX_BATCH_BYTES - self.bytes
+        try:
+            for payload in islice(payloads, free_events):
+                event = decode(payload)
+                message = event.message
+                size = len(message) if message.isascii() else len(message.encode())
+                left = free_bytes - size - EVENT_OVERHEAD_BYTES
+                if left < 0 or size > max_event_bytes:
+                    break
+                add(event)
+                free_bytes = left
+        except ValueError:
+            pass
+        self.count += (added := len(events) - before)
+        self.bytes = MAX_BATCH_BYTES - free_bytes
+        return added
+
     @property
     def is_one_request(self) -> bool:
         """Tell whether what was added is within one request by count and bytes."""
@@ -75,13 +109,16 @@ class ChunkBuilder:
         return events
 
 
-def parts(events: Iterable[Event], stream_of: Callable[[int], str], *, fits: bool = True) -> list[Part]:
+def parts(
+    events: Iterable[Event], stream_of: Callable[[int], str], *, fits: bool = True, is_dated: bool = True
+) -> list[Part]:
     """Divide a chunk into requests, oldest first.
 
     Args:
         events: in arrival order.
         stream_of: the stream for an event's time in ms; the same for all of a second.
         fits: all of them fit into one request by count and bytes (they do, unless one was split).
+        is_dated: the stream depends on the time at all; asking for each second costs something.
 
     Returns:
         Parts that together hold each event once. Within one stream, events are in order of
@@ -90,8 +127,10 @@ def parts(events: Iterable[Event], stream_of: Callable[[int], str], *, fits: boo
     ordered = sorted(events, key=_by_time)
     if not ordered:
         return []
-    streams = {second: stream_of(second * 1000) for second in {each.timestamp_ms // 1000 for each in ordered}}
     first, last = ordered[0].timestamp_ms, ordered[-1].timestamp_ms
+    if not is_dated and fits and last - first < MAX_BATCH_SPAN_MS:
+        return [Part(stream_of(first), ordered)]
+    streams = {second: stream_of(second * 1000) for second in {each.timestamp_ms // 1000 for each in ordered}}
     stream = streams[first // 1000]
     # All of them, not only first and last: with {date:%H} the same name comes back a day later.
     if fits and last - first < MAX_BATCH_SPAN_MS and all(other == stream for other in streams.values()):

@@ -7,8 +7,8 @@ Holds at most one block of a segment and one chunk, whatever the spool holds.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -71,7 +71,8 @@ class Collector:
         self._builder = ChunkBuilder(config.max_batch_events)
         self._chunk = Chunk()
         self._set_aside_bytes = 0
-        self._unread: deque[Frame] = deque()
+        self._unread: list[Frame] = []
+        self._next = 0  # index of the first frame in `_unread` that is not in the chunk yet
         self._block: Block | None = None
 
     @property
@@ -91,8 +92,7 @@ class Collector:
                 self._block = self._reader.read()
                 if self._block is None:
                     return False
-                self._unread.extend(self._block.frames)
-                self._note_damage(self._block)
+                self._begin(self._block)
             if not self._gather(self._block):
                 return True
             self._block = None
@@ -105,8 +105,7 @@ class Collector:
         wanted = {end.key: end.offset for end in ends}
         for end in sorted(ends, key=lambda each: each.key):
             while (block := self._reader.read_to(end.key, end.offset)) is not None:
-                self._unread.extend(block.frames)
-                self._note_damage(block)
+                self._begin(block)
                 self._gather(block, everything=True)
         return wanted == self._chunk.ends
 
@@ -118,20 +117,25 @@ class Collector:
         chunk.events = self._builder.take()
         return chunk
 
-    def _note_damage(self, block: Block) -> None:
+    def _begin(self, block: Block) -> None:
+        self._unread, self._next = block.frames, 0
         self._chunk.damage.extend(DamagedRange(block.key, damage) for damage in block.damage)
 
     def _gather(self, block: Block, *, everything: bool = False) -> bool:
         """Move frames of `block` into the chunk. False: the next one does not fit."""
         builder, chunk, key = self._builder, self._chunk, block.key
         unread = self._unread
-        while unread:
-            each = unread[0]
+        while True:
+            if not everything and (added := builder.add_while_it_fits(key, self._plain(), self._max_event_bytes)):
+                self._next += added
+                chunk.ends[key] = unread[self._next - 1].end
+            if self._next == len(unread):
+                break
+            each = unread[self._next]
             event = self._event_of(each, key)
             if event is None:
                 if self._is_beyond_us(each):
                     self._reader.leave(key)
-                    unread.clear()
                     return True
             else:
                 size = message_bytes(event.message)
@@ -146,9 +150,17 @@ class Collector:
                     loss = record.decode_loss(each.payload)
                     chunk.refused[loss.reason] += loss.count
             chunk.ends[key] = each.end
-            unread.popleft()
+            self._next += 1
         chunk.ends[key] = block.end
         return True
+
+    def _plain(self) -> Iterator[bytes]:
+        """Yield the payloads of the next frames, up to one that is not an event as we know it."""
+        for index in range(self._next, len(self._unread)):
+            each = self._unread[index]
+            if each.kind != frame.EVENT or each.version != frame.VERSION:
+                return
+            yield each.payload
 
     def _add_oversize(self, key: SegmentKey, event: Event, size: int, everything: bool) -> bool:
         """Deal with an event that is too long, as the policy says. False: not in this chunk any more."""

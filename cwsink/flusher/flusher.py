@@ -191,7 +191,8 @@ class Flusher:
 
     def _settle(self, chunk: Chunk, begun: State | None = None) -> None:
         """Deliver a chunk, of which `begun` says how far another leader was, and commit it."""
-        parts = batch.parts(chunk.events, self._stream_of, fits=chunk.is_one_request)
+        is_dated = "{" in self._directory.format.log_stream_name
+        parts = batch.parts(chunk.events, self._stream_of, fits=chunk.is_one_request, is_dated=is_dated)
         shape = batch.shape(parts) if begun or len(parts) > 1 else 0
         parts_done, partial = 0, Ledger()
         # With some of it evicted, or other settings for oversize events, the parts are not the same any more.
