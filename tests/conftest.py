@@ -21,6 +21,7 @@ from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.frontends import candidate
 from cwsink.testing import StrictCloudWatch
+from tests.interleave import SMALL
 from tests.support import CHILD_SECONDS, books_balance, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
@@ -61,6 +62,12 @@ def server() -> Iterator[StrictCloudWatch]:
 def config(server: StrictCloudWatch) -> SinkConfig:
     """A quick config for the strict server: sends at once, small segments."""
     return quick_config(server.endpoint_url)
+
+
+@pytest.fixture
+def small(server: StrictCloudWatch) -> SinkConfig:
+    """The smallest segments, and a leader only where the test runs one."""
+    return quick_config(server.endpoint_url, segment_bytes=SMALL, flusher="external")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.frontends import writer
+from cwsink.frontends.writer import Writer
 from cwsink.spool import ring, segment
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
@@ -22,6 +23,7 @@ from cwsink.spool.lease import Lease
 from tests.support import CHILD_SECONDS
 
 LEAD_SECONDS = 30.0  # guards against a hang
+SMALL = 4096  # bytes: the smallest segments, so that a few records rotate
 
 
 def on_write(monkeypatch: pytest.MonkeyPatch, hook: Callable[[int, bytes], int]) -> None:
@@ -107,3 +109,13 @@ def segments(directory: SpoolDirectory) -> list[int]:
 def segment_path(directory: SpoolDirectory, number: int) -> Path:
     """Return the path of a segment."""
     return Path(segment.path_of(directory.ring, number))
+
+
+def fill_segment(writer: Writer, *, count: int = 1) -> list[str]:
+    """Append until `count` more segments exist; return the messages."""
+    target = segments(writer.directory)[-1] + count
+    messages = []
+    while segments(writer.directory)[-1] < target:
+        messages.append(f"filler {len(messages)} of {id(messages)} {'.' * 200}")
+        assert writer.append(messages[-1])
+    return messages

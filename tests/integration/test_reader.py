@@ -21,25 +21,8 @@ from cwsink.spool.segment import AttachedSegment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import Clock, deliver, leading, segment_path, segments, until
+from tests.interleave import SMALL, Clock, deliver, fill_segment, leading, segment_path, segments, until
 from tests.support import finish, quick_config
-
-SMALL = 4096
-
-
-@pytest.fixture
-def small(server: StrictCloudWatch) -> SinkConfig:
-    """The smallest segments, and a leader only where the test runs one."""
-    return quick_config(server.endpoint_url, segment_bytes=SMALL, flusher="external")
-
-
-def fill_segment(writer: Writer, *, count: int = 1) -> list[str]:
-    target = segments(writer.directory)[-1] + count
-    messages = []
-    while segments(writer.directory)[-1] < target:
-        messages.append(f"filler {len(messages)} of {id(messages)} {'.' * 200}")
-        assert writer.append(messages[-1])
-    return messages
 
 
 def event_frame(salt: int, message: str, *, kind: int = frame.EVENT, flags: int = 0) -> bytes:

@@ -25,26 +25,19 @@ from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import Clock, deliver, leading, on_write, ring_bytes, segment_path, segments, until
+from tests.interleave import (
+    SMALL,
+    Clock,
+    deliver,
+    fill_segment,
+    leading,
+    on_write,
+    ring_bytes,
+    segment_path,
+    segments,
+    until,
+)
 from tests.support import finish, quick_config
-
-SMALL = 4096
-
-
-@pytest.fixture
-def small(server: StrictCloudWatch) -> SinkConfig:
-    """The smallest segments, and a leader only where the test runs one."""
-    return quick_config(server.endpoint_url, segment_bytes=SMALL, flusher="external")
-
-
-def fill_segment(writer: Writer, *, count: int = 1) -> list[str]:
-    """Append until `count` more segments exist; return the messages."""
-    target = segments(writer.directory)[-1] + count
-    messages = []
-    while segments(writer.directory)[-1] < target:
-        messages.append(f"filler {len(messages)} of {id(messages)} {'.' * 200}")
-        assert writer.append(messages[-1])
-    return messages
 
 
 def pending(directory: SpoolDirectory) -> list[str]:
