@@ -43,6 +43,15 @@ _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 _OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy"))
 
 
+def load() -> None:
+    """Import all that a call needs: half a second, which a leader spends before it begins (see `no_fork`)."""
+    import encodings.idna  # noqa: F401  # of the first look-up of a host name
+
+    import boto3.session
+    import botocore.credentials
+    import botocore.parsers  # noqa: F401
+
+
 class _LogsClient(Protocol):
     """The calls we use of botocore's client."""
 

@@ -197,10 +197,13 @@ class Candidate:
         claim = lease.Lease(self._directory)
         if not claim.try_acquire():
             return False
-        from cwsink.flusher.delivery import Stopped
-        from cwsink.flusher.flusher import Flusher, Orders
-        from cwsink.spool.cursor import Fenced
+        with descriptors.no_fork():
+            from cwsink.flusher.cloudwatch import load
+            from cwsink.flusher.delivery import Stopped
+            from cwsink.flusher.flusher import Flusher, Orders
+            from cwsink.spool.cursor import Fenced
 
+            load()
         try:
             orders = Orders()
             flusher = Flusher(

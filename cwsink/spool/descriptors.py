@@ -11,6 +11,9 @@ kernel empties in every child (MADV_WIPEONFORK, Linux 4.14): looking at a byte c
 of `getpid()`. Where there is no such page, such a child keeps writing under its parent's
 producer id; its records are safe, only their ids may repeat.
 
+A fork copies another thread's half-done import, too, and nothing in the child ever completes it.
+`no_fork()` lets a thread that imports finish first.
+
 All files are opened O_CLOEXEC (no leak into exec'd programs) and O_NOFOLLOW
 (nobody can make us write through a planted symlink), mode 0600.
 """
@@ -23,6 +26,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
+from threading import RLock
 from typing import Final
 
 FILE_MODE: Final = 0o600
@@ -33,6 +37,9 @@ _MADV_WIPEONFORK: Final = 18
 _open: set[int] = set()
 _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
+_gate = RLock()
+# Many times what importing boto3 takes; whoever holds the gate for longer is stuck, and the fork goes on.
+_GATE_SECONDS: Final = 5.0
 
 
 def _page_wiped_on_fork() -> mmap.mmap | bytes:
@@ -56,8 +63,9 @@ def after_fork(call: Callable[[], None]) -> None:
 
 def notice_fork() -> None:
     """Become a process of our own: close what was inherited, and tell those who asked."""
-    global _incarnation
+    global _incarnation, _gate
     _incarnation += 1
+    _gate = RLock()
     for fd in _open:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -71,6 +79,11 @@ def notice_fork() -> None:
 def incarnation() -> int:
     """Return a number that differs in a forked child from its parent's."""
     return _incarnation
+
+
+def no_fork() -> RLock:  # type: ignore[valid-type]  # typeshed: a function before Python 3.13
+    """Return what a thread holds (`with no_fork():`) while no other may fork. Nothing may wait in it."""
+    return _gate
 
 
 def acquire(path: str, flags: int) -> int:
@@ -97,4 +110,13 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
     return True
 
 
-os.register_at_fork(after_in_child=notice_fork)
+def _before_fork() -> None:
+    _gate.acquire(timeout=_GATE_SECONDS)
+
+
+def _after_in_parent() -> None:
+    with contextlib.suppress(RuntimeError):  # not ours: the fork did not wait any longer
+        _gate.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=notice_fork)

@@ -178,6 +178,31 @@ reap(outer)
     assert Counter(server.messages()) == bursts("parent", "daemon")
 
 
+@pytest.mark.parametrize("module", ["cwsink.flusher.delivery", "boto3.session", "botocore.parsers"])
+def test_a_fork_waits_for_an_import_of_the_leader(server: StrictCloudWatch, run: Run, module: str) -> None:
+    """A child forked while the leader imports would inherit half a module, and could never lead itself."""
+    run(f"""
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            importing.set()
+            time.sleep(0.3)
+
+importing = threading.Event()
+sys.meta_path.insert(0, Slow())
+writer = Writer.open(settings)
+reader, gate = os.pipe()
+assert writer.append("parent")
+assert importing.wait(30)
+if os.fork() == 0:
+    os.close(gate)
+    os.read(reader, 1)  # until the parent has ended
+    burst("child", writer=writer)
+    sys.exit()
+""")
+    assert Counter(server.messages()) == bursts("child") + Counter(["parent"])
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("parent", ["silent", "logging"])
 def test_children_of_multiprocessing_deliver(server: StrictCloudWatch, run: Run, method: str, parent: str) -> None:

@@ -396,8 +396,9 @@ def test_after_a_short_write_readers_see_the_whole_frame_or_none(
         return written
 
     on_write(monkeypatch, cut)
-    monkeypatch.setattr(os, "ftruncate", None)
-    answer = writer.append("cut in the middle")
+    with monkeypatch.context() as never_truncated:
+        never_truncated.setattr(os, "ftruncate", None)
+        answer = writer.append("cut in the middle")
     assert answer == (on_full == "block")
     until(lambda: writer.append("after"), "room again")
     deliver(writer.directory, config)
