@@ -47,7 +47,6 @@ def load() -> None:
     """Import all that a call needs: half a second, which a leader spends before it begins (see `no_fork`)."""
     import encodings.idna  # noqa: F401  # of the first look-up of a host name
 
-    import boto3.session
     import botocore.credentials
     import botocore.parsers  # noqa: F401
 

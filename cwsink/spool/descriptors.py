@@ -81,7 +81,7 @@ def incarnation() -> int:
     return _incarnation
 
 
-def no_fork() -> RLock:  # type: ignore[valid-type]  # typeshed: a function before Python 3.13
+def no_fork() -> contextlib.AbstractContextManager[object]:
     """Return what a thread holds (`with no_fork():`) while no other may fork. Nothing may wait in it."""
     return _gate
 
