@@ -92,13 +92,16 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 def ring_bytes(directory: SpoolDirectory) -> int:
     """Return the disk space all files in ring/ take now, by blocks: temporaries too, each file once (as du does)."""
-    files: dict[int, int] = {}
-    with os.scandir(directory.ring) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
+    while True:
+        names = os.listdir(directory.ring)
+        files: dict[int, int] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in names:
+                status = os.lstat(f"{directory.ring}/{name}")
                 files[status.st_ino] = status.st_blocks * 512
-    return sum(files.values())
+            # Names are never used again: those that are there before and after were there together.
+            if os.listdir(directory.ring) == names:
+                return sum(files.values())
 
 
 def segments(directory: SpoolDirectory) -> list[int]:

@@ -19,6 +19,7 @@ import gzip
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -45,10 +46,8 @@ _OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStre
 
 def load() -> None:
     """Import all that a call needs: half a second, which a leader spends before it begins (see `no_fork`)."""
-    import encodings.idna  # noqa: F401  # of the first look-up of a host name
-
-    import botocore.credentials
-    import botocore.parsers  # noqa: F401
+    for name in ("boto3.session", "botocore.credentials", "botocore.parsers", "encodings.idna"):
+        import_module(name)  # encodings.idna: of the first look-up of a host name
 
 
 class _LogsClient(Protocol):
