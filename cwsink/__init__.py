@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cwsink.config import SinkConfig
     from cwsink.errors import ConfigError, CwsinkError, SpoolError
     from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink, drain, install
+    from cwsink.frontends.log_handler import SpoolHandler
     from cwsink.frontends.writer import Writer
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "CwsinkError",
     "SinkConfig",
     "SpoolError",
+    "SpoolHandler",
     "Writer",
     "__version__",
     "drain",
@@ -35,6 +37,7 @@ _HOME: Final = {
     "CwsinkError": "cwsink.errors",
     "SinkConfig": "cwsink.config",
     "SpoolError": "cwsink.errors",
+    "SpoolHandler": "cwsink.frontends.log_handler",
     "Writer": "cwsink.frontends.writer",
     "drain": "cwsink.frontends.fapilog_sink",
     "install": "cwsink.frontends.fapilog_sink",

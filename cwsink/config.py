@@ -132,6 +132,7 @@ class SinkConfig(metaclass=_Validated):
     drain_timeout_seconds: _NotNegative = 5.0
     flusher: Literal["thread", "external"] = "thread"
     allow_unsafe_filesystem: bool = False
+    adopt_orphans: bool = False
     oversize: Literal["drop", "truncate", "split"] = "drop"
     compression: Literal["none", "gzip"] = "none"
     # The target, and who may write to it.

@@ -42,8 +42,8 @@ def quick_config(endpoint_url: str | None = None, **settings: object) -> SinkCon
     return SinkConfig(**{**defaults, **settings})
 
 
-def finish(child: subprocess.Popen[str], *, code: int = 0) -> str:
+def finish(child: subprocess.Popen[str], *, code: int = 0, seconds: float = CHILD_SECONDS) -> str:
     """Wait for a child's end, assert its exit code, return its stdout."""
-    out, err = child.communicate(timeout=CHILD_SECONDS)
+    out, err = child.communicate(timeout=seconds)
     assert child.returncode == code, f"exit code {child.returncode}\n{out}\n{err}"
     return out

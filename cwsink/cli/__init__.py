@@ -1,10 +1,10 @@
-"""The command line: `cwsink status`, `tail`, `flush`, `demo`.
+"""The command line: `cwsink run`, `flush`, `status`, `tail`, `replay`, `demo`.
 
 Each command is a module of its own, imported when it is asked for, so that `cwsink --version`
 and `cwsink status --json` load neither rich nor boto3. None of them imports fapilog.
 
-Exit codes: 0 done, 1 not done (stderr says why), 2 usage. Never 3 or 4: a gunicorn master
-would take those for its own worker's boot failure.
+Exit codes: 0 done, 1 not done (stderr says why), 2 usage; `run` has those of its command. Never 3
+or 4 of our own: a gunicorn master would take those for its own worker's boot failure.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ LEVELS: Final = {
 REPLAYABLE: Final = ("too_old", "too_new", "expired", "oversize", "poison")
 
 _WATCH_SECONDS: Final = 2.0
+# What `docker stop` leaves for everything; most of the time there is next to nothing to deliver.
+_DRAIN_SECONDS: Final = 10.0
 
 _PATH = """\
 a spool (the directory with the file FORMAT), or a directory that holds several. Left out: where a
@@ -38,6 +40,8 @@ examples:
   cwsink status                      is everything delivered? if not, why?
   cwsink tail -f --level WARNING     what the workers log, as they log it
   cwsink flush --once                deliver what is there, then exit
+  cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
+  cwsink replay --all                send what other hosts or configurations left behind
   cwsink replay --dead-letters       a second chance for what CloudWatch refused
   cwsink demo                        see it survive kills and outages
 
@@ -53,7 +57,7 @@ states:
   circuit_open  many sends failed in a row; the leader tries again about every 30 s
   stalled       a process leads, but is stopped or has not moved for 30 s
   no_leader     records are pending and no process leads: they are sent when a worker logs
-                again, or by `cwsink flush`
+                again, or by `cwsink flush`; if none is left that does, by `cwsink replay`
 
 The books add up: appended = delivered + dead_lettered + evicted + pending (records).
 Status only looks: it writes nothing, needs no leader, and works on another user's spool as root.
@@ -83,7 +87,10 @@ _FLUSH = f"""\
 Stands for election beside the workers, and delivers while it leads: as a sidecar or a unit of systemd,
 with FAPILOG_CLOUDWATCH__FLUSHER=external in the workers if none of them shall ever send. Where to is
 in the spool's FORMAT, how comes from FAPILOG_CLOUDWATCH__*, credentials from where boto3 finds them.
-TERM or Ctrl-C: deliver what is there, then exit; a second one: exit now. Records are never lost by it.
+
+TERM, which a process manager sends to a sidecar and to the application at once: deliver until no process is
+left that has logged (at most 20 s), then what is there (at most drain_timeout_seconds), and exit.
+Ctrl-C: deliver what is there, and exit. A second one of either: exit now. Records are never lost by it.
 
 examples:
   cwsink flush /var/lib/cwsink                every spool there, until TERM
@@ -93,7 +100,32 @@ examples:
 {_EXIT_CODES}
 """
 
+_RUN = """\
+Meant as the entry point of a container: works as process 1. The flusher is a process of its own, started again
+if it dies; the command gets FAPILOG_CLOUDWATCH__FLUSHER=external, unless that is set, so its processes only
+append, and their end makes no network call. stdin, stdout, stderr, working directory, signals and inherited
+descriptors are the command's own, as if it were started without us.
+
+Forwarded to the command: TERM INT HUP QUIT USR1 USR2 WINCH TTIN TTOU. When it has ended, what is left is delivered
+for at most --drain-timeout; a second TERM or Ctrl-C cuts that short. What stays in the spool is said on stderr.
+A gunicorn that is upgraded by USR2 is followed to the new master (Linux); other processes that the command leaves
+behind are not waited for.
+
+examples:
+  cwsink run -- gunicorn app:app --workers 4
+  cwsink run --drain-timeout 3 -- celery -A tasks worker
+  cwsink run --spool /data/spool -- python -m myapp       CMD ["cwsink", "run", "--", ...] in a Dockerfile
+
+Exit codes: the command's; 128 + N if it died of signal N; 127 not found, 126 not executable, 2 usage
+"""
+
 _REPLAY = f"""\
+An orphan is a spool with pending records, without a leader, and without any process left that has logged there:
+its host or container has another name now, or its configuration changed. A replay sends it to the log group and
+stream written in its FORMAT; a spool that has a leader is left alone. What was sent is remembered at once, so one
+that is interrupted goes on where it was; records keep their own times. The emptied spool stays, and takes a few KiB.
+
+dead letters:
 What CloudWatch refused is kept in dead_letters.jsonl of its spool. A replay appends it to the spool again,
 as new records, and takes it out of there; the leader, or `cwsink flush --once`, sends it.
 Killed in between, it may send some of it twice, and loses nothing.
@@ -111,11 +143,14 @@ reasons:
 before plain text as [2023-11-14T22:13:20.000Z].
 
 examples:
+  cwsink replay --all --dry-run                        which orphans there are: how many records, of when
+  cwsink replay --all --rate 500                       send them, at most 500 records a second
+  cwsink replay SPOOL                                  send this one (or all below a root), orphan or not
   cwsink replay --dead-letters --dry-run               how many, and why
   cwsink replay --dead-letters --restamp               also what is too old by now
   cwsink replay --dead-letters --reason poison SPOOL   nothing but these
 
-{_EXIT_CODES}; 1 also if a spool is full: live records come first, and the rest stays.
+{_EXIT_CODES}; 1 also if a spool is full: live records come first, and the rest of its dead letters stays.
 """
 
 
@@ -154,12 +189,36 @@ def parser() -> argparse.ArgumentParser:
         "--timeout",
         metavar="SECONDS",
         type=_positive,
-        help="give up after SECONDS: with --once in all (default: after 60 without any progress), else when "
-        "delivering the rest after TERM (default: drain_timeout_seconds)",
+        help="give up after SECONDS: with --once in all (default: after 60 without any progress), else after TERM, "
+        "waiting for workers included (default: 25)",
     )
+    # For `cwsink run`: wishes come on stdin (cwsink.cli.serve).
+    flush.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
 
-    replay = _add(commands, "replay", "send again what CloudWatch refused", _REPLAY)
-    replay.add_argument("--dead-letters", action="store_true", required=True, help="what is in dead_letters.jsonl")
+    run = _command(commands, "run", "run a command, with one flusher beside it for all of its processes", _RUN)
+    run.usage = "cwsink run [-h] [--drain-timeout SECONDS] [--spool PATH] -- COMMAND ..."
+    run.add_argument(
+        "--drain-timeout",
+        metavar="SECONDS",
+        type=_positive,
+        default=_DRAIN_SECONDS,
+        help=f"when the command has ended, deliver what is left for at most SECONDS (default: {_DRAIN_SECONDS:.0f})",
+    )
+    run.add_argument(
+        "--spool",
+        metavar="PATH",
+        help="the directory below which spools lie, for the command and the flusher "
+        "(default: what both find, see `cwsink flush --help`)",
+    )
+    run.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
+    run.set_defaults(error=run.error)
+
+    replay = _add(commands, "replay", "send what spools left behind hold, or what CloudWatch refused", _REPLAY)
+    replay.add_argument("--all", action="store_true", help="every orphan at PATH, and nothing else")
+    replay.add_argument(
+        "--rate", metavar="RECORDS", type=_rate, help="the most records to send in a second (default: no limit)"
+    )
+    replay.add_argument("--dead-letters", action="store_true", help="what is in dead_letters.jsonl")
     replay.add_argument(
         "--reason",
         metavar="REASON",
@@ -174,6 +233,8 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
 
+    replay.set_defaults(error=replay.error)  # for what only all arguments together tell
+
     commands.add_parser("demo", help="see it survive kills and outages", add_help=False)
     return top
 
@@ -181,15 +242,21 @@ def parser() -> argparse.ArgumentParser:
 def _add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(
+    command = _command(commands, name, what, epilog)
+    command.add_argument("path", metavar="PATH", nargs="?", help=_PATH)
+    return command
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
         name,
         help=what,
         description=f"{what[0].upper()}{what[1:]}.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("path", metavar="PATH", nargs="?", help=_PATH)
-    return command
 
 
 def _positive(text: str) -> float:
@@ -206,6 +273,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _rate(text: str) -> int:
+    rate = int(text)
+    if rate < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return rate
+
+
 def _level(text: str) -> int:
     if text.upper() not in LEVELS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(LEVELS)}")
@@ -215,3 +289,4 @@ def _level(text: str) -> int:
 # What argparse calls them in "invalid ... value".
 _positive.__name__ = "SECONDS"
 _count.__name__ = "N"
+_rate.__name__ = "RECORDS"

@@ -36,7 +36,7 @@ class DedicatedFlusher:
         config: how to send.
         epoch: of its leadership; 0 while it does not lead.
         trouble: what went wrong when it led last, or None.
-        gave_up: it was to deliver the rest, and its time was over before that.
+        pace: the most records to send in a second; None for as many as it takes.
     """
 
     def __init__(self, directory: SpoolDirectory, *, in_a_hurry: bool) -> None:
@@ -50,7 +50,7 @@ class DedicatedFlusher:
         self.config = config_for(directory.format)
         self.epoch = 0
         self.trouble: str | None = None
-        self.gave_up = False
+        self.pace: float | None = None
         self._in_a_hurry = in_a_hurry
         self._leaving = threading.Event()
         self._drain_until: float | None = None
@@ -61,11 +61,21 @@ class DedicatedFlusher:
         """Begin to stand for election."""
         self._thread.start()
 
+    @property
+    def is_started(self) -> bool:
+        """Tell whether it has been started, ended or not."""
+        return self._thread.ident is not None
+
     def leave(self, drain_seconds: float) -> None:
         """Deliver the rest, for at most this long, and end. A later call shortens it."""
         self._drain_until = time.monotonic() + drain_seconds
         self._leaving.set()
         self._instruct()
+
+    def hurry(self) -> None:
+        """Send what is there now without waiting for more, if it leads."""
+        if (orders := self._orders) is not None:
+            orders.hurry.set()
 
     def has_ended(self, timeout_seconds: float) -> bool:
         """Wait for the end for so long; tell whether it has come. A request in flight is waited for."""
@@ -101,7 +111,6 @@ class DedicatedFlusher:
             if self._try_to_lead():
                 return
             time.sleep(_HANDOVER_POLL_SECONDS)
-        self.gave_up |= not lease.is_taken(self.directory) and survey.has_pending(self.directory)
 
     def _try_to_lead(self) -> bool:
         """Lead if elected. Returns whether this process has led; what goes wrong is said, and tried again."""
@@ -125,22 +134,23 @@ class DedicatedFlusher:
         claim = lease.Lease(self.directory)
         if not claim.try_acquire():
             return False
+        from cwsink.flusher import adoption
         from cwsink.flusher.delivery import Stopped
         from cwsink.flusher.flusher import Flusher, Orders
         from cwsink.spool.cursor import Fenced
 
         try:
             orders = Orders()
-            flusher = Flusher(self.directory, self.config, claim, orders, kind="process")
+            flusher = Flusher(self.directory, self.config, claim, orders, kind="process", pace=self.pace)
             self._orders = orders
             self._instruct()  # the wish to leave may have come while we were being elected
             self.epoch, self.trouble = flusher.epoch, None
-            flusher.lead()
-            self.gave_up = self._drain_until is not None and time.monotonic() >= self._drain_until
+            with adoption.beside(self.directory, self.config, kind="process"):
+                flusher.lead()
         except Fenced:
             return False
         except Stopped:
-            self.gave_up = True
+            pass
         finally:
             self._orders = None
             self.epoch = 0

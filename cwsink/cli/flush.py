@@ -2,7 +2,8 @@
 
 The main thread looks at files, shows what it sees and listens to signals; each spool has a
 thread that stands for election and leads (cwsink.cli.dedicated). With `--once` the end is
-seen in the cursor, so it does not matter whether this process or a worker delivers.
+seen in the cursor, so it does not matter whether this process or a worker delivers. Without
+it: cwsink.cli.serve.
 """
 
 from __future__ import annotations
@@ -19,40 +20,55 @@ from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
 from cwsink.cli.status import look, meaning_of, sentence, why
 from cwsink.flusher import leader_state
-from cwsink.spool import cursor, lease
+from cwsink.spool import cursor, lease, segment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.survey import survey
 
-_POLL_SECONDS: Final = 0.1
-_NEW_SPOOLS_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.1
 # --once without --timeout: an outage that lasts longer than this is not waited for.
 _PATIENCE_SECONDS: Final = 60.0
+# How long --once waits only for delivered segments to be taken away: the next leader does that, too.
+_TIDY_SECONDS: Final = 1.0
 # After the last request's time is over, what is left to do is to commit.
 _COMMIT_SECONDS: Final = 1.0
+# Of a time that has to be kept, so much is for delivering, and the rest for the request that is in flight then.
+_DRAIN_SHARE: Final = 0.9
 
 
 class Wish:
-    """How often TERM or INT asked us to end.
+    """How often TERM or INT asked us to end, and how.
 
-    Only a number is set by the handler: it may interrupt any line of the main thread, which polls it.
+    Only plain values are set by the handler: it may interrupt any line of the main thread, which polls them.
+
+    Attributes:
+        times: how often.
+        is_patient: the first one was TERM, which a process manager sends, perhaps to our workers at the same time.
+        is_orphaned: who started us has ended without asking.
     """
 
     def __init__(self) -> None:
         self.times = 0
+        self.is_patient = False
+        self.is_orphaned = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
-    def _note(self, *_: object) -> None:
+    def look(self) -> None:
+        """See whether there are wishes that do not come as signals."""
+
+    def _note(self, number: int, *_: object) -> None:
+        if not self.times:
+            self.is_patient = number == signal.SIGTERM
         self.times += 1
 
 
 def run(options: argparse.Namespace) -> int:
     """Flush until told to end, or once."""
+    if not options.once:
+        from cwsink.cli import serve
+
+        return serve.run(options)
     wish = Wish()
-    spools = Spools(options.path, read_only=False)
-    if options.once:
-        return _once(spools, options.timeout, wish)
-    return _serve(spools, options.timeout, wish)
+    return _once(Spools(options.path, read_only=False), options.timeout, wish)
 
 
 class Job:
@@ -60,7 +76,7 @@ class Job:
 
     def __init__(self, directory: SpoolDirectory, timeout: float | None) -> None:
         self.directory = directory
-        self.target = _target(directory)
+        self.target = target(directory)
         self.backlog = Backlog(directory)
         self.flusher = DedicatedFlusher(directory, in_a_hurry=True)
         self.is_done = False
@@ -68,6 +84,12 @@ class Job:
         self._began = self._moved = time.monotonic()
         self._settled = 0
         self._timeout = timeout
+        self._tidy_until = 0.0
+
+    @property
+    def is_tidy(self) -> bool:
+        """Tell whether one segment is left, as there is when all is delivered and no idle worker holds another."""
+        return len(segment.numbers(self.directory.ring)) <= 1
 
     @property
     def is_open(self) -> bool:
@@ -81,10 +103,11 @@ class Job:
 
     def look(self) -> None:
         """See how far it is, whoever delivers; give up if it takes too long."""
-        if self.backlog.is_settled():
-            self.is_done = True
-            return
         now = time.monotonic()
+        if self.backlog.is_settled():
+            self._tidy_until = self._tidy_until or now + _TIDY_SECONDS
+            self.is_done = self.is_tidy or now >= self._tidy_until
+            return
         if self.settled != self._settled:
             self._settled, self._moved = self.settled, now
         if self._timeout is not None and now - self._began >= self._timeout:
@@ -128,7 +151,7 @@ def _once(spools: Spools, timeout: float | None, wish: Wish) -> int:
         for job in jobs:
             if job.backlog.records:
                 shown.say(f"{job.target}: {text.records(job.backlog.records)} to deliver.")
-            if job.backlog.is_empty:
+            if job.backlog.is_empty and job.is_tidy:
                 job.is_done = True
             else:
                 job.flusher.start()
@@ -139,10 +162,10 @@ def _once(spools: Spools, timeout: float | None, wish: Wish) -> int:
                 else:
                     job.look()
                 if job.backlog.records:
-                    shown.show(job.target, job.settled, job.backlog.records, _whose(job.flusher))
+                    shown.show(job.target, job.settled, job.backlog.records, whose(job.flusher))
             if any(job.is_open for job in jobs):
-                time.sleep(_POLL_SECONDS)
-    _end([job.flusher for job in jobs if not job.backlog.is_empty], 0.0, wish)
+                time.sleep(POLL_SECONDS)
+    end([job.flusher for job in jobs if job.flusher.is_started], 0.0, wish)
     for job in jobs:
         if job.is_done:
             print(job.summary(), flush=True)
@@ -153,66 +176,42 @@ def _once(spools: Spools, timeout: float | None, wish: Wish) -> int:
     return DONE if jobs and spools.is_whole and all(job.failure is None for job in jobs) else NOT_DONE
 
 
-def _serve(spools: Spools, drain_seconds: float | None, wish: Wish) -> int:
-    flushers: dict[str, DedicatedFlusher] = {}
-    counts: dict[str, int] = {}
-    look_for_spools_at = 0.0
-    is_waiting = False
-    with display(has_end=False) as shown:
-        while not wish.times:
-            if time.monotonic() >= look_for_spools_at:
-                look_for_spools_at = time.monotonic() + _NEW_SPOOLS_SECONDS
-                for directory in spools.open():
-                    if directory.path not in flushers:
-                        flushers[directory.path] = DedicatedFlusher(directory, in_a_hurry=False)
-                        counts[directory.path] = _delivered(flushers[directory.path])
-                        flushers[directory.path].start()
-                        shown.say(f"{_target(directory)}: standing for election in {directory.path}")
-                if not flushers and not spools.is_whole:
-                    return NOT_DONE
-                if not flushers and not is_waiting:
-                    shown.say(f"No spool in {spools.place} yet: waiting for the first worker to log.")
-                    is_waiting = True
-            for path, flusher in flushers.items():
-                delivered = _delivered(flusher) - counts[path]
-                shown.show(_target(flusher.directory), delivered, None, _whose(flusher))
-            time.sleep(_POLL_SECONDS)
-        for flusher in flushers.values():
-            if flusher.epoch:
-                shown.say(f"{_target(flusher.directory)}: told to end; delivering what is there.")
-        _end(list(flushers.values()), drain_seconds, wish)
-    code = DONE
-    for path, flusher in flushers.items():
-        delivered = _delivered(flusher) - counts[path]
-        print(f"{_target(flusher.directory)}: ended; {text.records(delivered)} delivered meanwhile.", flush=True)
-        pending = survey(flusher.directory).pending
-        if pending and (flusher.gave_up or not flusher.has_ended(0.0)):
-            complain(f"{text.stay(pending)} in {flusher.directory.path}: not delivered in time. They are kept.")
-            code = NOT_DONE
-    return code
+def end(
+    flushers: list[DedicatedFlusher], drain_seconds: float | None, wish: Wish, ends_at: float | None = None
+) -> None:
+    """Have all of them leave, and wait for it; a wish beyond the first makes them leave at once.
 
-
-def _end(flushers: list[DedicatedFlusher], drain_seconds: float | None, wish: Wish) -> None:
-    """Have all of them leave, and wait for it; a further signal makes them leave at once."""
-    asked = wish.times
-    until = 0.0
+    Args:
+        flushers: of all spools.
+        drain_seconds: how long each may deliver; its drain_timeout_seconds by default.
+        wish: to be asked again.
+        ends_at: when it has to be over (monotonic), a request in flight or not. None: that one is waited for.
+    """
+    began = until = time.monotonic()
     for flusher in flushers:
         seconds = flusher.config.drain_timeout_seconds if drain_seconds is None else drain_seconds
+        if ends_at is not None:
+            seconds = min(seconds, max(0.0, ends_at - began) * _DRAIN_SHARE)
         flusher.leave(seconds)
-        until = max(until, time.monotonic() + seconds + flusher.request_seconds + _COMMIT_SECONDS)
-    while time.monotonic() < until and not all(flusher.has_ended(_POLL_SECONDS) for flusher in flushers):
+        until = max(until, began + seconds + flusher.request_seconds + _COMMIT_SECONDS)
+    if ends_at is not None:
+        until = min(until, ends_at)
+    asked = min(wish.times, 1)
+    while time.monotonic() < until and not all(flusher.has_ended(POLL_SECONDS) for flusher in flushers):
+        wish.look()
         if wish.times > asked:
             asked = wish.times
+            until = min(until, time.monotonic() + _COMMIT_SECONDS)
             for flusher in flushers:
                 flusher.leave(0.0)
 
 
-def _delivered(flusher: DedicatedFlusher) -> int:
+def delivered(flusher: DedicatedFlusher) -> int:
     """Return how many records of the spool were delivered ever, by any process."""
     return cursor.read(flusher.directory.cursor).ledger.delivered
 
 
-def _whose(flusher: DedicatedFlusher) -> str:
+def whose(flusher: DedicatedFlusher) -> str:
     """Say who leads, and whether it gets on."""
     published = leader_state.read(flusher.directory)
     if flusher.epoch:
@@ -225,6 +224,6 @@ def _whose(flusher: DedicatedFlusher) -> str:
     return f"pid {published.pid} on {published.host} leads" if published else "another process leads"
 
 
-def _target(directory: SpoolDirectory) -> str:
+def target(directory: SpoolDirectory) -> str:
     spool_format = directory.format
     return text.printable(f"{spool_format.log_group_name} → {spool_format.log_stream_name}", one_line=True)

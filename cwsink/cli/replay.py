@@ -1,6 +1,6 @@
-"""`cwsink replay --dead-letters`: what CloudWatch refused is appended to its spool once more.
+"""`cwsink replay`: of orphans (cwsink.cli.orphans), and `--dead-letters`: what CloudWatch refused, once more.
 
-The letters become new records of a producer of their own, in the same ring, and whoever leads
+Dead letters become new records of a producer of their own, in the same ring, and whoever leads
 delivers them like any other: with a leader alive or without, through the same checks, and the
 ledger counts them as appended anew. Live records come first: nothing is evicted for a letter.
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from cwsink import naming
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli import DONE, NOT_DONE, complain, orphans, text
 from cwsink.cli.arguments import REPLAYABLE
 from cwsink.cli.dedicated import config_for
 from cwsink.cli.progress import Bars, Display, display
@@ -262,6 +262,25 @@ class Replay:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Replay what is asked for."""
+    if wrong := _contradiction(options):
+        options.error(wrong)  # ends with code 2
+    return _replay_dead_letters(options) if options.dead_letters else orphans.run(options)
+
+
+def _contradiction(options: argparse.Namespace) -> str | None:
+    """Say what of the arguments does not belong together, or is missing."""
+    if options.dead_letters:
+        wrong = [name for name, value in (("--all", options.all), ("--rate", options.rate)) if value]
+        return f"{' and '.join(wrong)} cannot be combined with --dead-letters." if wrong else None
+    if options.reason or options.restamp:
+        return "--reason and --restamp are for --dead-letters."
+    if options.path is None and not options.all:
+        return "replay what? PATH of a spool (`cwsink status` shows them), --all for every orphan, or --dead-letters."
+    return None
+
+
+def _replay_dead_letters(options: argparse.Namespace) -> int:
     """Replay the dead letters of every spool at PATH."""
     spools = Spools(options.path, read_only=options.dry_run)
     reasons = frozenset(options.reason) if options.reason else None

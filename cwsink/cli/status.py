@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from cwsink.cli import DONE, NOT_DONE, text
 from cwsink.cli.spools import Spools
 from cwsink.flusher import leader_state
 from cwsink.flusher.outcome import Answer, Outcome, classify
-from cwsink.spool import cursor, lease
+from cwsink.spool import cursor, heartbeat, host, lease, orphans
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey
@@ -88,6 +89,14 @@ class Report:
 
 
 @dataclass
+class Orphan:
+    """What is known of a spool that was left behind. `silent_seconds`: since the last append."""
+
+    written_by: str
+    silent_seconds: float
+
+
+@dataclass
 class Sight:
     """A report, and what only people are shown.
 
@@ -97,6 +106,8 @@ class Sight:
         success_seconds: how long ago CloudWatch took the last records, or None.
         records_per_second: the leader's rate.
         used_bytes: of the disk, by the ring.
+        orphan: set if nobody looks after the spool.
+        elsewhere: the host whose leader has the spool, if it is not this one.
     """
 
     report: Report
@@ -105,6 +116,8 @@ class Sight:
     success_seconds: float | None
     records_per_second: float
     used_bytes: int
+    orphan: Orphan | None = None
+    elsewhere: str | None = None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -159,6 +172,7 @@ def look(directory: SpoolDirectory) -> Sight:
     is_current = published is not None and leader is not None and published.epoch == leader.epoch
     doing = published.state if published and is_current else "idle"
     last_success = published.last_success if published else None
+    other = heartbeat.elsewhere(directory)
     report = Report(
         path=directory.path,
         log_group_name=directory.format.log_group_name,
@@ -193,6 +207,8 @@ def look(directory: SpoolDirectory) -> Sight:
         success_seconds=None if last_success is None else max(0.0, now - last_success),
         records_per_second=published.records_per_second if published and is_current else 0.0,
         used_bytes=used_bytes(directory.ring),
+        orphan=_orphan_of(directory, now) if report.state == "no_leader" else None,
+        elsewhere=other.mark.host if other else None,
     )
 
 
@@ -233,6 +249,10 @@ def why(sight: Sight) -> str:
     """Say why records are pending: one sentence or two, to be read after "why"."""
     report, leader = sight.report, sight.report.leader
     if report.state == "no_leader":
+        if sight.elsewhere is not None:
+            return f"Host {sight.elsewhere} leads this spool: two hosts must not share one. It sends them."
+        if sight.orphan is not None:
+            return _why_orphan(sight.orphan, report.path)
         return "No process leads. They are sent when a worker logs again, or by `cwsink flush`."
     if report.state == "stalled" and leader is not None:
         who = f"The leader (pid {leader.pid} on {leader.host})"
@@ -246,6 +266,28 @@ def why(sight: Sight) -> str:
             f"{sentence(report.last_error)}\n{meaning_of(report.last_error)} The leader tries again until it succeeds."
         )
     return "They are being sent."
+
+
+def _orphan_of(directory: SpoolDirectory, now: float) -> Orphan | None:
+    if not orphans.is_left_alone(directory):
+        return None
+    appended_at = orphans.last_append(directory)
+    return Orphan(directory.format.host, 0.0 if appended_at is None else max(0.0, now - appended_at))
+
+
+def _why_orphan(orphan: Orphan, path: str) -> str:
+    """Say how it came to be left behind, as far as can be known, and what to type."""
+    silent = text.duration(orphan.silent_seconds)
+    command = f"`cwsink replay {shlex.quote(path)}`"
+    if orphan.written_by != host.name():
+        return (
+            f"An orphan of host {orphan.written_by} (this one is {host.name()}): nobody has logged there for "
+            f"{silent}.\n{command} sends them where they were meant to go."
+        )
+    return (
+        f"No process leads, and none that logged there is left: nobody has for {silent}.\nThey are sent when a worker "
+        f"with these settings logs again. If none will: {command}."
+    )
 
 
 def _leader_of(directory: SpoolDirectory, books: Survey, published: leader_state.Published | None) -> Leader | None:

@@ -96,7 +96,10 @@ def _summary(sights: list[Sight]) -> Text:
         return Text(f"{len(sights)} spools: everything is delivered.\n", "green")
     pending = sum(report.pending for report in behind)
     verb = "is" if len(behind) == 1 else "are"
-    return Text(f"{len(behind)} of {len(sights)} spools {verb} behind: {text.records(pending)} in all.\n", "yellow")
+    summary = f"{len(behind)} of {len(sights)} spools {verb} behind: {text.records(pending)} in all.\n"
+    if (left := sum(sight.orphan is not None for sight in sights)) > 1:
+        summary += f"{left} of them are orphans: `cwsink replay --all` sends those, with --dry-run it says which.\n"
+    return Text(summary, "yellow")
 
 
 def _verdict(sight: Sight) -> str:

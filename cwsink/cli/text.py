@@ -106,8 +106,10 @@ def read(event: Event) -> Line:
         return Line(event.timestamp_ms, None, None, "", event.message)
     level = entry.get("level")
     name = level.upper() if isinstance(level, str) else None
-    rank = LEVELS.get(name) if name else None
     diagnostics = _mapping(entry.get("diagnostics"))
+    rank = LEVELS.get(name) if name else None
+    if rank is None and isinstance(number := diagnostics.get("levelno"), int):  # the application's own level
+        rank = number
     return Line(
         event.timestamp_ms,
         name,

@@ -18,7 +18,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from threading import Event as Flag
+from dataclasses import replace
 from typing import Final
 
 from cwsink import naming
@@ -29,6 +29,7 @@ from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery, Tally
 from cwsink.flusher.leader_state import LeaderState
+from cwsink.native import Flag
 from cwsink.spool import budget
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, Offset, State
 from cwsink.spool.directory import SpoolDirectory
@@ -77,6 +78,7 @@ class Flusher:
         orders: Orders,
         *,
         kind: str,
+        pace: float | None = None,
         before_reclaim: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over the spool, whose lease is held.
@@ -87,15 +89,19 @@ class Flusher:
             lease: held by the caller, who releases it.
             orders: when to stop.
             kind: "thread" in a worker (paces a bulk replay), "process" for a dedicated one.
+            pace: the most records to send in a second, in about one request; None for as many as it takes.
             before_reclaim: lets this process's own writer leave a segment that is not the newest.
 
         Raises:
             OSError: the cursor cannot be read or written.
         """
+        if pace is not None:
+            config = replace(config, max_batch_events=max(1, min(config.max_batch_events, int(pace))))
         self._directory = directory
         self._config = config
         self._lease = lease
         self._orders = orders
+        self._pace = pace
         self._is_paced = kind == "thread"
         self._before_reclaim = before_reclaim
         self._cursor = Cursor(directory.cursor)
@@ -152,6 +158,7 @@ class Flusher:
 
     def check(self) -> None:
         """Raise Fenced unless this process can prove that it still leads."""
+        self._lease.beat()
         if not self._lease.is_held() or not self._cursor.is_ours():
             raise Fenced(f"epoch {self.epoch} has ended")
 
@@ -176,10 +183,13 @@ class Flusher:
     def _deliver(self) -> None:
         """Deliver and commit one chunk."""
         began = time.thread_time()
-        is_bulk = self._collector.count >= self._config.batch_size
+        count = self._collector.count
+        is_bulk = count >= self._config.batch_size
         self._settle(self._collector.take())
         self._pending_since = None
-        if self._is_paced and is_bulk and not self._orders.stop.is_set():
+        if self._pace is not None:
+            self._wait(count / self._pace)
+        elif self._is_paced and is_bulk and not self._orders.stop.is_set():
             self._wait(_PACE_FACTOR * (time.thread_time() - began))
 
     def _finish_chunk(self) -> None:
@@ -299,6 +309,7 @@ class Flusher:
             if left <= 0:
                 return True
             self.leader_state.publish()
+            self._lease.beat()
             self._sync()
             time.sleep(min(left, POLL_SECONDS))
         return False

@@ -10,12 +10,11 @@ made by a signal handler that interrupted `threading` itself, with its locks hel
 At exit the last process out drains what is pending, the others just leave. Each lets go of its
 attachment before it asks whether others are left: of several that leave at once, one stays to drain,
 and it waits for a leader that is still on its way out. `atexit` does not run in multiprocessing's
-children before Python 3.13; its `Finalize` does, everywhere.
+children before Python 3.13; its `Finalize` does, everywhere. Neither runs in Celery's, which send a signal.
 """
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import os
@@ -24,12 +23,13 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
-from threading import Event
 from typing import TYPE_CHECKING, Final
 
+from cwsink import native
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import own_work, report
-from cwsink.spool import descriptors, lease, survey
+from cwsink.errors import ConfigError
+from cwsink.spool import descriptors, lease, segment, survey
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
@@ -47,9 +47,21 @@ _LAST_TRIES_SECONDS: Final = 1.0
 # How often the last one out looks whether a leader that is leaving, too, has gone.
 _DRAIN_POLL_SECONDS: Final = 0.02
 
+# How long it waits for such a leader only to take delivered segments away, which the next start does as well.
+_TIDY_SECONDS: Final = 0.25
+
 _candidates: dict[str, Candidate] = {}
 _exit_registered = False
 _exit_foreseen = False
+
+
+def refuse_lambda() -> None:
+    """Raise ConfigError in AWS Lambda: no thread runs between two calls, and the disk goes with the sandbox."""
+    if os.environ.get("AWS_LAMBDA_FUNCTION_NAME") and os.environ.get("LAMBDA_TASK_ROOT"):
+        raise ConfigError(
+            "this is AWS Lambda, which freezes the process between two calls and throws its disk away: what is spooled "
+            "would be late, or lost. Nothing is spooled. Log to stdout: Lambda sends that to CloudWatch itself."
+        )
 
 
 def foresee_exit() -> None:
@@ -62,6 +74,7 @@ def foresee_exit() -> None:
         import concurrent.futures.thread  # noqa: F401
 
         atexit.register(_leave_all)
+        _foresee_end_of_celery_child()
 
 
 def stand(directory: SpoolDirectory, config: SinkConfig) -> Candidate:
@@ -79,6 +92,12 @@ def stand(directory: SpoolDirectory, config: SinkConfig) -> Candidate:
     return candidate
 
 
+def hurry_all() -> None:
+    """Have what is pending sent at once, where the leader is here."""
+    for candidate in list(_candidates.values()):
+        candidate.hurry()
+
+
 class Candidate:
     """Stands for election until the process ends."""
 
@@ -87,12 +106,13 @@ class Candidate:
         self._config = config
         self._attachment = Attachment(directory)
         self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
-        self._leaving = Event()
+        self._leaving = native.Flag()
         self._orders: Orders | None = None
         self._drain_seconds: float | None = None
-        self._ended = Event()
+        self._ended = native.Flag()
         self._started = False
         self._has_left = False
+        self._leave_until = 0.0
 
     def start(self) -> None:
         """Start the thread (once), unless flushing is left to another process."""
@@ -103,10 +123,12 @@ class Candidate:
             self._ended.set()
             return
         try:
-            _thread.start_new_thread(self._stand, ())
-        except RuntimeError:
+            native.start_thread(self._stand)
+        except RuntimeError as error:
             # No thread starts any more: Python 3.12 and later, at exit. `leave` drains by itself.
             self._ended.set()
+            if isinstance(error, native.PatchedError):
+                report("thread", f"cannot flush {self._directory.path}: {error}. The records stay in the spool.")
 
     def discard(self) -> None:
         """Take back what making it did."""
@@ -133,19 +155,29 @@ class Candidate:
         """Tell whether the leader is in this process."""
         return self._orders is not None
 
-    def leave(self) -> None:
-        """Go: drain if nobody else is left, else just hand the lease on. Bounded in time."""
+    def begin_to_leave(self) -> None:
+        """Have the thread go: drain if nobody else is left, else just hand the lease on. Does not wait."""
         if self._has_left or self._config.flusher == "external":
             return
         self._has_left = True
-        timeout = self._config.drain_timeout_seconds if self._attachment.leave() else 0.0
-        self._drain_seconds = timeout
+        for ring in list(self._rings):
+            ring.close()  # we may take long to end: who drains must not find a segment held by us
+        self._drain_seconds = self._config.drain_timeout_seconds if self._attachment.leave() else 0.0
+        self._leave_until = time.monotonic() + self._drain_seconds
         self._leaving.set()
         self._instruct()
+
+    def leave(self) -> None:
+        """Wait until it has gone. Bounded in time, by the moment when it began to leave."""
+        if not self._leave_until:
+            return
+        left = max(0.0, self._leave_until - time.monotonic())
+        self._leave_until = 0.0
         if self._ended.is_set():  # there is no thread
+            self._drain_seconds = left
             self._drain()
         else:
-            self._ended.wait(timeout + _LEAVE_SECONDS)
+            self._ended.wait(left + _LEAVE_SECONDS)
 
     def _instruct(self) -> None:
         """Pass the wish to leave on to the flusher, if there is one."""
@@ -166,13 +198,17 @@ class Candidate:
             self._ended.set()
 
     def _drain(self) -> None:
-        """Deliver what is pending, as soon as whoever leads now has gone."""
-        until = time.monotonic() + (self._drain_seconds or 0.0)
+        """Deliver what is pending, and leave one segment, as soon as whoever leads now has gone."""
+        began = time.monotonic()
+        until = began + (self._drain_seconds or 0.0)
         while (left := until - time.monotonic()) > 0:
             self._drain_seconds = left
-            if self._try_to_lead() or not survey.has_pending(self._directory):
+            if self._try_to_lead():
                 return
-            time.sleep(min(left, _DRAIN_POLL_SECONDS))
+            is_tidy = len(segment.numbers(self._directory.ring)) <= 1 or time.monotonic() >= began + _TIDY_SECONDS
+            if is_tidy and not survey.has_pending(self._directory):
+                return
+            native.sleep(min(left, _DRAIN_POLL_SECONDS))
 
     def _try_to_lead(self) -> bool:
         """Lead if elected; whatever goes wrong is said, and tried again after a while: things get repaired.
@@ -187,10 +223,10 @@ class Candidate:
                 report(
                     "flusher",
                     f"cannot flush {self._directory.path}: {type(error).__name__}: {error}. The records stay in the "
-                    f"spool; it is tried again every {_TROUBLE_SECONDS:.0f} s.",
+                    f"spool; it is tried again every {_TROUBLE_SECONDS:.0f} s.{native.advice()}",
                 )
                 if self._leaving.wait(_TROUBLE_SECONDS):
-                    time.sleep(min(_LAST_TRIES_SECONDS, self._drain_seconds or 0.0))
+                    native.sleep(min(_LAST_TRIES_SECONDS, self._drain_seconds or 0.0))
             return False
 
     def _lead_if_elected(self) -> bool:
@@ -198,6 +234,7 @@ class Candidate:
         if not claim.try_acquire():
             return False
         with descriptors.no_fork():
+            from cwsink.flusher import adoption
             from cwsink.flusher.cloudwatch import load
             from cwsink.flusher.delivery import Stopped
             from cwsink.flusher.flusher import Flusher, Orders
@@ -211,7 +248,8 @@ class Candidate:
             )
             self._orders = orders
             self._instruct()  # the wish to leave may have come while we were being elected
-            flusher.lead()
+            with adoption.beside(self._directory, self._config, kind="thread"):
+                flusher.lead()
         except Fenced:
             return False
         except Stopped:
@@ -239,7 +277,19 @@ def _register_exit() -> None:
     billiard = sys.modules.get("billiard.util")  # Celery's fork of multiprocessing
     if billiard is not None:
         billiard.Finalize(None, _leave_all, exitpriority=_EXIT_PRIORITY)
+    _foresee_end_of_celery_child()
     atexit.register(_leave_all)
+
+
+def _foresee_end_of_celery_child() -> None:
+    """A child of Celery's pool ends by `os._exit`, past atexit and Finalize; there is a signal before that."""
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:
+        signals.worker_process_shutdown.connect(_leave_celery_child, weak=False, dispatch_uid="cwsink")
+
+
+def _leave_celery_child(**_: object) -> None:
+    _leave_all()
 
 
 def _is_multiprocessing_child() -> bool:
@@ -255,11 +305,13 @@ def _leave_all() -> None:
     for call in before_leaving:
         with contextlib.suppress(Exception):
             call()
-    until = time.monotonic() + 60.0
-    for candidate in list(_candidates.values()):
-        if time.monotonic() < until:
-            with contextlib.suppress(Exception):
-                candidate.leave()
+    leaving = list(_candidates.values())
+    for candidate in leaving:  # all at once: several spools take no longer than one
+        with contextlib.suppress(Exception):
+            candidate.begin_to_leave()
+    for candidate in leaving:
+        with contextlib.suppress(Exception):
+            candidate.leave()
 
 
 def _forked() -> None:

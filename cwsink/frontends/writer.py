@@ -60,6 +60,7 @@ _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 class Writer:
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
+    _candidate: candidate.Candidate | None
     _is_begun: bool
     _losses: Losses
 
@@ -67,9 +68,10 @@ class Writer:
         """Open the spool of the config's target, making it if need be. Attaches at the first append.
 
         Raises:
-            ConfigError: the stream name cannot be resolved.
+            ConfigError: the stream name cannot be resolved, or this is AWS Lambda.
             SpoolError: the spool cannot be used; the message says why and what to do.
         """
+        candidate.refuse_lambda()
         self.config = config
         self.directory = directory.open_for(config)
         self._syncs = config.durability == "host"
@@ -166,7 +168,7 @@ class Writer:
         if answer is Append.GONE:
             answer = self._reopen(payload)
         if not self._is_begun:
-            self._stand()
+            self.stand()
         if answer is _APPENDED:
             if self._losses.pending:
                 self.mark_losses(still_full=False)
@@ -180,6 +182,12 @@ class Writer:
         """Count a prepared record that will not be appended."""
         reason = "spool_full" if answer is Append.FULL else "io_error"
         self._refuse(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
+
+    def surprised(self, error: Exception) -> bool:
+        """Count a record lost to whatever is wrong with us (no memory, no stack, a bug); the application goes on."""
+        self._losses.add("io_error", time_ns() // 1_000_000)
+        diagnostics.report("surprise", f"a record was refused and counted: {type(error).__name__}: {error}")
+        return False
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that was appended so far, by any process, is settled by the flusher.
@@ -220,6 +228,18 @@ class Writer:
         if unwritten:
             self._losses.put_back(unwritten)
 
+    def stand(self) -> None:
+        """Take part in the spool's life: be counted as attached, stand for election."""
+        self._is_begun = True
+        try:
+            self._candidate = candidate.stand(self.directory, self.config)
+            self._candidate.watch(self._ring)
+        except Exception as error:
+            self._is_begun = False
+            diagnostics.report(
+                "stand", f"cannot stand for flusher in {self.directory.path}: {error}. Records are kept."
+            )
+
     @property
     def is_usable(self) -> bool:
         """Tell whether an append would find its spool."""
@@ -252,20 +272,8 @@ class Writer:
         self._sequence = itertools.count()
         self._losses = Losses()
         self._reopening = Lock()
-        self._candidate: candidate.Candidate | None = None
+        self._candidate = None
         self._synced_at = 0.0
-
-    def _stand(self) -> None:
-        """Take part in the spool's life: be counted as attached, stand for election."""
-        self._is_begun = True
-        try:
-            self._candidate = candidate.stand(self.directory, self.config)
-            self._candidate.watch(self._ring)
-        except Exception as error:
-            self._is_begun = False
-            diagnostics.report(
-                "stand", f"cannot stand for flusher in {self.directory.path}: {error}. Records are kept."
-            )
 
     def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
         """Append what is not plain, or when something is due beside the append."""
@@ -273,7 +281,7 @@ class Writer:
             payload = self.prepare(message, timestamp_ms, sequence)
             return payload is not None and self._settle(self._ring.append(payload), payload)
         except Exception as error:
-            return self._surprised(error)
+            return self.surprised(error)
 
     def _settle(self, answer: Append, payload: bytes) -> bool:
         """See to an answer, and to the block policy."""
@@ -281,13 +289,7 @@ class Writer:
             answer = self.attend(answer, payload)
             return answer is _APPENDED or (self._must_block and answer is Append.FULL and self._block(payload))
         except Exception as error:
-            return self._surprised(error)
-
-    def _surprised(self, error: Exception) -> bool:
-        """Whatever is wrong with us, the application goes on (out of memory, out of descriptors, a bug)."""
-        self._losses.add("io_error", time_ns() // 1_000_000)
-        diagnostics.report("surprise", f"a record was refused and counted: {type(error).__name__}: {error}")
-        return False
+            return self.surprised(error)
 
     def _block(self, payload: bytes) -> bool:
         """Try again until there is room, or the policy's time is over."""
@@ -377,21 +379,26 @@ def _text_of(message: object) -> str | None:
     return None
 
 
+def open_writers() -> list[Writer]:
+    """Return this process's writers."""
+    return list(_writers)
+
+
 def flush_all(timeout_seconds: float) -> bool:
     """Wait until all that this process's writers have appended is delivered; False: some of it stays spooled."""
     until = monotonic() + timeout_seconds
-    spools = {writer.directory.path: writer for writer in list(_writers)}
+    spools = {writer.directory.path: writer for writer in open_writers()}
     done = [writer.flush(max(0.0, until - monotonic())) for writer in spools.values()]
     return all(done)
 
 
 def _mark_losses_of_all() -> None:
-    for writer in list(_writers):
+    for writer in open_writers():
         writer.mark_losses(still_full=True)
 
 
 def _forked() -> None:
-    for writer in list(_writers):
+    for writer in open_writers():
         writer.forked()
 
 

@@ -7,9 +7,13 @@ has an answer without pids, which lie in containers.
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolDirectory
+
+# Who asks whether anybody is attached holds the lock for a few microseconds. No sleep: this may be an append.
+_TRIES: Final = 50
 
 
 class Attachment:
@@ -25,7 +29,7 @@ class Attachment:
     def hold(self) -> None:
         """Attach again if, at the first try, another process was just asking whether it is the last."""
         if not self._is_held:
-            self._is_held = descriptors.try_lock(self._fd, exclusive=False)
+            self._is_held = any(descriptors.try_lock(self._fd, exclusive=False) for _ in range(_TRIES))
 
     def leave(self) -> bool:
         """Detach for good, and tell whether no other process is attached.

@@ -8,6 +8,7 @@
     evictions       what was evicted, ever                    (writers, under budget.lock)
     leader.lock     the lease                                 (filelock)
     leader.json     what the leader is doing, for people      (leader writes)
+    leader.host     which host leads (cwsink.spool.heartbeat) (leader writes)
     attached.lock   shared flock: who has appended and lives  (every writer)
     budget.lock     try-lock: who may evict                   (writers)
     dead_letters.jsonl  what can never be delivered           (leader writes)
@@ -98,6 +99,7 @@ class SpoolDirectory:
         self.evictions = f"{path}/evictions"
         self.leader_lock = f"{path}/leader.lock"
         self.leader_state = f"{path}/leader.json"
+        self.leader_host = f"{path}/leader.host"
         self.attached_lock = f"{path}/attached.lock"
         self.budget_lock = f"{path}/budget.lock"
         self.dead_letters = f"{path}/dead_letters.jsonl"

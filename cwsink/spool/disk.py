@@ -66,8 +66,10 @@ def _find() -> Callable[[int, int, int, int], int] | None:
     if not _looked:
         _looked = True
         if sys.platform == "linux":
-            import ctypes
-
+            try:
+                import ctypes
+            except ImportError:  # the interpreter is being taken apart; the append that is under way is not
+                return None
             function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
             if function is not None:
                 function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -1,4 +1,6 @@
-"""What this host, task or pod is called, asked only when a stream template wants it.
+"""What this host, task or pod is called, and which of its boots this is.
+
+The names are asked for only when a stream template wants them:
 
 * `{instance_id}`: EC2's metadata service, IMDSv2 (token, then the id).
 * `{task_id}`: the ECS task metadata endpoint, version 4, which ECS names in the environment.
@@ -10,10 +12,14 @@ All of it within `BUDGET_SECONDS`. Botocore's own variables are honoured:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
+import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 # A link-local service answers in milliseconds; where there is none, a start must not wait for it.
@@ -23,6 +29,42 @@ _IMDS: Final = "http://169.254.169.254"
 _TOKEN_SECONDS: Final = "60"
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _MOST_ANSWER_BYTES: Final = 1024 * 1024
+
+_BOOT_ID_FILE: Final = "/proc/sys/kernel/random/boot_id"
+_MOST_BOOT_ID_BYTES: Final = 64
+
+
+def name() -> str:
+    """Return the host's name, or the container's."""
+    return socket.gethostname()
+
+
+@cache
+def boot_id() -> str:
+    """Return what tells this boot of this host from all others, the same in all its containers; "" if unknown."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if sys.platform == "darwin":
+            return _sysctl("kern.bootsessionuuid")
+        with open(_BOOT_ID_FILE, encoding="ascii") as file:
+            return file.read(_MOST_BOOT_ID_BYTES).strip()
+    return ""
+
+
+def uptime_seconds() -> float:
+    """Return for how long this host is up, with the time it was suspended."""
+    # macOS has no CLOCK_BOOTTIME; its CLOCK_MONOTONIC counts a sleep, too.
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _sysctl(key: str) -> str:
+    """Return a text the kernel knows (macOS, sysctlbyname(3)). Raises OSError, UnicodeDecodeError."""
+    import ctypes  # a megabyte, and only here
+
+    value = ctypes.create_string_buffer(_MOST_BOOT_ID_BYTES)
+    size = ctypes.c_size_t(_MOST_BOOT_ID_BYTES)
+    if ctypes.CDLL(None).sysctlbyname(key.encode(), value, ctypes.byref(size), None, 0) != 0:
+        raise OSError(key)
+    return value.value.decode("ascii")
 
 
 def look_up(name: str, env: Mapping[str, str]) -> str | None:

@@ -4,7 +4,8 @@
 however it dies, so there is no time-based lease, no pid file and no `kill(pid, 0)`.
 What a lock cannot tell is that its file was removed or replaced while held (then
 two processes hold "it"): `is_held` compares the inode, and the epoch in the cursor
-settles the rest (cwsink.spool.cursor).
+settles the rest (cwsink.spool.cursor). Nor is a lock any good between hosts: who is
+granted one while another host leads gives it back (cwsink.spool.heartbeat).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from cwsink.spool import descriptors
+from cwsink.diagnostics import report
+from cwsink.spool import descriptors, heartbeat, host
 from cwsink.spool.directory import SpoolDirectory
 
 # A follower looks this often, plus up to half of it in jitter: takeover in about 0.3 s at most.
@@ -26,7 +28,9 @@ class Lease:
     """This process's hold on, or claim to, the right to flush a spool."""
 
     def __init__(self, directory: SpoolDirectory) -> None:
+        self._directory = directory
         self._path = directory.leader_lock
+        self._heartbeat = heartbeat.Heartbeat(directory)
         self._lock = FileLock(
             self._path,
             thread_local=False,
@@ -47,10 +51,19 @@ class Lease:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        if (other := heartbeat.elsewhere(self._directory, touch=self._path)) is not None:
+            self._lock.release(force=True)
+            _refuse(self._directory, other)
+            return False
         self._pid = os.getpid()
         status = os.stat(self._path)
         self._inode = (status.st_dev, status.st_ino)
+        self._heartbeat.begin()
         return True
+
+    def beat(self) -> None:
+        """Show other hosts that this one leads; to be called several times a second."""
+        self._heartbeat.beat()
 
     def is_held(self) -> bool:
         """Return True only when this process can prove that the lease is still its own."""
@@ -65,6 +78,8 @@ class Lease:
     def release(self) -> None:
         """Let another process lead."""
         if self._pid == os.getpid():
+            if self.is_held():
+                self._heartbeat.end()
             self._pid = 0
             with contextlib.suppress(OSError):
                 self._lock.release(force=True)
@@ -80,3 +95,13 @@ def is_taken(directory: SpoolDirectory) -> bool:
         return not descriptors.try_lock(fd, exclusive=False)
     finally:
         os.close(fd)
+
+
+def _refuse(directory: SpoolDirectory, other: heartbeat.Elsewhere) -> None:
+    mark, age_seconds = other
+    report(
+        "two_hosts",
+        f"host {mark.host} (boot {mark.boot_id[:8]}) leads {directory.path}, as of {age_seconds:.0f} s ago, and this "
+        f"is host {host.name()} (boot {host.boot_id()[:8]}). Two hosts must not share a spool: this one appends, and "
+        "does not send while the other does. Give each a spool_directory on a disk of its own.",
+    )

@@ -530,10 +530,10 @@ def test_flush_once_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: Sink
     status_when(lambda spool: spool["delivered"] == 2)
 
 
-def test_flush_runs_until_term_and_drains(
+def test_flush_runs_until_ctrl_c_and_drains(
     server: StrictCloudWatch, config: SinkConfig, monkeypatch: pytest.MonkeyPatch, background: Callable[..., Background]
 ) -> None:
-    """Started before any spool is there, it leads what comes; on TERM what is pending is sent at once."""
+    """Started before any spool is there, it leads what comes; on Ctrl-C what is pending is sent at once."""
     monkeypatch.setenv("FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS", "600")
     flusher = background("flush")
     assert "waiting for the first worker" in flusher.line()
@@ -543,7 +543,7 @@ def test_flush_runs_until_term_and_drains(
     spool = status_when(lambda spool: spool["leader"] is not None)
     assert (spool["leader"]["pid"], spool["leader"]["kind"]) == (flusher.process.pid, "process")
     assert spool["pending"] == 10
-    out, err = flusher.end(signal.SIGTERM)
+    out, err = flusher.end(signal.SIGINT)
     assert "told to end; delivering what is there" in out
     assert "10 records delivered" in out
     assert err == ""
@@ -603,7 +603,7 @@ def test_what_a_command_loads(spawn: Spawn, config: SinkConfig) -> None:
     assert finish(spawn(LOADED, "flush", "--once")).splitlines()[-1] == "loaded boto3"
 
 
-@pytest.mark.parametrize("command", [[], ["status"], ["tail"], ["flush"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["status"], ["tail"], ["flush"], ["run"], ["demo"]])
 def test_every_command_has_help(command: list[str]) -> None:
     """--help prints usage and examples, and is code 0."""
     shown = cwsink(*command, "--help")

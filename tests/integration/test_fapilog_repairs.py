@@ -6,12 +6,15 @@ Every test runs a real program; the verdict is the file its sink appended to, on
 
 from __future__ import annotations
 
+import ast
 import collections
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from cwsink.frontends import fapilog_repairs
 
 ROOT = Path(__file__).resolve().parents[2]
 Counter = collections.Counter[str]
+NEEDED = sorted(set().union(*fapilog_repairs._WITHOUT))
 HANG_SECONDS = 60  # guards against a deadlock; says nothing about speed
 
 PRELUDE = """
@@ -469,3 +473,77 @@ def test_a_fapilog_without_a_name_costs_one_warning(run: Run, warning_filter: st
     assert ended.stderr.count("cwsink: ") == 1
     assert "lacks fapilog.core.logger:_LoggerMixin._flush_batch" in ended.stderr
     assert "before a process exits" in ended.stderr
+
+
+# Private names of others than fapilog, and of this module itself.
+NOT_FAPILOGS = frozenset(
+    "__dict__ __init__ __module__ __code__ __spec__ _common_init _get_running_loop _initializing _module_locks".split()
+)
+
+
+def test_every_private_name_the_repairs_use_is_checked_first() -> None:
+    """None is used without being one of those whose absence costs a warning and nothing else."""
+    tree = ast.parse(Path(fapilog_repairs.__file__).read_text(encoding="utf-8"))
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):  # the needs themselves are at the top level
+            texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+            docstring = ast.get_docstring(node, clean=False)
+            used |= {word for text in texts if isinstance(text, str) and text != docstring for word in text.split()}
+    private = {name for name in used if re.fullmatch(r"_[a-z]\w+", name)} - NOT_FAPILOGS
+    assert len(private) > 20
+    assert private <= {re.split("[:.]", name)[-1] for name in NEEDED}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_name_that_is_gone_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one, taken away from the real fapilog: it is missing, and no other."""
+    module, _, path = name.partition(":")
+    *owners, last = path.split(".")
+    owner = importlib.import_module(module)
+    for each in owners:
+        owner = getattr(owner, each)
+    if last in vars(owner):
+        monkeypatch.delattr(owner, last)
+    else:  # of instances only: their initialiser calls it something else
+        code = owner._common_init.__code__
+        names = tuple("renamed" if each == last else each for each in code.co_names)
+        renamed = types.FunctionType(code.replace(co_names=names), {})
+        monkeypatch.setattr(owner, "_common_init", renamed)
+    assert fapilog_repairs.missing() == [name]
+
+
+# One process for all: each name is missed in a forked child that starts afresh.
+WITHOUT_EACH = """
+import warnings
+make_logger("warm")  # imports what fapilog imports
+exists = repairs._exists
+for name in sorted(set().union(*repairs._WITHOUT)):
+    pid = os.fork()
+    if not pid:
+        repairs._exists = lambda each: each != name and exists(each)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            repairs.enable()
+            repairs.enable()
+            logger = make_logger("new")
+            burst(logger, name, 3)
+        said = [str(each.message) for each in caught if "cwsink" in str(each.message)]
+        assert len(said) == 1 and f"lacks {name}. It will lose" in said[0], (name, said)
+        healthy = [needs for needs in repairs._WITHOUT if name not in needs]
+        assert all(repairs._works[needs] for needs in healthy)
+        until = time.monotonic() + 30
+        while open(os.environ["RECORDS"]).read().count(f"{name}-") < 3:
+            assert time.monotonic() < until, name
+            time.sleep(0.005)
+        os._exit(0)
+    reap(pid)
+"""
+
+
+def test_a_fapilog_without_any_one_name_still_delivers(run: Run) -> None:
+    """For each name: exactly one warning that names it, the other repairs are on, records arrive as ever."""
+    ended = run(WITHOUT_EACH, FAPILOG_CORE__BATCH_TIMEOUT_SECONDS="0.01", FAPILOG_CORE__BATCH_MAX_SIZE="1")
+    assert (ended.status, ended.stderr) == (0, "")
+    assert ended.records == burst(*NEEDED, count=3)

@@ -98,9 +98,15 @@ def blocks() -> Iterator[Block]:
             yield Block(match["tag"], match["text"], heading, README.count("\n", 0, match.start()) + 1)
 
 
+def deploying() -> list[Block]:
+    """Return the blocks that test_deploying.py runs."""
+    text = section("Deploying")
+    return [block for block in blocks() if f"```{block.language}\n{block.text}```" in text]
+
+
 def blocks_in(language: str) -> list[object]:
     """Return the blocks of a language as parameters of a test."""
-    found = [block for block in blocks() if block.language == language]
+    found = [block for block in blocks() if block.language == language and block not in deploying()]
     return [pytest.param(block, id=f"line {block.line}, {block.heading}") for block in found]
 
 
@@ -164,7 +170,8 @@ def test_the_first_screen_says_what_it_is_and_shows_it() -> None:
 
 def test_all_sections_are_there() -> None:
     """In the order in which they are needed."""
-    wanted = ["How it works", "What survives what", "Look at it", "Settings", "Behaviour", "IAM permissions"]
+    wanted = ["How it works", "What survives what", "Look at it", "Settings", "Behaviour", "Deploying"]
+    wanted += ["IAM permissions"]
     wanted += ["Troubleshooting", "Local testing", "Testing your application"]
     assert [heading for heading in headings() if heading in wanted] == wanted
 
@@ -175,7 +182,8 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         if block.language == "text":
             assert block.text.startswith(PICTURES), f"line {block.line}: an unknown picture"
         else:
-            assert block.language in ("python", "console", "json"), f"line {block.line}: {block.language!r}"
+            others = ("dockerfile", "ini", "json", "yaml") if block in deploying() else ("json",)
+            assert block.language in ("python", "console", *others), f"line {block.line}: {block.language!r}"
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
@@ -251,7 +259,7 @@ def commands() -> set[str]:
 @pytest.mark.parametrize("command", sorted(commands()))
 def test_every_command_and_option_exists(command: str) -> None:
     """`--help` of the command mentions each option the page uses with it."""
-    name, *words = command.split()
+    name, *words = re.split(r" --(?: |$)", command)[0].split()  # what follows is another program's
     for option in (word for word in words if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(name)), option
     assert help_of(name)
@@ -373,6 +381,8 @@ class Session:
             wait_until(lambda: "seed 1" in self.output_of("cwsink"))
             child.send_signal(signal.SIGINT)
             child.wait(CHILD_SECONDS)
+        elif words[1] == "run":  # with a server: test_deploying.py, test_run.py
+            self.check_output([*words[: words.index("--") + 1], "true"])
         elif words[1] == "flush" and "--once" not in words:
             child = self.start(words)
             wait_until(lambda: "standing for election" in self.output_of("cwsink"))
@@ -384,6 +394,9 @@ class Session:
                 sent = self.server.messages("/myapp/prod")
                 assert sum('"seed ' in message for message in sent) == 2
                 assert any("seed of old" in message for message in sent) == self.has_replayed
+            elif words[1] == "replay" and "--dead-letters" not in words:
+                said = ("would send 3 records", "settled 3 records", "nothing was pending", "No orphans")
+                assert any(each in output for each in said), output
             elif words[1] == "replay":
                 self.has_replayed = "--dry-run" not in words
                 assert "replay" in output
@@ -447,7 +460,7 @@ def test_console(block: Block, session: Session) -> None:
     assert all(line.startswith("$ ") for line in lines)
     if "cwsink " in block.text:
         session.seed()
-    if "replay" in block.text:
+    if "--dead-letters" in block.text:
         session.check_output(["cwsink", "flush", "--once"])
     for line in lines:
         session.run(line.removeprefix("$ "))
@@ -478,7 +491,7 @@ def test_python(block: Block, session: Session) -> None:
 
 def test_uvicorn_keeps_every_record_when_it_is_told_to_end(session: Session) -> None:
     """Local testing: 100 requests, SIGTERM at once, and all of them are delivered."""
-    for block in (block for block in blocks() if "uvicorn" in block.text and block.language == "console"):
+    for block in (block for block in blocks() if "uvicorn" in block.text and block.heading == "Local testing"):
         for line in block.text.splitlines():
             if "curl" not in line:
                 session.run(line.removeprefix("$ "))
@@ -510,7 +523,7 @@ CHECKED_BY_CREATE: Final = {"TagResource"}
 
 def statements() -> dict[str, set[str]]:
     """Return the actions of each statement of the policy on the page, by its name."""
-    (policy,) = (json.loads(block.text) for block in blocks() if block.language == "json")
+    (policy,) = (json.loads(block.text) for block in blocks() if block.heading == "IAM permissions")
     return {
         each["Sid"]: {action.removeprefix("logs:") for action in each["Action"]}
         for each in policy["Statement"]
@@ -555,7 +568,7 @@ def test_the_policy_is_enough_and_not_too_much(
 
 def test_the_policy_is_of_one_group() -> None:
     """No statement allows more than the group of the example."""
-    (policy,) = (json.loads(block.text) for block in blocks() if block.language == "json")
+    (policy,) = (json.loads(block.text) for block in blocks() if block.heading == "IAM permissions")
     for statement in policy["Statement"]:
         resources = statement["Resource"]
         for resource in [resources] if isinstance(resources, str) else resources:
@@ -754,6 +767,18 @@ def no_leader(trouble: Trouble) -> None:
     trouble.command("status")
 
 
+def left_behind(trouble: Trouble, host: str) -> None:
+    """A worker on a host of that name has logged, and has ended."""
+    code = f"import socket; socket.gethostname = lambda: {host!r}\n{LEFT_BEHIND}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=CHILD_SECONDS)
+    trouble.command("status")
+
+
+def two_hosts(trouble: Trouble) -> None:
+    Path(trouble.spool(), "leader.host").write_text('{"boot_id": "another", "host": "web-2"}')
+    trouble.log()
+
+
 def stopped_leader(trouble: Trouble) -> None:
     if sys.platform != "linux":
         pytest.skip("without /proc it takes 30 s to see")
@@ -800,6 +825,9 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "cwsink: ... dropped ..., reason": full_spool,
     "holds no spool: nothing was logged into it yet": no_spool,
     "Nobody sends": no_leader,
+    "An orphan of host": lambda trouble: left_behind(trouble, "web-2"),
+    "none that logged there is left": lambda trouble: left_behind(trouble, socket.gethostname()),
+    "Two hosts must not share a spool": two_hosts,
     "Stalled": stopped_leader,
 }
 # Rows about what is seen elsewhere than in a line of ours; other tests of this file run the ways out.

@@ -432,10 +432,15 @@ def test_no_spool_is_not_done(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "required: --dead-letters"),
+        ([], "replay what? PATH of a spool"),
+        (["--dry-run"], "replay what? PATH of a spool"),
+        (["--all", "--rate", "0"], "0 is less than 1"),
+        (["--all", "--rate", "fast"], "invalid RECORDS value: 'fast'"),
+        (["--all", "--dead-letters", "--rate", "5"], "--all and --rate cannot be combined with --dead-letters"),
+        (["--all", "--reason", "poison"], "--reason and --restamp are for --dead-letters"),
         (["--dead-letters", "--reason", "corrupt"], "invalid choice: 'corrupt'"),
         (["--dead-letters", "--reason"], "expected one argument"),
-        (["--restamp", "--dry-run"], "required: --dead-letters"),
+        (["--restamp", "--dry-run"], "--reason and --restamp are for --dead-letters"),
     ],
 )
 def test_usage_errors(words: list[str], said: str, capsys: Capture) -> None:
@@ -455,11 +460,12 @@ def test_help_has_examples(capsys: Capture) -> None:
     assert ended.value.code == 0
     out = capsys.readouterr().out
     examples = re.findall(r"^  cwsink (replay .*?)   ", out, re.MULTILINE)
-    assert len(examples) == 3
+    assert len(examples) == 6
     from cwsink.cli import arguments
 
     for example in examples:
-        assert arguments.parser().parse_args(example.split()).dead_letters
+        options = arguments.parser().parse_args(example.split())
+        assert options.dead_letters or options.all or options.path
     for reason in (*arguments.REPLAYABLE, "corrupt"):
         assert f"\n  {reason} " in out
 

@@ -64,12 +64,15 @@ def test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock(small: SinkC
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize("maker_was_killed", [False, True])
 def test_a_segment_that_is_removed_while_being_attached_to_is_not_written(
-    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch, maker_was_killed: bool
 ) -> None:
-    """The leader may unlink between a writer's open and its lock: it looks again."""
+    """The leader may unlink between a writer's open and its lock: it looks again, also if a second link is left."""
     directory = Writer(small).directory
     segment.create(directory.ring, 1, bytes(16), SMALL)
+    if maker_was_killed:  # before it removed the temporary name
+        os.link(segment_path(directory, 1), f"{directory.ring}/1-0123.tmp")
     try_lock = descriptors.try_lock
 
     def reclaim_first(fd: int, *, exclusive: bool) -> bool:

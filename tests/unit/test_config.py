@@ -215,6 +215,7 @@ ENVIRONMENT = {
     "drain_timeout_seconds": ("0", 0.0),
     "flusher": ("external", "external"),
     "allow_unsafe_filesystem": ("true", True),
+    "adopt_orphans": ("on", True),
     "oversize": ("split", "split"),
     "compression": ("gzip", "gzip"),
     "retention_days": ("14", 14),

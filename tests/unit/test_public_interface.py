@@ -55,8 +55,14 @@ def test_a_writer_does_not_carry_boto3() -> None:
     assert not loaded_by("cwsink.frontends.writer") & {"boto3", "botocore", "fapilog"}
 
 
+@pytest.mark.parametrize("module", ["cwsink.frontends.log_handler", "cwsink.gunicorn"])
+def test_the_logging_handler_and_the_hooks_carry_neither(module: str) -> None:
+    """Who does not use fapilog does not load it, nor gunicorn, whose name the module shares."""
+    assert not loaded_by(module) & {"boto3", "botocore", "fapilog", "gunicorn"}
+
+
 @pytest.mark.parametrize(
-    "name", ["install", "CloudWatchSpoolSink", "SinkConfig", "Writer", "ConfigError", "SpoolError"]
+    "name", ["install", "CloudWatchSpoolSink", "SinkConfig", "Writer", "SpoolHandler", "ConfigError", "SpoolError"]
 )
 def test_every_public_name_is_there(name: str) -> None:
     """What design and README name can be had from `cwsink` itself."""

@@ -1,0 +1,173 @@
+"""`cwsink flush` without `--once`: a sidecar, a unit of systemd, or the flusher of `cwsink run`.
+
+```text
+serve --TERM----------------> await the writers --> drain --> end     a sidecar: the application got TERM, too
+serve --INT, a byte on stdin--------------------> drain --> end       a person; `cwsink run`, whose command has ended
+serve --stdin ends--> serve until no writer is left --> drain --> end  `cwsink run` was killed
+```
+
+Writers are known from the kernel, by the shared lock each of them holds (cwsink.spool.attachment).
+A second wish of any kind ends it at once. Nothing is lost by any of this: what is not delivered stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Final
+
+from cwsink.cli import DONE, NOT_DONE, complain, leftover, text
+from cwsink.cli.dedicated import DedicatedFlusher
+from cwsink.cli.flush import POLL_SECONDS, Wish, delivered, end, target, whose
+from cwsink.cli.progress import Display, display
+from cwsink.cli.spools import Spools
+from cwsink.diagnostics import report
+from cwsink.spool import orphans
+from cwsink.spool.survey import survey
+
+_NEW_SPOOLS_SECONDS: Final = 1.0
+# After TERM, all in all. Kubernetes sends TERM to all containers of a pod at once, and KILL 30 s later.
+_GRACE_SECONDS: Final = 25.0
+# Of that, the share for writers that do not end: the rest is for delivering what they have appended.
+_WRITERS_SHARE: Final = 0.8
+
+
+class Lifeline(Wish):
+    """The wishes of `cwsink run`, on stdin: each byte is one, and the end of it is our parent's death.
+
+    Signals do not count as long as it lives. It decides when we end: systemd's TERM to a whole unit
+    comes while the command still logs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        os.set_blocking(0, False)
+
+    def look(self) -> None:
+        """Read what came."""
+        if self.is_orphaned:
+            return
+        try:
+            wishes = os.read(0, 16)
+        except BlockingIOError:
+            return
+        self.times += len(wishes)
+        self.is_orphaned = not wishes
+
+    def _note(self, number: int, *_: object) -> None:
+        self.look()
+        if self.is_orphaned:
+            super()._note(number)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Flush until told to end."""
+    wish = Lifeline() if options.supervised else Wish()
+    with display(has_end=False) as shown:
+        spools = Spools(options.path, read_only=False, tell=_tell)
+        service = Service(spools, options.timeout, wish, shown)
+        if not service.serve():
+            return NOT_DONE
+        service.await_writers()
+        service.end()
+    return service.conclude(is_told=not options.supervised)
+
+
+def _tell(message: str) -> None:
+    """Say it on stderr; not by `complain`, which fails if nobody reads that any more."""
+    report(message, message)
+
+
+class Service:
+    """Stands for election for every spool at a place, as they appear."""
+
+    def __init__(self, spools: Spools, timeout: float | None, wish: Wish, shown: Display) -> None:
+        """`timeout`: for everything after the first wish to end, in seconds."""
+        self._spools = spools
+        self._timeout = timeout
+        self._wish = wish
+        self._shown = shown
+        self._flushers: dict[str, DedicatedFlusher] = {}
+        self._delivered_before: dict[str, int] = {}
+        self._find_at = 0.0
+        self._is_waiting = False
+        self._ends_at: float | None = None
+
+    def serve(self) -> bool:
+        """Deliver until told to end, or until nobody needs us. False: there is no spool that can be opened."""
+        while not self._wish.times:
+            self._find()
+            if not self._flushers and not self._spools.is_whole:
+                return False
+            if self._wish.is_orphaned and not self._has_writers():
+                break
+            self._show()
+        if self._timeout is not None:
+            self._ends_at = time.monotonic() + self._timeout
+        return True
+
+    def await_writers(self) -> None:
+        """After TERM: go on as long as processes are left that log, but not for ever."""
+        if not self._wish.is_patient:
+            return
+        total = _GRACE_SECONDS if self._timeout is None else self._timeout
+        until = time.monotonic() + total * _WRITERS_SHARE
+        self._ends_at = time.monotonic() + total
+        if self._has_writers():
+            seconds = text.duration(total * _WRITERS_SHARE)
+            self._shown.say(f"Told to end: waiting at most {seconds} for the processes that log to end first.")
+        while self._wish.times == 1 and time.monotonic() < until and self._has_writers():
+            self._find()
+            for flusher in self._flushers.values():
+                flusher.hurry()
+            self._show()
+
+    def end(self) -> None:
+        """Deliver what is there, and let go of the spools."""
+        self._find_at = 0.0  # a short program's spool may be younger than the last look
+        self._find()
+        for flusher in self._flushers.values():
+            if flusher.epoch:
+                self._shown.say(f"{target(flusher.directory)}: told to end; delivering what is there.")
+        end(list(self._flushers.values()), self._timeout, self._wish, self._ends_at)
+
+    def conclude(self, *, is_told: bool) -> int:
+        """Say what was done and what stays. `is_told` False: somebody else tells. Returns the exit code."""
+        code = DONE
+        for path, flusher in self._flushers.items():
+            sent = delivered(flusher) - self._delivered_before[path]
+            print(f"{target(flusher.directory)}: ended; {text.records(sent)} delivered meanwhile.", flush=True)
+            is_stuck = not flusher.has_ended(0.0)  # then it still holds the lease
+            if pending := survey(flusher.directory).pending if is_stuck else leftover.count(flusher.directory):
+                code = NOT_DONE
+                if is_told:
+                    complain(f"{text.stay(pending)} in {flusher.directory.path}: not delivered in time. They are kept.")
+        return code
+
+    def _has_writers(self) -> bool:
+        return any(orphans.is_attached(flusher.directory) for flusher in self._flushers.values())
+
+    def _find(self) -> None:
+        """Look for new spools, now and then."""
+        if time.monotonic() < self._find_at:
+            return
+        self._find_at = time.monotonic() + _NEW_SPOOLS_SECONDS
+        for directory in self._spools.open():
+            if directory.path not in self._flushers:
+                flusher = DedicatedFlusher(directory, in_a_hurry=False)
+                self._flushers[directory.path] = flusher
+                self._delivered_before[directory.path] = delivered(flusher)
+                flusher.start()
+                self._shown.say(f"{target(directory)}: standing for election in {directory.path}")
+        if not self._flushers and self._spools.is_whole and not self._is_waiting:
+            self._shown.say(f"No spool in {self._spools.place} yet: waiting for the first worker to log.")
+            self._is_waiting = True
+
+    def _show(self) -> None:
+        """Show how far it is, and wait a little."""
+        for path, flusher in self._flushers.items():
+            sent = delivered(flusher) - self._delivered_before[path]
+            self._shown.show(target(flusher.directory), sent, None, whose(flusher))
+        time.sleep(POLL_SECONDS)
+        self._wish.look()

@@ -1,0 +1,137 @@
+"""A `logging.LogRecord` as an entry: JSON in the shape of fapilog's own (no I/O).
+
+```text
+{"timestamp": "2026-01-31T12:00:00.123Z", "level": "INFO", "message": "order placed", "logger": "shop",
+ "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
+                 "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
+                 "error.stack": ...}, "stack": ...},
+ "data": {what was given as `extra`}}
+```
+
+Nothing here raises an Exception because of what a record holds: what has no JSON becomes its
+`str()` or `repr()`, and what has none of these is named. A level that is not one of logging's or
+fapilog's keeps its name, and its number is in `diagnostics.levelno`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import msgspec
+
+# What every record has, so that the rest is the `extra`. Formatters and newer Pythons add the last ones.
+_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "exc_text", "message", "stack_info", "taskName"}
+_KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
+
+_encode: Final = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def encode_record(record: logging.LogRecord, message: str) -> str:
+    """Return the record as JSON, with `message` for its message."""
+    entry = {
+        "timestamp": _rfc3339(record.created),
+        "level": record.levelname,
+        "message": message,
+        "logger": record.name,
+        "diagnostics": _diagnostics(record),
+        "data": {name: value for name, value in vars(record).items() if name not in _OWN},
+    }
+    try:
+        return _encode(entry).decode()
+    except Exception:
+        return _encode_each(entry).decode()
+
+
+def unformatted(record: logging.LogRecord) -> str:
+    """Return what was to be formatted and cannot be."""
+    text = shown(record.msg)
+    return f"{text} % {shown(record.args)}" if record.args else text
+
+
+def time_ms(created: object) -> int:
+    """Return a record's time in ms since 1970; now, if it is no such time."""
+    try:
+        return round(created * 1000)  # type: ignore[operator]  # that is what is tried
+    except (TypeError, ValueError, OverflowError):
+        return time.time_ns() // 1_000_000
+
+
+def shown(value: object) -> str:
+    """Return a text as it is, anything else as its `repr()`, or say that it has none."""
+    if isinstance(value, str):
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    try:
+        return repr(value).encode("utf-8", "backslashreplace").decode()
+    except Exception as error:
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def _diagnostics(record: logging.LogRecord) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "origin": "stdlib",
+        "pid": record.process,
+        "process": record.processName,
+        "thread": record.threadName,
+        "file": record.pathname,
+        "line": record.lineno,
+        "function": record.funcName,
+    }
+    if task := getattr(record, "taskName", None):
+        found["task"] = task
+    if record.levelname not in _KNOWN_LEVELS:
+        found["levelno"] = record.levelno
+    if exception := _exception(record):
+        found["exception"] = exception
+    if record.stack_info:
+        found["stack"] = record.stack_info
+    return found
+
+
+def _exception(record: logging.LogRecord) -> dict[str, str]:
+    """Return fapilog's keys for an exception. `exc_text` is what a QueueHandler leaves of one."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) and len(record.exc_info) == 3 else None
+    if isinstance(error, BaseException):
+        try:
+            stack = "".join(traceback.format_exception(error))
+        except Exception as failure:
+            stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
+        try:
+            text = str(error)
+        except Exception:
+            text = shown(error)
+        return {"error.type": type(error).__name__, "error.message": text, "error.stack": stack}
+    return {"error.stack": record.exc_text} if record.exc_text else {}
+
+
+def _encode_each(content: dict[str, Any]) -> bytes:
+    """Encode a mapping value by value, one level of mappings deep: what fails spoils nothing else."""
+    return _encode({shown(key): _raw(value, deeper=True) for key, value in content.items()})
+
+
+def _raw(value: object, *, deeper: bool = False) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(_encode(value))
+    except Exception:
+        pass
+    if deeper and isinstance(value, dict):
+        return msgspec.Raw(_encode({shown(key): _raw(each) for key, each in value.items()}))
+    if not isinstance(value, str):
+        try:  # integers of more than 64 bits; surrogates, as escapes
+            return msgspec.Raw(json.dumps(value, default=str, allow_nan=False).encode())
+        except Exception:
+            pass
+    return msgspec.Raw(_encode(shown(value)))
+
+
+def _rfc3339(created: object) -> str:
+    milliseconds = time_ms(created)
+    try:
+        second = datetime.fromtimestamp(milliseconds // 1000, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return str(created)
+    return f"{second.isoformat()[:19]}.{milliseconds % 1000:03}Z"

@@ -1,0 +1,260 @@
+"""An exit takes no longer than it must, whatever CloudWatch does; and what a leader had is free at once.
+
+How long it takes is printed by `python -m benchmarks.exit`. Here it is proven by order: what must not
+be waited for would last longer than the test may.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.flusher import leader_state
+from cwsink.frontends import candidate
+from cwsink.spool import directory
+from cwsink.spool.lease import Lease
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.support import finish, quick_config
+
+HANG_SECONDS: Final = 30.0
+# Longer than any test may take: who waits for it fails.
+NEVER_SECONDS: Final = 500.0
+
+PRELUDE = """
+import atexit, json, os, subprocess, sys, time
+import cwsink
+from cwsink import Writer
+from cwsink.frontends import candidate
+
+settings = json.loads(os.environ["SETTINGS"])
+writer = Writer.open(settings)
+
+def burst(count=50):
+    for number in range(count):
+        assert writer.append(f"record-{number}")
+
+def until_told():
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start(spawn: Spawn, body: str, config: SinkConfig, **settings: object) -> subprocess.Popen[str]:
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    return spawn(PRELUDE + body, env={"SETTINGS": json.dumps({**given, **settings})})
+
+
+def wait_until_ready(child: subprocess.Popen[str]) -> None:
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert child.stdout.readline() == "ready\n", child.stderr.read()
+
+
+@pytest.fixture
+def config(server: StrictCloudWatch) -> SinkConfig:
+    """Sends at once; whoever waits for an answer waits for ever."""
+    return quick_config(
+        server.endpoint_url,
+        batch_timeout_seconds=0.1,
+        read_timeout_seconds=NEVER_SECONDS,
+        drain_timeout_seconds=NEVER_SECONDS,
+    )
+
+
+def silence(server: StrictCloudWatch) -> None:
+    """From now on no call is answered."""
+    server.faults.hang(NEVER_SECONDS, 1_000)
+
+
+def wait_for_a_call(server: StrictCloudWatch) -> None:
+    assert server.wait_for(lambda s: s.calls["PutLogEvents"] > 0, HANG_SECONDS)
+
+
+# Who is not the last one out.
+
+# The exit's own waits, as it asked for them: it runs after cwsink's handler, for it is registered before it.
+WAITS = """
+import threading
+asked = []
+
+def report():
+    print(json.dumps(asked), flush=True)
+
+atexit.register(report)
+
+class Recording:
+    def __init__(self, flag):
+        self.flag = flag
+    def wait(self, seconds=None):
+        asked.append(seconds)
+        return self.flag.wait(seconds)
+    def __getattr__(self, name):
+        return getattr(self.flag, name)
+
+atexit.unregister(candidate._leave_all)
+atexit.register(candidate._leave_all)
+
+def record():
+    (mine,) = candidate._candidates.values()
+    mine._ended = Recording(mine._ended)
+"""
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["leader", "follower"])
+def test_who_is_not_the_last_one_waits_at_most_50_ms(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, leads: bool
+) -> None:
+    """Others are left: the exit waits for its own thread once, for so long, though a call is out and never ends."""
+    silence(server)
+    other: Writer | None = None
+    if not leads:
+        other = Writer(config)
+        assert other.append("the leader")
+        wait_for_a_call(server)
+    child = start(spawn, WAITS + "burst()\nrecord()\nuntil_told()\n", config)
+    wait_until_ready(child)
+    if leads:
+        wait_for_a_call(server)
+        server.faults.clear()  # for whoever leads next; the call that is out stays out
+        other = Writer(config)
+        assert other.append("another process is left")
+    (waited,) = json.loads(finish(child))
+    assert waited <= candidate._LEAVE_SECONDS == 0.05
+    if leads:
+        assert other is not None
+        assert other.flush(HANG_SECONDS)
+        assert len(server.messages()) == 51
+
+
+def test_who_is_not_the_last_one_does_not_wait_for_an_import(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+) -> None:
+    """A worker that was just elected is still importing boto3 when it ends: nobody waits for that, either."""
+    other = Writer(quick_config(server.endpoint_url, flusher="external"))
+    assert other.append("another process is here")
+    attached = candidate.stand(other.directory, other.config)
+    child = start(
+        spawn,
+        f"""
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "boto3.session" or name == "botocore.credentials":
+            print("ready", flush=True)
+            time.sleep({NEVER_SECONDS})
+
+sys.meta_path.insert(0, Slow())
+burst()
+sys.stdin.read()
+""",
+        config,
+    )
+    wait_until_ready(child)
+    finish(child)
+    assert Lease(attached._directory).try_acquire()
+
+
+# The last one out.
+
+
+def test_with_nothing_to_drain_the_last_one_leaves_at_once(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+) -> None:
+    """Everything is delivered, then CloudWatch dies: the exit asks it nothing."""
+    child = start(spawn, "burst()\nassert writer.flush(60)\nuntil_told()\n", config)
+    wait_until_ready(child)
+    silence(server)
+    calls = sum(server.calls.values())
+    finish(child)
+    assert sum(server.calls.values()) == calls
+    assert survey(directory.open_for(config)).pending == 0
+
+
+def test_several_spools_are_drained_in_the_time_of_one(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+) -> None:
+    """Five spools, no answer: the thread of each gets its time beside the others, not one after the other."""
+    silence(server)
+    child = start(
+        spawn,
+        """
+for stream in range(5):
+    assert Writer.open(settings, log_stream_name=f"stream-{stream}").append("a record")
+until_told()
+began = time.monotonic()
+atexit.unregister(candidate._leave_all)
+atexit.register(lambda: print(time.monotonic() - began))
+atexit.register(candidate._leave_all)
+""",
+        config,
+        drain_timeout_seconds=2.0,
+    )
+    wait_until_ready(child)
+    took = float(finish(child))
+    print(f"{took:.2f} s for five spools, drain_timeout_seconds=2")
+    assert 2.0 <= took < 2 * 2.0  # one after the other: 10 s
+    assert sum(survey(directory.open_existing(path)).pending for path in directory.find_spools()) == 5
+
+
+# What a leader had is free.
+
+
+@pytest.mark.parametrize(
+    "outlives",
+    [
+        "pass",
+        "subprocess.Popen(['sleep', '500'], close_fds=False)",
+        "os.fork() or (os.close(1), os.close(2), time.sleep(500))",
+        "os.posix_spawnp('sleep', ['sleep', '500'], os.environ)",
+    ],
+    ids=["nobody", "subprocess", "fork", "posix_spawn"],
+)
+def test_the_lease_is_free_when_a_leader_has_ended_with_a_call_in_flight(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, tmp_path: Path, outlives: str
+) -> None:
+    """The last one out gives up after its drain timeout. Whatever outlives it, the next process leads at once."""
+    silence(server)
+    body = f"burst()\nuntil_told()\nout = os.dup(1)\nos.set_inheritable(out, False)\n{outlives}\n"
+    child = start(spawn, body, config, drain_timeout_seconds=0.1)
+    wait_until_ready(child)
+    wait_for_a_call(server)
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.wait(HANG_SECONDS) == 0
+    spool = directory.open_for(config)
+    claim = Lease(spool)
+    assert claim.try_acquire(), "the lease is stuck"
+    claim.release()
+    ended = leader_state.read(spool)
+    assert ended is not None
+    assert ended.pid == child.pid
+
+    server.faults.clear()
+    writer = Writer(config)
+    assert writer.append("next")
+    assert writer.flush(HANG_SECONDS)
+    assert server.messages()[-1] == "next"
+    assert set(server.messages()) == {"next", *(f"record-{number}" for number in range(50))}
+
+
+def test_a_leader_finishes_a_call_that_is_answered_in_time(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+) -> None:
+    """The answer comes while the last one out drains: delivered and committed, once."""
+    server.faults.latency_seconds = 0.5
+    child = start(spawn, "burst()\nuntil_told()\n", config)
+    wait_until_ready(child)
+    wait_for_a_call(server)
+    began = time.monotonic()
+    finish(child)
+    assert time.monotonic() - began < NEVER_SECONDS
+    assert server.messages() == [f"record-{number}" for number in range(50)]
+    assert survey(directory.open_for(config)).pending == 0

@@ -1,0 +1,380 @@
+"""`SpoolHandler` in real programs: whatever is logged, from wherever, is one event, once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import logging.config
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cwsink
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.integration.test_readme import blocks
+from tests.support import CHILD_SECONDS, finish, quick_config
+
+PRELUDE = """
+import atexit, logging, logging.config, os, signal, sys, time
+import cwsink
+SETTINGS = {"log_group_name": "/test/group", "log_stream_name": "stream", "batch_timeout_seconds": 0.1}
+log = logging.getLogger("app")
+def handle(level="INFO", **settings):
+    handler = cwsink.SpoolHandler(**SETTINGS, **settings)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(level)
+    return handler
+"""
+
+
+def entries(server: StrictCloudWatch) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in server.messages()]
+
+
+def said(server: StrictCloudWatch) -> list[str]:
+    return [entry["message"] for entry in entries(server)]
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """A logger that no handler of pytest hears; what handlers it got are closed at the end."""
+    found = logging.Logger("shop", logging.DEBUG)  # noqa: LOG001  # one that pytest does not know
+    yield found
+    for handler in found.handlers:
+        handler.close()
+
+
+def handler_for(server: StrictCloudWatch, **settings: object) -> cwsink.SpoolHandler:
+    return cwsink.SpoolHandler(quick_config(server.endpoint_url), **settings)
+
+
+def test_a_record_is_an_event_at_the_time_it_was_made(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """JSON with the extra and the traceback in one event; as old as the record, not as its sending."""
+    logger.addHandler(handler_for(server))
+    record = logger.makeRecord(logger.name, logging.WARNING, "f.py", 3, "order %d", (17,), None, extra={"customer": 4})
+    record.created -= 3600
+    logger.handle(record)
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        logger.exception("two\nlines")
+    assert server.wait_for_events(2)
+    first, second = server.events()
+    assert first.timestamp == round(record.created * 1000)
+    assert json.loads(first.message)["message"] == "order 17"
+    assert json.loads(first.message)["data"] == {"customer": 4}
+    exception = json.loads(second.message)["diagnostics"]["exception"]
+    assert exception["error.type"] == "KeyError"
+    assert exception["error.stack"].endswith("KeyError: 'gone'\n")
+
+
+def test_a_formatter_decides_on_the_text(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """Byte by byte; a traceback belongs to its record; an empty line is a space, which CloudWatch can hold."""
+    handler = handler_for(server)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.info("grün\tund blau")
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        logger.exception("oh")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.info("")
+    assert server.wait_for_events(3)
+    plain, trouble, empty = server.messages()
+    assert (plain, empty) == ("INFO grün\tund blau", " ")
+    assert trouble.startswith("ERROR oh\nTraceback (most recent call last):\n")
+
+
+def test_what_cannot_be_formatted_is_sent_as_it_is_and_complained_about(
+    server: StrictCloudWatch, logger: logging.Logger, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong placeholder, a formatter that wants what is not there, and a `repr()` that raises."""
+
+    class Hostile:
+        def __repr__(self) -> str:
+            raise ValueError("no")
+
+    handler = handler_for(server)
+    logger.addHandler(handler)
+    logger.info("%d apples", "no")
+    logger.info(Hostile())
+    handler.setFormatter(logging.Formatter("%(absent)s"))
+    logger.info("kept %s", "whole")
+    assert server.wait_for_events(3)
+    assert said(server) == [
+        "%d apples % ('no',)",
+        "<Hostile that cannot be shown: ValueError>",
+        "kept %s % ('whole',)",
+    ]
+    assert capfd.readouterr().err.count("--- Logging error ---") == 3
+
+
+def test_an_object_that_logs_while_it_is_shown_ends(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """Its `repr()` logs itself: a few records, no recursion without end."""
+
+    class Chatty:
+        def __repr__(self) -> str:
+            logger.info("showing %r", self)
+            return "chatty"
+
+    logger.addHandler(handler_for(server))
+    logger.info("outermost %r", Chatty())
+    logger.info("next")
+    assert server.wait_for_events(7)
+    assert {"outermost chatty", "showing chatty", "next"} <= set(said(server))
+    assert len(said(server)) == 7
+
+
+def test_an_illegal_setting_is_an_error_at_construction(tmp_path: Path) -> None:
+    """With the name that was meant; `dictConfig` keeps it as the cause."""
+    with pytest.raises(cwsink.ConfigError, match="Did you mean 'log_group_name'"):
+        cwsink.SpoolHandler(log_group="/x")
+    bad = {"version": 1, "handlers": {"h": {"class": "cwsink.SpoolHandler", "batch_size": 0}}}
+    with pytest.raises(ValueError, match="Unable to configure handler 'h'") as caught:
+        logging.config.dictConfig(bad)
+    assert isinstance(caught.value.__cause__, cwsink.ConfigError)
+
+
+DICT_CONFIG = (
+    PRELUDE
+    + """
+def configure():
+    logging.config.dictConfig({
+        "version": 1, "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": "%(levelname)s %(message)s"}},
+        "handlers": {
+            "json": {"class": "cwsink.SpoolHandler", "level": "INFO", **SETTINGS},
+            "text": {"class": "cwsink.SpoolHandler", "formatter": "plain", **SETTINGS},
+        },
+        "loggers": {"plain": {"handlers": ["text"], "propagate": False}},
+        "root": {"level": "DEBUG", "handlers": ["json"]},
+    })
+
+configure()
+before = logging.getLogger().handlers[0]
+log.info("one")
+log.debug("below the handler's level")
+configure()
+log.info("two")
+logging.getLogger("plain").warning("three")
+assert logging.getLogger().handlers[0] is not before
+stale = logging.makeLogRecord({"name": "app", "levelname": "INFO", "msg": "late, by the old one"})
+before.handle(stale)
+"""
+)
+
+
+def test_dict_config_twice(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """The lazy name resolves, settings are the handler's keys; the old handler is closed and still works."""
+    finish(spawn(DICT_CONFIG, env=server.environment()))
+    wanted = ["one", "two", "late, by the old one"]
+    assert [json.loads(text)["message"] for text in server.messages() if text.startswith("{")] == wanted
+    assert [text for text in server.messages() if not text.startswith("{")] == ["WARNING three"]
+
+
+LAST_MOMENTS = (
+    PRELUDE
+    + """
+def late():
+    log.info("from atexit, after logging.shutdown")
+atexit.register(late)
+atexit.register(logging.shutdown)
+handle()
+sys.excepthook = lambda *error: log.critical("crash", exc_info=error)
+raise ValueError("on purpose")
+"""
+)
+TAKEN_APART = (
+    PRELUDE
+    + """
+handle()
+class Dying:
+    def __del__(self, log=log):  # its module is being taken apart
+        log.info("from __del__, the first append of this process")
+dying = Dying()
+"""
+)
+
+
+def test_the_last_moments_of_a_program_are_logged(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """An exception nobody caught, an exit handler that runs after the handler was closed, and the end of the
+    interpreter itself. What comes after the last delivery is in the spool, for the next process."""
+    finish(spawn(LAST_MOMENTS, env=server.environment()), code=1)
+    finish(spawn(TAKEN_APART, env=server.environment()))
+    finish(spawn(PRELUDE + "handle()\nlog.info('next start')", env=server.environment()))
+    assert said(server) == [
+        "crash",
+        "from atexit, after logging.shutdown",
+        "from __del__, the first append of this process",
+        "next start",
+    ]
+    assert entries(server)[0]["diagnostics"]["exception"]["error.message"] == "on purpose"
+
+
+SIGNALS = (
+    PRELUDE
+    + """
+handle()
+handled = 0
+def on_signal(number, frame):
+    global handled
+    if handled < 5000:
+        log.info("signal %d", handled)
+        handled += 1
+        signal.setitimer(signal.ITIMER_REAL, 0.00001)  # not periodic: handlers would interrupt each other for ever
+signal.signal(signal.SIGALRM, on_signal)
+signal.setitimer(signal.ITIMER_REAL, 0.00001)
+logged = 0
+while handled < 5000:
+    log.info("main %d", logged)
+    logged += 1
+print(logged)
+"""
+)
+
+
+def test_a_signal_handler_may_log_while_the_program_logs(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """5,000 signals that interrupt the handler anywhere: no deadlock, every record once, in order."""
+    logged = int(finish(spawn(SIGNALS, env=server.environment())))
+    found = said(server)
+    assert [text for text in found if text.startswith("signal")] == [f"signal {number}" for number in range(5000)]
+    assert [text for text in found if text.startswith("main")] == [f"main {number}" for number in range(logged)]
+
+
+FORKS = (
+    PRELUDE
+    + """
+handler = handle()
+log.info("parent before")
+handler.close()
+log.info("parent reopens")
+pid = os.fork()
+if pid == 0:
+    log.info("child")
+    logging.shutdown()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+log.info("parent after")
+"""
+)
+
+
+def test_it_survives_a_fork_and_a_close(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """Parent and child go on with the same handler, also after a `close()`."""
+    finish(spawn(FORKS, env=server.environment()))
+    assert sorted(said(server)) == ["child", "parent after", "parent before", "parent reopens"]
+    pids = {entry["message"].split()[0]: entry["diagnostics"]["pid"] for entry in entries(server)}
+    assert pids["child"] != pids["parent"]
+
+
+LOOP = (
+    PRELUDE
+    + """
+class Others(logging.Handler):
+    heard = 0
+    def emit(self, record):
+        self.heard += record.name.startswith(("botocore", "urllib3", "filelock"))
+others = Others()
+logging.getLogger().addHandler(others)
+handle("DEBUG")
+log.debug("one")
+time.sleep(2.0)  # what is measured is that nothing happens
+logging.getLogger("botocore.endpoint").debug("two")
+time.sleep(0.5)
+print(others.heard)
+"""
+)
+
+
+def test_nothing_the_leader_does_comes_back_as_a_record(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """The root logger at DEBUG: what botocore logs of our requests is heard by others, and not sent by us."""
+    assert int(finish(spawn(LOOP, env=server.environment()))) > 50
+    assert said(server) == ["one", "two"]
+
+
+def test_tail_reads_what_it_spools(tmp_path: Path, logger: logging.Logger) -> None:
+    """Level, logger, message, extra and traceback, as of fapilog's entries."""
+    logger.addHandler(cwsink.SpoolHandler(quick_config(flusher="external")))
+    logger.info("not shown")
+    logger.log(45, "severe")
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        logger.exception("order failed", extra={"order": 17})
+    command = [sys.executable, "-m", "cwsink", "tail", "--level", "ERROR"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHILD_SECONDS)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"LEVEL 45 {logger.name}: severe" in lines[0]
+    assert f"ERROR    {logger.name}: order failed" in lines[1]
+    assert "order=17" in lines[1]
+    assert "KeyError: 'gone'" in lines[-1]
+    assert "not shown" not in done.stdout
+
+
+APP = """
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/bad":
+        raise KeyError("on purpose")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["plain", "preload"])
+def test_gunicorns_own_logs_arrive(server: StrictCloudWatch, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """`--log-config` with the README's file: each request's access line, the master's lines, a traceback."""
+    pytest.importorskip("gunicorn")
+    (log_config,) = (each.text for each in blocks() if each.heading == "gunicorn's own log" and each.language == "ini")
+    (tmp_path / "log.ini").write_text(log_config)
+    (tmp_path / "app.py").write_text(APP)
+    listener = socket.create_server(("127.0.0.1", 0))
+    command = [sys.executable, "-m", "gunicorn", "app:app", "-w", "2", "-b", f"fd://{listener.fileno()}"]
+    command += ["--log-config", str(tmp_path / "log.ini"), *options]
+    master = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, **server.environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        pass_fds=[listener.fileno()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    port = listener.getsockname()[1]
+    listener.close()
+    try:
+        for number in range(50):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CHILD_SECONDS)
+            connection.request("GET", f"/request-{number}" if number else "/bad")
+            assert connection.getresponse().status == (200 if number else 500)
+            connection.close()
+        master.send_signal(signal.SIGTERM)
+        output, _ = master.communicate(timeout=CHILD_SECONDS)
+    finally:
+        try:
+            os.killpg(master.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        master.communicate(timeout=CHILD_SECONDS)
+    assert master.returncode == 0, output
+    found = entries(server)
+    access = [entry["message"] for entry in found if entry["logger"] == "gunicorn.access"]
+    assert sorted(access) == sorted(set(access))
+    for number in range(1, 50):
+        assert sum(f'"GET /request-{number} HTTP/1.1" 200' in line for line in access) == 1
+    errors = {entry["message"]: entry for entry in found if entry["logger"] == "gunicorn.error"}
+    assert any(text.startswith("Starting gunicorn") for text in errors)
+    assert any(text.startswith("Shutting down: Master") for text in errors)
+    assert errors["Error handling request GET /bad"]["diagnostics"]["exception"]["error.type"] == "KeyError"

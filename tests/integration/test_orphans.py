@@ -1,0 +1,453 @@
+"""Spools left behind: found by `status`, sent by `replay`, adopted by a leader that may.
+
+The verdict is the strict server's: what arrived where, how often, and who sent it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from cwsink import Writer
+from cwsink.cli import main
+from cwsink.config import SinkConfig
+from cwsink.flusher import adoption, leader_state
+from cwsink.spool import directory, lease, orphans
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.interleave import deliver, leading, ring_bytes, until
+from tests.support import CHILD_SECONDS, finish, quick_config
+
+Spawn = Callable[..., "subprocess.Popen[str]"]
+Capture = pytest.CaptureFixture[str]
+
+# Appends as many records as each line of stdin says, and answers; ends with stdin.
+WORKER = """
+    import json, sys
+    from cwsink import SinkConfig, Writer
+    writer = Writer(SinkConfig(**json.loads(sys.argv[1])))
+    count = 0
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            assert writer.append(f"{sys.argv[2]} {count}")
+            count += 1
+        print("done", flush=True)
+"""
+
+COMMAND = """
+    import sys
+    from cwsink.cli import main
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def settings(config: SinkConfig, **changes: object) -> str:
+    return json.dumps({name: value for name, value in {**vars(config), **changes}.items() if value is not None})
+
+
+def tell(worker: subprocess.Popen[str], records: int) -> None:
+    """Have a worker append, and wait until it has."""
+    assert worker.stdin
+    assert worker.stdout
+    worker.stdin.write(f"{records}\n")
+    worker.stdin.flush()
+    assert worker.stdout.readline().strip(), worker.stderr and worker.stderr.read()
+
+
+def kill(worker: subprocess.Popen[str]) -> None:
+    worker.kill()
+    worker.wait(CHILD_SECONDS)
+
+
+@pytest.fixture
+def leave_behind(spawn: Spawn, config: SinkConfig) -> Callable[[str, int], SpoolDirectory]:
+    """Have a worker that never sends append to a stream, and kill it."""
+
+    def leave(stream: str, records: int) -> SpoolDirectory:
+        worker = spawn(WORKER, settings(config, log_stream_name=stream, flusher="external"), stream)
+        tell(worker, records)
+        kill(worker)
+        return directory.open_for(SinkConfig(**json.loads(settings(config, log_stream_name=stream))))
+
+    return leave
+
+
+def run(*words: object, code: int = 0) -> None:
+    assert main([*map(str, words)]) == code
+
+
+def expected(stream: str, records: int) -> list[str]:
+    return [f"{stream} {number}" for number in range(records)]
+
+
+def everything(spool: SpoolDirectory) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path(spool.path).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of the status are not folded."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+# What is one.
+
+
+def test_an_orphan_is_told_by_locks(config: SinkConfig, leave_behind: Callable[[str, int], SpoolDirectory]) -> None:
+    """Pending, and neither a leader nor anybody who has appended; looking leaves no trace."""
+    spool = leave_behind("left", 3)
+    assert orphans.is_orphan(spool)
+    held = lease.Lease(spool)
+    assert held.try_acquire()
+    assert not orphans.is_orphan(spool)
+    held.release()
+    assert orphans.is_orphan(spool)
+    writer = Writer(SinkConfig(**json.loads(settings(config, log_stream_name="left", flusher="external"))))
+    assert orphans.is_orphan(spool)  # it was opened, and nothing appended
+    assert writer.append("left 3")
+    assert not orphans.is_orphan(spool)
+    found = orphans.pending(spool)
+    assert found.records == 4
+    assert found.oldest_ms is not None
+    assert found.newest_ms is not None
+    assert found.oldest_ms <= found.newest_ms
+
+
+def test_a_spool_without_pending_records_is_none(config: SinkConfig) -> None:
+    """Empty, or delivered: there is nothing to send."""
+    assert not orphans.is_orphan(directory.open_for(config))
+
+
+# status
+
+
+def test_status_tells_of_another_hosts_spool(
+    config: SinkConfig, capsys: Capture, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
+) -> None:
+    """Whose it is, since when, and what to type; --json has no other keys or states for it."""
+    here = socket.gethostname()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "web-7")
+        spool = directory.open_for(config)
+    worker = spawn(WORKER, settings(config, flusher="external"), "x")
+    tell(worker, 1_234)
+    run("status")
+    assert "or by `cwsink flush`" in capsys.readouterr().out  # somebody logs: no orphan
+    kill(worker)
+    for segment in Path(spool.ring).iterdir():
+        os.utime(segment, (time.time() - 3 * 3600 - 90,) * 2)
+    run("status")
+    out = capsys.readouterr().out
+    assert "Nobody sends: 1,234 records wait" in out
+    assert f"An orphan of host web-7 (this one is {here}): nobody has logged there for 3 h" in out
+    assert f"`cwsink replay {spool.path}` sends them" in out
+    run("status", "--json")
+    (report,) = json.loads(capsys.readouterr().out)["spools"]
+    assert (report["state"], report["leader"], report["pending"]) == ("no_leader", None, 1_234)
+    assert not [key for key in report if "orphan" in key]
+
+
+def test_status_tells_of_several(capsys: Capture, leave_behind: Callable[[str, int], SpoolDirectory]) -> None:
+    """Of this host, they may as well be waiting for a start; a line at the top says how to send all."""
+    spools = [leave_behind(stream, 2) for stream in "ab"]
+    run("status")
+    out = capsys.readouterr().out
+    assert "2 of them are orphans: `cwsink replay --all`" in out
+    for spool in spools:
+        assert f"If none will: `cwsink replay {spool.path}`." in out
+
+
+# replay
+
+
+def test_all_are_sent_to_where_they_were_meant_for(
+    server: StrictCloudWatch, capsys: Capture, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """Each to the stream in its FORMAT, in order, once; a second replay finds none."""
+    spools = {stream: leave_behind(stream, 300) for stream in ("a", "b")}
+    run("replay", "--all")
+    out = capsys.readouterr().out
+    for stream, spool in spools.items():
+        assert server.messages(stream=stream) == expected(stream, 300)
+        assert f"/test/group → {stream}: 300 records to send from {spool.path}" in out
+        assert f"/test/group → {stream}: delivered 300 records in " in out
+        assert survey(spool).pending == 0
+    assert "2 spools replayed: 600 records." in out
+    run("replay", "--all")
+    assert capsys.readouterr().out.startswith("No orphans in ")
+    assert len(server.messages()) == 600
+
+
+def test_an_emptied_orphan_takes_no_space(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last segment's reservation and its delivered records go; who logs there again finds all in order."""
+    large = settings(config, log_stream_name="left", flusher="external", segment_bytes=4 << 20)
+    worker = spawn(WORKER, large, "left")
+    tell(worker, 3_000)
+    kill(worker)
+    spool = directory.open_for(SinkConfig(**json.loads(large)))
+    if ring_bytes(spool) < 4 << 20:
+        pytest.skip("this file system reserves nothing")
+    run("replay", "--all")
+    assert ring_bytes(spool) <= 16 << 10
+    writer = Writer(SinkConfig(**json.loads(large)))
+    assert writer.append("left 3000")
+    orphans.give_back(spool)  # it is open: nothing of it goes
+    deliver(spool, writer.config)
+    assert server.messages(stream="left") == expected("left", 3_001)
+
+
+def test_a_dry_run_changes_nothing(
+    server: StrictCloudWatch, capsys: Capture, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """How many, how large, of when, from where, to where."""
+    spool = leave_behind("a", 1_000)
+    before = everything(spool)
+    run("replay", "--all", "--dry-run")
+    out = capsys.readouterr().out
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"
+    what = rf"would send 1,000 records \(\d+(\.\d)? KiB\) of {moment} to {moment}"
+    assert re.search(rf"/test/group → a: {what}; from {re.escape(spool.path)}\n", out)
+    assert "Dry run: nothing was changed." in out
+    assert everything(spool) == before
+    assert server.requests == []
+
+
+def test_a_spool_with_workers_is_sent_only_if_it_is_named(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, capsys: Capture
+) -> None:
+    """--all leaves it to its workers; PATH means it."""
+    worker = spawn(WORKER, settings(config, flusher="external"), "live")
+    tell(worker, 10)
+    run("replay", "--all")
+    assert "No orphans" in capsys.readouterr().out
+    run("replay", directory.open_for(config).path)
+    assert "delivered 10 records" in capsys.readouterr().out
+    tell(worker, 5)
+    run("replay", os.path.dirname(directory.open_for(config).path))
+    assert server.messages() == expected("live", 15)
+
+
+def test_a_led_spool_is_left_alone(server: StrictCloudWatch, small: SinkConfig, capsys: Capture) -> None:
+    """Its leader is named, and goes on; that is no failure."""
+    writer = Writer(small)
+    assert writer.append("live 0")
+    with leading(writer.directory, small) as flusher:
+        run("replay", writer.directory.path)
+        run("replay", "--dry-run", writer.directory.path)
+        assert writer.flush(CHILD_SECONDS)
+        assert flusher.epoch == 1
+    out = capsys.readouterr().out
+    assert f"left alone, pid {os.getpid()} on {socket.gethostname()} leads and sends it." in out
+    assert "would be left alone" in out
+    assert server.senders_by_epoch() == {1: {str(os.getpid())}}
+
+
+def test_a_rate_is_kept(server: StrictCloudWatch, leave_behind: Callable[[str, int], SpoolDirectory]) -> None:
+    """At most so many records a request, and a second between two."""
+    leave_behind("a", 25)
+    run("replay", "--all", "--rate", "10")
+    taken = [request for request in server.requests if request.status == 200]  # the first asks for the stream
+    assert [request.events for request in taken] == [10, 10, 5]
+    times = [request.time_seconds for request in taken]
+    assert all(later - earlier >= 0.9 for earlier, later in pairwise(times))
+
+
+def test_an_interrupted_replay_goes_on_where_it_was(
+    server: StrictCloudWatch, spawn: Spawn, capsys: Capture, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """Ctrl-C: code 1, how many stay, how to go on. What was sent is not sent again."""
+    spools = [leave_behind(stream, 400) for stream in "ab"]
+    replay = spawn(COMMAND, "replay", "--all", "--rate", "50")
+    assert server.wait_for_events(100, CHILD_SECONDS)
+    replay.send_signal(signal.SIGINT)
+    _, err = replay.communicate(timeout=CHILD_SECONDS)
+    assert replay.returncode == 1
+    left = survey(spools[0]).pending
+    assert 0 < left <= 300
+    assert f"{left} records stay in {spools[0].path}: interrupted." in err
+    assert f"`cwsink replay {spools[0].path}` goes on from there." in err
+    assert "1 more spool not begun." in err
+    assert "Traceback" not in err
+    run("replay", "--all")
+    assert server.messages(stream="a") == expected("a", 400)
+    assert server.messages(stream="b") == expected("b", 400)
+
+
+def test_a_paced_replay_makes_way_for_workers(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """They log there again: they send the rest, at their own speed; nothing is lost or sent twice."""
+    leave_behind("a", 2_000)
+    replay = spawn(COMMAND, "replay", "--all", "--rate", "100")
+    assert server.wait_for_events(100, CHILD_SECONDS)
+    worker = spawn(WORKER, settings(config, log_stream_name="a"), "again")
+    tell(worker, 1)
+    assert server.wait_for_events(2_001, CHILD_SECONDS)
+    _, err = replay.communicate(timeout=CHILD_SECONDS)
+    assert replay.returncode == 1
+    assert "processes log there again" in err
+    assert server.messages() == [*expected("a", 2_000), "again 0"]
+
+
+def test_what_cannot_be_sent_stays(
+    server: StrictCloudWatch, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """CloudWatch refuses: the replay tries on until it is interrupted, and says why it could not."""
+    server.faults.deny("logs:PutLogEvents")
+    spool = leave_behind("a", 3)
+    replay = spawn(COMMAND, "replay", spool.path)
+    until(lambda: bool((state := leader_state.read(spool)) and state.last_error), "it was refused")
+    replay.send_signal(signal.SIGINT)
+    _, err = replay.communicate(timeout=CHILD_SECONDS)
+    assert replay.returncode == 1
+    assert f"3 records stay in {spool.path}: interrupted. AccessDeniedException" in err
+    assert orphans.is_orphan(spool)
+
+
+# adopt_orphans
+
+
+def adopting(config: SinkConfig, **changes: object) -> str:
+    return settings(config, adopt_orphans=True, **changes)
+
+
+def end(worker: subprocess.Popen[str]) -> str:
+    """Let a worker exit; return its stderr."""
+    _, err = worker.communicate(timeout=CHILD_SECONDS)
+    assert worker.returncode == 0, err
+    return err
+
+
+def test_no_leader_adopts_unasked() -> None:
+    """It is off."""
+    assert SinkConfig().adopt_orphans is False
+
+
+def test_a_worker_that_leads_adopts(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """To the orphan's own stream, at its pace, with a line at the beginning and one at the end; what has a
+    process attached, and comes first, is not touched."""
+    attached = spawn(WORKER, settings(config, log_stream_name="attached", flusher="external"), "attached")
+    tell(attached, 10)
+    spool = leave_behind("left", 1_500)
+    worker = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+    tell(worker, 10)
+    assert server.wait_for(lambda s: len(s.messages(stream="left")) == 1_500, CHILD_SECONDS)
+    until(lambda: not lease.is_taken(spool), "the orphan is let go of")
+    tell(worker, 10)
+    assert server.wait_for(lambda s: len(s.messages(stream="live")) == 20, CHILD_SECONDS)
+    assert server.messages(stream="left") == expected("left", 1_500)
+    assert server.messages(stream="attached") == []
+    assert max(request.events for request in server.requests if request.stream == "left") <= adoption.PACE
+    err = end(worker)
+    assert err.count(f"cwsink: adopts the orphan {spool.path}, written by host {socket.gethostname()}: ") == 1
+    assert err.count(f"cwsink: the orphan {spool.path} is done: 1,500 records were delivered in this go.") == 1
+    assert survey(spool).pending == 0
+
+
+def test_a_dedicated_flusher_adopts(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """`cwsink flush SPOOL` takes the setting from the environment."""
+    own = directory.open_for(SinkConfig(**json.loads(settings(config, log_stream_name="own"))))
+    leave_behind("left", 20)
+    flusher = spawn(COMMAND, "flush", own.path, env={"FAPILOG_CLOUDWATCH__ADOPT_ORPHANS": "true"})
+    until(lambda: len(server.events()) == 20 or flusher.poll() is not None, "it arrived")
+    assert server.messages(stream="left") == expected("left", 20), flusher.communicate()
+    flusher.send_signal(signal.SIGTERM)
+    finish(flusher)
+
+
+def test_of_two_that_adopt_one_does(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """The orphans' own leases decide: each record once, one sender an epoch."""
+    for stream in ("x", "y", "z"):
+        leave_behind(stream, 1_100)
+    workers = [spawn(WORKER, adopting(config, log_stream_name=stream), stream) for stream in ("live-1", "live-2")]
+    for worker in workers:
+        tell(worker, 1)
+    assert server.wait_for_events(3_302, CHILD_SECONDS)
+    for stream in ("x", "y", "z"):
+        assert server.messages(stream=stream) == expected(stream, 1_100)
+        senders = Counter((request.epoch, request.sender) for request in server.requests if request.stream == stream)
+        assert len(senders) == len({epoch for epoch, _ in senders})
+    for worker in workers:
+        end(worker)
+
+
+def test_an_adopter_makes_way_for_workers(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """A worker logs there again: it leads within moments, and nothing waits for the adopter's pace."""
+    spool = leave_behind("left", 100 * int(adoption.PACE))
+    adopter = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+    tell(adopter, 1)
+    assert server.wait_for(lambda s: len(s.messages(stream="left")) >= adoption.PACE, CHILD_SECONDS)
+    worker = spawn(WORKER, settings(config, log_stream_name="left"), "again")
+    tell(worker, 1)
+    until(lambda: (state := leader_state.read(spool)) is not None and state.pid == worker.pid, "the worker leads")
+    assert server.wait_for(lambda s: s.messages(stream="left")[-1] == "again 0", CHILD_SECONDS)
+    assert server.messages(stream="left") == [*expected("left", 100 * int(adoption.PACE)), "again 0"]
+    end(adopter)
+    end(worker)
+
+
+def test_a_killed_adopter_leaves_an_orphan(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """SIGKILL in the middle: the next one goes on behind the last commit, at most one batch twice."""
+    spool = leave_behind("left", 3 * int(adoption.PACE))
+    adopter = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+    tell(adopter, 1)
+    assert server.wait_for(lambda s: len(s.messages(stream="left")) >= adoption.PACE, CHILD_SECONDS)
+    kill(adopter)
+    assert orphans.is_orphan(spool)
+    run("replay", spool.path)
+    arrived = Counter(server.messages(stream="left"))
+    assert set(arrived) == set(expected("left", 3 * int(adoption.PACE)))
+    assert arrived.total() <= 4 * adoption.PACE
+
+
+def test_a_wrong_orphan_does_not_hide_the_others(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """A damaged FORMAT, a removed ring, a file in a spool's place: they are left, the next one is adopted."""
+    damaged, ringless = leave_behind("a", 1), leave_behind("b", 1)
+    Path(damaged.path, "FORMAT").write_text("{")
+    for segment in Path(ringless.ring).iterdir():
+        segment.unlink()
+    os.rmdir(ringless.ring)
+    Path(os.path.dirname(damaged.path), "a-file").write_text("x")
+    leave_behind("c", 5)
+    worker = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+    tell(worker, 1)
+    assert server.wait_for(lambda s: s.messages(stream="c") == expected("c", 5), CHILD_SECONDS)
+    end(worker)
+
+
+def test_an_adopter_that_is_not_leading_any_more_stops(config: SinkConfig) -> None:
+    """The block ends at once, whatever the adopter is doing."""
+    spool = directory.open_for(quick_config(config.endpoint_url, adopt_orphans=True))
+    with adoption.beside(spool, SinkConfig(**json.loads(adopting(config))), kind="thread"):
+        pass
+    adopter = adoption.Adopter(spool, config, kind="thread")
+    adopter.stop.set()
+    adopter.run()
+    assert sys.exc_info() == (None, None, None)

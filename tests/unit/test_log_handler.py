@@ -1,0 +1,159 @@
+"""What becomes of a LogRecord: JSON in the shape of fapilog's entries, whatever the record holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from cwsink.cli import text
+from cwsink.frontends import log_entry
+from cwsink.spool.record import Event
+
+
+class Hostile:
+    """Neither JSON nor text."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+def record_of(message: object = "hello %s", *args: object, **fields: Any) -> logging.LogRecord:
+    made = {
+        "name": "shop",
+        "levelname": "INFO",
+        "levelno": 20,
+        "msg": message,
+        "args": args,
+        "created": 1_700_000_000.5,
+    }
+    return logging.makeLogRecord({**made, **fields})
+
+
+def entry_of(record: logging.LogRecord) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(log_entry.encode_record(record, "hello"))
+    return found
+
+
+def raised(error: BaseException) -> Any:
+    try:
+        raise error
+    except BaseException as caught:
+        return type(caught), caught, caught.__traceback__
+
+
+def line_of(record: logging.LogRecord) -> text.Line:
+    return text.read(Event(0, 1, 1, log_entry.encode_record(record, "hello")))
+
+
+def test_an_entry_has_fapilogs_keys() -> None:
+    """Time, level, message and logger at the top, where it was made below `diagnostics`, the extra in `data`."""
+    entry = entry_of(record_of(order=17, lineno=3, funcName="place", threadName="T", processName="P", process=9))
+    assert {key: entry[key] for key in ("timestamp", "level", "message", "logger", "data")} == {
+        "timestamp": "2023-11-14T22:13:20.500Z",
+        "level": "INFO",
+        "message": "hello",
+        "logger": "shop",
+        "data": {"order": 17},
+    }
+    wanted = {"origin": "stdlib", "pid": 9, "process": "P", "thread": "T", "line": 3, "function": "place"}
+    assert entry["diagnostics"].items() >= wanted.items()
+
+
+def test_data_is_only_what_was_given_as_extra() -> None:
+    """Not what a formatter, or a newer Python, leaves on the record."""
+    record = record_of("plain", taskName="Task-1", stack_info="Stack", exc_text=None)
+    logging.Formatter("%(asctime)s %(message)s").format(record)
+    assert entry_of(record)["data"] == {}
+    assert entry_of(record)["diagnostics"].items() >= {"task": "Task-1", "stack": "Stack"}.items()
+
+
+def test_an_exception_is_kept_with_its_traceback() -> None:
+    """Type, text and stack, under fapilog's names, which `cwsink tail` shows."""
+    record = record_of(exc_info=raised(KeyError("gone")))
+    exception = entry_of(record)["diagnostics"]["exception"]
+    assert (exception["error.type"], exception["error.message"]) == ("KeyError", "'gone'")
+    assert exception["error.stack"].startswith("Traceback (most recent call last):\n")
+    assert "KeyError: 'gone'" in line_of(record).more
+
+
+@pytest.mark.parametrize("info", [None, (None, None, None), True, (1, 2), "text"])
+def test_no_exception_is_no_exception(info: object) -> None:
+    """`exc_info=True` outside of an except clause, and nonsense."""
+    assert "exception" not in entry_of(record_of(exc_info=info))["diagnostics"]
+
+
+def test_an_exception_without_a_text_is_kept() -> None:
+    """Its `str()` raises."""
+
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no")
+
+    exception = entry_of(record_of(exc_info=raised(MuteError())))["diagnostics"]["exception"]
+    assert exception["error.type"] == "MuteError"
+    assert exception["error.message"]
+
+
+def test_the_text_a_queue_handler_leaves_of_an_exception_is_kept() -> None:
+    """It takes the exception away, which cannot be pickled."""
+    assert entry_of(record_of(exc_text="Traceback"))["diagnostics"]["exception"] == {"error.stack": "Traceback"}
+
+
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (object, str(object)),
+        (1 << 70, 1 << 70),
+        ("\udce4", "\\udce4"),
+        ({(1, 2): 3}, {"(1, 2)": 3}),
+        ({1: "one"}, {"1": "one"}),
+        (LOOP, "[[...]]"),
+        (Hostile(), "<Hostile that cannot be shown: ValueError>"),
+        (float("nan"), None),
+        ({"a": [1, {"b": None}]}, {"a": [1, {"b": None}]}),
+    ],
+    ids=["class", "long int", "surrogate", "tuple key", "int key", "loop", "hostile", "nan", "json"],
+)
+def test_any_extra_is_kept_and_spoils_no_other(value: object, wanted: object) -> None:
+    """What has no JSON is its `str()` or `repr()`; what has neither is named."""
+    assert entry_of(record_of(strange=value, order=17))["data"] == {"strange": wanted, "order": 17}
+
+
+def test_a_message_of_illegal_unicode_is_kept_as_escapes() -> None:
+    """A lone surrogate, as of a file name that is no UTF-8, in message and logger."""
+    found = json.loads(log_entry.encode_record(record_of(name="sh\udce4p"), "\udce4"))
+    assert (found["message"], found["logger"]) == ("\\udce4", "sh\\udce4p")
+
+
+@pytest.mark.parametrize("created", [float("nan"), float("inf"), -1e30, None, "yesterday"])
+def test_a_record_without_a_time_has_the_present_one_or_its_own_words(created: object) -> None:
+    """Nothing is raised."""
+    assert isinstance(log_entry.time_ms(created), int)
+    assert entry_of(record_of(created=created))["timestamp"]
+
+
+def test_a_level_of_the_applications_own_keeps_name_and_number() -> None:
+    """`cwsink tail --level` goes by the number."""
+    line = line_of(record_of(levelname="NOTICE", levelno=25))
+    assert (line.level, line.rank) == ("NOTICE", 25)
+    assert not text.is_at_least(line, logging.WARNING)
+    assert text.is_at_least(line, logging.INFO)
+
+
+@pytest.mark.parametrize("level", [10, 20, 30, 40, 50])
+def test_loggings_levels_are_those_of_tail(level: int) -> None:
+    """DEBUG to CRITICAL."""
+    assert line_of(record_of(levelname=logging.getLevelName(level), levelno=level)).rank == level
+
+
+def test_what_cannot_be_formatted_is_shown_as_it_is() -> None:
+    """Message and arguments, by `repr()`."""
+    assert log_entry.unformatted(record_of("%d apples", "no")) == "%d apples % ('no',)"
+    assert log_entry.unformatted(record_of(Hostile())) == "<Hostile that cannot be shown: ValueError>"
