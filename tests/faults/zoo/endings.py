@@ -1,0 +1,174 @@
+"""How the animals of the zoo are ended: every way in which servers really are.
+
+An ending gets an animal at work (its workers have all logged, and go on), and returns when it has
+given its last signal. `ENDINGS` is the table; what must be true afterwards is in test_zoo.py.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.faults.zoo.servers import HANG_SECONDS, Animal
+
+KILLS = 3
+RECORDS_BETWEEN = 30
+# An ending strikes this many seconds at most after the animal is ready; drawn from the test's seed.
+MOST_JITTER_SECONDS = 0.3
+
+Act = Callable[[Animal, random.Random, int], None]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is done, and which animals can be ended so."""
+
+    act: Act
+    happens_to: Callable[[str], bool] = lambda name: True
+    recycles: bool = False
+
+
+def term_parent(animal: Animal, _: random.Random, __: int) -> None:
+    """SIGTERM to the first process, as an init system does."""
+    animal.signal(signal.SIGTERM)
+
+
+def term_group(animal: Animal, _: random.Random, __: int) -> None:
+    """SIGTERM to all processes, as systemd does by default."""
+    animal.signal_all(signal.SIGTERM)
+
+
+def int_twice(animal: Animal, rng: random.Random, _: int) -> None:
+    """Ctrl-C, and again by somebody impatient."""
+    animal.signal_all(signal.SIGINT)
+    _pause(rng)
+    animal.signal_all(signal.SIGINT)
+
+
+def kill_worker(animal: Animal, rng: random.Random, _: int) -> None:
+    """SIGKILL to a worker, as the OOM killer does; some times; then SIGTERM."""
+    for _ in range(KILLS):
+        _end_one(animal, rng, signal.SIGKILL)
+    animal.signal(signal.SIGTERM)
+
+
+def abort_worker(animal: Animal, rng: random.Random, _: int) -> None:
+    """SIGABRT to a worker, as gunicorn does when one is silent for too long; then SIGTERM."""
+    for _ in range(KILLS):
+        _end_one(animal, rng, signal.SIGABRT)
+    animal.signal(signal.SIGTERM)
+
+
+def kill_leader(animal: Animal, rng: random.Random, _: int) -> None:
+    """SIGKILL to whoever leads; some times; then SIGTERM."""
+    for _ in range(KILLS):
+        animal.wait_until(lambda: animal.leader() in animal.workers(), "a worker leads")
+        victim = animal.leader()
+        assert victim is not None
+        _pause(rng)
+        os.kill(victim, signal.SIGKILL)
+        animal.wait_until(lambda: animal.leader() not in (None, victim), "another one leads")  # noqa: B023  # called at once
+        animal.wait_for_records(RECORDS_BETWEEN)
+    animal.signal(signal.SIGTERM)
+
+
+def kill_all(animal: Animal, _: random.Random, __: int) -> None:
+    """SIGKILL to all processes: a container that is over its limit, or its time."""
+    animal.signal_all(signal.SIGKILL)
+
+
+def vanish(animal: Animal, _: random.Random, __: int) -> None:
+    """A request makes its worker call `os._exit`; some times; then SIGTERM."""
+    for _ in range(KILLS):
+        try:
+            animal.get("vanish")
+        except (OSError, http.client.HTTPException):
+            pass
+        animal.wait_for_records(RECORDS_BETWEEN)
+    animal.signal(signal.SIGTERM)
+
+
+def plain_exit(animal: Animal, _: random.Random, __: int) -> None:
+    """All processes return from their work."""
+    _write_stop(animal, "exit")
+
+
+def hard_exit(animal: Animal, _: random.Random, __: int) -> None:
+    """All processes that log end by `os._exit`."""
+    _write_stop(animal, "_exit")
+
+
+def recycle(animal: Animal, _: random.Random, generations: int) -> None:
+    """Workers are replaced after a few requests, for many generations; then SIGTERM."""
+    animal.wait_until(
+        lambda: len(animal.generations()) >= generations, f"{generations} generations", 2.0 * HANG_SECONDS
+    )
+    animal.signal(signal.SIGTERM)
+
+
+def hup(animal: Animal, _: random.Random, __: int) -> None:
+    """SIGHUP to the first process: all workers are replaced; twice; then SIGTERM."""
+    for _ in range(2):
+        old = set(animal.workers())
+        animal.signal(signal.SIGHUP)
+        animal.wait_for_workers(without=old)
+    animal.signal(signal.SIGTERM)
+
+
+def usr2(animal: Animal, _: random.Random, __: int) -> None:
+    """gunicorn's rolling restart: a second master, the first one goes, at last the second."""
+    old, workers = animal.process.pid, set(animal.workers())
+    animal.signal(signal.SIGUSR2)
+    animal.wait_until(lambda: {animal.processes().get(pid) for pid in animal.workers()} > {old}, "a second master")
+    master = next(animal.processes()[pid] for pid in animal.workers() if pid not in workers)
+    animal.signal(signal.SIGTERM)
+    animal.process.wait()
+    animal.wait_for_workers()
+    animal.wait_for_records(RECORDS_BETWEEN)
+    os.kill(master, signal.SIGTERM)
+
+
+def _end_one(animal: Animal, rng: random.Random, number: int) -> None:
+    animal.wait_until(animal.workers, "a worker")
+    victim = rng.choice(animal.workers())
+    _pause(rng)
+    os.kill(victim, number)
+    animal.wait_until(lambda: victim not in animal.processes(), "it has ended")
+    animal.wait_for_records(RECORDS_BETWEEN)
+
+
+def _pause(rng: random.Random) -> None:
+    import time
+
+    time.sleep(rng.uniform(0.0, MOST_JITTER_SECONDS))
+
+
+def _write_stop(animal: Animal, way: str) -> None:
+    new = animal.stop_file.with_suffix(".new")
+    new.write_text(way)
+    new.replace(animal.stop_file)
+
+
+def _serves(name: str) -> bool:
+    return name.startswith(("gunicorn", "uvicorn"))
+
+
+ENDINGS: dict[str, Ending] = {
+    "term_parent": Ending(term_parent),
+    "term_group": Ending(term_group),
+    "int_twice": Ending(int_twice),
+    "kill_worker": Ending(kill_worker, lambda name: name != "script"),
+    "kill_leader": Ending(kill_leader, lambda name: name != "script"),
+    "kill_all": Ending(kill_all),
+    "abort_worker": Ending(abort_worker, lambda name: name.startswith("gunicorn")),
+    "vanish": Ending(vanish, _serves),
+    "plain_exit": Ending(plain_exit, lambda name: not _serves(name) and name != "celery"),
+    "hard_exit": Ending(hard_exit, lambda name: name in ("script", "fork", "spawn", "forkserver")),
+    "recycle": Ending(recycle, lambda name: name not in ("script", "pool"), recycles=True),
+    "hup": Ending(hup, _serves),
+    "usr2": Ending(usr2, lambda name: name.startswith("gunicorn")),
+}
