@@ -151,6 +151,7 @@ class Supervisor:
         self._command = 0
         self._code: int | None = None
         self._stops = 0
+        self._late: list[Arrival] = []
 
     def run(self) -> int:
         """Run it to its end. Returns the exit code."""
@@ -167,9 +168,11 @@ class Supervisor:
             arrival = self._signals.next(None if start_at is None else start_at - time.monotonic())
             if arrival is None:
                 self._flusher.start()
-            elif arrival.number == signal.SIGCHLD:
-                self._reap()
-            else:
+                continue
+            self._reap()  # whatever it is: of the signals that wait SIGTERM comes before SIGCHLD
+            if self._code is not None:
+                self._late.append(arrival)
+            elif arrival.number != signal.SIGCHLD:
                 self._forward(arrival)
         process.returncode = self._code  # reaped above
         self._drain()
@@ -232,7 +235,8 @@ class Supervisor:
     def _await_flusher(self, until: float) -> float:
         """Wait for its end, or for who loses patience. Returns until when to wait."""
         while self._flusher.pid is not None:
-            arrival = self._signals.next(until + _PATIENCE_SECONDS - time.monotonic())
+            left = until + _PATIENCE_SECONDS - time.monotonic()
+            arrival = self._late.pop() if self._late else self._signals.next(left)
             if arrival is None:
                 break
             if arrival.number == signal.SIGCHLD:

@@ -527,6 +527,27 @@ def test_a_second_signal_cuts_the_drain_short(
     assert "7 records stay in " in err.splitlines()[-1]
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="NOT RUN: sees a zombie in /proc")
+def test_a_signal_counts_that_comes_when_the_command_has_ended_and_is_not_reaped(
+    config: SinkConfig, run: Run, server: StrictCloudWatch
+) -> None:
+    """Of two signals that wait SIGTERM is seen before SIGCHLD. It is no longer for the command, but for the drain."""
+    server.faults.fail_next(1_000_000, "ServiceUnavailableException", status=503)
+    words = ("--drain-timeout", str(10 * CHILD_SECONDS), "--", sys.executable, "-c", WRITER)
+    process = run(*words, settings(config))
+    command = int(line_of(process))
+    tell(process, 7)
+    assert server.wait_for(lambda server: bool(server.requests), CHILD_SECONDS)
+    process.send_signal(signal.SIGSTOP)
+    os.kill(command, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{command}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    _, err = end(process, code=128 + signal.SIGKILL)
+    assert "7 records stay in " in err.splitlines()[-1]
+
+
 @pytest.mark.faults
 def test_a_flusher_without_its_parent_goes_on_until_the_last_writer_has_gone(
     server: StrictCloudWatch, config: SinkConfig, run: Run
