@@ -291,7 +291,9 @@ class Flusher:
         self._before_reclaim()
         if self._reader.has_reclaimable(committed := self._state.committed()):
             self.check()
-            self._reader.reclaim(committed)
+            if self._reader.reclaim(committed):
+                # One may be a second link to a segment that is gone by its name, and so keep all its blocks.
+                remove_stale_temporaries(self._directory.ring)
 
     def _sync(self) -> None:
         now = time.monotonic()

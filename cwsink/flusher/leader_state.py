@@ -44,7 +44,7 @@ def read(directory: SpoolDirectory) -> Published | None:
     try:
         with open(directory.leader_state, "rb") as file:
             return msgspec.json.decode(file.read(), type=Published)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
         return None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections import Counter
 from typing import Final
 from zlib import crc32
@@ -24,6 +25,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
+# Nothing was evicted yet; or what has the file's name is no file of ours, and no totals are lost by ignoring it.
+_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
 
 
 class Evictions(msgspec.Struct, array_like=True):
@@ -50,13 +53,23 @@ class Evictions(msgspec.Struct, array_like=True):
 
 
 def read_evictions(directory: SpoolDirectory) -> Evictions:
-    """Return the totals; zero if nothing was evicted, or the file was damaged."""
+    """Return the totals; zero if nothing was evicted, or the file was damaged.
+
+    Raises:
+        OSError: EMFILE, EIO and so on. Zero would be written as the new totals, and the old ones forgotten.
+    """
     try:
-        with open(directory.evictions, "rb") as file:
-            data = file.read()
+        fd = os.open(directory.evictions, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return Evictions()
+        raise
+    try:
+        with open(fd, "rb") as file:
+            data = file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         if crc32(data[_CRC_BYTES:]) == int.from_bytes(data[:_CRC_BYTES], "little"):
             return msgspec.msgpack.decode(data[_CRC_BYTES:], type=Evictions)
-    except (OSError, ValueError):
+    except ValueError:
         pass
     return Evictions()
 
@@ -82,6 +95,7 @@ class Budget:
         self._directory = directory
         self._most = max_bytes
         self._segment_bytes = segment_bytes
+        self._written = Evictions()  # as the file was when we last had the lock
         self._unwritten = Evictions()  # evicted, but the disk was too full to write it down
 
     def has_room(self) -> bool:
@@ -101,7 +115,14 @@ class Budget:
         try:
             if not descriptors.try_lock(lock, exclusive=True):
                 return False
-            evictions = _sum(read_evictions(self._directory), self._unwritten)
+            self._written = read_evictions(self._directory)
+            evictions = _sum(_copy(self._written), self._unwritten)
+            # What a killed evictor has counted goes first, though it be not the oldest: once the totals name
+            # another one it would count, or be delivered, again.
+            if self._is_present(evictions.void):
+                if not self._evict(evictions.number, evictions):
+                    return False
+                at_least_one = False
             # The newest stays: its number is the ring's memory of where it is.
             for number in segment.numbers(self._directory.ring)[:-1]:
                 if not at_least_one and self.has_room():
@@ -111,6 +132,17 @@ class Budget:
             return not at_least_one and self.has_room()
         finally:
             descriptors.release(lock, descriptors.incarnation())
+
+    def _is_present(self, key: SegmentKey) -> bool:
+        try:
+            fd = segment.open_file(self._directory.ring, key.number, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        if fd is None:
+            return False
+        header = segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))
+        descriptors.release(fd, descriptors.incarnation())
+        return header is not None and header.key == key
 
     def _evict(self, number: int, evictions: Evictions) -> bool:
         path = segment.path_of(self._directory.ring, number)
@@ -144,9 +176,9 @@ class Budget:
 
     def _write_down(self, evictions: Evictions) -> None:
         """Replace the totals. Raises OSError; what is not written then is remembered for the next time."""
-        self._unwritten = _difference(evictions, read_evictions(self._directory))
+        self._unwritten = _difference(evictions, self._written)
         _replace(self._directory.evictions, evictions)
-        self._unwritten = Evictions()
+        self._written, self._unwritten = _copy(evictions), Evictions()
 
     def _count(self, fd: int, header: segment.Header, evictions: Evictions) -> None:
         """Add what is not settled of a segment to the totals."""
@@ -164,6 +196,10 @@ class Budget:
             if each.kind == frame.LOSS and (loss := record.loss_of(each.payload)):
                 evictions.refused[loss.reason] = evictions.refused.get(loss.reason, 0) + loss.count
         evictions.number, evictions.salt = header.key
+
+
+def _copy(totals: Evictions) -> Evictions:
+    return msgspec.structs.replace(totals, refused=dict(totals.refused))
 
 
 def _sum(totals: Evictions, more: Evictions) -> Evictions:

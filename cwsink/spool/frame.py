@@ -173,15 +173,30 @@ def _next_valid(data: bytes, offset: int, salt: int) -> int:
 
 
 def _judge(data: bytes, start: int, end: int, salt: int, base: int) -> Damage:
-    """Tell a cut write from changed bytes.
+    """Tell cut writes from changed bytes."""
+    is_cut = _is_cut(data, start, end, salt) or _are_cut(data, start, end, salt)
+    return Damage(base + start, base + end, DamageKind.TORN if is_cut else DamageKind.CORRUPT)
+
+
+def _is_cut(data: bytes, start: int, end: int, salt: int) -> bool:
+    """Tell whether [start, end) is one cut write.
 
     A cut write leaves the beginning of a correct frame: less than a header, or a correct header
     with less than its payload. Zeros were given back (a hollowed segment) or never reached the
     disk. All else was whole once.
     """
-    is_cut = (
-        _header_at(data, start, salt) > end
-        or (end - start < HEADER_BYTES and MAGIC.startswith(data[start : min(start + 4, end)]))
-        or not data[start:end].strip(b"\0")
-    )
-    return Damage(base + start, base + end, DamageKind.TORN if is_cut else DamageKind.CORRUPT)
+    if end - start < HEADER_BYTES and MAGIC.startswith(data[start : min(start + 4, end)]):
+        return True
+    return _header_at(data, start, salt) > end or not data[start:end].strip(b"\0")
+
+
+def _are_cut(data: bytes, start: int, end: int, salt: int) -> bool:
+    """Tell whether [start, end) is several cut writes, one after the other: each begins with the magic."""
+    while start < end:
+        following = data.find(MAGIC, start + 1, end)
+        piece_end = following if following >= 0 else end
+        # A frame that would end where the range does is there as a whole, and quotes the magic.
+        if not _is_cut(data, start, piece_end, salt) or _header_at(data, start, salt) == end:
+            return False
+        start = piece_end
+    return True

@@ -59,7 +59,8 @@ class OpenSegment:
         self.is_damaged = header is None  # no salt, so no frame in it can be proven
         self.is_foreign = header is not None and not header.readable
         self.key = header.key if header else SegmentKey(number, 0)
-        self.offset = (header.length if header else 0) if offset is None else offset
+        self.begin = header.length if header else 0
+        self.offset = self.begin if offset is None else offset
         self.is_final = False
         self._hollowed_to = _PAGE_BYTES
         self._fruitless_size = -1
@@ -190,7 +191,9 @@ class RingReader:
     def has_reclaimable(self, committed: Mapping[SegmentKey, int]) -> bool:
         """Tell whether `reclaim` would have something to try."""
         return any(
-            number != self._newest and not opened.is_foreign and committed.get(opened.key, 0) >= opened.offset
+            number != self._newest
+            and not opened.is_foreign
+            and committed.get(opened.key, opened.begin) >= opened.offset
             for number, opened in self._open.items()
         )
 
@@ -202,7 +205,8 @@ class RingReader:
         removed = 0
         for number in [number for number in self._open if number != self._newest]:
             opened = self._open[number]
-            end = committed.get(opened.key, 0)
+            # Nothing of it is committed if it holds no whole frame, as a power failure may leave it.
+            end = committed.get(opened.key, opened.begin)
             if opened.is_foreign or end < opened.offset:
                 continue  # something of it is in flight
             if not opened.finalise():
@@ -246,7 +250,12 @@ class RingReader:
             report("segment", f"{segment.path_of(self._ring, number)} is not a segment and is left alone.")
             return None
         opened = OpenSegment(fd, number)
-        if opened.key == read_evictions(self._directory).void:
+        try:
+            void = read_evictions(self._directory).void
+        except OSError:
+            opened.close()
+            raise
+        if opened.key == void:
             # Its evictor holds this lock until it has unlinked it: if we get it, the evictor was killed.
             if descriptors.try_lock(fd, exclusive=True):
                 with contextlib.suppress(FileNotFoundError):

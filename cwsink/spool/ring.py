@@ -24,8 +24,8 @@ from time import time_ns
 from typing import Final
 
 from cwsink.diagnostics import report, settled
-from cwsink.spool import descriptors, disk, frame, segment
-from cwsink.spool.budget import Budget
+from cwsink.spool import cursor, descriptors, disk, frame, segment
+from cwsink.spool.budget import Budget, read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import AttachedSegment
 
@@ -126,7 +126,7 @@ class Ring:
     def attach(self) -> None:
         """Open the newest segment now, making the first one if need be. Raises OSError."""
         if self.attached is None:
-            self._swap(segment.attach_newest(self._directory.ring) or self._make(0))
+            self._swap(self._newest())
 
     @property
     def is_attached(self) -> bool:
@@ -235,13 +235,25 @@ class Ring:
 
     def _first(self) -> AttachedSegment | None:
         try:
-            return self._swap(segment.attach_newest(self._directory.ring) or self._make(0))
+            return self._swap(self._newest())
         except OSError as error:
             # Without its directory there is nothing to attach to, and ENOENT says so.
             self._removed = error.errno == errno.ENOENT
             if not self._removed:
                 self.not_written(error)
             return None
+
+    def _newest(self) -> AttachedSegment:
+        attached = segment.attach_newest(self._directory.ring)
+        if attached is None:
+            return self._make(0)
+        committed = 0
+        with contextlib.suppress(OSError):
+            committed = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
+        # A power failure may take more of the segment than of the cursor: what is appended up to there would
+        # count as delivered. Or it brings an evicted segment back as the newest: readers pass that by.
+        is_void = attached.key == read_evictions(self._directory).void
+        return self._make(attached.key.number) if is_void or attached.end_seen < committed else attached
 
     def _rotate(self, attached: AttachedSegment, now: int) -> AttachedSegment | None:
         """Leave a full segment: for the next one if there is one, or make it if there is room."""

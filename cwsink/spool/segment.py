@@ -208,7 +208,11 @@ def attach_newest(ring: str) -> AttachedSegment | None:
         if not descriptors.try_lock(fd, exclusive=False):
             continue
         status = os.fstat(fd)
-        if status.st_nlink == 0:
+        # By its name, not by st_nlink: whoever was killed while it made a segment has left a second link to it.
+        try:
+            if not os.path.samestat(os.lstat(path_of(ring, newest[0])), status):
+                continue
+        except FileNotFoundError:
             continue
         header = decode_header(os.pread(fd, HEADER_BYTES, 0))
         if header is None or not header.readable or header.key.number != newest[0]:

@@ -87,6 +87,19 @@ def test_a_segment_that_is_removed_while_being_attached_to_is_not_written(
     assert attached.key.number == 2
 
 
+def test_what_a_killed_writer_left_does_not_keep_a_segments_blocks(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Killed between naming a segment and removing its temporary name: the leader that reclaims removes that, too."""
+    writer = Writer(small)
+    assert writer.append("first")
+    left = Path(f"{writer.directory.ring}/1-0123.tmp")
+    with leading(writer.directory, small):
+        os.link(segment_path(writer.directory, 1), left)
+        fill_segment(writer)
+        os.utime(left, (0, 0))
+        fill_segment(writer)
+        until(lambda: not left.exists(), "removed")
+
+
 def test_a_segment_that_is_being_removed_is_waited_for(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exclusive lock of a remover makes a writer look again, and bounded."""
     directory = Writer(small).directory

@@ -1,0 +1,181 @@
+"""Sends whose fate nobody knows: killed between store and answer, between answer and commit, a commit torn in two.
+
+At most one batch is repeated, it is the one that was in flight, and the ledger counts each record once. A cursor that
+was damaged later is in tests/integration/test_cursor.py and test_flusher.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cwsink.config import SinkConfig, load_config
+from cwsink.frontends.writer import Writer
+from cwsink.spool import directory, segment
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.faults.test_every_bytecode import days, two_segments
+from tests.faults.victim import World, is_ours, kill_me, told, wait
+from tests.interleave import deliver
+from tests.nursery import Nursery
+from tests.support import finish, quick_config
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+RECORDS, BATCHES = 20, 5
+HANG_SECONDS = 30.0
+# Each runs, in this order, after CloudWatch has answered and before the commit is on disk; the last one after it.
+AFTER_THE_ANSWER = ["_succeeded", "_set_aside", "_commit", "commit", "_write", "delivered", "_reclaim"]
+COMMITTED = frozenset(["delivered", "_reclaim"])
+
+
+def lead(settings: dict[str, object], die_in: str = "", nth: int = 0) -> None:
+    """Lead until all is delivered; or die, at the `nth` call of the function `die_in`."""
+    config = load_config(settings)
+    if die_in:
+        sys.settrace(dying_in(die_in, nth))
+    deliver(directory.open_for(config), config)
+
+
+def dying_in(name: str, nth: int) -> Callable[[FrameType, str, Any], None]:
+    calls = 0
+
+    def enter(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal calls
+        if frame.f_code.co_name == name and is_ours(frame.f_code):
+            calls += 1
+            if calls == nth:
+                kill_me()
+
+    return enter
+
+
+@pytest.fixture
+def config(server: StrictCloudWatch) -> SinkConfig:
+    return quick_config(server.endpoint_url, max_batch_events=RECORDS // BATCHES, batch_size=1, flusher="external")
+
+
+@pytest.fixture
+def spool(config: SinkConfig) -> directory.SpoolDirectory:
+    """A spool with five batches to send."""
+    writer = Writer(config)
+    assert all(writer.append(f"{number:02d}") for number in range(RECORDS))
+    writer.close()
+    return writer.directory
+
+
+@pytest.fixture
+def settings(config: SinkConfig) -> dict[str, object]:
+    return {name: value for name, value in vars(config).items() if value is not None}
+
+
+def settled(spool: directory.SpoolDirectory, server: StrictCloudWatch) -> list[str]:
+    """Assert that all is delivered, counted once and reclaimed; return what arrived more than once."""
+    counts = Counter(server.messages())
+    assert set(counts) == {f"{number:02d}" for number in range(RECORDS)}
+    books = survey(spool)
+    assert books.adds_up, books
+    assert (books.delivered, books.pending) == (RECORDS, 0)
+    assert len(segment.numbers(spool.ring)) == 1
+    assert max(counts.values()) <= 2
+    first = list(dict.fromkeys(server.messages()))
+    assert first == sorted(first)
+    return sorted(text for text, count in counts.items() if count > 1)
+
+
+def batch(number: int) -> list[str]:
+    """Return the records of a batch, from 1."""
+    size = RECORDS // BATCHES
+    return [f"{each:02d}" for each in range((number - 1) * size, number * size)]
+
+
+@pytest.mark.parametrize("number", range(1, BATCHES + 1))
+def test_a_kill_between_store_and_answer_repeats_that_batch(
+    spool: directory.SpoolDirectory,
+    server: StrictCloudWatch,
+    spawn: Spawn,
+    settings: dict[str, object],
+    number: int,
+) -> None:
+    """CloudWatch has it and has not said so: exactly that batch is sent again, by the next leader."""
+    nursery = Nursery(spawn, lead)
+    server.create_group("/test/group")
+    server.create_stream("/test/group", "stream")
+    server.faults.pass_next(number - 1)
+    server.faults.hang(HANG_SECONDS, after_storing=True)
+    leader = nursery.fork(settings)
+    assert server.wait_for_events(number * len(batch(1)), HANG_SECONDS)
+    nursery.kill(leader)
+    assert nursery.wait(nursery.fork(settings)) == 0
+    assert settled(spool, server) == batch(number)
+
+
+@pytest.mark.parametrize("function", AFTER_THE_ANSWER)
+def test_a_kill_between_answer_and_commit_repeats_at_most_that_batch(
+    spool: directory.SpoolDirectory,
+    server: StrictCloudWatch,
+    spawn: Spawn,
+    settings: dict[str, object],
+    function: str,
+) -> None:
+    """The answer was read, the commit is not on disk: that batch again. With the commit on disk: nothing."""
+    nursery = Nursery(spawn, lead)
+    nth = 3 if function == "_write" else 2  # the first write is the takeover's
+    assert nursery.wait(nursery.fork(settings, function, nth)) == -signal.SIGKILL
+    assert nursery.wait(nursery.fork(settings)) == 0
+    assert settled(spool, server) == ([] if function in COMMITTED else batch(2))
+
+
+@pytest.mark.parametrize("name", ["whole", "parts"])
+def test_a_commit_torn_at_any_byte_repeats_at_most_one_batch(spawn: Spawn, memory_disk: Path, name: str) -> None:
+    """The leader dies in the middle of writing the cursor, at each byte of each of its commits."""
+    code = "import sys\nfrom tests.faults.test_ambiguous import tear\ntear(*sys.argv[1:])"
+    torn = int(finish(spawn(code, memory_disk, name), seconds=300.0).split()[-1])
+    assert torn > 500
+
+
+def tear(root: str, name: str) -> None:
+    """Cut each write of the cursor after each of its bytes."""
+    world = World(Path(root))
+    pwrite = os.pwrite
+    torn = 0
+    with world.cloudwatch_is_a_file():
+        (two_segments if name == "whole" else days)(world)
+        world.remember()
+        for commit in range(1, 4):  # the first is the takeover
+            length = 1
+            cut = 0
+            while cut < length:
+                world.restore()
+
+                def victim(commit: int = commit, cut: int = cut) -> None:
+                    writes = 0
+
+                    def torn_write(fd: int, data: bytes, offset: int) -> int:
+                        nonlocal writes
+                        writes += 1
+                        if writes == commit:
+                            world.note(len(data))
+                            pwrite(fd, data[:cut], offset)
+                            kill_me()
+                        return pwrite(fd, data, offset)
+
+                    os.pwrite = torn_write  # type: ignore[assignment]
+                    deliver(world.spool, world.config)
+
+                assert wait(world.fork(victim)) == -signal.SIGKILL
+                with told(f"{name}: write {commit} of the cursor torn after {cut} bytes"):
+                    world.recover(flusher_deaths=1)
+                length = world.noted
+                cut += 1
+                torn += 1
+    print(torn)

@@ -1,0 +1,235 @@
+"""SIGKILL before every single bytecode of what a writer and a leader do: nothing acknowledged is lost.
+
+The process is really killed, at the next bytecode each time, until the operation comes to its end. After
+each kill another writer appends and another leader delivers, and what design.md section 10 promises holds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+
+from cwsink.config import SinkConfig
+from cwsink.frontends.writer import Writer
+from cwsink.spool import segment
+from tests.conftest import Spawn
+from tests.faults.victim import LANE, World, at_bytecode, kill_me, message_of, told, wait
+from tests.interleave import SMALL, deliver
+from tests.support import finish
+
+pytestmark = pytest.mark.faults
+
+DAY_MS = 86_400_000
+# A tracer that sees lines or calls only would make this a test of a few hundred points, unnoticed.
+FEWEST_BYTECODES, FEWEST_CALLS = 1_000, 80
+LONGEST_SECONDS = 3600.0  # guards against a hang
+
+
+class Operation(NamedTuple):
+    """What a victim does.
+
+    Attributes:
+        prepare: brings the spool into the state before it.
+        begin: runs in the victim, before the bytecodes that count; returns what is swept.
+        settings: of the spool.
+        flusher_deaths: how many leaders die of the kill.
+        evicts: whether records are evicted.
+    """
+
+    prepare: Callable[[World], None]
+    begin: Callable[[World], Callable[[], object]]
+    settings: Mapping[str, object] = MappingProxyType({})
+    flusher_deaths: int = 0
+    evicts: bool = False
+
+
+def fill(world: World, lane: int, count: int) -> Writer:
+    writer = Writer(world.config)
+    for number in range(lane * LANE, lane * LANE + count):
+        assert world.log(writer, number)
+    return writer
+
+
+def nothing(world: World) -> None:
+    """A spool nobody has appended to."""
+
+
+def some(world: World) -> None:
+    fill(world, 1, 3).close()
+
+
+def full_segment(world: World) -> None:
+    """The next append must rotate."""
+    writer = fill(world, 1, 2)
+    number = LANE + 2
+    while os.path.getsize(segment.path_of(world.spool.ring, 1)) < SMALL:
+        assert world.log(writer, number)
+        number += 1
+    writer.close()
+
+
+def full_spool(world: World, first: int = LANE) -> None:
+    """The next append must evict."""
+    writer = Writer(SinkConfig(**{**vars(world.config), "on_full": "drop_newest"}))
+    number = first
+    while world.log(writer, number):
+        number += 1
+    writer.close()
+
+
+def two_segments(world: World) -> None:
+    """A segment to reclaim, and some records in the next one: three batches."""
+    fill(world, 1, 12).close()
+
+
+def delivered_once(world: World) -> None:
+    """A cursor, of another leader; more to deliver since."""
+    fill(world, 1, 6).close()
+    deliver(world.spool, world.config)
+    fill(world, 2, 7).close()
+
+
+def days(world: World) -> None:
+    """One chunk whose requests would span more than 24 hours: it is sent in several parts."""
+    writer = Writer(world.config)
+    now = int(time.time() * 1000)
+    for number, age in enumerate((3, 2, 1)):
+        assert world.log(writer, LANE + number, now - age * DAY_MS - number)
+    writer.close()
+
+
+def damaged(world: World) -> None:
+    """A range that is no record any more, and an event that is too large."""
+    writer = fill(world, 1, 2)
+    with open(segment.path_of(world.spool.ring, 1), "ab") as file:
+        file.write(b"\xff" * 50)
+    for number in (LANE + 2, LANE + 3):
+        assert world.log(writer, number)
+    writer.close()
+
+
+def open_writer(world: World) -> Callable[[], object]:
+    """Open a writer, append, and close it."""
+
+    def work() -> None:
+        writer = Writer(world.config)
+        assert world.log(writer, 2 * LANE)
+        writer.close()
+
+    return work
+
+
+def first_appends(world: World) -> Callable[[], object]:
+    """The first two appends of a process: attach, and whatever that makes necessary; stand for election."""
+    writer = Writer(world.config)
+    return lambda: [world.log(writer, number) for number in (2 * LANE, 2 * LANE + 1)]
+
+
+def append(world: World) -> Callable[[], object]:
+    """The plain append of a writer that is attached."""
+    writer = Writer(world.config)
+    world.log(writer, 3 * LANE)
+    return lambda: [world.log(writer, number) for number in range(3 * LANE + 1, 3 * LANE + 4)]
+
+
+def append_odd(world: World) -> Callable[[], object]:
+    """An append that goes the long way: bytes, a text that is no Unicode, one that is refused, and its marker."""
+    writer = Writer(world.config)
+    world.log(writer, 3 * LANE)
+
+    def work() -> None:
+        number = 3 * LANE + 1
+        world.issue(number)
+        if writer.append(message_of(number).encode(), int(time.time() * 1000)):
+            world.acknowledge(number)
+        assert not writer.append("")
+        assert world.log(writer, number + 1)
+
+    return work
+
+
+def lead(world: World) -> Callable[[], object]:
+    """Be elected, take over, deliver, commit and reclaim until nothing is left."""
+    return lambda: deliver(world.spool, world.config)
+
+
+OPERATIONS = {
+    "append": Operation(some, append),
+    "append_odd": Operation(some, append_odd),
+    "open": Operation(nothing, open_writer),
+    "attach_first": Operation(nothing, first_appends),
+    "attach": Operation(some, first_appends),
+    "rotate": Operation(full_segment, first_appends),
+    "evict": Operation(full_spool, first_appends, {"spool_max_bytes": 8 * SMALL}, evicts=True),
+    "lead": Operation(two_segments, lead, flusher_deaths=1),
+    "lead_on": Operation(delivered_once, lead, flusher_deaths=1),
+    "lead_parts": Operation(days, lead, flusher_deaths=1),
+    "lead_damage": Operation(damaged, lead, flusher_deaths=1),
+}
+# A leader runs some 25,000 bytecodes for a few records. Only a call can change what is on disk, so a kill before
+# each call leaves each state there is; the bytecodes between two calls are for the long run.
+SHORT = ("append", "append_odd")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_kill_before_any_call_loses_nothing(spawn: Spawn, memory_disk: Path, name: str) -> None:
+    """Appends, attaching, rotation and eviction; the election, takeover, delivery, commit and reclaim of a leader."""
+    kills = run(spawn, memory_disk, name, "calls")
+    assert kills > FEWEST_CALLS
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in OPERATIONS]
+)
+def test_a_kill_before_any_bytecode_loses_nothing(spawn: Spawn, memory_disk: Path, name: str) -> None:
+    """The same at every single bytecode."""
+    kills = run(spawn, memory_disk, name, "bytecodes")
+    assert kills > FEWEST_BYTECODES
+
+
+def run(spawn: Spawn, disk: Path, name: str, points: str) -> int:
+    """Sweep in a process of its own, warm and without threads. Returns the number of kills."""
+    code = "import sys\nfrom tests.faults.test_every_bytecode import sweep\nsweep(*sys.argv[1:])"
+    kills, last = map(int, finish(spawn(code, name, disk, points), seconds=LONGEST_SECONDS).split())
+    print(f"{name}: killed before each of {kills} {points}")
+    # The bytecodes of one operation vary by a few: times have more or fewer digits, dictionaries another order.
+    assert abs(kills - last) <= last // 10
+    return kills
+
+
+def sweep(name: str, root: str, points: str) -> None:
+    """Kill a victim at each of its "calls" or "bytecodes" in turn, until one comes to its end."""
+    operation = OPERATIONS[name]
+    world = World(Path(root), **operation.settings)
+    with world.cloudwatch_is_a_file():
+        operation.prepare(world)
+        world.remember()
+        number, kills, code = 1, 0, -signal.SIGKILL
+        while code:
+            world.restore()
+
+            def victim(number: int = number) -> None:
+                work = operation.begin(world)
+                end = at_bytecode(number, kill_me, calls_only=points == "calls")
+                work()
+                world.note(end())
+
+            code = wait(world.fork(victim))
+            assert code in (0, -signal.SIGKILL), (
+                f"it ended with {code} when killed before number {number} of its {points}"
+            )
+            kills += code != 0
+            with told(f"{name}: killed before number {number} of its {points}"):
+                books = world.recover(evicting=operation.evicts, flusher_deaths=operation.flusher_deaths)
+            number += 1
+        assert bool(books.evicted) == operation.evicts
+    print(kills, world.noted)

@@ -1,0 +1,269 @@
+"""SIGKILL, an errno and a short write at every system call of a writer and of a leader, by strace.
+
+A run without a fault lists the calls. Then one call fails in each run: the application sees no exception,
+what was refused is counted, and the next writer and the next leader find everything in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.frontends.writer import Writer
+from cwsink.spool.cursor import Fenced
+from cwsink.spool.lease import Lease
+from cwsink.spool.survey import survey
+from tests.conftest import Spawn
+from tests.faults.test_every_bytecode import OPERATIONS as SWEPT
+from tests.faults.test_every_bytecode import Operation, fill, full_spool, two_segments
+from tests.faults.victim import HANG_SECONDS, LANE, World, told, wait
+from tests.interleave import SMALL
+from tests.support import finish
+
+STRACE = shutil.which("strace")
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(STRACE is None, reason="not run: strace is not installed: apt-get install strace"),
+]
+
+ERRORS = ["ENOSPC", "EIO", "EMFILE", "EACCES", "EROFS"]
+KILL, SHORT = "KILL", "SHORT"
+FAULTS = [*ERRORS, KILL, SHORT]
+TRACED = "%file,%desc"
+# Memory, and calls of the interpreter itself; a failure there is none of a disk.
+NOT_OURS = frozenset(["mmap", "munmap", "mprotect", "ioctl", "lseek", "readlink", "execve", "poll", "ppoll", "select"])
+WRITES = frozenset(["write", "pwrite64"])
+SHORT_BYTES = 10
+NOT_READY, READY = 1, 2  # notes
+MARKER = "/the operation begins"
+CALLS_IN_CI = 30
+LONGEST_SECONDS = 3000.0
+
+_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")
+
+
+class Call(NamedTuple):
+    """The `nth` call of that name since strace was attached."""
+
+    name: str
+    nth: int
+    arguments: str
+
+
+def append_and_close(world: World) -> Callable[[], object]:
+    """What a worker does in its life. Each answer that is False is counted in the note."""
+    writer = Writer(world.config)
+
+    def work() -> None:
+        world.note(sum(not world.log(writer, number) for number in range(2 * LANE, 2 * LANE + 4)))
+        writer.close()
+
+    return work
+
+
+def stand_once(world: World) -> Callable[[], object]:
+    """What a candidate does each time it stands: a fault may end its leadership, and it says so."""
+
+    def attempt() -> None:
+        lease = Lease(world.spool)
+        try:
+            if lease.try_acquire():
+                orders = Orders()
+                flusher = Flusher(world.spool, world.config, lease, orders, kind="process")
+                orders.drain(HANG_SECONDS)
+                flusher.lead()
+        except (OSError, Fenced) as error:
+            print(f"the leader ended: {error}", file=sys.stderr)
+        finally:
+            lease.release()
+
+    return attempt
+
+
+def evicted_before(world: World) -> None:
+    """A full spool, of which some is evicted already that nobody was told of yet."""
+    full_spool(world, first=LANE)
+    fill(world, 3, 12).close()
+    full_spool(world, first=4 * LANE)
+    assert survey(world.spool).evicted > 0
+
+
+OPERATIONS = {
+    "attach": Operation(SWEPT["attach"].prepare, append_and_close),
+    "rotate": Operation(SWEPT["rotate"].prepare, append_and_close),
+    "evict": Operation(evicted_before, append_and_close, {"spool_max_bytes": 8 * SMALL}, evicts=True),
+    "lead": Operation(two_segments, stand_once, flusher_deaths=1),
+    "lead_parts": Operation(SWEPT["lead_parts"].prepare, stand_once, flusher_deaths=1),
+    "lead_damage": Operation(SWEPT["lead_damage"].prepare, stand_once, flusher_deaths=1),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_failing_call_reaches_the_application_or_loses_a_record(spawn: Spawn, memory_disk: Path, name: str) -> None:
+    """Some 30 calls of each operation, its first and its last among them, one at a time, each fault there is."""
+    assert set(run(spawn, memory_disk, name, CALLS_IN_CI)) == set(FAULTS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_failing_call_at_all_reaches_the_application_or_loses_a_record(
+    spawn: Spawn, memory_disk: Path, name: str
+) -> None:
+    """All calls of each operation."""
+    assert set(run(spawn, memory_disk, name, sys.maxsize)) == set(FAULTS)
+
+
+def test_a_disk_that_is_read_only_for_a_while_costs_counted_records_only(spawn: Spawn, memory_disk: Path) -> None:
+    """Under load every change fails with EROFS, and then none: the application goes on, and all is accounted for."""
+    code = "import sys\nfrom tests.faults.test_every_syscall import read_only_for_a_while as run\nrun(sys.argv[1])"
+    refused = int(finish(spawn(code, memory_disk)).split()[-1])
+    assert 20 <= refused <= 60
+
+
+def run(spawn: Spawn, disk: Path, name: str, most: int) -> dict[str, int]:
+    """Sweep in a process of its own. Returns how often each fault was met."""
+    code = "import sys\nfrom tests.faults.test_every_syscall import sweep\nsweep(*sys.argv[1:])"
+    met: dict[str, int] = json.loads(finish(spawn(code, name, disk, most), seconds=LONGEST_SECONDS).splitlines()[-1])
+    print(f"{name}: {met}")
+    return met
+
+
+def sweep(name: str, root: str, most: str) -> None:
+    """Have the calls of an operation fail, one in each run."""
+    operation = OPERATIONS[name]
+    world = World(Path(root), **operation.settings)
+    log = Path(root, "calls")
+    met: Counter[str] = Counter()
+    with world.cloudwatch_is_a_file():
+        operation.prepare(world)
+        world.remember()
+        operation.begin(world)()  # so that no call is one of an import
+        world.restore()
+        evicted = survey(world.spool).evicted
+        assert traced(world, operation, log, None) == (0, False)
+        books = world.recover(evicting=operation.evicts)
+        assert (books.evicted > evicted) == operation.evicts
+        calls = listed(log, world)
+        for fault in FAULTS:
+            for call in spread([call for call in calls if fault != SHORT or call.name in WRITES], int(most)):
+                met[fault] += suffers(world, operation, log, call, fault)
+    print(json.dumps(met))
+
+
+def suffers(world: World, operation: Operation, log: Path, call: Call, fault: str) -> bool:
+    """Run the operation with one fault, and what must hold then. Returns whether the fault was met."""
+    world.restore()
+    what = {KILL: "signal=KILL", SHORT: f"retval={SHORT_BYTES}"}.get(fault, f"error={fault}")
+    code, was_met = traced(world, operation, log, f"inject={call.name}:{what}:when={call.nth}")
+    with told(f"{fault} at {call.name} number {call.nth}, {call.arguments[:90]}"):
+        assert code == (-signal.SIGKILL if fault == KILL and was_met else 0), f"exit code {code}"
+        world.recover(
+            evicting=operation.evicts,
+            flusher_deaths=operation.flusher_deaths,
+            refused=None if fault == KILL or operation.flusher_deaths else world.noted,
+            # A segment we may not open is not ours: it is left alone, and what comes after it is not held back.
+            in_order=not (fault == "EACCES" and ".seg" in call.arguments),
+        )
+    return was_met
+
+
+def read_only_for_a_while(root: str) -> None:
+    """Append 200 records; all that changes the disk fails in the middle."""
+
+    def load(world: World) -> Callable[[], object]:
+        writer = Writer(world.config)
+
+        def work() -> None:
+            answers = [world.log(writer, number) for number in range(2 * LANE, 10 * LANE, 2)]
+            writer.close()
+            assert answers[0]
+            assert answers[-1]
+            world.note(answers.count(False))
+
+        return work
+
+    world = World(Path(root))
+    with world.cloudwatch_is_a_file():
+        world.remember()
+        changes = "write,link,linkat,fallocate,rename,unlink"
+        operation = Operation(two_segments, load)
+        answer = traced(world, operation, Path(root, "calls"), f"inject={changes}:error=EROFS:when=40..100")
+        assert answer == (0, True)
+        refused = world.noted
+        world.recover(refused=refused)
+    print(refused)
+
+
+def spread(calls: list[Call], most: int) -> list[Call]:
+    """Return at most so many, evenly, the first and the last included."""
+    if len(calls) <= most:
+        return calls
+    return [calls[index * (len(calls) - 1) // (most - 1)] for index in range(most)]
+
+
+def listed(log: Path, world: World) -> list[Call]:
+    """Return the calls after the marker, but those that stand for CloudWatch."""
+    counts: Counter[str] = Counter()
+    calls: list[Call] = []
+    has_begun = False
+    for line in log.read_text(errors="replace").splitlines():
+        match = _CALL.match(line)
+        if match is None:
+            continue
+        name, arguments = match.groups()
+        counts[name] += 1
+        if has_begun and name not in NOT_OURS and not arguments.startswith(f"{world.sent_fd}, "):
+            calls.append(Call(name, counts[name], arguments))
+        has_begun = has_begun or MARKER in arguments
+    assert has_begun, log.read_text(errors="replace")
+    return calls
+
+
+def traced(world: World, operation: Operation, log: Path, injection: str | None) -> tuple[int, bool]:
+    """Run the operation under strace. Returns the victim's exit code, and whether the fault was met."""
+    world.note(NOT_READY)
+
+    def victim() -> None:
+        work = operation.begin(world)
+        world.note(READY)
+        while world.noted == READY:  # by a sleep, which is not traced: a call under way may be counted or not
+            time.sleep(0.0005)
+        os.access(MARKER, os.F_OK)
+        work()
+
+    pid = world.fork(victim)
+    until(lambda: world.noted == READY)
+    command = [STRACE or "strace", "-f", "-qq", "-o", str(log), "-p", str(pid), "-e", f"trace={TRACED}"]
+    tracer = subprocess.Popen([*command, *(["-e", injection] if injection else [])], stdin=subprocess.DEVNULL)
+    try:
+        status = Path(f"/proc/{pid}/status")
+        until(lambda: "TracerPid:\t0" not in status.read_text())
+        world.note(0)
+        code = wait(pid)
+    finally:
+        tracer.wait()
+    return code, code == -signal.SIGKILL or "INJECTED" in log.read_text(errors="replace")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + HANG_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "waited in vain for strace"
+        time.sleep(0.0005)

@@ -1,0 +1,302 @@
+"""The suite's own teeth: take one safeguard out of cwsink, and a named test must fail.
+
+Each mutant is a copy of the package with one exact piece of its source replaced; the piece must be there exactly
+once, so that this table cannot rot. `scripts/soak` runs this.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+from unittest import mock
+
+import pytest
+
+from cwsink.frontends.writer import Writer
+from cwsink.spool import cursor, segment
+from cwsink.spool.lease import Lease
+from cwsink.spool.reader import RingReader
+from tests.simulation import Leader, world
+
+REPOSITORY: Final = Path(__file__).parents[2]
+HANG_SECONDS: Final = 300
+
+
+class Mutant(NamedTuple):
+    """A safeguard, how it is taken out, and the test that must notice.
+
+    Attributes:
+        file: below cwsink/.
+        text: what is there, exactly once.
+        instead: what is put in its place.
+        test: the node that passes with the one and fails with the other.
+    """
+
+    file: str
+    text: str
+    instead: str
+    test: str
+
+
+INTEGRATION: Final = "tests/integration/"
+MACHINE: Final = "tests/property/test_spool_machine.py::"
+
+MUTANTS: Final = {
+    "no check of the epoch before a request": Mutant(
+        "flusher/delivery.py",
+        "            self._check()\n            answer = self._cloudwatch.put(",
+        "            answer = self._cloudwatch.put(",
+        "tests/unit/test_delivery.py::test_no_call_is_made_without_a_check_before_it",
+    ),
+    "no check of the lease before a commit": Mutant(
+        "flusher/flusher.py",
+        "        self.check()\n        state = self._state\n",
+        "        state = self._state\n",
+        "tests/faults/test_mutants.py::test_a_leader_whose_lock_file_is_gone_does_not_commit",
+    ),
+    "a commit that does not look whether it is fenced": Mutant(
+        "spool/cursor.py",
+        "if current.epoch != self._epoch or state.epoch != self._epoch:",
+        "if False:",
+        f"{INTEGRATION}test_cursor.py::test_an_old_leader_is_fenced",
+    ),
+    "no check of the epoch before an unlink": Mutant(
+        "flusher/flusher.py",
+        "            self.check()\n            self._reader.reclaim(committed)",
+        "            self._reader.reclaim(committed)",
+        "tests/faults/test_mutants.py::test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing",
+    ),
+    "a lease without the inode": Mutant(
+        "spool/lease.py",
+        "return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode",
+        "return True",
+        f"{INTEGRATION}test_election.py::test_a_lease_is_proven_by_inode_and_process",
+    ),
+    "a lease that a forked child believes to hold": Mutant(
+        "spool/lease.py",
+        "if self._pid != os.getpid() or not self._lock.is_locked:",
+        "if not self._lock.is_locked:",
+        "tests/faults/test_mutants.py::test_a_lease_is_not_that_of_another_process",
+    ),
+    "the same salt in every segment": Mutant(
+        "spool/segment.py",
+        'salt = int.from_bytes(os.urandom(4), "little")',
+        "salt = 7",
+        "tests/faults/test_mutants.py::test_a_frame_of_one_segment_is_no_frame_in_the_next",
+    ),
+    "checksums without the salt": Mutant(
+        "spool/frame.py",
+        "from zlib import crc32\n",
+        "import zlib\n\n\ndef crc32(data, seed=0):\n    return zlib.crc32(data)\n",
+        "tests/unit/test_frame.py::test_frames_of_another_segment_alone_give_nothing",
+    ),
+    "unlink before commit": Mutant(
+        "spool/reader.py",
+        "if opened.is_foreign or end < opened.offset:\n                continue",
+        "end = opened.offset\n            if opened.is_foreign:\n                continue",
+        "tests/faults/test_mutants.py::test_what_is_read_and_not_committed_is_not_unlinked",
+    ),
+    "no close of what a fork inherits": Mutant(
+        "spool/descriptors.py",
+        ", after_in_child=notice_fork)",
+        ")",
+        f"{INTEGRATION}test_ring.py::test_a_forked_child_is_another_producer",
+    ),
+    "a fork that does not wait for an import": Mutant(
+        "spool/descriptors.py",
+        "    _gate.acquire(timeout=_GATE_SECONDS)",
+        "    return",
+        f"{INTEGRATION}test_processes.py::test_a_fork_waits_for_an_import_of_the_leader",
+    ),
+    "no shared lock on a segment": Mutant(
+        "spool/segment.py",
+        "        if not descriptors.try_lock(fd, exclusive=False):\n            continue\n        status",
+        "        status",
+        f"{INTEGRATION}test_ring.py::test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock",
+    ),
+    "one slot in the cursor": Mutant(
+        "spool/cursor.py",
+        "(generation % 2) * SLOT_BYTES",
+        "0",
+        f"{INTEGRATION}test_cursor.py::test_commits_go_to_the_two_slots_in_turn",
+    ),
+    "no room check": Mutant(
+        "spool/ring.py",
+        "if self._budget.has_room() or (",
+        "if True or (",
+        f"{INTEGRATION}test_budget.py::test_with_no_leader_alive_the_cap_holds_and_drops_are_counted",
+    ),
+    "a batch that is not the same after a takeover": Mutant(
+        "flusher/flusher.py",
+        "        if state.chunk:\n",
+        "        if False:\n",
+        f"{INTEGRATION}test_flusher.py::test_the_next_leader_goes_on_with_the_part_after_the_last_committed",
+    ),
+    "eviction counted after the unlink": Mutant(
+        "spool/budget.py",
+        "if header is not None and header.key != evictions.void:",
+        "if header is not None:",
+        f"{INTEGRATION}test_budget.py::test_the_next_evictor_removes_a_void_segment_without_counting_it_again",
+    ),
+    "a void segment that waits for its turn": Mutant(
+        "spool/budget.py",
+        "if self._is_present(evictions.void):",
+        "if False:",
+        f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
+    ),
+    "appends behind a cut that the cursor is ahead of": Mutant(
+        "spool/ring.py",
+        "if is_void or attached.end_seen < committed else",
+        "if is_void else",
+        f"{MACHINE}test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered",
+    ),
+    "appends to a segment that counts as evicted": Mutant(
+        "spool/ring.py",
+        "if is_void or attached.end_seen < committed else",
+        "if attached.end_seen < committed else",
+        f"{MACHINE}test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to",
+    ),
+    "a segment without a whole frame is kept": Mutant(
+        "spool/reader.py",
+        "committed.get(opened.key, opened.begin) >= opened.offset",
+        "committed.get(opened.key, 0) >= opened.offset",
+        f"{MACHINE}test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed",
+    ),
+    "cut writes in a row are lost records": Mutant(
+        "spool/frame.py",
+        " or _are_cut(data, start, end, salt)",
+        "",
+        f"{MACHINE}test_two_cut_writes_in_a_row_are_no_lost_record",
+    ),
+    "a leader that stumbles over its predecessor's leader.json": Mutant(
+        "flusher/leader_state.py",
+        "except (OSError, ValueError, RecursionError):",
+        "except (OSError, msgspec.MsgspecError):",
+        "tests/faults/test_damaged_spools.py::"
+        "test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing[leader.json]",
+    ),
+}
+
+
+def run(test: str, package: Path) -> subprocess.CompletedProcess[str]:
+    """Run one test with the package of another place."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", "-m", "", test],
+        cwd=package,
+        env={**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of what a test run needs."""
+    place = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("cwsink", "tests"):
+        shutil.copytree(REPOSITORY / name, place / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, place / name)
+    return place
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_safeguard_stands_where_the_table_says(name: str) -> None:
+    """The piece of source is there exactly once: quick, and so run each time."""
+    mutant = MUTANTS[name]
+    assert (REPOSITORY / "cwsink" / mutant.file).read_text(encoding="utf-8").count(mutant.text) == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2 * HANG_SECONDS)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_killed_by_its_test(name: str, copy: Path) -> None:
+    """The named test passes as things are, and fails without the safeguard."""
+    mutant = MUTANTS[name]
+    sound = run(mutant.test, copy)
+    assert sound.returncode == 0, sound.stdout
+    source = copy / "cwsink" / mutant.file
+    source.write_text(source.read_text(encoding="utf-8").replace(mutant.text, mutant.instead), encoding="utf-8")
+    mutated = run(mutant.test, copy)
+    assert mutated.returncode == 1, f"not killed\n{mutated.stdout}"
+    # It is the package in the copy that ran: its source is in the way of no other error than a test's.
+    assert "failed" in mutated.stdout, mutated.stdout
+
+
+# Tests of safeguards that stand behind others, and are seen only if the others are let through.
+
+
+def test_a_leader_whose_lock_file_is_gone_does_not_commit() -> None:
+    """Removed between the request and its commit, with nobody else leading yet: nothing is committed."""
+    with world() as host:
+        assert host.append(Writer(host.config), "sent")
+        leader = Leader(host)
+        while leader.step() != "stored":
+            pass
+        os.remove(host.spool.leader_lock)
+        while leader.is_alive:
+            assert leader.step() != "commit"
+        assert cursor.read(host.spool.cursor).ledger.delivered == 0
+
+
+def test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing() -> None:
+    """Its commit went through, then another one took over: what is unlinked is the other one's business."""
+    with world() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        leader = Leader(host)
+        while segment.numbers(host.spool.ring) == [1, 2] and cursor.read(host.spool.cursor).ledger.delivered < len(
+            host.written
+        ):
+            leader.step()
+        os.remove(host.spool.leader_lock)
+        while leader.is_alive:
+            assert leader.step() != "unlink"
+        assert segment.numbers(host.spool.ring) == [1, 2]
+
+
+def test_a_frame_of_one_segment_is_no_frame_in_the_next() -> None:
+    """A block of an old segment that the file system hands to a new one holds no record there."""
+    with world() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        old = Path(segment.path_of(host.spool.ring, 1)).read_bytes()[segment.HEADER_BYTES :]
+        with open(segment.path_of(host.spool.ring, 2), "ab") as file:
+            file.write(old)
+        assert host.append(writer, "after")
+        Leader(host).drain()
+        delivered = host.cloudwatch.messages()
+        assert sorted(delivered) == sorted(set(delivered)) == sorted(host.written)
+
+
+def test_a_lease_is_not_that_of_another_process() -> None:
+    """A child that C code has forked has the parent's lock object as it was: the process id tells."""
+    with world() as host:
+        held = Lease(host.spool)
+        assert held.try_acquire()
+        assert held.is_held()
+        with mock.patch.object(os, "getpid", return_value=os.getpid() + 1):
+            assert not held.is_held()
+        held.release()
+
+
+def test_what_is_read_and_not_committed_is_not_unlinked() -> None:
+    """A reader that has seen all of a segment does not take it for delivered."""
+    with world() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        reader = RingReader(host.spool, {})
+        while reader.read() is not None:
+            pass
+        assert reader.reclaim({}) == 0
+        reader.close()
+        assert segment.numbers(host.spool.ring) == [1, 2]

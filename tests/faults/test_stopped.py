@@ -1,0 +1,183 @@
+"""SIGSTOP and SIGCONT of a writer and of a leader, wherever it is: nobody else notices, and nothing old is sent.
+
+A stopped process keeps all its locks. Its tracer stops it before a call of its own choosing, so that the points are
+the same each time and there is no failpoint in the package.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cwsink.frontends.writer import Writer
+from cwsink.spool import cursor, descriptors, lease
+from cwsink.spool.cursor import Fenced
+from cwsink.spool.lease import Lease
+from tests.conftest import Spawn
+from tests.faults.test_every_bytecode import OPERATIONS, Operation
+from tests.faults.victim import LANE, World, at_bytecode, told, wait
+from tests.interleave import deliver
+from tests.support import finish
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+POINTS, MANY_POINTS = 20, 500
+WRITERS = ["attach_first", "append", "rotate", "evict"]
+LEADERS = ["lead", "lead_on", "lead_parts"]
+LONGEST_SECONDS = 3000.0
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_stopped_writer_is_noticed_by_nobody(spawn: Spawn, memory_disk: Path, name: str) -> None:
+    """While it is stopped another one appends and rotates, and a leader delivers; continued, it goes on."""
+    assert run(spawn, memory_disk, "stop_writer", name, POINTS) == POINTS
+
+
+@pytest.mark.parametrize("name", LEADERS)
+def test_a_stopped_leader_keeps_its_lease_and_holds_up_no_append(spawn: Spawn, memory_disk: Path, name: str) -> None:
+    """While it is stopped others append, and none leads beside it; continued, it delivers, and nothing twice."""
+    assert run(spawn, memory_disk, "stop_leader", name, POINTS) == POINTS
+
+
+@pytest.mark.parametrize("name", LEADERS)
+def test_a_stopped_leader_that_is_superseded_sends_and_commits_nothing_old(
+    spawn: Spawn, memory_disk: Path, name: str
+) -> None:
+    """Its lock file is removed and another one leads; continued, it may finish the one request it had begun."""
+    assert run(spawn, memory_disk, "supersede_leader", name, POINTS) == POINTS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("stop_writer", name) for name in WRITERS]
+    + [(how, name) for how in ("stop_leader", "supersede_leader") for name in LEADERS],
+)
+def test_a_process_stopped_anywhere_harms_nobody(spawn: Spawn, memory_disk: Path, how: str, name: str) -> None:
+    """The same at up to 500 points."""
+    assert run(spawn, memory_disk, how, name, MANY_POINTS) >= POINTS
+
+
+def run(spawn: Spawn, disk: Path, how: str, name: str, points: int) -> int:
+    """Stop in a process of its own. Returns how often."""
+    code = "import sys\nfrom tests.faults.test_stopped import sweep\nsweep(*sys.argv[1:])"
+    return int(finish(spawn(code, disk, how, name, points), seconds=LONGEST_SECONDS).split()[-1])
+
+
+def sweep(root: str, how: str, name: str, points: str) -> None:
+    """Stop a victim at so many of its calls, evenly."""
+    operation = OPERATIONS[name]
+    world = World(Path(root), **operation.settings)
+    meanwhile = {
+        "stop_writer": beside_a_writer,
+        "stop_leader": beside_a_leader,
+        "supersede_leader": instead_of_a_leader,
+    }
+    stops = 0
+    with world.cloudwatch_is_a_file():
+        operation.prepare(world)
+        world.remember()
+        assert wait(world.fork(victim(world, operation, 0))) == 0
+        calls = world.noted * 49 // 50  # that of one run: the next has a few more or fewer
+        for point in sorted({1 + index * (calls - 1) // (int(points) - 1) for index in range(int(points))}):
+            world.restore()
+            pid = world.fork(victim(world, operation, point))
+            with told(f"{how}, {name}: stopped before call {point} of {calls}"):
+                assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]), "it ended before"
+                try:
+                    check = meanwhile[how](world, pid)
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+                    code = wait(pid)
+                assert code == 0, f"exit code {code}"
+                check()
+                # Who is superseded is as good as dead: it may have sent what it has not committed.
+                world.recover(evicting=operation.evicts, flusher_deaths=int(how == "supersede_leader"))
+            stops += 1
+    print(stops)
+
+
+def victim(world: World, operation: Operation, point: int) -> Callable[[], None]:
+    """Return what stops itself before that call; for 0, what notes how many there are."""
+
+    def work() -> None:
+        swept = operation.begin(world)
+        end = at_bytecode(point, lambda: os.kill(os.getpid(), signal.SIGSTOP), calls_only=True)
+        try:
+            swept()
+        except Fenced:
+            pass
+        if point == 0:
+            world.note(end())
+
+    return work
+
+
+def others_append(world: World) -> None:
+    """Another writer appends, three segments full: each append returns, and says that it has done so."""
+    writer = Writer(world.config)
+    for number in range(8 * LANE, 8 * LANE + 27):
+        assert world.log(writer, number), "refused beside a stopped process"
+    writer.close()
+
+
+def beside_a_writer(world: World, pid: int) -> Callable[[], None]:
+    writer = Writer(world.config)
+    # A writer that is stopped while it evicts keeps the others from evicting: they go on to twice a segment.
+    refused = sum(not world.log(writer, number) for number in range(8 * LANE, 8 * LANE + 27))
+    assert not refused or world.config.spool_max_bytes < 1024 * 1024, f"{refused} refused"
+    writer.close()
+    deliver(world.spool, world.config)
+    return lambda: None
+
+
+def beside_a_leader(world: World, pid: int) -> Callable[[], None]:
+    others_append(world)
+    claim = Lease(world.spool)
+    is_free = claim.try_acquire()  # it was stopped before its election, or at its very end
+    claim.release()
+    assert is_free or lease.is_taken(world.spool)
+    sent = len(world.sent())
+
+    def check() -> None:
+        late = world.sent()[sent:]
+        assert {request.pid for request in late} <= {pid}
+        assert len({request.epoch for request in late}) <= 1
+
+    return check
+
+
+def instead_of_a_leader(world: World, pid: int) -> Callable[[], None]:
+    if os.path.exists(world.spool.leader_lock):
+        os.unlink(world.spool.leader_lock)
+    others_append(world)
+    if is_locked(world.spool.cursor):
+        # It is in the middle of a commit, which nobody may take over from: the next leader waits for it, and no writer
+        # does. Nothing to check yet.
+        return lambda: None
+    deliver(world.spool, world.config)
+    before, sent = cursor.read(world.spool.cursor), len(world.sent())
+
+    def check() -> None:
+        late = [request for request in world.sent()[sent:] if request.epoch <= before.epoch]
+        assert len(late) <= 1, f"{len(late)} requests of an old epoch"
+        after = cursor.read(world.spool.cursor)
+        assert (after.ledger, after.offsets, after.chunk) == (before.ledger, before.offsets, before.chunk)
+
+    return check
+
+
+def is_locked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not descriptors.try_lock(fd, exclusive=False)
+    finally:
+        os.close(fd)

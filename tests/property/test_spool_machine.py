@@ -1,0 +1,374 @@
+"""The whole spool as a state machine: any order of appends, kills, takeovers, power losses, bit flips and answers.
+
+Hypothesis makes the story, `tests.simulation` lives it, and every invariant of the design is asked after each
+step or at the end, when CloudWatch is well and one leader drains what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from cwsink.frontends.writer import Writer
+from cwsink.spool import segment
+from cwsink.spool.budget import Budget, used_bytes
+from cwsink.spool.survey import survey
+from tests.simulation import CAP_BYTES, MAX_BATCH_EVENTS, SEGMENT_BYTES, Killed, Leader, World, world
+from tests.stand_in import POISON
+
+MOST_WRITERS = 4
+SIZES = st.sampled_from([1, 40, 300, 300, 900, 1_500, 3_000])
+DAYS = 86_400
+# What wall clocks do: a wrong time zone, a host that wakes up, one whose battery is flat, a small correction.
+JUMPS = st.sampled_from([0, -5, 3 * 3_600, -3 * 3_600, 20 * DAYS, -365 * DAYS])
+# Beyond cap and one segment: loss markers, and a record that passes the end of each of two segments.
+SLACK_BYTES = 3 * SEGMENT_BYTES + 16 * 1024
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """Writers, leaders, a disk and CloudWatch; the rules are what may happen to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+        self.writers: list[Writer] = []
+        self.leaders: list[Leader] = []
+        self.names: dict[int, int] = {}
+        self.eras: dict[str, tuple[int, int]] = {}
+        self.last_ms: dict[int, int] = {}
+        self.count = 0
+
+    @initialize(
+        on_full=st.sampled_from(["drop_oldest", "drop_newest"]), durability=st.sampled_from(["process", "host"])
+    )
+    def begin(self, on_full: str, durability: str) -> None:
+        self.world = World(on_full, durability)
+
+    # Writers.
+
+    def writer(self, index: int) -> Writer:
+        """Return one of the writers that live; start one if the index asks for one more."""
+        index %= min(len(self.writers) + 1, MOST_WRITERS)
+        if index == len(self.writers):
+            self.writers.append(Writer(self.world.config))
+            self.names[id(self.writers[-1])] = len(self.names)
+        return self.writers[index]
+
+    def append_with(self, writer: Writer, size: int, mark: str = "") -> None:
+        world = self.world
+        self.count += 1
+        message = f"{self.count:05d}{mark} " + "x" * size
+        now_ms, name = world.now_ns() // 1_000_000, writer._producer
+        era = self.eras.get(f"{name}", (name, 0))[1] + (now_ms < self.last_ms.get(name, 0))
+        self.last_ms[name] = now_ms
+        self.eras[f"{name}"] = self.eras[message] = (name, era)
+        if not world.append(writer, message):
+            self.kill(writer)
+
+    def kill(self, writer: Writer) -> None:
+        self.world.forget(writer)
+        self.writers.remove(writer)
+
+    @rule(index=st.integers(0, 5), sizes=st.lists(SIZES, min_size=1, max_size=8))
+    def append(self, index: int, sizes: list[int]) -> None:
+        writer = self.writer(index)
+        for size in sizes:
+            self.append_with(writer, size)
+
+    @rule(index=st.integers(0, 5))
+    def append_poison(self, index: int) -> None:
+        self.append_with(self.writer(index), 40, POISON)
+
+    @rule(index=st.integers(0, 5), count=st.integers(1, 3))
+    def rotate(self, index: int, count: int) -> None:
+        writer = self.writer(index)
+        for _ in range(count * 4):
+            self.append_with(writer, 900)
+        self.world.pass_time(1.1)  # the idle look for a newer segment
+
+    @rule(index=st.integers(0, 5), steps=st.integers(0, 12), size=SIZES)
+    def kill_in_append(self, index: int, steps: int, size: int) -> None:
+        writer = self.writer(index)
+        for _ in range(4):
+            if writer in self.writers:
+                self.world.kill_in = steps
+                self.append_with(writer, size)
+
+    @rule(index=st.integers(0, 5), at=st.integers(4, 2_000), size=SIZES)
+    def tear_append(self, index: int, at: int, size: int) -> None:
+        writer = self.writer(index)
+        self.world.tear_at = at
+        self.append_with(writer, size)
+
+    @precondition(lambda self: self.writers)
+    @rule(index=st.integers(0, 5), closes=st.booleans())
+    def end_writer(self, index: int, closes: bool) -> None:
+        writer = self.writers[index % len(self.writers)]
+        if closes:
+            writer.close()
+        self.kill(writer)
+
+    # Leaders.
+
+    @rule()
+    def elect(self) -> None:
+        self.leaders.append(Leader(self.world))
+
+    @rule(
+        index=st.integers(0, 3),
+        steps=st.integers(1, 60),
+        answers=st.lists(st.sampled_from(["ok", "error", "lost", "junk"]), max_size=6),
+    )
+    def lead(self, index: int, steps: int, answers: list[str]) -> None:
+        if not any(leader.is_alive for leader in self.leaders):
+            self.elect()
+        self.world.cloudwatch.answers = answers
+        leader = self.leaders[index % len(self.leaders)]
+        for _ in range(steps):
+            if leader.is_alive:
+                leader.step()
+
+    @precondition(lambda self: self.leaders)
+    @rule(index=st.integers(0, 3), tears=st.booleans())
+    def kill_leader(self, index: int, tears: bool) -> None:
+        leader = self.leaders[index % len(self.leaders)]
+        if tears:
+            leader.will_tear_commit = True
+        elif leader.is_alive:
+            self.world.kills += 1
+            leader.kill()
+
+    @precondition(lambda self: self.leaders)
+    @rule()
+    def supersede(self) -> None:
+        """Somebody removes the lock file: two leaders, until the first one looks."""
+        self.world.kills += 1
+        if os.path.exists(path := self.world.spool.leader_lock):
+            os.remove(path)
+        self.elect()
+
+    # Clocks and disks.
+
+    @rule(seconds=JUMPS)
+    def jump(self, seconds: int) -> None:
+        self.world.clock_offset_ns = seconds * 10**9
+
+    @rule(seconds=st.sampled_from([0.6, 1.5, 70.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @precondition(lambda self: self.world.free_bytes is None)
+    @rule(free=st.sampled_from([0, 100, 5_000]))
+    def fill_disk(self, free: int) -> None:
+        self.world.free_bytes = free
+        self.world.disk_was_full = True
+
+    @precondition(lambda self: self.world.free_bytes is not None)
+    @rule()
+    def free_disk(self) -> None:
+        self.world.free_bytes = None
+
+    @rule(which=st.integers(0, 20), share=st.floats(0, 0.999), bit=st.integers(0, 7))
+    def flip(self, which: int, share: float, bit: int) -> None:
+        if files := self.world.files():
+            self.world.flip(files[which % len(files)], share, bit)
+
+    @rule(seed=st.integers(0, 2**32))
+    def lose_power(self, seed: int) -> None:
+        for writer in list(self.writers):
+            self.kill(writer)
+        self.world.lose_power(random.Random(seed))
+        self.leaders.clear()
+
+    # The verdict.
+
+    @invariant()
+    def nothing_is_invented(self) -> None:
+        """2: what is delivered was issued, byte for byte, with its time."""
+        if self.world is not None:
+            issued = self.world.issued
+            for sent in self.world.cloudwatch.stored[self.checked :]:
+                assert sent.message.startswith("cwsink: ") or issued.get(sent.message) == sent.timestamp_ms, sent
+            self.checked = len(self.world.cloudwatch.stored)
+
+    checked = 0
+
+    @invariant()
+    def the_spool_is_bounded(self) -> None:
+        """6: the cap, whatever happens."""
+        if self.world is not None and not self.world.is_damaged:
+            assert used_bytes(self.world.spool.ring) <= CAP_BYTES + SLACK_BYTES
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            self.settle()
+        finally:
+            self.world.close()
+
+    def settle(self) -> None:
+        """The disk has room, CloudWatch is well, all writers but one have ended: everything is accounted for."""
+        world = self.world
+        world.free_bytes = None
+        world.cloudwatch.answers = []
+        for leader in self.leaders:
+            world.kills += leader.is_alive
+            leader.kill()
+        for writer in list(self.writers):
+            self.kill(writer)
+        world.pass_time(3_600.0)
+        for _ in range(2):  # the first one may find no more than that a segment is final
+            self.append_with(self.writer(0), 40)
+            Leader(world).drain()
+        assert len(segment.numbers(world.spool.ring)) == 1  # 9
+        delivered = world.cloudwatch.messages()
+        first = list(dict.fromkeys(delivered))
+        accounted = {*first, *world.buried, *world.evicted, *world.excused}
+        assert world.acknowledged <= world.written.keys()
+        assert world.written.keys() <= accounted, sorted(world.written.keys() - accounted)  # 1
+        orders: dict[tuple[int, int], list[str]] = {}
+        for message in first:
+            if message not in world.excused:  # a bit that flips back brings them late
+                orders.setdefault(self.eras[message], []).append(message)
+        assert all(messages == sorted(messages) for messages in orders.values())  # 3
+        books = survey(world.spool)
+        assert (books.adds_up, books.pending) == (True, 0)  # 10
+        if not world.is_damaged:
+            assert all(len(senders) == 1 for senders in world.cloudwatch.senders.values())  # 5
+            repeated = len(delivered) - len(first)
+            assert repeated <= (world.kills + world.cloudwatch.unanswered) * MAX_BATCH_EVENTS  # 4
+            if not world.disk_was_full:
+                assert books.appended == len(world.written), books  # 10, against what was written
+
+
+def check(examples: int, steps: int, *, derandomize: bool) -> None:
+    run_state_machine_as_test(
+        SpoolMachine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=derandomize,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
+        ),
+    )
+
+
+def test_any_story_of_50_steps_keeps_the_invariants() -> None:
+    """200 stories, the same in each run."""
+    check(200, 50, derandomize=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7_200)
+def test_any_story_of_100_steps_keeps_the_invariants() -> None:
+    """5,000 stories, others in each run."""
+    check(5_000, 100, derandomize=False)
+
+
+# Stories that the machine has found.
+
+
+def test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered() -> None:
+    """The segment's end is lost, the commit of it is not: what follows must not count as delivered."""
+    with world() as host:
+        writer = Writer(host.config)
+        for number in range(3):
+            assert host.append(writer, f"before {number}")
+        Leader(host).drain()
+        path = segment.path_of(host.spool.ring, 1)
+        host.forget(writer)
+        os.truncate(path, segment.HEADER_BYTES + 30)
+        writer = Writer(host.config)
+        assert host.append(writer, "after 1")
+        assert host.append(writer, "after 2, and long enough to pass the old end " + "." * 500)
+        Leader(host).drain()
+        assert [message[:7] for message in host.cloudwatch.messages()][-2:] == ["after 1", "after 2"]
+
+
+def test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed() -> None:
+    """A power failure may leave a header and a torn frame: it takes no room for ever."""
+    with world() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        host.forget(writer)
+        os.truncate(segment.path_of(host.spool.ring, 1), segment.HEADER_BYTES + 30)
+        for number in range(2):
+            assert host.append(writer, f"after {number}")
+            Leader(host).drain()
+        assert segment.numbers(host.spool.ring) == [2]
+
+
+def test_two_cut_writes_in_a_row_are_no_lost_record() -> None:
+    """Two writers killed one after the other: what neither was told is safe is not counted as lost."""
+    with world() as host:
+        for cut in (120, 100):  # together longer than one of them would have been
+            writer = Writer(host.config)
+            host.tear_at = cut
+            assert not host.append(writer, "cut " + "." * 100)
+            host.forget(writer)
+        assert host.append(Writer(host.config), "whole")
+        Leader(host).drain()
+        assert host.cloudwatch.messages() == ["whole"]
+        assert survey(host.spool).dead_lettered == {}
+
+
+def test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one() -> None:
+    """It was not the oldest, which an idle writer pinned: it must not count, or be delivered, once that one goes."""
+    with world() as host:
+        idle, writer = Writer(host.config), Writer(host.config)
+        assert host.append(idle, "idle")
+        while segment.numbers(host.spool.ring)[-1] < 4:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        evicting = Budget(host.spool, CAP_BYTES, SEGMENT_BYTES)
+
+        def kill(at: str) -> None:
+            if at == "evicted":
+                raise Killed
+
+        with mock.patch.object(host, "step", kill), pytest.raises(Killed):
+            evicting.evict(at_least_one=True)
+        assert segment.numbers(host.spool.ring) == [1, 2, 3, 4]
+        host.forget(idle)
+        assert Budget(host.spool, CAP_BYTES, SEGMENT_BYTES).evict(at_least_one=True)
+        assert segment.numbers(host.spool.ring) == [1, 3, 4]
+        Leader(host).drain()
+        books = survey(host.spool)
+        assert books.appended == len(host.written) == books.delivered + books.evicted
+
+
+def test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to() -> None:
+    """Its unlink and the names of all newer segments are lost, the totals are not: readers pass it by."""
+    with world() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        evicted = segment.path_of(host.spool.ring, 1)
+        os.rename(evicted, f"{evicted}.kept")
+        os.link(f"{evicted}.kept", evicted)
+        host.forget(writer)
+        assert Budget(host.spool, CAP_BYTES, SEGMENT_BYTES).evict(at_least_one=True)
+        os.rename(f"{evicted}.kept", evicted)
+        os.truncate(evicted, 2_000)  # there is room in it
+        os.remove(segment.path_of(host.spool.ring, 2))
+        assert host.append(Writer(host.config), "after")
+        Leader(host).drain()
+        assert host.cloudwatch.messages() == ["after"]
