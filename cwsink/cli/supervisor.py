@@ -169,8 +169,8 @@ class Supervisor:
             if arrival is None:
                 self._flusher.start()
                 continue
-            self._reap()  # whatever it is: of the signals that wait SIGTERM comes before SIGCHLD
-            if self._code is not None:
+            # Whatever it is: of the signals that wait SIGTERM comes before SIGCHLD.
+            if self._reap():
                 self._late.append(arrival)
             elif arrival.number != signal.SIGCHLD:
                 self._forward(arrival)
@@ -199,19 +199,16 @@ class Supervisor:
             with contextlib.suppress(OSError):  # it is not reaped yet, so the pid is its own; it may be another user's
                 os.kill(self._command, arrival.number)
 
-    def _reap(self) -> None:
-        """Take leave of every child that has ended: the kernel tells of several at once."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if pid == self._flusher.pid:
-                self._flusher.ended(status)
-            elif pid == self._command and self._code is None:
-                self._command_ended(pid, os.waitstatus_to_exitcode(status))
+    def _reap(self) -> bool:
+        """Take leave of all children that have ended, and tell whether the command has."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                if pid == self._flusher.pid:
+                    self._flusher.ended(status)
+                elif pid == self._command and self._code is None:
+                    self._command_ended(pid, os.waitstatus_to_exitcode(status))
+        return self._code is not None
 
     def _command_ended(self, pid: int, code: int) -> None:
         if (successor := _upgrade_of(pid)) is not None:
