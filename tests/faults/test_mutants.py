@@ -66,8 +66,8 @@ MUTANTS: Final = {
     ),
     "no check of the epoch before an unlink": Mutant(
         "flusher/flusher.py",
-        "            self.check()\n            self._reader.reclaim(committed)",
-        "            self._reader.reclaim(committed)",
+        "            self.check()\n            if self._reader.reclaim(committed):",
+        "            if self._reader.reclaim(committed):",
         "tests/faults/test_mutants.py::test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing",
     ),
     "a lease without the inode": Mutant(
