@@ -15,6 +15,8 @@ MAX_DELAY_SECONDS: Final = 20.0
 SLOW_DELAY_SECONDS: Final = 10.0
 # fapilog's own circuit breaker probes after 30 s.
 OPEN_SECONDS: Final = 30.0
+_SLOWER: Final = 2.0
+_FASTER: Final = 0.95
 
 
 class Backoff:
@@ -49,3 +51,23 @@ class Backoff:
     def succeeded(self) -> None:
         """Forget the failures."""
         self.failures = 0
+
+
+class Gathering:
+    """How long to gather records for a call: longer than asked for, while the account's quota is used up.
+
+    Back-off alone is unfair among hosts that share a quota: who was throttled waits ever longer, who was lucky
+    sends as often as ever and leaves nothing to the others. 50 hosts with half the calls they ask for
+    (benchmarks.fleet): the worst lag is 40 s with back-off alone, 11 s if all of them send less often.
+    """
+
+    def __init__(self, least_seconds: float) -> None:
+        self._least_seconds = self.seconds = least_seconds
+
+    def throttled(self) -> None:
+        """Send half as often. For the first of several failures in a row: more of them say nothing new."""
+        self.seconds = min(self.seconds * _SLOWER, max(self._least_seconds, MAX_DELAY_SECONDS))
+
+    def accepted(self) -> None:
+        """Come back, little by little, to what was asked for."""
+        self.seconds = max(self._least_seconds, self.seconds * _FASTER)

@@ -15,12 +15,12 @@ from typing import Final, NamedTuple
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report, settled
-from cwsink.flusher.backoff import Backoff
+from cwsink.flusher.backoff import Backoff, Gathering
 from cwsink.flusher.batch import Part
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.leader_state import LeaderState
-from cwsink.flusher.outcome import Answer, Outcome, classify, rejected_indexes
+from cwsink.flusher.outcome import THROTTLING, Answer, Outcome, classify, rejected_indexes
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import NOTICE, Event
 
@@ -94,9 +94,15 @@ class Delivery:
             config.max_retries,
             config.circuit_breaker_threshold if config.circuit_breaker_enabled else None,
         )
+        self._gathering = Gathering(config.batch_timeout_seconds)
         self._resent = 0
         self._requests_accepted = 0
         self._is_trouble_told = False
+
+    @property
+    def gather_seconds(self) -> float:
+        """How long records are to be gathered for the next part."""
+        return self._gathering.seconds
 
     def send(self, part: Part) -> Tally:
         """Settle every event of the part.
@@ -132,6 +138,8 @@ class Delivery:
             self._check()
             answer = self._cloudwatch.put(part.stream, part.events, token)
             outcome = classify(answer)
+            if answer.code in THROTTLING and not self._backoff.failures:
+                self._gathering.throttled()
             if answer.rejected_entity:
                 report(
                     "entity",
@@ -178,6 +186,7 @@ class Delivery:
             report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
         self._requests_accepted += 1
         self._backoff.succeeded()
+        self._gathering.accepted()
         self._leader_state.succeeded()
         dead: Counter[str] = Counter()
         for reason in set(reasons.values()):

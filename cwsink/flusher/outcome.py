@@ -52,10 +52,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     is_ambiguous: bool = False
 
 
+# The account's quota is used up.
+THROTTLING: Final = frozenset(
+    "ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled".split()
+)
+
 _BY_CODE: Final[Mapping[str, Outcome]] = {
+    **dict.fromkeys(THROTTLING, Outcome.RETRY),
     **dict.fromkeys(
         (
-            "ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled "
             "ServiceUnavailableException ServiceUnavailable InternalFailure InternalServerError RequestTimeout "
             "RequestTimeoutException OperationAbortedException LimitExceededException"
         ).split(),

@@ -57,6 +57,24 @@ class Step(msgspec.Struct, frozen=True):
     body: bytes = b""
 
 
+class Bucket(msgspec.Struct):
+    """The token bucket of one rate."""
+
+    rate: float
+    burst: float
+    tokens: float
+    refilled_at: float
+
+    def is_empty(self, now: float) -> bool:
+        """Take a token; True when there is none."""
+        self.tokens = min(self.burst, self.tokens + (now - self.refilled_at) * self.rate)
+        self.refilled_at = now
+        if self.tokens < 1.0:
+            return True
+        self.tokens -= 1.0
+        return False
+
+
 class Faults:
     """The misbehaviours of one server. Thread-safe.
 
@@ -81,10 +99,7 @@ class Faults:
             self.sequence_tokens = False
             self.poison: str | None = None
             self._denied: set[str] = set()
-            self._rate: float | None = None
-            self._rate_action: str | None = None
-            self._tokens = 0.0
-            self._refilled_at = 0.0
+            self._buckets: dict[str | None, Bucket] = {}
             self._script.clear()
 
     @property
@@ -162,12 +177,17 @@ class Faults:
     def throttle_rate(self, calls_per_second: float | None, *, action: str | None = None) -> None:
         """Answer ThrottlingException above this rate; the burst is one second's worth, at least 1.
 
-        None turns it off. With `action` only calls of that action count and are refused.
+        With `action` only calls of that action count and are refused; each may have a rate of its own, as in
+        an AWS account. None turns it off, without `action` all of them.
         """
         with self._lock:
-            self._rate, self._rate_action = calls_per_second, action
-            self._tokens = 0.0 if calls_per_second is None else max(1.0, calls_per_second)
-            self._refilled_at = self._monotonic()
+            if calls_per_second is not None:
+                burst = max(1.0, calls_per_second)
+                self._buckets[action] = Bucket(calls_per_second, burst, burst, self._monotonic())
+            elif action is None:
+                self._buckets.clear()
+            else:
+                self._buckets.pop(action, None)
 
     def is_denied(self, action: str) -> bool:
         """True when the action was denied."""
@@ -177,15 +197,8 @@ class Faults:
     def is_over_rate(self, action: str) -> bool:
         """Count one call; True when it must be throttled."""
         with self._lock:
-            if self._rate is None or self._rate_action not in (None, action):
-                return False
             now = self._monotonic()
-            self._tokens = min(max(1.0, self._rate), self._tokens + (now - self._refilled_at) * self._rate)
-            self._refilled_at = now
-            if self._tokens < 1.0:
-                return True
-            self._tokens -= 1.0
-            return False
+            return any(bucket.is_empty(now) for key, bucket in self._buckets.items() if key in (None, action))
 
     def take(self, action: str) -> Step | None:
         """Use up the step that this call meets."""

@@ -662,6 +662,19 @@ def test_the_rate_allows_a_burst_of_one_second() -> None:
     assert [faults.is_over_rate("PutLogEvents") for _ in range(3)] == [False, False, True]
 
 
+def test_each_action_may_have_a_rate_of_its_own() -> None:
+    """As in an account: one action's calls take nothing from another's; None turns off one, or all."""
+    faults = Faults(monotonic=lambda: 100.0)
+    faults.throttle_rate(1.0, action="PutLogEvents")
+    faults.throttle_rate(2.0, action="CreateLogStream")
+    asked = ["PutLogEvents", "CreateLogStream"] * 3
+    assert [faults.is_over_rate(action) for action in asked] == [False, False, True, False, True, True]
+    faults.throttle_rate(None, action="PutLogEvents")
+    assert [faults.is_over_rate(action) for action in asked[:2]] == [False, True]
+    faults.throttle_rate(None)
+    assert not faults.is_over_rate("CreateLogStream")
+
+
 def test_a_connection_dropped_before_storing_stores_nothing(server: StrictCloudWatch, client: Any) -> None:
     """The client sees a closed connection, the server has nothing, the retry passes."""
     server.faults.drop_connection_before_storing(1)

@@ -549,3 +549,30 @@ def test_close_closes_the_connection() -> None:
     world = World([OK])
     world.delivery.close()
     assert world.actions == ["close"]
+
+
+def test_a_throttled_call_has_the_next_ones_sent_less_often() -> None:
+    """However often the same part is throttled, gathering doubles once; an accepted part shortens it again."""
+    world = World([THROTTLED] * 5 + [OK])
+    assert world.delivery.gather_seconds == 1.0
+    world.send(events(3))
+    assert world.delivery.gather_seconds == pytest.approx(2.0 * 0.95)
+    for _ in range(20):
+        world.send(events(1))
+    assert world.delivery.gather_seconds == 1.0
+
+
+@pytest.mark.parametrize("failure", [TIMEOUT, REFUSED, UNAVAILABLE, DENIED, EXPIRED], ids=lambda answer: answer.code)
+def test_only_a_used_up_quota_has_calls_sent_less_often(failure: Answer) -> None:
+    """After an outage the stream is as prompt as before."""
+    world = World([failure, failure, OK])
+    world.send(events(3))
+    assert world.delivery.gather_seconds == 1.0
+
+
+def test_a_throttled_creation_says_nothing_about_how_often_to_send() -> None:
+    """CreateLogStream has a quota of its own, and is called once."""
+    world = World([MISSING, MISSING, OK])
+    world.creations["create_stream"] = [THROTTLED, OK]
+    world.send(events(3))
+    assert world.delivery.gather_seconds == 1.0
