@@ -12,8 +12,7 @@ The limits are those of cwsink.flusher.limits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
@@ -21,6 +20,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BATCH_SPAN_MS
+from cwsink.spool.frame import EVENT, VERSION, Frame
 from cwsink.spool.record import Event, decode_event
 
 if TYPE_CHECKING:  # the module opens files, this one must not
@@ -63,15 +63,16 @@ class ChunkBuilder:
         self.count += 1
         self.bytes += size_bytes + EVENT_OVERHEAD_BYTES
 
-    def add_while_it_fits(self, key: SegmentKey, payloads: Iterable[bytes], max_event_bytes: int) -> int:
-        """Add events from their payloads, as many as fit, up to the first that needs care.
+    def add_while_it_fits(self, key: SegmentKey, frames: Sequence[Frame], start: int, max_event_bytes: int) -> int:
+        """Add the events of `frames` from index `start` on, as many as fit, up to the first that needs care.
 
         The leader's hot loop, so `fits`, `add`, `message_bytes` are spelled out.
 
         Args:
             key: the segment they are from.
-            payloads: of event frames.
-            max_event_bytes: a longer message needs care; so does a payload that cannot be decoded.
+            frames: a frame that is not an event as we know it, or cannot be decoded, needs care.
+            start: of the first one to add.
+            max_event_bytes: a longer message needs care.
 
         Returns:
             How many were added.
@@ -81,8 +82,11 @@ class ChunkBuilder:
         add, decode = events.append, decode_event
         free_events, free_bytes = self._max_events - self.count, MAX_BATCH_BYTES - self.bytes
         try:
-            for payload in islice(payloads, free_events):
-                event = decode(payload)
+            for index in range(start, min(len(frames), start + free_events)):
+                each = frames[index]
+                if each.kind != EVENT or each.version != VERSION:
+                    break
+                event = decode(each.payload)
                 message = event.message
                 size = len(message) if message.isascii() else len(message.encode())
                 left = free_bytes - size - EVENT_OVERHEAD_BYTES

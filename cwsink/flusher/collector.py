@@ -8,7 +8,7 @@ Holds at most one block of a segment and one chunk, whatever the spool holds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -126,7 +126,7 @@ class Collector:
         builder, chunk, key = self._builder, self._chunk, block.key
         unread = self._unread
         while True:
-            if not everything and (added := builder.add_while_it_fits(key, self._plain(), self._max_event_bytes)):
+            if not everything and (added := builder.add_while_it_fits(key, unread, self._next, self._max_event_bytes)):
                 self._next += added
                 chunk.ends[key] = unread[self._next - 1].end
             if self._next == len(unread):
@@ -153,14 +153,6 @@ class Collector:
             self._next += 1
         chunk.ends[key] = block.end
         return True
-
-    def _plain(self) -> Iterator[bytes]:
-        """Yield the payloads of the next frames, up to one that is not an event as we know it."""
-        for index in range(self._next, len(self._unread)):
-            each = self._unread[index]
-            if each.kind != frame.EVENT or each.version != frame.VERSION:
-                return
-            yield each.payload
 
     def _add_oversize(self, key: SegmentKey, event: Event, size: int, everything: bool) -> bool:
         """Deal with an event that is too long, as the policy says. False: not in this chunk any more."""

@@ -12,6 +12,7 @@ A batch is kept, unchanged, until CloudWatch has answered for it; there is no la
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -125,7 +126,8 @@ class Flusher:
             wait=self._wait,
             uniform=random.random,
         )
-        self._pending_since: float | None = None
+        # What a new leader finds has waited long enough.
+        self._pending_since: float | None = -math.inf
         self._synced_at = 0.0
 
     def lead(self) -> None:
@@ -175,7 +177,7 @@ class Flusher:
             is_full
             or collector.count >= self._config.batch_size
             or collector.count == 0  # damage or markers only: nothing to wait for
-            or now - self._pending_since >= self._config.batch_timeout_seconds - POLL_SECONDS
+            or now - self._pending_since >= self._delivery.gather_seconds - POLL_SECONDS
             or self._orders.hurry.is_set()
             or self._orders.stop.is_set()
         )

@@ -203,10 +203,9 @@ class Candidate:
         until = began + (self._drain_seconds or 0.0)
         while (left := until - time.monotonic()) > 0:
             self._drain_seconds = left
-            if self._try_to_lead():
-                return
             is_tidy = len(segment.numbers(self._directory.ring)) <= 1 or time.monotonic() >= began + _TIDY_SECONDS
-            if is_tidy and not survey.has_pending(self._directory):
+            # Asked first: who has never led would import boto3 for nothing, half a second.
+            if (is_tidy and not survey.has_pending(self._directory)) or self._try_to_lead():
                 return
             native.sleep(min(left, _DRAIN_POLL_SECONDS))
 

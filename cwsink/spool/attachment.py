@@ -16,6 +16,15 @@ from cwsink.spool.directory import SpoolDirectory
 _TRIES: Final = 50
 
 
+def is_anyone_attached(directory: SpoolDirectory) -> bool:
+    """Tell whether a process that has appended to the spool still lives. Raises OSError."""
+    fd = descriptors.acquire(directory.attached_lock, os.O_RDWR | os.O_CREAT)
+    try:
+        return not descriptors.try_lock(fd, exclusive=True)
+    finally:
+        descriptors.release(fd, descriptors.incarnation())
+
+
 class Attachment:
     """This process's mark on the spool, from its first append to its end."""
 

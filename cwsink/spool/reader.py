@@ -1,5 +1,7 @@
 """The leader's side of the ring: read every segment, oldest first, and reclaim.
 
+What is logged after a start does not wait for the backlog that was found: see `Lane`.
+
 Every segment that exists is read from its own offset: a worker that attached to
 an old segment and fell idle may append to it hours later, and must neither hold
 back the newer ones nor be missed. A segment is final when it is not the newest and
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors, disk, frame, segment
+from cwsink.spool import descriptors, disk, frame, record, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.frame import Damage, DamageKind, Frame
@@ -37,15 +39,54 @@ class Block(NamedTuple):
 
     Attributes:
         key: the segment.
+        begin: where the read began.
         frames: the valid frames, in order; `frame.end` is the offset after it.
         damage: the proven bad ranges, each already behind `end`.
         end: everything before it is settled by this block.
     """
 
     key: SegmentKey
+    begin: int
     frames: list[Frame]
     damage: list[Damage]
     end: int
+
+
+class Lane:
+    """The segments that are read beside a backlog, as far as that keeps each producer's order.
+
+    A record may go before the older segments if its producer has none there: if the producer's first record
+    (sequence 0) is in the lane. The first writer after a start begins a segment (`Ring`), so that all of
+    them have. At the first record that may not, the lane ends: that one waits for the backlog, and all behind it.
+    A leader that takes over in the middle has not seen the first records, and goes on in order.
+    """
+
+    def __init__(self, begin: int) -> None:
+        """Begin with segment number `begin`."""
+        self.begin = begin
+        self.has_ended = False
+        self._producers: set[int] = set()
+
+    def admit(self, block: Block) -> Block:
+        """Return the part of a block that may go before the backlog; it may be empty."""
+        events = [_event_of(each) for each in block.frames]
+        # All of them first: of two threads that are a process's first to log, the second may come before the first.
+        self._producers.update(event.producer for event in events if event and event.sequence == 0)
+        for index, (each, event) in enumerate(zip(block.frames, events, strict=True)):
+            if event.producer not in self._producers if event else not _is_loss(each):
+                self.has_ended = True
+                end = block.frames[index - 1].end if index else block.begin
+                damage = [damaged for damaged in block.damage if damaged.end <= end]
+                return Block(block.key, block.begin, block.frames[:index], damage, end)
+        return block
+
+
+def _event_of(each: Frame) -> record.Event | None:
+    return record.event_of(each.payload) if each.kind == frame.EVENT and each.version == frame.VERSION else None
+
+
+def _is_loss(each: Frame) -> bool:
+    return each.kind == frame.LOSS and each.version == frame.VERSION
 
 
 class OpenSegment:
@@ -82,7 +123,7 @@ class OpenSegment:
             return None
         if self.is_damaged:
             start, self.offset = self.offset, size
-            return Block(self.key, [], [Damage(start, size, DamageKind.CORRUPT)], size)
+            return Block(self.key, start, [], [Damage(start, size, DamageKind.CORRUPT)], size)
         if size == self._fruitless_size and not self.is_final:
             return None  # the same unfinished frame as last time
         want = READ_BLOCK_BYTES
@@ -98,8 +139,8 @@ class OpenSegment:
         if not found.consumed:
             self._fruitless_size = size
             return None
-        self.offset += found.consumed
-        return Block(self.key, found.frames, found.damage, self.offset)
+        begin, self.offset = self.offset, self.offset + found.consumed
+        return Block(self.key, begin, found.frames, found.damage, self.offset)
 
     def finalise(self) -> bool:
         """Take the exclusive lock if no writer has the segment open; it is kept from then on.
@@ -146,14 +187,49 @@ class RingReader:
         self._committed = committed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
+        self._lane: Lane | None = None
+        self._is_lanes_turn = False
         self._synced: dict[int, int] = {}
 
     def read(self) -> Block | None:
-        """Return the next block of unread frames, from the oldest segment that has any; None if all is read."""
+        """Return the next block of unread frames; None if all is read.
+
+        It is from the oldest segment that has any. Where others are behind it, their lane has every other turn.
+        """
         numbers = segment.numbers(self._ring)
         self._newest = numbers[-1] if numbers else 0
         for gone in self._open.keys() - set(numbers):
             self._open.pop(gone).close()
+        if self._lane is not None and self._is_lanes_turn and (block := self._read_lane(self._lane, numbers)):
+            self._is_lanes_turn = False
+            return block
+        self._is_lanes_turn = True
+        block = self._read_oldest(numbers)
+        if block is None or block.key.number == self._newest:
+            self._lane = None
+        elif self._lane is None:
+            self._lane = Lane(self._newest) if self._has_backlog() else None
+        elif self._lane.has_ended and self._lane.begin < self._newest:
+            self._lane = Lane(self._newest)
+        return block
+
+    def _has_backlog(self) -> bool:
+        done = {key.number: end for key, end in self._committed.items()}
+        done.update((number, opened.offset) for number, opened in self._open.items())
+        return segment.pending_bytes(self._ring, done) >= segment.BACKLOG_BYTES
+
+    def _read_lane(self, lane: Lane, numbers: list[int]) -> Block | None:
+        """Return the next block that may go before the backlog."""
+        if lane.has_ended:
+            return None
+        block = self._read_oldest([number for number in numbers if number >= lane.begin])
+        if block is None:
+            return None
+        admitted = lane.admit(block)
+        self._open[block.key.number].offset = admitted.end
+        return admitted if admitted.end > admitted.begin else None
+
+    def _read_oldest(self, numbers: list[int]) -> Block | None:
         older: list[OpenSegment] = []
         for number in numbers:
             opened = self._open.get(number) or self._attach(number)
@@ -251,19 +327,12 @@ class RingReader:
             return None
         opened = OpenSegment(fd, number)
         try:
-            void = read_evictions(self._directory).void
-        except OSError:
+            is_readable = self._is_readable(opened, number)
+        except BaseException:  # who stays alive after it must keep no lock on the segment
             opened.close()
             raise
-        if opened.key == void:
-            # Its evictor holds this lock until it has unlinked it: if we get it, the evictor was killed.
-            if descriptors.try_lock(fd, exclusive=True):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(segment.path_of(self._ring, number))
+        if not is_readable:
             opened.close()
-            return None
-        if not descriptors.try_lock(fd, exclusive=False) or (opened.is_damaged and number == self._newest):
-            opened.close()  # being evicted; or its writers have not gone on to the next one yet
             return None
         opened.offset = self._committed.get(opened.key, opened.offset)
         if opened.is_damaged:
@@ -272,3 +341,15 @@ class RingReader:
             report("layout", f"{self._ring}: segment {number} has a newer layout. It is left for a newer cwsink.")
         self._open[number] = opened
         return opened
+
+    def _is_readable(self, opened: OpenSegment, number: int) -> bool:
+        """Tell whether a segment may be read from now on; then it is locked. One that counts as evicted is removed."""
+        if opened.key == read_evictions(self._directory).void:
+            # Its evictor holds this lock until it has unlinked it: if we get it, the evictor was killed.
+            if descriptors.try_lock(opened.fd, exclusive=True):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(segment.path_of(self._ring, number))
+            return False
+        if opened.is_damaged and number == self._newest:
+            return False  # its writers have not gone on to the next one yet
+        return descriptors.try_lock(opened.fd, exclusive=False)  # if not: it is being evicted

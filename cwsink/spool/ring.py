@@ -19,15 +19,17 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Mapping
 from enum import Enum
 from time import time_ns
 from typing import Final
 
 from cwsink.diagnostics import report, settled
 from cwsink.spool import cursor, descriptors, disk, frame, segment
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.segment import AttachedSegment
+from cwsink.spool.segment import AttachedSegment, SegmentKey
 
 _LOOK_NS: Final = 1_000_000_000
 _SMALL_BYTES: Final = 1024
@@ -41,6 +43,11 @@ _EVICTING_NS: Final = 1_000_000
 _MOST_SEGMENT_FACTOR: Final = 2
 # Loss markers still fit then: some 60 bytes each, and few (cwsink.frontends.losses).
 _MARKERS_BYTES: Final = 16 * 1024
+
+# No segment is begun at a start if the last one holds next to nothing: a service that starts and dies again and
+# again, while CloudWatch is away, must not leave a segment for each time. Each takes a mebibyte of the disk.
+_WORTH_LEAVING_BYTES: Final = 64 * 1024
+_RESERVED_AT_START_BYTES: Final = 1024 * 1024
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -213,7 +220,7 @@ class Ring:
                 return None
             end_seen = attached.end_seen  # read before the size: another thread may look, too
             status = os.fstat(attached.fd)
-            if status.st_nlink == 0:
+            if not self._is_there(attached.key.number, status):
                 self._removed = True
                 return None  # the writer opens the directory anew
             truncated = status.st_size < end_seen
@@ -233,6 +240,13 @@ class Ring:
             self.not_written(error)
             return None
 
+    def _is_there(self, number: int, status: os.stat_result) -> bool:
+        """Tell whether the segment's name leads to it: nobody removed it, or moved the spool away with it."""
+        try:
+            return os.path.samestat(os.lstat(segment.path_of(self._directory.ring, number)), status)
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+
     def _first(self) -> AttachedSegment | None:
         try:
             return self._swap(self._newest())
@@ -244,16 +258,26 @@ class Ring:
             return None
 
     def _newest(self) -> AttachedSegment:
+        # Asked before the look: who comes while the first one begins a segment finds nobody either, or that segment.
+        is_start = not is_anyone_attached(self._directory)
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
             return self._make(0)
-        committed = 0
+        committed: dict[SegmentKey, int] = {}
         with contextlib.suppress(OSError):
-            committed = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
+            committed = cursor.read(self._directory.cursor).committed()
+        settled_to = committed.get(attached.key, 0)
+        if is_start and attached.end_seen - settled_to >= _WORTH_LEAVING_BYTES and self._is_behind(committed):
+            return self._make(attached.key.number, min(_RESERVED_AT_START_BYTES, self._segment_bytes))
         # A power failure may take more of the segment than of the cursor: what is appended up to there would
         # count as delivered. Or it brings an evicted segment back as the newest: readers pass that by.
         is_void = attached.key == read_evictions(self._directory).void
-        return self._make(attached.key.number) if is_void or attached.end_seen < committed else attached
+        return self._make(attached.key.number) if is_void or attached.end_seen < settled_to else attached
+
+    def _is_behind(self, committed: Mapping[SegmentKey, int]) -> bool:
+        """Tell whether there is a backlog to keep new records out of, and room for a segment to do so."""
+        pending = segment.pending_bytes(self._directory.ring, {key.number: end for key, end in committed.items()})
+        return pending >= segment.BACKLOG_BYTES and self._budget.has_room()
 
     def _rotate(self, attached: AttachedSegment, now: int) -> AttachedSegment | None:
         """Leave a full segment: for the next one if there is one, or make it if there is room."""
@@ -268,8 +292,9 @@ class Ring:
         self._full_until = now + (_EVICTING_NS if self._may_evict else _FULL_NS)
         return None
 
-    def _make(self, after: int) -> AttachedSegment:
+    def _make(self, after: int, reserve_bytes: int | None = None) -> AttachedSegment:
         """Make the segment after number `after`, or take the one another writer made meanwhile."""
+        reserve_bytes = reserve_bytes or self._segment_bytes
         newest = max([after, *segment.numbers(self._directory.ring)[-1:]])
         if newest > after:
             attached = segment.attach_newest(self._directory.ring)
@@ -277,12 +302,12 @@ class Ring:
                 return attached
             after = newest  # it cannot be written: another version's, or damaged
         try:
-            segment.create(self._directory.ring, after + 1, self._spool_id, self._segment_bytes)
+            segment.create(self._directory.ring, after + 1, self._spool_id, reserve_bytes)
         except OSError as error:
             # Disk full, not budget full: our own oldest segment is what we can free.
             if error.errno not in _NO_ROOM or not self._may_evict or not self._budget.evict(at_least_one=True):
                 raise
-            segment.create(self._directory.ring, after + 1, self._spool_id, self._segment_bytes)
+            segment.create(self._directory.ring, after + 1, self._spool_id, reserve_bytes)
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
             raise OSError(errno.EIO, "the ring has no segment that can be written", self._directory.ring)

@@ -29,6 +29,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -49,6 +50,10 @@ _NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EN
 _TEMPORARY_SUFFIX: Final = ".tmp"
 # A temporary file lives for microseconds; one this old was left by a killed writer.
 _STALE_TEMPORARY_SECONDS: Final = 60.0
+
+# What a leader in a thread needs about a third of a second for. New records do not wait for more than that:
+# the first writer after a start begins a segment, which the leader reads beside the backlog.
+BACKLOG_BYTES: Final = 8 * 1024 * 1024
 
 # Each try can only fail because the segment was removed that very moment. Bounded all the same:
 # whatever state the directory is in, an append must not spin.
@@ -82,6 +87,15 @@ def numbers(ring: str) -> list[int]:
     except FileNotFoundError:
         return []
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+
+def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
+    """Return the bytes behind the offset that `done` has for each segment (0 if it has none)."""
+    pending = 0
+    for number in numbers(ring):
+        with contextlib.suppress(FileNotFoundError):
+            pending += os.lstat(path_of(ring, number)).st_size - done.get(number, 0)
+    return pending
 
 
 def open_file(ring: str, number: int, flags: int) -> int | None:

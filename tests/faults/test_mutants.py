@@ -150,14 +150,14 @@ MUTANTS: Final = {
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         "spool/ring.py",
-        "if is_void or attached.end_seen < committed else",
+        "if is_void or attached.end_seen < settled_to else",
         "if is_void else",
         f"{MACHINE}test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered",
     ),
     "appends to a segment that counts as evicted": Mutant(
         "spool/ring.py",
-        "if is_void or attached.end_seen < committed else",
-        "if attached.end_seen < committed else",
+        "if is_void or attached.end_seen < settled_to else",
+        "if attached.end_seen < settled_to else",
         f"{MACHINE}test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to",
     ),
     "a segment without a whole frame is kept": Mutant(
@@ -171,6 +171,25 @@ MUTANTS: Final = {
         " or _are_cut(data, start, end, salt)",
         "",
         f"{MACHINE}test_two_cut_writes_in_a_row_are_no_lost_record",
+    ),
+    "a spool that is moved away is appended to": Mutant(
+        "spool/ring.py",
+        "return os.path.samestat(os.lstat(segment.path_of(self._directory.ring, number)), status)",
+        "return status.st_nlink > 0",
+        "tests/faults/test_meddling.py::test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment"
+        "[the spool renamed]",
+    ),
+    "a lock on a segment that could not be removed": Mutant(
+        "spool/reader.py",
+        "        except BaseException:  # who stays",
+        "        except ZeroDivisionError:  # who stays",
+        f"{MACHINE}test_a_leader_that_fails_to_remove_an_evicted_segment_keeps_no_lock_on_it",
+    ),
+    "a lane in which anybody may pass the backlog": Mutant(
+        "spool/reader.py",
+        "if event.producer not in self._producers if event else not _is_loss(each):",
+        "if event is None and not _is_loss(each):",
+        f"{INTEGRATION}test_reader.py::test_a_producer_with_records_in_the_backlog_waits_for_them",
     ),
     "a leader that stumbles over its predecessor's leader.json": Mutant(
         "flusher/leader_state.py",

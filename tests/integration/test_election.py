@@ -29,7 +29,7 @@ from tests.nursery import Nursery
 from tests.support import quick_config
 
 CANDIDATES = 8
-KILLS = 50
+KILLS = 200
 HANG_SECONDS = 30.0
 
 
@@ -120,10 +120,11 @@ def assert_one_sender_at_a_time(server: StrictCloudWatch) -> None:
 
 
 @pytest.mark.faults
-def test_50_leaders_are_killed_and_one_follows_each(
+@pytest.mark.timeout(600)
+def test_200_leaders_are_killed_and_one_follows_each(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
 ) -> None:
-    """8 candidates, 50 leader kills: always one successor, an epoch higher, never two senders of one epoch."""
+    """8 candidates, 200 leader kills: always one successor, an epoch higher, never two senders of one epoch."""
     rng = random.Random(8)
     pids = {nursery.fork(settings) for _ in range(CANDIDATES)}
     takeovers = []
@@ -142,7 +143,7 @@ def test_50_leaders_are_killed_and_one_follows_each(
         pids.add(nursery.fork(settings))
     takeovers.sort()
     median, p95 = statistics.median(takeovers), takeovers[int(0.95 * KILLS)]
-    print(f"takeover of {CANDIDATES} candidates: median {median * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms")
+    print(f"{KILLS} leaders killed, {CANDIDATES} candidates: median {median:.3f} s, p95 {p95:.3f} s to the next one")
     assert epoch >= KILLS
     assert_one_sender_at_a_time(server)
 

@@ -23,6 +23,7 @@ from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
+from tests.interleave import deliver
 from tests.support import finish, quick_config
 
 HANG_SECONDS: Final = 30.0
@@ -176,6 +177,23 @@ def test_with_nothing_to_drain_the_last_one_leaves_at_once(
     finish(child)
     assert sum(server.calls.values()) == calls
     assert survey(directory.open_for(config)).pending == 0
+
+
+def test_with_nothing_to_drain_nobody_becomes_leader(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has never led would import boto3 only to find nothing to do."""
+    config = quick_config(server.endpoint_url, flusher="external")
+    writer = Writer(config)
+    assert writer.append("delivered before")
+    deliver(writer.directory, config)
+    last = candidate.Candidate(writer.directory, config)
+    monkeypatch.setattr(last, "_try_to_lead", lambda: pytest.fail("there is nothing to lead for"))
+    last._drain_seconds = 1.0
+    last._drain()
+    assert writer.append("pending")
+    with pytest.raises(pytest.fail.Exception):
+        last._drain()
+    last.discard()
+    deliver(writer.directory, config)
 
 
 def test_several_spools_are_drained_in_the_time_of_one(

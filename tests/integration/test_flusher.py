@@ -81,8 +81,10 @@ def settled(directory: SpoolDirectory, *, appended: int, delivered: int, **dead:
 def test_batch_size_pending_records_are_sent_without_waiting(external: SinkConfig, server: StrictCloudWatch) -> None:
     """One record fewer waits for batch_timeout_seconds; with it all that is pending goes, in one request."""
     config = changed(external, batch_size=50, batch_timeout_seconds=NEVER)
-    writer = filled(config, [f"{number}" for number in range(49)])
+    writer = Writer(config)
     with leading(writer.directory, config) as leader:
+        until(lambda: leader._pending_since is None, "the leader has found nothing")
+        assert all(writer.append(f"{number}") for number in range(49))
         until(lambda: leader._collector.count == 49, "the leader has read them")
         assert not server.calls
         assert writer.append("the fiftieth")
@@ -98,13 +100,25 @@ def test_batch_timeout_sends_what_there_is(
     clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: time.monotonic() + offset[0]})
     monkeypatch.setattr(flusher_module, "time", clock)
     config = changed(external, batch_size=1_000, batch_timeout_seconds=NEVER)
-    writer = filled(config, ["a", "b"])
+    writer = Writer(config)
     with leading(writer.directory, config) as leader:
+        until(lambda: leader._pending_since is None, "the leader has found nothing")
+        assert writer.append("a")
+        assert writer.append("b")
         until(lambda: leader._collector.count == 2, "the leader has read them")
         assert not server.calls
         offset[0] = NEVER + 1
         assert server.wait_for_events(2, 60)
         offset[0] = 0.0
+
+
+def test_what_a_new_leader_finds_has_waited_long_enough(external: SinkConfig, server: StrictCloudWatch) -> None:
+    """A takeover does not add batch_timeout_seconds to what its predecessor was gathering already."""
+    config = changed(external, batch_size=1_000, batch_timeout_seconds=NEVER)
+    writer = filled(config, ["a", "b"])
+    with leading(writer.directory, config):
+        assert server.wait_for_events(2, 60)
+    assert [request.events for request in server.requests if request.status == 200] == [2]
 
 
 def test_what_is_pending_goes_in_full_batches(external: SinkConfig, server: StrictCloudWatch) -> None:

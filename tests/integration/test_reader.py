@@ -6,6 +6,8 @@ import os
 import shutil
 import struct
 import threading
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +24,7 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.interleave import SMALL, Clock, deliver, fill_segment, leading, segment_path, segments, until
-from tests.support import finish, quick_config
+from tests.support import CHILD_SECONDS, finish, quick_config
 
 
 def event_frame(salt: int, message: str, *, kind: int = frame.EVENT, flags: int = 0) -> bytes:
@@ -33,6 +35,17 @@ def attached_to(directory: SpoolDirectory) -> AttachedSegment:
     attached = segment.attach_newest(directory.ring)
     assert attached is not None
     return attached
+
+
+BACKLOG = 24 * 1024  # records of 1 KiB
+FILL = """
+import sys
+from tests.support import quick_config
+from cwsink import Writer
+
+writer = Writer(quick_config(sys.argv[1], flusher="external", segment_bytes=1 << 20))
+assert all(writer.append(f"{number} ".ljust(1024, ".")) for number in range(int(sys.argv[2])))
+"""
 
 
 def now_ms(messages: list[str]) -> list[str]:
@@ -471,3 +484,125 @@ def test_a_removed_spool_directory_under_load_is_made_anew(
     assert set(late) <= delivered
     assert "was removed. It was made anew" in capfd.readouterr().err
     assert cursor.read(writer.directory.cursor).epoch >= 1
+
+
+# A backlog, and what was begun behind it.
+
+
+def fill_up(writer: Writer, count: int) -> list[list[str]]:
+    """Fill `count` segments, of which the last is full, and the next one not made yet; return their messages."""
+    messages: list[list[str]] = []
+    for number in range(1, count + 1):
+        messages.append([])
+        while (
+            segments(writer.directory)[-1:] != [number] or segment_path(writer.directory, number).stat().st_size < SMALL
+        ):
+            text = f"{number} {len(messages[-1])} {'.' * 200}"
+            assert writer.append(text)
+            messages[segments(writer.directory)[-1] - 1].append(text)
+    return messages
+
+
+def read_all(reader: RingReader) -> Iterator[tuple[int, list[str]]]:
+    """Read all that is pending, as (segment, messages) of each block."""
+    while (block := reader.read()) is not None:
+        yield block.key.number, [record.decode_event(each.payload).message for each in block.frames]
+    reader.close()
+
+
+@pytest.fixture
+def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small segments are a backlog."""
+    monkeypatch.setattr(segment, "BACKLOG_BYTES", SMALL)
+
+
+def test_a_small_backlog_goes_first(small: SinkConfig) -> None:
+    """It is sent in no time, and all there is stays in the order of arrival."""
+    writer = Writer(small)
+    backlog = fill_up(writer, 3)
+    assert Writer(small).append("live")
+    blocks = list(read_all(RingReader(writer.directory, {})))
+    assert blocks == [(1, backlog[0]), (2, backlog[1]), (3, backlog[2]), (4, ["live"])]
+
+
+@pytest.mark.usefixtures("small_backlog")
+def test_what_another_process_began_behind_a_backlog_does_not_wait_for_it(small: SinkConfig) -> None:
+    """Its records and the backlog take turns, also when it goes on to the next segment; each of them in order."""
+    old = Writer(small)
+    backlog = fill_up(old, 4)
+    live = Writer(small)
+    assert live.append("live")
+    blocks = read_all(RingReader(old.directory, {}))
+    assert [next(blocks), next(blocks)] == [(1, backlog[0]), (5, ["live"])]
+    late = fill_segment(live)  # the last one is in segment 6
+    assert [next(blocks) for _ in range(4)] == [(2, backlog[1]), (5, late[:-1]), (3, backlog[2]), (6, late[-1:])]
+    assert list(blocks) == [(4, backlog[3])]
+
+
+@pytest.mark.usefixtures("small_backlog")
+def test_a_producer_with_records_in_the_backlog_waits_for_them(small: SinkConfig) -> None:
+    """And so does all that is behind it, but nothing before it; no record is read twice."""
+    old = Writer(small)
+    backlog = fill_up(old, 3)
+    live = Writer(small)
+    assert live.append("live")
+    assert old.append("follows the backlog")
+    assert live.append("live, behind it")
+    assert list(read_all(RingReader(old.directory, {}))) == [
+        (1, backlog[0]),
+        (4, ["live"]),
+        (2, backlog[1]),
+        (3, backlog[2]),
+        (4, ["follows the backlog", "live, behind it"]),
+    ]
+
+
+@pytest.mark.usefixtures("small_backlog")
+def test_of_two_first_threads_the_second_may_write_first(small: SinkConfig) -> None:
+    """A process's record 1 is in the ring before its record 0: both are new."""
+    old = Writer(small)
+    backlog = fill_up(old, 2)
+    assert Writer(small).append("of a third")  # rotates
+    live = attached_to(old.directory)
+    for sequence in (1, 0, 2):
+        os.write(live.fd, frame.encode(record.encode((1_700_000_000_000, 99, sequence, f"live {sequence}")), live.salt))
+    assert list(read_all(RingReader(old.directory, {}))) == [
+        (1, backlog[0]),
+        (3, ["of a third", "live 1", "live 0", "live 2"]),
+        (2, backlog[1]),
+    ]
+
+
+@pytest.mark.usefixtures("small_backlog")
+def test_damage_in_the_lane_is_found_once(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Noise before and behind the record that ends the lane: counted as what it is, nothing is lost."""
+    old = Writer(small)
+    backlog = [text for each in fill_up(old, 3) for text in each]
+    live = Writer(small)
+    assert live.append("live")
+    newest = attached_to(old.directory)
+    os.write(newest.fd, b"x" * 50)
+    assert old.append("follows the backlog")
+    os.write(newest.fd, b"y" * 60)
+    assert live.append("live, behind it")
+    deliver(old.directory, small)
+    assert Counter(server.messages()) == Counter([*backlog, "live", "follows the backlog", "live, behind it"])
+    books = survey(old.directory)
+    assert books.adds_up
+    assert (books.corrupt_bytes, books.pending) == (110, 0)
+
+
+def test_a_start_after_a_long_outage_is_seen_at_once(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """A backlog of 24 MiB, then a process that logs and leads: its first record is in one of the first requests."""
+    finish(spawn(FILL, server.endpoint_url, BACKLOG))
+    writer = Writer(quick_config(server.endpoint_url, segment_bytes=1 << 20))
+    before = segments(writer.directory)
+    server.faults.latency_seconds = 0.02
+    assert writer.append("live")
+    assert segments(writer.directory) == [*before, before[-1] + 1]
+    assert writer.flush(CHILD_SECONDS)
+    messages = server.messages()
+    assert messages.index("live") < 4 * 1024
+    messages.remove("live")
+    assert [int(text.split()[0]) for text in messages] == list(range(BACKLOG))
+    assert server.violations == []

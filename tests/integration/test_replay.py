@@ -160,6 +160,7 @@ def test_what_is_refused_again_is_a_dead_letter_again(
     writer = Writer(external)
     assert writer.append("BAD egg")
     for _ in range(3):
+        assert writer.append("good egg")  # or its refusal would prove little, and be waited over a few times
         deliver(writer.directory, external)
         assert buried(writer.directory) == ["BAD egg"]
         cwsink()

@@ -19,7 +19,8 @@ import pytest
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.spool import budget, cursor, descriptors, disk, frame, record, segment
+from cwsink.spool import budget, cursor, descriptors, disk, frame, record, ring, segment
+from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import events, survey
@@ -713,3 +714,59 @@ def test_leading_from_another_thread_disturbs_no_writer(small: SinkConfig, serve
     writer.close()
     deliver(writer.directory, small)
     assert len(segments(writer.directory)) == 1
+
+
+# A start with a backlog.
+
+
+@pytest.fixture
+def behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[SpoolDirectory, list[int]]:
+    """A spool with a backlog that is one, of a process that is gone; and its segments."""
+    monkeypatch.setattr(segment, "BACKLOG_BYTES", 2 * SMALL)
+    monkeypatch.setattr(ring, "_WORTH_LEAVING_BYTES", SMALL // 2)
+    directory = Writer(small).directory
+    gone = Ring(directory, 16 * SMALL, SMALL, may_evict=False)
+    while len(segments(directory)) < 3 or segment_path(directory, 3).stat().st_size < SMALL // 2:
+        assert append_text(gone) is Append.APPENDED
+    gone.close()
+    return directory, segments(directory)
+
+
+def append_text(writing: Ring) -> Append:
+    return writing.append(record.encode((1_700_000_000_000, 7, 1, "." * 400)))
+
+
+def test_the_first_writer_after_a_start_keeps_out_of_the_backlog(behind: tuple[SpoolDirectory, list[int]]) -> None:
+    """It begins a segment; those that come later, attached or not yet, share it."""
+    directory, before = behind
+    first, second = (Ring(directory, 16 * SMALL, SMALL, may_evict=False) for _ in range(2))
+    assert append_text(first) is Append.APPENDED
+    assert append_text(second) is Append.APPENDED
+    assert segments(directory) == [*before, before[-1] + 1]
+    assert first.attached is not None
+    assert second.attached is not None
+    assert first.attached.key == second.attached.key
+
+
+def test_a_writer_beside_others_goes_where_they_are(behind: tuple[SpoolDirectory, list[int]]) -> None:
+    """Somebody is attached: the backlog may be his, and goes on."""
+    directory, before = behind
+    other = Attachment(directory)
+    assert append_text(Ring(directory, 16 * SMALL, SMALL, may_evict=False)) is Append.APPENDED
+    assert segments(directory) == before
+    other.close()
+
+
+@pytest.mark.parametrize("why", ["no room", "small backlog", "small segment"])
+def test_no_segment_is_begun_at_a_start_without_need(
+    behind: tuple[SpoolDirectory, list[int]], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is evicted for it, little is not worth it, and a crash loop does not leave a segment each time."""
+    directory, before = behind
+    if why == "small backlog":
+        monkeypatch.setattr(segment, "BACKLOG_BYTES", 100 * SMALL)
+    if why == "small segment":
+        monkeypatch.setattr(ring, "_WORTH_LEAVING_BYTES", 2 * SMALL)
+    most = ring_bytes(directory) if why == "no room" else 16 * SMALL
+    assert append_text(Ring(directory, most, SMALL, may_evict=True)) is Append.APPENDED
+    assert segments(directory) == before

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from cwsink import naming
 from cwsink.flusher import batch, limits
 from cwsink.flusher.batch import ChunkBuilder, Part
+from cwsink.spool import frame, record
+from cwsink.spool.frame import Frame
 from cwsink.spool.record import Event
 from cwsink.spool.segment import SegmentKey
 
@@ -30,10 +32,24 @@ MESSAGES = st.one_of(
 )
 TEMPLATES = st.sampled_from(["host", "{date}", "host/{date:%Y/%m}", "{date:%H}", "{date:%S}", "{date:%H:%M}"])
 EXAMPLES = 200
+KEY = SegmentKey(1, 1)
+# Frames that are no plain event: what each says is why.
+ODD = {
+    "a loss marker": (frame.LOSS, frame.VERSION),
+    "of another version": (frame.EVENT, 2),
+    "not to be decoded": (1, 1),
+}
 
 
 def events_of(pairs: list[tuple[int, str]]) -> list[Event]:
     return [Event(time, 7, number, message) for number, (time, message) in enumerate(pairs)]
+
+
+def frame_of(number: int, message: str) -> Frame:
+    """The frame of an event, or of what `ODD` says."""
+    kind, version = ODD.get(message, (frame.EVENT, frame.VERSION))
+    content = record.encode(Event(NOW, 7, number, message))
+    return Frame(0, kind, version, 0, content[:-1] if message == "not to be decoded" else content)
 
 
 def check_part(part: Part, template: str) -> None:
@@ -82,6 +98,31 @@ def test_every_chunk_obeys_count_and_bytes(pairs: list[tuple[int, str]], most: i
         assert len(chunk) <= most
         assert sum(len(each.message.encode()) + 26 for each in chunk) <= limits.MAX_BATCH_BYTES
     assert [event for chunk in chunks for event in chunk] == events
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    st.lists(st.one_of(MESSAGES, st.sampled_from(sorted(ODD))), max_size=12),
+    st.integers(1, 10),
+    st.sampled_from([0, 5, 1_000, limits.MAX_EVENT_BYTES]),
+    st.integers(0, 12),
+)
+def test_the_quick_way_into_a_chunk_ends_where_the_slow_one_would(
+    messages: list[str], most: int, longest: int, start: int
+) -> None:
+    """Many frames at once: as many are added as fit one by one, up to the first that is not a plain, short event."""
+    frames = [frame_of(number, message) for number, message in enumerate(messages)]
+    quick, slow = ChunkBuilder(most), ChunkBuilder(most)
+    expected = 0
+    for number, message in list(enumerate(messages))[start:]:
+        size = batch.message_bytes(message)
+        if message in ODD or size > longest or not slow.fits(size):
+            break
+        slow.add(KEY, Event(NOW, 7, number, message), size)
+        expected += 1
+    assert quick.add_while_it_fits(KEY, frames, start, longest) == expected
+    assert (quick.count, quick.bytes) == (slow.count, slow.bytes)
+    assert quick.take() == slow.take()
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

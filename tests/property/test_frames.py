@@ -22,6 +22,9 @@ PIECES = st.one_of(
     st.binary(max_size=8).map(lambda data: frame.encode(data, 1)[:21]),
 )
 PAYLOADS = st.lists(PIECES, max_size=12)
+# A cut write whose missing end is how the next frame begins would be taken for whole. Records end in UTF-8 text,
+# which has no F5.
+RECORDS = st.binary(max_size=80).map(lambda data: data.replace(frame.MAGIC[:1], b""))
 EXAMPLES = 300
 
 
@@ -110,7 +113,7 @@ def test_damage_anywhere_alters_no_record(payloads: list[bytes], salt: int, data
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.lists(st.tuples(st.binary(max_size=60), st.integers(0, 90)), max_size=10), SALTS)
+@given(st.lists(st.tuples(RECORDS, st.integers(0, 90)), max_size=10), SALTS)
 def test_cut_writes_between_whole_ones_cost_nothing_else(writes: list[tuple[bytes, int]], salt: int) -> None:
     """Any mixture of whole frames and cut ones, as kills leave it: every whole one comes back."""
     data, whole = b"", []
@@ -125,7 +128,7 @@ def test_cut_writes_between_whole_ones_cost_nothing_else(writes: list[tuple[byte
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.binary(max_size=80), SALTS, st.integers(0, 99))
+@given(RECORDS, SALTS, st.integers(0, 99))
 def test_one_cut_write_is_torn_not_corrupt(payload: bytes, salt: int, cut: int) -> None:
     """A record that was never acknowledged is not counted as lost."""
     written = frame.encode(payload, salt)
