@@ -22,6 +22,7 @@ from cwsink.config import SinkConfig
 from cwsink.frontends import candidate
 from cwsink.testing import StrictCloudWatch
 from tests.interleave import SMALL
+from tests.soak import SEED_VARIABLE
 from tests.support import CHILD_SECONDS, books_balance, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
@@ -31,7 +32,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing of the machine's or another test's is seen; nothing is left running."""
     for name in list(os.environ):
-        if name.startswith(("AWS_", "FAPILOG_", "CWSINK_")):
+        if name.startswith(("AWS_", "FAPILOG_", "CWSINK_")) and name != SEED_VARIABLE:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CWSINK_SPOOL_DIRECTORY", str(tmp_path / "spools"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -1,8 +1,9 @@
-"""`scripts/soak`: the long tests, round after round, each round with another seed.
+"""`scripts/soak`: the fault tests in full, round after round, each round with another seed.
 
-A part is a test file that has tests marked `long`; all of its tests are run, the short ones too. One
-pytest for each part and round, whose own words go to a file and are shown if it fails. The seed of a
-round is Hypothesis's and in `CWSINK_SOAK_SEED`: a test that draws at random draws from it.
+A part is a test file that has tests marked `faults` or `long`; all of its tests are run, the short ones too. One
+pytest for each part and round, whose own words go to a file and are shown if it fails. The seed of a round is
+Hypothesis's and in `CWSINK_SOAK_SEED`: a test that draws at random draws from it. What a test prints is what it has
+counted, and stands in the results.
 """
 
 from __future__ import annotations
@@ -11,42 +12,32 @@ import argparse
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.soak_results import Part, report
 
 SEED_VARIABLE = "CWSINK_SOAK_SEED"
 TESTS = Path(__file__).parent
 # Shorter than the file's name, which says what is tested.
 NAMES = {"kill_soak": "kills"}
 PROGRESS_SECONDS = 1.0
-
-
-@dataclass
-class Part:
-    """A test file, and how it has fared."""
-
-    name: str
-    path: Path
-    rounds: int = 0
-    passed: int = 0
-    breaches: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def purpose(self) -> str:
-        """Return the first line of its docstring."""
-        return self.path.read_text().split('"""', 2)[1].strip().splitlines()[0]
+# Between two lines of progress where there is no terminal to write over the last one.
+QUIET_SECONDS = 30
+# What pytest gets to reap its processes when it is interrupted.
+LEAVE_SECONDS = 30.0
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def parts() -> dict[str, Part]:
     """Find all parts."""
     found = {}
     for path in sorted(TESTS.rglob("test_*.py")):
-        if "mark.long" in path.read_text():
+        if re.search(r"\bmark\.(faults|long)\b", path.read_text(encoding="utf-8")):
             stem = path.stem.removeprefix("test_")
             name = NAMES.get(stem, stem)
             found[name] = Part(name, path)
@@ -54,70 +45,79 @@ def parts() -> dict[str, Part]:
 
 
 def run(part: Part, seed: int, workers: str, extra: list[str]) -> None:
-    """Run one part once, with a line on the terminal that says how far it is."""
+    """Run one part once, with a line on the terminal that says how far it is.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what had ended by then is in the part's results.
+    """
     command = [sys.executable, "-m", "pytest", "-m", "", "-n", workers, "-v", "-p", "no:cacheprovider"]
-    command += [f"--hypothesis-seed={seed}"]
-    command += [str(part.path.relative_to(TESTS.parent)), *extra]
+    command += [f"--hypothesis-seed={seed}", "-o", "junit_logging=system-out"]
+    words = [str(part.path.relative_to(TESTS.parent)), *extra]
     began = time.monotonic()
-    with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen(
-            command, cwd=TESTS.parent, env={**os.environ, SEED_VARIABLE: str(seed)}, stdout=output, stderr=output
-        )
+    with tempfile.TemporaryDirectory() as place:
+        verdicts, output = Path(place, "verdicts.xml"), Path(place, "output")
+        with output.open("w") as file:
+            child = subprocess.Popen(
+                [*command, f"--junitxml={verdicts}", *words],
+                cwd=TESTS.parent,
+                env={**os.environ, SEED_VARIABLE: str(seed)},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,  # Ctrl-C is passed on once
+            )
         try:
             while child.poll() is None:
                 try:
                     child.wait(PROGRESS_SECONDS)
                 except subprocess.TimeoutExpired:
                     pass
-                show(part, seed, time.monotonic() - began, words(output))
-        except BaseException:
-            child.terminate()
-            child.wait()
+                show(part, seed, time.monotonic() - began, output.read_text(errors="replace"))
+        except KeyboardInterrupt:
+            leave(child)
+            part.is_interrupted = True
             raise
-        said = words(output)
-    part.rounds += 1
-    part.seconds += time.monotonic() - began
-    part.passed += count(said, "passed")
-    failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", said, re.MULTILINE)
-    if child.returncode != 0:
-        part.breaches += [f"{name}  (seed {seed})" for name in failed or [f"pytest: exit code {child.returncode}"]]
-        print(f"\n{said}\n{part.name}: BREACH with seed {seed}; again: {SEED_VARIABLE}={seed} {' '.join(command[1:])}")
+        finally:
+            part.add(verdicts, seed, time.monotonic() - began, child.returncode)
+            clear_line()
+            if child.returncode and not part.is_interrupted:
+                said = output.read_text(errors="replace")
+                print(said[max(0, said.find("= FAILURES =")) :])
+                again = f"scripts/soak {part.name} --seed {seed}"
+                print(f"{part.name}: BREACH with seed {seed}; again: {again}", flush=True)
 
 
-def words(output: object) -> str:
-    """Return all that pytest has said."""
-    file = os.dup(output.fileno())  # type: ignore[attr-defined]  # any file
+def leave(child: subprocess.Popen[bytes]) -> None:
+    """Interrupt pytest, which reaps what its tests have started; end it if it takes too long, or Ctrl-C comes again."""
     try:
-        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
-    finally:
-        os.close(file)
+        os.killpg(child.pid, signal.SIGINT)
+        child.wait(LEAVE_SECONDS)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
-def count(said: str, word: str) -> int:
-    """Read a number from pytest's last line."""
-    found = re.findall(rf"(\d+) {word}", said)
-    return int(found[-1]) if found else 0
+_last_shown = 0.0
 
 
 def show(part: Part, seed: int, seconds: float, said: str) -> None:
     """Write the line of progress: in place on a terminal, else only now and then."""
-    done, failed = said.count(" PASSED "), said.count(" FAILED ")
-    total = (re.findall(r"\[(\d+) items\]", said) or ["?"])[0]
-    line = f"{part.name}: round {part.rounds + 1}, seed {seed}, {done + failed}/{total} tests, {failed} failed"
-    line += f", {seconds:.0f} s"
+    global _last_shown
+    done, failed, skipped = (len(re.findall(rf" {word} ", said)) for word in ("PASSED", "FAILED", "SKIPPED"))
+    total = (re.findall(r"\[(\d+) items?\]", said) or ["?"])[0]
+    line = f"{part.name}: round {part.rounds + 1}, seed {seed}, {done + failed + skipped}/{total} tests"
+    line += f", {failed} failed, {skipped} not run, {seconds:.0f} s"
     if sys.stderr.isatty():
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
-    elif int(seconds) % 30 == 0:
+    elif time.monotonic() - _last_shown >= QUIET_SECONDS:
+        _last_shown = time.monotonic()
         print(line, file=sys.stderr, flush=True)
 
 
-def summary(chosen: list[Part]) -> str:
-    """Return the table that stands at the end."""
-    rows = [f"\n{'part':<24}{'rounds':>8}{'passed':>8}{'breaches':>10}{'seconds':>9}"]
-    for part in chosen:
-        rows.append(f"{part.name:<24}{part.rounds:>8}{part.passed:>8}{len(part.breaches):>10}{part.seconds:>9.0f}")
-        rows += [f"    {breach}" for breach in part.breaches]
-    return "\n".join(rows)
+def clear_line() -> None:
+    """Take the line of progress away."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def options_of(arguments: list[str], known: dict[str, Part]) -> tuple[argparse.Namespace, list[str]]:
@@ -125,7 +125,7 @@ def options_of(arguments: list[str], known: dict[str, Part]) -> tuple[argparse.N
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(
         prog="scripts/soak",
-        description="Run the long tests; exit 1 on any breach.",
+        description="Run the fault tests in full. The results are a page of Markdown; exit 1 on any breach.",
         epilog="Everything after -- goes to pytest: scripts/soak zoo -- -k celery",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which parts (default: all); see --list")
@@ -143,27 +143,30 @@ def options_of(arguments: list[str], known: dict[str, Part]) -> tuple[argparse.N
 
 
 def main(arguments: list[str]) -> int:
-    """Run what was asked for; 1 if anything was breached."""
+    """Run what was asked for; 1 if anything was breached, 130 if it was interrupted before that."""
     known = parts()
     options, extra = options_of(arguments, known)
     if options.list:
         print("\n".join(f"{part.name:<24}{part.purpose}" for part in known.values()))
         return 0
-    chosen = [known[name] for name in options.names or known]
-    seed = options.seed if options.seed is not None else random.randrange(1, 1 << 31)
+    chosen = [known[name] for name in dict.fromkeys(options.names or known)]
+    first = seed = options.seed if options.seed is not None else random.randrange(1, 1 << 31)
     until = time.monotonic() + 60 * options.minutes
+    for number in (signal.SIGINT, signal.SIGTERM):  # also in the background, where a shell has SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    is_interrupted = False
     try:
-        while True:
+        while seed == first or time.monotonic() < until:
             for part in chosen:
                 if not part.rounds or time.monotonic() < until:
                     run(part, seed, options.workers, extra)
             seed += 1
-            if time.monotonic() >= until:
-                break
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-    print(summary(chosen))
-    return 1 if any(part.breaches or not part.rounds for part in chosen) else 0
+        is_interrupted = True
+    print(report(chosen, is_interrupted=is_interrupted))
+    if any(part.breaches for part in chosen):
+        return 1
+    return INTERRUPTED if is_interrupted else 0
 
 
 if __name__ == "__main__":

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -23,8 +19,10 @@ from cwsink.spool import directory, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
+from tests.faults import failpoints
+from tests.faults.failpoints import kill_me
 from tests.faults.test_every_bytecode import days, two_segments
-from tests.faults.victim import World, is_ours, kill_me, told, wait
+from tests.faults.victim import World, told, wait
 from tests.interleave import deliver
 from tests.nursery import Nursery
 from tests.support import finish, quick_config
@@ -33,30 +31,25 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 RECORDS, BATCHES = 20, 5
 HANG_SECONDS = 30.0
-# Each runs, in this order, after CloudWatch has answered and before the commit is on disk; the last one after it.
-AFTER_THE_ANSWER = ["_succeeded", "_set_aside", "_commit", "commit", "_write", "delivered", "_reclaim"]
-COMMITTED = frozenset(["delivered", "_reclaim"])
+# Each is called, in this order, after CloudWatch has answered and before the commit is on disk; the last two after it.
+AFTER_THE_ANSWER = """
+    flusher.delivery.Delivery._succeeded
+    flusher.flusher.Flusher._set_aside
+    flusher.flusher.Flusher._commit
+    spool.cursor.Cursor.commit
+    spool.cursor.Cursor._write
+    flusher.leader_state.LeaderState.delivered
+    flusher.flusher.Flusher._reclaim
+""".split()
+COMMITTED = frozenset(AFTER_THE_ANSWER[-2:])
 
 
-def lead(settings: dict[str, object], die_in: str = "", nth: int = 0) -> None:
-    """Lead until all is delivered; or die, at the `nth` call of the function `die_in`."""
+def lead(settings: dict[str, object], failpoint: str = "") -> None:
+    """Lead until all is delivered, or something happens at the failpoint."""
     config = load_config(settings)
-    if die_in:
-        sys.settrace(dying_in(die_in, nth))
+    if failpoint:
+        failpoints.arm(failpoint)
     deliver(directory.open_for(config), config)
-
-
-def dying_in(name: str, nth: int) -> Callable[[FrameType, str, Any], None]:
-    calls = 0
-
-    def enter(frame: FrameType, event: str, arg: Any) -> None:
-        nonlocal calls
-        if frame.f_code.co_name == name and is_ours(frame.f_code):
-            calls += 1
-            if calls == nth:
-                kill_me()
-
-    return enter
 
 
 @pytest.fixture
@@ -129,8 +122,8 @@ def test_a_kill_between_answer_and_commit_repeats_at_most_that_batch(
 ) -> None:
     """The answer was read, the commit is not on disk: that batch again. With the commit on disk: nothing."""
     nursery = Nursery(spawn, lead)
-    nth = 3 if function == "_write" else 2  # the first write is the takeover's
-    assert nursery.wait(nursery.fork(settings, function, nth)) == -signal.SIGKILL
+    nth = 3 if function.endswith("_write") else 2  # the first write is the takeover's
+    assert nursery.wait(nursery.fork(settings, f"{function}:{nth}:kill")) == -signal.SIGKILL
     assert nursery.wait(nursery.fork(settings)) == 0
     assert settled(spool, server) == ([] if function in COMMITTED else batch(2))
 

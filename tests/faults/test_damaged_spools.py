@@ -29,6 +29,7 @@ from cwsink.spool.lease import Lease
 from cwsink.spool.segment import HEADER_BYTES
 from cwsink.spool.survey import survey
 from tests.simulation import SEGMENT_BYTES
+from tests.soak import SEED_VARIABLE
 from tests.stand_in import POISON, StandIn
 from tests.support import quick_config
 
@@ -284,7 +285,6 @@ def test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing(image
 @pytest.mark.long
 @pytest.mark.timeout(7_200)
 def test_many_damaged_spools(image: Image) -> None:
-    """The same, 100,000 times, others in each run."""
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
-    check_many(image, LONG_CASES, seed)
+    """The same, 100,000 times, others in each round of `scripts/soak`."""
+    check_many(image, LONG_CASES, int(os.environ.get(SEED_VARIABLE, "100")))
+    print(f"{LONG_CASES} damaged spools, all started, ended and delivered what was intact")

@@ -20,7 +20,8 @@ from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
 from cwsink.spool import segment
 from tests.conftest import Spawn
-from tests.faults.victim import LANE, World, at_bytecode, kill_me, message_of, told, wait
+from tests.faults.failpoints import at_bytecode, kill_me
+from tests.faults.victim import LANE, World, message_of, told, wait
 from tests.interleave import SMALL, deliver
 from tests.support import finish
 
@@ -213,6 +214,7 @@ def sweep(name: str, root: str, points: str) -> None:
     with world.cloudwatch_is_a_file():
         operation.prepare(world)
         world.remember()
+        warm_up(world, operation)
         number, kills, code = 1, 0, -signal.SIGKILL
         while code:
             world.restore()
@@ -233,3 +235,12 @@ def sweep(name: str, root: str, points: str) -> None:
             number += 1
         assert bool(books.evicted) == operation.evicts
     print(kills, world.noted)
+
+
+def warm_up(world: World, operation: Operation) -> None:
+    """Run the operation here once: what it imports, and where its calls are, its victims then know."""
+    swept = operation.begin(world)
+    end = at_bytecode(0, kill_me, calls_only=True)
+    swept()
+    end()
+    world.restore()

@@ -130,18 +130,19 @@ def test_a_disk_filled_by_somebody_else_costs_counted_records_only(
         during = sum(writer.append(f"during {number} {'x' * 300}") for number in range(attempts))
         full = books(writer)
         free()
+        freed_at = time.monotonic()
         until(lambda: writer.append("room again"), "room again")
+        recovered = time.monotonic() - freed_at
         after = sum(writer.append(f"after {number} {'x' * 300}") for number in range(300))
         writer.close()
-        print(json.dumps({"before": before, "during": during, "after": after, "attempts": attempts,
-                          "full": full, "books": books(writer)}))
 
         from tests.interleave import deliver
         deliver(writer.directory, config())
         print(json.dumps({"before": before, "during": during, "after": after, "attempts": attempts,
-                          "full": full, "books": books(writer)}))
+                          "full": full, "recovered": recovered, "books": books(writer)}))
         """,
     )
+    print(f"full disk, {on_full}: appends again {result['recovered']:.2f} s after there is room")
     books = result["books"]
     assert isinstance(books, dict)
     assert (result["before"], result["after"]) == (300, 300)

@@ -1,7 +1,7 @@
 """SIGSTOP and SIGCONT of a writer and of a leader, wherever it is: nobody else notices, and nothing old is sent.
 
-A stopped process keeps all its locks. Its tracer stops it before a call of its own choosing, so that the points are
-the same each time and there is no failpoint in the package.
+A stopped process keeps all its locks. It is stopped before a call that is named by its number, so that the points are
+the same each time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from cwsink.spool import cursor, descriptors, lease
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.lease import Lease
 from tests.conftest import Spawn
-from tests.faults.test_every_bytecode import OPERATIONS, Operation
-from tests.faults.victim import LANE, World, at_bytecode, told, wait
+from tests.faults.failpoints import at_bytecode, stop_me
+from tests.faults.test_every_bytecode import OPERATIONS, Operation, warm_up
+from tests.faults.victim import LANE, World, told, wait
 from tests.interleave import deliver
 from tests.support import finish
 
@@ -66,7 +67,9 @@ def test_a_process_stopped_anywhere_harms_nobody(spawn: Spawn, memory_disk: Path
 def run(spawn: Spawn, disk: Path, how: str, name: str, points: int) -> int:
     """Stop in a process of its own. Returns how often."""
     code = "import sys\nfrom tests.faults.test_stopped import sweep\nsweep(*sys.argv[1:])"
-    return int(finish(spawn(code, disk, how, name, points), seconds=LONGEST_SECONDS).split()[-1])
+    stops = int(finish(spawn(code, disk, how, name, points), seconds=LONGEST_SECONDS).split()[-1])
+    print(f"{how}, {name}: {stops} times stopped, nothing lost")
+    return stops
 
 
 def sweep(root: str, how: str, name: str, points: str) -> None:
@@ -82,6 +85,7 @@ def sweep(root: str, how: str, name: str, points: str) -> None:
     with world.cloudwatch_is_a_file():
         operation.prepare(world)
         world.remember()
+        warm_up(world, operation)
         assert wait(world.fork(victim(world, operation, 0))) == 0
         calls = world.noted * 49 // 50  # that of one run: the next has a few more or fewer
         for point in sorted({1 + index * (calls - 1) // (int(points) - 1) for index in range(int(points))}):
@@ -107,7 +111,7 @@ def victim(world: World, operation: Operation, point: int) -> Callable[[], None]
 
     def work() -> None:
         swept = operation.begin(world)
-        end = at_bytecode(point, lambda: os.kill(os.getpid(), signal.SIGSTOP), calls_only=True)
+        end = at_bytecode(point, stop_me, calls_only=True)
         try:
             swept()
         except Fenced:

@@ -12,7 +12,6 @@ it. A message is a function of its id.
 from __future__ import annotations
 
 import contextlib
-import dis
 import gc
 import json
 import mmap
@@ -22,7 +21,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from cwsink.config import SinkConfig
@@ -42,8 +40,6 @@ LANE = 64  # ids of one writer: `lane(n)` begins at n * LANE
 SURVIVOR = 15  # the lane of the writer that appends after the fault
 HANG_SECONDS = 60
 BATCH = 4  # events of a request, so that a few records are several
-PACKAGE = str(Path(directory.__file__).parents[1]) + os.sep
-TESTING = PACKAGE + "testing" + os.sep
 _NOTE_BYTES = 8
 _SENT_FD_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
 
@@ -226,98 +222,6 @@ def told(where: str) -> Iterator[None]:
         yield
     except AssertionError as error:
         raise AssertionError(f"{where}: {error}") from error
-
-
-# Tracing.
-
-# What runs code outside of the frame, whatever the version of Python calls it: functions, context managers, iterators.
-_CALLS = frozenset(
-    name
-    for name in dis.opmap
-    if name.startswith(("CALL", "FOR_ITER")) or "WITH" in name or name in ("IMPORT_NAME", "LOAD_SPECIAL")
-)
-
-
-def is_ours(code: CodeType) -> bool:
-    """Tell whether this is the package's own code, the strict server left out."""
-    return code.co_filename.startswith(PACKAGE) and not code.co_filename.startswith(TESTING)
-
-
-def at_bytecode(number: int, act: Callable[[], None], *, calls_only: bool = False) -> Callable[[], int]:
-    """Have `act` called before the `number`th bytecode that this thread runs in the package, counted from now.
-
-    Args:
-        number: from 1.
-        act: what to do.
-        calls_only: count the bytecodes that call something, nothing else.
-
-    Returns:
-        a function that ends this and tells how many have run.
-    """
-    done = 0
-    points: dict[CodeType, frozenset[int] | None] = {}
-
-    def is_point(code: CodeType, offset: int) -> bool:
-        if code not in points:
-            calls = {each.offset for each in dis.get_instructions(code) if each.opname in _CALLS}
-            points[code] = frozenset(calls) if calls_only else None
-        offsets = points[code]
-        return offsets is None or offset in offsets
-
-    def reach(code: CodeType, offset: int) -> None:
-        nonlocal done
-        if is_point(code, offset):
-            done += 1
-            if done == number:
-                act()
-
-    end = _monitor(reach) if sys.version_info >= (3, 12) else _trace(reach)
-
-    def count() -> int:
-        end()
-        return done
-
-    return count
-
-
-def _trace(reach: Callable[[CodeType, int], None]) -> Callable[[], None]:
-    def local(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "opcode":
-            reach(frame.f_code, frame.f_lasti)
-        return local
-
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if not is_ours(frame.f_code):
-            return None
-        frame.f_trace_opcodes = True
-        return local
-
-    sys.settrace(enter)
-    return lambda: sys.settrace(None)
-
-
-def _monitor(reach: Callable[[CodeType, int], None]) -> Callable[[], None]:
-    """As `_trace`: Python 3.12 reports no opcode to a tracer, 3.13 none of a function's first call."""
-    monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]  # since Python 3.12
-    tool = monitoring.DEBUGGER_ID
-
-    def instruction(code: CodeType, offset: int) -> Any:
-        return reach(code, offset) if is_ours(code) else monitoring.DISABLE
-
-    monitoring.use_tool_id(tool, "victim")
-    monitoring.register_callback(tool, monitoring.events.INSTRUCTION, instruction)
-    monitoring.set_events(tool, monitoring.events.INSTRUCTION)
-
-    def end() -> None:
-        monitoring.set_events(tool, monitoring.events.NO_EVENTS)
-        monitoring.free_tool_id(tool)
-
-    return end
-
-
-def kill_me() -> None:
-    """End this process as the kernel's OOM killer would."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait(pid: int) -> int:
