@@ -20,8 +20,9 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 
-from benchmarks import machine
+from benchmarks.report import Report, add_options
 from cwsink.flusher import batch
+from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES
 from cwsink.spool import record
 
 LEVELS = (1, 6, 9)
@@ -81,7 +82,7 @@ def batches(count: int) -> Iterator[list[record.Event]]:
             if not builder.fits(len(message)):
                 break
             builder.count += 1
-            builder.bytes += len(message) + batch.EVENT_OVERHEAD_BYTES
+            builder.bytes += len(message) + EVENT_OVERHEAD_BYTES
             events.append(record.Event(now_ms, 7, len(events), message))
         yield events
 
@@ -103,16 +104,19 @@ SUBJECTS: dict[str, Callable[[list[record.Event]], bytes]] = {
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    add_options(parser)
     options = parser.parse_args()
-    print(machine.header("boto3"))
+    if options.quick:
+        options.requests, options.rounds = 2, 2
+    report = Report("compression", options, "boto3")
     workload = list(batches(options.requests))
     events = statistics.mean(len(each) for each in workload)
     length = statistics.mean(len(event.message) for each in workload for event in each)
-    print(f"zlib {zlib.ZLIB_RUNTIME_VERSION}; requests of {events:,.0f} events, {length:.0f} bytes each\n")
+    report.say(f"zlib {zlib.ZLIB_RUNTIME_VERSION}; requests of {events:,.0f} events, {length:.0f} bytes each.")
     cpu: dict[str, list[float]] = {name: [] for name in SUBJECTS}
     sizes = {name: statistics.mean(len(make(each)) for each in workload) for name, make in SUBJECTS.items()}
     for _ in range(options.rounds):
@@ -121,14 +125,17 @@ def main() -> None:
             for each in workload:
                 make(each)
             cpu[name].append((time.thread_time() - began) / len(workload) * 1e3)
-    print(f"{'':8s} {'CPU ms':>7s} {'spread':>11s} {'KB':>7s} {'x fewer':>8s} {'us/KB saved':>12s}")
+    rows = []
     for name in SUBJECTS:
         median = statistics.median(cpu[name])
         spread = f"{min(cpu[name]):.1f}-{max(cpu[name]):.1f}"
         saved_kb = (sizes["none"] - sizes[name]) / 1000
         price = f"{(median - statistics.median(cpu['none'])) * 1e3 / saved_kb:.1f}" if saved_kb else ""
-        fewer = sizes["none"] / sizes[name]
-        print(f"{name:8s} {median:7.1f} {spread:>11s} {sizes[name] / 1000:7.0f} {fewer:8.1f} {price:>12s}")
+        rows.append(
+            (name, f"{median:.1f}", spread, f"{sizes[name] / 1000:.0f}", f"{sizes['none'] / sizes[name]:.1f}", price)
+        )
+    report.table(("a request", "CPU ms", "spread", "KB", "x fewer", "us/KB saved"), rows)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from typing import Any, Final
 
-from benchmarks import machine
+from benchmarks.report import Report, add_options
 from cwsink.testing import StrictCloudWatch
 
 DRAIN_SECONDS: Final = 1.0
@@ -109,9 +109,12 @@ def start(settings: dict[str, Any], part: str, records: int) -> subprocess.Popen
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    print(machine.header("boto3"))
+    if options.quick:
+        options.rounds = 1
+    report = Report("exit", options, "boto3")
     os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
     root = tempfile.mkdtemp(prefix="cwsink-bench-", dir="/var/tmp")
     found: dict[str, list[float]] = {row: [] for row in ROWS}
@@ -121,9 +124,17 @@ def main() -> None:
                 found[row].append(leave(part, others, answers, root))
     finally:
         shutil.rmtree(root)
-    print(f"\n{'added to the exit, ms':58s} {'median':>8s} {'most':>8s}")
-    for row, times in found.items():
-        print(f"{row:58s} {statistics.median(times):8.1f} {max(times):8.1f}")
+    report.table(
+        ["added to the exit, ms", "median", "most"],
+        [[row, f"{statistics.median(times):.1f}", f"{max(times):.1f}"] for row, times in found.items()],
+    )
+    report.bars(
+        "What cwsink adds to the exit of a process",
+        "ms, median",
+        {row: {"exit": statistics.median(times)} for row, times in found.items()},
+        log=True,
+    )
+    report.save()
 
 
 if __name__ == "__main__":

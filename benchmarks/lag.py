@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Final
 
 import cwsink
-from benchmarks import machine
+from benchmarks.report import Report, add_options
 
 Log = Callable[[str], object]
 
@@ -133,6 +133,7 @@ def measure(subject: str, records: int, seed: int) -> list[float]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--records", type=int, default=40, help="per row and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
@@ -141,17 +142,26 @@ def main() -> None:
         name, root, records, seed = options.work
         print(json.dumps(work(name, root, int(records), int(seed))))
         return
-    print(machine.header("fapilog"))
+    if options.quick:
+        options.records, options.rounds = 5, 1
+    report = Report("lag", options, "fapilog")
     subjects = [each for each in SUBJECTS if each != "SpoolHandler" or "SpoolHandler" in cwsink.__all__]
     lags: dict[str, list[float]] = {subject: [] for subject in subjects}
     for round_ in range(options.rounds):
         for subject in subjects:
             lags[subject] += measure(subject, options.records, round_)
-    print(f"\n{'from the call to the spool, ms':42s} {'median':>8s} {'p99':>8s} {'most':>8s}")
+    rows = {}
     for subject, found in lags.items():
         ordered = sorted(found)
-        p99 = ordered[int(len(ordered) * 0.99)]
-        print(f"{subject:42s} {statistics.median(ordered):8.2f} {p99:8.2f} {ordered[-1]:8.2f}")
+        rows[subject] = {
+            "median": statistics.median(ordered),
+            "p99": ordered[int(len(ordered) * 0.99)],
+            "most": ordered[-1],
+        }
+    table = [[subject, *(f"{ms:.2f}" for ms in row.values())] for subject, row in rows.items()]
+    report.table(["from the call to the spool, ms", "median", "p99", "most"], table)
+    report.bars("How long a record is nowhere but in the memory of its process", "ms", rows, log=True)
+    report.save()
 
 
 if __name__ == "__main__":

@@ -1,86 +1,407 @@
-"""What a worker that does not lead holds for us, in private memory.
+"""What logging holds in memory: for each worker, and for all processes of a host.
 
-    python -m benchmarks.memory [--rounds N]
+    python -m benchmarks.memory [--workers N ...] [--records N] [--rounds N]
 
-Two processes that differ in one thing are compared: both log 2,000 entries through
-fapilog, one into a sink that does nothing, the other into the spool while another process
-leads. Private memory (Private_Clean + Private_Dirty of smaps_rollup) is read after a
-garbage collection; what is shared with other workers is not counted. Linux only.
+gunicorn with N sync workers; each logs (at most 2,000 records a second) and then idles, with its garbage
+collected. Each cell is a gunicorn of its own. When the strict CloudWatch, which is no part of it, has got
+what it will get, /proc/PID/smaps_rollup of each process is read:
+
+* private (USS): what would be free again if only this process ended, Private_Clean + Private_Dirty;
+* PSS: shared pages count by their share, so the PSS of all processes of a host add up to what they take.
+
+"Nothing" is the same library with a sink that does nothing: what it has, everyone has, and it is subtracted
+(round by round). Each worker loads the application itself, gunicorn's default; the last table is for
+`--preload`, where the libraries are loaded once, before the fork. Other programs that have the same files
+mapped would be sharers, too: the machine should run nothing else with this Python. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import os
+import random
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from benchmarks import machine
+from benchmarks.report import Report, add_options
+from cwsink.flusher import leader_state
+from cwsink.spool.directory import find_spools, open_existing
+from cwsink.testing import SpawnedCloudWatch, spawn
 
-WORKER = """
-import asyncio, gc, os, re, sys, time
-import fapilog
+HANG_SECONDS: Final = 180.0
+# CloudWatch has got what it will get when nothing has come for this long: twice what a sink waits for a batch.
+QUIET_SECONDS: Final = 2.0
+SETTLE_SECONDS: Final = 0.3
+POLL_SECONDS: Final = 0.05
+GOAL_MIB: Final = 3.0
+MIB: Final = 1 << 20
+
+SHOP: Final = """
+import gc, json, logging, os, sys, time
+
+RECORDS, LIBRARY, SUBJECT = int(os.environ["RECORDS"]), os.environ["LIBRARY"], os.environ["SUBJECT"]
+
+if LIBRARY == "fapilog":
+    import fapilog
+if SUBJECT == "cwsink":
+    import cwsink
+if SUBJECT == "watchtower":
+    import boto3, watchtower
+
 
 class Nothing:
     name = "nothing"
-    async def write(self, entry): return True
 
-which = sys.argv[1]
-if which == "cwsink":
-    import cwsink
-    cwsink.install()
-    sink = cwsink.CloudWatchSpoolSink(region="us-east-1", endpoint_url="http://127.0.0.1:9")
-    import fcntl
-    lock = os.open(sink._writer.directory.leader_lock, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # somebody else leads
-else:
-    sink = Nothing()
-logger = fapilog.get_logger("bench", sinks=[sink])
-for number in range(2000):
-    logger.info("request done", path="/api/orders/123456", status=200, number=number)
-    if number % 100 == 0:
-        time.sleep(0.01)
-time.sleep(1.5)
-gc.collect()
-text = open("/proc/self/smaps_rollup").read()
-clients = [each for each in gc.get_objects() if type(each).__module__ == "botocore.client"]
-print(sum(int(each) for each in re.findall(r"Private_\\w+:\\s+(\\d+)", text)), len(clients))
-os._exit(0)
+    async def write(self, entry):
+        return True
+
+
+def fapilog_logger():
+    if SUBJECT == "cwsink":
+        cwsink.install()
+    sinks = {"sinks": [Nothing()]} if SUBJECT == "nothing" else {"settings": fapilog.Settings()}
+    return fapilog.get_logger("shop", **sinks).info
+
+
+def stdlib_logger():
+    if SUBJECT == "cwsink":
+        handler = cwsink.SpoolHandler()
+    elif SUBJECT == "watchtower":
+        url, group = (os.environ[f"FAPILOG_CLOUDWATCH__{name}"] for name in ("ENDPOINT_URL", "LOG_GROUP_NAME"))
+        client = boto3.client("logs", endpoint_url=url, region_name="us-east-1")
+        handler = watchtower.CloudWatchLogHandler(log_group_name=group, boto3_client=client, send_interval=1)
+    else:
+        handler = logging.Handler()
+        handler.emit = handler.format
+    logger = logging.getLogger("shop")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    return lambda message, **fields: logger.info("%s %s", message, json.dumps(fields))
+
+
+def work():
+    log = fapilog_logger() if LIBRARY == "fapilog" else stdlib_logger()
+    for number in range(RECORDS):
+        log("request done", path="/api/orders/123456", status=200, number=number, padding="y" * 180)
+        if number % 10 == 9:
+            time.sleep(0.005)
+    time.sleep(0.5)
+    gc.collect()
+    clients = [each for each in gc.get_objects() if type(each).__module__ == "botocore.client"]
+    os.write(1, f"{os.getpid()} {len(clients)}\\n".encode())
+
+
+def app(environ, start_response):
+    start_response("204 No Content", [])
+    return []
+"""
+CONFIGURATION: Final = """
+def post_worker_init(worker):
+    import shop
+
+    shop.work()
 """
 
 
-def worker(which: str, root: str) -> tuple[int, int]:
-    """Return (private KiB, botocore clients) of one worker."""
-    environment = {**os.environ, "CWSINK_SPOOL_DIRECTORY": root, "FAPILOG_CORE__LOG_LEVEL": "INFO"}
-    out = subprocess.run(
-        [sys.executable, "-c", WORKER, which], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    kib, clients = out.split()
-    return int(kib), int(clients)
+class Subject(NamedTuple):
+    """A way to log. A `flusher` is a process of its own on the host."""
+
+    name: str
+    library: str
+    subject: str
+    package: str
+    has_flusher: bool = False
+
+
+class Size(NamedTuple):
+    """The memory of a process, or of several."""
+
+    private: int
+    pss: int
+
+
+class Host(NamedTuple):
+    """What the processes of one cell hold; `others`: the workers that do not lead."""
+
+    others: list[Size]
+    leader: Size | None
+    all: Size
+    clients: int  # botocore clients in the workers that do not lead
+
+
+SUBJECTS: Final = (
+    Subject("fapilog: nothing (floor)", "fapilog", "nothing", "fapilog"),
+    Subject("fapilog: cwsink, a thread", "fapilog", "cwsink", "fapilog"),
+    Subject("fapilog: cwsink run", "fapilog", "cwsink", "fapilog", has_flusher=True),
+    Subject("fapilog: its own sink", "fapilog", "built-in", "fapilog"),
+    Subject("logging: nothing (floor)", "logging", "nothing", "logging"),
+    Subject("logging: cwsink, a thread", "logging", "cwsink", "cwsink"),
+    Subject("logging: watchtower", "logging", "watchtower", "watchtower"),
+)
+Cells = dict[tuple[Subject, int], list[Host]]
+
+
+def size_of(pid: int) -> Size:
+    """Return what a process holds, in bytes."""
+    found: dict[str, int] = defaultdict(int)
+    for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE):
+        found[name] += int(kib) * 1024
+    return Size(found["Private_Clean"] + found["Private_Dirty"], found["Pss"])
+
+
+def tree(pid: int) -> Iterator[int]:
+    """Yield a process and all that come from it."""
+    yield pid
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
+            yield from tree(int(child))
+
+
+def leader_of(root: str) -> int:
+    """Return the pid of who leads the only spool below `root`; 0 if there is no spool."""
+    published = [leader_state.read(open_existing(path)) for path in find_spools(root)]
+    return published[0].pid if published and published[0] else 0
+
+
+@contextlib.contextmanager
+def started(
+    subject: Subject, workers: int, records: int, folder: Path, url: str, *, preload: bool
+) -> Iterator[subprocess.Popen[str]]:
+    """Run gunicorn on one host; its processes end with the block."""
+    (folder / "shop.py").write_text(SHOP)
+    (folder / "gunicorn.conf.py").write_text(CONFIGURATION)
+    command = [sys.executable, "-m", "gunicorn", "shop:app", "-w", str(workers), "-b", f"unix:{folder}/socket"]
+    command += ["-t", "0"]  # it logs before it serves: nobody is to be killed for that on a slow machine
+    command += ["--preload"] * preload
+    if subject.has_flusher:
+        command = [sys.executable, "-m", "cwsink", "run", "--", *command]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FAPILOG_", "CWSINK_", "AWS_"))}
+    environment = {
+        **inherited,
+        "PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parent.parent}",
+        "AWS_ACCESS_KEY_ID": "benchmark",
+        "AWS_SECRET_ACCESS_KEY": "benchmark",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "CWSINK_SPOOL_DIRECTORY": str(folder / "spools"),
+        "FAPILOG_CORE__LOG_LEVEL": "INFO",
+        "FAPILOG_CORE__SINKS": '["cloudwatch"]',
+        "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/benchmark/memory",
+        "FAPILOG_CLOUDWATCH__REGION": "us-east-1",
+        "FAPILOG_CLOUDWATCH__ENDPOINT_URL": url,
+        "LIBRARY": subject.library,
+        "SUBJECT": subject.subject,
+        "RECORDS": str(records),
+    }
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+        process.terminate()
+        process.communicate(timeout=HANG_SECONDS)
+    finally:
+        # Whatever is left of it, also after an error; the flusher of `cwsink run` ends with its parent.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def settle(server: SpawnedCloudWatch, expected: int) -> None:
+    """Wait until all events have arrived, or no more do: some sinks lose some."""
+    seen, since = -1, time.monotonic()
+    while seen < expected and time.monotonic() - since < QUIET_SECONDS:
+        if (now := int(server.summary()["events"])) != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(POLL_SECONDS)
+    time.sleep(SETTLE_SECONDS)
+
+
+def measure(subject: Subject, workers: int, records: int, server: SpawnedCloudWatch, *, preload: bool = False) -> Host:
+    """Start a host, let it log, look at each of its processes."""
+    server.reset()
+    folder = Path(tempfile.mkdtemp(prefix="cwsink-bench-", dir="/var/tmp"))
+    try:
+        with started(subject, workers, records, folder, server.endpoint_url, preload=preload) as process:
+            assert process.stdout is not None, "asked for a pipe"
+            clients = {}
+            for _ in range(workers):
+                pid, _, count = process.stdout.readline().partition(" ")
+                if not count:
+                    raise SystemExit(f"{subject.name}: a worker failed")
+                clients[int(pid)] = int(count)
+            if subject.subject != "nothing":
+                settle(server, workers * records)
+            sizes = {pid: size_of(pid) for pid in tree(process.pid)}
+            leader = leader_of(str(folder / "spools"))
+        others = [pid for pid in clients if pid != leader]
+        return Host(
+            [sizes[pid] for pid in others],
+            sizes[leader] if leader in clients else None,
+            Size(sum(each.private for each in sizes.values()), sum(each.pss for each in sizes.values())),
+            max((clients[pid] for pid in others), default=0),
+        )
+    finally:
+        shutil.rmtree(folder)
+
+
+def floor_of(subject: Subject) -> Subject:
+    """Return the "nothing" of a subject's library."""
+    return next(each for each in SUBJECTS if each.library == subject.library and each.subject == "nothing")
+
+
+def over(hosts: Sequence[Host], floors: Sequence[Host], part: str, kind: str) -> list[float]:
+    """Return, in MiB for each round, what `part` ("others", "leader", "all") holds more than with nothing."""
+    found = []
+    for host, floor in zip(hosts, floors, strict=True):
+        if part == "all":
+            found.append((getattr(host.all, kind) - getattr(floor.all, kind)) / MIB)
+            continue
+        sizes = host.others if part == "others" else [host.leader] if host.leader else []
+        if sizes:
+            base = statistics.median(getattr(each, kind) for each in floor.others)
+            found.append((statistics.median(getattr(each, kind) for each in sizes) - base) / MIB)
+    return found
+
+
+def rows(cells: Cells, subjects: Sequence[Subject], counts: Sequence[int], kind: str, part: str) -> list[list[str]]:
+    """Return a row for each subject: a column for each number of workers, MiB over nothing."""
+    table = []
+    for subject in subjects:
+        if subject.subject == "nothing":
+            continue
+        values = [over(cells[subject, n], cells[floor_of(subject), n], part, kind) for n in counts]
+        if any(values):
+            name = f"{subject.name}, the leader" if part == "leader" else subject.name
+            table.append([name, *(f"{statistics.median(each):.1f}" if each else "-" for each in values)])
+    return table
+
+
+def say_workers(report: Report, cells: Cells, subjects: Sequence[Subject], counts: Sequence[int]) -> None:
+    """Print what a worker holds, and the verdict on the goal."""
+    columns = [f"{n} worker{'s' if n > 1 else ''}" for n in counts]
+    report.say("One worker, private memory (USS), MiB more than with nothing (median of the workers that do not lead):")
+    followers = rows(cells, subjects, counts, "private", "others")
+    leaders = rows(cells, subjects, counts, "private", "leader")
+    report.table(["worker", *columns], [*followers, *leaders])
+    report.say("The same as PSS, MiB more than with nothing:")
+    followers = rows(cells, subjects, counts, "pss", "others")
+    report.table(["worker", *columns], [*followers, *rows(cells, subjects, counts, "pss", "leader")])
+    for subject in subjects:
+        if subject.subject != "cwsink":
+            continue
+        found = [
+            mib for n in counts for mib in over(cells[subject, n], cells[floor_of(subject), n], "others", "private")
+        ]
+        clients = max(host.clients for n in counts for host in cells[subject, n])
+        if found:
+            report.say(
+                f"{subject.name}: a worker that does not lead holds {statistics.median(found):.1f} MiB "
+                f"({min(found):.1f}-{max(found):.1f}) of private memory; the goal is {GOAL_MIB:.0f} at most. "
+                f"It holds {clients or 'no'} boto3 client{'s' * (clients > 1)}."
+            )
+
+
+def say_hosts(report: Report, cells: Cells, subjects: Sequence[Subject], counts: Sequence[int]) -> None:
+    """Print and plot what all processes of a host hold."""
+    columns = [f"{n} worker{'s' if n > 1 else ''}" for n in counts]
+    total = {
+        subject.name: [(n, statistics.median(host.all.pss for host in cells[subject, n]) / MIB) for n in counts]
+        for subject in subjects
+    }
+    more = {
+        subject.name: [
+            (n, statistics.median(over(cells[subject, n], cells[floor_of(subject), n], "all", "pss"))) for n in counts
+        ]
+        for subject in subjects
+        if subject.subject != "nothing"
+    }
+    report.say("All processes of the host, a flusher of its own included, PSS, MiB:")
+    report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in total.items()])
+    report.lines("All processes of a host together", "workers", "PSS, MiB", total)
+    report.say("The same, MiB more than with nothing:")
+    report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in more.items()])
+    report.lines(
+        "What logging to CloudWatch adds to all processes of a host together",
+        "workers",
+        "PSS over the same library with nothing, MiB",
+        more,
+        plot="over",
+    )
+
+
+def say_preloaded(report: Report, cells: Cells, subjects: Sequence[Subject], workers: int) -> None:
+    """Print the table of `--preload`."""
+    report.say(f"With `--preload`, {workers} workers, MiB more than with nothing:")
+    table = []
+    for subject in subjects:
+        if subject.subject != "nothing":
+            mine, floor = cells[subject, workers], cells[floor_of(subject), workers]
+            found = [over(mine, floor, *which) for which in (("others", "private"), ("leader", "private"))]
+            found.append(over(mine, floor, "all", "pss"))
+            table.append([subject.name, *(f"{statistics.median(each):.1f}" if each else "-" for each in found)])
+    report.table(["", "a worker, private", "the leader, private", "host, PSS"], table)
 
 
 def main() -> None:
-    """Print both workers and the difference."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="how many, for each column")
+    parser.add_argument("--records", type=int, default=2_000, help="for each worker")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--preloaded", type=int, default=8, help="workers of the table for --preload; 0: none")
     options = parser.parse_args()
-    print(machine.header("fapilog", "boto3"))
-    root = tempfile.mkdtemp(prefix="cwsink-bench-", dir="/var/tmp")
-    try:
-        found = {which: [worker(which, root) for _ in range(options.rounds)] for which in ("nothing", "cwsink")}
-    finally:
-        shutil.rmtree(root)
-    print(f"\n{'fapilog with':14s} {'private MiB':>11s} {'spread':>13s} {'clients':>8s}")
-    medians = {}
-    for which, rows in found.items():
-        sizes = [kib / 1024 for kib, _ in rows]
-        medians[which] = statistics.median(sizes)
-        spread = f"{min(sizes):.2f}-{max(sizes):.2f}"
-        print(f"{which:14s} {medians[which]:11.2f} {spread:>13s} {max(clients for _, clients in rows):8d}")
-    print(f"{'difference':14s} {medians['cwsink'] - medians['nothing']:11.2f}")
+    if options.quick:
+        options.workers, options.records, options.preloaded = [2], 100, 0
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise SystemExit("this needs /proc/PID/smaps_rollup: Linux")
+    if importlib.util.find_spec("gunicorn") is None:
+        raise SystemExit("this needs gunicorn")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
+    report = Report("memory", options, "fapilog", "boto3", "watchtower")
+    subjects = [each for each in SUBJECTS if importlib.util.find_spec(each.package) is not None]
+    for missing in [each for each in SUBJECTS if each not in subjects]:
+        report.say(f"{missing.name} is left out: {missing.package} is not installed.")
+    if options.quick:
+        report.say("A quick run leaves the peers out.")
+        subjects = [each for each in subjects if each.subject in ("nothing", "cwsink")]
+    cells: Cells = defaultdict(list)
+    preloaded: Cells = defaultdict(list)
+    chance = random.Random(1)
+    with spawn(keep_events=False) as server:
+        for _ in range(options.rounds):
+            plan = list(product(subjects, options.workers, [cells]))
+            if options.preloaded:
+                plan += list(product(subjects, [options.preloaded], [preloaded]))
+            for subject, workers, into in chance.sample(plan, len(plan)):
+                host = measure(subject, workers, options.records, server, preload=into is preloaded)
+                into[subject, workers].append(host)
+    say_workers(report, cells, subjects, options.workers)
+    say_hosts(report, cells, subjects, options.workers)
+    if options.preloaded:
+        say_preloaded(report, preloaded, subjects, options.preloaded)
+    report.save()
 
 
 if __name__ == "__main__":

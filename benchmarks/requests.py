@@ -1,6 +1,6 @@
 """What logging does to the requests of a web application, while CloudWatch is well and while it is not.
 
-    python -m benchmarks.requests [--seconds N] [--rounds N] [--only WORD ...] [--state WORD ...] [--markdown]
+    python -m benchmarks.requests [--seconds N] [--rounds N] [--only WORD ...] [--state WORD ...]
 
 gunicorn, 4 sync workers, an application that works for about 3 ms a request (JSON, the same number of
 passes for everyone) and logs 3 lines of about 300 bytes. Each cell is a gunicorn and a CloudWatch of its own.
@@ -40,7 +40,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from benchmarks import machine
+from benchmarks.report import Report, add_options
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing.process import spawn
@@ -322,35 +322,37 @@ def _timed(basket: object) -> float:
     return time.perf_counter() - began
 
 
-def report(state: str, subject: Subject, cells: list[Cell], floor: list[Cell], bar: str) -> None:
-    """Print a row."""
+def row(state: str, subject: Subject, cells: list[Cell], floor: list[Cell]) -> list[str]:
+    """Return a row of the table: medians with spread, each beside what it is to "nothing"."""
 
-    def column(name: str, digits: int) -> str:
+    def columns(name: str, digits: int) -> list[str]:
         values = [getattr(cell, name) for cell in cells]
         text = f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
         if subject.subject == "nothing":
-            return f"{text:>22s} {'':>7s}"
+            return [text, ""]
         ratios = [getattr(cell, name) / getattr(base, name) for cell, base in zip(cells, floor, strict=True)]
-        return f"{text:>22s} {100 * (statistics.median(ratios) - 1):+6.1f}%"
+        return [text, f"{100 * (statistics.median(ratios) - 1):+.1f}%"]
 
     kept = [cell.kept for cell in cells if cell.kept is not None]
     share = f"{100 * min(kept):.1f}%" if kept else ""
-    columns = [column("per_second", 0), column("p50_ms", 1), column("p99_ms", 1)]
-    print(f"{bar}{state:10s} {bar}{subject.name:26s} {bar}{f' {bar}'.join(columns)} {bar}{share:>7s} {bar}", flush=True)
+    numbers = [*columns("per_second", 0), *columns("p50_ms", 1), *columns("p99_ms", 1)]
+    return [f"{subject.name}, {state}", *numbers, share]
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, help="for each of the two loads of a cell")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second where latency is measured")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help='rows with one of these, and "nothing"')
     parser.add_argument("--state", nargs="+", default=[""], metavar="WORD", help="states with one of these")
-    parser.add_argument("--markdown", action="store_true", help="a table for a page")
+    add_options(parser)
     options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.rounds, options.only, options.state = 1.0, 1, ["a thread"], ["up"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
-    print(machine.header("fapilog", "gunicorn", "boto3", "watchtower"))
+    report = Report("requests", options, "fapilog", "gunicorn", "boto3", "watchtower")
     passes = passes_for(WORK_SECONDS)
     subjects = [
         each for each in SUBJECTS if each.subject == "nothing" or any(word in each.name for word in options.only)
@@ -371,22 +373,29 @@ def main() -> None:
                 else:
                     down[state, subject] = cell
     load = "wrk" if shutil.which("wrk") else "Python threads"
-    print(f"{WORKERS} workers, {passes} passes of work a request, {LINES} lines; {load}; paced: {options.rate:.0f}/s")
-    print()
-    bar = "| " if options.markdown else ""
-    names = ["CloudWatch", f"{'rows':26s}", *(f"{each:>22s} {'':7s}" for each in ("requests/s", "p50 ms", "p99 ms"))]
-    print(bar + f" {bar}".join([*names, "   kept"]) + (" |" if bar else ""))
-    if bar:
-        print("|---" * 6 + "|")
+    report.say(
+        f"{WORKERS} workers, {passes} passes of work a request, {LINES} lines; {load}; latencies at {options.rate:.0f} "
+        "requests/s. Medians of rounds (least to most); each percentage is the median of the ratios to the same "
+        'library\'s "nothing" in the same round.'
+    )
+    rows = []
+    bars: dict[str, dict[str, float]] = {}
     for state in states:
         for subject in subjects:
             floor = next(each for each in subjects if each.library == subject.library and each.subject == "nothing")
             if (state, subject) in cells and (state, subject) not in down:
-                report(state, subject, cells[state, subject], cells[state, floor], bar)
+                found = cells[state, subject]
+                rows.append(row(state, subject, found, cells[state, floor]))
+                bars.setdefault(subject.name, {})[state] = statistics.median(cell.p99_ms for cell in found)
+    report.table(("logging, CloudWatch", "requests/s", "", "p50 ms", "", "p99 ms", "", "kept"), rows)
     for (state, subject), why in down.items():
-        print(f"CloudWatch {state}, {subject.name}: the server is down. {why}")
+        report.say(f"{subject.name}, {state}: the server is down. {why}")
     for subject in missing:
-        print(f"{subject.name}: {subject.package} is not installed")
+        report.say(f"{subject.name}: {subject.package} is not installed.")
+    report.bars(
+        f"p99 of requests, by what they log with and how CloudWatch is ({options.rate:.0f} requests/s)", "ms", bars
+    )
+    report.save()
 
 
 if __name__ == "__main__":
