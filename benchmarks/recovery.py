@@ -2,15 +2,15 @@
 
     python -m benchmarks.recovery [--pending MIB ...] [--rounds N]
 
-A spool is filled with records of 300 bytes that nobody delivers. Then a fresh process opens a `Writer` and
-appends a live record at once. The leader is a thread of that process, which paces a backlog so that three
+A process fills a spool with records of 300 bytes that nobody delivers, and ends. Then a fresh process opens a
+`Writer` and appends a live record at once. The leader is a thread of that process, which paces a backlog so that three
 quarters of its time are the application's; or `cwsink flush`, started at the same moment, which does not.
 Counted from the moment the process begins to open its writer (cwsink is imported by then):
 
 * open: until the writer is open and the live record is appended, which is when it is safe;
 * first delivery: until the first request of all arrives at the strict server;
-* live delivered: until the request with the live record arrives. Records are sent in the order they were
-  appended, so it comes behind the backlog;
+* live delivered: until the request with the live record arrives; from 8 MiB on it is sent beside the backlog;
+* all delivered: until the last request arrives;
 * memory: the peak (VmHWM) of the process that leads, and how much of it is more than with nothing pending.
 
 Linux only (memory).
@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.report import Report, add_options
-from cwsink import Writer
 from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES
 from cwsink.testing import SpawnedCloudWatch, spawn
 
@@ -64,6 +63,17 @@ print(json.dumps([began, time.time()]), flush=True)
 sys.stdin.read()
 """
 
+FILL: Final = """
+import json, sys
+from cwsink import Writer
+
+settings, message, count = json.loads(sys.argv[1])
+writer = Writer.open(settings)
+for _ in range(count):
+    assert writer.append(message)
+print(writer.directory.path)
+"""
+
 LEADERS: Final = {"a thread": "thread", "cwsink flush": "external"}
 
 
@@ -73,21 +83,19 @@ class Start(NamedTuple):
     open_seconds: float
     first_seconds: float
     live_seconds: float
+    last_seconds: float
     peak_bytes: int
 
     def rate(self, mebibytes: int) -> float:
         """Return MB/s of the backlog, from the first request to the last."""
-        return mebibytes * MIB / 1e6 / (self.live_seconds - self.first_seconds)
+        return mebibytes * MIB / 1e6 / (self.last_seconds - self.first_seconds)
 
 
 def fill(settings: dict[str, Any], mebibytes: int) -> str:
-    """Spool that much, and return the spool's path."""
-    writer = Writer.open({**settings, "flusher": "external"})
-    for _ in range(mebibytes * MIB // RECORD_BYTES):
-        if not writer.append(MESSAGE):
-            raise SystemExit("the spool refused a record")
-    writer.close()
-    return writer.directory.path
+    """Have a process spool that much, and end; return the spool's path."""
+    given = json.dumps([{**settings, "flusher": "external"}, MESSAGE, mebibytes * MIB // RECORD_BYTES])
+    filled = subprocess.run([sys.executable, "-c", FILL, given], stdout=subprocess.PIPE, text=True, check=True)
+    return filled.stdout.strip()
 
 
 @contextlib.contextmanager
@@ -139,8 +147,8 @@ def measure(server: SpawnedCloudWatch, mebibytes: int, flusher: str) -> Start:
             began, appended = json.loads(application.stdout.readline())
             wait_for_events(server, mebibytes * MIB // RECORD_BYTES + 1)
             peak = peak_of((leader or application).pid)
-        first, live = arrivals(server)
-        return Start(appended - began, first - began, live - began, peak)
+        first, live, last = arrivals(server)
+        return Start(appended - began, first - began, live - began, last - began, peak)
     finally:
         shutil.rmtree(root)
 
@@ -154,12 +162,12 @@ def wait_for_events(server: SpawnedCloudWatch, count: int) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def arrivals(server: SpawnedCloudWatch) -> tuple[float, float]:
-    """Return when the first request arrived, and when the one with the live record did."""
+def arrivals(server: SpawnedCloudWatch) -> tuple[float, float, float]:
+    """Return when the first request arrived, the one with the live record, and the last."""
     accepted = [each for each in server.requests() if each.status == HTTP_OK]
     event_bytes = len(MESSAGE) + EVENT_OVERHEAD_BYTES
     live = next(each for each in accepted if each.counted_bytes != each.events * event_bytes)
-    return accepted[0].time_seconds, live.time_seconds
+    return accepted[0].time_seconds, live.time_seconds, accepted[-1].time_seconds
 
 
 def main() -> None:
@@ -183,17 +191,18 @@ def main() -> None:
         for _ in range(options.rounds):
             for leader, mebibytes in chance.sample(plan, len(plan)):
                 found[leader, mebibytes].append(measure(server, mebibytes, LEADERS[leader]))
-    say(report, found, options.pending)
+    say(report, found)
     report.save()
 
 
-def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]], sizes: Sequence[int]) -> None:
+def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]]) -> None:
     """Print and plot what was found."""
     table = []
     lines: dict[str, list[tuple[float, float]]] = {}
     for (leader, mebibytes), starts in sorted(found.items()):
         open_ms = [each.open_seconds * 1000 for each in starts]
         first, live = [each.first_seconds for each in starts], [each.live_seconds for each in starts]
+        last = [each.last_seconds for each in starts]
         base = statistics.median(each.peak_bytes for each in found[leader, 0])
         peak = statistics.median(each.peak_bytes for each in starts)
         rate = statistics.median(each.rate(mebibytes) for each in starts) if mebibytes >= RATE_MIB else None
@@ -204,28 +213,25 @@ def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]], sizes:
                 f"{statistics.median(open_ms):.1f}",
                 with_spread(first),
                 with_spread(live),
+                with_spread(last),
                 f"{rate:.0f}" if rate else "-",
                 f"{peak / MIB:.0f}",
                 f"{(peak - base) / MIB:.1f}" if mebibytes else "",
             ]
         )
         if mebibytes:
-            for name, times in (("first delivery", first), ("live record delivered", live)):
+            for name, times in (("live record delivered", live), ("all delivered", last)):
                 lines.setdefault(f"{leader}: {name}", []).append((mebibytes, statistics.median(times)))
     report.say(
         "Medians, in brackets the least and the most; seconds unless another unit is named. "
         "Peak: of the process that leads, and how much more than with nothing pending."
     )
-    columns = "leader|MiB pending|open, ms|first delivery|live delivered|replay MB/s|peak MiB|more MiB".split("|")
+    columns = (
+        "leader|MiB pending|open, ms|first delivery|live delivered|all delivered|replay MB/s|peak MiB|more MiB".split(
+            "|"
+        )
+    )
     report.table(columns, table)
-    smallest, largest = min(sizes), max(sizes)
-    for leader in LEADERS:
-        if largest >= RATE_MIB > smallest:
-            near, far = (statistics.median(s.live_seconds for s in found[leader, size]) for size in (smallest, largest))
-            report.say(
-                f"{leader}: a live record comes {(far - near) / (largest - smallest) * 1000:.0f} ms later "
-                "for each MiB that is pending when it is appended."
-            )
     report.lines(
         "From the start of a process to deliveries, by what was pending",
         "MiB pending at the start",

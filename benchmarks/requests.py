@@ -197,6 +197,7 @@ def gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[
     }
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, open(folder / "log", "wb") as log:
         command = [sys.executable, "-m", "gunicorn", "shop:app", "-w", str(WORKERS), "-b", f"fd://{listener.fileno()}"]
+        command.append("--no-control-socket")  # it would lie in the home directory
         if subject.flusher == "external":
             command = [sys.executable, "-m", "cwsink", "run", "--", *command]
         process = subprocess.Popen(

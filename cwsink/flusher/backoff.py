@@ -58,7 +58,7 @@ class Gathering:
 
     Back-off alone is unfair among hosts that share a quota: who was throttled waits ever longer, who was lucky
     sends as often as ever and leaves nothing to the others. 50 hosts with half the calls they ask for
-    (benchmarks.fleet): the worst lag is 40 s with back-off alone, 11 s if all of them send less often.
+    (benchmarks.fleet): the worst lag is 40 s with back-off alone, 13 s if all of them send less often.
     """
 
     def __init__(self, least_seconds: float) -> None:
