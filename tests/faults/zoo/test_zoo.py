@@ -143,7 +143,7 @@ def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep,
     """Whatever runs and however it ends: all that was acknowledged arrives, exactly counted, and nothing is left."""
     seed = os.environ.get(SEED_VARIABLE, "1")
     ending = ENDINGS[cell.ending]
-    generations = GENERATIONS.get(cell.species, MOST_GENERATIONS) * (1 if cell.is_common else 5)
+    generations = GENERATIONS.get(cell.species, MOST_GENERATIONS) * (1 if cell.is_common else 4)
     animal = keep(cell.species, cell.flavour, preload=cell.preload, recycling=ending.recycles)
     with Visitors(animal) as visitors:
         if ending.recycles:
