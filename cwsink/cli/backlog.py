@@ -7,7 +7,7 @@ same which process delivers.
 
 from __future__ import annotations
 
-from cwsink.spool import cursor, frame, segment
+from cwsink.spool import cursor, frame, segment, survey
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
@@ -49,18 +49,13 @@ class Backlog:
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether there was nothing to do. The stream may have to be told of evictions all the same."""
+        """Tell whether there is nothing to do. The stream may have to be told of evictions all the same."""
         return not self._ends and self._is_told(cursor.read(self._directory.cursor).ledger)
 
     def is_settled(self) -> bool:
         """Tell whether all of it is delivered, dead-lettered or evicted by now."""
-        state = cursor.read(self._directory.cursor)
-        committed = state.committed()
-        self._ends = {key: end for key, end in self._ends.items() if committed.get(key, 0) < end}
-        if self._ends:
-            present = {opened.key for opened in open_segments(self._directory)}
-            self._ends = {key: end for key, end in self._ends.items() if key in present}
-        return not self._ends and self._is_told(state.ledger)
+        self._ends = survey.unsettled(self._directory, self._ends)
+        return self.is_empty
 
     def settled(self) -> Ledger:
         """Return what was settled since the beginning, by any process; of later records, too."""

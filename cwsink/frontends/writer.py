@@ -26,11 +26,9 @@ from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import candidate
 from cwsink.frontends.losses import Losses
-from cwsink.spool import cursor, descriptors, directory, frame, record
-from cwsink.spool.reader import open_segments
+from cwsink.spool import descriptors, directory, frame, record, survey
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
-from cwsink.spool.segment import SegmentKey
 
 _BLOCK_POLL_SECONDS: Final = 0.005
 _FLUSH_POLL_SECONDS: Final = 0.02
@@ -199,13 +197,11 @@ class Writer:
             Whether it is. False: it stays in the spool, and is delivered later.
         """
         until = monotonic() + timeout
-        ends = self._ends()
+        ends = survey.ends(self.directory)
         while ends:
             if self._candidate is not None:
                 self._candidate.hurry()
-            committed = cursor.read(self.directory.cursor).committed()
-            present = {opened.key for opened in open_segments(self.directory)}
-            ends = {key: end for key, end in ends.items() if key in present and committed.get(key, 0) < end}
+            ends = survey.unsettled(self.directory, ends)
             if ends and monotonic() >= until:
                 return False
             if ends:
@@ -356,18 +352,6 @@ class Writer:
                     return
             with contextlib.suppress(OSError):
                 self._ring.sync()
-
-    def _ends(self) -> dict[SegmentKey, int]:
-        """Return where the valid frames of each segment now end, for what is not settled yet."""
-        committed = cursor.read(self.directory.cursor).committed()
-        ends = {}
-        for opened in open_segments(self.directory):
-            start = opened.offset = committed.get(opened.key, opened.offset)
-            while opened.read() is not None:
-                pass
-            if opened.offset > start:
-                ends[opened.key] = opened.offset
-        return ends
 
 
 def _text_of(message: object) -> str | None:

@@ -7,7 +7,7 @@ any process while everything else is stuck, and disturbs nobody.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +16,7 @@ from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Event
+from cwsink.spool.segment import SegmentKey
 
 # A look takes seconds at most, and what vanishes during one is the oldest, which is read first.
 _MOST_LOOKS: Final = 5
@@ -111,6 +112,27 @@ def events(directory: SpoolDirectory, *, all_present: bool = False) -> Iterator[
             for each in block.frames:
                 if each.kind == frame.EVENT and (event := record.event_of(each.payload)):
                     yield event
+
+
+def ends(directory: SpoolDirectory) -> dict[SegmentKey, int]:
+    """Return where the valid frames of each segment now end, in bytes, for what is not settled yet."""
+    committed = cursor.read(directory.cursor).committed()
+    found = {}
+    for opened in open_segments(directory):
+        start = opened.offset = committed.get(opened.key, opened.offset)
+        while opened.read() is not None:
+            pass
+        if opened.offset > start:
+            found[opened.key] = opened.offset
+    return found
+
+
+def unsettled(directory: SpoolDirectory, ends: Mapping[SegmentKey, int]) -> dict[SegmentKey, int]:
+    """Return those of `ends` that no commit has reached yet, in segments that still exist."""
+    committed = cursor.read(directory.cursor).committed()
+    left = {key: end for key, end in ends.items() if committed.get(key, 0) < end}
+    present = {opened.key for opened in open_segments(directory)} if left else set()
+    return {key: end for key, end in left.items() if key in present}
 
 
 def has_pending(directory: SpoolDirectory) -> bool:

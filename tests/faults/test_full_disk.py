@@ -204,10 +204,12 @@ def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
         writer = Writer(config())
         assert writer.is_usable  # it has its first segment, and no leader yet
         fill()
-        began = time.process_time()
         first = [writer.append(f"{number}") for number in range(10)]
         assert all(first)  # its blocks were reserved
-        time.sleep(1.0)
+        until(lambda: "boto3.session" in sys.modules, "a leader tries")
+        time.sleep(1.0)  # its imports
+        began = time.process_time()
+        time.sleep(1.0)  # a leader that spins takes all of it
         used = time.process_time() - began
         free()
         until(lambda: writer.append("room again"), "room again")
@@ -219,7 +221,7 @@ def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
     texts = records(server)
     assert Counts(texts).repeated == 0
     assert len(texts) == int(str(result["first"])) + 1
-    assert float(str(result["used"])) < 0.9
+    assert float(str(result["used"])) < 0.5
 
 
 class Counts:

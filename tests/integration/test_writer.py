@@ -17,7 +17,9 @@ from cwsink.config import SinkConfig
 from cwsink.frontends import candidate
 from cwsink.frontends import writer as writer_module
 from cwsink.spool import directory, disk, frame, record
+from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
+from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
@@ -280,19 +282,21 @@ def test_flush_waits_for_what_other_writers_appended_too(external: SinkConfig, s
     assert server.messages() == ["theirs"]
 
 
-def test_flush_does_not_wait_for_what_comes_later(external: SinkConfig, server: StrictCloudWatch) -> None:
+def test_flush_does_not_wait_for_what_comes_later(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records appended after the call began are not waited for."""
     writer = Writer(external)
     assert writer.append("before")
-    ends = writer._ends
+    ends = survey_module.ends
 
-    def and_then() -> Any:
-        found = ends()
+    def and_then(spool: SpoolDirectory) -> Any:
+        found = ends(spool)
         deliver(writer.directory, external)
         assert writer.append("later")
         return found
 
-    writer._ends = and_then  # type: ignore[method-assign]
+    monkeypatch.setattr(survey_module, "ends", and_then)
     assert writer.flush(0) is True
 
 
