@@ -20,7 +20,6 @@ the process). Lost = noted there and never arrived; twice = arrived more than on
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import random
 import signal
 import sys
@@ -32,16 +31,17 @@ from typing import Final, NamedTuple
 
 from benchmarks import report
 from benchmarks.staging.processes import BrokenError, Children
-from benchmarks.staging.run import RECOVER_SECONDS, Run, Subject
+from benchmarks.staging.run import RECOVER_SECONDS, Run
+from benchmarks.staging.subjects import Subject
 
 MAX_REQUESTS: Final = 50
 GENERATIONS: Final = 12
 
 SUBJECTS: Final = (
-    Subject("fapilog's own sink", "fapilog", "built-in", ("fapilog", "boto3", "gunicorn")),
-    Subject("watchtower", "logging", "watchtower", ("watchtower", "gunicorn")),
-    Subject("fapilog + cwsink", "fapilog", "cwsink", ("fapilog", "boto3", "gunicorn")),
-    Subject("cwsink.SpoolHandler", "logging", "cwsink", ("boto3", "gunicorn")),
+    Subject("fapilog's own sink", "fapilog", "built-in"),
+    Subject("watchtower", "logging", "watchtower"),
+    Subject("fapilog + cwsink", "fapilog", "cwsink"),
+    Subject("cwsink.SpoolHandler", "logging", "cwsink"),
 )
 
 
@@ -172,7 +172,7 @@ def measure(row: Row, subject: Subject, children: Children, seed: int, scale: fl
             row.happens(run)
             logged, accepted = run.returned.read().keys(), run.accepted.read().keys()
             missing = logged - run.cloudwatch.ids()
-            if subject.subject == "cwsink" and missing:
+            if subject.sink == "cwsink" and missing:
                 run.flush()
             arrived = run.cloudwatch.ids()
             lost = len(logged - arrived)
@@ -216,7 +216,7 @@ def main() -> None:
         rows = [name for name in rows if name in ("sigterm", "exit")]
     if not rows:
         parser.error(f"no such row; there are {', '.join(ROWS)}")
-    missing = [subject for subject in SUBJECTS if not all(map(importlib.util.find_spec, subject.packages))]
+    missing = [subject for subject in SUBJECTS if not subject.is_installed]
     subjects = [subject for subject in SUBJECTS if subject not in missing]
     out = report.Report("losses", options, "fapilog", "watchtower", "boto3", "gunicorn")
     cells = measure_all(rows, subjects, options.jobs, 0.1 if options.quick else 1.0)

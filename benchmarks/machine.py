@@ -22,7 +22,7 @@ def header(*packages: str) -> str:
     ).stdout.strip()
     versions = " ".join(f"{name} {_version(name)}" for name in ("msgspec", "filelock", *packages))
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
+        f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}\ncwsink {__version__} {versions}, commit {commit or 'unknown'}"
     )
 

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.report import Report, add_options
+from benchmarks.staging.subjects import Subject
 from cwsink.flusher import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.testing import SpawnedCloudWatch, spawn
@@ -50,52 +51,13 @@ GOAL_MIB: Final = 3.0
 MIB: Final = 1 << 20
 
 SHOP: Final = """
-import gc, json, logging, os, sys, time
-
-RECORDS, LIBRARY, SUBJECT = int(os.environ["RECORDS"]), os.environ["LIBRARY"], os.environ["SUBJECT"]
-
-if LIBRARY == "fapilog":
-    import fapilog
-if SUBJECT == "cwsink":
-    import cwsink
-if SUBJECT == "watchtower":
-    import boto3, watchtower
-
-
-class Nothing:
-    name = "nothing"
-
-    async def write(self, entry):
-        return True
-
-
-def fapilog_logger():
-    if SUBJECT == "cwsink":
-        cwsink.install()
-    sinks = {"sinks": [Nothing()]} if SUBJECT == "nothing" else {"settings": fapilog.Settings()}
-    return fapilog.get_logger("shop", **sinks).info
-
-
-def stdlib_logger():
-    if SUBJECT == "cwsink":
-        handler = cwsink.SpoolHandler()
-    elif SUBJECT == "watchtower":
-        url, group = (os.environ[f"FAPILOG_CLOUDWATCH__{name}"] for name in ("ENDPOINT_URL", "LOG_GROUP_NAME"))
-        client = boto3.client("logs", endpoint_url=url, region_name="us-east-1")
-        handler = watchtower.CloudWatchLogHandler(log_group_name=group, boto3_client=client, send_interval=1)
-    else:
-        handler = logging.Handler()
-        handler.emit = handler.format
-    logger = logging.getLogger("shop")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    return lambda message, **fields: logger.info("%s %s", message, json.dumps(fields))
+import gc, os, time
+from benchmarks.staging.logger import open_logger, structured
 
 
 def work():
-    log = fapilog_logger() if LIBRARY == "fapilog" else stdlib_logger()
-    for number in range(RECORDS):
+    log = structured(open_logger())
+    for number in range(int(os.environ["RECORDS"])):
         log("request done", path="/api/orders/123456", status=200, number=number, padding="y" * 180)
         if number % 10 == 9:
             time.sleep(0.005)
@@ -117,16 +79,6 @@ def post_worker_init(worker):
 """
 
 
-class Subject(NamedTuple):
-    """A way to log. A `flusher` is a process of its own on the host."""
-
-    name: str
-    library: str
-    subject: str
-    package: str
-    has_flusher: bool = False
-
-
 class Size(NamedTuple):
     """The memory of a process, or of several."""
 
@@ -144,13 +96,13 @@ class Host(NamedTuple):
 
 
 SUBJECTS: Final = (
-    Subject("fapilog: nothing (floor)", "fapilog", "nothing", "fapilog"),
-    Subject("fapilog: cwsink, a thread", "fapilog", "cwsink", "fapilog"),
-    Subject("fapilog: cwsink run", "fapilog", "cwsink", "fapilog", has_flusher=True),
-    Subject("fapilog: its own sink", "fapilog", "built-in", "fapilog"),
-    Subject("logging: nothing (floor)", "logging", "nothing", "logging"),
-    Subject("logging: cwsink, a thread", "logging", "cwsink", "cwsink"),
-    Subject("logging: watchtower", "logging", "watchtower", "watchtower"),
+    Subject("fapilog: nothing (floor)", "fapilog", "nothing"),
+    Subject("fapilog: cwsink, a thread", "fapilog", "cwsink"),
+    Subject("fapilog: cwsink run", "fapilog", "cwsink", has_flusher=True),
+    Subject("fapilog: its own sink", "fapilog", "built-in"),
+    Subject("logging: nothing (floor)", "logging", "nothing"),
+    Subject("logging: cwsink, a thread", "logging", "cwsink"),
+    Subject("logging: watchtower", "logging", "watchtower"),
 )
 Cells = dict[tuple[Subject, int], list[Host]]
 
@@ -189,27 +141,10 @@ def started(
     command += ["--preload"] * preload
     if subject.has_flusher:
         command = [sys.executable, "-m", "cwsink", "run", "--", *command]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FAPILOG_", "CWSINK_", "AWS_"))}
-    environment = {
-        **inherited,
-        "PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parent.parent}",
-        "AWS_ACCESS_KEY_ID": "benchmark",
-        "AWS_SECRET_ACCESS_KEY": "benchmark",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "CWSINK_SPOOL_DIRECTORY": str(folder / "spools"),
-        "FAPILOG_CORE__LOG_LEVEL": "INFO",
-        "FAPILOG_CORE__SINKS": '["cloudwatch"]',
-        "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/benchmark/memory",
-        "FAPILOG_CLOUDWATCH__REGION": "us-east-1",
-        "FAPILOG_CLOUDWATCH__ENDPOINT_URL": url,
-        "LIBRARY": subject.library,
-        "SUBJECT": subject.subject,
-        "RECORDS": str(records),
-    }
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment,
+        env=subject.environment(folder, "/benchmark/memory", url, RECORDS=str(records)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -250,7 +185,7 @@ def measure(subject: Subject, workers: int, records: int, server: SpawnedCloudWa
                 if not count:
                     raise SystemExit(f"{subject.name}: a worker failed")
                 clients[int(pid)] = int(count)
-            if subject.subject != "nothing":
+            if subject.sink != "nothing":
                 settle(server, workers * records)
             sizes = {pid: size_of(pid) for pid in tree(process.pid)}
             leader = leader_of(str(folder / "spools"))
@@ -263,11 +198,6 @@ def measure(subject: Subject, workers: int, records: int, server: SpawnedCloudWa
         )
     finally:
         shutil.rmtree(folder)
-
-
-def floor_of(subject: Subject) -> Subject:
-    """Return the "nothing" of a subject's library."""
-    return next(each for each in SUBJECTS if each.library == subject.library and each.subject == "nothing")
 
 
 def over(hosts: Sequence[Host], floors: Sequence[Host], part: str, kind: str) -> list[float]:
@@ -288,9 +218,9 @@ def rows(cells: Cells, subjects: Sequence[Subject], counts: Sequence[int], kind:
     """Return a row for each subject: a column for each number of workers, MiB over nothing."""
     table = []
     for subject in subjects:
-        if subject.subject == "nothing":
+        if subject.sink == "nothing":
             continue
-        values = [over(cells[subject, n], cells[floor_of(subject), n], part, kind) for n in counts]
+        values = [over(cells[subject, n], cells[subject.floor(subjects), n], part, kind) for n in counts]
         if any(values):
             name = f"{subject.name}, the leader" if part == "leader" else subject.name
             table.append([name, *(f"{statistics.median(each):.1f}" if each else "-" for each in values)])
@@ -308,10 +238,12 @@ def say_workers(report: Report, cells: Cells, subjects: Sequence[Subject], count
     followers = rows(cells, subjects, counts, "pss", "others")
     report.table(["worker", *columns], [*followers, *rows(cells, subjects, counts, "pss", "leader")])
     for subject in subjects:
-        if subject.subject != "cwsink":
+        if subject.sink != "cwsink":
             continue
         found = [
-            mib for n in counts for mib in over(cells[subject, n], cells[floor_of(subject), n], "others", "private")
+            mib
+            for n in counts
+            for mib in over(cells[subject, n], cells[subject.floor(subjects), n], "others", "private")
         ]
         clients = max(host.clients for n in counts for host in cells[subject, n])
         if found:
@@ -331,10 +263,11 @@ def say_hosts(report: Report, cells: Cells, subjects: Sequence[Subject], counts:
     }
     more = {
         subject.name: [
-            (n, statistics.median(over(cells[subject, n], cells[floor_of(subject), n], "all", "pss"))) for n in counts
+            (n, statistics.median(over(cells[subject, n], cells[subject.floor(subjects), n], "all", "pss")))
+            for n in counts
         ]
         for subject in subjects
-        if subject.subject != "nothing"
+        if subject.sink != "nothing"
     }
     report.say("All processes of the host, a flusher of its own included, PSS, MiB:")
     report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in total.items()])
@@ -355,8 +288,8 @@ def say_preloaded(report: Report, cells: Cells, subjects: Sequence[Subject], wor
     report.say(f"With `--preload`, {workers} workers, MiB more than with nothing:")
     table = []
     for subject in subjects:
-        if subject.subject != "nothing":
-            mine, floor = cells[subject, workers], cells[floor_of(subject), workers]
+        if subject.sink != "nothing":
+            mine, floor = cells[subject, workers], cells[subject.floor(subjects), workers]
             found = [over(mine, floor, *which) for which in (("others", "private"), ("leader", "private"))]
             found.append(over(mine, floor, "all", "pss"))
             table.append([subject.name, *(f"{statistics.median(each):.1f}" if each else "-" for each in found)])
@@ -380,12 +313,12 @@ def main() -> None:
         raise SystemExit("this needs gunicorn")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
     report = Report("memory", options, "fapilog", "boto3", "watchtower")
-    subjects = [each for each in SUBJECTS if importlib.util.find_spec(each.package) is not None]
+    subjects = [each for each in SUBJECTS if each.is_installed]
     for missing in [each for each in SUBJECTS if each not in subjects]:
-        report.say(f"{missing.name} is left out: {missing.package} is not installed.")
+        report.say(f"{missing.name} is left out: {', '.join(missing.packages)} are not all installed.")
     if options.quick:
         report.say("A quick run leaves the peers out.")
-        subjects = [each for each in subjects if each.subject in ("nothing", "cwsink")]
+        subjects = [each for each in subjects if each.sink in ("nothing", "cwsink")]
     cells: Cells = defaultdict(list)
     preloaded: Cells = defaultdict(list)
     chance = random.Random(1)

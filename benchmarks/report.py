@@ -91,11 +91,9 @@ class Report:
             axes.set_xticks(at, [f"{x:,.10g}" for x in at])
             axes.minorticks_off()
         if log_y:
-            from matplotlib.ticker import LogFormatter
-
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:,g}")
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+            axes.yaxis.set_minor_formatter(_minor_labels())
         else:
             axes.set_ylim(bottom=0)
         if len(series) > MOST_INSIDE:
@@ -183,6 +181,17 @@ class Report:
         axes.figure.savefig(self._place / name, metadata={"Date": None})
         pyplot.close(axes.figure)
         self._said.append(f"![{axes.get_title(loc='left')}]({name})\n")
+
+
+def _minor_labels() -> Any:
+    """Return what labels the minor ticks of a logarithmic axis: few enough of them, and none as "6e-01"."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:,g}" if super().__call__(x, pos) else ""
+
+    return Plain(minor_thresholds=(2, 0.4))
 
 
 def _styles(names: Any) -> list[dict[str, Any]]:

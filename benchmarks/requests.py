@@ -9,6 +9,8 @@ passes for everyone) and logs 3 lines of about 300 bytes. Each cell is a gunicor
 * p50, p99: at a fixed, moderate rate (`--rate`, an open loop: a late answer does not delay the next
   request, and its own delay counts from when it should have been sent). Gunicorn, CloudWatch and the load
   share this machine: flat out, a latency would be that of the queue for its cores.
+* CPU: of gunicorn and what it started (cwsink's flusher too), per request, flat out. What the machine's other
+  tenants do moves it least.
 * kept: which share of the lines logged has arrived, or waits in a spool, when gunicorn has been stopped.
 
 "Nothing" is the same logging library with a sink that does nothing, so what fapilog, or logging, costs is in
@@ -20,7 +22,6 @@ Medians over rounds, with the least and the most; rows are interleaved, in anoth
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -41,6 +42,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.report import Report, add_options
+from benchmarks.staging.processes import session_of
+from benchmarks.staging.subjects import Subject
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing.process import spawn
@@ -54,52 +57,13 @@ HANG_SECONDS: Final = 90.0
 GROUP: Final = "/benchmark/requests"
 
 APP: Final = """
-import json, logging, os
+import json, os
+from benchmarks.staging.logger import open_logger, structured
 
-PASSES, LINES, SUBJECT = int(os.environ["PASSES"]), int(os.environ["LINES"]), os.environ["SUBJECT"]
+PASSES, LINES = int(os.environ["PASSES"]), int(os.environ["LINES"])
 BASKET = {"items": [{"id": number, "name": "x" * 20, "price": number * 1.1} for number in range(50)]}
-GROUP, URL = os.environ["FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"], os.environ["FAPILOG_CLOUDWATCH__ENDPOINT_URL"]
 
-
-class Nothing:
-    name = "nothing"
-
-    async def write(self, entry):
-        return True
-
-
-def log_with_fapilog():
-    import fapilog
-
-    if SUBJECT == "cwsink":
-        import cwsink
-
-        cwsink.install()
-    sinks = {"sinks": [Nothing()]} if SUBJECT == "nothing" else {"settings": fapilog.Settings()}
-    return fapilog.get_logger("shop", **sinks).info
-
-
-def log_with_logging():
-    if SUBJECT == "handler":
-        import cwsink
-
-        handler = cwsink.SpoolHandler()
-    elif SUBJECT == "watchtower":
-        import boto3, watchtower
-
-        client = boto3.client("logs", endpoint_url=URL, region_name="us-east-1")
-        handler = watchtower.CloudWatchLogHandler(log_group_name=GROUP, boto3_client=client)
-    else:
-        handler = logging.Handler()
-        handler.emit = handler.format
-    logger = logging.getLogger("shop")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    return lambda message, **fields: logger.info("%s %s", message, json.dumps(fields))
-
-
-log = log_with_logging() if os.environ["LIBRARY"] == "logging" else log_with_fapilog()
+log = structured(open_logger())
 
 
 def app(environ, start_response):
@@ -112,33 +76,24 @@ def app(environ, start_response):
 """
 
 
-class Subject(NamedTuple):
-    """A way to log."""
-
-    name: str
-    library: str
-    subject: str
-    flusher: str = "thread"
-    package: str = "cwsink"
-
-
 class Cell(NamedTuple):
     """What one gunicorn did."""
 
     per_second: float
+    cpu_ms: float
     p50_ms: float
     p99_ms: float
     kept: float | None
 
 
 SUBJECTS: Final = (
-    Subject("fapilog: nothing", "fapilog", "nothing", package="fapilog"),
+    Subject("fapilog: nothing", "fapilog", "nothing"),
     Subject("fapilog: cwsink, a thread", "fapilog", "cwsink"),
-    Subject("fapilog: cwsink run", "fapilog", "cwsink", "external", "cwsink.cli.run"),
-    Subject("fapilog: its own sink", "fapilog", "built-in", package="fapilog"),
+    Subject("fapilog: cwsink run", "fapilog", "cwsink", has_flusher=True),
+    Subject("fapilog: its own sink", "fapilog", "built-in"),
     Subject("logging: nothing", "logging", "nothing"),
-    Subject("logging: cwsink", "logging", "handler"),
-    Subject("logging: watchtower", "logging", "watchtower", package="watchtower"),
+    Subject("logging: cwsink", "logging", "cwsink"),
+    Subject("logging: watchtower", "logging", "watchtower"),
 )
 STATES: Final = ("up", "throttled", "black hole", "refused")
 
@@ -174,31 +129,14 @@ class CloudWatch:
 
 
 @contextmanager
-def gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[int]:
-    """Run the application; yields its port. Stopped as a deployment does, and waited for."""
+def gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[tuple[int, int]]:
+    """Run the application; yields its port and its session. Stopped as a deployment does, and waited for."""
     (folder / "shop.py").write_text(APP)
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FAPILOG_", "CWSINK_", "AWS_"))}
-    env = {
-        **inherited,
-        "PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parent.parent}",
-        "AWS_ACCESS_KEY_ID": "benchmark",
-        "AWS_SECRET_ACCESS_KEY": "benchmark",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "CWSINK_SPOOL_DIRECTORY": str(folder / "spools"),
-        "FAPILOG_CORE__SINKS": '["cloudwatch"]',
-        "FAPILOG_CORE__MAX_QUEUE_SIZE": "50000",
-        "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": GROUP,
-        "FAPILOG_CLOUDWATCH__REGION": "us-east-1",
-        "FAPILOG_CLOUDWATCH__ENDPOINT_URL": url,
-        "LIBRARY": subject.library,
-        "SUBJECT": subject.subject,
-        "PASSES": str(passes),
-        "LINES": str(LINES),
-    }
+    env = subject.environment(folder, GROUP, url, PASSES=str(passes), LINES=str(LINES))
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, open(folder / "log", "wb") as log:
         command = [sys.executable, "-m", "gunicorn", "shop:app", "-w", str(WORKERS), "-b", f"fd://{listener.fileno()}"]
         command.append("--no-control-socket")  # it would lie in the home directory
-        if subject.flusher == "external":
+        if subject.has_flusher:
             command = [sys.executable, "-m", "cwsink", "run", "--", *command]
         process = subprocess.Popen(
             command,
@@ -212,7 +150,7 @@ def gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[
         )
         port = listener.getsockname()[1]
     try:
-        yield port
+        yield port, process.pid
         process.send_signal(signal.SIGTERM)
         process.wait(HANG_SECONDS)
     except (OSError, HTTPException, subprocess.TimeoutExpired) as error:
@@ -222,6 +160,17 @@ def gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def cpu_seconds(session: int) -> float:
+    """Return the CPU time the living processes of a session have used (Linux; else 0)."""
+    if not os.path.exists("/proc/self/stat"):
+        return 0
+    ticks = 0
+    for pid in session_of(session):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def get(port: int) -> None:
@@ -287,17 +236,19 @@ def measure(subject: Subject, state: str, passes: int, seconds: float, rate: flo
     try:
         with ExitStack() as stack:
             cloudwatch = CloudWatch(state, stack)
-            with gunicorn(subject, cloudwatch.url, folder, passes) as port:
+            with gunicorn(subject, cloudwatch.url, folder, passes) as (port, session):
                 for _ in range(WARM_UP_REQUESTS):
                     get(port)
                 latencies = paced(port, seconds, rate)
+                cpu = cpu_seconds(session)
                 per_second, answered = flat_out(port, seconds)
+                cpu = cpu_seconds(session) - cpu
             kept = cloudwatch.accepted()
             kept += sum(survey(open_existing(path)).pending for path in find_spools(str(folder / "spools")))
         logged = LINES * (WARM_UP_REQUESTS + len(latencies) + answered)
-        share = None if subject.subject == "nothing" else min(1.0, kept / logged)
+        share = None if subject.sink == "nothing" else min(1.0, kept / logged)
         p50, p99 = (latencies[int(len(latencies) * each)] for each in (0.5, 0.99))
-        return Cell(per_second, p50, p99, share)
+        return Cell(per_second, 1000 * cpu / answered, p50, p99, share)
     finally:
         shutil.rmtree(folder)
 
@@ -329,14 +280,14 @@ def row(state: str, subject: Subject, cells: list[Cell], floor: list[Cell]) -> l
     def columns(name: str, digits: int) -> list[str]:
         values = [getattr(cell, name) for cell in cells]
         text = f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-        if subject.subject == "nothing":
+        if subject.sink == "nothing" or not all(values):
             return [text, ""]
         ratios = [getattr(cell, name) / getattr(base, name) for cell, base in zip(cells, floor, strict=True)]
         return [text, f"{100 * (statistics.median(ratios) - 1):+.1f}%"]
 
     kept = [cell.kept for cell in cells if cell.kept is not None]
     share = f"{100 * min(kept):.1f}%" if kept else ""
-    numbers = [*columns("per_second", 0), *columns("p50_ms", 1), *columns("p99_ms", 1)]
+    numbers = [*columns("per_second", 0), *columns("cpu_ms", 2), *columns("p50_ms", 1), *columns("p99_ms", 1)]
     return [f"{subject.name}, {state}", *numbers, share]
 
 
@@ -355,13 +306,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
     report = Report("requests", options, "fapilog", "gunicorn", "boto3", "watchtower")
     passes = passes_for(WORK_SECONDS)
-    subjects = [
-        each for each in SUBJECTS if each.subject == "nothing" or any(word in each.name for word in options.only)
-    ]
-    libraries = {each.library for each in subjects if each.subject != "nothing"}
+    subjects = [each for each in SUBJECTS if each.sink == "nothing" or any(word in each.name for word in options.only)]
+    frontends = {each.frontend for each in subjects if each.sink != "nothing"}
     states = [each for each in STATES if any(word in each for word in options.state)]
-    missing = [each for each in subjects if importlib.util.find_spec(each.package) is None]
-    subjects = [each for each in subjects if each.library in libraries and each not in missing]
+    missing = [each for each in subjects if not each.is_installed]
+    subjects = [each for each in subjects if each.frontend in frontends and each not in missing]
     chance = random.Random(1)
     cells: dict[tuple[str, Subject], list[Cell]] = {}
     down: dict[tuple[str, Subject], str] = {}
@@ -383,16 +332,15 @@ def main() -> None:
     bars: dict[str, dict[str, float]] = {}
     for state in states:
         for subject in subjects:
-            floor = next(each for each in subjects if each.library == subject.library and each.subject == "nothing")
             if (state, subject) in cells and (state, subject) not in down:
                 found = cells[state, subject]
-                rows.append(row(state, subject, found, cells[state, floor]))
+                rows.append(row(state, subject, found, cells[state, subject.floor(subjects)]))
                 bars.setdefault(subject.name, {})[state] = statistics.median(cell.p99_ms for cell in found)
-    report.table(("logging, CloudWatch", "requests/s", "", "p50 ms", "", "p99 ms", "", "kept"), rows)
+    report.table(("logging, CloudWatch", "requests/s", "", "CPU ms", "", "p50 ms", "", "p99 ms", "", "kept"), rows)
     for (state, subject), why in down.items():
         report.say(f"{subject.name}, {state}: the server is down. {why}")
     for subject in missing:
-        report.say(f"{subject.name}: {subject.package} is not installed.")
+        report.say(f"{subject.name}: {', '.join(subject.packages)} are not all installed.")
     report.bars(
         f"p99 of requests, by what they log with and how CloudWatch is ({options.rate:.0f} requests/s)", "ms", bars
     )

@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.losses` and `benchmarks.fleet`: what they put on stage, and what they compute."""
+"""What the benchmarks of whole applications put on stage: ways to log, applications, processes, a fleet."""

@@ -1,25 +1,25 @@
-"""The application that logs: `app` for gunicorn, or a script; with the library and sink named by its environment.
+"""The application that logs: `app` for gunicorn, or a script; with the frontend and the sink named by its environment.
 
-    python application.py COUNT PER_SECOND exit|_exit|shut-down     # 0 a second: as fast as it goes
+    python -m benchmarks.staging.application COUNT PER_SECOND exit|_exit|shut-down     # 0 a second: as fast as it goes
 
-Run from this file alone, so that cwsink is in no process that logs without it. Every id is added to the file
-`RETURNED` once the logging call has returned, and to `ACCEPTED` once cwsink's sink has taken it over from fapilog.
+cwsink is in no process that logs without it. Every id is added to the file `RETURNED` once the logging call has
+returned, and to `ACCEPTED` once cwsink's sink has taken it over from fapilog.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from typing import Any
 
-LIBRARY, SUBJECT = os.environ["LIBRARY"], os.environ["SUBJECT"]
-LINES = int(os.environ["LINES"])
+from benchmarks.staging.logger import FRONTEND, SINK, open_logger
 
-Info = Callable[[str], object]
+LINES = int(os.environ["LINES"])
+PADDING = "x" * 200
 
 
 def open_notes(path: str) -> int:
@@ -48,48 +48,17 @@ def watch(sink: Any) -> None:
     sink.write = write_and_note
 
 
-def log_with_fapilog() -> tuple[Info, Callable[[], object]]:
-    """Return how to log, and how to end in order."""
-    import asyncio
+logger = open_logger()
+if SINK == "cwsink" and FRONTEND == "fapilog":
+    import cwsink
 
-    import fapilog
-
-    if SUBJECT == "cwsink":
-        import cwsink
-
-        watch(cwsink.CloudWatchSpoolSink)
-        cwsink.install()
-    logger = fapilog.get_logger("shop", settings=fapilog.Settings())
-    return logger.info, lambda: asyncio.run(logger.stop_and_drain())
-
-
-def log_with_logging() -> tuple[Info, Callable[[], object]]:
-    """Return how to log, and how to end in order."""
-    handler: logging.Handler
-    if SUBJECT == "cwsink":
-        import cwsink
-
-        handler = cwsink.SpoolHandler()
-    else:
-        import boto3
-
-        group, url = os.environ["FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"], os.environ["FAPILOG_CLOUDWATCH__ENDPOINT_URL"]
-        client = boto3.client("logs", endpoint_url=url, region_name="us-east-1")
-        handler_class = import_module("watchtower").CloudWatchLogHandler  # not there where types are checked
-        handler = handler_class(log_group_name=group, boto3_client=client, send_interval=1)
-    logger = logging.getLogger("shop")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
-    return logger.info, logging.shutdown
-
-
-info, shut_down = log_with_logging() if LIBRARY == "logging" else log_with_fapilog()
+    watch(cwsink.CloudWatchSpoolSink)
 
 
 def log(id_: str) -> None:
     """Log a record of about 250 bytes; once that has returned, note it."""
-    info(f"id={id_} " + "x" * 200)
+    message = f"id={id_} {PADDING}"
+    logger.info(message)
     note(RETURNED, id_)
 
 
@@ -112,7 +81,9 @@ def main(count: int, per_second: float, end: str) -> None:
         os._exit(0)
     if end == "shut-down":
         sys.stdin.read()
-        shut_down()
+        if FRONTEND == "fapilog":
+            asyncio.run(logger.stop_and_drain())
+        logging.shutdown()
 
 
 if __name__ == "__main__":

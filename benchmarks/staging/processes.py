@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.staging.subjects import ROOT
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.process import SpawnedCloudWatch
 
-ROOT: Final = Path(__file__).parent.parent.parent
 ID_PATTERN: Final = r"id=([\w.-]+)"
 _POLL_SECONDS: Final = 0.02
 

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from benchmarks.staging.processes import ROOT, BrokenError, Children, CloudWatch, session_of
+from benchmarks.staging.processes import BrokenError, Children, CloudWatch, session_of
+from benchmarks.staging.subjects import Subject
 
 GROUP: Final = "/benchmark/losses"
 WORKERS: Final = 4
@@ -25,22 +26,12 @@ CLIENTS: Final = 4
 LINES: Final = 5
 # Of a client between two requests: about 600 records a second in all, which keeps no core of two busy.
 PAUSE_SECONDS: Final = 0.03
-APPLICATION: Final = Path(__file__).with_name("application.py")
 HANG_SECONDS: Final = 90.0
 POLL_SECONDS: Final = 0.02
 # Several times the second within which all of them send.
 SETTLE_SECONDS: Final = 6.0
 # Longer than cwsink's longest pause between two tries (20 s).
 RECOVER_SECONDS: Final = 30.0
-
-
-class Subject(NamedTuple):
-    """A way to log."""
-
-    name: str
-    library: str
-    subject: str
-    packages: tuple[str, ...]
 
 
 class Notes:
@@ -91,7 +82,7 @@ class Run:
         before = set(self.returned.read().values())
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
             bind = ["-w", str(WORKERS), "-b", f"fd://{listener.fileno()}", "--no-control-socket"]
-            command = [sys.executable, "-m", "gunicorn", "application:app", *bind, *options]
+            command = [sys.executable, "-m", "gunicorn", "benchmarks.staging.application:app", *bind, *options]
             self._service = self._start(command, pass_fds=[listener.fileno()])
             port = listener.getsockname()[1]
         self._starts += 1
@@ -147,7 +138,7 @@ class Run:
 
     def script(self, count: int, end: str, *, per_second: float = 0) -> None:
         """Run the application as a script that logs, at a rate or as fast as it goes, and ends so."""
-        command = [sys.executable, str(APPLICATION), str(count), str(per_second), end]
+        command = [sys.executable, "-m", "benchmarks.staging.application", str(count), str(per_second), end]
         self._service = self._start(command, stdin=subprocess.PIPE)
         if end == "shut-down":
             self.wait_until(lambda: len(self.returned.read()) >= count, "all is logged", 10 * POLL_SECONDS)
@@ -180,27 +171,16 @@ class Run:
     # How.
 
     def _start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("FAPILOG_", "CWSINK_", "AWS_"))}
-        environment = {
-            **kept,
-            "PYTHONPATH": f"{APPLICATION.parent}{os.pathsep}{ROOT}",
-            "AWS_ACCESS_KEY_ID": "benchmark",
-            "AWS_SECRET_ACCESS_KEY": "benchmark",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "CWSINK_SPOOL_DIRECTORY": str(self.folder / "spools"),
-            "FAPILOG_CORE__SINKS": '["cloudwatch"]',
-            "FAPILOG_CORE__MAX_QUEUE_SIZE": "50000",
-            "FAPILOG_CORE__DROP_ON_FULL": "false",
-            "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": GROUP,
-            "FAPILOG_CLOUDWATCH__REGION": "us-east-1",
-            "FAPILOG_CLOUDWATCH__ENDPOINT_URL": self.cloudwatch.url,
-            "FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS": "1s",
-            "LIBRARY": self._subject.library,
-            "SUBJECT": self._subject.subject,
-            "LINES": str(LINES),
-            "RETURNED": str(self.returned.path),
-            "ACCEPTED": str(self.accepted.path),
-        }
+        environment = self._subject.environment(
+            self.folder,
+            GROUP,
+            self.cloudwatch.url,
+            FAPILOG_CORE__DROP_ON_FULL="false",
+            FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS="1s",
+            LINES=str(LINES),
+            RETURNED=str(self.returned.path),
+            ACCEPTED=str(self.accepted.path),
+        )
         return self.children.start(command, self.folder / "log", cwd=self.folder, env=environment, **options)
 
     def _end(self) -> None:
