@@ -140,7 +140,7 @@ class Budget:
             return False
         if fd is None:
             return False
-        header = segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))
+        header = segment.read_header(fd, key.number)
         descriptors.release(fd, descriptors.incarnation())
         return header is not None and header.key == key
 
@@ -155,7 +155,7 @@ class Budget:
         try:
             if not descriptors.try_lock(fd, exclusive=True):
                 return False
-            header = segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))
+            header = segment.read_header(fd, number)
             if header is not None and not header.readable:
                 return False  # another version's: not ours to throw away
             if header is not None and header.key != evictions.void:

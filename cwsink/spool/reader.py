@@ -96,8 +96,9 @@ class OpenSegment:
         """Begin at `offset`, or at the first frame. The descriptor is owned from now on."""
         self.fd = fd
         self._incarnation = descriptors.incarnation()
-        header = segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))
+        header = segment.read_header(fd, number)
         self.is_damaged = header is None  # no salt, so no frame in it can be proven
+        self.is_restored = header is not None and header.is_restored
         self.is_foreign = header is not None and not header.readable
         self.key = header.key if header else SegmentKey(number, 0)
         self.begin = header.length if header else 0
@@ -337,6 +338,8 @@ class RingReader:
         opened.offset = self._committed.get(opened.key, opened.offset)
         if opened.is_damaged:
             report("segment", f"{self._ring}: segment {number} has a damaged header; what it held is lost.")
+        if opened.is_restored:
+            report("segment", f"{self._ring}: segment {number} has a damaged header; its records are not lost.")
         if opened.is_foreign:
             report("layout", f"{self._ring}: segment {number} has a newer layout. It is left for a newer cwsink.")
         self._open[number] = opened

@@ -19,6 +19,8 @@ offset  size  field               little-endian
 A segment is named by its number, `0000000001.seg`. It is written whole into a
 temporary file and `link`ed to its name: link fails if the name exists, so of
 several writers that rotate at once one wins and the others find its segment.
+
+What a reader needs of a damaged header its first frame tells, if that is whole: its checksums give the salt.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from cwsink.spool import descriptors, disk
+from cwsink.spool import descriptors, disk, frame
 
 MAGIC: Final = b"CWSINKSG"
 LAYOUT_MAJOR: Final = 1
@@ -42,6 +44,9 @@ KNOWN_INCOMPATIBLE_FLAGS: Final = 0
 _FIELDS: Final = Struct("<8sHHIII16sQQ")
 _CRC: Final = Struct("<I4x")
 HEADER_BYTES: Final = _FIELDS.size + _CRC.size
+
+# Enough for the longest event that CloudWatch takes, and read of damaged segments only.
+_FIRST_FRAME_BYTES: Final = 2 * 1024 * 1024
 
 # The header has 64 bits for the number; what does not fit is not a segment.
 _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
@@ -68,11 +73,19 @@ class SegmentKey(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A segment's header as far as readers need it. `readable` is False for a foreign layout."""
+    """A segment's header as far as readers need it.
+
+    Attributes:
+        key: the segment.
+        length: where frames begin.
+        readable: False for a foreign layout.
+        is_restored: the header itself is damaged.
+    """
 
     key: SegmentKey
     length: int
     readable: bool
+    is_restored: bool = False
 
 
 def path_of(ring: str, number: int) -> str:
@@ -133,6 +146,14 @@ def decode_header(data: bytes) -> Header | None:
         return None
     readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
     return Header(SegmentKey(number, salt), length, readable)
+
+
+def read_header(fd: int, number: int) -> Header | None:
+    """Return the header of segment `number`, or what its first frame tells of it; None if that is damaged, too."""
+    header = decode_header(os.pread(fd, HEADER_BYTES, 0))
+    if header is None and (salt := frame.find_salt(os.pread(fd, _FIRST_FRAME_BYTES, HEADER_BYTES))) is not None:
+        return Header(SegmentKey(number, salt), HEADER_BYTES, readable=True, is_restored=True)
+    return header
 
 
 def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:

@@ -86,13 +86,18 @@ class Damage(NamedTuple):
 
     def touches(self, spot: Spot) -> bool:
         """Tell whether a record may be lost to it."""
+        if self.kind in ("flip", "zero") and self.start < self._end <= HEADER_BYTES:
+            return False  # what its first frame tells is enough
         if spot.file != self.file or self.kind == "double":
             # Doubling moves what follows, whole.
             return spot.file == self.file and (
                 self.start < HEADER_BYTES or spot.start < self.end < spot.end or spot.start < self.start < spot.end
             )
-        end = {"flip": self.start + 1, "cut": 1 << 60}.get(self.kind, self.end)
-        return self.start < max(HEADER_BYTES, spot.start + 1) or (self.start < spot.end and spot.start < end)
+        return self.start < max(HEADER_BYTES, spot.start + 1) or (self.start < spot.end and spot.start < self._end)
+
+    @property
+    def _end(self) -> int:
+        return {"flip": self.start + 1, "cut": 1 << 60}.get(self.kind, self.end)
 
 
 class _Turns(Orders):

@@ -202,8 +202,52 @@ def test_a_segment_truncated_under_load_costs_only_what_was_cut(small: SinkConfi
     assert len(segments(writer.directory)) == 1
 
 
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (20, 24), (0, 64)])
+def test_a_damaged_header_costs_no_record(
+    small: SinkConfig, server: StrictCloudWatch, start: int, end: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The salt is told by the checksums of the first frame; a leader goes on behind what is committed."""
+    first = Writer(small)
+    assert first.append("delivered before")
+    deliver(first.directory, small)
+    assert first.append("delivered after")
+    path = segment_path(first.directory, 1)
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * (end - start))
+    second = Writer(small)
+    assert second.append("in the next segment")
+    assert segments(second.directory) == [1, 2]
+    assert first.append("by one that was there already")
+    first.close()
+    deliver(second.directory, small)
+    assert sorted(server.messages()) == sorted(
+        ["delivered before", "delivered after", "by one that was there already", "in the next segment"]
+    )
+    books = survey(second.directory)
+    assert (books.adds_up, books.corrupt_bytes, books.pending, books.dead_lettered) == (True, 0, 0, {})
+    assert segments(second.directory) == [2]
+    assert "damaged header; its records are not lost" in capfd.readouterr().err
+
+
+def test_a_segment_with_a_damaged_header_is_counted_when_it_is_evicted(small: SinkConfig) -> None:
+    """As any other."""
+    writer = Writer(SinkConfig(**{**vars(small), "spool_max_bytes": 16 * SMALL}))
+    appended = 0
+    while len(segments(writer.directory)) < 3:
+        appended += writer.append("." * 300)
+    with open(segment_path(writer.directory, 1), "r+b") as file:
+        file.write(b"\xff" * 64)
+    while 1 in segments(writer.directory):
+        appended += writer.append("." * 300)
+    books = survey(writer.directory)
+    assert books.evicted > 0
+    assert (books.adds_up, books.appended, books.evicted + books.pending) == (True, appended, appended)
+    writer.close()
+
+
 @pytest.mark.parametrize("size", [0, 10, 64])
-def test_a_segment_with_a_damaged_header_is_written_off_and_others_flow(
+def test_a_segment_with_a_damaged_header_and_first_frame_is_written_off_and_others_flow(
     small: SinkConfig, server: StrictCloudWatch, size: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Without its salt nothing in it can be proven: its bytes are counted; new writers make a new segment."""
@@ -212,7 +256,7 @@ def test_a_segment_with_a_damaged_header_is_written_off_and_others_flow(
     first.close()
     path = segment_path(first.directory, 1)
     data = path.read_bytes()
-    path.write_bytes(b"\xff" * size + data[size:] if size else b"")
+    path.write_bytes(b"\xff" * size + data[size:-1] + b"?" if size else b"")
     second = Writer(small)
     assert second.append("in the next segment")
     assert segments(second.directory) == [1, 2]
