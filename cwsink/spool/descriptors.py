@@ -12,7 +12,8 @@ of `getpid()`. Where there is no such page, such a child keeps writing under its
 producer id; its records are safe, only their ids may repeat.
 
 A fork copies another thread's half-done import, too, and nothing in the child ever completes it.
-`no_fork()` lets a thread that imports finish first.
+`no_fork()` lets a thread that imports finish first. So does every open: a descriptor that exists and is not written
+down yet would stay open in the child.
 
 All files are opened O_CLOEXEC (no leak into exec'd programs) and O_NOFOLLOW
 (nobody can make us write through a planted symlink), mode 0600.
@@ -38,7 +39,8 @@ _open: set[int] = set()
 _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
 _gate = RLock()
-# Many times what importing boto3 takes; whoever holds the gate for longer is stuck, and the fork goes on.
+_opening = RLock()  # not the gate: an append that opens a segment must not wait for an import
+# Many times what importing boto3 takes; whoever holds one of them for longer is stuck, and the fork goes on.
 _GATE_SECONDS: Final = 5.0
 
 
@@ -63,9 +65,9 @@ def after_fork(call: Callable[[], None]) -> None:
 
 def notice_fork() -> None:
     """Become a process of our own: close what was inherited, and tell those who asked."""
-    global _incarnation, _gate
+    global _incarnation, _gate, _opening
     _incarnation += 1
-    _gate = RLock()
+    _gate, _opening = RLock(), RLock()
     for fd in _open:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -88,17 +90,19 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
 
 def acquire(path: str, flags: int) -> int:
     """Open `path` and own the descriptor. Raises OSError."""
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
-    _open.add(fd)
-    return fd
+    with _opening:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        _open.add(fd)
+        return fd
 
 
 def release(fd: int, owner_incarnation: int) -> None:
     """Close a descriptor of `acquire`; nothing happens if a fork has closed it already."""
-    if owner_incarnation == _incarnation and fd in _open:
-        _open.discard(fd)
-        with contextlib.suppress(OSError):
-            os.close(fd)
+    with _opening:
+        if owner_incarnation == _incarnation and fd in _open:
+            _open.discard(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 def try_lock(fd: int, *, exclusive: bool) -> bool:
@@ -111,12 +115,14 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
 
 
 def _before_fork() -> None:
-    _gate.acquire(timeout=_GATE_SECONDS)
+    for lock in (_gate, _opening):
+        lock.acquire(timeout=_GATE_SECONDS)
 
 
 def _after_in_parent() -> None:
-    with contextlib.suppress(RuntimeError):  # not ours: the fork did not wait any longer
-        _gate.release()
+    for lock in (_opening, _gate):
+        with contextlib.suppress(RuntimeError):  # not ours: the fork did not wait any longer
+            lock.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=notice_fork)

@@ -108,9 +108,15 @@ MUTANTS: Final = {
     ),
     "a fork that does not wait for an import": Mutant(
         "spool/descriptors.py",
-        "    _gate.acquire(timeout=_GATE_SECONDS)",
-        "    return",
+        "    for lock in (_gate, _opening):",
+        "    for lock in (_opening,):",
         f"{INTEGRATION}test_processes.py::test_a_fork_waits_for_an_import_of_the_leader",
+    ),
+    "a fork that does not wait for an open": Mutant(
+        "spool/descriptors.py",
+        "    for lock in (_gate, _opening):",
+        "    for lock in (_gate,):",
+        f"{INTEGRATION}test_ring.py::test_a_fork_waits_until_a_descriptor_is_written_down",
     ),
     "no shared lock on a segment": Mutant(
         "spool/segment.py",

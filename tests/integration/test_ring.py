@@ -556,6 +556,56 @@ def test_a_forked_child_is_another_producer(spawn: Spawn, how: str) -> None:
         assert [sequence for other, sequence, _ in found if other == producer] == [0, 1]
 
 
+FORK_IN_AN_OPEN = """
+    import os, sys, threading, time
+    from cwsink.spool import descriptors
+
+    path = sys.argv[1]
+    opened = threading.Event()
+    really_open, really_close = os.open, os.close
+
+    def slowly_open(*args):
+        fd = really_open(*args)
+        opened.set()
+        time.sleep(0.3)
+        return fd
+
+    def slowly_close(fd):
+        opened.set()
+        time.sleep(0.3)
+        really_close(fd)
+
+    def is_open_in_a_child():
+        assert opened.wait(30)
+        opened.clear()
+        pid = os.fork()
+        if pid == 0:
+            links = [os.path.realpath(f"/dev/fd/{fd}") for fd in os.listdir("/dev/fd")]
+            os._exit(path in links)
+        return os.waitpid(pid, 0)[1] != 0
+
+    owned = []
+    os.open = slowly_open
+    thread = threading.Thread(target=lambda: owned.append(descriptors.acquire(path, os.O_RDONLY)))
+    thread.start()
+    print(is_open_in_a_child())
+    thread.join()
+    os.open, os.close = really_open, slowly_close
+    thread = threading.Thread(target=lambda: descriptors.release(owned[0], descriptors.incarnation()))
+    thread.start()
+    print(is_open_in_a_child())
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+def test_a_fork_waits_until_a_descriptor_is_written_down(spawn: Spawn, tmp_path: Path) -> None:
+    """Another thread is about to open, or to close: the child has nothing of it, neither file nor lock."""
+    path = tmp_path / "segment"
+    path.touch()
+    assert finish(spawn(FORK_IN_AN_OPEN, str(path))).split() == ["False", "False"]
+
+
 # Rule 9: signal handlers, __del__, threads.
 
 INTERRUPTIONS = [
