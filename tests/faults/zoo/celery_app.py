@@ -3,10 +3,16 @@
 The broker is Celery's in-memory one. It does not cross processes, and need not: a thread of the
 worker's main process sends the tasks, that process takes them from the queue, and only the pool's
 children, to which it hands them over pipes, run them and log.
+
+With such a broker a child that waits for a task holds a lock of the pool. Killed then, it takes the lock
+along, and the pool stands still for ever, with cwsink or without. So children are killed in the middle of a
+task, by themselves, and whoever sends SIGTERM to all of them has to send SIGKILL afterwards.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -14,7 +20,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
-from tests.faults.zoo.crew import RECORDS_OF_A_TASK, log_records
+from tests.faults.zoo.crew import RECORDS_OF_A_TASK, is_victim, log_records
 
 PAUSE_SECONDS = 0.005
 
@@ -26,8 +32,11 @@ _stopping = threading.Event()
 
 @app.task
 def record_some() -> None:
-    """Log a few records, in a child of the pool."""
-    log_records(RECORDS_OF_A_TASK)
+    """Log a few records, in a child of the pool; and be killed in the middle, if it is this child's turn."""
+    log_records(RECORDS_OF_A_TASK // 2)
+    if is_victim():
+        os.kill(os.getpid(), signal.SIGKILL)
+    log_records(RECORDS_OF_A_TASK - RECORDS_OF_A_TASK // 2)
 
 
 @worker_ready.connect

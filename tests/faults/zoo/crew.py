@@ -19,6 +19,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
 STOP_VARIABLE = "ZOO_STOP"
+VICTIM_VARIABLE = "ZOO_VICTIM"
 RECORDS_VARIABLE = "ZOO_RECORDS_PER_CHILD"
 CHILDREN = 3
 PAUSE_SECONDS = 0.001
@@ -35,8 +36,17 @@ def stop(*_: object) -> None:
 
 def how_to_stop() -> str:
     """Return the word in the stop file, or ''."""
+    return _read(os.environ[STOP_VARIABLE])
+
+
+def is_victim() -> bool:
+    """Tell whether this process is to be killed (see `celery_app`)."""
+    return _read(os.environ[VICTIM_VARIABLE]) == str(os.getpid())
+
+
+def _read(path: str) -> str:
     try:
-        with open(os.environ[STOP_VARIABLE]) as file:
+        with open(path) as file:
             return file.read()
     except FileNotFoundError:
         return ""

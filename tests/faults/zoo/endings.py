@@ -19,6 +19,7 @@ KILLS = 3
 RECORDS_BETWEEN = 30
 # An ending strikes this many seconds at most after the animal is ready; drawn from the test's seed.
 MOST_JITTER_SECONDS = 0.3
+GRACE_SECONDS = 5.0
 
 Act = Callable[[Animal, random.Random, int], None]
 
@@ -38,8 +39,10 @@ def term_parent(animal: Animal, _: random.Random, __: int) -> None:
 
 
 def term_group(animal: Animal, _: random.Random, __: int) -> None:
-    """SIGTERM to all processes, as systemd does by default."""
+    """SIGTERM to all processes, as systemd does by default, and SIGKILL to those that are not gone after a while."""
     animal.signal_all(signal.SIGTERM)
+    if animal.name == "celery" and not animal.has_ended(GRACE_SECONDS):
+        animal.signal_all(signal.SIGKILL)
 
 
 def int_twice(animal: Animal, rng: random.Random, _: int) -> None:
@@ -70,7 +73,7 @@ def kill_leader(animal: Animal, rng: random.Random, _: int) -> None:
         victim = animal.leader()
         assert victim is not None
         _pause(rng)
-        os.kill(victim, signal.SIGKILL)
+        animal.end(victim, signal.SIGKILL)
         animal.wait_until(lambda: animal.leader() not in (None, victim), "another one leads")  # noqa: B023  # called at once
         animal.wait_for_records(RECORDS_BETWEEN)
     animal.signal(signal.SIGTERM)
@@ -94,12 +97,12 @@ def vanish(animal: Animal, _: random.Random, __: int) -> None:
 
 def plain_exit(animal: Animal, _: random.Random, __: int) -> None:
     """All processes return from their work."""
-    _write_stop(animal, "exit")
+    animal.stop("exit")
 
 
 def hard_exit(animal: Animal, _: random.Random, __: int) -> None:
     """All processes that log end by `os._exit`."""
-    _write_stop(animal, "_exit")
+    animal.stop("_exit")
 
 
 def recycle(animal: Animal, _: random.Random, generations: int) -> None:
@@ -134,10 +137,11 @@ def usr2(animal: Animal, _: random.Random, __: int) -> None:
 
 
 def _end_one(animal: Animal, rng: random.Random, number: int) -> None:
-    animal.wait_until(animal.workers, "a worker")
-    victim = rng.choice(animal.workers())
     _pause(rng)
-    os.kill(victim, number)
+    workers: list[int] = []
+    animal.wait_until(lambda: workers.extend(animal.workers()) or workers, "a worker")
+    victim = rng.choice(workers)
+    animal.end(victim, number)
     animal.wait_until(lambda: victim not in animal.processes(), "it has ended")
     animal.wait_for_records(RECORDS_BETWEEN)
 
@@ -146,12 +150,6 @@ def _pause(rng: random.Random) -> None:
     import time
 
     time.sleep(rng.uniform(0.0, MOST_JITTER_SECONDS))
-
-
-def _write_stop(animal: Animal, way: str) -> None:
-    new = animal.stop_file.with_suffix(".new")
-    new.write_text(way)
-    new.replace(animal.stop_file)
 
 
 def _serves(name: str) -> bool:

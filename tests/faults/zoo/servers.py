@@ -23,7 +23,7 @@ from pathlib import Path
 from cwsink.flusher import leader_state
 from cwsink.spool import directory
 from cwsink.testing import StrictCloudWatch
-from tests.faults.zoo.crew import CHILDREN, STOP_VARIABLE
+from tests.faults.zoo.crew import CHILDREN, STOP_VARIABLE, VICTIM_VARIABLE
 from tests.faults.zoo.oracle import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged
 
 HANG_SECONDS = 60.0
@@ -96,9 +96,9 @@ class Animal:
     def __init__(
         self, name: str, folder: Path, server: StrictCloudWatch, flavour: str, *, preload: bool, recycling: bool
     ) -> None:
-        self.species = species = SPECIES[name]
+        self.name, self.species = name, (species := SPECIES[name])
         folder.mkdir()
-        self.stop_file, self.log = folder / "stop", folder / "output.log"
+        self._stop_file, self._victim_file, self.log = folder / "stop", folder / "victim", folder / "output.log"
         self._acknowledged = Acknowledged(folder / "acknowledged")
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._port = listener.getsockname()[1] if "{fd}" in species.arguments else 0
@@ -122,7 +122,8 @@ class Animal:
                     "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "30s",
                     FLAVOUR_VARIABLE: flavour,
                     FILE_VARIABLE: str(folder / "acknowledged"),
-                    STOP_VARIABLE: str(self.stop_file),
+                    STOP_VARIABLE: str(self._stop_file),
+                    VICTIM_VARIABLE: str(self._victim_file),
                 },
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -202,12 +203,18 @@ class Animal:
             f"{wanted} workers that are not {without}",
         )
 
+    def has_ended(self, seconds: float) -> bool:
+        """Wait so long at most for the end of the first process; tell whether it has come."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def wait_for_end(self) -> None:
         """Wait until the first process and then all others have ended."""
-        try:
-            self.process.wait(HANG_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end; processes {self.processes()}\n{self.words()}") from None
+        if not self.has_ended(HANG_SECONDS):
+            raise AssertionError(f"it does not end; processes {self.processes()}\n{self.words()}")
         self.wait_until(lambda: not self.processes(), "all its processes have ended")
 
     def words(self) -> str:
@@ -240,6 +247,17 @@ class Animal:
         except ProcessLookupError:
             pass
 
+    def end(self, pid: int, number: int) -> None:
+        """Signal a worker, if it is still there: a pool ends all of its own when one is killed."""
+        if self.name == "celery":
+            _replace(self._victim_file, str(pid))
+        else:
+            _kill(pid, number)
+
+    def stop(self, way: str) -> None:
+        """Tell programs that serve nothing how to end."""
+        _replace(self._stop_file, way)
+
     def close(self) -> None:
         """Leave nothing behind, however the test ended."""
         while processes := self.processes():  # again: one may have been forking
@@ -250,11 +268,17 @@ class Animal:
         self._acknowledged.close()
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 class Visitors:
