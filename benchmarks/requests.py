@@ -9,6 +9,7 @@ passes for everyone) and logs 3 lines of about 300 bytes. Each cell is a gunicor
 * p50, p99: at a fixed, moderate rate (`--rate`, an open loop: a late answer does not delay the next
   request, and its own delay counts from when it should have been sent). Gunicorn, CloudWatch and the load
   share this machine: flat out, a latency would be that of the queue for its cores.
+  The first 2 s are not counted: in them who leads for cwsink loads boto3, in a thread (others do before they serve).
 * CPU: of gunicorn and what it started (cwsink's flusher too), per request, flat out. What the machine's other
   tenants do moves it least.
 * kept: which share of the lines logged has arrived, or waits in a spool, when gunicorn has been stopped.
@@ -52,7 +53,7 @@ WORKERS: Final = 4
 CONNECTIONS: Final = 8
 LINES: Final = 3
 WORK_SECONDS: Final = 0.003
-WARM_UP_REQUESTS: Final = 40
+WARM_UP_SECONDS: Final = 2.0
 HANG_SECONDS: Final = 90.0
 GROUP: Final = "/benchmark/requests"
 
@@ -237,15 +238,15 @@ def measure(subject: Subject, state: str, passes: int, seconds: float, rate: flo
         with ExitStack() as stack:
             cloudwatch = CloudWatch(state, stack)
             with gunicorn(subject, cloudwatch.url, folder, passes) as (port, session):
-                for _ in range(WARM_UP_REQUESTS):
-                    get(port)
+                get(port)  # it is up
+                warm_up = paced(port, WARM_UP_SECONDS, rate)
                 latencies = paced(port, seconds, rate)
                 cpu = cpu_seconds(session)
                 per_second, answered = flat_out(port, seconds)
                 cpu = cpu_seconds(session) - cpu
             kept = cloudwatch.accepted()
             kept += sum(survey(open_existing(path)).pending for path in find_spools(str(folder / "spools")))
-        logged = LINES * (WARM_UP_REQUESTS + len(latencies) + answered)
+        logged = LINES * (1 + len(warm_up) + len(latencies) + answered)
         share = None if subject.sink == "nothing" else min(1.0, kept / logged)
         p50, p99 = (latencies[int(len(latencies) * each)] for each in (0.5, 0.99))
         return Cell(per_second, 1000 * cpu / answered, p50, p99, share)
