@@ -34,9 +34,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -54,6 +54,7 @@ CONNECTIONS: Final = 8
 LINES: Final = 3
 WORK_SECONDS: Final = 0.003
 WARM_UP_SECONDS: Final = 2.0
+ANSWER_SECONDS: Final = 30.0
 HANG_SECONDS: Final = 90.0
 GROUP: Final = "/benchmark/requests"
 
@@ -154,7 +155,7 @@ def gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[
         yield port, process.pid
         process.send_signal(signal.SIGTERM)
         process.wait(HANG_SECONDS)
-    except (OSError, HTTPException, subprocess.TimeoutExpired) as error:
+    except (OSError, HTTPException, subprocess.SubprocessError) as error:
         said = (folder / "log").read_text().strip().splitlines()
         raise DownError(f"{type(error).__name__}: {error}; gunicorn's last line: {said[-1] if said else ''}") from error
     finally:
@@ -176,7 +177,7 @@ def cpu_seconds(session: int) -> float:
 
 def get(port: int) -> None:
     """Send one request."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=HANG_SECONDS)
+    connection = HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/orders/4711")
         connection.getresponse().read()
@@ -188,7 +189,7 @@ def flat_out(port: int, seconds: float) -> tuple[float, int]:
     """Return requests per second, and how many there were."""
     if wrk := shutil.which("wrk"):
         url = f"http://127.0.0.1:{port}/orders/4711"
-        command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "30s", url]
+        command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", f"{ANSWER_SECONDS:.0f}s", url]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rate, count = re.search(r"Requests/sec:\s+([\d.]+)", out), re.search(r"(\d+) requests in", out)
         assert rate is not None and count is not None, out  # noqa: PT018  # both, or it is another wrk
@@ -222,13 +223,11 @@ def paced(port: int, seconds: float, rate: float) -> list[float]:
     return sorted(latencies)
 
 
-def in_threads(load: object) -> None:
-    """Call `load(number)` for each connection, at once."""
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(CONNECTIONS)]  # type: ignore[arg-type]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def in_threads(load: Callable[[int], None]) -> None:
+    """Call `load(number)` for each connection, at once. Raises what one of them raises."""
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for each in [pool.submit(load, number) for number in range(CONNECTIONS)]:
+            each.result()
 
 
 def measure(subject: Subject, state: str, passes: int, seconds: float, rate: float) -> Cell:
@@ -319,6 +318,7 @@ def main() -> None:
         for state in states:
             for subject in chance.sample(subjects, len(subjects)):
                 cell = attempt(subject, state, passes, options.seconds, options.rate)
+                print(f"{state}, {subject.name}: {cell}", file=sys.stderr, flush=True)
                 if isinstance(cell, Cell):
                     cells.setdefault((state, subject), []).append(cell)
                 else:
