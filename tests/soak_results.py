@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # A number with a fraction is a measurement; one that stands alone is a count.
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?![\w.]*\d)")
 _PLACE = "\0"  # where a number stood
-MOST_FIGURES = 16  # of one part: what differs in every test is no figure
+MOST_FIGURES = 24  # of one part: what differs in every test is no figure
 
 
 @dataclass

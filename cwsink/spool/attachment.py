@@ -12,7 +12,8 @@ from typing import Final
 from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolDirectory
 
-# Who asks whether anybody is attached holds the lock for a few microseconds. No sleep: this may be an append.
+# Who asks whether anybody is attached holds the lock for a few microseconds, and must not be taken for one that
+# is. No sleep: this may be an append.
 _TRIES: Final = 50
 
 
@@ -20,7 +21,7 @@ def is_anyone_attached(directory: SpoolDirectory) -> bool:
     """Tell whether a process that has appended to the spool still lives. Raises OSError."""
     fd = descriptors.acquire(directory.attached_lock, os.O_RDWR | os.O_CREAT)
     try:
-        return not descriptors.try_lock(fd, exclusive=True)
+        return not any(descriptors.try_lock(fd, exclusive=True) for _ in range(_TRIES))
     finally:
         descriptors.release(fd, descriptors.incarnation())
 

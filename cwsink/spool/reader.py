@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -52,30 +53,54 @@ class Block(NamedTuple):
     end: int
 
 
-class Lane:
-    """The segments that are read beside a backlog, as far as that keeps each producer's order.
+class _Seen:
+    """The sequences of one producer that were seen: all before `next`, and some after it."""
 
-    A record may go before the older segments if its producer has none there: if the producer's first record
-    (sequence 0) is in the lane. The first writer after a start begins a segment (`Ring`), so that all of
-    them have. At the first record that may not, the lane ends: that one waits for the backlog, and all behind it.
-    A leader that takes over in the middle has not seen the first records, and goes on in order.
+    def __init__(self) -> None:
+        self.next = 0
+        self._later: set[int] = set()
+
+    def add(self, sequence: int) -> None:
+        if sequence > self.next:
+            self._later.add(sequence)
+        elif sequence == self.next:
+            self.next += 1
+            while self.next in self._later:
+                self._later.remove(self.next)
+                self.next += 1
+
+
+class Lane:
+    """The segments that are read beside a backlog, as far as that keeps each thread's order.
+
+    A record may go before the older segments if they hold none that its thread wrote before it: if all earlier ones
+    of its producer are in the lane. The first writer after a start begins a segment (`Ring`), so that they are.
+    That the producer's very first is there proves nothing: another of its threads may have been quicker.
+
+    At a record that may not go, the lane waits: an earlier one may be on its way to the ring. If it is not there
+    by the next look, the lane ends: the rest waits for the backlog. A leader that takes over in the middle has not
+    seen the first records, and goes on in order.
     """
 
     def __init__(self, begin: int) -> None:
         """Begin with segment number `begin`."""
         self.begin = begin
         self.has_ended = False
-        self._producers: set[int] = set()
+        self._seen: defaultdict[int, _Seen] = defaultdict(_Seen)
+        self._waits_at: tuple[SegmentKey, int] | None = None
 
     def admit(self, block: Block) -> Block:
         """Return the part of a block that may go before the backlog; it may be empty."""
         events = [_event_of(each) for each in block.frames]
-        # All of them first: of two threads that are a process's first to log, the second may come before the first.
-        self._producers.update(event.producer for event in events if event and event.sequence == 0)
+        for event in events:  # all of them first: threads do not write in the order of their sequences
+            if event:
+                self._seen[event.producer].add(event.sequence)
         for index, (each, event) in enumerate(zip(block.frames, events, strict=True)):
-            if event.producer not in self._producers if event else not _is_loss(each):
-                self.has_ended = True
+            may_go = event.sequence < self._seen[event.producer].next if event else _is_loss(each)
+            if not may_go:
                 end = block.frames[index - 1].end if index else block.begin
+                self.has_ended = self._waits_at == (block.key, end)
+                self._waits_at = block.key, end
                 damage = [damaged for damaged in block.damage if damaged.end <= end]
                 return Block(block.key, block.begin, block.frames[:index], damage, end)
         return block

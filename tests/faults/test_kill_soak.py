@@ -22,7 +22,7 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import Block, RingReader
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import survey
-from cwsink.testing import StrictCloudWatch
+from cwsink.testing import StoredEvent, StrictCloudWatch
 from tests.conftest import Spawn
 from tests.faults.soakers import ROLES, WRITERS, Oracle, message_of, text_of, work
 from tests.interleave import deliver
@@ -112,7 +112,9 @@ def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:
     """Compare what arrived with what was acknowledged. Returns the figures."""
     events = [(text_of(event.message), event) for event in server.events()]
     acknowledged = oracle.acknowledged()
-    first: dict[int, None] = dict.fromkeys(int(text[:7]) for text, _ in events)
+    first: dict[int, StoredEvent] = {}
+    for text, event in events:
+        first.setdefault(int(text[:7]), event)
     lost = acknowledged - first.keys()
     assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged records lost"
     assert first.keys() <= oracle.issued()
@@ -121,7 +123,8 @@ def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:
     latest: dict[int, int] = {}
     for number in first:
         run = bisect.bisect(begins, number)
-        assert number > latest.get(run, -1), f"{number} arrived after {latest[run]}, of the same process and thread"
+        before = latest.get(run, -1)
+        assert number > before, f"of one process and thread, {first[number]} arrived after {first[before]}"
         latest[run] = number
 
     leaders = server.senders_by_epoch()

@@ -193,9 +193,21 @@ MUTANTS: Final = {
     ),
     "a lane in which anybody may pass the backlog": Mutant(
         "spool/reader.py",
-        "if event.producer not in self._producers if event else not _is_loss(each):",
-        "if event is None and not _is_loss(each):",
+        "event.sequence < self._seen[event.producer].next if event",
+        "True if event",
         f"{INTEGRATION}test_reader.py::test_a_producer_with_records_in_the_backlog_waits_for_them",
+    ),
+    "a lane in which a process may pass whose first record is there": Mutant(
+        "spool/reader.py",
+        "event.sequence < self._seen[event.producer].next if event",
+        "0 < self._seen[event.producer].next if event",
+        f"{INTEGRATION}test_reader.py::test_a_first_record_behind_the_backlog_does_not_let_its_process_pass",
+    ),
+    "a lane that ends at a record whose predecessor is on its way": Mutant(
+        "spool/reader.py",
+        "self.has_ended = self._waits_at == (block.key, end)",
+        "self.has_ended = True",
+        f"{INTEGRATION}test_reader.py::test_a_record_on_its_way_does_not_end_the_lane",
     ),
     "a leader that stumbles over its predecessor's leader.json": Mutant(
         "flusher/leader_state.py",

@@ -554,6 +554,13 @@ def read_all(reader: RingReader) -> Iterator[tuple[int, list[str]]]:
     reader.close()
 
 
+def append_as(attached: AttachedSegment, producer: int, *sequences: int) -> None:
+    """Append records as a process does whose threads are anywhere between drawing a sequence and writing."""
+    for sequence in sequences:
+        payload = record.encode((1_700_000_000_000, producer, sequence, f"live {sequence}"))
+        os.write(attached.fd, frame.encode(payload, attached.salt))
+
+
 @pytest.fixture
 def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two small segments are a backlog."""
@@ -608,13 +615,45 @@ def test_of_two_first_threads_the_second_may_write_first(small: SinkConfig) -> N
     backlog = fill_up(old, 2)
     assert Writer(small).append("of a third")  # rotates
     live = attached_to(old.directory)
-    for sequence in (1, 0, 2):
-        os.write(live.fd, frame.encode(record.encode((1_700_000_000_000, 99, sequence, f"live {sequence}")), live.salt))
+    append_as(live, 99, 1, 0, 2)
     assert list(read_all(RingReader(old.directory, {}))) == [
         (1, backlog[0]),
         (3, ["of a third", "live 1", "live 0", "live 2"]),
         (2, backlog[1]),
     ]
+
+
+@pytest.mark.usefixtures("small_backlog")
+def test_a_first_record_behind_the_backlog_does_not_let_its_process_pass(small: SinkConfig) -> None:
+    """A thread logs to the last segment of the backlog while another one, that drew sequence 0, is on its way."""
+    old = Writer(small)
+    backlog = fill_up(old, 2)
+    first = attached_to(old.directory)
+    append_as(first, 99, 1)
+    assert Writer(small).append("of a third")  # rotates
+    append_as(attached_to(old.directory), 99, 0, 2)
+    assert list(read_all(RingReader(old.directory, {}))) == [
+        (1, backlog[0]),
+        (3, ["of a third", "live 0"]),
+        (2, [*backlog[1], "live 1"]),
+        (3, ["live 2"]),
+    ]
+
+
+@pytest.mark.usefixtures("small_backlog")
+def test_a_record_on_its_way_does_not_end_the_lane(small: SinkConfig) -> None:
+    """A thread has drawn a sequence and not written yet: what the others log waits for the next look, no longer."""
+    old = Writer(small)
+    backlog = fill_up(old, 4)
+    assert Writer(small).append("of a third")  # rotates
+    live = attached_to(old.directory)
+    append_as(live, 99, 0, 2)
+    blocks = read_all(RingReader(old.directory, {}))
+    assert [next(blocks) for _ in range(3)] == [(1, backlog[0]), (5, ["of a third", "live 0"]), (2, backlog[1])]
+    append_as(live, 99, 1)
+    assert [next(blocks) for _ in range(2)] == [(5, ["live 2", "live 1"]), (3, backlog[2])]
+    append_as(live, 99, 4)  # 3 never comes
+    assert list(blocks) == [(4, backlog[3]), (5, ["live 4"])]
 
 
 @pytest.mark.usefixtures("small_backlog")

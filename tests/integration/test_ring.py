@@ -807,6 +807,26 @@ def test_a_writer_beside_others_goes_where_they_are(behind: tuple[SpoolDirectory
     other.close()
 
 
+def test_who_asks_at_the_same_time_is_not_taken_for_attached(
+    behind: tuple[SpoolDirectory, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers start together: each that asks has the lock for a moment, and all of them keep out of the backlog."""
+    directory, before = behind
+    other = os.open(directory.attached_lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try_lock = descriptors.try_lock
+
+    def try_and_let_the_other_go(fd: int, *, exclusive: bool) -> bool:
+        is_held = try_lock(fd, exclusive=exclusive)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        return is_held
+
+    monkeypatch.setattr(descriptors, "try_lock", try_and_let_the_other_go)
+    assert append_text(Ring(directory, 16 * SMALL, SMALL, may_evict=False)) is Append.APPENDED
+    assert segments(directory) == [*before, before[-1] + 1]
+    os.close(other)
+
+
 @pytest.mark.parametrize("why", ["no room", "small backlog", "small segment"])
 def test_no_segment_is_begun_at_a_start_without_need(
     behind: tuple[SpoolDirectory, list[int]], why: str, monkeypatch: pytest.MonkeyPatch
