@@ -238,8 +238,18 @@ class World:
     def append(self, writer: Writer, message: str) -> bool:
         """Have a writer append. Returns whether it lives; False: it was killed in the middle."""
         self.issued[message] = self.now_ns() // 1_000_000
+        return self._write_to_its_end(lambda: writer.append(message), message)
+
+    def draw(self, writer: Writer, message: str) -> Callable[[], bool]:
+        """Have a thread of a writer draw its record's sequence; it is written when the answer is called."""
+        self.issued[message] = self.now_ns() // 1_000_000
+        payload = writer.prepare(message)
+        assert payload is not None
+        return lambda: self._write_to_its_end(lambda: writer.offer(payload) is ring.Append.APPENDED, message)
+
+    def _write_to_its_end(self, write: Callable[[], bool], message: str) -> bool:
         try:
-            if writer.append(message):
+            if write():
                 self.acknowledged.add(message)
             return True
         except Killed:

@@ -102,6 +102,10 @@ class State(msgspec.Struct):
         """Return the settled offset of each segment that has one."""
         return {each.key: each.offset for each in self.offsets}
 
+    def reached(self) -> dict[SegmentKey, int]:
+        """Return the same, and where the range ends that is delivered in part."""
+        return {each.key: each.offset for each in [*self.offsets, *self.chunk]}
+
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(State).decode

@@ -263,16 +263,19 @@ class Ring:
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
             return self._make(0)
-        committed: dict[SegmentKey, int] = {}
+        state = cursor.State()
         with contextlib.suppress(OSError):
-            committed = cursor.read(self._directory.cursor).committed()
-        settled_to = committed.get(attached.key, 0)
-        if is_start and attached.end_seen - settled_to >= _WORTH_LEAVING_BYTES and self._is_behind(committed):
+            state = cursor.read(self._directory.cursor)
+        committed = state.committed()
+        unsettled_bytes = attached.end_seen - committed.get(attached.key, 0)
+        if is_start and unsettled_bytes >= _WORTH_LEAVING_BYTES and self._is_behind(committed):
             return self._make(attached.key.number, min(_RESERVED_AT_START_BYTES, self._segment_bytes))
-        # A power failure may take more of the segment than of the cursor: what is appended up to there would
-        # count as delivered. Or it brings an evicted segment back as the newest: readers pass that by.
+        # A power failure may take more of the segment than of the cursor: what is appended up to there would count
+        # as delivered, or be cut off where a chunk ended. Or it brings an evicted segment back as the newest: readers
+        # pass that by.
+        is_cut = attached.end_seen < state.reached().get(attached.key, 0)
         is_void = attached.key == read_evictions(self._directory).void
-        return self._make(attached.key.number) if is_void or attached.end_seen < settled_to else attached
+        return self._make(attached.key.number) if is_cut or is_void else attached
 
     def _is_behind(self, committed: Mapping[SegmentKey, int]) -> bool:
         """Tell whether there is a backlog to keep new records out of, and room for a segment to do so."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from cwsink.frontends.writer import Writer
-from cwsink.spool import segment
+from cwsink.spool import cursor, segment
 from cwsink.spool.budget import Budget, used_bytes
 from cwsink.spool.reader import RingReader
 from cwsink.spool.survey import survey
@@ -61,6 +61,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.names: dict[int, int] = {}
         self.eras: dict[str, tuple[int, int]] = {}
         self.last_ms: dict[int, int] = {}
+        self.drawn: list[tuple[Writer, Callable[[], bool]]] = []
         self.count = 0
 
     @initialize(
@@ -79,10 +80,12 @@ class SpoolMachine(RuleBasedStateMachine):
             self.names[id(self.writers[-1])] = len(self.names)
         return self.writers[index]
 
-    def append_with(self, writer: Writer, size: int, mark: str = "") -> None:
-        world = self.world
+    def message(self, size: int, mark: str = "") -> str:
         self.count += 1
-        message = f"{self.count:05d}{mark} " + "x" * size
+        return f"{self.count:05d}{mark} " + "x" * size
+
+    def append_with(self, writer: Writer, size: int, mark: str = "") -> None:
+        world, message = self.world, self.message(size, mark)
         now_ms, name = world.now_ns() // 1_000_000, writer._producer
         era = self.eras.get(f"{name}", (name, 0))[1] + (now_ms < self.last_ms.get(name, 0))
         self.last_ms[name] = now_ms
@@ -99,6 +102,20 @@ class SpoolMachine(RuleBasedStateMachine):
         writer = self.writer(index)
         for size in sizes:
             self.append_with(writer, size)
+
+    @rule(index=st.integers(0, 5), size=SIZES)
+    def draw(self, index: int, size: int) -> None:
+        """Another thread has drawn its record's sequence, and may come to write it late."""
+        writer, message = self.writer(index), self.message(size)
+        self.eras[message] = (-self.count, 0)
+        self.drawn.append((writer, self.world.draw(writer, message)))
+
+    @precondition(lambda self: self.drawn)
+    @rule(index=st.integers(0, 5))
+    def write_drawn(self, index: int) -> None:
+        writer, write = self.drawn.pop(index % len(self.drawn))
+        if writer in self.writers and not write():
+            self.kill(writer)
 
     @rule(index=st.integers(0, 5))
     def append_poison(self, index: int) -> None:
@@ -330,6 +347,27 @@ def test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_
         assert host.append(writer, "after 2, and long enough to pass the old end " + "." * 500)
         Leader(host).drain()
         assert [message[:7] for message in host.cloudwatch.messages()][-2:] == ["after 1", "after 2"]
+
+
+def test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered() -> None:
+    """Of two requests one is committed, the segment's end is lost: no record is cut where the chunk ended."""
+    with world() as host:
+        writer = Writer(host.config)
+        assert host.append(writer, "before 1")
+        host.clock_offset_ns = 2 * DAYS * 10**9  # not in one request with the first
+        assert host.append(writer, "before 2")
+        host.clock_offset_ns = 0
+        leader = Leader(host)
+        while cursor.read(host.spool.cursor).parts_done == 0:
+            leader.step()
+        leader.kill()
+        host.forget(writer)
+        os.truncate(segment.path_of(host.spool.ring, 1), segment.HEADER_BYTES + 2)
+        writer = Writer(host.config)
+        assert host.append(writer, "after 1")
+        assert host.append(writer, "after 2, and long enough to pass the old end " + "." * 500)
+        Leader(host).drain()
+        assert [message[:8] for message in host.cloudwatch.messages()] == ["before 1", "after 1", "after 2,"]
 
 
 def test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed() -> None:
