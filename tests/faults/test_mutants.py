@@ -156,14 +156,20 @@ MUTANTS: Final = {
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         "spool/ring.py",
-        "if is_void or attached.end_seen < settled_to else",
+        "if is_cut or is_void else",
         "if is_void else",
         f"{MACHINE}test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered",
     ),
+    "appends where a chunk that is delivered in part was cut": Mutant(
+        "spool/ring.py",
+        "state.reached()",
+        "committed",
+        f"{MACHINE}test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered",
+    ),
     "appends to a segment that counts as evicted": Mutant(
         "spool/ring.py",
-        "if is_void or attached.end_seen < settled_to else",
-        "if attached.end_seen < settled_to else",
+        "if is_cut or is_void else",
+        "if is_cut else",
         f"{MACHINE}test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to",
     ),
     "a segment without a whole frame is kept": Mutant(
