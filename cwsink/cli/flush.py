@@ -81,6 +81,7 @@ class Job:
         self.flusher = DedicatedFlusher(directory, in_a_hurry=True)
         self.is_done = False
         self.failure: str | None = None
+        self._why = ""
         self._began = self._moved = time.monotonic()
         self._settled = 0
         self._timeout = timeout
@@ -125,10 +126,15 @@ class Job:
             cause = f"{sentence(report.last_error)} {meaning_of(report.last_error)}"
         else:
             cause = why(sight) if report.state == "stalled" else ""
-        self.failure = (
-            f"{text.stay(report.pending)} in {self.directory.path}: {reason}. "
-            f"{cause}{' ' if cause else ''}They are kept, and sent by whoever leads next."
-        )
+        self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and sent by whoever leads next."
+        self.count()
+
+    def count(self) -> None:
+        """Say how many stay if it was given up: again once its flusher has ended, which may have got an answer."""
+        if self._why and not self.backlog.is_settled():
+            self.failure = f"{text.stay(look(self.directory).report.pending)} in {self.directory.path}: {self._why}"
+        elif self._why:
+            self.failure, self.is_done = None, True
 
     def summary(self) -> str:
         """Say what was done."""
@@ -167,6 +173,7 @@ def _once(spools: Spools, timeout: float | None, wish: Wish) -> int:
                 time.sleep(POLL_SECONDS)
     end([job.flusher for job in jobs if job.flusher.is_started], 0.0, wish)
     for job in jobs:
+        job.count()
         if job.is_done:
             print(job.summary(), flush=True)
         if job.backlog.foreign:

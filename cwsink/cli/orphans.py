@@ -93,6 +93,7 @@ class Replay:
             job.flusher.start()
             self._watch(job, shown, wish)
             _end(job, wish)
+            job.count()
         else:
             job.is_done = True
         if job.backlog.foreign:

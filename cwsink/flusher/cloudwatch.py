@@ -29,6 +29,7 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher.batch import body
 from cwsink.flusher.outcome import Answer
+from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
 
@@ -119,7 +120,9 @@ class CloudWatch:
 
         try:
             if self._client is None:
-                self._client = self._connect()
+                # OpenSSL's locks are not ours: a child forked while they are held hangs at its first context, leading.
+                with descriptors.no_fork():
+                    self._client = self._connect()
             answer = getattr(self._client, operation)(**parameters)
         except exceptions.ClientError as error:
             if error.operation_name not in _OPERATIONS:

@@ -11,9 +11,9 @@ kernel empties in every child (MADV_WIPEONFORK, Linux 4.14): looking at a byte c
 of `getpid()`. Where there is no such page, such a child keeps writing under its parent's
 producer id; its records are safe, only their ids may repeat.
 
-A fork copies another thread's half-done import, too, and nothing in the child ever completes it.
-`no_fork()` lets a thread that imports finish first. So does every open: a descriptor that exists and is not written
-down yet would stay open in the child.
+A fork copies another thread's half-done import, too, or a lock it holds in OpenSSL, and nothing in the child ever
+completes it. `no_fork()` lets a thread that imports, or makes a client, finish first. So does every open: a descriptor
+that exists and is not written down yet would stay open in the child.
 
 All files are opened O_CLOEXEC (no leak into exec'd programs) and O_NOFOLLOW
 (nobody can make us write through a planted symlink), mode 0600.
@@ -40,7 +40,8 @@ _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
 _gate = RLock()
 _opening = RLock()  # not the gate: an append that opens a segment must not wait for an import
-# Many times what importing boto3 takes; whoever holds one of them for longer is stuck, and the fork goes on.
+# Many times what importing boto3 takes, or asking for credentials; whoever holds one of them for longer is stuck,
+# and the fork goes on.
 _GATE_SECONDS: Final = 5.0
 
 
@@ -84,7 +85,7 @@ def incarnation() -> int:
 
 
 def no_fork() -> contextlib.AbstractContextManager[object]:
-    """Return what a thread holds (`with no_fork():`) while no other may fork. Nothing may wait in it."""
+    """Return what a thread holds (`with no_fork():`) while no other may fork: as short as can be."""
     return _gate
 
 

@@ -178,6 +178,31 @@ reap(outer)
     assert Counter(server.messages()) == bursts("parent", "daemon")
 
 
+def test_a_fork_waits_until_the_leader_has_its_client(run: Run) -> None:
+    """A child forked while OpenSSL's locks are held would hang when it makes its own client, with the lease."""
+    run("""
+from cwsink.flusher.cloudwatch import CloudWatch
+
+connecting, connected = threading.Event(), threading.Event()
+connect = CloudWatch._connect
+
+def connect_slowly(self):
+    connecting.set()
+    time.sleep(0.3)
+    client = connect(self)
+    connected.set()
+    return client
+
+CloudWatch._connect = connect_slowly
+burst("parent")
+assert connecting.wait(30)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if connected.is_set() else 1)
+reap(pid)
+""")
+
+
 @pytest.mark.parametrize("module", ["cwsink.flusher.delivery", "boto3.session", "botocore.parsers"])
 def test_a_fork_waits_for_an_import_of_the_leader(server: StrictCloudWatch, run: Run, module: str) -> None:
     """A child forked while the leader imports would inherit half a module, and could never lead itself."""
