@@ -154,6 +154,18 @@ MUTANTS: Final = {
         "if False:",
         f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
     ),
+    "a fork that does not wait for a client": Mutant(
+        "flusher/cloudwatch.py",
+        "with descriptors.no_fork():",
+        "if True:",
+        f"{INTEGRATION}test_processes.py::test_a_fork_waits_until_the_leader_has_its_client",
+    ),
+    "an interrupted replay that counts before its request is answered": Mutant(
+        "cli/orphans.py",
+        "            job.count()\n",
+        "",
+        f"{INTEGRATION}test_orphans.py::test_an_interrupted_replay_goes_on_where_it_was",
+    ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         "spool/ring.py",
         "if is_cut or is_void else",

@@ -290,6 +290,21 @@ def test_an_interrupted_replay_goes_on_where_it_was(
     assert server.messages(stream="b") == expected("b", 400)
 
 
+def test_a_replay_interrupted_while_its_last_request_is_answered_has_done_it(
+    server: StrictCloudWatch, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """Nothing stays, so nothing is said to."""
+    spool = leave_behind("a", 50)
+    server.faults.latency_seconds = 1.0
+    replay = spawn(COMMAND, "replay", "--all", "--rate", "50")
+    assert server.wait_for_events(50, CHILD_SECONDS)
+    replay.send_signal(signal.SIGINT)
+    out, err = replay.communicate(timeout=CHILD_SECONDS)
+    assert (replay.returncode, err.count("stay")) == (0, 0), err
+    assert "delivered 50 records" in out
+    assert survey(spool).pending == 0
+
+
 def test_a_paced_replay_makes_way_for_workers(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
 ) -> None:
