@@ -13,6 +13,7 @@ The limits are those of cwsink.flusher.limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
@@ -20,7 +21,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BATCH_SPAN_MS
-from cwsink.spool.frame import EVENT, VERSION, Frame
+from cwsink.spool.frame import PLAIN_EVENT, Frame
 from cwsink.spool.record import Event, decode_event
 
 if TYPE_CHECKING:  # the module opens files, this one must not
@@ -70,7 +71,7 @@ class ChunkBuilder:
 
         Args:
             key: the segment they are from.
-            frames: a frame that is not an event as we know it, or cannot be decoded, needs care.
+            frames: one that is not a plain event, or cannot be decoded, needs care.
             start: of the first one to add.
             max_event_bytes: a longer message needs care.
 
@@ -82,9 +83,8 @@ class ChunkBuilder:
         add, decode = events.append, decode_event
         free_events, free_bytes = self._max_events - self.count, MAX_BATCH_BYTES - self.bytes
         try:
-            for index in range(start, min(len(frames), start + free_events)):
-                each = frames[index]
-                if each.kind != EVENT or each.version != VERSION:
+            for each in islice(frames, start, start + free_events):
+                if each.what != PLAIN_EVENT:
                     break
                 event = decode(each.payload)
                 message = event.message

@@ -20,6 +20,7 @@ import logging
 import time
 import traceback
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -31,16 +32,40 @@ _KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL A
 _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
+class _Diagnostics(msgspec.Struct):
+    origin: str
+    pid: object
+    process: object
+    thread: object
+    file: object
+    line: object
+    function: object
+    task: object = msgspec.UNSET
+    levelno: object = msgspec.UNSET
+    exception: object = msgspec.UNSET
+    stack: object = msgspec.UNSET
+
+
+class _Entry(msgspec.Struct):
+    timestamp: str
+    level: object
+    message: str
+    logger: object
+    diagnostics: _Diagnostics
+    data: dict[str, Any]
+
+
 def encode_record(record: logging.LogRecord, message: str) -> str:
     """Return the record as JSON, with `message` for its message."""
-    entry = {
-        "timestamp": _rfc3339(record.created),
-        "level": record.levelname,
-        "message": message,
-        "logger": record.name,
-        "diagnostics": _diagnostics(record),
-        "data": {name: value for name, value in vars(record).items() if name not in _OWN},
-    }
+    fields = vars(record)
+    entry = _Entry(
+        _rfc3339(record.created),
+        record.levelname,
+        message,
+        record.name,
+        _diagnostics(record),
+        {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN},
+    )
     try:
         return _encode(entry).decode()
     except Exception:
@@ -71,24 +96,24 @@ def shown(value: object) -> str:
         return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
-def _diagnostics(record: logging.LogRecord) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "origin": "stdlib",
-        "pid": record.process,
-        "process": record.processName,
-        "thread": record.threadName,
-        "file": record.pathname,
-        "line": record.lineno,
-        "function": record.funcName,
-    }
+def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
+    found = _Diagnostics(
+        "stdlib",
+        record.process,
+        record.processName,
+        record.threadName,
+        record.pathname,
+        record.lineno,
+        record.funcName,
+    )
     if task := getattr(record, "taskName", None):
-        found["task"] = task
+        found.task = task
     if record.levelname not in _KNOWN_LEVELS:
-        found["levelno"] = record.levelno
-    if exception := _exception(record):
-        found["exception"] = exception
+        found.levelno = record.levelno
+    if (record.exc_info or record.exc_text) and (exception := _exception(record)):
+        found.exception = exception
     if record.stack_info:
-        found["stack"] = record.stack_info
+        found.stack = record.stack_info
     return found
 
 
@@ -108,9 +133,10 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
     return {"error.stack": record.exc_text} if record.exc_text else {}
 
 
-def _encode_each(content: dict[str, Any]) -> bytes:
-    """Encode a mapping value by value, one level of mappings deep: what fails spoils nothing else."""
-    return _encode({shown(key): _raw(value, deeper=True) for key, value in content.items()})
+def _encode_each(entry: msgspec.Struct) -> bytes:
+    """Encode field by field, and key by key of what is a mapping: what fails spoils nothing else."""
+    fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    return _encode({name: _raw(value, deeper=True) for name, value in fields.items() if value is not msgspec.UNSET})
 
 
 def _raw(value: object, *, deeper: bool = False) -> msgspec.Raw:
@@ -118,6 +144,8 @@ def _raw(value: object, *, deeper: bool = False) -> msgspec.Raw:
         return msgspec.Raw(_encode(value))
     except Exception:
         pass
+    if deeper and isinstance(value, _Diagnostics):
+        return msgspec.Raw(_encode_each(value))
     if deeper and isinstance(value, dict):
         return msgspec.Raw(_encode({shown(key): _raw(each) for key, each in value.items()}))
     if not isinstance(value, str):
@@ -131,7 +159,12 @@ def _raw(value: object, *, deeper: bool = False) -> msgspec.Raw:
 def _rfc3339(created: object) -> str:
     milliseconds = time_ms(created)
     try:
-        second = datetime.fromtimestamp(milliseconds // 1000, timezone.utc)
+        return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03}Z"
     except (ValueError, OverflowError, OSError):
         return str(created)
-    return f"{second.isoformat()[:19]}.{milliseconds % 1000:03}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    """Return a time but for its fraction. Remembered: between two requests, datetime is out of the CPU's caches."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()[:19]

@@ -47,14 +47,13 @@ FLAG_OPTIONAL: Final = 1
 
 _CHECKED: Final = Struct("<III")  # what the header CRC covers; type, version and flags as one number
 _HEADER: Final = Struct("<IIIII")
-_FIELDS: Final = Struct("<4sIIIBBH")
-HEADER_BYTES: Final = _FIELDS.size
+HEADER_BYTES: Final = _HEADER.size
 
 pack_checked = _CHECKED.pack
 pack_header = _HEADER.pack
 MAGIC_NUMBER: Final = int.from_bytes(MAGIC, "little")
 PLAIN_EVENT: Final = EVENT | VERSION << 8
-_unpack = _FIELDS.unpack_from
+_unpack = _HEADER.unpack_from
 
 
 def encode(payload: bytes, salt: int, kind: int = EVENT, flags: int = 0) -> bytes:
@@ -65,13 +64,32 @@ def encode(payload: bytes, salt: int, kind: int = EVENT, flags: int = 0) -> byte
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """A valid frame: `end` is the offset just after it (in the file, if `scan` was told the base)."""
+    """A valid frame.
+
+    Attributes:
+        end: the offset just after it (in the file, if `scan` was told the base).
+        what: type, version and flags as one number, the last 4 bytes of its header.
+        payload: as it was written.
+    """
 
     end: int
-    kind: int
-    version: int
-    flags: int
+    what: int
     payload: bytes
+
+    @property
+    def kind(self) -> int:
+        """The type."""
+        return self.what & 0xFF
+
+    @property
+    def version(self) -> int:
+        """The version of the payload's layout."""
+        return self.what >> 8 & 0xFF
+
+    @property
+    def flags(self) -> int:
+        """The flags."""
+        return self.what >> 16
 
 
 class DamageKind(Enum):
@@ -119,14 +137,14 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
     offset = 0
     length = len(data)
     while length - offset >= HEADER_BYTES:
-        magic, header_crc, size, payload_crc, kind, version, flags = _unpack(data, offset)
+        magic, header_crc, size, payload_crc, what = _unpack(data, offset)
         body = offset + HEADER_BYTES
         end = body + size
-        if magic == MAGIC and crc32(data[offset + 8 : body], salt) == header_crc and size <= MAX_PAYLOAD_BYTES:
+        if magic == MAGIC_NUMBER and crc32(data[offset + 8 : body], salt) == header_crc and size <= MAX_PAYLOAD_BYTES:
             if end <= length:
                 payload = data[body:end]
                 if crc32(payload, salt) == payload_crc:
-                    add(Frame(base + end, kind, version, flags, payload))
+                    add(Frame(base + end, what, payload))
                     offset = end
                     continue
             elif not at_end:
@@ -157,7 +175,7 @@ def find_salt(data: bytes) -> int | None:
         return None
     magic, header_crc, size, payload_crc, *_ = _unpack(data, 0)
     payload = data[HEADER_BYTES : HEADER_BYTES + size]
-    if magic != MAGIC or len(payload) != size or size <= 4:
+    if magic != MAGIC_NUMBER or len(payload) != size or size <= 4:
         return None
     salt = _seed(data[8:HEADER_BYTES], header_crc)
     return salt if crc32(payload, salt) == payload_crc else None
@@ -188,7 +206,7 @@ def _header_at(data: bytes, offset: int, salt: int) -> int:
     if len(data) - offset < HEADER_BYTES:
         return -1
     magic, header_crc, size, *_ = _unpack(data, offset)
-    if magic != MAGIC or size > MAX_PAYLOAD_BYTES:
+    if magic != MAGIC_NUMBER or size > MAX_PAYLOAD_BYTES:
         return -1
     if crc32(data[offset + 8 : offset + HEADER_BYTES], salt) != header_crc:
         return -1

@@ -49,7 +49,7 @@ def frame_of(number: int, message: str) -> Frame:
     """The frame of an event, or of what `ODD` says."""
     kind, version = ODD.get(message, (frame.EVENT, frame.VERSION))
     content = record.encode(Event(NOW, 7, number, message))
-    return Frame(0, kind, version, 0, content[:-1] if message == "not to be decoded" else content)
+    return Frame(0, kind | version << 8, content[:-1] if message == "not to be decoded" else content)
 
 
 def check_part(part: Part, template: str) -> None:
