@@ -1,0 +1,217 @@
+"""gunicorn with an application that works and logs, and a CloudWatch of its own in one of four states (Linux).
+
+Several services stand ready at once and take turns: but for its turn, each is stopped (SIGSTOP). What the
+machine's other tenants do in a minute then falls on all of them alike, and what a service has still to
+deliver costs nobody else's time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from benchmarks.staging import load
+from benchmarks.staging.processes import session_of
+from benchmarks.staging.subjects import Subject
+from cwsink.spool.directory import find_spools, open_existing
+from cwsink.spool.survey import survey
+from cwsink.testing.process import spawn
+
+WORKERS: Final = 4
+LINES: Final = 3
+STATES: Final = ("up", "throttled", "black hole", "refused")
+_WARM_UP_SECONDS: Final = 2.0
+_WAKE_UP_SECONDS: Final = 0.5
+_HANG_SECONDS: Final = 90.0
+_GROUP: Final = "/benchmark/requests"
+
+_APP: Final = """
+import json, os
+from benchmarks.staging.logger import open_logger, structured
+
+PASSES, LINES = int(os.environ["PASSES"]), int(os.environ["LINES"])
+BASKET = {"items": [{"id": number, "name": "x" * 20, "price": number * 1.1} for number in range(50)]}
+
+log = structured(open_logger())
+
+
+def app(environ, start_response):
+    for _ in range(PASSES):
+        json.loads(json.dumps(BASKET))
+    for number in range(LINES):
+        log("request done", path=environ["PATH_INFO"], status=200, number=number, padding="y" * 180)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
+    return [b"ok\\n"]
+"""
+
+
+class DownError(Exception):
+    """The application does not answer, or does not end."""
+
+
+class Turn(NamedTuple):
+    """What a service did in one turn: at a fixed rate, then flat out."""
+
+    latencies_ms: list[float]
+    per_second: float
+    answered: int
+    cpu_seconds: float
+
+
+class Service:
+    """One gunicorn, started and stopped as a deployment does."""
+
+    def __init__(self, subject: Subject, state: str, passes: int, rate: float) -> None:
+        """Start it, have it load what it loads late, and stop it until its turn. Raises DownError."""
+        self._stack = ExitStack()
+        try:
+            folder = tempfile.mkdtemp(prefix="cwsink-bench-", dir="/var/tmp")
+            self._stack.callback(shutil.rmtree, folder)
+            self._folder = Path(folder)
+            self._cloudwatch = _CloudWatch(state, self._stack)
+            self._port, self._process = self._stack.enter_context(
+                _gunicorn(subject, self._cloudwatch.url, self._folder, passes)
+            )
+            self._answered = 0
+            with self._said():
+                load.get(self._port)  # it is up
+                self._answered += 1 + len(load.paced(self._port, _WARM_UP_SECONDS, rate))
+            self._signal(signal.SIGSTOP)
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self, seconds: float, rate: float) -> Turn:
+        """Load it: `seconds` at `rate`, then as long flat out. Raises DownError."""
+        with self._said():
+            self._signal(signal.SIGCONT)
+            self._answered += len(load.paced(self._port, _WAKE_UP_SECONDS, rate))
+            latencies = load.paced(self._port, seconds, rate)
+            began = self._cpu_seconds()
+            per_second, answered = load.flat_out(self._port, seconds)
+            cpu = self._cpu_seconds() - began
+            self._signal(signal.SIGSTOP)
+        self._answered += len(latencies) + answered
+        return Turn(latencies, per_second, answered, cpu)
+
+    def end(self) -> float:
+        """Stop gunicorn. Returns which share of the lines logged has arrived, or waits in a spool. Raises DownError."""
+        with self._said():
+            self._signal(signal.SIGCONT)
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(_HANG_SECONDS)
+        kept = self._cloudwatch.accepted()
+        kept += sum(survey(open_existing(path)).pending for path in find_spools(str(self._folder / "spools")))
+        return min(1.0, kept / (LINES * self._answered))
+
+    def close(self) -> None:
+        """Kill what runs, and clear up."""
+        self._stack.close()
+
+    def _signal(self, number: int) -> None:
+        for pid in session_of(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _cpu_seconds(self) -> float:
+        """Return the CPU time the living processes of the session have used."""
+        ticks = 0
+        for pid in session_of(self._process.pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """Have an error tell what gunicorn said last."""
+        try:
+            yield
+        except (OSError, HTTPException, subprocess.SubprocessError) as error:
+            said = (self._folder / "log").read_text().strip().splitlines()
+            text = f"{type(error).__name__}: {error}; gunicorn's last line: {said[-1] if said else ''}"
+            raise DownError(text) from error
+
+
+class _CloudWatch:
+    """One in the state asked for."""
+
+    def __init__(self, state: str, stack: ExitStack) -> None:
+        self._server = None
+        if state in ("up", "throttled"):
+            self._server = stack.enter_context(spawn(keep_events=False))
+            self.url = self._server.endpoint_url
+            if state == "throttled":
+                self._server.misbehave(latency_seconds=0.2, throttle_rate={"calls_per_second": 1})
+            return
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if state == "black hole":  # a queue that is full: the kernel drops whatever comes
+            listener.listen(0)
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(listener.getsockname())
+
+    def accepted(self) -> int:
+        """Return how many events have arrived."""
+        return int(self._server.summary()["events"]) if self._server else 0
+
+
+@contextmanager
+def _gunicorn(subject: Subject, url: str, folder: Path, passes: int) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Run the application; yields its port and its process, which leads a session. Killed at the end."""
+    (folder / "shop.py").write_text(_APP)
+    env = subject.environment(folder, _GROUP, url, PASSES=str(passes), LINES=str(LINES))
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, open(folder / "log", "wb") as log:
+        command = [sys.executable, "-m", "gunicorn", "shop:app", "-w", str(WORKERS), "-b", f"fd://{listener.fileno()}"]
+        command.append("--no-control-socket")  # it would lie in the home directory
+        command += ["--timeout", "0"]  # a worker that is stopped does not hang
+        if subject.has_flusher:
+            command = [sys.executable, "-m", "cwsink", "run", "--", *command]
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        port = listener.getsockname()[1]
+    try:
+        yield port, process
+    finally:
+        while members := session_of(process.pid):
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.02)
+        process.wait()
+
+
+def passes_for(seconds: float) -> int:
+    """Return how often the application does its work in that time, on this machine, undisturbed."""
+    basket = {"items": [{"id": number, "name": "x" * 20, "price": number * 1.1} for number in range(50)]}
+    best = min(_timed(basket) for _ in range(200))
+    return max(1, round(seconds / best))
+
+
+def _timed(basket: object) -> float:
+    began = time.perf_counter()
+    json.loads(json.dumps(basket))
+    return time.perf_counter() - began
