@@ -349,7 +349,7 @@ def _costs(name: str, cpus: Sequence[float], bottom: float) -> list[str]:
 
 def _comparison(rows: Mapping[str, Row]) -> Iterator[str]:
     """Yield a sentence for each kind of peer: its best row, of those that lose nothing if there is one."""
-    ours, in_all = statistics.median(rows[OURS].cpu()), statistics.median(rows[OURS].cpu_in_all())
+    ours, in_all = rows[OURS].cpu(), rows[OURS].cpu_in_all()
     for peer in ("fapilog", "watchtower"):
         of_it = {name: row for name, row in rows.items() if name.startswith(peer)}
         if not of_it:
@@ -357,11 +357,17 @@ def _comparison(rows: Mapping[str, Row]) -> Iterator[str]:
             continue
         eligible = {name: row for name, row in of_it.items() if row.is_whole} or of_it
         best = min(eligible, key=lambda name: statistics.median(eligible[name].cpu()))
-        cpu = statistics.median(eligible[best].cpu())
+        theirs = eligible[best].cpu()
         yield (
-            f"{best} takes {cpu / ours:.1f} times the CPU of cwsink's leader for each event, "
-            f"{cpu / in_all:.1f} times what leader and workers take together."
+            f"{best} takes {_times(theirs, ours)} times the CPU of cwsink's leader for each event, "
+            f"{_times(theirs, in_all)} times what leader and workers take together."
         )
+
+
+def _times(theirs: Sequence[float], ours: Sequence[float]) -> str:
+    """Return the median, the least and the most of the ratios of each round: the machine is not as fast in all."""
+    ratios = [each / mine for each, mine in zip(theirs, ours, strict=True)]
+    return f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
 def replay(report: Report, mebibytes: int) -> None:
