@@ -70,6 +70,12 @@ MUTANTS: Final = {
         "            if self._reader.reclaim(committed):",
         "tests/faults/test_mutants.py::test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing",
     ),
+    "a leader whose own writer keeps an old segment": Mutant(
+        "flusher/flusher.py",
+        "            self._before_reclaim()\n",
+        "",
+        f"{INTEGRATION}test_flusher.py::test_a_leaders_own_writer_moves_on_when_that_frees_a_segment_and_not_before",
+    ),
     "a lease without the inode": Mutant(
         "spool/lease.py",
         "return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode",

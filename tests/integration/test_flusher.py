@@ -10,12 +10,13 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
 from cwsink import Writer, __version__
-from cwsink.config import SinkConfig
+from cwsink.config import MIN_SEGMENT_BYTES, SinkConfig
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher import leader_state
 from cwsink.flusher.delivery import Delivery, Tally
@@ -27,7 +28,7 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, leading, segment_path, segments, until
+from tests.interleave import deliver, fill_segment, leading, segment_path, segments, until
 from tests.support import quick_config
 
 DAY_MS = 86_400_000
@@ -159,6 +160,38 @@ def test_an_idle_leader_calls_nobody_and_costs_nothing(external: SinkConfig, ser
         used = time.process_time() - before
         assert server.calls == calls
     assert used < 0.1
+
+
+def test_a_leaders_own_writer_moves_on_when_that_frees_a_segment_and_not_before(
+    external: SinkConfig, server: StrictCloudWatch
+) -> None:
+    """With one segment it is left alone, look after look: each would cost its next append a look of its own."""
+    config = changed(external, segment_bytes=MIN_SEGMENT_BYTES)
+    writer, other = filled(config, ["one"]), Writer(config)
+    asked: list[list[int]] = []
+
+    def move_on() -> None:
+        asked.append(segments(writer.directory))
+        writer._ring.refresh()
+
+    lease, orders = Lease(writer.directory), Orders()
+    assert lease.try_acquire()
+    flusher = Flusher(writer.directory, config, lease, orders, kind="thread", before_reclaim=move_on)
+    looks = Mock(wraps=flusher._collector.fill)
+    flusher._collector.fill = looks  # type: ignore[method-assign]
+    thread = threading.Thread(target=flusher.lead)
+    thread.start()
+    try:
+        assert server.wait_for_events(1, 60)
+        until(lambda: looks.call_count >= 4, "four looks")
+        assert not asked
+        fill_segment(other)  # `writer` stays behind, in a segment of which everything is delivered
+        until(lambda: segments(writer.directory) == [2], "the first segment is gone")
+    finally:
+        orders.drain(0.0)
+        thread.join(60)
+        lease.release()
+    assert asked[0] == [1, 2]
 
 
 # Spans over 24 hours.
