@@ -47,6 +47,8 @@ _LAST_TRIES_SECONDS: Final = 1.0
 # How often the last one out looks whether a leader that is leaving, too, has gone.
 _DRAIN_POLL_SECONDS: Final = 0.02
 
+# How long an exit waits for a leader that is loading boto3, or making its client: half a second on a machine at rest.
+_LOAD_SECONDS: Final = 2.0
 # How long it waits for such a leader only to take delivered segments away, which the next start does as well.
 _TIDY_SECONDS: Final = 0.25
 
@@ -233,6 +235,9 @@ class Candidate:
         if not claim.try_acquire():
             return False
         with descriptors.no_fork():
+            if self._drain_seconds == 0.0:  # told to leave, to others: what is loaded now, the exit does not wait for
+                claim.release()
+                return False
             from cwsink.flusher import adoption
             from cwsink.flusher.cloudwatch import load
             from cwsink.flusher.delivery import Stopped
@@ -311,6 +316,17 @@ def _leave_all() -> None:
     for candidate in leaving:
         with contextlib.suppress(Exception):
             candidate.leave()
+    _let_loading_end()
+
+
+def _let_loading_end() -> None:
+    """Wait for a thread that is importing: the interpreter would end it with the import lock held.
+
+    Whatever imports after that hangs for ever, and the process with it: the warning of an unclosed socket does.
+    """
+    until = time.monotonic() + _LOAD_SECONDS
+    while not descriptors.may_fork() and time.monotonic() < until:
+        native.sleep(_DRAIN_POLL_SECONDS)
 
 
 def _forked() -> None:

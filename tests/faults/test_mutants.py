@@ -76,6 +76,12 @@ MUTANTS: Final = {
         "",
         f"{INTEGRATION}test_flusher.py::test_a_leaders_own_writer_moves_on_when_that_frees_a_segment_and_not_before",
     ),
+    "an exit in the middle of an import": Mutant(
+        "frontends/candidate.py",
+        "            candidate.leave()\n    _let_loading_end()\n",
+        "            candidate.leave()\n",
+        f"{INTEGRATION}test_exit_time.py::test_an_exit_while_the_leader_is_being_loaded_ends",
+    ),
     "a lease without the inode": Mutant(
         "spool/lease.py",
         "return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode",

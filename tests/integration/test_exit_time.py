@@ -16,7 +16,7 @@ import pytest
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.flusher import leader_state
+from cwsink.flusher import cloudwatch, leader_state
 from cwsink.frontends import candidate
 from cwsink.spool import directory
 from cwsink.spool.lease import Lease
@@ -220,6 +220,66 @@ atexit.register(candidate._leave_all)
     print(f"{took:.2f} s for five spools, drain_timeout_seconds=2")
     assert 2.0 <= took < 2 * 2.0  # one after the other: 10 s
     assert sum(survey(directory.open_existing(path)).pending for path in directory.find_spools()) == 5
+
+
+# A leader that is still loading boto3.
+
+# The import lock is held for moments of an import only. Here it is for long, so that the exit falls into it. A module
+# of its own: what the thread has in use is no garbage.
+SLOW = """
+import _imp, sys, threading, time
+loading = threading.Event()
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "boto3":
+            _imp.acquire_lock()
+            loading.set()
+            time.sleep(0.5)
+            _imp.release_lock()
+
+sys.meta_path.insert(0, Finder())
+"""
+LOADING = """
+import slow, socket
+burst(1)
+assert slow.loading.wait(60)
+unclosed = [socket.socket()]
+unclosed.append(unclosed)  # collected in the last moments of the interpreter: its warning imports
+"""
+
+
+def test_an_exit_while_the_leader_is_being_loaded_ends(spawn: Spawn, config: SinkConfig, tmp_path: Path) -> None:
+    """Others are left, so the exit waits for nothing else; but a thread that ends in an import leaves its lock held."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    with_warnings = {"PYTHONWARNINGS": "always::ResourceWarning"}
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    other = Writer(SinkConfig(**{**given, "flusher": "external"}))
+    assert other.append("attached")
+    child = spawn(PRELUDE + LOADING, env={"SETTINGS": json.dumps(given), **with_warnings})
+    try:
+        _, said = child.communicate(timeout=HANG_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        raise
+    assert child.returncode == 0, said
+    assert "unclosed <socket" in said
+    other.close()
+
+
+def test_who_is_told_to_leave_does_not_begin_to_load(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease was won a moment before: it is handed on, and nothing is begun that the exit would cut off."""
+    loaded: list[str] = []
+    monkeypatch.setattr(cloudwatch, "load", lambda: loaded.append("boto3"))
+    spool = Writer(config).directory
+    told = candidate.Candidate(spool, config)
+    told._drain_seconds = 0.0
+    assert not told._lead_if_elected()
+    assert not loaded
+    next_one = Lease(spool)
+    assert next_one.try_acquire()
+    next_one.release()
+    told.discard()
 
 
 # What a leader had is free.
