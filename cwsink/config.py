@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec.structs import asdict
 
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
@@ -56,11 +56,11 @@ _Positive = Annotated[float, msgspec.Meta(gt=0, le=_MOST_SECONDS)]
 _NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)]
 
 
-class _Validated(type):
+class _Validated(msgspec.StructMeta):
     """Makes `SinkConfig(...)` check names, kinds and bounds, whoever calls it."""
 
-    def __call__(cls, **settings: Any) -> Any:
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # cls is the dataclass below
+    def __call__(cls, **settings: Any) -> Any:  # noqa: N805  # StructMeta is a metaclass, too
+        known = set(cls.__struct_fields__)
         for name in settings:
             if name not in known:
                 raise ConfigError(_unknown(name, known))
@@ -90,8 +90,7 @@ class Entity(msgspec.Struct, frozen=True, kw_only=True, rename={"key_attributes"
             raise ConfigError(f"entity: {len(self.attributes)} attributes given; {MAX_ENTITY_ATTRIBUTES} are the most.")
 
 
-@dataclass(frozen=True)
-class SinkConfig(metaclass=_Validated):
+class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True):
     """How records are spooled, and where they go. Durations in seconds, sizes in bytes.
 
     Durations may be written "5s", "500ms" or 5.0; sizes "256MiB", "10 MB" or 1048576.
@@ -199,7 +198,7 @@ def load_config(config: object = None, *, env: Mapping[str, str] | None = None, 
     env = os.environ if env is None else env
     given = {name: value for name, value in _as_mapping(config).items() if value is not None}
     given.update((name, value) for name, value in settings.items() if value is not None)
-    known = {field.name for field in fields(SinkConfig)}
+    known = set(SinkConfig.__struct_fields__)
     for name in known - given.keys():
         if text := env.get(ENVIRONMENT_PREFIX + name.upper()):
             given[name] = text
@@ -281,7 +280,7 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
 @cache
 def _switches() -> frozenset[str]:
     """Return the settings that are on or off."""
-    return frozenset(field.name for field in fields(SinkConfig) if field.type == "bool")
+    return frozenset(field.name for field in msgspec.structs.fields(SinkConfig) if field.type is bool)
 
 
 @cache

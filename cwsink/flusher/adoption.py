@@ -19,8 +19,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Final
+from typing import Any, Final
+
+from msgspec.structs import asdict
 
 from cwsink import native
 from cwsink.config import SinkConfig
@@ -163,10 +164,10 @@ class Adopter:
         """Return how to send: the target as the orphan's FORMAT has it, all else as for our own."""
         spool_format = directory.format
         is_same_group = spool_format.log_group_name == self._own.format.log_group_name
-        return replace(
-            self._config,
+        theirs: dict[str, Any] = {
             **spool_format.settings(),
-            spool_max_bytes=spool_format.spool_max_bytes,
-            segment_bytes=None,
-            entity=self._config.entity if is_same_group else None,
-        )
+            "spool_max_bytes": spool_format.spool_max_bytes,
+            "segment_bytes": None,
+            "entity": self._config.entity if is_same_group else None,
+        }
+        return SinkConfig(**{**asdict(self._config), **theirs})

@@ -19,8 +19,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from cwsink import naming
 from cwsink.config import SinkConfig

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from cwsink.spool import cursor, frame, record, segment
 from cwsink.spool.budget import read_evictions
@@ -22,8 +23,7 @@ from cwsink.spool.segment import SegmentKey
 _MOST_LOOKS: Final = 5
 
 
-@dataclass
-class Survey:
+class Survey(msgspec.Struct):
     """A spool's books at one moment. Counts are records, unless the name has a unit.
 
     `appended` is counted from what was read, the other side from what became of it, so
@@ -33,9 +33,9 @@ class Survey:
     epoch: int = 0
     appended: int = 0
     delivered: int = 0
-    dead_lettered: dict[str, int] = field(default_factory=dict)
+    dead_lettered: dict[str, int] = {}
     evicted: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = {}
     resent: int = 0
     corrupt_bytes: int = 0
     pending: int = 0

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig, load_config
 from cwsink.frontends.writer import Writer
@@ -68,7 +69,7 @@ def spool(config: SinkConfig) -> directory.SpoolDirectory:
 
 @pytest.fixture
 def settings(config: SinkConfig) -> dict[str, object]:
-    return {name: value for name, value in vars(config).items() if value is not None}
+    return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 def settled(spool: directory.SpoolDirectory, server: StrictCloudWatch) -> list[str]:

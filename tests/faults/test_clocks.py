@@ -6,6 +6,7 @@ import json
 from typing import Final
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.spool import directory
 from cwsink.spool.survey import survey
@@ -64,7 +65,7 @@ def test_a_wrong_clock_costs_what_cloudwatch_refuses_and_no_more(
 ) -> None:
     """What CloudWatch takes arrives in order, the rest is a dead letter with its reason; an idle leader idles."""
     config = quick_config(server.endpoint_url)
-    settings = {name: value for name, value in vars(config).items() if value is not None}
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
     child = spawn(CHILD, json.dumps([settings, offsets, RECORDS, IDLE_SECONDS]))
     said = json.loads(finish(child))
     books = survey(directory.open_existing(said["path"]))
@@ -84,7 +85,7 @@ def test_a_wrong_clock_costs_what_cloudwatch_refuses_and_no_more(
 def test_records_from_both_sides_of_a_jump_go_in_legal_requests(server: StrictCloudWatch, spawn: Spawn) -> None:
     """Not flushed between: one backlog spans a year and is divided, the server sees no illegal request."""
     config = quick_config(server.endpoint_url, flusher="external", drain_timeout_seconds=0.0)
-    settings = {name: value for name, value in vars(config).items() if value is not None}
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
     offsets = [0, -365 * DAY, 3 * HOUR, -2 * DAY, 20 * DAY, 0]
     child = spawn(CHILD.replace("    assert writer.flush(30)\n", ""), json.dumps([settings, offsets, RECORDS, 0.0]))
     spool = directory.open_existing(json.loads(finish(child))["path"])

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
@@ -78,7 +79,7 @@ def full_segment(world: World) -> None:
 
 def full_spool(world: World, first: int = LANE) -> None:
     """The next append must evict."""
-    writer = Writer(SinkConfig(**{**vars(world.config), "on_full": "drop_newest"}))
+    writer = Writer(SinkConfig(**{**asdict(world.config), "on_full": "drop_newest"}))
     number = first
     while world.log(writer, number):
         number += 1

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
 from cwsink.flusher import leader_state
@@ -63,7 +64,7 @@ def test_no_kill_loses_an_acknowledged_record(
     spool = directory.open_for(config)
     oracle = Oracle(tmp_path / "oracle", RECORDS)
     server.faults.latency_seconds = 0.01
-    settings = {name: value for name, value in vars(config).items() if value is not None}
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
     nursery = Nursery(spawn, work)
 
     def fork(slot: int) -> int:

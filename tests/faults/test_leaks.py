@@ -10,6 +10,7 @@ from typing import Final
 from unittest import mock
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
@@ -58,7 +59,7 @@ def footprint(pid: int, spool: directory.SpoolDirectory) -> tuple[int, int, set[
 def check_generations(server: StrictCloudWatch, spawn: Spawn, generations: int) -> None:
     """Compare after a tenth of the generations, when all is warm, and after the last."""
     config = quick_config(server.endpoint_url)
-    settings = {name: value for name, value in vars(config).items() if value is not None}
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
     nursery = Nursery(spawn, work)
     parent = nursery._process.pid
     spool = directory.open_for(config)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.config import load_config
 from cwsink.frontends.writer import Writer
@@ -75,7 +76,7 @@ def test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment(
 ) -> None:
     """What is acknowledged two seconds later is delivered; no worker has noticed; nothing is invented."""
     config = quick_config(server.endpoint_url)
-    settings = {name: value for name, value in vars(config).items() if value is not None}
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
     nursery = Nursery(spawn, work)
     names = [f"worker{index}" for index in range(WORKERS)]
     pids = [nursery.fork(settings, name, str(tmp_path)) for name in names]

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -138,7 +139,7 @@ def test_four_processes_together_keep_the_cap(spawn: Spawn, server: StrictCloudW
     config = full_config(server.endpoint_url, on_full)
     spool = Writer(config).directory
     count = 3_000
-    settings = msgspec.json.encode({key: value for key, value in vars(config).items() if value is not None}).decode()
+    settings = msgspec.json.encode({key: value for key, value in asdict(config).items() if value is not None}).decode()
     children = [spawn(WORKER, settings, name, count) for name in "abcd"]
     for child in children:
         assert child.stdout

@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer, __version__
 from cwsink.config import SinkConfig

@@ -25,6 +25,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -134,7 +135,7 @@ def config(server: StrictCloudWatch) -> SinkConfig:
 
 
 def changed(config: SinkConfig, **settings: object) -> SinkConfig:
-    return SinkConfig(**{**vars(config), **settings})
+    return SinkConfig(**{**asdict(config), **settings})
 
 
 def spooled(config: SinkConfig, records: list[tuple[str, int | None]]) -> SpoolDirectory:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
@@ -76,7 +77,7 @@ def config(server: StrictCloudWatch) -> SinkConfig:
 
 @pytest.fixture
 def settings(config: SinkConfig) -> dict[str, object]:
-    return {name: value for name, value in vars(config).items() if value is not None}
+    return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -50,7 +51,7 @@ def until_told():
 
 
 def start(spawn: Spawn, body: str, config: SinkConfig, **settings: object) -> subprocess.Popen[str]:
-    given = {name: value for name, value in vars(config).items() if value is not None}
+    given = {name: value for name, value in asdict(config).items() if value is not None}
     return spawn(PRELUDE + body, env={"SETTINGS": json.dumps({**given, **settings})})
 
 
@@ -253,7 +254,7 @@ def test_an_exit_while_the_leader_is_being_loaded_ends(spawn: Spawn, config: Sin
     """Others are left, so the exit waits for nothing else; but a thread that ends in an import leaves its lock held."""
     (tmp_path / "slow.py").write_text(SLOW)
     with_warnings = {"PYTHONWARNINGS": "always::ResourceWarning"}
-    given = {name: value for name, value in vars(config).items() if value is not None}
+    given = {name: value for name, value in asdict(config).items() if value is not None}
     other = Writer(SinkConfig(**{**given, "flusher": "external"}))
     assert other.append("attached")
     child = spawn(PRELUDE + LOADING, env={"SETTINGS": json.dumps(given), **with_warnings})

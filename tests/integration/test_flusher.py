@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import msgspec
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer, __version__
 from cwsink.config import MIN_SEGMENT_BYTES, SinkConfig
@@ -46,7 +47,7 @@ def now_ms() -> int:
 
 
 def changed(config: SinkConfig, **settings: object) -> SinkConfig:
-    return SinkConfig(**{**vars(config), **settings})
+    return SinkConfig(**{**asdict(config), **settings})
 
 
 def filled(config: SinkConfig, messages: list[str], timestamp_ms: int | None = None) -> Writer:

@@ -18,6 +18,7 @@ from unittest import mock
 
 import msgspec
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
 from cwsink.spool import cursor, directory, disk, frame, record, segment
@@ -108,7 +109,7 @@ def make(path: Path) -> None:
         mock.patch.object(disk, "reserve", return_value=False),
     ):
         spool = directory.open_for(
-            SinkConfig(**{**vars(config), "spool_directory": str(path.parent)}), {"HOME": str(path.parent)}
+            SinkConfig(**{**asdict(config), "spool_directory": str(path.parent)}), {"HOME": str(path.parent)}
         )
         spool_id = bytes.fromhex(spool.format.spool_id)
         write_ring(spool, spool_id)

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.cli import main
@@ -55,7 +56,7 @@ COMMAND = """
 
 
 def settings(config: SinkConfig, **changes: object) -> str:
-    return json.dumps({name: value for name, value in {**vars(config), **changes}.items() if value is not None})
+    return json.dumps({name: value for name, value in {**asdict(config), **changes}.items() if value is not None})
 
 
 def tell(worker: subprocess.Popen[str], records: int) -> None:

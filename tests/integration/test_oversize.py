@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -344,7 +345,7 @@ def test_a_leader_with_other_settings_begins_a_split_event_anew(
         deliver(directory, config)
     monkeypatch.setattr(Cursor, "commit", commit)
     begun = len(server.messages())
-    deliver(directory, SinkConfig(**{**vars(config), **change}))
+    deliver(directory, SinkConfig(**{**asdict(config), **change}))
     assert books(directory) == outcome
     anew = server.messages()[begun:-1]
     if change.get("oversize") == "truncate":

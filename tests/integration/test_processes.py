@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
@@ -44,7 +45,7 @@ def reap(pid):
 
 
 def settings_of(config: SinkConfig) -> dict[str, object]:
-    return {name: value for name, value in vars(config).items() if value is not None}
+    return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.cli import main
@@ -80,7 +81,7 @@ class Container:
     """
 
     def __init__(self, name: str, config: SinkConfig, script: Path, *before: str) -> None:
-        given = {key: value for key, value in vars(config).items() if value is not None}
+        given = {key: value for key, value in asdict(config).items() if value is not None}
         self.process = subprocess.Popen(
             ["unshare", *before, sys.executable, str(script), json.dumps(given), name],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AWS_SDK_UA_APP_ID": name},
@@ -143,7 +144,7 @@ def start(tmp_path: Path, config: SinkConfig) -> Iterator[Start]:
     running: list[Container] = []
 
     def begin(name: str, *before: str, **changes: object) -> Container:
-        running.append(Container(name, SinkConfig(**{**vars(config), **changes}), script, *before))
+        running.append(Container(name, SinkConfig(**{**asdict(config), **changes}), script, *before))
         return running[-1]
 
     yield begin
@@ -297,7 +298,7 @@ def test_a_host_that_leaves_in_order_holds_nobody_up(
 
 @pytest.fixture
 def spool(config: SinkConfig) -> SpoolDirectory:
-    return directory.open_for(SinkConfig(**{**vars(config), "flusher": "external"}))
+    return directory.open_for(SinkConfig(**{**asdict(config), "flusher": "external"}))
 
 
 def mark(spool: SpoolDirectory, *, age_seconds: float, boot_id: str = "another-boot") -> None:

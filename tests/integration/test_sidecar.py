@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
 from cwsink.testing import StrictCloudWatch

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import SinkConfig, Writer, diagnostics
 from cwsink.cli import dedicated
@@ -337,7 +338,7 @@ def test_the_endpoint_comes_from_botocores_own_variable(
     """It is stored in FORMAT, so that a replay whose environment lacks it goes to the same place."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", server.endpoint_url)
-    config = load_config(vars(quick_config(flusher="external")))
+    config = load_config(asdict(quick_config(flusher="external")))
     directory = filled(config, "one")
     monkeypatch.delenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS")
     assert open_existing(directory.path).format.endpoint_url == server.endpoint_url

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import FrozenInstanceError, fields
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -123,7 +122,7 @@ def test_a_name_like_no_other_is_answered_with_all_known_ones() -> None:
     """Without a near one, every known name is listed."""
     with pytest.raises(ConfigError) as raised:
         SinkConfig(xyzzy=1)
-    assert all(field.name in str(raised.value) for field in fields(SinkConfig))
+    assert all(name in str(raised.value) for name in SinkConfig.__struct_fields__)
 
 
 def test_an_error_is_cwsinks_and_a_value_error() -> None:
@@ -180,12 +179,12 @@ def test_a_count_has_no_unit() -> None:
         SinkConfig(batch_size="1k")
 
 
-@pytest.mark.parametrize("field", fields(SinkConfig), ids=lambda field: field.name)
-def test_none_means_the_default(field: Any) -> None:
+@pytest.mark.parametrize("name", SinkConfig.__struct_fields__)
+def test_none_means_the_default(name: str) -> None:
     """Keyword, mapping or object: None is as good as not given."""
-    assert SinkConfig(**{field.name: None}) == DEFAULTS
-    assert load({field.name: None}) == DEFAULTS
-    assert load(**{field.name: None}) == DEFAULTS
+    assert SinkConfig(**{name: None}) == DEFAULTS
+    assert load({name: None}) == DEFAULTS
+    assert load(**{name: None}) == DEFAULTS
 
 
 ENVIRONMENT = {
@@ -234,13 +233,13 @@ ENVIRONMENT = {
 BESIDE: dict[str, dict[str, Any]] = {"external_id": {"role_arn": "arn:role"}}
 
 
-@pytest.mark.parametrize("field", fields(SinkConfig), ids=lambda field: field.name)
-def test_every_setting_can_come_from_the_environment(field: Any) -> None:
+@pytest.mark.parametrize("name", SinkConfig.__struct_fields__)
+def test_every_setting_can_come_from_the_environment(name: str) -> None:
     """FAPILOG_CLOUDWATCH__<NAME> as text gives the same as the value itself; none is forgotten."""
-    text, value = ENVIRONMENT[field.name]
-    beside = BESIDE.get(field.name, {})
-    loaded = load(env={ENVIRONMENT_PREFIX + field.name.upper(): text}, **beside)
-    assert loaded == SinkConfig(**{field.name: value}, **beside)
+    text, value = ENVIRONMENT[name]
+    beside = BESIDE.get(name, {})
+    loaded = load(env={ENVIRONMENT_PREFIX + name.upper(): text}, **beside)
+    assert loaded == SinkConfig(**{name: value}, **beside)
     assert loaded != SinkConfig(**beside)
 
 
@@ -252,7 +251,7 @@ def test_what_the_environment_says_wrongly_is_an_error_too() -> None:
 
 def test_a_variable_that_is_empty_is_not_set() -> None:
     """`FAPILOG_CLOUDWATCH__REGION=` in a compose file means nothing."""
-    assert load(env={ENVIRONMENT_PREFIX + field.name.upper(): "" for field in fields(SinkConfig)}) == DEFAULTS
+    assert load(env={ENVIRONMENT_PREFIX + name.upper(): "" for name in SinkConfig.__struct_fields__}) == DEFAULTS
 
 
 def test_variables_that_are_not_ours_are_ignored() -> None:
@@ -310,7 +309,7 @@ def test_the_built_in_sinks_object_is_accepted() -> None:
 
 def test_every_setting_of_the_built_in_sink_is_known() -> None:
     """Whatever its users set, they can set here."""
-    assert set(CloudWatchSinkConfig.model_fields) <= {field.name for field in fields(SinkConfig)}
+    assert set(CloudWatchSinkConfig.model_fields) <= set(SinkConfig.__struct_fields__)
 
 
 def test_a_config_passes_through_unaltered() -> None:
@@ -335,7 +334,7 @@ def test_a_path_is_as_good_as_text() -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     """What was checked stays what it was."""
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         SinkConfig().batch_size = 0  # type: ignore[misc]
 
 
