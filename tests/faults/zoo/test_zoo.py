@@ -117,7 +117,7 @@ def cells() -> Iterator[Cell]:
 
 def marks(cell: Cell) -> list[pytest.MarkDecorator]:
     """Return what a cell that is not common is marked with."""
-    return [] if cell.is_common else [pytest.mark.long, pytest.mark.timeout(600)]
+    return [] if cell.is_common else [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 Keep = Callable[..., Animal]
