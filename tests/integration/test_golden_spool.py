@@ -88,7 +88,7 @@ def outcome(path: str, server: StrictCloudWatch) -> dict[str, Any]:
             {name: value for name, value in json.loads(line).items() if name != "time"}
             for line in (letters.read_text(encoding="utf-8").splitlines() if letters.exists() else [])
         ],
-        "ledger": {name: value for name, value in vars(books).items() if name not in ("epoch", "oldest_pending_ms")},
+        "ledger": {name: value for name, value in asdict(books).items() if name not in ("epoch", "oldest_pending_ms")},
         "segments_left": segments(spool),
     }
 

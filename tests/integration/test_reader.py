@@ -13,6 +13,7 @@ from zlib import crc32
 
 import msgspec
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -232,7 +233,7 @@ def test_a_damaged_header_costs_no_record(
 
 def test_a_segment_with_a_damaged_header_is_counted_when_it_is_evicted(small: SinkConfig) -> None:
     """As any other."""
-    writer = Writer(SinkConfig(**{**vars(small), "spool_max_bytes": 16 * SMALL}))
+    writer = Writer(SinkConfig(**{**asdict(small), "spool_max_bytes": 16 * SMALL}))
     appended = 0
     while len(segments(writer.directory)) < 3:
         appended += writer.append("." * 300)
@@ -303,7 +304,7 @@ def put_kind(directory: SpoolDirectory, name: str, kind: str) -> None:
 )
 def test_garbage_in_the_ring_stops_nothing(small: SinkConfig, server: StrictCloudWatch, name: str, kind: str) -> None:
     """Whatever lies in ring/, under whatever name: appends, rotation, eviction, delivery and surveys go on."""
-    writer = Writer(SinkConfig(**{**vars(small), "spool_max_bytes": 16 * SMALL}))
+    writer = Writer(SinkConfig(**{**asdict(small), "spool_max_bytes": 16 * SMALL}))
     put_kind(writer.directory, name, kind)
     messages = [f"{number} {'.' * 300}" for number in range(40)]
     assert all(writer.append(message) for message in messages)
@@ -342,7 +343,7 @@ def test_a_segment_of_a_newer_layout_is_left_alone_and_the_others_flow(
     newest: bool,
 ) -> None:
     """It is not read, not written, not evicted and not removed; it is reported."""
-    config = SinkConfig(**{**vars(small), "spool_max_bytes": 8 * SMALL})
+    config = SinkConfig(**{**asdict(small), "spool_max_bytes": 8 * SMALL})
     writer = Writer(config)
     number = 1
     if newest:
@@ -451,7 +452,7 @@ def test_one_pass_over_a_hostile_segment_ends(small: SinkConfig, server: StrictC
 
 def test_a_hollowed_segment_is_got_over_when_the_cursor_is_lost(small: SinkConfig, server: StrictCloudWatch) -> None:
     """With the cursor gone what is left of a delivered segment is read again, and its hole skipped."""
-    config = SinkConfig(**{**vars(small), "segment_bytes": 8 * SMALL})
+    config = SinkConfig(**{**asdict(small), "segment_bytes": 8 * SMALL})
     idle, writer = Writer(config), Writer(config)
     assert idle.append("idle")
     fillers = fill_segment(writer, count=2)

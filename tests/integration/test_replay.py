@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.cli import main, replay
@@ -170,7 +171,7 @@ def test_what_is_refused_again_is_a_dead_letter_again(
 
 def test_every_spool_below_a_root(external: SinkConfig, capsys: Capture) -> None:
     """Each has its own line; one that is empty says so."""
-    spools = [Writer(SinkConfig(**{**vars(external), "log_stream_name": name})).directory for name in ("a", "b", "c")]
+    spools = [Writer(SinkConfig(**{**asdict(external), "log_stream_name": name})).directory for name in ("a", "b", "c")]
     bury(spools[0], "poison", "1")
     bury(spools[2], "expired", "2", "3")
     cwsink(os.path.dirname(spools[0].path))
@@ -522,7 +523,7 @@ def test_a_kill_at_any_point_loses_no_letter(external: SinkConfig, spawn: Spawn,
     """Each letter is in the ring or still a dead letter; at most one step of them is in both."""
     messages = [f"letter {number}" for number in range(8)]
     for kill_at in range(100):
-        spool = Writer(SinkConfig(**{**vars(external), "log_stream_name": f"killed-{kill_at}"})).directory
+        spool = Writer(SinkConfig(**{**asdict(external), "log_stream_name": f"killed-{kill_at}"})).directory
         bury(spool, "poison", *messages[:6])
         os.replace(spool.dead_letters, f"{spool.dead_letters}.1")
         bury(spool, "poison", *messages[6:])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -254,7 +255,7 @@ def test_a_thread_paused_before_its_write_loses_nothing_to_a_rotation(
 
 def test_a_stopped_holder_of_the_budget_lock_makes_nobody_wait(small: SinkConfig, spawn: Spawn) -> None:
     """Others go on up to twice a segment, then refuse; when the holder is gone they evict again."""
-    config = SinkConfig(**{**vars(small), "spool_max_bytes": 4 * SMALL})
+    config = SinkConfig(**{**asdict(small), "spool_max_bytes": 4 * SMALL})
     writer = Writer(config)
     assert writer.append("first")
     fill_segment(writer, count=3)
@@ -303,7 +304,7 @@ def test_an_idle_worker_appends_hours_later(
     Its late record is delivered whether it still goes to the old segment (within a second of the last
     look) or, hours later, to the newest.
     """
-    config = SinkConfig(**{**vars(small), "segment_bytes": 8 * SMALL})
+    config = SinkConfig(**{**asdict(small), "segment_bytes": 8 * SMALL})
     clock = Clock(monkeypatch)
     idle, busy = Writer(config), Writer(config)
     assert idle.append("early")
@@ -461,7 +462,7 @@ def test_an_error_of_the_disk_is_counted_and_never_raised(
 
 def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> None:
     """Where the file system can, "disk full" happens at rotation and not in the middle of a record."""
-    writer = Writer(SinkConfig(**{**vars(small), "segment_bytes": 1024 * 1024}))
+    writer = Writer(SinkConfig(**{**asdict(small), "segment_bytes": 1024 * 1024}))
     assert writer.append("one")
     path = segment_path(writer.directory, 1)
     with path.open("r+b") as file:
@@ -473,7 +474,7 @@ def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> Non
 
 def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """ENOSPC at creation: the oldest segment goes under drop_oldest, else the record is refused; no litter."""
-    keeper = Writer(SinkConfig(**{**vars(small), "on_full": "drop_newest"}))
+    keeper = Writer(SinkConfig(**{**asdict(small), "on_full": "drop_newest"}))
     assert keeper.append("first")
     fill_segment(keeper, count=2)
 

@@ -325,7 +325,7 @@ def test_the_region_comes_from_awss_own_variables(
     """It signs the requests, and a replay by another process knows it."""
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.setenv(variable, "eu-central-1")
-    config = load_config(vars(settings(server, region=None)))
+    config = load_config(asdict(settings(server, region=None)))
     directory = filled(config)
     deliver(directory, config)
     assert {call.region for call in calls} == {"eu-central-1"}
