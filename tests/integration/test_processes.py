@@ -400,7 +400,7 @@ def test_a_worker_that_does_not_lead_has_no_client(run: Run, config: SinkConfig)
     while leader_state.read(spool) is None:
         assert time.monotonic() < until
         time.sleep(0.01)
-    inventory = json.loads(run("burst('a')\ntime.sleep(1)\n" + INVENTORY))
+    inventory = json.loads(run("burst('a')\ntime.sleep(1)  # what is measured is that nothing happens\n" + INVENTORY))
     assert inventory == {"threads": 2, "modules": []}
     assert leader_state.read(spool).pid == os.getpid()
     assert writer.flush(HANG_SECONDS)
