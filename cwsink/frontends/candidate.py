@@ -29,6 +29,7 @@ from cwsink import native
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import own_work, report
 from cwsink.errors import ConfigError
+from cwsink.frontends import importing
 from cwsink.spool import descriptors, lease, segment, survey
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -47,8 +48,6 @@ _LAST_TRIES_SECONDS: Final = 1.0
 # How often the last one out looks whether a leader that is leaving, too, has gone.
 _DRAIN_POLL_SECONDS: Final = 0.02
 
-# How long an exit waits for a leader that is loading boto3, or making its client: half a second on a machine at rest.
-_LOAD_SECONDS: Final = 2.0
 # How long it waits for such a leader only to take delivered segments away, which the next start does as well.
 _TIDY_SECONDS: Final = 0.25
 
@@ -234,17 +233,30 @@ class Candidate:
         claim = lease.Lease(self._directory)
         if not claim.try_acquire():
             return False
-        with descriptors.no_fork():
-            if self._drain_seconds == 0.0:  # told to leave, to others: what is loaded now, the exit does not wait for
-                claim.release()
-                return False
-            from cwsink.flusher import adoption
+        try:
+            self._load()
+            return self._lead(claim)
+        except importing.Interrupted:
+            return False
+        finally:
+            self._orders = None
+            claim.release()
+
+    def _load(self) -> None:
+        with descriptors.no_fork(), importing.interruptible():
+            if self._drain_seconds == 0.0:  # told to leave, to others: whatever is loaded now is loaded for nothing
+                raise importing.Interrupted
+            from cwsink.flusher import adoption  # noqa: F401
             from cwsink.flusher.cloudwatch import load
-            from cwsink.flusher.delivery import Stopped
-            from cwsink.flusher.flusher import Flusher, Orders
-            from cwsink.spool.cursor import Fenced
 
             load()
+
+    def _lead(self, claim: lease.Lease) -> bool:
+        from cwsink.flusher import adoption
+        from cwsink.flusher.delivery import Stopped
+        from cwsink.flusher.flusher import Flusher, Orders
+        from cwsink.spool.cursor import Fenced
+
         try:
             orders = Orders()
             flusher = Flusher(
@@ -258,9 +270,6 @@ class Candidate:
             return False
         except Stopped:
             pass
-        finally:
-            self._orders = None
-            claim.release()
         return True
 
     def _refresh_rings(self) -> None:
@@ -316,17 +325,7 @@ def _leave_all() -> None:
     for candidate in leaving:
         with contextlib.suppress(Exception):
             candidate.leave()
-    _let_loading_end()
-
-
-def _let_loading_end() -> None:
-    """Wait for a thread that is importing: the interpreter would end it with the import lock held.
-
-    Whatever imports after that hangs for ever, and the process with it: the warning of an unclosed socket does.
-    """
-    until = time.monotonic() + _LOAD_SECONDS
-    while not descriptors.may_fork() and time.monotonic() < until:
-        native.sleep(_DRAIN_POLL_SECONDS)
+    importing.interrupt()
 
 
 def _forked() -> None:

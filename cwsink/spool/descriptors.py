@@ -89,14 +89,6 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
     return _gate
 
 
-def may_fork() -> bool:
-    """Tell whether no other thread is in `no_fork()` now. Does not wait."""
-    gate = _gate
-    if is_free := gate.acquire(blocking=False):
-        gate.release()
-    return is_free
-
-
 def acquire(path: str, flags: int) -> int:
     """Open `path` and own the descriptor. Raises OSError."""
     with _opening:

@@ -34,7 +34,7 @@ PROLOGUE = f"""
         sys.exit(f"cannot mount: {{os.strerror(ctypes.get_errno())}}")
 
     from cwsink import Writer
-    from cwsink.spool import descriptors
+    from cwsink.frontends import importing
     from cwsink.spool.survey import survey
     from tests.support import quick_config
 
@@ -207,7 +207,7 @@ def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
         fill()
         first = [writer.append(f"{number}") for number in range(10)]
         assert all(first)  # its blocks were reserved
-        until(lambda: "boto3.session" in sys.modules and descriptors.may_fork(), "a leader is loaded, and tries")
+        until(lambda: "boto3.session" in sys.modules and not importing.is_under_way(), "a leader is loaded, and tries")
         began = time.process_time()
         time.sleep(1.0)  # a leader that spins takes all of it
         used = time.process_time() - began

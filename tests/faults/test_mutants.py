@@ -78,7 +78,7 @@ MUTANTS: Final = {
     ),
     "an exit in the middle of an import": Mutant(
         "frontends/candidate.py",
-        "            candidate.leave()\n    _let_loading_end()\n",
+        "            candidate.leave()\n    importing.interrupt()\n",
         "            candidate.leave()\n",
         f"{INTEGRATION}test_exit_time.py::test_an_exit_while_the_leader_is_being_loaded_ends",
     ),
