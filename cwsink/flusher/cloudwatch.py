@@ -47,8 +47,8 @@ _OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStre
 
 def load() -> None:
     """Import all that a call needs: half a second, which a leader spends before it begins (see `no_fork`)."""
-    for name in ("boto3.session", "botocore.credentials", "botocore.parsers", "encodings.ascii", "encodings.idna"):
-        import_module(name)  # the encodings: of the first look-up of a host name
+    for name in ("boto3.session", "botocore.credentials", "botocore.parsers", "encodings.idna"):
+        import_module(name)  # encodings.idna: of the first look-up of a host name
 
 
 class _LogsClient(Protocol):

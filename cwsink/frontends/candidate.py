@@ -30,7 +30,7 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import own_work, report
 from cwsink.errors import ConfigError
 from cwsink.frontends import importing
-from cwsink.spool import descriptors, lease, segment, survey
+from cwsink.spool import descriptors, disk, lease, segment, survey
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
@@ -250,6 +250,7 @@ class Candidate:
             from cwsink.flusher.cloudwatch import load
 
             load()
+            disk.load()
 
     def _lead(self, claim: lease.Lease) -> bool:
         from cwsink.flusher import adoption

@@ -46,11 +46,29 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def load() -> None:
+    """Load what the calls need: ctypes, a megabyte, so who makes a segment or leads does it, not every worker."""
+    global _fallocate, _looked
+    if _looked:
+        return
+    _looked = True
+    if sys.platform == "linux":
+        try:
+            import ctypes
+        except ImportError:  # the interpreter is being taken apart; the append that is under way is not
+            return
+        function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+        if function is not None:
+            function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+            function.restype = ctypes.c_int
+            _fallocate = function
+
+
 def _call(fd: int, mode: int, start: int, length: int) -> bool:
-    function = _find()
-    if function is None or length <= 0:
+    load()
+    if _fallocate is None or length <= 0:
         return False
-    if function(fd, mode, start, length) == 0:
+    if _fallocate(fd, mode, start, length) == 0:
         return True
     import ctypes
 
@@ -58,21 +76,3 @@ def _call(fd: int, mode: int, start: int, length: int) -> bool:
     if code in _UNSUPPORTED:
         return False
     raise OSError(code, os.strerror(code))
-
-
-def _find() -> Callable[[int, int, int, int], int] | None:
-    # ctypes is loaded by the process that makes a segment, not by every worker: it costs a megabyte.
-    global _fallocate, _looked
-    if not _looked:
-        _looked = True
-        if sys.platform == "linux":
-            try:
-                import ctypes
-            except ImportError:  # the interpreter is being taken apart; the append that is under way is not
-                return None
-            function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-            if function is not None:
-                function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-                function.restype = ctypes.c_int
-                _fallocate = function
-    return _fallocate

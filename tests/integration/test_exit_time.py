@@ -269,6 +269,39 @@ def test_an_exit_while_the_leader_is_being_loaded_ends(spawn: Spawn, config: Sin
     other.close()
 
 
+# Whatever a thread looks for that is not loaded yet, as long as no exit would wait for it.
+LATE = """
+import sys, threading
+main = threading.main_thread()
+late = []
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        importing = sys.modules.get("cwsink.frontends.importing")
+        if threading.current_thread() is not main and not (importing and importing.is_under_way()):
+            late.append(name)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("is_troubled", [False, True], ids=["up", "troubled"])
+def test_a_leader_imports_only_where_an_exit_ends_it(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, tmp_path: Path, is_troubled: bool
+) -> None:
+    """From its first try for the lease to its last: it is a thread, and can be cut off anywhere."""
+    earlier = Writer(quick_config(server.endpoint_url, flusher="external"))
+    assert earlier.append("the spool's files are made; a leader that finds them takes other ways")
+    if is_troubled:
+        server.faults.drop_connection_before_storing()
+        server.faults.fail_next(code="ThrottlingException")
+        server.faults.junk_next()
+    (tmp_path / "late.py").write_text(LATE)
+    child = start(spawn, "import late\nburst()\nassert writer.flush(60)\nprint(late.late)\n", config)
+    assert finish(child) == "[]\n"
+    earlier.close()
+
+
 def test_who_is_told_to_leave_does_not_begin_to_load(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease was won a moment before: it is handed on, and nothing is begun that the exit would cut off."""
     loaded: list[str] = []
