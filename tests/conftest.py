@@ -27,6 +27,11 @@ from tests.support import CHILD_SECONDS, books_balance, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
+# A shell has what it starts in the background of a script ignore SIGINT, and that is inherited: no test could
+# interrupt the processes it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
