@@ -80,6 +80,17 @@ def start_thread(work: Callable[[], None]) -> None:
     start(work, ())
 
 
+def refuse_late_patch() -> None:
+    """Raise PatchedError if eventlet has patched after cwsink was imported.
+
+    It leaves locks as they are that exist by then, or turns them into greenlets' ones while they are held: a thread
+    that meets both kinds fails or hangs. What gevent patches late works.
+    """
+    patcher = sys.modules.get("eventlet.patcher")
+    if _began_unpatched and patcher is not None and patcher.is_monkey_patched("thread"):
+        raise PatchedError("eventlet has patched threads after cwsink was imported")
+
+
 def advice() -> str:
     """Return what to do if the flusher fails in a process whose threads are patched; "" in others."""
     return "" if _is_real(_thread.start_new_thread) else f" {_PATCH_FIRST}{_ELSEWHERE}"
@@ -87,6 +98,9 @@ def advice() -> str:
 
 def _is_real(start: object) -> bool:
     return isinstance(start, BuiltinFunctionType)
+
+
+_began_unpatched: Final = _is_real(_thread.start_new_thread)
 
 
 def _starters() -> Iterator[Callable[[Callable[[], None], tuple[()]], object]]:

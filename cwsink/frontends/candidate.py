@@ -1,7 +1,7 @@
 """This process's candidacy for leader: one thread for each spool, and the way out.
 
-The only place that starts the flusher, and it imports it (and so boto3) only once
-the lease is won: a worker that never leads holds no client.
+The only place that starts the flusher, and it imports it (and so boto3), and filelock, only when
+nobody has the lease: a worker that never leads holds neither.
 
 The thread begins with the first append in a process, never at import, and anew in a
 forked child. It is started with `_thread`, not `threading`: the first append may be
@@ -230,27 +230,35 @@ class Candidate:
             return False
 
     def _lead_if_elected(self) -> bool:
+        with lease.vacancy(self._directory) as is_vacant:
+            if not (is_vacant and self._load()):
+                return False
         claim = lease.Lease(self._directory)
         if not claim.try_acquire():
             return False
         try:
-            self._load()
             return self._lead(claim)
-        except importing.Interrupted:
-            return False
         finally:
             self._orders = None
             claim.release()
 
-    def _load(self) -> None:
-        with descriptors.no_fork(), importing.interruptible():
-            if self._drain_seconds == 0.0:  # told to leave, to others: whatever is loaded now is loaded for nothing
-                raise importing.Interrupted
-            from cwsink.flusher import adoption  # noqa: F401
-            from cwsink.flusher.cloudwatch import load
+    def _load(self) -> bool:
+        """Import what leading needs. False: the process ends, and it is not needed any more. Raises PatchedError."""
+        native.refuse_late_patch()
+        try:
+            with descriptors.no_fork(), importing.interruptible():
+                if self._drain_seconds == 0.0:  # told to leave, to others
+                    return False
+                import filelock  # noqa: F401
 
-            load()
-            disk.load()
+                from cwsink.flusher import adoption  # noqa: F401
+                from cwsink.flusher.cloudwatch import load
+
+                load()
+                disk.load()
+        except importing.Interrupted:
+            return False
+        return True
 
     def _lead(self, claim: lease.Lease) -> bool:
         from cwsink.flusher import adoption

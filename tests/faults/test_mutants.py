@@ -82,6 +82,12 @@ MUTANTS: Final = {
         "            candidate.leave()\n",
         f"{INTEGRATION}test_exit_time.py::test_an_exit_while_the_leader_is_being_loaded_ends",
     ),
+    "a lease that filelock gives back at exit": Mutant(
+        "spool/lease.py",
+        "        threading.current_thread()\n",
+        "",
+        f"{INTEGRATION}test_exit_time.py::test_a_leader_keeps_its_lease_until_it_has_drained",
+    ),
     "a lease without the inode": Mutant(
         "spool/lease.py",
         "return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode",

@@ -15,13 +15,10 @@ from typing import Any
 
 import pytest
 
-from cwsink import Writer, diagnostics
-from cwsink.spool.lease import Lease
-from cwsink.spool.survey import survey
+from cwsink import diagnostics
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import deliver
-from tests.support import finish, quick_config
+from tests.support import finish
 
 SETTINGS = """
 import asyncio, atexit, logging, sys, time
@@ -101,28 +98,6 @@ def test_an_idle_leader_under_debug_sends_no_record_of_its_own(
     assert heard["botocore"] > 50
     assert heard["filelock"] > 1
     assert entries(server) == [("app", "one"), ("botocore.endpoint", "two")]
-
-
-def test_a_worker_that_stands_for_election_under_debug_appends_nothing(server: StrictCloudWatch, spawn: Spawn) -> None:
-    """Each try for a lease that another process holds is logged by filelock: none of that is spooled."""
-    config = quick_config(server.endpoint_url, flusher="external")
-    directory = Writer(config).directory
-    lease = Lease(directory)
-    assert lease.try_acquire()
-    child = spawn(
-        BRIDGED
-        + """
-app.debug("one")
-while Others.heard.count("filelock") < 10:
-    time.sleep(0.05)
-""",
-        env={**server.environment(), "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "0"},
-    )
-    finish(child)
-    lease.release()
-    assert survey(directory).pending <= 2  # fapilog's own event loop may have had a word
-    deliver(directory, config)
-    assert entries(server) == [("app", "one")]
 
 
 def test_a_record_of_the_exit_under_debug_is_one_record(server: StrictCloudWatch, spawn: Spawn) -> None:

@@ -371,3 +371,16 @@ def test_a_leader_finishes_a_call_that_is_answered_in_time(
     assert time.monotonic() - began < NEVER_SECONDS
     assert server.messages() == [f"record-{number}" for number in range(50)]
     assert survey(directory.open_for(config)).pending == 0
+
+
+def test_a_leader_keeps_its_lease_until_it_has_drained(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+) -> None:
+    """A call is stored and not answered yet when the exit begins: nobody gives its lease back, nothing is sent twice."""
+    body = "assert writer.append('first') and writer.flush(60)\nuntil_told()\nburst()\ntime.sleep(0.5)\n"
+    child = start(spawn, body, config)
+    wait_until_ready(child)
+    server.faults.latency_seconds = 1.5
+    finish(child)
+    assert server.messages() == ["first", *(f"record-{number}" for number in range(50))]
+    assert {request.user_agent.partition("epoch/")[2].split()[0] for request in server.requests} == {"1"}

@@ -373,10 +373,8 @@ def test_the_last_one_out_gives_up_after_its_drain_timeout(
 # What a worker does not have.
 
 INVENTORY = """
-print(json.dumps({
-    "threads": len(os.listdir("/proc/self/task")),
-    "modules": [name for name in ("boto3", "botocore", "fapilog", "cwsink.flusher.flusher") if name in sys.modules],
-}))
+heavy = {"boto3", "botocore", "fapilog", "filelock", "cwsink.flusher.flusher"}
+print(json.dumps({"threads": len(os.listdir("/proc/self/task")), "modules": sorted(heavy & set(sys.modules))}))
 """
 
 
@@ -392,7 +390,7 @@ def test_an_external_flusher_leaves_the_worker_alone(run: Run, config: SinkConfi
 
 
 def test_a_worker_that_does_not_lead_has_no_client(run: Run, config: SinkConfig) -> None:
-    """Beside a leader, a worker stands for election and loads neither boto3 nor the flusher."""
+    """Beside a leader, a worker stands for election and loads neither boto3 nor filelock nor the flusher."""
     writer = Writer(config)
     assert writer.append("the leader")
     spool = directory.open_for(config)
