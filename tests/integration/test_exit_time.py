@@ -376,7 +376,7 @@ def test_a_leader_finishes_a_call_that_is_answered_in_time(
 def test_a_leader_keeps_its_lease_until_it_has_drained(
     server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
 ) -> None:
-    """A call is stored and not answered yet when the exit begins: nobody gives its lease back, nothing is sent twice."""
+    """A call is stored and not answered yet at the exit: nobody gives its lease back, nothing is sent twice."""
     body = "assert writer.append('first') and writer.flush(60)\nuntil_told()\nburst()\ntime.sleep(0.5)\n"
     child = start(spawn, body, config)
     wait_until_ready(child)
