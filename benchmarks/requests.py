@@ -10,8 +10,10 @@ passes for everyone) and logs 3 lines of about 300 bytes. Each row is a gunicorn
   request, and its own delay counts from when it should have been sent). Gunicorn, CloudWatch and the load
   share this machine: flat out, a latency would be that of the queue for its cores.
   The first 2 s are not counted: in them who leads for cwsink loads boto3, in a thread (others do before they serve).
-* CPU: of gunicorn and what it started (cwsink's flusher too), per request, flat out. What the machine's other
-  tenants do moves it least.
+* CPU: of gunicorn and what it started (cwsink's flusher too), per request, flat out.
+* logging: which part of that is spent in the logger's calls, and in threads and processes that serve no requests (who
+  delivers, who stands for election). Its percentage is what comes on top of "nothing", of the CPU of a request with
+  "nothing". It is measured where it is spent, not as the difference of two totals, which drift with the machine.
 * kept: which share of the lines logged has arrived, or waits in a spool, when gunicorn has been stopped.
 
 "Nothing" is the same logging library with a sink that does nothing, so what fapilog, or logging, costs is in
@@ -37,7 +39,7 @@ from typing import Final, NamedTuple
 
 from benchmarks.report import Report, add_options
 from benchmarks.staging import load
-from benchmarks.staging.service import LINES, STATES, WORKERS, DownError, Service, Turn, passes_for
+from benchmarks.staging.service import LINES, STATES, WORKERS, DownError, Service, Spent, Turn, passes_for
 from benchmarks.staging.subjects import Subject
 
 WORK_SECONDS: Final = 0.003
@@ -62,11 +64,16 @@ class Measured(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A column: what it is of some turns, with this many digits."""
+    """A column: what it is of some turns, with this many digits; and the one that its percentages are of, or itself."""
 
     name: str
     digits: int
     of: Callable[[Sequence[Turn]], float]
+    whole: Callable[[Sequence[Turn]], float] | None = None
+
+    def above(self, turns: Sequence[Turn], floor: Sequence[Turn]) -> float:
+        """Return by how many per cent of the whole it is above the floor."""
+        return 100 * (self.of(turns) - self.of(floor)) / (self.whole or self.of)(floor)
 
 
 def percentile(part: float) -> Callable[[Sequence[Turn]], float]:
@@ -79,9 +86,20 @@ def percentile(part: float) -> Callable[[Sequence[Turn]], float]:
     return of
 
 
+def per_request_ms(spent: Callable[[Spent], float]) -> Callable[[Sequence[Turn]], float]:
+    """Return the function that gives this CPU time per request, in ms."""
+
+    def of(turns: Sequence[Turn]) -> float:
+        return 1000 * sum(spent(each.spent) for each in turns) / sum(each.answered for each in turns)
+
+    return of
+
+
+CPU_MS: Final = per_request_ms(lambda spent: spent.all)
 METRICS: Final = (
     Metric("requests/s", 0, lambda turns: statistics.mean(each.per_second for each in turns)),
-    Metric("CPU ms", 2, lambda turns: 1000 * sum(each.cpu_seconds for each in turns) / sum(e.answered for e in turns)),
+    Metric("CPU ms", 2, CPU_MS),
+    Metric("logging ms", 3, per_request_ms(lambda spent: spent.calls + spent.beside), CPU_MS),
     Metric("p50 ms", 1, percentile(0.5)),
     Metric("p99 ms", 1, percentile(0.99)),
 )
@@ -142,7 +160,7 @@ def compared(metric: Metric, turns: list[Turn], floor: list[Turn]) -> str:
     chance = random.Random(1)
 
     def percent(rounds: Sequence[int]) -> float:
-        return 100 * (metric.of([turns[each] for each in rounds]) / metric.of([floor[each] for each in rounds]) - 1)
+        return metric.above([turns[each] for each in rounds], [floor[each] for each in rounds])
 
     every = range(len(turns))
     drawn = sorted(percent(chance.choices(every, k=len(turns))) for _ in range(DRAWS))

@@ -38,20 +38,27 @@ _HANG_SECONDS: Final = 90.0
 _GROUP: Final = "/benchmark/requests"
 
 _APP: Final = """
-import json, os
+import json, mmap, os
+from time import thread_time_ns
 from benchmarks.staging.logger import open_logger, structured
 
 PASSES, LINES = int(os.environ["PASSES"]), int(os.environ["LINES"])
 BASKET = {"items": [{"id": number, "name": "x" * 20, "price": number * 1.1} for number in range(50)]}
 
 log = structured(open_logger())
+with open(f"logging-{os.getpid()}", "w+b") as file:
+    file.write(bytes(8))
+    file.flush()
+    NS = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")  # that this worker has spent in calls of the logger
 
 
 def app(environ, start_response):
     for _ in range(PASSES):
         json.loads(json.dumps(BASKET))
+    began = thread_time_ns()
     for number in range(LINES):
         log("request done", path=environ["PATH_INFO"], status=200, number=number, padding="y" * 180)
+    NS[0] += thread_time_ns() - began
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
     return [b"ok\\n"]
 """
@@ -61,13 +68,25 @@ class DownError(Exception):
     """The application does not answer, or does not end."""
 
 
+class Spent(NamedTuple):
+    """CPU time, in seconds: of all processes; in the logger's calls; in no thread that serves requests."""
+
+    all: float
+    calls: float
+    beside: float
+
+    def since(self, before: Spent) -> Spent:
+        """Return what was spent since then."""
+        return Spent(*(now - then for now, then in zip(self, before, strict=True)))
+
+
 class Turn(NamedTuple):
-    """What a service did in one turn: at a fixed rate, then flat out."""
+    """What a service did in one turn: at a fixed rate, then flat out (`answered` requests, with `spent`)."""
 
     latencies_ms: list[float]
     per_second: float
     answered: int
-    cpu_seconds: float
+    spent: Spent
 
 
 class Service:
@@ -99,12 +118,12 @@ class Service:
             self._signal(signal.SIGCONT)
             self._answered += len(load.paced(self._port, _WAKE_UP_SECONDS, rate))
             latencies = load.paced(self._port, seconds, rate)
-            began = self._cpu_seconds()
+            before = self._spent()
             per_second, answered = load.flat_out(self._port, seconds)
-            cpu = self._cpu_seconds() - began
+            spent = self._spent().since(before)
             self._signal(signal.SIGSTOP)
         self._answered += len(latencies) + answered
-        return Turn(latencies, per_second, answered, cpu)
+        return Turn(latencies, per_second, answered, spent)
 
     def end(self) -> float:
         """Stop gunicorn. Returns which share of the lines logged has arrived, or waits in a spool. Raises DownError."""
@@ -125,13 +144,18 @@ class Service:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def _cpu_seconds(self) -> float:
-        """Return the CPU time the living processes of the session have used."""
-        ticks = 0
-        for pid in session_of(self._process.pid):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def _spent(self) -> Spent:
+        """Return what the living threads of the session have used."""
+        calls = {path.name.partition("-")[2]: path.read_bytes() for path in self._folder.glob("logging-*")}
+        everywhere = serving = 0
+        for pid in map(str, session_of(self._process.pid)):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                nanoseconds = int((task / "schedstat").read_text().split()[0])
+                everywhere += nanoseconds
+                if pid in calls and task.name == pid:  # a worker's main thread
+                    serving += nanoseconds
+        called = sum(int.from_bytes(each, sys.byteorder) for each in calls.values())
+        return Spent(everywhere / 1e9, called / 1e9, (everywhere - serving) / 1e9)
 
     @contextmanager
     def _said(self) -> Iterator[None]:
