@@ -5,7 +5,7 @@ A line goes to stderr and to every subscriber (the fapilog sink subscribes
 fapilog's own diagnostics). The same `key` speaks at most once in
 `QUIET_SECONDS`; what was held back is counted in the next line.
 
-Others log for us: filelock each try for the lease, botocore each request with its body.
+Others log for us: filelock each lock it takes, botocore each request with its body.
 Spooled and sent, that would be a request more, with a larger body: a loop that grows.
 `own_work` marks such a thread, and whatever brings records of the logging module to a
 spool leaves out those that `is_own` knows.

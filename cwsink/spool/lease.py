@@ -65,8 +65,9 @@ class Lease:
         self._pid = os.getpid()
         status = os.stat(self._path)
         self._inode = (status.st_dev, status.st_ino)
-        # At exit, before our own handler if it was imported later, filelock gives back the locks of a process that has
-        # no thread but the main one: by `threading`, which knows a thread that it has not started once that has asked.
+        # filelock's exit handler gives back the locks of a process that has its main thread only, and runs before ours,
+        # which was registered earlier: a leader would lose its lease before it has drained. It counts by `threading`,
+        # which knows a thread that it has not started once that thread has asked for itself.
         threading.current_thread()
         self._heartbeat.begin()
         return True

@@ -377,10 +377,14 @@ def test_a_leader_keeps_its_lease_until_it_has_drained(
     server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
 ) -> None:
     """A call is stored and not answered yet at the exit: nobody gives its lease back, nothing is sent twice."""
-    body = "assert writer.append('first') and writer.flush(60)\nuntil_told()\nburst()\ntime.sleep(0.5)\n"
-    child = start(spawn, body, config)
+    first = "assert writer.append('first') and writer.flush(60)\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+    child = start(spawn, first + "burst()\nuntil_told()\n", config)
     wait_until_ready(child)
     server.faults.latency_seconds = 1.5
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert server.wait_for_events(51, HANG_SECONDS)
     finish(child)
     assert server.messages() == ["first", *(f"record-{number}" for number in range(50))]
     assert {request.user_agent.partition("epoch/")[2].split()[0] for request in server.requests} == {"1"}
