@@ -364,9 +364,13 @@ def test_a_host_without_a_boot_id_leads(spool: SpoolDirectory, monkeypatch: pyte
 def test_a_leader_beats_and_leaves_no_mark(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is touched while the lease is held, written anew if it was removed, gone in the end."""
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.0)
+    path = Path(spool.leader_host)
+    unfinished = Path(f"{path}.tmp")
+    unfinished.write_bytes(b"what a process was killed over" * 100)
+    unfinished.chmod(0o600)
     claim = Lease(spool)
     assert claim.try_acquire()
-    path = Path(spool.leader_host)
+    assert not unfinished.exists()
     assert json.loads(path.read_text()) == {"boot_id": host.boot_id(), "host": socket.gethostname()}
     assert path.stat().st_mode & 0o777 == 0o600
     os.utime(path, (1, 1))

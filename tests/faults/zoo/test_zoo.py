@@ -44,8 +44,11 @@ SLOW_SECONDS = 4
 RECORDS_BEFORE = 100
 PASSING_DESCRIPTORS = 6
 
-# What may lie in a spool afterwards.
-FILES = set("FORMAT ring cursor evictions leader.lock leader.json leader.host attached.lock budget.lock".split())
+# What may lie in a spool afterwards. Who was ended while replacing one of the last three leaves the new one beside it,
+# under a name that the next to replace it writes over.
+REPLACED = ("evictions", "leader.json", "leader.host")
+FILES = {"FORMAT", "ring", "cursor", "leader.lock", "attached.lock", "budget.lock", *REPLACED}
+FILES |= {f"{name}.tmp" for name in REPLACED}
 
 # Ends in which the last process out has its say. All others may leave records for the next start, or for
 # `cwsink flush --once`: the last one was killed, by SIGKILL or by a signal it does not handle, or was
