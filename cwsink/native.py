@@ -83,8 +83,8 @@ def start_thread(work: Callable[[], None]) -> None:
 def refuse_late_patch() -> None:
     """Raise PatchedError if eventlet has patched after cwsink was imported.
 
-    It leaves locks as they are that exist by then, or turns them into greenlets' ones while they are held: a thread
-    that meets both kinds fails or hangs. What gevent patches late works.
+    It cannot patch all locks that exist by then. A thread that led all the same mostly delivered, and hung in one run
+    of six. What gevent patches late works.
     """
     patcher = sys.modules.get("eventlet.patcher")
     if _began_unpatched and patcher is not None and patcher.is_monkey_patched("thread"):
