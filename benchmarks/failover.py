@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.report import Report, add_options
-from cwsink.flusher import leader_state
+from cwsink.spool import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.testing import StoredRequest, StrictCloudWatch
 

@@ -38,7 +38,7 @@ from typing import Final, NamedTuple
 
 from benchmarks.report import Report, add_options
 from benchmarks.staging.subjects import Subject
-from cwsink.flusher import leader_state
+from cwsink.spool import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.testing import SpawnedCloudWatch, spawn
 

@@ -129,7 +129,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     connect_timeout_seconds: _Positive = 3.0
     read_timeout_seconds: _Positive = 10.0
     drain_timeout_seconds: _NotNegative = 5.0
-    flusher: Literal["thread", "external"] = "thread"
+    flusher: Literal["process", "external"] = "process"
     allow_unsafe_filesystem: bool = False
     adopt_orphans: bool = False
     oversize: Literal["drop", "truncate", "split"] = "drop"

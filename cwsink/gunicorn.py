@@ -1,7 +1,7 @@
 """Hooks for a gunicorn.conf.py, each optional: no record's safety depends on them.
 
 ```text
-from cwsink.gunicorn import when_ready, post_fork, child_exit, on_exit
+from cwsink.gunicorn import when_ready, post_fork, on_exit
 ```
 
 They know the writers of a preloaded application, and the one that `FAPILOG_CLOUDWATCH__*` describes,
@@ -17,7 +17,6 @@ from typing import Any, Final
 from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
-from cwsink.frontends import candidate
 from cwsink.frontends.writer import Writer, open_writers
 from cwsink.spool import survey
 
@@ -38,14 +37,9 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Stand for election at once: a worker sends what others have left, also if no request ever logs anything."""
+    """Start the flusher, if there is none: it sends what others have left, also if no request ever logs anything."""
     for writer in open_writers():
-        writer.stand()
-
-
-def child_exit(server: Any, worker: Any) -> None:
-    """Send what a worker left behind at once, if the leader is in the master. Another worker needs no telling."""
-    candidate.hurry_all()
+        writer.attach()
 
 
 def on_exit(server: Any) -> None:
@@ -54,7 +48,7 @@ def on_exit(server: Any) -> None:
     try:
         for writer in _writers():
             if survey.has_pending(writer.directory):
-                writer.stand()
+                writer.attach()
     except (CwsinkError, OSError) as error:
         report("gunicorn", f"what is left stays in the spool: {error}")
 

@@ -19,8 +19,9 @@ pytest.register_assert_rewrite("tests.support", "tests.read_back", "tests.interl
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
-from cwsink.frontends import candidate
+from cwsink.frontends import presence
 from cwsink.testing import StrictCloudWatch
+from cwsink.testing.flushers import end_flushers
 from tests.interleave import SMALL
 from tests.soak import SEED_VARIABLE
 from tests.support import CHILD_SECONDS, books_balance, quick_config
@@ -46,13 +47,11 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     diagnostics._quiet.clear()
     yield
-    for each in list(candidate._candidates.values()):
-        each._drain_seconds = 0.0
-        each._leaving.set()
-        each._instruct()
-        assert each._ended.wait(CHILD_SECONDS), "a candidate's thread does not end"
-        each._attachment.close()
-    candidate._candidates.clear()
+    for each in list(presence._present.values()):
+        each.leave()
+    presence._present.clear()
+    presence._starters.clear()
+    end_flushers(tmp_path)
     books_balance(tmp_path)
 
 

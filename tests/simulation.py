@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from unittest import mock
 
+from cwsink.native import Flag
 from greenlet import getcurrent, greenlet  # comes with gevent
 
 from cwsink.config import SinkConfig
@@ -31,7 +32,6 @@ from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.frontends import candidate
 from cwsink.frontends import writer as writer_module
 from cwsink.frontends.writer import Writer
-from cwsink.native import Flag
 from cwsink.spool import directory, disk, frame, record, ring, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, State

@@ -1,7 +1,7 @@
 """`cwsink flush`: a dedicated flusher, for as long as it is wanted or for what is there now.
 
 The main thread looks at files, shows what it sees and listens to signals; each spool has a
-thread that stands for election and leads (cwsink.cli.dedicated). With `--once` the end is
+thread that stands for election and leads (cwsink.flusher.election). With `--once` the end is
 seen in the cursor, so it does not matter whether this process or a worker delivers. Without
 it: cwsink.cli.serve.
 """
@@ -15,12 +15,11 @@ from typing import Final
 
 from cwsink.cli import DONE, NOT_DONE, complain, text
 from cwsink.cli.backlog import Backlog
-from cwsink.cli.dedicated import DedicatedFlusher
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
 from cwsink.cli.status import look, meaning_of, sentence, why
-from cwsink.flusher import leader_state
-from cwsink.spool import cursor, lease, segment
+from cwsink.flusher.election import Election
+from cwsink.spool import cursor, leader_state, lease, segment
 from cwsink.spool.directory import SpoolDirectory
 
 POLL_SECONDS: Final = 0.1
@@ -78,7 +77,7 @@ class Job:
         self.directory = directory
         self.target = target(directory)
         self.backlog = Backlog(directory)
-        self.flusher = DedicatedFlusher(directory, in_a_hurry=True)
+        self.flusher = Election(directory, kind="once", in_a_hurry=True)
         self.is_done = False
         self.failure: str | None = None
         self._why = ""
@@ -183,9 +182,7 @@ def _once(spools: Spools, timeout: float | None, wish: Wish) -> int:
     return DONE if jobs and spools.is_whole and all(job.failure is None for job in jobs) else NOT_DONE
 
 
-def end(
-    flushers: list[DedicatedFlusher], drain_seconds: float | None, wish: Wish, ends_at: float | None = None
-) -> None:
+def end(flushers: list[Election], drain_seconds: float | None, wish: Wish, ends_at: float | None = None) -> None:
     """Have all of them leave, and wait for it; a wish beyond the first makes them leave at once.
 
     Args:
@@ -213,12 +210,12 @@ def end(
                 flusher.leave(0.0)
 
 
-def delivered(flusher: DedicatedFlusher) -> int:
+def delivered(flusher: Election) -> int:
     """Return how many records of the spool were delivered ever, by any process."""
     return cursor.read(flusher.directory.cursor).ledger.delivered
 
 
-def whose(flusher: DedicatedFlusher) -> str:
+def whose(flusher: Election) -> str:
     """Say who leads, and whether it gets on."""
     published = leader_state.read(flusher.directory)
     if flusher.epoch:

@@ -1,6 +1,6 @@
 """`cwsink replay PATH` and `--all`: send what lies in spools that nobody looks after.
 
-A dedicated flusher (cwsink.cli.dedicated) for one spool after the other: it takes the lease like
+An election (cwsink.flusher.election) for one spool after the other: it takes the lease like
 any leader, sends to the target in the spool's FORMAT and commits as it goes. So an
 interrupted replay goes on where it was, and workers that come back meanwhile lose nothing.
 
@@ -21,9 +21,8 @@ from cwsink.cli.flush import Job, Wish
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools
 from cwsink.errors import CwsinkError
-from cwsink.flusher import leader_state
 from cwsink.flusher.limits import MAX_PAST_MS
-from cwsink.spool import heartbeat, lease, orphans
+from cwsink.spool import heartbeat, leader_state, lease, orphans
 from cwsink.spool.directory import SpoolDirectory
 
 _POLL_SECONDS: Final = 0.1

@@ -25,15 +25,14 @@ from typing import Final, NamedTuple
 from cwsink import naming
 from cwsink.cli import DONE, NOT_DONE, complain, orphans, text
 from cwsink.cli.arguments import REPLAYABLE
-from cwsink.cli.dedicated import config_for
 from cwsink.cli.progress import Bars, Display, display
 from cwsink.cli.spools import Spools
 from cwsink.errors import SpoolError
-from cwsink.flusher import dead_letter, leader_state
+from cwsink.flusher import dead_letter
 from cwsink.flusher.batch import message_bytes
 from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
 from cwsink.flusher.limits import MAX_FUTURE_MS, MAX_PAST_MS
-from cwsink.spool import descriptors, disk, lease, record
+from cwsink.spool import descriptors, disk, leader_state, lease, record, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Event
@@ -148,7 +147,7 @@ class Replay:
     def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
         """Raises ConfigError: `FAPILOG_CLOUDWATCH__*` are wrong."""
         self._directory = directory
-        self._config = config_for(directory.format)
+        self._config = sending.config_of(directory)
         self._rules = Rules(reasons, restamp=restamp, max_event_bytes=self._config.max_event_bytes)
         self._letters = DeadLetters(directory.dead_letters)
         self._producer = int.from_bytes(os.urandom(8), "little")

@@ -17,8 +17,8 @@ def run(options: argparse.Namespace) -> int:
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     if not words:
         options.error("run what? The command goes last: cwsink run -- COMMAND ...")
-    # For the command and for the flusher: both take it from their environment.
-    os.environ.setdefault(f"{_PREFIX}FLUSHER", "external")
+    # For the command and for the flusher: both take these from their environment.
+    os.environ["CWSINK_HOSTED"] = "run"  # cwsink.frontends.starter: the workers need not start one at once
     if options.spool is not None:
         os.environ[f"{_PREFIX}SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
     return Supervisor(words, options.drain_timeout).run()

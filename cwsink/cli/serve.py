@@ -18,11 +18,11 @@ import time
 from typing import Final
 
 from cwsink.cli import DONE, NOT_DONE, complain, leftover, text
-from cwsink.cli.dedicated import DedicatedFlusher
 from cwsink.cli.flush import POLL_SECONDS, Wish, delivered, end, target, whose
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools
 from cwsink.diagnostics import report
+from cwsink.flusher.election import Election, Kind
 from cwsink.spool import orphans
 from cwsink.spool.survey import survey
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     wish = Lifeline() if options.supervised else Wish()
     with display(has_end=False) as shown:
         spools = Spools(options.path, read_only=False, tell=_tell)
-        service = Service(spools, options.timeout, wish, shown)
+        service = Service(spools, options.timeout, wish, shown, "run" if options.supervised else "service")
         if not service.serve():
             return NOT_DONE
         service.await_writers()
@@ -82,13 +82,14 @@ def _tell(message: str) -> None:
 class Service:
     """Stands for election for every spool at a place, as they appear."""
 
-    def __init__(self, spools: Spools, timeout: float | None, wish: Wish, shown: Display) -> None:
-        """`timeout`: for everything after the first wish to end, in seconds."""
+    def __init__(self, spools: Spools, timeout: float | None, wish: Wish, shown: Display, kind: Kind) -> None:
+        """`timeout`: for everything after the first wish to end, in seconds. `kind`: who hosts it."""
         self._spools = spools
         self._timeout = timeout
         self._wish = wish
         self._shown = shown
-        self._flushers: dict[str, DedicatedFlusher] = {}
+        self._kind = kind
+        self._flushers: dict[str, Election] = {}
         self._delivered_before: dict[str, int] = {}
         self._find_at = 0.0
         self._is_waiting = False
@@ -155,7 +156,7 @@ class Service:
         self._find_at = time.monotonic() + _NEW_SPOOLS_SECONDS
         for directory in self._spools.open():
             if directory.path not in self._flushers:
-                flusher = DedicatedFlusher(directory, in_a_hurry=False)
+                flusher = Election(directory, kind=self._kind)
                 self._flushers[directory.path] = flusher
                 self._delivered_before[directory.path] = delivered(flusher)
                 flusher.start()

@@ -20,9 +20,8 @@ from typing import Final, Literal
 
 from cwsink.cli import DONE, NOT_DONE, text
 from cwsink.cli.spools import Spools
-from cwsink.flusher import leader_state
 from cwsink.flusher.outcome import Answer, Outcome, classify
-from cwsink.spool import cursor, heartbeat, host, lease, orphans
+from cwsink.spool import cursor, heartbeat, host, leader_state, lease, orphans
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey
@@ -50,12 +49,18 @@ _BY_CODE: Final = {
 
 @dataclass
 class Leader:
-    """Who holds the lease. `kind`: "thread" in a worker, "process" for a dedicated one."""
+    """Who holds the lease.
+
+    Attributes:
+        kind: "own" (started by a writer), "run", "service" (`cwsink flush`), "once" (`cwsink flush --once`).
+        started_by: the process that started it, or None if a person or a service manager did.
+    """
 
     pid: int
     host: str
     epoch: int
     kind: str
+    started_by: str | None = None
 
 
 @dataclass
@@ -253,7 +258,7 @@ def why(sight: Sight) -> str:
             return f"Host {sight.elsewhere} leads this spool: two hosts must not share one. It sends them."
         if sight.orphan is not None:
             return _why_orphan(sight.orphan, report.path)
-        return "No process leads. They are sent when a worker logs again, or by `cwsink flush`."
+        return "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
     if report.state == "stalled" and leader is not None:
         who = f"The leader (pid {leader.pid} on {leader.host})"
         if sight.is_stopped:
@@ -294,7 +299,7 @@ def _leader_of(directory: SpoolDirectory, books: Survey, published: leader_state
     if not lease.is_taken(directory):
         return None
     if published is not None and published.epoch >= books.epoch:
-        return Leader(published.pid, published.host, published.epoch, published.kind)
+        return Leader(published.pid, published.host, published.epoch, published.kind, published.started_by or None)
     # It has not written leader.json (a full disk): the cursor names it, too.
     host, _, pid = cursor.read(directory.cursor).holder.rpartition("/")
     return Leader(int(pid), host, books.epoch, "unknown") if pid.isdecimal() else None

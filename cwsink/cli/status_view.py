@@ -28,7 +28,12 @@ _STYLES: Final = {
     "stalled": "red",
     "no_leader": "yellow",
 }
-_KINDS: Final = {"thread": "in a worker", "process": "dedicated"}
+_KINDS: Final = {
+    "own": "started by itself",
+    "run": "of cwsink run",
+    "service": "of cwsink flush",
+    "once": "of cwsink flush --once",
+}
 
 
 def show(looks: Iterator[tuple[list[Sight], int]], watch: float | None) -> int:

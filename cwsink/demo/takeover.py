@@ -8,8 +8,7 @@ from typing import Final
 
 from cwsink.demo.sandbox import DemoError
 from cwsink.demo.webserver import WebServer
-from cwsink.flusher import leader_state
-from cwsink.spool import cursor, lease
+from cwsink.spool import cursor, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 
 _POLL_SECONDS: Final = 0.002

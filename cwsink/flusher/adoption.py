@@ -17,19 +17,17 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
-from msgspec.structs import asdict
-
-from cwsink import native
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import own_work, report
 from cwsink.errors import CwsinkError
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.spool import cursor, orphans
+from cwsink.spool import cursor, orphans, sending
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.lease import Lease
@@ -50,9 +48,8 @@ def beside(directory: SpoolDirectory, config: SinkConfig, *, kind: str) -> Itera
     if not config.adopt_orphans:
         yield
         return
-    adopter = Adopter(directory, config, kind=kind)
-    with contextlib.suppress(RuntimeError):  # no thread starts any more: the process ends
-        native.start_thread(adopter.run)
+    adopter = Adopter(directory, kind=kind)
+    threading.Thread(target=adopter.run, name="cwsink-adopter", daemon=True).start()
     try:
         yield
     finally:
@@ -80,12 +77,11 @@ class Adopter:
         stop: set it to have `run` return as soon as the request in flight is over.
     """
 
-    def __init__(self, directory: SpoolDirectory, config: SinkConfig, *, kind: str) -> None:
+    def __init__(self, directory: SpoolDirectory, *, kind: str) -> None:
         self._own = directory
-        self._config = config
         self._kind = kind
         self._adopted: set[str] = set()
-        self.stop = native.Flag()
+        self.stop = threading.Event()
 
     def run(self) -> None:
         """Adopt until told to stop."""
@@ -135,7 +131,7 @@ class Adopter:
             )
         with contextlib.suppress(Stopped, Fenced):
             orders = _Stint(self._leave_when(directory))
-            Flusher(directory, self._config_for(directory), claim, orders, kind=self._kind, pace=PACE).lead()
+            Flusher(directory, sending.config_of(directory), claim, orders, kind=self._kind, pace=PACE).lead()
             if not orders.is_over:
                 self._adopted.discard(directory.path)
                 orphans.give_back(directory)
@@ -159,15 +155,3 @@ class Adopter:
             return is_wanted or now >= until or self.stop.is_set()
 
         return must_leave
-
-    def _config_for(self, directory: SpoolDirectory) -> SinkConfig:
-        """Return how to send: the target as the orphan's FORMAT has it, all else as for our own."""
-        spool_format = directory.format
-        is_same_group = spool_format.log_group_name == self._own.format.log_group_name
-        theirs: dict[str, Any] = {
-            **spool_format.settings(),
-            "spool_max_bytes": spool_format.spool_max_bytes,
-            "segment_bytes": None,
-            "entity": self._config.entity if is_same_group else None,
-        }
-        return SinkConfig(**{**asdict(self._config), **theirs})

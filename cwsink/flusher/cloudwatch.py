@@ -1,4 +1,4 @@
-"""The CloudWatch Logs client: the only module that imports boto3.
+"""The CloudWatch Logs client: the only module that imports botocore.
 
 Every call gives an `Answer`; no exception of botocore leaves this module. The
 body of PutLogEvents is encoded once, with msgspec, and put in place by a
@@ -9,8 +9,8 @@ With `compression="gzip"` the body is compressed as the CloudWatch agent does it
 assumed with credentials that refresh themselves before they expire.
 
 We retry ourselves (`total_max_attempts=1`): botocore's retries would send inside a
-call, where the lease cannot be checked. The session is our own: creating a client on
-boto3's default session is not thread-safe, and the application may use it.
+call, where the lease cannot be checked. boto3 itself is not needed: botocore alone is loaded in 0.19 s instead of
+0.35, and takes 3 MiB less.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher.batch import body
 from cwsink.flusher.outcome import Answer
-from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
 
@@ -45,10 +44,32 @@ _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 _OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy"))
 
 
+_loader: Any = None  # botocore's, with what it has read of CloudWatch Logs' model and of AWS's regions
+
+
 def load() -> None:
-    """Import all that a call needs: half a second, which a leader spends before it begins (see `no_fork`)."""
-    for name in ("boto3.session", "botocore.credentials", "botocore.parsers", "encodings.idna"):
+    """Import all that a call needs, and read AWS's descriptions of it: 0.2 s, once for all clients of this process.
+
+    A client made after it takes 10 ms, also in a forked child. No credentials are looked for.
+    """
+
+    for name in ("botocore.credentials", "botocore.parsers", "encodings.idna"):
         import_module(name)  # encodings.idna: of the first look-up of a host name
+    session = _new_session(None)
+    session.set_credentials("none", "none")
+    session.create_client("logs", region_name="us-east-1").close()
+
+
+def _new_session(profile: str | None) -> Any:
+    """Return a session of botocore of its own, which reads AWS's descriptions once a process."""
+    global _loader
+    import botocore.session
+
+    session = botocore.session.Session(profile=profile)
+    if _loader is None:
+        _loader = session.get_component("data_loader")
+    session.register_component("data_loader", _loader)
+    return session
 
 
 class _LogsClient(Protocol):
@@ -73,6 +94,7 @@ class CloudWatch:
         self._epoch = epoch
         self._entity = msgspec.to_builtins(config.entity)
         self._client: _LogsClient | None = None
+        self._region = spool_format.region
         self._body = b""
 
     def put(self, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> Answer:
@@ -120,9 +142,7 @@ class CloudWatch:
 
         try:
             if self._client is None:
-                # OpenSSL's locks are not ours: a child forked while they are held hangs at its first context, leading.
-                with descriptors.no_fork():
-                    self._client = self._connect()
+                self._client = self._connect()
             answer = getattr(self._client, operation)(**parameters)
         except exceptions.ClientError as error:
             if error.operation_name not in _OPERATIONS:
@@ -164,21 +184,20 @@ class CloudWatch:
             max_pool_connections=1,
             user_agent_extra=f"cwsink/{__version__} epoch/{self._epoch} pid/{os.getpid()}",
         )
-        client: _LogsClient = self._session(botocore_config).client(
-            "logs", endpoint_url=self._format.endpoint_url, config=botocore_config
+        session = self._session(botocore_config)
+        client: _LogsClient = session.create_client(
+            "logs", region_name=self._region, endpoint_url=self._format.endpoint_url, config=botocore_config
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
         return client
 
     def _session(self, botocore_config: Any) -> Any:
         """Return a session of the profile, or of the role that is assumed with it."""
-        import boto3
-
         config = self._config
-        source = boto3.Session(profile_name=config.profile, region_name=self._format.region)
+        source = _new_session(config.profile)
+        self._region = self._format.region or source.get_config_variable("region")
         if config.role_arn is None:
             return source
-        import botocore.session
         from botocore.credentials import AssumeRoleCredentialFetcher, CredentialProvider, DeferredRefreshableCredentials
         from botocore.exceptions import NoCredentialsError
 
@@ -187,7 +206,7 @@ class CloudWatch:
             raise NoCredentialsError
         extra = {"RoleSessionName": f"cwsink-{os.getpid()}", "ExternalId": config.external_id}
         fetcher = AssumeRoleCredentialFetcher(
-            client_creator=partial(source.client, config=botocore_config),
+            client_creator=partial(source.create_client, region_name=self._region, config=botocore_config),
             source_credentials=credentials,
             role_arn=config.role_arn,
             extra_args={name: value for name, value in extra.items() if value is not None},
@@ -199,9 +218,9 @@ class CloudWatch:
             def load(self) -> Any:
                 return DeferredRefreshableCredentials(method=self.METHOD, refresh_using=fetcher.fetch_credentials)
 
-        core = botocore.session.Session(profile=config.profile)
-        core.get_component("credential_provider").providers.insert(0, AssumedRole())
-        return boto3.Session(botocore_session=core, region_name=source.region_name)
+        session = _new_session(config.profile)
+        session.get_component("credential_provider").providers.insert(0, AssumedRole())
+        return session
 
     def _set_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body

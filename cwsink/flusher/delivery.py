@@ -19,9 +19,9 @@ from cwsink.flusher.backoff import Backoff, Gathering
 from cwsink.flusher.batch import Part
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.dead_letter import DeadLetters
-from cwsink.flusher.leader_state import LeaderState
-from cwsink.flusher.outcome import THROTTLING, Answer, Outcome, classify, rejected_indexes
+from cwsink.flusher.outcome import THROTTLING, UNREACHABLE, Answer, Outcome, classify, rejected_indexes
 from cwsink.spool.directory import SpoolFormat
+from cwsink.spool.leader_state import LeaderState, Obstacle
 from cwsink.spool.record import NOTICE, Event
 
 
@@ -245,7 +245,7 @@ class Delivery:
         if outcome is Outcome.CREDENTIALS:
             self._cloudwatch.forget_session()
         delay = self._backoff.failed(self._uniform(), slow=outcome in _SLOW)
-        self._leader_state.failed(error, is_open=self._backoff.is_open)
+        self._leader_state.failed(error, _obstacle_of(outcome, answer), is_open=self._backoff.is_open)
         if self._backoff.failures > 1 or outcome in _SLOW:
             self._is_trouble_told |= report(
                 f"send_{outcome.value}",
@@ -254,3 +254,11 @@ class Delivery:
             )
         if not self._wait(delay):
             raise Stopped
+
+
+def _obstacle_of(outcome: Outcome, answer: Answer) -> Obstacle:
+    if outcome is Outcome.CREDENTIALS:
+        return "credentials"
+    if outcome is Outcome.DENIED:
+        return "denied"
+    return "unreachable" if answer.code in UNREACHABLE else "busy"

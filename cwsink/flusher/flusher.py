@@ -16,9 +16,9 @@ import math
 import os
 import random
 import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Final
 
 from msgspec.structs import replace
@@ -30,12 +30,11 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery, Tally
-from cwsink.flusher.leader_state import LeaderState
-from cwsink.native import Flag
 from cwsink.spool import budget
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, Offset, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.frame import DamageKind
+from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Loss
@@ -45,17 +44,18 @@ from cwsink.spool.segment import remove_stale_temporaries
 POLL_SECONDS: Final = 0.1
 # durability="host": at most this much of a host's last records is lost with its power.
 SYNC_SECONDS: Final = 0.5
-# A leader in a worker's thread takes about a quarter of the worker's time for a bulk replay.
-_PACE_FACTOR: Final = 3.0
 
 
 class Orders:
     """What the owner of a flusher wants of it. Safe to give from any thread or signal handler."""
 
     def __init__(self) -> None:
-        self.stop = Flag()
-        self.hurry = Flag()  # send what is pending without waiting for batch_size or batch_timeout
+        self.stop = threading.Event()
+        self.hurry = threading.Event()  # send what is pending without waiting for batch_size or batch_timeout
         self._drain_until = 0.0
+
+    def look(self) -> None:
+        """See whether there are wishes that do not come by a call."""
 
     def drain(self, timeout_seconds: float) -> None:
         """Deliver what is there, for at most this long, then stop."""
@@ -81,7 +81,6 @@ class Flusher:
         *,
         kind: str,
         pace: float | None = None,
-        before_reclaim: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over the spool, whose lease is held.
 
@@ -90,9 +89,8 @@ class Flusher:
             config: how to send; where to is in the spool's FORMAT.
             lease: held by the caller, who releases it.
             orders: when to stop.
-            kind: "thread" in a worker (paces a bulk replay), "process" for a dedicated one.
+            kind: who hosts it (cwsink.flusher.election.Kind), for `cwsink status`.
             pace: the most records to send in a second, in about one request; None for as many as it takes.
-            before_reclaim: lets this process's own writer leave a segment that is not the newest.
 
         Raises:
             OSError: the cursor cannot be read or written.
@@ -104,8 +102,6 @@ class Flusher:
         self._lease = lease
         self._orders = orders
         self._pace = pace
-        self._is_paced = kind == "thread"
-        self._before_reclaim = before_reclaim
         self._cursor = Cursor(directory.cursor)
         try:
             self._state = self._cursor.take_over(f"{socket.gethostname()}/{os.getpid()}")
@@ -142,6 +138,7 @@ class Flusher:
             self._finish_chunk()
             while not self._orders.is_over:
                 self.check()  # also with nothing to send: the spool may have been removed and made anew
+                self._orders.look()
                 self._sync()
                 self._report_evictions()
                 is_full = self._collector.fill()
@@ -185,15 +182,11 @@ class Flusher:
 
     def _deliver(self) -> None:
         """Deliver and commit one chunk."""
-        began = time.thread_time()
         count = self._collector.count
-        is_bulk = count >= self._config.batch_size
         self._settle(self._collector.take())
         self._pending_since = None
         if self._pace is not None:
             self._wait(count / self._pace)
-        elif self._is_paced and is_bulk and not self._orders.stop.is_set():
-            self._wait(_PACE_FACTOR * (time.thread_time() - began))
 
     def _finish_chunk(self) -> None:
         """Go on with a chunk of several parts that the leader before us did not finish."""
@@ -292,7 +285,6 @@ class Flusher:
 
     def _reclaim(self) -> None:
         if self._reader.has_reclaimable(committed := self._state.committed()):
-            self._before_reclaim()
             self.check()
             if self._reader.reclaim(committed):
                 # One may be a second link to a segment that is gone by its name, and so keep all its blocks.
@@ -310,6 +302,7 @@ class Flusher:
         """Wait, unless told to leave. Returns whether to go on."""
         until = time.monotonic() + seconds
         while not self._orders.is_over:
+            self._orders.look()
             left = until - time.monotonic()
             if left <= 0:
                 return True

@@ -57,6 +57,11 @@ THROTTLING: Final = frozenset(
     "ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled".split()
 )
 
+# No connection was made: nothing of ours can change that.
+UNREACHABLE: Final = frozenset(
+    "EndpointConnectionError ConnectTimeoutError ProxyConnectionError SSLError InvalidProxiesConfigError".split()
+)
+
 _BY_CODE: Final[Mapping[str, Outcome]] = {
     **dict.fromkeys(THROTTLING, Outcome.RETRY),
     **dict.fromkeys(

@@ -21,7 +21,7 @@ from fapilog.plugins import loader
 from cwsink import __version__, diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
-from cwsink.frontends import candidate, fapilog_repairs
+from cwsink.frontends import fapilog_repairs, process_exit
 from cwsink.frontends.writer import Writer, flush_all
 from cwsink.spool.ring import Append
 
@@ -141,8 +141,8 @@ def drain(timeout_seconds: float = 5.0) -> bool:
 def enable_repairs() -> None:
     """Repair fapilog, and have its queues drained before the last process out drains the spool."""
     fapilog_repairs.enable()
-    if fapilog_repairs.exit_drain not in candidate.before_leaving:
-        candidate.before_leaving.insert(0, fapilog_repairs.exit_drain)
+    if fapilog_repairs.exit_drain not in process_exit.before_leaving:
+        process_exit.before_leaving.insert(0, fapilog_repairs.exit_drain)
     diagnostics.subscribe(_tell_fapilog)
 
 

@@ -1,4 +1,4 @@
-"""The heart of every front end: a record into the spool, and standing for election.
+"""The heart of every front end: a record into the spool.
 
 `Writer.append` is all that an application's thread ever does for us: encode, one
 `write`, done. When it returns True the record is in the spool and survives whatever
@@ -24,14 +24,16 @@ from zlib import crc32
 from cwsink import diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
-from cwsink.frontends import candidate
+from cwsink.frontends import presence, process_exit
 from cwsink.frontends.losses import Losses
-from cwsink.spool import descriptors, directory, frame, record, survey
+from cwsink.spool import descriptors, directory, frame, record, sending, survey
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 
 _BLOCK_POLL_SECONDS: Final = 0.005
 _FLUSH_POLL_SECONDS: Final = 0.02
+# While `flush` waits it sees again that a flusher is there, and asks that one to hurry.
+_ASK_SECONDS: Final = 0.5
 # durability="host" without a leader: the writer syncs itself, at most this often.
 _SYNC_SECONDS: Final = 0.5
 # A leader that syncs for us touches leader.json each time; this old, there is none.
@@ -58,7 +60,7 @@ _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 class Writer:
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
-    _candidate: candidate.Candidate | None
+    _presence: presence.Presence | None
     _is_begun: bool
     _losses: Losses
 
@@ -69,16 +71,17 @@ class Writer:
             ConfigError: the stream name cannot be resolved, or this is AWS Lambda.
             SpoolError: the spool cannot be used; the message says why and what to do.
         """
-        candidate.refuse_lambda()
+        presence.refuse_lambda()
         self.config = config
         self.directory = directory.open_for(config)
+        sending.leave(self.directory, config)
         self._syncs = config.durability == "host"
         self._must_block = config.on_full == "block"
         self._ring = self._open_ring()
         self._reopen_at = 0.0
         self._begin()
         _writers.add(self)
-        candidate.foresee_exit()
+        process_exit.register()
 
     @classmethod
     def open(cls, config: object = None, **settings: Any) -> Writer:
@@ -166,7 +169,9 @@ class Writer:
         if answer is Append.GONE:
             answer = self._reopen(payload)
         if not self._is_begun:
-            self.stand()
+            self.attach()
+        elif self._presence is not None:
+            self._presence.look()
         if answer is _APPENDED:
             if self._losses.pending:
                 self.mark_losses(still_full=False)
@@ -197,10 +202,12 @@ class Writer:
             Whether it is. False: it stays in the spool, and is delivered later.
         """
         until = monotonic() + timeout
+        ask_at = 0.0
         ends = survey.ends(self.directory)
         while ends:
-            if self._candidate is not None:
-                self._candidate.hurry()
+            if monotonic() >= ask_at:
+                ask_at = monotonic() + _ASK_SECONDS
+                presence.hurry(self.directory, self.config)
             ends = survey.unsettled(self.directory, ends)
             if ends and monotonic() >= until:
                 return False
@@ -224,17 +231,16 @@ class Writer:
         if unwritten:
             self._losses.put_back(unwritten)
 
-    def stand(self) -> None:
-        """Take part in the spool's life: be counted as attached, stand for election."""
+    def attach(self) -> None:
+        """Take part in the spool's life: be counted as attached, see that a flusher is there. Never raises."""
         self._is_begun = True
         try:
-            self._candidate = candidate.stand(self.directory, self.config)
-            self._candidate.watch(self._ring)
+            self._presence = presence.of(self.directory, self.config)
+            self._presence.watch(self._ring)
+            self._presence.look()
         except Exception as error:
             self._is_begun = False
-            diagnostics.report(
-                "stand", f"cannot stand for flusher in {self.directory.path}: {error}. Records are kept."
-            )
+            diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are kept.")
 
     @property
     def is_usable(self) -> bool:
@@ -268,7 +274,7 @@ class Writer:
         self._sequence = itertools.count()
         self._losses = Losses()
         self._reopening = Lock()
-        self._candidate = None
+        self._presence = None
         self._synced_at = 0.0
 
     def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
@@ -387,4 +393,4 @@ def _forked() -> None:
 
 
 descriptors.after_fork(_forked)
-candidate.before_leaving.append(_mark_losses_of_all)
+process_exit.before_leaving.append(_mark_losses_of_all)

@@ -1,22 +1,20 @@
 """File descriptors that must not survive a fork.
 
-A flock belongs to the open file description, which a forked child shares: a
-child that kept the parent's descriptors would hold the parent's segment locks
-for as long as it lives, and nothing could be reclaimed. Every descriptor of the
-spool is therefore opened here, and `os.register_at_fork` closes them in the
-child, where `incarnation()` then differs and all owners open their own again.
+A flock belongs to the open file description, which a forked child shares. A child that kept its parent's
+descriptors would hold the parent's locks for as long as it lives: nothing could be reclaimed, and nobody
+could tell who is left. So every descriptor that a writer or a leader keeps is opened here. The hook of
+`os.register_at_fork` closes them in the child, where `incarnation()` then differs, and every owner opens its own.
 
-A fork by C code runs no Python hook. It is noticed through a page of memory that the
-kernel empties in every child (MADV_WIPEONFORK, Linux 4.14): looking at a byte costs a tenth
-of `getpid()`. Where there is no such page, such a child keeps writing under its parent's
-producer id; its records are safe, only their ids may repeat.
+No fork waits for us. Another thread may be in the middle of `acquire` while this one forks: then the child has a
+descriptor that is not written down yet. The child looks for it among all that it has, which takes a moment, but
+happens only then.
 
-A fork copies another thread's half-done import, too, or a lock it holds in OpenSSL, and nothing in the child ever
-completes it. `no_fork()` lets a thread that imports, or makes a client, finish first. So does every open: a descriptor
-that exists and is not written down yet would stay open in the child.
+A fork by C code runs no Python hook. It is noticed through a page of memory that the kernel empties in every child
+(MADV_WIPEONFORK, Linux 4.14): looking at a byte costs a tenth of `getpid()`. Where there is no such page, such a child
+keeps writing under its parent's producer id. Its records are safe, only their ids may repeat.
 
-All files are opened O_CLOEXEC (no leak into exec'd programs) and O_NOFOLLOW
-(nobody can make us write through a planted symlink), mode 0600.
+All files are opened O_CLOEXEC (no leak into exec'd programs) and O_NOFOLLOW (nobody can make us write through a
+planted symlink), mode 0600.
 """
 
 from __future__ import annotations
@@ -34,15 +32,15 @@ FILE_MODE: Final = 0o600
 
 # <asm-generic/mman-common.h>; the mmap module has no name for it yet.
 _MADV_WIPEONFORK: Final = 18
+# Other threads of a child that C code forked wait so long for the one that noticed it.
+_NOTICE_SECONDS: Final = 1.0
 
 _open: set[int] = set()
+_opening: dict[str, int] = {}  # path: how many threads are opening it now
 _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
-_gate = RLock()
-_opening = RLock()  # not the gate: an append that opens a segment must not wait for an import
-# Many times what importing boto3 takes, or asking for credentials; whoever holds one of them for longer is stuck,
-# and the fork goes on.
-_GATE_SECONDS: Final = 5.0
+_noticing = RLock()
+_is_noticing = False
 
 
 def _page_wiped_on_fork() -> mmap.mmap | bytes:
@@ -65,18 +63,22 @@ def after_fork(call: Callable[[], None]) -> None:
 
 
 def notice_fork() -> None:
-    """Become a process of our own: close what was inherited, and tell those who asked."""
-    global _incarnation, _gate, _opening
-    _incarnation += 1
-    _gate, _opening = RLock(), RLock()
-    for fd in _open:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _open.clear()
-    if isinstance(here, mmap.mmap):
-        here[0] = 1
-    for call in _after_fork:
-        call()
+    """Become a process of our own, if nobody did it yet: close what was inherited, and tell those who asked.
+
+    Several threads of a child that C code forked may come here at once. One does it, the others wait for it.
+    """
+    global _is_noticing
+    _noticing.acquire(timeout=_NOTICE_SECONDS)  # not for ever: a thread that the child has not may hold it
+    try:
+        if not here[0] and not _is_noticing:  # else another thread has done it, or a signal handler has interrupted it
+            _is_noticing = True
+            try:
+                _become_child()
+            finally:
+                _is_noticing = False
+    finally:
+        with contextlib.suppress(RuntimeError):
+            _noticing.release()
 
 
 def incarnation() -> int:
@@ -84,26 +86,26 @@ def incarnation() -> int:
     return _incarnation
 
 
-def no_fork() -> contextlib.AbstractContextManager[object]:
-    """Return what a thread holds (`with no_fork():`) while no other may fork: as short as can be."""
-    return _gate
-
-
 def acquire(path: str, flags: int) -> int:
     """Open `path` and own the descriptor. Raises OSError."""
-    with _opening:
+    _opening[path] = _opening.get(path, 0) + 1
+    try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         _open.add(fd)
         return fd
+    finally:
+        if (others := _opening.get(path, 1) - 1) > 0:
+            _opening[path] = others
+        else:
+            _opening.pop(path, None)
 
 
 def release(fd: int, owner_incarnation: int) -> None:
     """Close a descriptor of `acquire`; nothing happens if a fork has closed it already."""
-    with _opening:
-        if owner_incarnation == _incarnation and fd in _open:
-            _open.discard(fd)
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    if owner_incarnation == _incarnation and fd in _open:
+        _open.discard(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def try_lock(fd: int, *, exclusive: bool) -> bool:
@@ -115,15 +117,37 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
     return True
 
 
-def _before_fork() -> None:
-    for lock in (_gate, _opening):
-        lock.acquire(timeout=_GATE_SECONDS)
+def _become_child() -> None:
+    global _incarnation
+    _incarnation += 1
+    for fd in [*_open, *_unrecorded()]:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _open.clear()
+    _opening.clear()
+    for call in _after_fork:
+        call()
+    if isinstance(here, mmap.mmap):
+        here[0] = 1  # last: until then the child's other threads wait for us
 
 
-def _after_in_parent() -> None:
-    for lock in (_opening, _gate):
-        with contextlib.suppress(RuntimeError):  # not ours: the fork did not wait any longer
-            lock.release()
+def _unrecorded() -> list[int]:
+    """Return the descriptors that another thread of the parent had opened, and not written down, at the fork."""
+    found = []
+    for path in list(_opening):
+        with contextlib.suppress(OSError):
+            wanted = os.stat(path, follow_symlinks=False)
+            for name in os.listdir("/dev/fd"):
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.fstat(int(name)), wanted):
+                        found.append(int(name))
+    return [fd for fd in found if fd not in _open]
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=notice_fork)
+def _after_in_child() -> None:
+    global _noticing, _is_noticing
+    _noticing, _is_noticing = RLock(), False
+    _become_child()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

@@ -5,6 +5,7 @@
     FORMAT          JSON, immutable: layout version, spool id, target. No secret
     ring/           the segments
     cursor          committed offsets, epoch, ledger          (leader writes)
+    settings.json   how to send (cwsink.spool.sending)        (writers)
     evictions       what was evicted, ever                    (writers, under budget.lock)
     leader.lock     the lease                                 (filelock)
     leader.json     what the leader is doing, for people      (leader writes)
@@ -12,6 +13,8 @@
     attached.lock   shared flock: who has appended and lives  (every writer)
     budget.lock     try-lock: who may evict                   (writers)
     dead_letters.jsonl  what can never be delivered           (leader writes)
+    hurry           touched by who waits for delivery         (writers)
+<root>/flusher-<user>.lock  the one flusher that starts by itself  (cwsink.spool.flusher_lock)
 ```
 
 The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usable of
@@ -93,6 +96,7 @@ class SpoolDirectory:
 
     def __init__(self, path: str, spool_format: SpoolFormat) -> None:
         self.path = path
+        self.root = os.path.dirname(path)
         self.format = spool_format
         self.ring = f"{path}/ring"
         self.cursor = f"{path}/cursor"
@@ -103,6 +107,8 @@ class SpoolDirectory:
         self.attached_lock = f"{path}/attached.lock"
         self.budget_lock = f"{path}/budget.lock"
         self.dead_letters = f"{path}/dead_letters.jsonl"
+        self.sending = f"{path}/settings.json"
+        self.hurry = f"{path}/hurry"
 
     def is_present(self) -> bool:
         """Tell whether the directory is still the spool it was (nobody removed or replaced it)."""

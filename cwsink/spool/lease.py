@@ -7,16 +7,14 @@ two processes hold "it"): `is_held` compares the inode, and the epoch in the cur
 settles the rest (cwsink.spool.cursor). Nor is a lock any good between hosts: who is
 granted one while another host leads gives it back (cwsink.spool.heartbeat).
 
-filelock takes up to a megabyte (0.8 MiB beside `logging`, little beside fapilog), so it is imported by who is about
-to lead: a worker that follows looks at the lock by the kernel's `flock` (`vacancy`), in a tenth of the time.
+filelock takes up to a megabyte (0.8 MiB beside `logging`), so it is imported by who is about to lead. A writer looks
+at the lock by the kernel's `flock` (`is_taken`), in a tenth of the time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Iterator
 from typing import Final
 
 from cwsink.diagnostics import report
@@ -65,10 +63,6 @@ class Lease:
         self._pid = os.getpid()
         status = os.stat(self._path)
         self._inode = (status.st_dev, status.st_ino)
-        # filelock's exit handler gives back the locks of a process that has its main thread only, and runs before ours,
-        # which was registered earlier: a leader would lose its lease before it has drained. It counts by `threading`,
-        # which knows a thread that it has not started once that thread has asked for itself.
-        threading.current_thread()
         self._heartbeat.begin()
         return True
 
@@ -96,21 +90,11 @@ class Lease:
                 self._lock.release(force=True)
 
 
-@contextlib.contextmanager
-def vacancy(directory: SpoolDirectory) -> Iterator[bool]:
-    """Tell whether nobody has the lease. Then nobody takes it within the `with`, while what leading needs is loaded.
-
-    Of several that start together only one loads it. Raises OSError (the directory is gone, EMFILE ...).
-    """
-    fd, incarnation = descriptors.acquire(directory.leader_lock, os.O_RDWR | os.O_CREAT), descriptors.incarnation()
-    try:
-        yield descriptors.try_lock(fd, exclusive=True)
-    finally:
-        descriptors.release(fd, incarnation)
-
-
 def is_taken(directory: SpoolDirectory) -> bool:
-    """Tell whether some process holds the lease now. For people: nothing decides by it."""
+    """Tell whether some process holds the lease now.
+
+    It may change at the next moment, so nobody sends or commits by this. Writers ask before they start a flusher.
+    """
     try:
         fd = os.open(directory.leader_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

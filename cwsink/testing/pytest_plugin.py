@@ -33,12 +33,15 @@ def strict_cloudwatch() -> Iterator[StrictCloudWatch]:
 @pytest.fixture
 def strict_cloudwatch_environment(
     strict_cloudwatch: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> StrictCloudWatch:
+) -> Iterator[StrictCloudWatch]:
     """The same server, and boto3 and cwsink of this and child processes pointed at it.
 
-    With dummy credentials, and spools below `tmp_path`.
+    With dummy credentials, and spools below `tmp_path`. The flusher that cwsink starts ends with the test.
     """
+    from cwsink.testing.flushers import end_flushers
+
     monkeypatch.setenv("CWSINK_SPOOL_DIRECTORY", str(tmp_path / "cwsink"))
     for name, value in strict_cloudwatch.environment().items():
         monkeypatch.setenv(name, value)
-    return strict_cloudwatch
+    yield strict_cloudwatch
+    end_flushers(tmp_path / "cwsink")

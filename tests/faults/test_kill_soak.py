@@ -17,8 +17,7 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
-from cwsink.flusher import leader_state
-from cwsink.spool import directory, segment
+from cwsink.spool import directory, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import Block, RingReader
 from cwsink.spool.ring import Append, Ring

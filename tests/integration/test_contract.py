@@ -30,8 +30,8 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
-from cwsink.flusher import leader_state
 from cwsink.flusher.flusher import Flusher
+from cwsink.spool import leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import Faults, StrictCloudWatch

@@ -20,8 +20,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
-from cwsink.flusher import leader_state
-from cwsink.spool import cursor, directory, lease
+from cwsink.spool import cursor, directory, leader_state, lease
 from cwsink.spool.cursor import Cursor, Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.testing import StrictCloudWatch

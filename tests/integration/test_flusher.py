@@ -19,11 +19,10 @@ from msgspec.structs import asdict
 from cwsink import Writer, __version__
 from cwsink.config import MIN_SEGMENT_BYTES, SinkConfig
 from cwsink.flusher import flusher as flusher_module
-from cwsink.flusher import leader_state
 from cwsink.flusher.delivery import Delivery, Tally
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.flusher.limits import MAX_EVENT_BYTES
-from cwsink.spool import cursor, disk
+from cwsink.spool import cursor, disk, leader_state
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease

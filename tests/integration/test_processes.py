@@ -17,8 +17,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
-from cwsink.flusher import leader_state
-from cwsink.spool import directory
+from cwsink.spool import directory, leader_state
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn

@@ -20,8 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cwsink.flusher import leader_state
-from cwsink.spool import directory
+from cwsink.spool import directory, leader_state
 from cwsink.testing import StrictCloudWatch
 from tests.faults.zoo.crew import CHILDREN, STOP_VARIABLE, VICTIM_VARIABLE
 from tests.faults.zoo.oracle import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged

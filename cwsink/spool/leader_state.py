@@ -1,4 +1,7 @@
-"""`leader.json`: what the leader is doing, for people. Nothing decides by it.
+"""`leader.json`: what the leader is doing, for people and for writers.
+
+Who leads is decided by the lease, never by this file. A writer that is the last one out reads here whether waiting for
+delivery makes sense, and a writer with other credentials, or of a newer version, whether to offer itself.
 
 Replaced atomically, at most once a second, when something changed, and every ten seconds
 while records wait: a leader whose file is older than that hangs. `cwsink status` shows it.
@@ -7,6 +10,7 @@ while records wait: a leader whose file is older than that hangs. `cwsink status
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -14,7 +18,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from cwsink.spool import descriptors
+import cwsink
+from cwsink.spool import descriptors, sending
 from cwsink.spool.directory import SpoolDirectory
 
 PUBLISH_SECONDS: Final = 1.0
@@ -22,10 +27,23 @@ PUBLISH_SECONDS: Final = 1.0
 ALIVE_SECONDS: Final = 10.0
 
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
+# What keeps the leader from delivering: "busy" passes by itself, the others rarely do.
+Obstacle = Literal["", "credentials", "denied", "unreachable", "busy"]
+# Who started this process: set by the flusher that starts by itself, at its start.
+STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 
 
 class Published(msgspec.Struct, kw_only=True):
-    """The content of leader.json. Times are seconds since 1970 UTC, rates are per second."""
+    """The content of leader.json. Times are seconds since 1970 UTC, rates are per second.
+
+    Attributes:
+        kind: who hosts the leader (cwsink.flusher.election.Kind).
+        obstacle: what keeps it from delivering now; "" if nothing does.
+        version: of the leader's cwsink.
+        is_outdated: that version's files have been replaced or removed since the leader has started.
+        credentials: tells its environment from another one (see cwsink.spool.sending.credentials_stamp).
+        started_by: the process that started it, for people; "" if a person or a service did.
+    """
 
     pid: int
     host: str
@@ -34,7 +52,12 @@ class Published(msgspec.Struct, kw_only=True):
     state: Doing = "idle"
     since: float = 0.0
     last_error: str | None = None
+    obstacle: Obstacle = ""
     last_success: float | None = None
+    version: str = ""
+    is_outdated: bool = False
+    credentials: int = 0
+    started_by: str = ""
     records_per_second: float = 0.0
     capacity_bytes: int = 0
 
@@ -59,6 +82,9 @@ class LeaderState:
             epoch=epoch,
             kind=kind,
             since=time.time(),
+            version=cwsink.__version__,
+            credentials=sending.credentials_stamp(os.environ),
+            started_by=os.environ.get(STARTED_BY_VARIABLE, ""),
             last_success=before.last_success if (before := read(directory)) else None,
             capacity_bytes=capacity_bytes,
         )
@@ -67,15 +93,24 @@ class LeaderState:
         self._delivered = 0
         self.publish()
 
+    @property
+    def obstacle(self) -> Obstacle:
+        """What keeps the leader from delivering now; "" if nothing does."""
+        return self._now.obstacle
+
     def succeeded(self) -> None:
         """CloudWatch took a request."""
         self._now.state = "delivering"
+        self._now.obstacle = ""
         self._now.last_success = time.time()
 
-    def failed(self, error: str, *, is_open: bool) -> None:
+    def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
         """CloudWatch did not."""
+        if self._now.obstacle != obstacle:
+            self._published_at = -math.inf  # a process that ends may be waiting to know
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
+        self._now.obstacle = obstacle
         self.publish()
 
     def delivered(self, records: int) -> None:
@@ -93,11 +128,12 @@ class LeaderState:
         elapsed = time.monotonic() - self._published_at
         if elapsed < PUBLISH_SECONDS:
             return
-        rate = self._delivered / elapsed
+        rate = self._delivered / min(elapsed, 3600.0)
         self._now.records_per_second = round(rate, 1)
         if self._now.state == "delivering" and not self._delivered:
             self._now.state = "idle"
         self._delivered = 0
+        self._now.is_outdated = sending.installation_now() != sending.installation()
         is_stale = self._now.state != "idle" and time.monotonic() - self._written_at >= ALIVE_SECONDS
         if self._now != self._published or is_stale:
             self._written_at = time.monotonic()

@@ -1,0 +1,199 @@
+"""One spool's candidate in a process that may lead: it stands for election, and delivers while it leads.
+
+Every process that delivers hosts this class: the flusher that starts by itself, `cwsink run`, `cwsink flush`. It is a
+thread that tries to take the lease several times a second. Who has it leads until it is told to leave, until it is
+superseded, or until the spool is gone.
+
+How to send is read from the spool when it begins to lead (cwsink.spool.sending). When a writer leaves other settings
+there, the leader ends after the request that is under way, and leads anew.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Final, Literal
+
+from cwsink.config import SinkConfig
+from cwsink.diagnostics import own_work, report
+from cwsink.errors import SpoolError
+from cwsink.flusher import adoption
+from cwsink.flusher.delivery import Stopped
+from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.spool import hurry, lease, sending, survey
+from cwsink.spool.cursor import Fenced
+from cwsink.spool.directory import SpoolDirectory, open_existing
+
+# Who hosts the election: a process that started by itself, `cwsink run`, `cwsink flush`, `cwsink flush --once`.
+Kind = Literal["own", "run", "service", "once"]
+
+_TROUBLE_SECONDS: Final = 1.0
+_HANDOVER_POLL_SECONDS: Final = 0.02
+
+
+class Election:
+    """Stands for election for one spool, and leads it.
+
+    Attributes:
+        directory: the spool; opened anew if it was removed and made again.
+        config: how to send.
+        epoch: of its leadership; 0 while it does not lead.
+        trouble: what kept it from leading when it tried last, or None.
+        pace: the most records to send in a second; None for as many as it takes.
+    """
+
+    def __init__(self, directory: SpoolDirectory, *, kind: Kind, in_a_hurry: bool = False) -> None:
+        """Raises ConfigError: the spool has no settings, and `FAPILOG_CLOUDWATCH__*` are wrong.
+
+        Args:
+            directory: the spool.
+            kind: who hosts it; `cwsink status` shows it.
+            in_a_hurry: send what is there without waiting for batch_size or batch_timeout_seconds.
+        """
+        self.directory = directory
+        self.config: SinkConfig = sending.config_of(directory)
+        self.epoch = 0
+        self.trouble: str | None = None
+        self.pace: float | None = None
+        self._kind: Kind = kind
+        self._in_a_hurry = in_a_hurry
+        self._leaving = threading.Event()
+        self._drain_until: float | None = None
+        self._orders: Orders | None = None
+        self._flusher: Flusher | None = None
+        self._thread = threading.Thread(target=self._stand, name=f"cwsink-{kind}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to stand for election."""
+        self._thread.start()
+
+    @property
+    def is_started(self) -> bool:
+        """Tell whether it has been started, ended or not."""
+        return self._thread.ident is not None
+
+    def leave(self, drain_seconds: float) -> None:
+        """Deliver the rest, for at most this long, and end. A later call shortens it."""
+        self._drain_until = time.monotonic() + drain_seconds
+        self._leaving.set()
+        self._instruct()
+
+    def hurry(self) -> None:
+        """Send what is there now without waiting for more, if it leads."""
+        if (orders := self._orders) is not None:
+            orders.hurry.set()
+
+    def has_ended(self, timeout_seconds: float) -> bool:
+        """Wait for the end for so long; tell whether it has come. A request in flight is waited for."""
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def request_seconds(self) -> float:
+        """How long a request in flight may take."""
+        return self.config.connect_timeout_seconds + self.config.read_timeout_seconds
+
+    @property
+    def cannot_deliver(self) -> bool:
+        """Tell whether it leads, and fails for a reason that another process may not have: its credentials."""
+        flusher = self._flusher
+        return flusher is not None and flusher.leader_state.obstacle in ("credentials", "denied")
+
+    def _instruct(self) -> None:
+        orders, until = self._orders, self._drain_until
+        if orders is None:
+            return
+        if self._in_a_hurry:
+            orders.hurry.set()
+        if until is not None:
+            orders.drain(max(0.0, until - time.monotonic()))
+
+    def _stand(self) -> None:
+        with own_work():
+            while True:
+                self._try_to_lead()
+                if self._leaving.wait(lease.TRY_SECONDS * (1 + random.random() / 2)):
+                    self._drain()
+                    return
+
+    def _drain(self) -> None:
+        """Deliver the rest, or see another leader do it."""
+        assert self._drain_until is not None, "told to leave"
+        while time.monotonic() < self._drain_until and survey.has_pending(self.directory):
+            if self._try_to_lead():
+                return
+            time.sleep(_HANDOVER_POLL_SECONDS)
+
+    def _try_to_lead(self) -> bool:
+        """Lead if elected. Returns whether this process has led; what goes wrong is said, and tried again."""
+        try:
+            if not self.directory.is_present():
+                self.directory = open_existing(self.directory.path)
+            return self._lead_if_elected()
+        except SpoolError:
+            return False  # it is gone: nothing to flush until somebody makes it again
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+            report(
+                "flusher",
+                f"cannot flush {self.directory.path}: {self.trouble}. The records stay in the spool; it is tried "
+                f"again every {_TROUBLE_SECONDS:.0f} s.",
+            )
+            self._leaving.wait(_TROUBLE_SECONDS)
+            return False
+
+    def _lead_if_elected(self) -> bool:
+        claim = lease.Lease(self.directory)
+        if not claim.try_acquire():
+            return False
+        try:
+            while True:
+                if not self._lead(claim).are_new_settings:
+                    return True
+        except Fenced:
+            return False
+        finally:
+            claim.release()
+
+    def _lead(self, claim: lease.Lease) -> _OrdersOfSpool:
+        """Lead, with the settings of now, until told to stop. Raises Fenced."""
+        orders = _OrdersOfSpool(self.directory)
+        try:
+            self.config = sending.config_of(self.directory)
+            flusher = Flusher(self.directory, self.config, claim, orders, kind=self._kind, pace=self.pace)
+            self._orders, self._flusher = orders, flusher
+            self._instruct()  # the wish to leave may have come while we were being elected
+            self.epoch, self.trouble = flusher.epoch, None
+            with adoption.beside(self.directory, self.config, kind=self._kind):
+                flusher.lead()
+        except Stopped:
+            pass
+        finally:
+            self._orders = self._flusher = None
+            self.epoch = 0
+        return orders
+
+
+class _OrdersOfSpool(Orders):
+    """Orders that also come from the spool's files: to hurry, and to lead anew with other settings."""
+
+    def __init__(self, directory: SpoolDirectory) -> None:
+        super().__init__()
+        self._directory = directory
+        self._settings = sending.stamp(directory)
+        self._hurry = hurry.stamp(directory)
+        self.are_new_settings = False
+
+    def look(self) -> None:
+        """See whether a writer wants anything."""
+        if (wish := hurry.stamp(self._directory)) != self._hurry:
+            self._hurry = wish
+            self.hurry.set()
+        if sending.stamp(self._directory) != self._settings:
+            self.are_new_settings = True
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether to leave now, delivered or not."""
+        return self.are_new_settings or super().is_over

@@ -1,0 +1,144 @@
+"""The process that a writer starts: it loads what delivering needs, forks the flusher, and forks it again if it dies.
+
+```text
+writer --posix_spawn--> guard --fork--> flusher (cwsink.flusher.own)
+                          |  the flusher is killed: fork another one, which has its client 10 ms later
+                          |  the flusher has ended by itself: end, too
+```
+
+The guard has no thread, holds no spool and sends nothing. It can be killed as well: the flusher goes on without it, and
+if that dies, too, the next append starts both anew.
+
+It is a guest on the host: a session of its own (no terminal reaches it), `/` as directory (no mount is kept busy),
+stdin from /dev/null (no credential helper asks anybody), stderr as inherited for its lines, no other descriptor but the
+lock that says that it is there. It is started with `-I -S`: no variable and no `.pth` file of the application makes it
+load a tracer or a coverage tool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from cwsink.diagnostics import report
+from cwsink.spool import flusher_lock
+from cwsink.spool.flusher_lock import FlusherLock
+
+# The descriptor of the lock, if the writer that started us holds it; what `posix_spawn` made of it.
+LOCK_FD: Final = 3
+# Pauses before the flusher is forked again: none at first, then doubled each time that it dies within a second.
+_FIRST_PAUSE_SECONDS: Final = 0.1
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_STEADY_SECONDS: Final = 1.0
+# How long one that is to take over waits for the one that leads now.
+_CHALLENGE_SECONDS: Final = 30.0
+_CHALLENGE_POLL_SECONDS: Final = 0.05
+# What belongs to the writer's application or to its service manager, not to us.
+_NOT_OURS: Final = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+def main(argv: list[str]) -> NoReturn:
+    """Be the guard, or the flusher that it forks.
+
+    Args:
+        argv: the root; the spool to serve first, or ""; why the one that is there is to be replaced, or "".
+    """
+    root, spool, reason = argv
+    _settle_in(keep_lock=not reason)
+    _name_process("cwsink-guard")
+    lock = _take_over(root, reason) if reason else FlusherLock(root, fd=LOCK_FD, is_shared=True)
+    if lock is None:
+        sys.exit(0)
+    from cwsink.flusher import cloudwatch, own
+    from cwsink.spool import disk
+
+    cloudwatch.load()
+    disk.load()
+    import filelock  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # what is shared with the child stays shared
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _forward)
+    _watch(lambda: own.OwnFlusher(root, lock, serve_first=spool or None).run())
+
+
+_flusher_pid = 0
+
+
+def _watch(work: Callable[[], None]) -> NoReturn:
+    global _flusher_pid
+    pause_seconds = 0.0
+    while True:
+        began = time.monotonic()
+        _flusher_pid = os.fork()
+        if _flusher_pid == 0:
+            _be_flusher(work)
+        code = os.waitstatus_to_exitcode(_wait(_flusher_pid))
+        _flusher_pid = 0
+        if code == 0:
+            sys.exit(0)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        pause_seconds = (
+            0.0 if time.monotonic() - began >= _STEADY_SECONDS else 2 * pause_seconds or _FIRST_PAUSE_SECONDS
+        )
+        pause_seconds = min(pause_seconds, _LONGEST_PAUSE_SECONDS)
+        again = f"in {pause_seconds:.1f} s" if pause_seconds else "at once"
+        report("guard", f"the flusher {how}. It is started again {again}; records wait in the spool.")
+        time.sleep(pause_seconds)
+
+
+def _be_flusher(work: Callable[[], None]) -> NoReturn:
+    code = 1
+    try:
+        _name_process("cwsink-flusher")
+        work()
+        code = 0
+    except BaseException as error:
+        report("flusher", f"the flusher ends: {type(error).__name__}: {error}. Records wait in the spool.")
+    finally:
+        os._exit(code)
+
+
+def _wait(pid: int) -> int:
+    return os.waitpid(pid, 0)[1]
+
+
+def _forward(number: int, *_: object) -> None:
+    if _flusher_pid:
+        with contextlib.suppress(OSError):
+            os.kill(_flusher_pid, number)
+
+
+def _settle_in(*, keep_lock: bool) -> None:
+    os.chdir("/")
+    with contextlib.suppress(OSError):  # it is done already where posix_spawn knows of sessions
+        os.setsid()
+    highest = os.sysconf("SC_OPEN_MAX")
+    os.closerange(LOCK_FD + keep_lock, min(highest, 1 << 20) if highest > 0 else 65_536)
+    for name in _NOT_OURS:
+        os.environ.pop(name, None)
+
+
+def _take_over(root: str, reason: str) -> FlusherLock | None:
+    """Ask the flusher that is there to end, and take its lock. None: it does not end, or another process asks."""
+    lock = FlusherLock(root, is_shared=True)
+    with flusher_lock.challenging(root, "version" if reason == "version" else "trouble") as is_ours:
+        until = time.monotonic() + _CHALLENGE_SECONDS
+        while is_ours and time.monotonic() < until:
+            if lock.try_acquire():
+                return lock
+            time.sleep(_CHALLENGE_POLL_SECONDS)
+    return None
+
+
+def _name_process(name: str) -> None:
+    """Have `ps` and `top` show what this process is."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name)

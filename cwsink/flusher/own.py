@@ -1,0 +1,195 @@
+"""The flusher that starts by itself: leads the spools of one root that are in use, and ends when none is.
+
+It is forked by a guard (cwsink.flusher.guard), which a writer has started (cwsink.frontends.starter). One user and
+root has one, for all spools in it: a lock tells the next writer that it is there (cwsink.spool.flusher_lock).
+
+```text
+look at the root, ten times a second:
+    a spool in which a process is attached, or was since we began --> an Election leads it
+    nobody is attached any more --> deliver what is pending: at most drain_timeout_seconds, then say what stays
+    all delivered, and nobody attached, for LINGER_SECONDS --> leave the spool
+no spool left --> free the lock, look once more, end
+```
+
+It ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock (an upgrade), or if it cannot
+deliver with its credentials and a writer with others asks. A spool that was left behind before it began is an orphan,
+and stays one, unless `adopt_orphans` says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Final
+
+from cwsink.diagnostics import report
+from cwsink.errors import CwsinkError
+from cwsink.flusher.election import Election
+from cwsink.spool import flusher_lock, orphans, segment, survey
+from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
+from cwsink.spool.flusher_lock import FlusherLock
+
+_LOOK_SECONDS: Final = 0.1
+# A program that is started again and again (cron, `manage.py`) finds a flusher that is warm.
+LINGER_SECONDS: Final = 2.0
+_CHALLENGE_SECONDS: Final = 1.0
+# A request in flight is waited for so long, when another process is to take over.
+_HANDOVER_SECONDS: Final = 3.0
+
+
+class OwnFlusher:
+    """Delivers for one root until nobody needs it."""
+
+    def __init__(self, root: str, lock: FlusherLock, *, serve_first: str | None) -> None:
+        """Begin.
+
+        Args:
+            root: the directory that holds the spools.
+            lock: held by this process and its guard.
+            serve_first: the spool whose writer started us; its writer may be gone by now.
+        """
+        self._root = root
+        self._lock = lock
+        self._serving: dict[str, _Served] = {}
+        self._ends_before = {path: _end_of(path) for path in self._spools() if path != serve_first}
+        self._is_told = False
+        self._challenge_at = 0.0
+
+    def run(self) -> None:
+        """Deliver until nobody needs us any more."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
+        while True:
+            self._serve()
+            if not self._lock.is_in_place():
+                self._leave_all(0.0)
+                return
+            if self._is_challenged():
+                self._leave_all(_HANDOVER_SECONDS)
+                return
+            if not self._serving and self._has_ended():
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def _note(self, number: int, *_: object) -> None:
+        """Told to end: with all processes of a unit, which may still log. So it goes on until they are gone."""
+        self._is_told = True
+
+    def _serve(self) -> None:
+        """Begin with spools that came into use, and leave those that are not any more."""
+        linger_seconds = 0.0 if self._is_told else LINGER_SECONDS
+        for path in self._spools():
+            if path not in self._serving and (served := self._begin(path)) is not None:
+                self._serving[path] = served
+        for path, served in list(self._serving.items()):
+            if served.has_ended(linger_seconds):
+                del self._serving[path]
+                self._ends_before[path] = served.end
+
+    def _begin(self, path: str) -> _Served | None:
+        try:
+            directory = open_existing(path)
+            is_in_use = orphans.is_attached(directory) or self._ends_before.get(path) != _end_of(path)
+            return _Served(directory) if is_in_use else None
+        except (CwsinkError, OSError) as error:
+            report(f"serve_{path}", f"cannot deliver from {path}: {error}")
+            return None
+
+    def _has_ended(self) -> bool:
+        """Free the lock, and tell whether to end: nobody came while it was still held, and so started nobody."""
+        self._lock.give_up()
+        self._serve()
+        if not self._serving:
+            return True
+        return not self._lock.try_acquire()  # else another flusher has been started meanwhile
+
+    def _is_challenged(self) -> bool:
+        """Tell whether another process is to take over, and will: it waits for the lock."""
+        if time.monotonic() < self._challenge_at:
+            return False
+        self._challenge_at = time.monotonic() + _CHALLENGE_SECONDS
+        challenge = flusher_lock.challenge(self._root)
+        if challenge is None:
+            return False
+        return challenge.reason == "version" or any(served.election.cannot_deliver for served in self._serving.values())
+
+    def _leave_all(self, seconds: float) -> None:
+        elections = [served.election for served in self._serving.values()]
+        for election in elections:
+            election.leave(0.0)
+        until = time.monotonic() + seconds
+        for election in elections:
+            election.has_ended(max(0.0, until - time.monotonic()))
+
+    def _spools(self) -> list[str]:
+        with contextlib.suppress(CwsinkError, OSError):
+            return find_spools(self._root)
+        return []
+
+
+class _Served:
+    """One spool that is in use.
+
+    Attributes:
+        election: that leads it.
+        end: where the ring ended when it was last looked at. What is appended after that brings us back.
+    """
+
+    def __init__(self, directory: SpoolDirectory) -> None:
+        self.end = _end_of(directory.path)
+        self.election = Election(directory, kind="own")
+        self.election.start()
+        self._alone_since: float | None = None
+        self._empty_since: float | None = None
+        self._is_leaving = False
+
+    def has_ended(self, linger_seconds: float) -> bool:
+        """See whether anybody needs it; tell whether it is left."""
+        if self._is_leaving:
+            return self.election.has_ended(0.0)
+        directory, now = self.election.directory, time.monotonic()
+        if not os.path.isdir(directory.path):
+            self._leave()
+        elif orphans.is_attached(directory):
+            self._alone_since = self._empty_since = None
+        else:
+            self._look_after(directory, now, linger_seconds)
+        return False
+
+    def _look_after(self, directory: SpoolDirectory, now: float, linger_seconds: float) -> None:
+        """Deliver what the last writer has left, within its time, and leave."""
+        self._alone_since = self._alone_since if self._alone_since is not None else now
+        self.election.hurry()
+        self.end = _end_of(directory.path)
+        with contextlib.suppress(OSError):
+            if not survey.has_pending(directory):
+                self._empty_since = self._empty_since if self._empty_since is not None else now
+                if now - self._empty_since >= linger_seconds:
+                    self._leave()
+                return
+        self._empty_since = None
+        if now - self._alone_since >= max(self.election.config.drain_timeout_seconds, _LOOK_SECONDS):
+            self._leave()
+            with contextlib.suppress(OSError):
+                pending = survey.survey(directory).pending
+                report(
+                    f"stay_{directory.path}",
+                    f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {directory.path}: nobody "
+                    "logs there any more, and CloudWatch did not take them in time. The next process that logs there "
+                    "sends them, or `cwsink flush --once`.",
+                )
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self.election.leave(0.0)
+
+
+def _end_of(path: str) -> tuple[int, int] | None:
+    """Return the newest segment's number and size: both change with an append."""
+    ring = f"{path}/ring"
+    with contextlib.suppress(OSError):
+        for number in segment.numbers(ring)[-1:]:
+            return number, os.stat(segment.path_of(ring, number)).st_size
+    return None

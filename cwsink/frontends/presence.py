@@ -1,0 +1,210 @@
+"""This process's mark on each spool that it has appended to, and the end of it.
+
+A process that appends is attached to the spool (a shared flock that the kernel drops with the process), and sees to it
+that a flusher is there (cwsink.frontends.starter). Nothing else of ours lives in the application: no thread, no signal
+handler, no botocore, no filelock.
+
+At exit a process lets go of its mark, and asks whether it was the last. The others leave at once. The last one waits
+until what is pending is delivered, for at most `drain_timeout_seconds`; not at all, if the leader says that it cannot
+deliver now. What is left is sent by the flusher, which lives on until it is done or its own time is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import weakref
+from typing import Final
+
+import cwsink
+from cwsink.config import SinkConfig
+from cwsink.diagnostics import report
+from cwsink.errors import ConfigError
+from cwsink.frontends import process_exit
+from cwsink.frontends.starter import Starter
+from cwsink.spool import cursor, descriptors, leader_state, lease, sending, survey
+from cwsink.spool import hurry as hurry_file
+from cwsink.spool.attachment import Attachment
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.ring import Ring
+
+_LOOK_SECONDS: Final = 1.0
+# How often the last one out looks whether all is delivered.
+_DRAIN_POLL_SECONDS: Final = 0.01
+# A flusher that could not deliver a moment ago cannot now, either: a short program need not wait to hear it again.
+_STILL_TRUE_SECONDS: Final = 60.0
+# Offers of a process whose flusher may do better: at first after this time, then after twice that, and so on.
+_FIRST_OFFER_SECONDS: Final = 5.0
+_LONGEST_OFFER_SECONDS: Final = 600.0
+
+_HOPELESS: Final = frozenset(("credentials", "denied", "unreachable"))
+
+_present: dict[str, Presence] = {}
+_starters: dict[str, Starter] = {}
+
+
+def refuse_lambda() -> None:
+    """Raise ConfigError in AWS Lambda: no process runs between two calls, and the disk goes with the sandbox."""
+    if os.environ.get("AWS_LAMBDA_FUNCTION_NAME") and os.environ.get("LAMBDA_TASK_ROOT"):
+        raise ConfigError(
+            "this is AWS Lambda, which freezes the process between two calls and throws its disk away: what is spooled "
+            "would be late, or lost. Nothing is spooled. Log to stdout: Lambda sends that to CloudWatch itself."
+        )
+
+
+def of(directory: SpoolDirectory, config: SinkConfig) -> Presence:
+    """Return this process's presence in the spool; the first call attaches. Raises OSError."""
+    presence = _present.get(directory.path)
+    if presence is None:
+        process_exit.register()
+        mine = Presence(directory, config)
+        presence = _present.setdefault(directory.path, mine)
+        if presence is not mine:  # another thread was first; two marks of one process would hide who is last
+            mine.detach()
+    else:
+        presence.renew(directory)
+    return presence
+
+
+def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
+    """Have what is pending sent at once, by whoever leads; start a flusher if nobody does. Never raises."""
+    hurry_file.ask(directory)
+    if config.flusher != "external":
+        _starter(directory).ensure(directory)
+
+
+class Presence:
+    """Attached to one spool until the process ends."""
+
+    def __init__(self, directory: SpoolDirectory, config: SinkConfig) -> None:
+        self._directory = directory
+        self._config = config
+        self._attachment = Attachment(directory)
+        self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
+        self._starter = _starter(directory)
+        self._look_at = 0.0
+        self._offer_at = 0.0
+        self._offer_seconds = _FIRST_OFFER_SECONDS
+
+    def watch(self, ring: Ring) -> None:
+        """Take a writer's ring along: at exit it lets go of its segment first."""
+        self._rings.add(ring)
+
+    def renew(self, directory: SpoolDirectory) -> None:
+        """Attach again if the spool was removed and made anew."""
+        if directory.format != self._directory.format:
+            self._attachment.close()
+            self._attachment = Attachment(directory)
+            self._directory = directory
+
+    def detach(self) -> None:
+        """Let go of the mark."""
+        self._attachment.close()
+
+    def look(self) -> None:
+        """See, once a second at most, that a flusher is there. Takes 2 ms if it has to start one."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        self._attachment.hold()
+        if self._config.flusher == "external":
+            return
+        self._starter.ensure(self._directory)
+        if now >= self._offer_at:
+            self._offer(now)
+
+    def leave(self) -> bool:
+        """Let go of the spool; tell whether this process is the last one, and is to wait for delivery."""
+        for ring in list(self._rings):
+            ring.close()
+        return self._attachment.leave() and self._config.flusher != "external"
+
+    def await_delivery(self, began: float) -> None:
+        """Wait until what is pending is delivered, while that makes sense. Raises OSError.
+
+        Args:
+            began: when the process began to leave its spools (monotonic). It leaves all of them in one time.
+        """
+        until = began + self._config.drain_timeout_seconds
+        ends = survey.ends(self._directory)
+        if not ends:
+            return
+        hurry(self._directory, self._config)
+        while ends and time.monotonic() < until and not self._is_hopeless():
+            time.sleep(_DRAIN_POLL_SECONDS)
+            self._starter.ensure(self._directory)
+            ends = survey.unsettled(self._directory, ends)
+        if ends and (pending := survey.survey(self._directory).pending):
+            self._say_what_stays(pending)
+
+    def _is_hopeless(self) -> bool:
+        published = leader_state.read(self._directory)
+        if published is None or published.obstacle not in _HOPELESS:
+            return False
+        if lease.is_taken(self._directory) and published.epoch >= cursor.read(self._directory.cursor).epoch:
+            return True
+        with contextlib.suppress(OSError):
+            return time.time() - os.stat(self._directory.leader_state).st_mtime < _STILL_TRUE_SECONDS
+        return False
+
+    def _say_what_stays(self, pending: int) -> None:
+        published = leader_state.read(self._directory)
+        why = (
+            f" ({published.last_error.rstrip('.')})"
+            if published and published.obstacle and published.last_error
+            else ""
+        )
+        report(
+            f"stay_{self._directory.path}",
+            f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self._directory.path}: not "
+            f"delivered yet{why}. The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the next "
+            "process that logs there sends them, or `cwsink flush --once`.",
+        )
+
+    def _offer(self, now: float) -> None:
+        """Offer a flusher of ours if the one that leads is of an older cwsink, or if only its credentials fail."""
+        self._offer_at = now + _FIRST_OFFER_SECONDS
+        published = leader_state.read(self._directory)
+        if published is None or published.kind != "own":
+            return
+        is_older = _numbers(published.version) < _numbers(cwsink.__version__)
+        if is_older or (published.is_outdated and sending.installation_now()):
+            self._starter.replace(self._directory, "version")
+        elif published.obstacle in ("credentials", "denied") and published.credentials != sending.credentials_stamp(
+            os.environ
+        ):
+            self._starter.replace(self._directory, "trouble")
+        else:
+            self._offer_seconds = _FIRST_OFFER_SECONDS
+            return
+        self._offer_seconds = min(2 * self._offer_seconds, _LONGEST_OFFER_SECONDS)
+        self._offer_at = now + self._offer_seconds
+
+
+def _starter(directory: SpoolDirectory) -> Starter:
+    return _starters.setdefault(directory.root, Starter(directory.root))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in version.split(".") if each.isdecimal())
+
+
+def leave_all() -> None:
+    """Let go of every spool, and wait where this process is the last one. The latest time is that of all together."""
+    began = time.monotonic()
+    present = list(_present.values())
+    _present.clear()
+    last = [presence for presence in present if presence.leave()]
+    for presence in last:
+        presence.await_delivery(began)
+
+
+def _forked() -> None:
+    _present.clear()
+    _starters.clear()
+
+
+descriptors.after_fork(_forked)
+process_exit.leaving.append(leave_all)

@@ -1,0 +1,203 @@
+"""Start the flusher: a process of its own, as soon as an append finds that nobody leads.
+
+```text
+append --> does anybody lead this spool? --yes--> go on
+             | no
+           take the root's flusher lock --taken--> one starts now, or serves another spool here: it will see this one
+             | got it
+           /bin/sh -c '"$@" &'  -->  python -I -S -c ... cwsink-flusher ROOT     (cwsink.flusher.guard)
+```
+
+The application must not notice: the new process is not its child, so there is no zombie, and no SIGCHLD later on. The
+shell between the two starts it and ends at once; it is waited for, which takes a millisecond. Where there is no shell
+the process is our child, and its end is collected at a later look.
+
+A fresh interpreter with the application's `sys.path` behind its own is all that it shares with us, beside the
+environment, which gives credentials. How to send is in the spool (cwsink.spool.sending).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posix
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import cwsink
+from cwsink.diagnostics import report, settled
+from cwsink.spool import lease
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.flusher_lock import FlusherLock, Reason
+
+PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
+PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
+STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
+# `cwsink run` sets it for its command: a flusher is on its way, and only if it stays away one is started here.
+HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
+
+_LOCK_FD: Final = 3  # cwsink.flusher.guard.LOCK_FD, which is not loaded in a writer
+_BOOT: Final = (
+    "import os,sys;sys.path+=[p for p in os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n')if p not in sys.path];"
+    "from cwsink.flusher.guard import main;main(sys.argv[2:])"
+)
+_SHELL: Final = "/bin/sh"
+_RETRY_SECONDS: Final = 10.0
+# A flusher that was started leads within this time, on a machine that is very busy, too.
+_START_SECONDS: Final = 5.0
+_HOSTED_SECONDS: Final = 5.0
+_IS_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*t?")
+# Ignored signals are inherited, and an application may ignore SIGCHLD or SIGPIPE.
+_SIGNALS: Final = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
+# Not `os.waitpid`: gevent puts one there that switches to other greenlets.
+_spawn = posix.posix_spawn
+_wait = posix.waitpid
+
+
+class Starter:
+    """Starts a flusher for one root when there is none. One a process and root."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._is_busy = False
+        self._look_again_at = 0.0
+        self._started_at: float | None = None
+        self._vacant_since: float | None = None
+        self._left_alone: list[int] = []  # children that could not be given away
+
+    def ensure(self, directory: SpoolDirectory) -> None:
+        """Start a flusher if nobody leads `directory`, and none is about to. Takes at most 2 ms; never raises."""
+        if self._is_busy:  # another thread is at it, or this is a signal handler that has interrupted it
+            return
+        self._is_busy = True
+        try:
+            self._ensure(directory)
+        except Exception as error:
+            self._failed(f"{type(error).__name__}: {error}")
+        finally:
+            self._is_busy = False
+
+    def replace(self, directory: SpoolDirectory, reason: Reason) -> None:
+        """Start a flusher that is to take the place of the one that leads. Never raises."""
+        try:
+            self._spawn(directory, None, reason)
+        except Exception as error:
+            self._failed(f"{type(error).__name__}: {error}")
+
+    def _ensure(self, directory: SpoolDirectory) -> None:
+        now = time.monotonic()
+        self._collect()
+        if lease.is_taken(directory):
+            self._started_at = self._vacant_since = None
+            settled("starter")
+            return
+        if now < self._look_again_at or self._is_hosted(now):
+            return
+        lock = FlusherLock(self._root)
+        try:
+            if not lock.try_acquire():
+                return
+            if self._started_at is not None and now - self._started_at > _START_SECONDS:
+                self._started_at = None
+                self._failed("it was started, and has ended before it led")
+                return
+            self._spawn(directory, lock, None)
+            self._started_at = self._started_at if self._started_at is not None else now
+        finally:
+            lock.close()
+
+    def _is_hosted(self, now: float) -> bool:
+        """Tell whether `cwsink run` has a flusher, which is not there yet or just started anew."""
+        if HOSTED_VARIABLE not in os.environ:
+            return False
+        self._vacant_since = self._vacant_since if self._vacant_since is not None else now
+        return now - self._vacant_since < _HOSTED_SECONDS
+
+    def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, reason: Reason | None) -> None:
+        command = [find_python(), "-I", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, reason or ""]
+        has_shell = os.access(_SHELL, os.X_OK)
+        if has_shell:
+            command = [_SHELL, "-c", '"$@" &', "sh", *command]
+        actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        ]
+        if lock is not None:
+            actions.append((os.POSIX_SPAWN_DUP2, lock.fd, _LOCK_FD))
+        pid = _start(command, actions, _environment())
+        if not has_shell:
+            self._left_alone.append(pid)
+            return
+        with contextlib.suppress(ChildProcessError):  # the application waits for any child, or ignores its signal
+            if (code := os.waitstatus_to_exitcode(_wait(pid, 0)[1])) != 0:
+                raise OSError(f"{_SHELL} ended with code {code}")
+
+    def _failed(self, why: str) -> None:
+        self._look_again_at = time.monotonic() + _RETRY_SECONDS
+        report(
+            "starter",
+            f"the flusher cannot be started: {why}. Records wait in {self._root}; it is tried again every "
+            f"{_RETRY_SECONDS:.0f} s. `cwsink flush` sends them, too.",
+        )
+
+    def _collect(self) -> None:
+        for pid in list(self._left_alone):
+            with contextlib.suppress(ChildProcessError):
+                if _wait(pid, os.WNOHANG)[0] == 0:
+                    continue
+            self._left_alone.remove(pid)
+
+
+def find_python() -> str:
+    """Return the interpreter for the flusher: this one's, of the same version.
+
+    Where `sys.executable` is no Python (uWSGI, mod_wsgi, embedded, frozen), it is looked for beside the standard
+    library.
+
+    Raises:
+        FileNotFoundError: there is none; `CWSINK_PYTHON` can name one.
+    """
+    if named := os.environ.get(PYTHON_VARIABLE):
+        return named
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = [f"{prefix}/bin/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in (version, "python3")]
+    for path in (sys.executable, getattr(sys, "_base_executable", ""), *beside):
+        if path and _IS_PYTHON.fullmatch(os.path.basename(path)) and os.access(path, os.X_OK):
+            return path
+    raise FileNotFoundError(
+        f"no Python was found ({sys.executable or 'sys.executable'} is none). Name a {version} in {PYTHON_VARIABLE}"
+    )
+
+
+def _start(
+    command: list[str], actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]], env: dict[str, str]
+) -> int:
+    """Start it with signals and session as if nobody had changed them. Raises OSError."""
+    try:
+        return _spawn(command[0], command, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS)
+    except NotImplementedError:  # an old libc: the guard makes the session itself
+        return _spawn(command[0], command, env, file_actions=actions, setsigmask=[], setsigdef=_SIGNALS)
+
+
+def _environment() -> dict[str, str]:
+    env = dict(os.environ)
+    env[PATH_VARIABLE] = "\n".join(_search_path())
+    env[STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({_program()})"
+    env.pop(HOSTED_VARIABLE, None)
+    return env
+
+
+def _search_path() -> list[str]:
+    """Return what the application imports from; a directory that is relative is one of the application's own."""
+    paths = [os.path.abspath(each) for each in sys.path]
+    home = str(Path(cwsink.__file__).parent.parent)
+    return paths if home in paths else [*paths, home]
+
+
+def _program() -> str:
+    words = getattr(sys, "argv", None) or [""]
+    return os.path.basename(str(words[0])) or "python"

@@ -1,0 +1,183 @@
+"""`settings.json`: how a spool is to be sent, written by its writers, read by whoever leads.
+
+The flusher is a process of its own. What it needs to know beside the target (which FORMAT names) must not come from the
+environment of whoever happened to start it, so each writer leaves its settings here: batch, oversize, compression,
+entity, time-outs, the profile or role to send with. There is no secret in it: a flusher takes credentials from its own
+environment.
+
+```text
+{"cwsink": "0.1.0", "installation": "...", "written_by": "web-1/4711", "settings": {"batch_size": 1000, ...}}
+```
+
+A writer with other settings replaces the file, and says so if another writer lives: the newer settings hold from then
+on. The leader looks at the file several times a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+
+import cwsink
+from cwsink.config import SinkConfig, load_config
+from cwsink.diagnostics import report
+from cwsink.errors import ConfigError
+from cwsink.spool import attachment, descriptors
+from cwsink.spool.directory import SpoolDirectory
+
+# What only concerns the process that writes: where its spool is, and what it does when that is full.
+_OF_THE_WRITER: Final = frozenset(
+    "spool_directory allow_unsafe_filesystem app_name on_full block_timeout_seconds segment_bytes flusher "
+    "log_group_name log_stream_name region endpoint_url pipeline".split()
+)
+_MOST_BYTES: Final = 256 * 1024
+
+
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of settings.json.
+
+    Attributes:
+        cwsink: the version of the writer.
+        installation: of the writer; see `installation`.
+        written_by: host and pid of the writer, for people.
+        settings: those of SinkConfig that differ from their defaults.
+    """
+
+    cwsink: str
+    installation: str
+    written_by: str
+    settings: dict[str, Any]
+
+
+def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
+    """Have leaders send as `config` says, from now on. Never raises: then the former settings hold."""
+    mine = Sending(
+        cwsink=cwsink.__version__,
+        installation=installation(),
+        written_by=f"{socket.gethostname()}/{os.getpid()}",
+        settings=_settings_of(config),
+    )
+    found = read(directory)
+    if found is not None and (found.settings, found.installation) == (mine.settings, mine.installation):
+        return
+    try:
+        if found is not None and found.settings != mine.settings and attachment.is_anyone_attached(directory):
+            report(
+                f"settings_{directory.path}",
+                f"the settings of {directory.path} differ from those of {found.written_by}, whose application still "
+                f"logs there: {_differences(found.settings, mine.settings)}. The newer ones hold from now on.",
+            )
+        _replace(directory, msgspec.json.encode(mine))
+    except OSError as error:
+        report("settings", f"cannot write {directory.sending}: {error.strerror}. It is sent as settings before said.")
+
+
+def read(directory: SpoolDirectory) -> Sending | None:
+    """Return what the newest writer left; None if there is nothing, or nothing that can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        fd = os.open(directory.sending, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            return msgspec.json.decode(file.read(_MOST_BYTES), type=Sending)
+    return None
+
+
+def config_of(directory: SpoolDirectory) -> SinkConfig:
+    """Return how to send this spool: the target as FORMAT has it, the rest as its newest writer left it.
+
+    A spool without settings (an older cwsink made it) is sent as `FAPILOG_CLOUDWATCH__*` say.
+
+    Raises:
+        ConfigError: the variables are wrong.
+    """
+    found = read(directory)
+    target = directory.format.settings()
+    if found is not None:
+        known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER
+        settings = {name: value for name, value in found.settings.items() if name in known}  # a newer writer has more
+        of_format = {name: value for name, value in target.items() if value is not None}
+        try:
+            config: SinkConfig = SinkConfig(**{**of_format, **settings})
+        except ConfigError as error:
+            report(f"settings_{directory.path}", f"{directory.sending} cannot be used: {error} Defaults are used.")
+            config = SinkConfig(**of_format)
+        return config
+    is_sized = os.environ.get("FAPILOG_CLOUDWATCH__SPOOL_MAX_BYTES")
+    return load_config(**target, spool_max_bytes=None if is_sized else directory.format.spool_max_bytes)
+
+
+def stamp(directory: SpoolDirectory) -> tuple[int, int] | None:
+    """Return what changes when the settings are replaced; None if there are none."""
+    try:
+        status = os.stat(directory.sending, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def credentials_stamp(env: Mapping[str, str]) -> int:
+    """Return a number that tells an environment, as far as AWS credentials come from it, from another one.
+
+    Nothing of what it is made of can be learnt from it: it is a checksum of 32 bits of all of it together.
+    """
+    known = sorted(f"{name}={value}" for name, value in env.items() if name.startswith("AWS_") or name == "HOME")
+    return crc32("\0".join(known).encode("utf-8", "surrogateescape"))
+
+
+@cache
+def installation() -> str:
+    """Return what tells this installation of cwsink from another, and from what an upgrade makes of it."""
+    return installation_now()
+
+
+def installation_now() -> str:
+    """Return `installation` as it is on disk now; "" if it is gone, or lies in an archive."""
+    try:
+        status = os.stat(cwsink.__file__)
+    except OSError:
+        return ""
+    return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}"
+
+
+def _settings_of(config: SinkConfig) -> dict[str, Any]:
+    defaults = SinkConfig()
+    differing = {
+        name: getattr(config, name)
+        for name in SinkConfig.__struct_fields__
+        if name not in _OF_THE_WRITER and getattr(config, name) != getattr(defaults, name)
+    }
+    settings: dict[str, Any] = msgspec.to_builtins(differing)
+    return settings
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(f"{name} {_shown(before, name)} -> {_shown(now, name)}" for name in names)
+
+
+def _shown(settings: dict[str, Any], name: str) -> object:
+    if name == "external_id":
+        return "(not shown)"
+    return settings.get(name, getattr(SinkConfig(), name, None))
+
+
+def _replace(directory: SpoolDirectory, data: bytes) -> None:
+    """Put a new file in the place of the old one, whole or not at all. Raises OSError."""
+    temporary = f"{directory.sending}.{os.urandom(8).hex()}.tmp"
+    fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(28, "No space left on device")
+        os.replace(temporary, directory.sending)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        descriptors.release(fd, descriptors.incarnation())
