@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from cwsink.cli import DONE, NOT_DONE, text
 from cwsink.cli.spools import Spools
 from cwsink.flusher.outcome import Answer, Outcome, classify
-from cwsink.spool import cursor, heartbeat, host, leader_state, lease, orphans
+from cwsink.spool import cursor, heartbeat, host, leader_state, lease, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey
@@ -65,7 +65,12 @@ class Leader:
 
 @dataclass
 class Report:
-    """One spool, as `--json` prints it. Counts are records unless the name has a unit."""
+    """One spool, as `--json` prints it. Counts are records unless the name has a unit.
+
+    Attributes:
+        settings: how it is sent, as far as that differs from the defaults; the newest writer's.
+        settings_from: that writer, as host/pid.
+    """
 
     path: str
     log_group_name: str
@@ -86,6 +91,8 @@ class Report:
     capacity_bytes: int
     last_error: str | None
     last_success: str | None
+    settings: dict[str, Any]
+    settings_from: str | None
 
     @property
     def target(self) -> str:
@@ -178,6 +185,7 @@ def look(directory: SpoolDirectory) -> Sight:
     doing = published.state if published and is_current else "idle"
     last_success = published.last_success if published else None
     other = heartbeat.elsewhere(directory)
+    found = sending.read(directory)
     report = Report(
         path=directory.path,
         log_group_name=directory.format.log_group_name,
@@ -204,6 +212,8 @@ def look(directory: SpoolDirectory) -> Sight:
         capacity_bytes=(published.capacity_bytes if published else 0) or directory.format.spool_max_bytes,
         last_error=published.last_error if published else None,
         last_success=None if last_success is None else _rfc3339(last_success),
+        settings=found.settings if found else {},
+        settings_from=found.written_by if found else None,
     )
     return Sight(
         report,

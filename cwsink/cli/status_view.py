@@ -157,6 +157,9 @@ def _rows(sight: Sight) -> Iterator[tuple[str, str, str]]:
     elif report.last_error and report.state in ("no_leader", "stalled"):
         yield "error", f"{report.last_error} (the last one)", ""
     yield "leader", _leader(sight), ""
+    if report.settings:
+        differing = ", ".join(f"{name} {value}" for name, value in sorted(report.settings.items()))
+        yield "settings", text.printable(f"{differing} (from {report.settings_from})", one_line=True), ""
     fill = sight.used_bytes / report.capacity_bytes if report.capacity_bytes else 0.0
     room = f"{text.size(sight.used_bytes)} of {text.size(report.capacity_bytes)} used"
     if report.pending and fill >= _NEARLY_FULL:
@@ -185,7 +188,8 @@ def _leader(sight: Sight) -> str:
     if leader is None:
         return "none"
     kind = _KINDS.get(leader.kind, leader.kind)
-    return f"pid {leader.pid} on {leader.host}, {kind}, epoch {leader.epoch}"
+    by = f" by {text.printable(leader.started_by, one_line=True)}" if leader.started_by else ""
+    return f"pid {leader.pid} on {leader.host}, {kind}{by}, epoch {leader.epoch}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

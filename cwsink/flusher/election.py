@@ -100,6 +100,11 @@ class Election:
         flusher = self._flusher
         return flusher is not None and flusher.leader_state.obstacle in ("credentials", "denied")
 
+    def went_mute(self) -> None:
+        """Publish that lines of this process reach nobody any more."""
+        if (flusher := self._flusher) is not None:
+            flusher.leader_state.went_mute()
+
     def _instruct(self) -> None:
         orders, until = self._orders, self._drain_until
         if orders is None:

@@ -66,10 +66,26 @@ def main(argv: list[str]) -> NoReturn:
     gc.freeze()  # what is shared with the child stays shared
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _forward)
-    _watch(lambda: own.OwnFlusher(root, lock, serve_first=spool or None).run())
+    signal.signal(signal.SIGUSR1, _mute)
+    guard_pid = os.getpid()
+
+    def mute() -> None:
+        _mute()
+        if os.getppid() == guard_pid:
+            os.kill(guard_pid, signal.SIGUSR1)
+
+    _watch(lambda: own.OwnFlusher(root, lock, mute=mute, serve_first=spool or None).run())
 
 
 _flusher_pid = 0
+
+
+def _mute(*_: object) -> None:
+    """Let go of stderr."""
+    with contextlib.suppress(OSError):
+        fd = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(fd, 2)
+        os.close(fd)
 
 
 def _watch(work: Callable[[], None]) -> NoReturn:

@@ -21,7 +21,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import time
+from collections.abc import Callable
 from typing import Final
 
 from cwsink.diagnostics import report
@@ -42,16 +44,19 @@ _HANDOVER_SECONDS: Final = 3.0
 class OwnFlusher:
     """Delivers for one root until nobody needs it."""
 
-    def __init__(self, root: str, lock: FlusherLock, *, serve_first: str | None) -> None:
+    def __init__(self, root: str, lock: FlusherLock, *, mute: Callable[[], None], serve_first: str | None) -> None:
         """Begin.
 
         Args:
             root: the directory that holds the spools.
             lock: held by this process and its guard.
+            mute: lets go of stderr, in the guard, too.
             serve_first: the spool whose writer started us; its writer may be gone by now.
         """
         self._root = root
         self._lock = lock
+        self._mute = mute
+        self._is_mute = False
         self._serving: dict[str, _Served] = {}
         self._ends_before = {path: _end_of(path) for path in self._spools() if path != serve_first}
         self._is_told = False
@@ -87,6 +92,20 @@ class OwnFlusher:
             if served.has_ended(linger_seconds):
                 del self._serving[path]
                 self._ends_before[path] = served.end
+        if not self._is_mute and self._serving and all(served.is_done for served in self._serving.values()):
+            self._go_mute()
+
+    def _go_mute(self) -> None:
+        """Let go of stderr if it is a pipe: who reads it waits for its end, and the program has ended.
+
+        A process that logs here later starts another flusher, which has its stderr (see `is_mute` in leader.json).
+        """
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(2).st_mode) or stat.S_ISSOCK(os.fstat(2).st_mode):
+                self._is_mute = True
+                for served in self._serving.values():
+                    served.election.went_mute()
+                self._mute()
 
     def _begin(self, path: str) -> _Served | None:
         try:
@@ -144,6 +163,11 @@ class _Served:
         self._alone_since: float | None = None
         self._empty_since: float | None = None
         self._is_leaving = False
+
+    @property
+    def is_done(self) -> bool:
+        """Tell whether nobody is attached, and all is delivered."""
+        return self._empty_since is not None or self._is_leaving
 
     def has_ended(self, linger_seconds: float) -> bool:
         """See whether anybody needs it; tell whether it is left."""

@@ -32,6 +32,8 @@ from cwsink.spool.ring import Ring
 _LOOK_SECONDS: Final = 1.0
 # How often the last one out looks whether all is delivered.
 _DRAIN_POLL_SECONDS: Final = 0.01
+# How often it sees that a flusher is there, and asks that one to hurry.
+_ASK_SECONDS: Final = 0.5
 # A flusher that could not deliver a moment ago cannot now, either: a short program need not wait to hear it again.
 _STILL_TRUE_SECONDS: Final = 60.0
 # Offers of a process whose flusher may do better: at first after this time, then after twice that, and so on.
@@ -131,10 +133,12 @@ class Presence:
         ends = survey.ends(self._directory)
         if not ends:
             return
-        hurry(self._directory, self._config)
-        while ends and time.monotonic() < until and not self._is_hopeless():
+        ask_at = 0.0
+        while ends and (now := time.monotonic()) < until and not self._is_hopeless():
+            if now >= ask_at:
+                ask_at = now + _ASK_SECONDS
+                hurry(self._directory, self._config)
             time.sleep(_DRAIN_POLL_SECONDS)
-            self._starter.ensure(self._directory)
             ends = survey.unsettled(self._directory, ends)
         if ends and (pending := survey.survey(self._directory).pending):
             self._say_what_stays(pending)
@@ -170,7 +174,7 @@ class Presence:
         if published is None or published.kind != "own":
             return
         is_older = _numbers(published.version) < _numbers(cwsink.__version__)
-        if is_older or (published.is_outdated and sending.installation_now()):
+        if is_older or published.is_mute or (published.is_outdated and sending.installation_now()):
             self._starter.replace(self._directory, "version")
         elif published.obstacle in ("credentials", "denied") and published.credentials != sending.credentials_stamp(
             os.environ

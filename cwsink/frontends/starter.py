@@ -47,8 +47,6 @@ _BOOT: Final = (
 )
 _SHELL: Final = "/bin/sh"
 _RETRY_SECONDS: Final = 10.0
-# A flusher that was started leads within this time, on a machine that is very busy, too.
-_START_SECONDS: Final = 5.0
 _HOSTED_SECONDS: Final = 5.0
 _IS_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*t?")
 # Ignored signals are inherited, and an application may ignore SIGCHLD or SIGPIPE.
@@ -65,7 +63,7 @@ class Starter:
         self._root = root
         self._is_busy = False
         self._look_again_at = 0.0
-        self._started_at: float | None = None
+        self._led_before: int | None = None  # the time of leader.json when we started a flusher; 0: there was none
         self._vacant_since: float | None = None
         self._left_alone: list[int] = []  # children that could not be given away
 
@@ -92,7 +90,7 @@ class Starter:
         now = time.monotonic()
         self._collect()
         if lease.is_taken(directory):
-            self._started_at = self._vacant_since = None
+            self._led_before = self._vacant_since = None
             settled("starter")
             return
         if now < self._look_again_at or self._is_hosted(now):
@@ -101,12 +99,13 @@ class Starter:
         try:
             if not lock.try_acquire():
                 return
-            if self._started_at is not None and now - self._started_at > _START_SECONDS:
-                self._started_at = None
-                self._failed("it was started, and has ended before it led")
+            led = _led_at(directory)
+            if self._led_before == led:  # the lock is free again: it has ended
+                self._led_before = None
+                self._failed("it has ended before it led any spool")
                 return
             self._spawn(directory, lock, None)
-            self._started_at = self._started_at if self._started_at is not None else now
+            self._led_before = led
         finally:
             lock.close()
 
@@ -181,6 +180,14 @@ def _start(
         return _spawn(command[0], command, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS)
     except NotImplementedError:  # an old libc: the guard makes the session itself
         return _spawn(command[0], command, env, file_actions=actions, setsigmask=[], setsigdef=_SIGNALS)
+
+
+def _led_at(directory: SpoolDirectory) -> int:
+    """Return what changes as soon as a flusher leads the spool."""
+    try:
+        return os.stat(directory.leader_state).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _environment() -> dict[str, str]:

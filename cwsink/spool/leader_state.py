@@ -41,6 +41,7 @@ class Published(msgspec.Struct, kw_only=True):
         obstacle: what keeps it from delivering now; "" if nothing does.
         version: of the leader's cwsink.
         is_outdated: that version's files have been replaced or removed since the leader has started.
+        is_mute: its lines reach nobody any more: it let go of a pipe whose reader waits for the end of it.
         credentials: tells its environment from another one (see cwsink.spool.sending.credentials_stamp).
         started_by: the process that started it, for people; "" if a person or a service did.
     """
@@ -56,6 +57,7 @@ class Published(msgspec.Struct, kw_only=True):
     last_success: float | None = None
     version: str = ""
     is_outdated: bool = False
+    is_mute: bool = False
     credentials: int = 0
     started_by: str = ""
     records_per_second: float = 0.0
@@ -111,6 +113,12 @@ class LeaderState:
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
         self._now.obstacle = obstacle
+        self.publish()
+
+    def went_mute(self) -> None:
+        """The process has let go of its stderr."""
+        self._now.is_mute = True
+        self._published_at = -math.inf
         self.publish()
 
     def delivered(self, records: int) -> None:
