@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from functools import partial
 from importlib import import_module
 from typing import Any, Final, Protocol
@@ -58,6 +58,24 @@ def load() -> None:
     session = _new_session(None)
     session.set_credentials("none", "none")
     session.create_client("logs", region_name="us-east-1").close()
+
+
+# What a spool's FORMAT says, or leaves to the profile's file. The environment is that of whoever started this process.
+_OF_THE_TARGET: Final = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", "AWS_ENDPOINT_URL")
+# Services that give credentials; an endpoint for all services (LocalStack) is theirs, too.
+_CREDENTIAL_SERVICES: Final = ("STS", "SSO", "SSO_OIDC")
+
+
+def take_credentials_only(env: MutableMapping[str, str]) -> None:
+    """Keep the environment from saying where to send: it gives credentials, and no more.
+
+    A spool without a region or an endpoint of its own would else go where another application's variables point.
+    """
+    if url := env.get("AWS_ENDPOINT_URL"):
+        for service in _CREDENTIAL_SERVICES:
+            env.setdefault(f"AWS_ENDPOINT_URL_{service}", url)
+    for name in _OF_THE_TARGET:
+        env.pop(name, None)
 
 
 def _new_session(profile: str | None) -> Any:

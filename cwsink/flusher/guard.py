@@ -58,6 +58,7 @@ def main(argv: list[str]) -> NoReturn:
     from cwsink.flusher import cloudwatch, own
     from cwsink.spool import disk
 
+    cloudwatch.take_credentials_only(os.environ)
     cloudwatch.load()
     disk.load()
     import filelock  # noqa: F401

@@ -126,8 +126,14 @@ def credentials_stamp(env: Mapping[str, str]) -> int:
 
     Nothing of what it is made of can be learnt from it: it is a checksum of 32 bits of all of it together.
     """
-    known = sorted(f"{name}={value}" for name, value in env.items() if name.startswith("AWS_") or name == "HOME")
+    known = sorted(f"{name}={value}" for name, value in env.items() if _gives_credentials(name))
     return crc32("\0".join(known).encode("utf-8", "surrogateescape"))
+
+
+def _gives_credentials(name: str) -> bool:
+    if name.startswith("AWS_ENDPOINT_URL") or name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        return False
+    return name.startswith("AWS_") or name == "HOME"
 
 
 @cache
