@@ -3,6 +3,7 @@
 ```text
 writer --posix_spawn--> guard --fork--> flusher (cwsink.flusher.own)
                           |  the flusher is killed: fork another one, which has its client 10 ms later
+                          |  its files were replaced (an upgrade): begin anew with the new ones, keep the lock
                           |  the flusher has ended by itself: end, too
 ```
 
@@ -26,8 +27,12 @@ import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+import msgspec
+
 from cwsink.diagnostics import report
-from cwsink.spool import flusher_lock
+from cwsink.flusher import cloudwatch, own
+from cwsink.flusher.own import Ends
+from cwsink.spool import disk, flusher_lock
 from cwsink.spool.flusher_lock import FlusherLock
 
 # The descriptor of the lock, if the writer that started us holds it; what `posix_spawn` made of it.
@@ -36,6 +41,9 @@ LOCK_FD: Final = 3
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 1.0
+# How the flusher ends if it is to begin anew.
+_RENEW: Final = 75
+_LEFT_BEHIND_VARIABLE: Final = "CWSINK_FLUSHER_LEFT_BEHIND"
 # How long one that is to take over waits for the one that leads now.
 _CHALLENGE_SECONDS: Final = 30.0
 _CHALLENGE_POLL_SECONDS: Final = 0.05
@@ -55,9 +63,6 @@ def main(argv: list[str]) -> NoReturn:
     lock = _take_over(root, reason) if reason else FlusherLock(root, fd=LOCK_FD, is_shared=True)
     if lock is None:
         sys.exit(0)
-    from cwsink.flusher import cloudwatch, own
-    from cwsink.spool import disk
-
     cloudwatch.take_credentials_only(os.environ)
     cloudwatch.load()
     disk.load()
@@ -75,7 +80,9 @@ def main(argv: list[str]) -> NoReturn:
         if os.getppid() == guard_pid:
             os.kill(guard_pid, signal.SIGUSR1)
 
-    _watch(lambda: own.OwnFlusher(root, lock, mute=mute, serve_first=spool or None).run())
+    left_behind = _left_behind(root, spool)
+    _watch(lambda: own.OwnFlusher(root, lock, mute=mute, left_behind=left_behind).run())
+    _begin_anew(lock, left_behind)
 
 
 _flusher_pid = 0
@@ -89,7 +96,8 @@ def _mute(*_: object) -> None:
         os.close(fd)
 
 
-def _watch(work: Callable[[], None]) -> NoReturn:
+def _watch(work: Callable[[], bool]) -> None:
+    """Have a forked child do the work, as often as it takes. Returns if the work says that it is to begin anew."""
     global _flusher_pid
     pause_seconds = 0.0
     while True:
@@ -101,6 +109,8 @@ def _watch(work: Callable[[], None]) -> NoReturn:
         _flusher_pid = 0
         if code == 0:
             sys.exit(0)
+        if code == _RENEW:
+            return
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         pause_seconds = (
             0.0 if time.monotonic() - began >= _STEADY_SECONDS else 2 * pause_seconds or _FIRST_PAUSE_SECONDS
@@ -111,12 +121,29 @@ def _watch(work: Callable[[], None]) -> NoReturn:
         time.sleep(pause_seconds)
 
 
-def _be_flusher(work: Callable[[], None]) -> NoReturn:
+def _left_behind(root: str, spool: str) -> Ends:
+    """Return which spools are none of our business unless somebody logs there again: an earlier guard's, or now's."""
+    if before := os.environ.pop(_LEFT_BEHIND_VARIABLE, ""):
+        return msgspec.json.decode(before, type=Ends)
+    return {path: end for path, end in own.ends(root).items() if path != spool}
+
+
+def _begin_anew(lock: FlusherLock, left_behind: Ends) -> NoReturn:
+    """Be a new process with the files of now, under the same pid and with the same lock."""
+    os.dup2(lock.fd, LOCK_FD, inheritable=True)
+    env = {
+        **os.environ,
+        "CWSINK_FLUSHER_PATH": "\n".join(sys.path),
+        _LEFT_BEHIND_VARIABLE: msgspec.json.encode(left_behind).decode(),
+    }
+    os.execve(sys.executable, [*sys.orig_argv[:-1], ""], env)
+
+
+def _be_flusher(work: Callable[[], bool]) -> NoReturn:
     code = 1
     try:
         _name_process("cwsink-flusher")
-        work()
-        code = 0
+        code = _RENEW if work() else 0
     except BaseException as error:
         report("flusher", f"the flusher ends: {type(error).__name__}: {error}. Records wait in the spool.")
     finally:

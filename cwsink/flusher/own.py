@@ -11,8 +11,9 @@ look at the root, ten times a second:
 no spool left --> free the lock, look once more, end
 ```
 
-It ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock (an upgrade), or if it cannot
-deliver with its credentials and a writer with others asks. A spool that was left behind before it began is an orphan,
+It ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock, or if it cannot deliver with
+its credentials and a writer with others asks. If its own files were replaced (an upgrade in place), its guard begins
+anew with the new ones, and keeps the lock meanwhile. A spool that was left behind before it began is an orphan,
 and stays one, unless `adopt_orphans` says otherwise.
 """
 
@@ -24,58 +25,66 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.flusher.election import Election
-from cwsink.spool import flusher_lock, orphans, segment, survey
+from cwsink.spool import flusher_lock, orphans, segment, sending, survey
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
 _LOOK_SECONDS: Final = 0.1
 # A program that is started again and again (cron, `manage.py`) finds a flusher that is warm.
 LINGER_SECONDS: Final = 2.0
-_CHALLENGE_SECONDS: Final = 1.0
+# How often it asks whether another process is to take over.
+_QUESTION_SECONDS: Final = 1.0
 # A request in flight is waited for so long, when another process is to take over.
 _HANDOVER_SECONDS: Final = 3.0
+
+# Why it ends although it is needed: its files were replaced, or another process takes over.
+End = Literal["renew", "replaced"]
+# Where rings end: the newest segment's number and size. Both change with an append.
+Ends = dict[str, tuple[int, int] | None]
 
 
 class OwnFlusher:
     """Delivers for one root until nobody needs it."""
 
-    def __init__(self, root: str, lock: FlusherLock, *, mute: Callable[[], None], serve_first: str | None) -> None:
+    def __init__(self, root: str, lock: FlusherLock, *, mute: Callable[[], None], left_behind: Ends) -> None:
         """Begin.
 
         Args:
             root: the directory that holds the spools.
             lock: held by this process and its guard.
             mute: lets go of stderr, in the guard, too.
-            serve_first: the spool whose writer started us; its writer may be gone by now.
+            left_behind: where the rings ended that nobody logged to any more when the guard began. It began for
+                the writers of the others, some of which may be gone by now.
         """
         self._root = root
         self._lock = lock
         self._mute = mute
         self._is_mute = False
         self._serving: dict[str, _Served] = {}
-        self._ends_before = {path: _end_of(path) for path in self._spools() if path != serve_first}
+        self._ends_before = dict(left_behind)
         self._is_told = False
-        self._challenge_at = 0.0
+        self._question_at = 0.0
+        self._files_seen = ""
 
-    def run(self) -> None:
-        """Deliver until nobody needs us any more."""
+    def run(self) -> bool:
+        """Deliver until nobody needs us any more. Returns whether to begin anew, with the files of now."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
         while True:
             self._serve()
             if not self._lock.is_in_place():
                 self._leave_all(0.0)
-                return
-            if self._is_challenged():
+                return False
+            if (end := self._why_end()) is not None:
                 self._leave_all(_HANDOVER_SECONDS)
-                return
+                return end == "renew"
             if not self._serving and self._has_ended():
-                return
+                return False
             time.sleep(_LOOK_SECONDS)
 
     def _note(self, number: int, *_: object) -> None:
@@ -85,7 +94,7 @@ class OwnFlusher:
     def _serve(self) -> None:
         """Begin with spools that came into use, and leave those that are not any more."""
         linger_seconds = 0.0 if self._is_told else LINGER_SECONDS
-        for path in self._spools():
+        for path in _spools(self._root):
             if path not in self._serving and (served := self._begin(path)) is not None:
                 self._serving[path] = served
         for path, served in list(self._serving.items()):
@@ -124,15 +133,20 @@ class OwnFlusher:
             return True
         return not self._lock.try_acquire()  # else another flusher has been started meanwhile
 
-    def _is_challenged(self) -> bool:
-        """Tell whether another process is to take over, and will: it waits for the lock."""
-        if time.monotonic() < self._challenge_at:
-            return False
-        self._challenge_at = time.monotonic() + _CHALLENGE_SECONDS
+    def _why_end(self) -> End | None:
+        """Say why another process is to take over, if one is. Looks once a second."""
+        if time.monotonic() < self._question_at:
+            return None
+        self._question_at = time.monotonic() + _QUESTION_SECONDS
+        files, self._files_seen = self._files_seen, sending.installation_now()
+        # Seen twice: an upgrade takes a moment, in which some of the files are the old ones.
+        if self._files_seen and self._files_seen == files != sending.installation():
+            return "renew"
         challenge = flusher_lock.challenge(self._root)
         if challenge is None:
-            return False
-        return challenge.reason == "version" or any(served.election.cannot_deliver for served in self._serving.values())
+            return None
+        cannot = any(served.election.cannot_deliver for served in self._serving.values())
+        return "replaced" if challenge.reason == "version" or cannot else None
 
     def _leave_all(self, seconds: float) -> None:
         elections = [served.election for served in self._serving.values()]
@@ -141,11 +155,6 @@ class OwnFlusher:
         until = time.monotonic() + seconds
         for election in elections:
             election.has_ended(max(0.0, until - time.monotonic()))
-
-    def _spools(self) -> list[str]:
-        with contextlib.suppress(CwsinkError, OSError):
-            return find_spools(self._root)
-        return []
 
 
 class _Served:
@@ -210,8 +219,19 @@ class _Served:
         self.election.leave(0.0)
 
 
+def ends(root: str) -> Ends:
+    """Return where the ring of each spool ends now."""
+    return {path: _end_of(path) for path in _spools(root)}
+
+
+def _spools(root: str) -> list[str]:
+    with contextlib.suppress(CwsinkError, OSError):
+        return find_spools(root)
+    return []
+
+
 def _end_of(path: str) -> tuple[int, int] | None:
-    """Return the newest segment's number and size: both change with an append."""
+    """Return the newest segment's number and size, or None if there is none."""
     ring = f"{path}/ring"
     with contextlib.suppress(OSError):
         for number in segment.numbers(ring)[-1:]:
