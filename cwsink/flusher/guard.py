@@ -63,6 +63,7 @@ def main(argv: list[str]) -> NoReturn:
     lock = _take_over(root, reason) if reason else FlusherLock(root, fd=LOCK_FD, is_shared=True)
     if lock is None:
         sys.exit(0)
+    left_behind = _left_behind(root, lock, spool)
     cloudwatch.take_credentials_only(os.environ)
     cloudwatch.load()
     disk.load()
@@ -80,7 +81,6 @@ def main(argv: list[str]) -> NoReturn:
         if os.getppid() == guard_pid:
             os.kill(guard_pid, signal.SIGUSR1)
 
-    left_behind = _left_behind(root, spool)
     _watch(lambda: own.OwnFlusher(root, lock, mute=mute, left_behind=left_behind).run())
     _begin_anew(lock, left_behind)
 
@@ -121,11 +121,11 @@ def _watch(work: Callable[[], bool]) -> None:
         time.sleep(pause_seconds)
 
 
-def _left_behind(root: str, spool: str) -> Ends:
+def _left_behind(root: str, lock: FlusherLock, spool: str) -> Ends:
     """Return which spools are none of our business unless somebody logs there again: an earlier guard's, or now's."""
     if before := os.environ.pop(_LEFT_BEHIND_VARIABLE, ""):
         return msgspec.json.decode(before, type=Ends)
-    return {path: end for path, end in own.ends(root).items() if path != spool}
+    return {path: end for path, end in own.left_behind(root, lock.taken_at_ns).items() if path != spool}
 
 
 def _begin_anew(lock: FlusherLock, left_behind: Ends) -> NoReturn:

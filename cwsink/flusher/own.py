@@ -219,9 +219,9 @@ class _Served:
         self.election.leave(0.0)
 
 
-def ends(root: str) -> Ends:
-    """Return where the ring of each spool ends now."""
-    return {path: _end_of(path) for path in _spools(root)}
+def left_behind(root: str, since_ns: int) -> Ends:
+    """Return where the rings end that nobody has appended to since then (ns since 1970, by the file system)."""
+    return {path: _end_of(path) for path in _spools(root) if _appended_at_ns(path) < since_ns}
 
 
 def _spools(root: str) -> list[str]:
@@ -232,8 +232,18 @@ def _spools(root: str) -> list[str]:
 
 def _end_of(path: str) -> tuple[int, int] | None:
     """Return the newest segment's number and size, or None if there is none."""
+    newest = _newest(path)
+    return None if newest is None else (newest[0], newest[1].st_size)
+
+
+def _appended_at_ns(path: str) -> int:
+    newest = _newest(path)
+    return 0 if newest is None else newest[1].st_mtime_ns
+
+
+def _newest(path: str) -> tuple[int, os.stat_result] | None:
     ring = f"{path}/ring"
     with contextlib.suppress(OSError):
         for number in segment.numbers(ring)[-1:]:
-            return number, os.stat(segment.path_of(ring, number)).st_size
+            return number, os.stat(segment.path_of(ring, number))
     return None

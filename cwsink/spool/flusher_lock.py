@@ -68,7 +68,15 @@ class FlusherLock:
 
     def try_acquire(self) -> bool:
         """Take it, if nobody has it. Raises OSError."""
-        return descriptors.try_lock(self.fd, exclusive=True)
+        if not descriptors.try_lock(self.fd, exclusive=True):
+            return False
+        os.utime(self.fd)
+        return True
+
+    @property
+    def taken_at_ns(self) -> int:
+        """When it was taken, in ns since 1970, by the file system's clock."""
+        return os.fstat(self.fd).st_mtime_ns
 
     def is_in_place(self) -> bool:
         """Tell whether the file is still what its name leads to. Who removes it wants the flusher to end."""
