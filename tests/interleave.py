@@ -45,7 +45,7 @@ class Clock:
         self._now += int(seconds * 1e9)
 
 
-def deliver(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "process") -> Flusher:
+def deliver(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "own") -> Flusher:
     """Lead until all that is pending is settled; returns the flusher, which has left."""
     lease = Lease(directory)
     assert lease.try_acquire(), "another process leads"
@@ -60,7 +60,7 @@ def deliver(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "proce
 
 
 @contextlib.contextmanager
-def leading(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "process") -> Iterator[Flusher]:
+def leading(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "own") -> Iterator[Flusher]:
     """Lead in a thread of this process for as long as the block runs."""
     lease = Lease(directory)
     assert lease.try_acquire(), "another process leads"

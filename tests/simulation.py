@@ -15,12 +15,12 @@ import errno
 import os
 import random
 import tempfile
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from unittest import mock
 
-from cwsink.native import Flag
 from greenlet import getcurrent, greenlet  # comes with gevent
 
 from cwsink.config import SinkConfig
@@ -29,10 +29,10 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.frontends import candidate
+from cwsink.frontends import presence
 from cwsink.frontends import writer as writer_module
 from cwsink.frontends.writer import Writer
-from cwsink.spool import directory, disk, frame, record, ring, segment
+from cwsink.spool import directory, disk, frame, record, ring, segment, sending
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, State
 from cwsink.spool.lease import Lease
@@ -73,14 +73,14 @@ class Place(NamedTuple):
     end: int
 
 
-class _Pause(Flag):
+class _Pause(threading.Event):
     """What an idle leader waits on: a step."""
 
     def __init__(self, step: Callable[[str], None]) -> None:
         super().__init__()
         self._step = step
 
-    def wait(self, timeout_seconds: float) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         self._step("idle")
         return self.is_set()
 
@@ -135,7 +135,8 @@ class Leader:
         try:
             if not lease.try_acquire():
                 return
-            flusher = Flusher(world.spool, world.config, lease, self.orders, kind="process")
+            config = sending.config_of(world.spool)
+            flusher = Flusher(world.spool, config, lease, self.orders, kind="own")
             self.epoch = flusher.epoch
             flusher.lead()
         except (Stopped, Fenced, Killed):
@@ -204,6 +205,7 @@ class World:
             max_event_bytes=MAX_EVENT_BYTES,
         )
         self.spool = directory.open_for(self.config)
+        sending.leave(self.spool, self.config)
 
     def close(self) -> None:
         """Kill what is left, and undo all patches."""
@@ -211,8 +213,8 @@ class World:
             for leader in list(self.leaders_by_greenlet.values()):
                 leader.kill()
         finally:
-            if (stood := candidate._candidates.pop(self.spool.path, None)) is not None:
-                stood._attachment.close()
+            if (mine := presence._present.pop(self.spool.path, None)) is not None:
+                mine.detach()
             self._patches.close()
             self._root.cleanup()
 
@@ -273,9 +275,10 @@ class World:
     # What happens to the disk.
 
     def files(self) -> list[str]:
-        """Return the paths of what may be damaged: segments, cursor, evictions, dead letters."""
+        """Return the paths of what may be damaged: segments, cursor, evictions, dead letters, settings."""
         names = [segment.path_of(self.spool.ring, number) for number in segment.numbers(self.spool.ring)]
-        others = [self.spool.cursor, self.spool.evictions, self.spool.dead_letters, self.spool.leader_state]
+        spool = self.spool
+        others = [spool.cursor, spool.evictions, spool.dead_letters, spool.leader_state, spool.sending]
         return names + [path for path in others if os.path.exists(path)]
 
     def flip(self, path: str, share: float, bit: int) -> None:
@@ -305,7 +308,8 @@ class World:
         for number in segment.numbers(self.spool.ring):
             self._lose_of_segment(segment.path_of(self.spool.ring, number), chance)
         self._lose_of_cursor(chance)
-        for path in (self.spool.evictions, self.spool.leader_state, self.spool.leader_host, self.spool.dead_letters):
+        spool = self.spool
+        for path in (spool.evictions, spool.leader_state, spool.leader_host, spool.dead_letters, spool.sending):
             if os.path.exists(path) and chance.random() < 0.3:
                 with open(path, "r+b") as file:
                     file.truncate(chance.choice((0, os.fstat(file.fileno()).st_size // 2)))

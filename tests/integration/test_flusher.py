@@ -9,17 +9,17 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from unittest.mock import Mock
+from typing import Any, Literal
 
 import msgspec
 import pytest
 from msgspec.structs import asdict
 
 from cwsink import Writer, __version__
-from cwsink.config import MIN_SEGMENT_BYTES, SinkConfig
+from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.delivery import Delivery, Tally
+from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.flusher.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, leader_state
@@ -28,7 +28,7 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, fill_segment, leading, segment_path, segments, until
+from tests.interleave import deliver, leading, segment_path, segments, until
 from tests.support import quick_config
 
 DAY_MS = 86_400_000
@@ -141,12 +141,26 @@ def test_requests_keep_the_limit_of_bytes(external: SinkConfig, server: StrictCl
     settled(writer.directory, appended=12, delivered=12)
 
 
-def test_hurry_sends_at_once(external: SinkConfig, server: StrictCloudWatch) -> None:
-    """Writer.flush makes the leader of its process send without waiting for more."""
-    config = changed(external, flusher="thread", batch_timeout_seconds=NEVER)
-    writer = filled(config, ["now"])
-    assert writer.flush(60)
-    assert server.messages() == ["now"]
+@pytest.mark.parametrize("who", ["own", "service"])
+def test_hurry_sends_at_once(external: SinkConfig, server: StrictCloudWatch, who: Literal["own", "service"]) -> None:
+    """Writer.flush makes whoever leads send at once: the flusher that starts by itself, or another one."""
+    config = changed(external, flusher="process" if who == "own" else "external", batch_timeout_seconds=NEVER)
+    writer = Writer(config)
+    elsewhere = Election(writer.directory, kind="service")
+    if who == "service":
+        elsewhere.start()
+    try:
+        # What a leader finds when it begins is sent at once: only the second record shows anything.
+        for message in ("found", "now"):
+            assert writer.append(message)
+            assert writer.flush(60)
+        assert (found := leader_state.read(writer.directory)) is not None
+        assert found.kind == who
+    finally:
+        if who == "service":
+            elsewhere.leave(0.0)
+            assert elsewhere.has_ended(60)
+    assert server.messages() == ["found", "now"]
 
 
 def test_an_idle_leader_calls_nobody_and_costs_nothing(external: SinkConfig, server: StrictCloudWatch) -> None:
@@ -160,38 +174,6 @@ def test_an_idle_leader_calls_nobody_and_costs_nothing(external: SinkConfig, ser
         used = time.process_time() - before
         assert server.calls == calls
     assert used < 0.1
-
-
-def test_a_leaders_own_writer_moves_on_when_that_frees_a_segment_and_not_before(
-    external: SinkConfig, server: StrictCloudWatch
-) -> None:
-    """With one segment it is left alone, look after look: each would cost its next append a look of its own."""
-    config = changed(external, segment_bytes=MIN_SEGMENT_BYTES)
-    writer, other = filled(config, ["one"]), Writer(config)
-    asked: list[list[int]] = []
-
-    def move_on() -> None:
-        asked.append(segments(writer.directory))
-        writer._ring.refresh()
-
-    lease, orders = Lease(writer.directory), Orders()
-    assert lease.try_acquire()
-    flusher = Flusher(writer.directory, config, lease, orders, kind="thread", before_reclaim=move_on)
-    looks = Mock(wraps=flusher._collector.fill)
-    flusher._collector.fill = looks  # type: ignore[method-assign]
-    thread = threading.Thread(target=flusher.lead)
-    thread.start()
-    try:
-        assert server.wait_for_events(1, 60)
-        until(lambda: looks.call_count >= 4, "four looks")
-        assert not asked
-        fill_segment(other)  # `writer` stays behind, in a segment of which everything is delivered
-        until(lambda: segments(writer.directory) == [2], "the first segment is gone")
-    finally:
-        orders.drain(0.0)
-        thread.join(60)
-        lease.release()
-    assert asked[0] == [1, 2]
 
 
 # Spans over 24 hours.
@@ -489,7 +471,7 @@ def test_a_superseded_leader_sends_and_commits_nothing_more(
     spool = writer.directory
     lease = Lease(spool)
     assert lease.try_acquire()
-    flusher = Flusher(spool, external, lease, Orders(), kind="process")
+    flusher = Flusher(spool, external, lease, Orders(), kind="own")
     if how == "later epoch":
         later = cursor.Cursor(spool.cursor)
         later.take_over("another")
@@ -616,11 +598,11 @@ def test_leader_json_says_what_the_leader_is_doing(
         assert found is not None, "leader.json is not there, or not whole"
         return found
 
-    with leading(writer.directory, config, kind="process"):
+    with leading(writer.directory, config, kind="own"):
         until(lambda: published().state == "retrying", "retrying")
         until(lambda: published().state == "circuit_open", "the circuit opens")
         seen = published()
-        assert (seen.pid, seen.host, seen.epoch, seen.kind) == (os.getpid(), socket.gethostname(), 1, "process")
+        assert (seen.pid, seen.host, seen.epoch, seen.kind) == (os.getpid(), socket.gethostname(), 1, "own")
         assert seen.last_error == "ThrottlingException: Rate exceeded"
         assert seen.last_success is None
         assert seen.capacity_bytes == config.spool_max_bytes
@@ -644,12 +626,25 @@ def test_leader_json_is_written_at_most_once_a_second(external: SinkConfig, monk
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", count)
-    state = leader_state.LeaderState(spool, 1, "process", 1)
+    state = leader_state.LeaderState(spool, 1, "own", 1)
     began = time.monotonic()
     for number in range(1_000):
-        state.failed(f"error {number}", is_open=False)
+        state.failed(f"error {number}", "busy", is_open=False)
         state.delivered(1)
     assert len(replaced) <= 2 + (time.monotonic() - began)
+
+
+def test_leader_json_says_at_once_what_a_process_that_ends_wants_to_know(external: SinkConfig) -> None:
+    """Why it cannot deliver, and that its lines reach nobody: neither waits for the second to be over."""
+    spool = filled(external, ["one"]).directory
+    state = leader_state.LeaderState(spool, 1, "own", 1)
+    for obstacle in ("busy", "credentials", "denied", "unreachable"):
+        state.failed("no", obstacle, is_open=False)
+        assert (found := leader_state.read(spool)) is not None
+        assert (found.obstacle, found.last_error, found.is_mute) == (obstacle, "no", False)
+    state.went_mute()
+    assert (found := leader_state.read(spool)) is not None
+    assert found.is_mute
 
 
 def test_host_durability_syncs_ring_and_cursor_at_most_every_half_second(
@@ -751,7 +746,7 @@ def test_stopping_with_a_record_pending_does_not_spin(external: SinkConfig, serv
     orders = Orders()
     orders.drain(60.0)
     orders.hurry.clear()  # as if the loop had found nothing a moment before the last record came
-    flusher = Flusher(writer.directory, config, lease, orders, kind="process")
+    flusher = Flusher(writer.directory, config, lease, orders, kind="own")
     thread = threading.Thread(target=flusher.lead)
     thread.start()
     thread.join(30)
