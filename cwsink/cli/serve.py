@@ -23,10 +23,12 @@ from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools
 from cwsink.diagnostics import report
 from cwsink.flusher.election import Election, Kind
-from cwsink.spool import orphans
+from cwsink.spool import flusher_lock, orphans
 from cwsink.spool.survey import survey
 
 _NEW_SPOOLS_SECONDS: Final = 1.0
+# How often it asks whether another process wants to lead where it cannot deliver.
+_GIVE_WAY_SECONDS: Final = 1.0
 # After TERM, all in all. Kubernetes sends TERM to all containers of a pod at once, and KILL 30 s later.
 _GRACE_SECONDS: Final = 25.0
 # Of that, the share for writers that do not end: the rest is for delivering what they have appended.
@@ -91,7 +93,7 @@ class Service:
         self._kind = kind
         self._flushers: dict[str, Election] = {}
         self._delivered_before: dict[str, int] = {}
-        self._find_at = 0.0
+        self._find_at = self._give_way_at = 0.0
         self._is_waiting = False
         self._ends_at: float | None = None
 
@@ -103,6 +105,7 @@ class Service:
                 return False
             if self._wish.is_orphaned and not self._has_writers():
                 break
+            self._give_way()
             self._show()
         if self._timeout is not None:
             self._ends_at = time.monotonic() + self._timeout
@@ -145,6 +148,16 @@ class Service:
                 if is_told:
                     complain(f"{text.stay(pending)} in {flusher.directory.path}: not delivered in time. They are kept.")
         return code
+
+    def _give_way(self) -> None:
+        """Let a process with other credentials lead where ours fail, if one asks for it."""
+        if time.monotonic() < self._give_way_at:
+            return
+        self._give_way_at = time.monotonic() + _GIVE_WAY_SECONDS
+        for flusher in self._flushers.values():
+            if flusher.cannot_deliver and flusher_lock.challenge(flusher.directory.root) is not None:
+                self._shown.say(f"{target(flusher.directory)}: cannot deliver, and gives way to another process.")
+                flusher.give_way()
 
     def _has_writers(self) -> bool:
         return any(orphans.is_attached(flusher.directory) for flusher in self._flushers.values())

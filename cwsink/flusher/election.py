@@ -30,6 +30,9 @@ Kind = Literal["own", "run", "service", "once"]
 
 _TROUBLE_SECONDS: Final = 1.0
 _HANDOVER_POLL_SECONDS: Final = 0.02
+# One that could not deliver lets others try: at first for so long, then for twice that, and so on.
+_FIRST_STAY_OUT_SECONDS: Final = 30.0
+_LONGEST_STAY_OUT_SECONDS: Final = 600.0
 
 
 class Election:
@@ -59,6 +62,8 @@ class Election:
         self._kind: Kind = kind
         self._in_a_hurry = in_a_hurry
         self._leaving = threading.Event()
+        self._stand_at = 0.0
+        self._stay_out_seconds = _FIRST_STAY_OUT_SECONDS
         self._drain_until: float | None = None
         self._orders: Orders | None = None
         self._flusher: Flusher | None = None
@@ -78,6 +83,13 @@ class Election:
         self._drain_until = time.monotonic() + drain_seconds
         self._leaving.set()
         self._instruct()
+
+    def give_way(self) -> None:
+        """Hand the lease to another process, because this one cannot deliver, and stay out of elections for a while."""
+        self._stand_at = time.monotonic() + self._stay_out_seconds
+        self._stay_out_seconds = min(2 * self._stay_out_seconds, _LONGEST_STAY_OUT_SECONDS)
+        if (orders := self._orders) is not None:
+            orders.drain(0.0)
 
     def hurry(self) -> None:
         """Send what is there now without waiting for more, if it leads."""
@@ -117,7 +129,8 @@ class Election:
     def _stand(self) -> None:
         with own_work():
             while True:
-                self._try_to_lead()
+                if time.monotonic() >= self._stand_at:
+                    self._try_to_lead()
                 if self._leaving.wait(lease.TRY_SECONDS * (1 + random.random() / 2)):
                     self._drain()
                     return

@@ -32,7 +32,8 @@ import msgspec
 from cwsink.diagnostics import report
 from cwsink.flusher import cloudwatch, own
 from cwsink.flusher.own import Ends
-from cwsink.spool import disk, flusher_lock
+from cwsink.spool import disk, flusher_lock, lease
+from cwsink.spool.directory import open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
 # The descriptor of the lock, if the writer that started us holds it; what `posix_spawn` made of it.
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> NoReturn:
     root, spool, reason = argv
     _settle_in(keep_lock=not reason)
     _name_process("cwsink-guard")
-    lock = _take_over(root, reason) if reason else FlusherLock(root, fd=LOCK_FD, is_shared=True)
+    lock = _take_over(root, spool, reason) if reason else FlusherLock(root, fd=LOCK_FD, is_shared=True)
     if lock is None:
         sys.exit(0)
     left_behind = _left_behind(root, lock, spool)
@@ -170,13 +171,15 @@ def _settle_in(*, keep_lock: bool) -> None:
         os.environ.pop(name, None)
 
 
-def _take_over(root: str, reason: str) -> FlusherLock | None:
+def _take_over(root: str, spool: str, reason: str) -> FlusherLock | None:
     """Ask the flusher that is there to end, and take its lock. None: it does not end, or another process asks."""
     lock = FlusherLock(root, is_shared=True)
+    directory = open_existing(spool)
     with flusher_lock.challenging(root, "version" if reason == "version" else "trouble") as is_ours:
         until = time.monotonic() + _CHALLENGE_SECONDS
         while is_ours and time.monotonic() < until:
-            if lock.try_acquire():
+            # `cwsink run` and `cwsink flush` do not hold the lock, and give way all the same.
+            if lock.try_acquire() and not lease.is_taken(directory):
                 return lock
             time.sleep(_CHALLENGE_POLL_SECONDS)
     return None

@@ -171,10 +171,11 @@ class Presence:
         """Offer a flusher of ours if the one that leads is of an older cwsink, or if only its credentials fail."""
         self._offer_at = now + _FIRST_OFFER_SECONDS
         published = leader_state.read(self._directory)
-        if published is None or published.kind != "own":
+        if published is None:
             return
         is_older = _numbers(published.version) < _numbers(cwsink.__version__)
-        if is_older or published.is_mute or (published.is_outdated and sending.installation_now()):
+        is_gone = published.is_outdated and sending.installation_now() != ""
+        if published.kind == "own" and (is_older or published.is_mute or is_gone):
             self._starter.replace(self._directory, "version")
         elif published.obstacle in ("credentials", "denied") and published.credentials != sending.credentials_stamp(
             os.environ

@@ -293,11 +293,12 @@ def test_an_upgrade_in_place_starts_the_new_code(
     log(child, "before")
     eventually(lambda: leader(root).version == "99.0.0", "it leads")
     init = package / "cwsink" / "__init__.py"
-    text = init.read_text().replace("99.0.0", "99.0.1")
+    # Of another length: within one second Python would take what it had compiled before.
+    text = init.read_text().replace("99.0.0", "99.0.10")
     init.unlink()
     init.write_text(text)
     log(spawn(code, env=env), "after")
-    eventually(lambda: leader(root).version == "99.0.1", "the new code leads")
+    eventually(lambda: leader(root).version == "99.0.10", "the new code leads")
     eventually(lambda: sorted(server.messages()) == ["after", "before"], "both are delivered")
 
 
@@ -387,3 +388,24 @@ def test_a_started_flusher_keeps_the_lock_without_a_gap(tmp_path: Path) -> None:
     assert flusher_lock.is_taken(str(tmp_path))
     os.close(heir)
     assert not flusher_lock.is_taken(str(tmp_path))
+
+
+def test_cwsink_flush_whose_credentials_fail_gives_way(
+    program: Callable[..., subprocess.Popen[str]], root: Path, server: StrictCloudWatch
+) -> None:
+    """A service without credentials leads. A program that has some logs: its own flusher delivers."""
+    without = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_CONFIG_FILE": "/dev/null"}
+    without["AWS_SHARED_CREDENTIALS_FILE"] = "/dev/null"
+    child = program(env=without, flusher="external")
+    log(child, "first")
+    command = [sys.executable, "-m", "cwsink", "flush", str(root)]
+    service = subprocess.Popen(command, env={**os.environ, **without}, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: leader(root).obstacle == "credentials", "it cannot deliver")
+        assert leader(root).kind == "service"
+        log(program(), "second")
+        eventually(lambda: server.messages() == ["first", "second"], "both are delivered")
+        assert leader(root).kind == "own"
+    finally:
+        service.kill()
+        service.wait(CHILD_SECONDS)
