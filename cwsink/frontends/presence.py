@@ -83,6 +83,7 @@ class Presence:
         self._directory = directory
         self._config = config
         self._attachment = Attachment(directory)
+        hurry_file.take_word_back(directory)
         self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
         self._starter = _starter(directory)
         self._look_at = 0.0
@@ -166,6 +167,7 @@ class Presence:
             f"delivered yet{why}. The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the next "
             "process that logs there sends them, or `cwsink flush --once`.",
         )
+        hurry_file.leave_word(self._directory)
 
     def _offer(self, now: float) -> None:
         """Offer a flusher of ours if the one that leads is of an older cwsink, or if only its credentials fail."""
