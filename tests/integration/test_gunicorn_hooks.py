@@ -136,7 +136,7 @@ def test_a_wrong_setting_is_said_at_the_start_and_the_server_runs(start: Start, 
     assert output.count("cwsink: nothing can be spooled, and the server goes on: batch_size='many'") == 1
 
 
-def test_a_worker_that_never_logs_sends_what_others_left(server: StrictCloudWatch, start: Start) -> None:
+def test_a_worker_that_never_logs_has_sent_what_others_left(server: StrictCloudWatch, start: Start) -> None:
     """The server starts again after all of it was killed: nobody has to log for the old records to go."""
     first = start(APP, FAPILOG_CLOUDWATCH__FLUSHER="external")
     first.get("left-behind")
@@ -148,7 +148,7 @@ def test_a_worker_that_never_logs_sends_what_others_left(server: StrictCloudWatc
 
 
 def test_the_master_delivers_what_its_last_worker_left(server: StrictCloudWatch, start: Start) -> None:
-    """The worker only appends: the master sends, as it ends, because nobody else is there."""
+    """The worker only appends and starts nobody: the master has a flusher deliver, as it ends, and waits for it."""
     gunicorn = start(APP.replace("open()", 'open(flusher="external")'), hooks="from cwsink.gunicorn import on_exit\n")
     gunicorn.get("last-words")
     gunicorn.stop()

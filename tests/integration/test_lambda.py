@@ -22,7 +22,7 @@ def in_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_lambda")
-@pytest.mark.parametrize("flusher", ["thread", "external"])
+@pytest.mark.parametrize("flusher", ["process", "external"])
 def test_writer_handler_and_sink_are_refused(tmp_path: Path, flusher: str) -> None:
     """By the same error, and nothing is made on disk."""
     for make in (cwsink.Writer.open, cwsink.SpoolHandler, cwsink.CloudWatchSpoolSink):
