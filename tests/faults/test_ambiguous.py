@@ -39,7 +39,7 @@ AFTER_THE_ANSWER = """
     flusher.flusher.Flusher._commit
     spool.cursor.Cursor.commit
     spool.cursor.Cursor._write
-    flusher.leader_state.LeaderState.delivered
+    spool.leader_state.LeaderState.delivered
     flusher.flusher.Flusher._reclaim
 """.split()
 COMMITTED = frozenset(AFTER_THE_ANSWER[-2:])

@@ -22,7 +22,7 @@ from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.frontends import candidate
+from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, directory, disk, frame, record, segment
 from cwsink.spool.lease import Lease
@@ -125,7 +125,7 @@ def lead(spool: directory.SpoolDirectory, config: SinkConfig) -> None:
     lease = Lease(spool)
     assert lease.try_acquire()
     try:
-        Flusher(spool, config, lease, _Turns(), kind="process").lead()
+        Flusher(spool, config, lease, _Turns(), kind="own").lead()
     finally:
         lease.release()
 
@@ -133,8 +133,8 @@ def lead(spool: directory.SpoolDirectory, config: SinkConfig) -> None:
 def forget(writer: Writer) -> None:
     """Let go of all that a writer of this process holds."""
     writer._ring.close()
-    if (stood := candidate._candidates.pop(writer.directory.path, None)) is not None:
-        stood._attachment.close()
+    if (present := presence._present.pop(writer.directory.path, None)) is not None:
+        present.detach()
 
 
 @pytest.fixture(scope="module")

@@ -77,14 +77,14 @@ def append_and_close(world: World) -> Callable[[], object]:
 
 
 def stand_once(world: World) -> Callable[[], object]:
-    """What a candidate does each time it stands: a fault may end its leadership, and it says so."""
+    """What an election does each time it stands: a fault may end its leadership, and it says so."""
 
     def attempt() -> None:
         lease = Lease(world.spool)
         try:
             if lease.try_acquire():
                 orders = Orders()
-                flusher = Flusher(world.spool, world.config, lease, orders, kind="process")
+                flusher = Flusher(world.spool, world.config, lease, orders, kind="own")
                 orders.drain(HANG_SECONDS)
                 flusher.lead()
         except (OSError, Fenced) as error:

@@ -27,7 +27,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher.batch import body  # noqa: F401  # warm: the victim is not to import anything
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.outcome import Answer
-from cwsink.frontends import candidate
+from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, segment
 from cwsink.spool.directory import SpoolDirectory
@@ -152,7 +152,7 @@ class World:
         self._oracle[: 2 * IDS] = self._image_oracle
         os.ftruncate(self.sent_fd, 0)
         os.write(self.sent_fd, self._image_sent)
-        candidate._candidates.clear()  # their attachment is to files that are gone
+        presence._present.clear()  # their attachment is to files that are gone
 
     # The fault, and what must hold after it.
 
