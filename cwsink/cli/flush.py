@@ -9,7 +9,6 @@ it: cwsink.cli.serve.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import time
 from typing import Final
@@ -19,7 +18,6 @@ from cwsink.cli.backlog import Backlog
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
 from cwsink.cli.status import look, meaning_of, sentence, why
-from cwsink.flusher import cloudwatch
 from cwsink.flusher.election import Election
 from cwsink.spool import cursor, leader_state, lease, segment
 from cwsink.spool.directory import SpoolDirectory
@@ -64,7 +62,6 @@ class Wish:
 
 def run(options: argparse.Namespace) -> int:
     """Flush until told to end, or once."""
-    cloudwatch.take_credentials_only(os.environ)
     if not options.once:
         from cwsink.cli import serve
 

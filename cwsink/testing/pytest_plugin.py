@@ -44,4 +44,4 @@ def strict_cloudwatch_environment(
     for name, value in strict_cloudwatch.environment().items():
         monkeypatch.setenv(name, value)
     yield strict_cloudwatch
-    end_flushers(tmp_path / "cwsink")
+    end_flushers(tmp_path)

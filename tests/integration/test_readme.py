@@ -807,6 +807,24 @@ def stopped_leader(trouble: Trouble) -> None:
             leader.kill()
 
 
+def no_python(trouble: Trouble) -> None:
+    trouble.monkeypatch.setenv("CWSINK_PYTHON", "/does/not/exist")
+    writer = trouble.log()
+    # The shell that starts it cannot tell: only a later look finds that nobody leads.
+    wait_until(lambda: writer.append("a record") and "cannot be started" in trouble.heard())
+
+
+def out_of_reach_at_the_end(trouble: Trouble) -> None:
+    code = LEFT_BEHIND.replace(', flusher="external"', ', endpoint_url="http://127.0.0.1:1"')
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=CHILD_SECONDS)
+    trouble.tell(done.stderr)
+
+
+def two_settings(trouble: Trouble) -> None:
+    trouble.log()
+    trouble.log(batch_size=7)
+
+
 SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "cannot deliver to ...: AccessDeniedException": lambda trouble: trouble.fail("AccessDeniedException"),
     "cannot deliver to ...: ExpiredTokenException": lambda trouble: trouble.fail("ExpiredTokenException"),
@@ -841,6 +859,9 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "An orphan of host": lambda trouble: left_behind(trouble, "web-2"),
     "none that logged there is left": lambda trouble: left_behind(trouble, socket.gethostname()),
     "Two hosts must not share a spool": two_hosts,
+    "the flusher cannot be started": no_python,
+    "records stay in": out_of_reach_at_the_end,
+    "the settings of ... differ from those of": two_settings,
     "Stalled": stopped_leader,
 }
 # Rows about what is seen elsewhere than in a line of ours; other tests of this file run the ways out.
