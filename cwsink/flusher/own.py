@@ -121,7 +121,7 @@ class OwnFlusher:
             directory = open_existing(path)
             is_in_use = orphans.is_attached(directory) or self._ends_before.get(path) != _end_of(path)
             return _Served(directory) if is_in_use else None
-        except (CwsinkError, OSError) as error:
+        except (CwsinkError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started now
             report(f"serve_{path}", f"cannot deliver from {path}: {error}")
             return None
 
@@ -227,8 +227,9 @@ def left_behind(root: str, since_ns: int) -> Ends:
 
 
 def _spools(root: str) -> list[str]:
+    """Return the spools of this user: in a root that several share, each user has a flusher of its own."""
     with contextlib.suppress(CwsinkError, OSError):
-        return find_spools(root)
+        return [path for path in find_spools(root) if os.lstat(path).st_uid == os.geteuid()]
     return []
 
 

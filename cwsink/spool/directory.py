@@ -175,10 +175,7 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
 
 
 def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:
-    """Return the spools at `path`: itself if it is one, else those directly below it.
-
-    Without a path, those below the root that a writer would choose.
-    """
+    """Return the spool at `path`, or those directly below it; without a path, those below a writer's root."""
     path = os.path.abspath(path) if path else choose_root(None, os.environ if env is None else env, make=False)
     if os.path.lexists(f"{path}/FORMAT"):
         return [path]
