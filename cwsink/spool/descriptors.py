@@ -5,9 +5,9 @@ descriptors would hold the parent's locks for as long as it lives: nothing could
 could tell who is left. So every descriptor that a writer or a leader keeps is opened here. The hook of
 `os.register_at_fork` closes them in the child, where `incarnation()` then differs, and every owner opens its own.
 
-No fork waits for us. Another thread may be in the middle of `acquire` while this one forks: then the child has a
-descriptor that is not written down yet. The child looks for it among all that it has, which takes a moment, but
-happens only then.
+No fork waits for us. Another thread may be in the middle of `acquire` or `release` while this one forks: then the child
+has a descriptor that is not written down yet, or not any more. The child looks for it by its file, which takes a
+moment, but happens only then.
 
 A fork by C code runs no Python hook. It is noticed through a page of memory that the kernel empties in every child
 (MADV_WIPEONFORK, Linux 4.14): looking at a byte costs a tenth of `getpid()`. Where there is no such page, such a child
@@ -36,7 +36,9 @@ _MADV_WIPEONFORK: Final = 18
 _NOTICE_SECONDS: Final = 1.0
 
 _open: set[int] = set()
-_opening: dict[str, int] = {}  # path: how many threads are opening it now
+# What threads are opening and closing now. Lists: `append` and `remove` of one need no lock.
+_opening: list[str] = []
+_closing: list[tuple[int, os.stat_result]] = []
 _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
 _noticing = RLock()
@@ -88,24 +90,34 @@ def incarnation() -> int:
 
 def acquire(path: str, flags: int) -> int:
     """Open `path` and own the descriptor. Raises OSError."""
-    _opening[path] = _opening.get(path, 0) + 1
+    _opening.append(path)
     try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         _open.add(fd)
         return fd
     finally:
-        if (others := _opening.get(path, 1) - 1) > 0:
-            _opening[path] = others
-        else:
-            _opening.pop(path, None)
+        with contextlib.suppress(ValueError):  # we are a child by now
+            _opening.remove(path)
 
 
 def release(fd: int, owner_incarnation: int) -> None:
     """Close a descriptor of `acquire`; nothing happens if a fork has closed it already."""
-    if owner_incarnation == _incarnation and fd in _open:
+    if owner_incarnation != _incarnation or fd not in _open:
+        return
+    try:
+        mine = fd, os.fstat(fd)
+    except OSError:
         _open.discard(fd)
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        return
+    _closing.append(mine)
+    try:
+        _open.remove(fd)
+        os.close(fd)
+    except (KeyError, OSError):  # KeyError: another thread is at it, or we are a child by now
+        pass
+    finally:
+        with contextlib.suppress(ValueError):
+            _closing.remove(mine)
 
 
 def try_lock(fd: int, *, exclusive: bool) -> bool:
@@ -125,6 +137,7 @@ def _become_child() -> None:
             os.close(fd)
     _open.clear()
     _opening.clear()
+    _closing.clear()
     for call in _after_fork:
         call()
     if isinstance(here, mmap.mmap):
@@ -132,16 +145,22 @@ def _become_child() -> None:
 
 
 def _unrecorded() -> list[int]:
-    """Return the descriptors that another thread of the parent had opened, and not written down, at the fork."""
+    """Return the descriptors that another thread of the parent was about to write down, or to close, at the fork."""
     found = []
-    for path in list(_opening):
+    for path in set(_opening):
         with contextlib.suppress(OSError):
             wanted = os.stat(path, follow_symlinks=False)
-            for name in os.listdir("/dev/fd"):
-                with contextlib.suppress(OSError):
-                    if os.path.samestat(os.fstat(int(name)), wanted):
-                        found.append(int(name))
-    return [fd for fd in found if fd not in _open]
+            found += [int(name) for name in os.listdir("/dev/fd") if _is_of(int(name), wanted)]
+    # By number and file: once it is closed, the number may be another file's.
+    found += [fd for fd, file in _closing if _is_of(fd, file)]
+    return [fd for fd in set(found) if fd not in _open]
+
+
+def _is_of(fd: int, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), file)
+    except OSError:
+        return False
 
 
 def _after_in_child() -> None:

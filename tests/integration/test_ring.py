@@ -382,16 +382,6 @@ def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
     assert len(segments(writer.directory)) == 1
 
 
-def test_the_leader_takes_its_own_writer_off_an_old_segment(config: SinkConfig, server: StrictCloudWatch) -> None:
-    """A worker that leads and falls idle does not keep its own old segment."""
-    idle, busy = Writer(config), Writer(config)
-    assert idle.append("idle")
-    fillers = fill_segment(busy, count=3)
-    assert busy.flush(30)
-    assert sorted(server.messages()) == sorted(["idle", *fillers])
-    until(lambda: len(segments(busy.directory)) == 1, "one segment remains")
-
-
 # Rule 5 is proven in test_reader.py. Rule 6: short writes.
 
 
@@ -557,54 +547,66 @@ def test_a_forked_child_is_another_producer(spawn: Spawn, how: str) -> None:
         assert [sequence for other, sequence, _ in found if other == producer] == [0, 1]
 
 
-FORK_IN_AN_OPEN = """
-    import os, sys, threading, time
+FORK_BESIDE_A_THREAD = """
+    import os, sys, threading
     from cwsink.spool import descriptors
 
-    path = sys.argv[1]
-    opened = threading.Event()
+    path, when = sys.argv[1:]
+    begun, go_on = threading.Event(), threading.Event()
     really_open, really_close = os.open, os.close
 
-    def slowly_open(*args):
+    def pause():
+        begun.set()
+        assert go_on.wait(60), "the fork waits for this thread"
+
+    def open_slowly(*args):
         fd = really_open(*args)
-        opened.set()
-        time.sleep(0.3)
+        pause()
         return fd
 
-    def slowly_close(fd):
-        opened.set()
-        time.sleep(0.3)
+    def close_slowly(fd):
+        os.close = really_close
+        if when == "closing":
+            pause()
         really_close(fd)
+        if when == "closed":
+            os.dup2(foreign, fd)
+            pause()
 
-    def is_open_in_a_child():
-        assert opened.wait(30)
-        opened.clear()
-        pid = os.fork()
-        if pid == 0:
-            links = [os.path.realpath(f"/dev/fd/{fd}") for fd in os.listdir("/dev/fd")]
-            os._exit(path in links)
-        return os.waitpid(pid, 0)[1] != 0
+    def work():
+        if when == "opening":
+            os.open = open_slowly
+            descriptors.acquire(path, os.O_RDONLY)
+        else:
+            fd = descriptors.acquire(path, os.O_RDONLY)
+            os.close = close_slowly
+            descriptors.release(fd, descriptors.incarnation())
 
-    owned = []
-    os.open = slowly_open
-    thread = threading.Thread(target=lambda: owned.append(descriptors.acquire(path, os.O_RDONLY)))
+    foreign = really_open(os.devnull, os.O_RDONLY)
+    thread = threading.Thread(target=work)
     thread.start()
-    print(is_open_in_a_child())
-    thread.join()
-    os.open, os.close = really_open, slowly_close
-    thread = threading.Thread(target=lambda: descriptors.release(owned[0], descriptors.incarnation()))
-    thread.start()
-    print(is_open_in_a_child())
+    assert begun.wait(60)
+    count = len(os.listdir("/dev/fd"))
+    pid = os.fork()
+    if pid == 0:
+        links = [os.path.realpath(f"/dev/fd/{fd}") for fd in os.listdir("/dev/fd")]
+        print(path in links, len(links) - count, flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    go_on.set()
     thread.join()
 """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
-def test_a_fork_waits_until_a_descriptor_is_written_down(spawn: Spawn, tmp_path: Path) -> None:
-    """Another thread is about to open, or to close: the child has nothing of it, neither file nor lock."""
+@pytest.mark.parametrize(("when", "fewer"), [("opening", -1), ("closing", -1), ("closed", 0)])
+def test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it(
+    spawn: Spawn, tmp_path: Path, when: str, fewer: int
+) -> None:
+    """Another thread opens or closes: the child has neither file nor lock, and keeps what has the number since."""
     path = tmp_path / "segment"
     path.touch()
-    assert finish(spawn(FORK_IN_AN_OPEN, str(path))).split() == ["False", "False"]
+    assert finish(spawn(FORK_BESIDE_A_THREAD, path, when)).split() == ["False", f"{fewer}"]
 
 
 # Rule 9: signal handlers, __del__, threads.
