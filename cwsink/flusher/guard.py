@@ -12,8 +12,8 @@ if that dies, too, the next append starts both anew.
 
 It is a guest on the host: a session of its own (no terminal reaches it), `/` as directory (no mount is kept busy),
 stdin from /dev/null (no credential helper asks anybody), stderr as inherited for its lines, no other descriptor but the
-lock that says that it is there. It is started with `-I -S`: no variable and no `.pth` file of the application makes it
-load a tracer or a coverage tool.
+lock that says that it is there. No variable and no `.pth` file of the application makes
+it load a tracer or a coverage tool (cwsink.frontends.starter).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ append --> does anybody lead this spool? --yes--> go on
              | no
            take the root's flusher lock --taken--> one starts now, or serves another spool here: it will see this one
              | got it
-           /bin/sh -c '"$@" &'  -->  python -I -S -c ... cwsink-flusher ROOT     (cwsink.flusher.guard)
+           /bin/sh -c '"$@" &'  -->  python -s -S -c ... cwsink-flusher ROOT     (cwsink.flusher.guard)
 ```
 
 The application must not notice: the new process is not its child, so there is no zombie, and no SIGCHLD later on. The
@@ -13,7 +13,8 @@ shell between the two starts it and ends at once; it is waited for, which takes 
 the process is our child, and its end is collected at a later look.
 
 A fresh interpreter with the application's `sys.path` behind its own is all that it shares with us, beside the
-environment, which gives credentials. How to send is in the spool (cwsink.spool.sending).
+environment, which gives credentials. How to send is in the spool (cwsink.spool.sending). Without `site` (`-S`) and
+without the variables that Python reads, no tracer and no coverage tool that the application runs under is loaded.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
 _LOCK_FD: Final = 3  # cwsink.flusher.guard.LOCK_FD, which is not loaded in a writer
 _BOOT: Final = (
-    "import os,sys;sys.path+=[p for p in os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n')if p not in sys.path];"
+    "import os,sys;"
+    "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
+    "sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more);"
     "from cwsink.flusher.guard import main;main(sys.argv[2:])"
 )
 _SHELL: Final = "/bin/sh"
@@ -51,6 +54,8 @@ _HOSTED_SECONDS: Final = 5.0
 _IS_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*t?")
 # Ignored signals are inherited, and an application may ignore SIGCHLD or SIGPIPE.
 _SIGNALS: Final = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
+# What Python needs to find its library, and where it may write: all other PYTHON* are the application's.
+_OF_PYTHON: Final = frozenset(("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"))
 # Not `os.waitpid`: gevent puts one there that switches to other greenlets.
 _spawn = posix.posix_spawn
 _wait = posix.waitpid
@@ -117,7 +122,7 @@ class Starter:
         return now - self._vacant_since < _HOSTED_SECONDS
 
     def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, reason: Reason | None) -> None:
-        command = [find_python(), "-I", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, reason or ""]
+        command = [find_python(), "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, reason or ""]
         has_shell = os.access(_SHELL, os.X_OK)
         if has_shell:
             command = [_SHELL, "-c", '"$@" &', "sh", *command]
@@ -191,7 +196,7 @@ def _led_at(directory: SpoolDirectory) -> int:
 
 
 def _environment() -> dict[str, str]:
-    env = dict(os.environ)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in _OF_PYTHON}
     env[PATH_VARIABLE] = "\n".join(_search_path())
     env[STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({_program()})"
     env.pop(HOSTED_VARIABLE, None)
