@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 CONTRACT = {
     "path", "log_group_name", "log_stream_name", "region", "state", "leader", "appended", "delivered", "pending",
     "pending_bytes", "oldest_pending_seconds", "dead_lettered", "evicted", "refused", "resent", "corrupt_bytes",
-    "capacity_bytes", "last_error", "last_success",
+    "capacity_bytes", "last_error", "last_success", "settings", "settings_from",
 }  # fmt: skip
 
 # Appends as many records as each line of stdin says; exits (and drains) at its end.
@@ -170,6 +171,21 @@ def background() -> Iterator[Callable[..., Background]]:
         each.close()
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Have a process stand still for a while; it goes on whatever happens meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def parent_of(pid: int) -> int:
+    done = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
 def leave_behind(spawn: Spawn, config: SinkConfig, records: int) -> None:
     """Have a worker append records and be killed before anything is delivered."""
     worker = spawn(WORKER, settings(config, flusher="external"))
@@ -209,20 +225,25 @@ def test_status_json_is_the_contract(config: SinkConfig) -> None:
     assert spool["capacity_bytes"] == config.spool_max_bytes
     assert (spool["dead_lettered"], spool["refused"], spool["evicted"]) == ({}, {}, 0)
     assert (spool["last_error"], spool["last_success"]) == (None, None)
+    assert spool["settings"]["batch_timeout_seconds"] == config.batch_timeout_seconds
+    assert spool["settings_from"] == f"{socket.gethostname()}/{os.getpid()}"
 
 
 def test_status_while_a_worker_runs(spawn: Spawn, server: StrictCloudWatch, config: SinkConfig) -> None:
-    """The worker that leads is named, and what it delivered is counted."""
+    """The flusher is named, and who started it; what it delivered is counted."""
     worker = spawn(WORKER, settings(config))
     tell(worker, 3_000)
     spool = status_when(lambda spool: spool["delivered"] == 3_000 and spool["last_success"])
     assert (spool["state"], spool["appended"], spool["pending"]) == ("idle", 3_000, 0)
-    assert spool["leader"] == {"pid": worker.pid, "host": socket.gethostname(), "epoch": 1, "kind": "thread"}
+    leader = spool["leader"]
+    assert leader.pop("pid") != worker.pid
+    assert leader.pop("started_by").startswith(f"pid {worker.pid} (")
+    assert leader == {"host": socket.gethostname(), "epoch": 1, "kind": "own"}
     assert spool["last_success"].endswith("Z")
     assert spool["oldest_pending_seconds"] is None
     table = cwsink("status").stdout
     assert "Everything is delivered: 3,000 records" in table
-    assert f"pid {worker.pid}" in table
+    assert f"started by itself by pid {worker.pid}" in table
 
 
 def test_status_never_counts_less_than_before(spawn: Spawn, config: SinkConfig) -> None:
@@ -240,18 +261,17 @@ def test_status_while_the_leader_is_stopped(spawn: Spawn, config: SinkConfig) ->
     """It needs nothing from the leader, says that it is stopped, and how to go on."""
     worker = spawn(WORKER, settings(config))
     tell(worker, 5)
-    status_when(lambda spool: spool["delivered"] == 5)
-    os.kill(worker.pid, signal.SIGSTOP)
-    writer = external(config)
-    for _ in range(7):
-        writer.append("while it is stopped")
-    (spool,) = spools_of()
-    assert (spool["state"], spool["leader"]["pid"]) == ("stalled", worker.pid)
-    assert (spool["appended"], spool["delivered"], spool["pending"]) == (12, 5, 7)
-    table = cwsink("status").stdout
-    assert "7 records wait" in table
-    assert f"`kill -CONT {worker.pid}`" in table
-    os.kill(worker.pid, signal.SIGCONT)
+    flusher = status_when(lambda spool: spool["delivered"] == 5)["leader"]["pid"]
+    with stopped(flusher):
+        writer = external(config)
+        for _ in range(7):
+            writer.append("while it is stopped")
+        (spool,) = spools_of()
+        assert (spool["state"], spool["leader"]["pid"]) == ("stalled", flusher)
+        assert (spool["appended"], spool["delivered"], spool["pending"]) == (12, 5, 7)
+        table = cwsink("status").stdout
+        assert "7 records wait" in table
+        assert f"`kill -CONT {flusher}`" in table
     status_when(lambda spool: spool["delivered"] == 12)
 
 
@@ -505,7 +525,7 @@ def test_flush_once_says_why_it_gives_up(
 
 
 def test_flush_once_lets_the_leader_do_it(spawn: Spawn, server: StrictCloudWatch, config: SinkConfig) -> None:
-    """With a worker leading it waits until everything is delivered, and never takes over."""
+    """With a flusher leading it waits until everything is delivered, and never takes over."""
     server.faults.latency_seconds = 0.5
     worker = spawn(WORKER, settings(config))
     tell(worker, 2_000)
@@ -519,29 +539,27 @@ def test_flush_once_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: Sink
     """A leader that is stopped delivers nothing: code 1, and stderr names it."""
     worker = spawn(WORKER, settings(config))
     tell(worker, 1)
-    status_when(lambda spool: spool["delivered"] == 1)
-    os.kill(worker.pid, signal.SIGSTOP)
-    external(config).append("x")
-    done = cwsink("flush", "--once", "--timeout", 1, code=1)
-    assert "1 record stays in" in done.stderr
-    assert f"pid {worker.pid}" in done.stderr
-    assert "stopped process" in done.stderr
-    os.kill(worker.pid, signal.SIGCONT)
+    flusher = status_when(lambda spool: spool["delivered"] == 1)["leader"]["pid"]
+    with stopped(flusher):
+        external(config).append("x")
+        done = cwsink("flush", "--once", "--timeout", 1, code=1)
+        assert "1 record stays in" in done.stderr
+        assert f"pid {flusher}" in done.stderr
+        assert "stopped process" in done.stderr
     status_when(lambda spool: spool["delivered"] == 2)
 
 
 def test_flush_runs_until_ctrl_c_and_drains(
-    server: StrictCloudWatch, config: SinkConfig, monkeypatch: pytest.MonkeyPatch, background: Callable[..., Background]
+    server: StrictCloudWatch, config: SinkConfig, background: Callable[..., Background]
 ) -> None:
     """Started before any spool is there, it leads what comes; on Ctrl-C what is pending is sent at once."""
-    monkeypatch.setenv("FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS", "600")
     flusher = background("flush")
     assert "waiting for the first worker" in flusher.line()
-    writer = external(config)
+    writer = external(config, batch_timeout_seconds=600)
     for number in range(10):
         writer.append(f"record {number}")
     spool = status_when(lambda spool: spool["leader"] is not None)
-    assert (spool["leader"]["pid"], spool["leader"]["kind"]) == (flusher.process.pid, "process")
+    assert (spool["leader"]["pid"], spool["leader"]["kind"]) == (flusher.process.pid, "service")
     assert spool["pending"] == 10
     out, err = flusher.end(signal.SIGINT)
     assert "told to end; delivering what is there" in out
@@ -562,21 +580,25 @@ def test_flush_that_cannot_drain_says_so(
     assert f"1 record stays in {writer.directory.path}" in err
 
 
-def test_flush_takes_over_when_a_worker_dies(
+def test_flush_takes_over_when_the_flusher_dies(
     spawn: Spawn, server: StrictCloudWatch, config: SinkConfig, background: Callable[..., Background]
 ) -> None:
-    """Beside a worker that leads it stands by; once that is killed it delivers."""
+    """Beside a flusher that leads it stands by; once that and its guard are killed it delivers, and workers start
+    no other."""
     worker = spawn(WORKER, settings(config))
     tell(worker, 1)
-    status_when(lambda spool: spool["delivered"] == 1)
-    flusher = background("flush")
-    assert "standing for election" in flusher.line()
-    os.kill(worker.pid, signal.SIGKILL)
-    external(config).append("after the worker")
+    own = status_when(lambda spool: spool["delivered"] == 1)["leader"]["pid"]
+    service = background("flush")
+    assert "standing for election" in service.line()
+    for pid in (parent_of(own), own):
+        os.kill(pid, signal.SIGKILL)
+    spool = status_when(lambda spool: spool["leader"] and spool["leader"]["pid"] != own)
+    assert spool["leader"]["pid"] == service.process.pid
+    tell(worker, 1)
     assert server.wait_for_events(2, CHILD_SECONDS)
     spool = status_when(lambda spool: spool["delivered"] == 2)
-    assert spool["leader"]["pid"] == flusher.process.pid
-    flusher.end(signal.SIGINT)
+    assert spool["leader"]["pid"] == service.process.pid
+    service.end(signal.SIGINT)
 
 
 # Prints which of the heavy packages a command loaded.
@@ -585,13 +607,13 @@ LOADED = """
     from cwsink.cli import main
 
     code = main(sys.argv[1:])
-    print("loaded", *sorted({"boto3", "fapilog", "rich"} & set(sys.modules)))
+    print("loaded", *sorted({"boto3", "botocore", "fapilog", "rich"} & set(sys.modules)))
     sys.exit(code)
 """
 
 
 def test_what_a_command_loads(spawn: Spawn, config: SinkConfig) -> None:
-    """Looking loads nothing heavy; flushing loads boto3 only once it leads, and fapilog never."""
+    """Looking loads nothing heavy; flushing loads botocore only once it leads, boto3 and fapilog never."""
     writer = external(config)
     writer.append("x")
     for words in (["status", "--json"], ["tail"]):
@@ -600,7 +622,7 @@ def test_what_a_command_loads(spawn: Spawn, config: SinkConfig) -> None:
     assert lease.try_acquire()
     assert finish(spawn(LOADED, "flush", "--once", "--timeout", "1"), code=1).splitlines()[-1] == "loaded"
     lease.release()
-    assert finish(spawn(LOADED, "flush", "--once")).splitlines()[-1] == "loaded boto3"
+    assert finish(spawn(LOADED, "flush", "--once")).splitlines()[-1] == "loaded botocore"
 
 
 @pytest.mark.parametrize("command", [[], ["status"], ["tail"], ["flush"], ["run"], ["demo"]])
@@ -632,9 +654,46 @@ def test_output_that_cannot_be_written_is_one_line(config: SinkConfig, words: li
 
 
 def test_a_wrong_setting_is_one_line(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of ours is told without a traceback."""
-    external(config).append("x")
+    """A spool of an older cwsink says nothing of how to send: variables do, and an error in them has no traceback."""
+    writer = external(config)
+    writer.append("x")
+    os.unlink(writer.directory.sending)
     monkeypatch.setenv("FAPILOG_CLOUDWATCH__BATCH_SIZE", "many")
     done = cwsink("flush", "--once", code=1)
     assert done.stderr.startswith("cwsink: batch_size='many'")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_settings_that_cannot_be_used_are_one_line(server: StrictCloudWatch, config: SinkConfig) -> None:
+    """A wrong value in settings.json: the records are delivered with defaults, and stderr names the file."""
+    writer = external(config)
+    writer.append("x")
+    path = Path(writer.directory.sending)
+    left = json.loads(path.read_text())
+    path.write_text(json.dumps({**left, "settings": {**left["settings"], "batch_size": "many"}}))
+    done = cwsink("flush", "--once")
+    (line,) = done.stderr.splitlines()
+    assert str(path) in line
+    assert "batch_size='many'" in line
+    assert server.messages() == ["x"]
+
+
+def test_flush_sends_as_the_newest_writer_says(
+    server: StrictCloudWatch, config: SinkConfig, background: Callable[..., Background]
+) -> None:
+    """A leader takes new settings from the spool at once, and `status` shows them and whose they are."""
+    service = background("flush")
+    assert "waiting for the first worker" in service.line()
+    patient = external(config, batch_timeout_seconds=600)
+    patient.append("waits for more")
+    spool = status_when(lambda spool: spool["leader"] is not None)
+    assert spool["settings"]["batch_timeout_seconds"] == 600
+    assert spool["pending"] == 1
+    hasty = external(config)
+    assert server.wait_for_events(1, CHILD_SECONDS)
+    spool = status_when(lambda spool: spool["pending"] == 0)
+    assert spool["settings"]["batch_timeout_seconds"] == config.batch_timeout_seconds
+    assert spool["settings_from"] == f"{socket.gethostname()}/{os.getpid()}"
+    assert f"batch_timeout_seconds {config.batch_timeout_seconds}" in cwsink("status").stdout
+    service.end(signal.SIGINT)
+    hasty.close()

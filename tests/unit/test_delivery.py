@@ -74,6 +74,7 @@ class World:
         self.tokens: list[str | None] = []
         self.waits: list[float] = []
         self.letters: list[tuple[str, str, list[int]]] = []
+        self.obstacles: list[str] = []
         self.most_waits = 1_000_000
         self.fence_at = -1
         self.uniform = 0.5
@@ -143,8 +144,9 @@ class World:
     def succeeded(self) -> None:
         self.log.append("succeeded")
 
-    def failed(self, error: str, *, is_open: bool) -> None:
+    def failed(self, error: str, obstacle: str, *, is_open: bool) -> None:
         self.log.append(f"failed {error}{' open' if is_open else ''}")
+        self.obstacles.append(obstacle)
 
     @property
     def actions(self) -> list[str]:
@@ -485,6 +487,31 @@ def test_a_denied_call_is_tried_slowly_with_the_session_it_has() -> None:
     assert world.send(events(2)) == Tally(2, Counter())
     assert world.actions == ["put host"] * 6
     assert world.waits == [7.5] * 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "obstacle"),
+    [
+        (THROTTLED, "busy"),
+        (UNAVAILABLE, "busy"),
+        (TIMEOUT, "busy"),
+        (NO_REQUEST_ID, "busy"),
+        (REFUSED, "unreachable"),
+        (Answer(code="ConnectTimeoutError"), "unreachable"),
+        (Answer(code="ProxyConnectionError"), "unreachable"),
+        (Answer(code="SSLError"), "unreachable"),
+        (DENIED, "denied"),
+        (EXPIRED, "credentials"),
+        (Answer(code="NoCredentialsError"), "credentials"),
+        (Answer(code="NoRegionError"), "credentials"),
+    ],
+    ids=lambda each: (each.code or "no request id") if isinstance(each, Answer) else each,
+)
+def test_what_keeps_it_from_delivering_is_published(answer: Answer, obstacle: str) -> None:
+    """Who is the last one out reads whether waiting makes sense; who has other credentials, whether to offer them."""
+    world = World([answer, OK])
+    assert world.send(events(2)) == Tally(2, Counter())
+    assert world.obstacles == [obstacle]
 
 
 @pytest.mark.parametrize("answer", [THROTTLED, DENIED, EXPIRED, MISSING, TIMEOUT], ids=lambda a: a.code)
