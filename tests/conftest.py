@@ -47,10 +47,11 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     diagnostics._quiet.clear()
     yield
-    for each in list(presence._present.values()):
-        each.leave()
+    present = list(presence._present.values())
     presence._present.clear()
     presence._starters.clear()
+    for each in present:
+        each.leave()
     end_flushers(tmp_path)
     books_balance(tmp_path)
 

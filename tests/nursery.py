@@ -1,7 +1,7 @@
-"""Worker processes by the dozen: forked from one warm process, killed, and reaped.
+"""Processes by the dozen: forked from one warm process, killed, and reaped.
 
-A worker that has to import boto3 takes half a second to start; one forked from a process that has it
-takes 10 ms. So a test that kills 50 leaders takes seconds, and is what gunicorn's `--preload` does.
+A process that has to import botocore before it leads takes half a second; one forked from a process that has it
+takes 10 ms. So a test that kills 50 leaders takes seconds. Workers need it, too: gunicorn's `--preload` forks them so.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Nursery:
 
 def serve(work: Callable[..., None]) -> None:
     """Be the warm process: fork and reap on request, until stdin is closed."""
-    import boto3.session  # noqa: F401  # warm; the test itself must not import it
-    import botocore.exceptions  # noqa: F401
+    from cwsink.flusher import cloudwatch  # warm; the test itself must not load it
+
+    cloudwatch.load()
 
     for line in sys.stdin:
         what, *arguments = json.loads(line)

@@ -1,6 +1,7 @@
 """Every way in which processes begin and end: what was appended is delivered, and the exit is bounded.
 
-Each test runs real programs against the strict server; "delivered" means: when the last of them has ended.
+Each test runs real programs against the strict server. After an exit "delivered" means: when the last of them has
+ended. After a process was killed it means: soon, by the flusher it leaves behind, and nobody has to start another one.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
-from cwsink.spool import directory, leader_state
+from cwsink.spool import directory, flusher_lock
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
+from tests.interleave import until
 from tests.nursery import Nursery
 from tests.support import finish, quick_config
 
@@ -104,15 +106,14 @@ def test_an_uncaught_exception_is_delivered_with_what_came_before(
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.abort()"])
-def test_a_process_without_an_exit_leaves_its_records_in_the_spool(
+def test_a_process_without_an_exit_has_its_records_delivered(
     server: StrictCloudWatch, run: Run, config: SinkConfig, ending: str
 ) -> None:
-    """os._exit, SIGKILL and abort right after append: the records are there, and the next process delivers them."""
+    """os._exit, SIGKILL and abort right after append: the flusher it leaves behind delivers, without another start."""
     run(f"burst('a')\n{ending}\n", code={"os._exit(0)": 0, "os.abort()": -6}.get(ending, -9))
-    assert survey(directory.open_for(config)).pending == 50
-    assert server.messages() == []
-    run("burst('b')\n")
-    assert Counter(server.messages()) == bursts("a", "b")
+    assert server.wait_for_events(50, HANG_SECONDS)
+    assert server.messages() == list(bursts("a"))
+    until(lambda: survey(directory.open_for(config)).pending == 0, "the delivery is committed")
 
 
 def test_records_of_an_atexit_handler_are_delivered(server: StrictCloudWatch, run: Run) -> None:
@@ -176,56 +177,6 @@ reap(outer)
 """)
     assert server.wait_for_events(100, HANG_SECONDS)
     assert Counter(server.messages()) == bursts("parent", "daemon")
-
-
-def test_a_fork_waits_until_the_leader_has_its_client(run: Run) -> None:
-    """A child forked while OpenSSL's locks are held would hang when it makes its own client, with the lease."""
-    run("""
-from cwsink.flusher.cloudwatch import CloudWatch
-
-connecting, connected = threading.Event(), threading.Event()
-connect = CloudWatch._connect
-
-def connect_slowly(self):
-    connecting.set()
-    time.sleep(0.3)
-    client = connect(self)
-    connected.set()
-    return client
-
-CloudWatch._connect = connect_slowly
-burst("parent")
-assert connecting.wait(30)
-pid = os.fork()
-if pid == 0:
-    os._exit(0 if connected.is_set() else 1)
-reap(pid)
-""")
-
-
-@pytest.mark.parametrize("module", ["cwsink.flusher.delivery", "boto3.session", "botocore.parsers"])
-def test_a_fork_waits_for_an_import_of_the_leader(server: StrictCloudWatch, run: Run, module: str) -> None:
-    """A child forked while the leader imports would inherit half a module, and could never lead itself."""
-    run(f"""
-class Slow:
-    def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            importing.set()
-            time.sleep(0.3)
-
-importing = threading.Event()
-sys.meta_path.insert(0, Slow())
-writer = Writer.open(settings)
-reader, gate = os.pipe()
-assert writer.append("parent")
-assert importing.wait(30)
-if os.fork() == 0:
-    os.close(gate)
-    os.read(reader, 1)  # until the parent has ended
-    burst("child", writer=writer)
-    sys.exit()
-""")
-    assert Counter(server.messages()) == bursts("child") + Counter(["parent"])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -322,29 +273,29 @@ def test_of_processes_that_leave_at_once_one_stays_to_drain(
 def test_who_is_not_the_last_one_leaves_without_draining(
     server: StrictCloudWatch, spawn: Spawn, run: Run, config: SinkConfig
 ) -> None:
-    """While another process is attached, an exit does not wait for CloudWatch, even that of the leader."""
+    """While another process is attached, an exit does not wait for CloudWatch, even of who started the flusher."""
     server.faults.hang(60.0, 1_000)
-    leader = spawn(
-        PRELUDE + "burst('leader')\nprint('ready', flush=True)\nsys.stdin.read()\n",
-        env={"SETTINGS": json.dumps({**settings_of(config), "batch_timeout_seconds": 0.1, "read_timeout_seconds": 60})},
+    first = spawn(
+        PRELUDE + "burst('first')\nprint('ready', flush=True)\nsys.stdin.read()\n",
+        env={"SETTINGS": json.dumps(settings_of(config))},
     )
-    assert leader.stdout is not None
-    assert leader.stdin is not None
-    leader.stdout.readline()
+    assert first.stdout is not None
+    assert first.stdin is not None
+    first.stdout.readline()
     assert server.wait_for(lambda s: s.calls["PutLogEvents"] > 0, HANG_SECONDS)
     writer = Writer(config)
     assert writer.append("another process is here")
     began = time.monotonic()
-    leader.stdin.close()
-    assert leader.wait(HANG_SECONDS) == 0
-    print(f"the leader left {1000 * (time.monotonic() - began):.0f} ms after it was told to, with a request out")
+    first.stdin.close()
+    assert first.wait(HANG_SECONDS) == 0
+    print(f"the first one left {1000 * (time.monotonic() - began):.0f} ms after it was told to, with a request out")
     assert time.monotonic() - began < config.drain_timeout_seconds / 2
     began = time.monotonic()
-    run("import time\nburst('follower')\n")
+    run("burst('second')\n")
     assert time.monotonic() - began < config.drain_timeout_seconds / 2
     server.faults.clear()
     assert writer.flush(HANG_SECONDS)
-    assert set(server.messages()) == {"another process is here", *bursts("leader", "follower")}
+    assert set(server.messages()) == {"another process is here", *bursts("first", "second")}
 
 
 def test_the_last_one_out_gives_up_after_its_drain_timeout(
@@ -354,7 +305,7 @@ def test_the_last_one_out_gives_up_after_its_drain_timeout(
     server.faults.hang(60.0, 1_000)
     settings = {**settings_of(config), "drain_timeout_seconds": 1.0, "read_timeout_seconds": 60.0}
     child = spawn(
-        PRELUDE + "import boto3\nburst('a')\nprint(flush=True)\nsys.stdin.read()\n",
+        PRELUDE + "burst('a')\nprint(flush=True)\nsys.stdin.read()\n",
         env={"SETTINGS": json.dumps(settings)},
     )
     assert child.stdout is not None
@@ -371,40 +322,120 @@ def test_the_last_one_out_gives_up_after_its_drain_timeout(
 
 # What a worker does not have.
 
+# What an application can see of a library: threads, handlers of signals, modules that are not Python's own, children.
 INVENTORY = """
-heavy = {"boto3", "botocore", "fapilog", "filelock", "cwsink.flusher.flusher"}
-print(json.dumps({"threads": len(os.listdir("/proc/self/task")), "modules": sorted(heavy & set(sys.modules))}))
+import json, os, signal, sys, threading
+
+def inventory():
+    try:
+        children = [os.waitpid(-1, os.WNOHANG)]
+    except ChildProcessError:
+        children = []
+    modules = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+    return {
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "kernel's threads": len(os.listdir("/proc/self/task")),
+        "signals": {int(each): repr(signal.getsignal(each)) for each in signal.valid_signals()},
+        "modules": sorted(modules - {"__main__", "__mp_main__"}),
+        "children": children,
+    }
 """
+
+# One record, by each front end: the same program with us, and without.
+WRITER = """
+import cwsink
+writer = cwsink.Writer.open(SETTINGS)
+assert writer.append("hello")
+"""
+HANDLER = """
+import logging
+{install}
+logging.getLogger().warning("hello")
+"""
+SINK = """
+import fapilog
+{install}
+settings = fapilog.Settings()
+settings.core.sinks = [{name!r}]
+logger = fapilog.get_logger(settings=settings)
+logger.info("hello")
+"""
+PROGRAMS = {
+    "writer": ("", WRITER),
+    "handler": (
+        HANDLER.format(install="logging.getLogger().addHandler(logging.NullHandler())"),
+        HANDLER.format(install="import cwsink; logging.getLogger().addHandler(cwsink.SpoolHandler(SETTINGS))"),
+    ),
+    "sink": (
+        SINK.format(install="", name="stdout_json"),
+        SINK.format(install="import cwsink; cwsink.install()", name="cloudwatch"),
+    ),
+}
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts the kernel's threads in /proc")
-def test_an_external_flusher_leaves_the_worker_alone(run: Run, config: SinkConfig, spawn: Spawn) -> None:
-    """flusher="external": the worker starts no thread, loads no boto3, and its exit sends nothing."""
+@pytest.mark.parametrize("front_end", PROGRAMS)
+@pytest.mark.parametrize("flusher", ["process", "external"])
+def test_nothing_of_ours_lives_in_the_application(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, front_end: str, flusher: str
+) -> None:
+    """No thread more; signal handlers, modules and children as without us, beside cwsink's own few and msgspec."""
+    settings = {**settings_of(config), "batch_timeout_seconds": 0.1, "flusher": flusher}
+    variables = {f"FAPILOG_CLOUDWATCH__{name.upper()}": str(value) for name, value in settings.items()}
+    variables["FAPILOG_CORE__SIGNAL_HANDLER_ENABLED"] = "false"  # fapilog's own handlers, which we turn off
+    appended = """
+from cwsink.spool import directory, survey
+from cwsink.errors import CwsinkError
+def settled():
+    try:
+        books = survey.survey(directory.open_existing(directory.find_spools()[0]))
+        return books.appended and (FLUSHER == "external" or not books.pending)
+    except (IndexError, CwsinkError):
+        return False
+import time
+while not settled():
+    time.sleep(0.01)
+"""
+    prelude = f"import msgspec\n{INVENTORY}\nSETTINGS, FLUSHER = {settings!r}, {flusher!r}\n"
+    show = "\nprint('\\n' + json.dumps(inventory()), flush=True)\n"
+    without, within = (
+        json.loads(finish(spawn(prelude + body + show, env=variables)).splitlines()[-1])
+        for body in (PROGRAMS[front_end][0], PROGRAMS[front_end][1] + appended)
+    )
+    assert {*within.pop("modules")} - {*without.pop("modules")} == {"cwsink"}
+    assert {*within.pop("threads")} <= {*without.pop("threads")}
+    assert within.pop("kernel's threads") <= without.pop("kernel's threads")
+    assert within == without
+
+
+def test_a_worker_loads_no_more_than_it_writes_with(server: StrictCloudWatch, run: Run, config: SinkConfig) -> None:
+    """Beside a flusher that delivers: no module of the flusher, of the command line or of the test server."""
+    out = run("""
+burst("a")
+assert Writer.open(settings).flush(30)
+print(json.dumps(sorted(name for name in sys.modules if name.startswith("cwsink."))))
+""")
+    rooms = {name.split(".")[1] for name in json.loads(out)}
+    assert rooms <= {"config", "diagnostics", "errors", "frontends", "naming", "spool"}
+    assert server.messages() == list(bursts("a"))
+
+
+def test_the_exit_of_a_worker_whose_flusher_is_elsewhere_sends_nothing(
+    server: StrictCloudWatch, run: Run, config: SinkConfig, spawn: Spawn
+) -> None:
+    """flusher="external": nobody is started, and nothing is waited for; the records wait for whoever delivers."""
     settings = {**settings_of(config), "flusher": "external"}
-    child = spawn(PRELUDE + "burst('a')\n" + INVENTORY, env={"SETTINGS": json.dumps(settings)})
-    assert json.loads(finish(child)) == {"threads": 1, "modules": []}
-    assert survey(directory.open_for(config)).pending == 50
-    run("burst('b')\n")
-    assert survey(directory.open_for(config)).pending == 0
-
-
-def test_a_worker_that_does_not_lead_has_no_client(run: Run, config: SinkConfig) -> None:
-    """Beside a leader, a worker stands for election and loads neither boto3 nor filelock nor the flusher."""
-    writer = Writer(config)
-    assert writer.append("the leader")
+    finish(spawn(PRELUDE + "burst('a')\n", env={"SETTINGS": json.dumps(settings)}))
     spool = directory.open_for(config)
-    until = time.monotonic() + HANG_SECONDS
-    while leader_state.read(spool) is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    inventory = json.loads(run("burst('a')\ntime.sleep(1)  # what is measured is that nothing happens\n" + INVENTORY))
-    assert inventory == {"threads": 2, "modules": []}
-    assert leader_state.read(spool).pid == os.getpid()
-    assert writer.flush(HANG_SECONDS)
+    assert survey(spool).pending == 50
+    assert not flusher_lock.is_taken(spool.root)
+    assert not server.calls
+    run("burst('b')\n")
+    assert survey(spool).pending == 0
 
 
 def test_the_default_signals_end_a_process_as_ever(server: StrictCloudWatch, spawn: Spawn, config: SinkConfig) -> None:
-    """SIGTERM without a handler kills: our thread does not keep the process, the next one delivers."""
+    """SIGTERM without a handler kills: nothing keeps the process, and its flusher delivers what it left."""
     child = spawn(
         PRELUDE + "burst('a')\nprint(flush=True)\ntime.sleep(60)\n", env={"SETTINGS": json.dumps(settings_of(config))}
     )
@@ -412,8 +443,5 @@ def test_the_default_signals_end_a_process_as_ever(server: StrictCloudWatch, spa
     child.stdout.readline()
     child.send_signal(signal.SIGTERM)
     assert child.wait(HANG_SECONDS) == -signal.SIGTERM
-    assert server.messages() == []
-    writer = Writer(config)
-    assert writer.append("next")
-    assert writer.flush(HANG_SECONDS)
-    assert set(server.messages()) == {"next", *bursts("a")}
+    assert server.wait_for_events(50, HANG_SECONDS)
+    assert server.messages() == list(bursts("a"))

@@ -14,9 +14,9 @@ import pytest
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.frontends import candidate
+from cwsink.frontends import presence
 from cwsink.frontends import writer as writer_module
-from cwsink.spool import directory, disk, frame, record
+from cwsink.spool import attachment, directory, disk, flusher_lock, frame, record
 from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -342,13 +342,13 @@ def test_a_process_that_ends_tells_of_what_it_was_refused(external: SinkConfig, 
     assert survey(Writer(config).directory).refused == {"unencodable": 5}
 
 
-# Standing for election.
+# Being attached.
 
 
-def test_of_two_threads_that_stand_at_once_one_attachment_remains(
+def test_of_two_threads_that_append_first_at_once_one_attachment_remains(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First appends of two threads: one candidate, one mark, so that the last one out knows it is."""
+    """First appends of two threads: one presence, one mark, so that the last one out knows it is."""
     config = quick_config(server.endpoint_url)
     first, second = Writer(config), Writer(config)
     real = Attachment.__init__
@@ -360,20 +360,20 @@ def test_of_two_threads_that_stand_at_once_one_attachment_remains(
 
     monkeypatch.setattr(Attachment, "__init__", meanwhile)
     assert first.append("first")
-    assert len(candidate._candidates) == 1
+    assert len(presence._present) == 1
     assert first.flush(30)
-    only = candidate._candidates[first.directory.path]
-    assert only._attachment.leave(), "a mark was left behind"
+    assert presence._present.pop(first.directory.path).leave(), "a mark was left behind"
 
 
 def test_a_writer_that_never_appends_starts_nothing(external: SinkConfig) -> None:
-    """No thread, no lock, no segment before the first append."""
+    """No thread, no process, no mark, no segment before the first append."""
     before = threading.active_count()
     writer = Writer(quick_config("http://127.0.0.1:1"))
     assert threading.active_count() == before
-    assert not candidate._candidates
+    assert not presence._present
+    assert not flusher_lock.is_taken(writer.directory.root)
+    assert not attachment.is_anyone_attached(writer.directory)
     assert segments(writer.directory) == []
-    assert not os.path.exists(writer.directory.leader_lock)
 
 
 # durability="host".
