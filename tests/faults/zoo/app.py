@@ -1,8 +1,9 @@
 """The application of the zoo, for every server: `wsgi`, `asgi`, and `log` for programs that serve nothing.
 
-Loaded with the flavour in `ZOO_FLAVOUR`: `writer` appends directly, `fapilog` logs through
-fapilog and the sink of `cwsink.install()`, `none` has no cwsink at all and logs nothing (to
-compare with). Settings come from the environment, as in production.
+Loaded with the flavour in `ZOO_FLAVOUR`: `writer` appends directly, `handler` logs through the
+logging module and a `SpoolHandler`, `fapilog` logs through fapilog and the sink of
+`cwsink.install()`, `none` has no cwsink at all and logs nothing (to compare with). Settings come
+from the environment, as in production. With `ZOO_EARLY` a record is logged at import.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from tests.faults.zoo.oracle import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged, message_of
+from tests.faults.zoo.oracle import EARLY_VARIABLE, FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged, message_of
 
 DRAIN_SECONDS = 20.0
 
@@ -34,6 +35,24 @@ def _through_the_writer() -> Callable[[str], None]:
     def log(id_: str) -> None:
         if not writer.append(message_of(id_)):
             raise AssertionError(f"{id_} was refused")
+        acknowledged.note(id_)
+
+    return log
+
+
+def _through_the_handler() -> Callable[[str], None]:
+    import logging
+
+    from cwsink import SpoolHandler
+
+    acknowledged = Acknowledged(os.environ[FILE_VARIABLE])
+    logger = logging.getLogger("zoo")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(SpoolHandler())
+
+    def log(id_: str) -> None:
+        logger.info("%s", message_of(id_))
         acknowledged.note(id_)
 
     return log
@@ -59,13 +78,16 @@ def _through_fapilog() -> Callable[[str], None]:
     return lambda id_: logger.info(message_of(id_))
 
 
-def _log_of(flavour: str) -> Callable[[str], None]:
-    if flavour == "none":
-        return _nothing
-    return _through_fapilog() if flavour == "fapilog" else _through_the_writer()
+_FRONT_ENDS: dict[str, Callable[[], Callable[[str], None]]] = {
+    "none": lambda: _nothing,
+    "writer": _through_the_writer,
+    "handler": _through_the_handler,
+    "fapilog": _through_fapilog,
+}
 
-
-log = _log_of(os.environ[FLAVOUR_VARIABLE])
+log = _FRONT_ENDS[os.environ[FLAVOUR_VARIABLE]]()
+if EARLY_VARIABLE in os.environ:
+    log(f"early-{os.getpid()}-{time.monotonic_ns():x}")
 
 
 def signal_handlers() -> dict[str, str]:
@@ -78,7 +100,7 @@ def signal_handlers() -> dict[str, str]:
     }
 
 
-def _answer(path: str) -> tuple[str, float]:
+def answer(path: str) -> tuple[str, float]:
     """Serve a request: `/ID`, `/slow/SECONDS/ID`, `/signals`, `/vanish`. Returns the body and how long to wait."""
     *kind, id_ = path.strip("/").split("/")
     if id_ == "signals":
@@ -91,7 +113,7 @@ def _answer(path: str) -> tuple[str, float]:
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Serve as WSGI."""
-    body, wait_seconds = _answer(environ["PATH_INFO"])
+    body, wait_seconds = answer(environ["PATH_INFO"])
     time.sleep(wait_seconds)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body.encode()]
@@ -111,7 +133,7 @@ async def asgi(
             await asyncio.to_thread(cwsink.drain, DRAIN_SECONDS)
         await send({"type": "lifespan.shutdown.complete"})
         return
-    body, wait_seconds = _answer(scope["path"])
+    body, wait_seconds = answer(scope["path"])
     await asyncio.sleep(wait_seconds)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": body.encode()})

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.faults.own_processes import Process
 from tests.faults.zoo.servers import Animal
 
 KILLS = 3
@@ -26,10 +27,9 @@ Act = Callable[[Animal, random.Random, int], None]
 
 @dataclass(frozen=True)
 class Ending:
-    """What is done, and which animals can be ended so."""
+    """What is done. Which animals can be ended so is said by their species."""
 
     act: Act
-    happens_to: Callable[[str], bool] = lambda name: True
     recycles: bool = False
 
 
@@ -47,16 +47,16 @@ def term_group(animal: Animal, _: random.Random, __: int) -> None:
 
 def int_twice(animal: Animal, rng: random.Random, _: int) -> None:
     """Ctrl-C, and again by somebody impatient."""
-    animal.signal_all(signal.SIGINT)
+    animal.signal_group(signal.SIGINT)
     _pause(rng)
-    animal.signal_all(signal.SIGINT)
+    animal.signal_group(signal.SIGINT)
 
 
 def kill_worker(animal: Animal, rng: random.Random, _: int) -> None:
     """SIGKILL to a worker, as the OOM killer does; some times; then SIGTERM."""
     for _ in range(KILLS):
         _end_one(animal, rng, signal.SIGKILL)
-    animal.signal(signal.SIGTERM)
+    animal.ask_to_end()
 
 
 def abort_worker(animal: Animal, rng: random.Random, _: int) -> None:
@@ -66,22 +66,24 @@ def abort_worker(animal: Animal, rng: random.Random, _: int) -> None:
     animal.signal(signal.SIGTERM)
 
 
-def kill_leader(animal: Animal, rng: random.Random, _: int) -> None:
-    """SIGKILL to whoever leads; some times; then SIGTERM."""
-    for _ in range(KILLS):
-        animal.wait_until(lambda: animal.leader() in animal.workers(), "a worker leads")
-        victim = animal.leader()
-        assert victim is not None
-        _pause(rng)
-        animal.end(victim, signal.SIGKILL)
-        animal.wait_until(lambda: animal.leader() not in (None, victim), "another one leads")  # noqa: B023  # called at once
-        animal.wait_for_records(RECORDS_BETWEEN)
-    animal.signal(signal.SIGTERM)
+def kill_flusher(animal: Animal, rng: random.Random, _: int) -> None:
+    """SIGKILL to the flusher, which its guard forks again; some times; then SIGTERM."""
+    _end_ours(animal, rng, lambda leader: _kill(leader.pid))
+
+
+def kill_ours(animal: Animal, rng: random.Random, _: int) -> None:
+    """SIGKILL to the flusher and its guard: the next append starts both anew; some times; then SIGTERM."""
+    _end_ours(animal, rng, lambda leader: animal.kill_ours())
 
 
 def kill_all(animal: Animal, _: random.Random, __: int) -> None:
-    """SIGKILL to all processes: a container that is over its limit, or its time."""
-    animal.signal_all(signal.SIGKILL)
+    """SIGKILL to all processes of the program: it is over its time. The flusher lives on."""
+    animal.kill_all()
+
+
+def kill_host(animal: Animal, _: random.Random, __: int) -> None:
+    """SIGKILL to all processes, ours among them: a container that is over its limit."""
+    animal.kill_all(ours=True)
 
 
 def vanish(animal: Animal, _: random.Random, __: int) -> None:
@@ -138,12 +140,24 @@ def usr2(animal: Animal, _: random.Random, __: int) -> None:
 
 def _end_one(animal: Animal, rng: random.Random, number: int) -> None:
     _pause(rng)
-    workers: list[int] = []
-    animal.wait_until(lambda: workers.extend(animal.workers()) or workers, "a worker")
-    victim = rng.choice(workers)
-    animal.end(victim, number)
-    animal.wait_until(lambda: victim not in animal.processes(), "it has ended")
+    animal.end_one(rng, number)
     animal.wait_for_records(RECORDS_BETWEEN)
+
+
+def _end_ours(animal: Animal, rng: random.Random, kill: Callable[[Process], None]) -> None:
+    for _ in range(KILLS):
+        _pause(rng)
+        animal.wait_until(animal.leader, "a flusher leads")
+        leader = animal.leader()
+        assert leader is not None
+        kill(leader)
+        animal.wait_until(lambda: animal.leader() not in (None, leader), "another one leads")  # noqa: B023  # called at once
+        animal.wait_for_records(RECORDS_BETWEEN)
+    animal.ask_to_end()
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 def _pause(rng: random.Random) -> None:
@@ -152,22 +166,20 @@ def _pause(rng: random.Random) -> None:
     time.sleep(rng.uniform(0.0, MOST_JITTER_SECONDS))
 
 
-def _serves(name: str) -> bool:
-    return name.startswith(("gunicorn", "uvicorn"))
-
-
 ENDINGS: dict[str, Ending] = {
     "term_parent": Ending(term_parent),
     "term_group": Ending(term_group),
     "int_twice": Ending(int_twice),
-    "kill_worker": Ending(kill_worker, lambda name: name != "script"),
-    "kill_leader": Ending(kill_leader, lambda name: name != "script"),
+    "kill_worker": Ending(kill_worker),
+    "kill_flusher": Ending(kill_flusher),
+    "kill_ours": Ending(kill_ours),
     "kill_all": Ending(kill_all),
-    "abort_worker": Ending(abort_worker, lambda name: name.startswith("gunicorn")),
-    "vanish": Ending(vanish, _serves),
-    "plain_exit": Ending(plain_exit, lambda name: not _serves(name) and name != "celery"),
-    "hard_exit": Ending(hard_exit, lambda name: name in ("script", "fork", "spawn", "forkserver")),
-    "recycle": Ending(recycle, lambda name: name not in ("script", "pool"), recycles=True),
-    "hup": Ending(hup, _serves),
-    "usr2": Ending(usr2, lambda name: name.startswith("gunicorn")),
+    "kill_host": Ending(kill_host),
+    "abort_worker": Ending(abort_worker),
+    "vanish": Ending(vanish),
+    "plain_exit": Ending(plain_exit),
+    "hard_exit": Ending(hard_exit),
+    "recycle": Ending(recycle, recycles=True),
+    "hup": Ending(hup),
+    "usr2": Ending(usr2),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 FILE_VARIABLE = "ZOO_ACKNOWLEDGED"
 FLAVOUR_VARIABLE = "ZOO_FLAVOUR"
+EARLY_VARIABLE = "ZOO_EARLY"
 
 
 def message_of(id_: str) -> str:

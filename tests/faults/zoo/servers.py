@@ -1,15 +1,17 @@
-"""How each animal of the zoo is started, and what can be seen of it from outside.
+"""An animal of the zoo: a server or program that runs, and what can be seen of it from outside.
 
-`SPECIES` is the table; `Animal` is one that runs: its processes (those of its session, from
-/proc), who leads, what was acknowledged, and clients that send requests without a pause. The
-application is the same everywhere, see app.py and crew.py.
+Its processes are those of its session, from /proc. Beside them there are ours: the guard and the flusher, in a session
+of their own, known by their command line. What was acknowledged is in a file. Clients send requests without a pause.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import random
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -17,76 +19,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cwsink.spool import directory, leader_state
 from cwsink.testing import StrictCloudWatch
-from tests.faults.zoo.crew import CHILDREN, STOP_VARIABLE, VICTIM_VARIABLE
+from tests.faults import own_processes
+from tests.faults.own_processes import Process
+from tests.faults.zoo import broker
+from tests.faults.zoo.crew import STOP_VARIABLE, VICTIM_VARIABLE
 from tests.faults.zoo.oracle import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged
+from tests.faults.zoo.species import SPECIES
 
 HANG_SECONDS = 60.0
 POLL_SECONDS = 0.01
 CLIENTS = 4
 PAUSE_SECONDS = 0.003  # of a client between two requests, so that the machine is busy and not swamped
 GROUP = "/zoo"
-_APP = "tests.faults.zoo.app"
+DRAIN_TIMEOUT_SECONDS = 30.0
+# No process of ours may be left so long after the animal, and what `drain_timeout_seconds` allows.
+GONE_SECONDS = 5.0
 
-
-@dataclass(frozen=True)
-class Species:
-    """A kind of server; `{fd}` in its arguments is the listening socket."""
-
-    arguments: tuple[str, ...]
-    serves: bool = False  # answers requests; others log by themselves
-    preload: tuple[str, ...] | None = None  # the option, where it exists
-    recycling: tuple[str, ...] = ()  # the option that ends a worker after some requests or tasks
-    recycling_environment: tuple[tuple[str, str], ...] = ()
-
-
-# The script, not `-m gunicorn`: after USR2 that has gunicorn's own folder first on sys.path, and its package
-# `http` in place of Python's.
-_GUNICORN = Path(sys.executable).with_name("gunicorn")
-
-
-def _gunicorn(application: str, options: str = "") -> Species:
-    arguments = f"-w {CHILDREN} -b 127.0.0.1:0 --no-control-socket --graceful-timeout 40 --timeout 60 {options}"
-    return Species(
-        (str(_GUNICORN), f"{_APP}:{application}", *arguments.split()),
-        serves=True,
-        preload=("--preload",),
-        recycling=("--max-requests", "10", "--max-requests-jitter", "5"),
-    )
-
-
-def _crew(kind: str, *, preloads: bool = False, recycles: bool = False) -> Species:
-    return Species(
-        ("-m", "tests.faults.zoo.crew", kind),
-        preload=("--preload",) if preloads else None,
-        recycling_environment=(("ZOO_RECORDS_PER_CHILD", "20"),) if recycles else (),
-    )
-
-
-SPECIES: dict[str, Species] = {
-    "gunicorn_sync": _gunicorn("wsgi"),
-    "gunicorn_gthread": _gunicorn("wsgi", "-k gthread --threads 4"),
-    "gunicorn_uvicorn": _gunicorn("asgi", "-k uvicorn_worker.UvicornWorker"),
-    "gunicorn_asgi": _gunicorn("asgi", "-k asgi"),
-    "uvicorn": Species(
-        tuple(f"-m uvicorn {_APP}:asgi --workers {CHILDREN} --fd {{fd}} --timeout-graceful-shutdown 40".split()),
-        serves=True,
-        recycling=("--limit-max-requests", "10"),
-    ),
-    "script": _crew("script"),
-    "fork": _crew("fork", preloads=True, recycles=True),
-    "spawn": _crew("spawn", recycles=True),
-    "forkserver": _crew("forkserver", preloads=True, recycles=True),
-    "pool": _crew("pool", preloads=True),
-    "celery": Species(
-        (*f"-m celery -A tests.faults.zoo.celery_app worker -P prefork -c {CHILDREN}".split(), "--loglevel", "WARNING"),
-        recycling=("--max-tasks-per-child", "5"),
-    ),
-}
+_SAYS_WHERE = re.compile(r"(?:Listening at: http://|Serving on http://|bound to TCP address )127\.0\.0\.1:(\d+)")
 
 
 class Animal:
@@ -98,10 +52,16 @@ class Animal:
         self.name, self.species = name, (species := SPECIES[name])
         folder.mkdir()
         self._stop_file, self._victim_file, self.log = folder / "stop", folder / "victim", folder / "output.log"
+        self._socket = folder / "socket"
         self._acknowledged = Acknowledged(folder / "acknowledged")
+        self._broker = _Broker() if any("{broker}" in argument for argument in species.arguments) else None
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._port = listener.getsockname()[1] if "{fd}" in species.arguments else 0
-        arguments = [argument.format(fd=listener.fileno()) for argument in species.arguments]
+        address = self._broker.address if self._broker else ""
+        arguments = [
+            argument.format(fd=listener.fileno(), socket=self._socket.name, broker=address)
+            for argument in species.arguments
+        ]
         arguments += (species.preload or ()) if preload else ()
         arguments += species.recycling if recycling else ()
         with self.log.open("wb") as log:
@@ -111,6 +71,7 @@ class Animal:
                 env={
                     **os.environ,
                     **server.environment(),
+                    **dict(species.environment),
                     **(dict(species.recycling_environment) if recycling else {}),
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     "PYTHONWARNINGS": "default",
@@ -118,7 +79,7 @@ class Animal:
                     "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": GROUP,
                     "FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS": "200ms",
                     "FAPILOG_CLOUDWATCH__SEGMENT_BYTES": "65536",
-                    "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "30s",
+                    "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": f"{DRAIN_TIMEOUT_SECONDS:.0f}s",
                     FLAVOUR_VARIABLE: flavour,
                     FILE_VARIABLE: str(folder / "acknowledged"),
                     STOP_VARIABLE: str(self._stop_file),
@@ -136,9 +97,9 @@ class Animal:
 
     @property
     def port(self) -> int:
-        """Return where it listens. gunicorn binds by itself and says where: handed a socket, it cannot do USR2."""
+        """Return where it listens. Some bind by themselves and say where: handed a socket, gunicorn cannot do USR2."""
         if not self._port:
-            found = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log.read_text(errors="replace"))
+            found = _SAYS_WHERE.search(self.log.read_text(errors="replace"))
             if found is None:
                 raise ConnectionRefusedError("it does not listen yet")
             self._port = int(found[1])
@@ -171,12 +132,17 @@ class Animal:
         alive = self.processes()
         return [pid for pid in dict.fromkeys(self._acknowledged.by_id().values()) if pid in alive]
 
-    def leader(self) -> int | None:
-        """Return the process that leads, if it is alive and one of ours."""
+    def ours(self) -> list[Process]:
+        """Return the guards and flushers of its spools' root."""
+        return own_processes.ours(os.environ[directory.ROOT_VARIABLE])
+
+    def leader(self) -> Process | None:
+        """Return the flusher that leads, if it is alive."""
         for path in directory.find_spools():
             state = leader_state.read(directory.open_existing(path, read_only=True))
-            if state is not None and state.pid in self.processes():
-                return state.pid
+            for each in self.ours():
+                if state is not None and state.pid == each.pid:
+                    return each
         return None
 
     # Waiting for something to become true.
@@ -196,7 +162,10 @@ class Animal:
 
     def wait_for_workers(self, *, without: set[int] = frozenset()) -> None:  # type: ignore[assignment]  # not changed
         """Wait until all workers have logged and none of `without` is left."""
-        wanted = 1 if "script" in self.species.arguments else CHILDREN
+        wanted = self.species.workers
+        if self.species.lives_briefly:
+            self.wait_until(lambda: len(self.generations()) >= wanted, f"{wanted} jobs")
+            return
         self.wait_until(
             lambda: len(set(self.workers()) - without) >= wanted and not without & self.processes().keys(),
             f"{wanted} workers that are not {without}",
@@ -216,6 +185,11 @@ class Animal:
             raise AssertionError(f"it does not end; processes {self.processes()}\n{self.words()}")
         self.wait_until(lambda: not self.processes(), "all its processes have ended")
 
+    def wait_until_ours_are_gone(self) -> None:
+        """Wait, as long as it may take and no longer, until no process of ours is left."""
+        seconds = DRAIN_TIMEOUT_SECONDS + GONE_SECONDS
+        self.wait_until(lambda: not self.ours(), f"no process of ours: {self.ours()}", seconds)
+
     def words(self) -> str:
         """Return what it said, the end of it."""
         return self.log.read_text(errors="replace")[-6_000:]
@@ -224,7 +198,10 @@ class Animal:
 
     def get(self, path: str, timeout: float = HANG_SECONDS) -> str:
         """Request a path; the body of the 200, or OSError or HTTPException."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        if any("{socket}" in argument for argument in self.species.arguments):
+            connection: http.client.HTTPConnection = _LocalConnection(self._socket, timeout)
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request("GET", f"/{path}", headers={"Connection": "close"})
             response = connection.getresponse()
@@ -239,19 +216,59 @@ class Animal:
         """Signal the first process."""
         self.process.send_signal(number)
 
-    def signal_all(self, number: int) -> None:
-        """Signal the whole group, as Ctrl-C in a terminal or a killed container does."""
-        try:
-            os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
+    def get_all(self, paths: list[str]) -> None:
+        """Request some paths at once; AssertionError if one is not answered."""
+        with ThreadPoolExecutor(len(paths)) as clients:
+            asked = {path: clients.submit(self.get, path) for path in paths}
+        missing = [f"{path}: {each.exception()!r}" for path, each in asked.items() if each.exception()]
+        assert not missing, f"{missing}\n{self.words()}"
 
-    def end(self, pid: int, number: int) -> None:
-        """Signal a worker, if it is still there: a pool ends all of its own when one is killed."""
+    def ask_to_end(self) -> None:
+        """SIGTERM to the first process; to all where it would leave its children behind."""
+        self.signal_all(signal.SIGTERM) if self.species.leaves_children else self.signal(signal.SIGTERM)
+
+    def signal_group(self, number: int) -> None:
+        """Signal the whole group, as Ctrl-C in a terminal does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def signal_all(self, number: int) -> None:
+        """Signal all processes, those in groups of their own, too."""
+        self.signal_group(number)
+        for pid in self.processes():
+            if _group_of(pid) != self.process.pid:
+                _kill(pid, number)
+
+    def kill_all(self, *, ours: bool = False) -> None:
+        """SIGKILL to all, until none is left; to our processes, too, if the whole host is to go."""
+        while (processes := self.processes()) or (ours and self.ours()):  # again: one may have been forking
+            if processes:
+                self.signal_group(signal.SIGKILL)
+            for pid in processes:
+                _kill(pid)
+            if ours:
+                self.kill_ours()
+            time.sleep(POLL_SECONDS)
+
+    def kill_ours(self) -> None:
+        """SIGKILL to the guard and the flusher, the guard first, which would fork another flusher."""
+        for each in sorted(self.ours(), key=lambda each: each.name != own_processes.GUARD):
+            _kill(each.pid)
+
+    def end_one(self, rng: random.Random, number: int) -> None:
+        """Signal a worker, and wait until it has ended."""
+        if self.species.lives_briefly:
+            _replace(self._victim_file, broker.NEXT)
+            self.wait_until(lambda: not self._victim_file.exists(), "a job takes it")
+            return
+        workers: list[int] = []
+        self.wait_until(lambda: workers.extend(self.workers()) or workers, "a worker")
+        victim = workers[0] if self.species.tires else rng.choice(workers)
         if self.name == "celery":
-            _replace(self._victim_file, str(pid))
+            _replace(self._victim_file, str(victim))
         else:
-            _kill(pid, number)
+            _kill(victim, number)  # if it is still there: a pool ends all of its own when one is killed
+        self.wait_until(lambda: victim not in self.processes(), "it has ended")
 
     def stop(self, way: str) -> None:
         """Tell programs that serve nothing how to end."""
@@ -259,12 +276,53 @@ class Animal:
 
     def close(self) -> None:
         """Leave nothing behind, however the test ended."""
-        while processes := self.processes():  # again: one may have been forking
-            for pid in processes:
-                _kill(pid)
-            time.sleep(POLL_SECONDS)
+        self.kill_all()
         self.process.wait(HANG_SECONDS)
         self._acknowledged.close()
+        if self._broker:
+            self._broker.close()
+
+
+class _LocalConnection(http.client.HTTPConnection):
+    """To a socket in the file system."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to it."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _Broker:
+    """A Redis with jobs, in a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", broker.__name__],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        assert select.select([self._process.stdout], [], [], HANG_SECONDS)[0], "no broker"
+        self.address = f"127.0.0.1:{int(self._process.stdout.readline())}"
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _kill(pid: int, number: int = signal.SIGKILL) -> None:

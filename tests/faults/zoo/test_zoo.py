@@ -1,13 +1,14 @@
 """The process zoo: every server people run, ended in every way they end it, loses nothing that was promised.
 
 One test for all of `SPECIES` x preload x `ENDINGS` x flavour: 100 % of the acknowledged records
-arrive, the books balance, nothing is left running or lying about, one stream a host. Here are the
-cells people really meet; the others are `long`, and run by `scripts/soak zoo`.
+arrive, without another start, the books balance, nothing is left running or lying about, ours included,
+one stream a host. Here are the cells people really meet; the others are `long`, and run by `scripts/soak zoo`.
 """
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,11 @@ import pytest
 from cwsink.spool import directory, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from tests.faults.zoo.crew import CHILDREN
 from tests.faults.zoo.endings import ENDINGS
 from tests.faults.zoo.oracle import id_of
-from tests.faults.zoo.servers import GROUP, HANG_SECONDS, SPECIES, Animal, Visitors
+from tests.faults.zoo.servers import GROUP, HANG_SECONDS, Animal, Visitors
+from tests.faults.zoo.species import SPECIES
 
 pytest.importorskip("gunicorn")
 pytest.importorskip("uvicorn")
@@ -38,23 +41,30 @@ pytestmark = [
 ]
 SEED_VARIABLE = "CWSINK_SOAK_SEED"
 SERVERS = [name for name, species in SPECIES.items() if species.serves]
+# Servers whose workers return from their work when told to end, and so run what is registered for it.
+LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "uwsgi", "granian", "hypercorn"))]
 GENERATIONS = {"celery": 6}  # its parent replaces ended children once in 5 s
 MOST_GENERATIONS = 60
+# Servers whose signal handlers are looked at with every change.
+SETTLED = ("gunicorn_sync", "gunicorn_gthread", "gunicorn_uvicorn", "gunicorn_asgi", "uvicorn", "uwsgi")
 SLOW_SECONDS = 4
+STARTS = 5
 RECORDS_BEFORE = 100
 PASSING_DESCRIPTORS = 6
 
 # What may lie in a spool afterwards. Who was ended while replacing one of the last three leaves the new one beside it,
 # under a name that the next to replace it writes over.
 REPLACED = ("evictions", "leader.json", "leader.host")
-FILES = {"FORMAT", "ring", "cursor", "leader.lock", "attached.lock", "budget.lock", *REPLACED}
+FILES = {"FORMAT", "ring", "cursor", "leader.lock", "attached.lock", "budget.lock", "settings.json", "hurry", *REPLACED}
 FILES |= {f"{name}.tmp" for name in REPLACED}
+# In the root, beside the spool.
+ROOT_FILES = {f"flusher-{os.geteuid()}.lock", f"flusher-{os.geteuid()}.next"}
 
-# Ends in which the last process out has its say. All others may leave records for the next start, or for
-# `cwsink flush --once`: the last one was killed, by SIGKILL or by a signal it does not handle, or was
-# hurried. Celery, shutting down, kills children that have not gone in time.
+# Ends in which the last process out has its say, and waits for the delivery. In all others it was killed, by SIGKILL or
+# by a signal it does not handle, or was hurried: the flusher delivers what it left. Celery, shutting down, kills
+# children that have not gone in time.
 DRAINED = {
-    *((server, ending) for server in SERVERS for ending in ("term_parent", "term_group", "hup", "usr2", "recycle")),
+    *((server, ending) for server in LEAVING for ending in ("term_parent", "term_group", "hup", "usr2", "recycle")),
     *((program, "plain_exit") for program in ("script", "fork", "spawn", "forkserver", "pool")),
     *((program, "term_parent") for program in ("fork", "spawn", "forkserver", "pool")),
     *((program, "recycle") for program in ("fork", "spawn", "forkserver")),
@@ -66,19 +76,31 @@ COMMON = set(
     gunicorn_gthread-term_parent-fapilog        gunicorn_uvicorn-term_parent-fapilog
     gunicorn_asgi-term_parent-fapilog           gunicorn_sync-kill_worker-writer
     gunicorn_gthread-kill_worker-fapilog        gunicorn_uvicorn-kill_worker-writer
-    gunicorn_asgi-kill_worker-writer            gunicorn_sync-preload-kill_leader-fapilog
-    gunicorn_gthread-preload-kill_leader-writer gunicorn_uvicorn-kill_leader-writer
-    gunicorn_asgi-preload-kill_leader-writer    gunicorn_sync-hup-fapilog
+    gunicorn_asgi-kill_worker-writer            gunicorn_sync-preload-kill_flusher-fapilog
+    gunicorn_gthread-preload-kill_ours-writer   gunicorn_uvicorn-kill_flusher-writer
+    gunicorn_asgi-preload-kill_ours-writer      gunicorn_sync-hup-fapilog
     gunicorn_sync-usr2-writer                   gunicorn_sync-preload-recycle-fapilog
     gunicorn_gthread-abort_worker-writer        gunicorn_sync-kill_all-writer
     uvicorn-term_parent-fapilog                 uvicorn-int_twice-writer
     script-plain_exit-writer                    script-hard_exit-writer
     script-kill_all-writer                      script-term_parent-writer
     fork-preload-plain_exit-fapilog             spawn-plain_exit-fapilog
-    forkserver-preload-plain_exit-fapilog       fork-kill_leader-writer
+    forkserver-preload-plain_exit-fapilog       fork-kill_ours-writer
     spawn-kill_worker-writer                    forkserver-term_parent-writer
     pool-term_parent-writer                     pool-preload-plain_exit-fapilog
     celery-term_parent-fapilog                  celery-recycle-fapilog
+    gunicorn_sync-kill_host-writer              uvicorn-kill_flusher-writer
+    uwsgi-term_parent-handler                   uwsgi-kill_worker-handler
+    uwsgi-hup-handler                           uwsgi-recycle-handler
+    uwsgi_threads-kill_ours-handler             uwsgi_threads-term_group-handler
+    uwsgi_lazy-recycle-handler                  uwsgi_lazy-hup-handler
+    uwsgi_lazy_threads-kill_worker-handler      uwsgi_lazy-kill_all-handler
+    granian-term_parent-handler                 granian-kill_worker-handler
+    granian_asgi-hup-handler                    hypercorn-term_parent-handler
+    hypercorn-recycle-handler                   waitress-term_parent-handler
+    waitress-kill_all-handler                   tornado-term_group-handler
+    tornado-preload-kill_worker-handler         rq-term_parent-handler
+    rq-kill_worker-handler                      rq_pool-kill_ours-handler
     """.split()
 )
 
@@ -112,15 +134,27 @@ def cells() -> Iterator[Cell]:
     """Yield all combinations that exist."""
     for name, species in SPECIES.items():
         for preload in (False, True) if species.preload else (False,):
-            for ending_name, ending in ENDINGS.items():
-                if ending.happens_to(name):
-                    for flavour in ("writer", "fapilog"):
-                        yield Cell(name, ending_name, flavour, preload)
+            for ending in species.endings:
+                for flavour in species.flavours:
+                    yield Cell(name, ending, flavour, preload)
 
 
 def marks(cell: Cell) -> list[pytest.MarkDecorator]:
-    """Return what a cell that is not common is marked with."""
-    return [] if cell.is_common else [pytest.mark.long, pytest.mark.timeout(1800)]
+    """Return what a cell is marked with if it is not common, or cannot run here."""
+    return [*([] if cell.is_common else [pytest.mark.long, pytest.mark.timeout(1800)]), *needs(cell.species)]
+
+
+def needs(name: str) -> list[pytest.MarkDecorator]:
+    """Return what a species is marked with that is not installed."""
+    modules = [each for each in SPECIES[name].needs.split() if importlib.util.find_spec(each) is None]
+    return [pytest.mark.skip(reason=f"{name} needs {' and '.join(modules)}, which the extra `test` installs")] * bool(
+        modules
+    )
+
+
+def often(name: str, names: Collection[str]) -> list[pytest.MarkDecorator]:
+    """Return the marks of a test of one species, which runs with every change for these only."""
+    return [*([] if name in names else [pytest.mark.long]), *needs(name)]
 
 
 Keep = Callable[..., Animal]
@@ -158,16 +192,18 @@ def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep,
         animal.wait_for_end()
     (path,) = directory.find_spools()
     spool = directory.open_existing(path)
-    left, segments = survey(spool).pending, len(segment.numbers(spool.ring))
-    if left or segments > 1:
+    left = survey(spool).pending
+    animal.wait_until_ours_are_gone()
+    if cell.ending == "kill_host":
         run_to_its_end(server, "-m", "cwsink", "flush", "--once", path)
     arrived = assert_all_is_well(server, animal)
     if animal.species.serves:
-        assert arrived <= visitors.issued
+        assert {id_ for id_ in arrived if id_.startswith("visitor")} <= visitors.issued
     if cell.is_drained:
-        assert not left, f"{left} records waited for the next start\n{animal.words()}"
+        assert not left, f"the last one out did not wait for {left} records\n{animal.words()}"
+    if cell.is_drained or cell.flavour != "fapilog":
         assert visitors.answered <= arrived
-    print(f"{len(arrived)} records of {len(animal.generations())} processes; left: {left} records, {segments} segments")
+    print(f"{len(arrived)} records of {len(animal.generations())} processes; {left} of them after the end")
 
 
 def run_to_its_end(server: StrictCloudWatch, *arguments: str) -> None:
@@ -196,26 +232,23 @@ def assert_all_is_well(server: StrictCloudWatch, animal: Animal) -> set[str]:
         *(len(arrived), 0, 0, {}, {}),
     ), animal.words()
 
-    # Not asked for at the end itself: uvicorn ends by its signal, and the last one out waits 0.25 s for it, no longer.
-    assert len(segment.numbers(spool.ring)) == 1, "delivered segments were not taken away"
-
     assert {event.group for event in events} == {GROUP}
     assert len({event.stream for event in events}) == 1
     assert all(len(senders) == 1 for senders in server.senders_by_epoch().values())
 
     root = Path(path).parent
-    assert os.listdir(root) == [Path(path).name]
+    assert set(os.listdir(root)) - ROOT_FILES == {Path(path).name}
     assert set(os.listdir(path)) <= FILES
-    assert len(segment.numbers(spool.ring)) == 1
+    assert len(segment.numbers(spool.ring)) == 1, "delivered segments were not taken away"
     # Who was killed while making a segment leaves a file, which a leader removes when it is a minute old.
     assert len([name for name in os.listdir(spool.ring) if not name.endswith(segment._TEMPORARY_SUFFIX)]) == 1
     return arrived
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=often(name, SETTLED)) for name in SERVERS])
 def test_signal_handlers_are_those_of_the_server(server: StrictCloudWatch, keep: Keep, name: str) -> None:
-    """In a worker that has logged, and stands for election, each signal has the handler it has without us."""
-    animals = {flavour: keep(name, flavour) for flavour in ("none", "writer", "fapilog")}
+    """In a worker that has logged each signal has the handler it has without us."""
+    animals = {flavour: keep(name, flavour) for flavour in ("none", *SPECIES[name].flavours)}
     handlers = {}
     for flavour, animal in animals.items():
         if flavour == "none":
@@ -225,9 +258,9 @@ def test_signal_handlers_are_those_of_the_server(server: StrictCloudWatch, keep:
                 animal.wait_for_workers()
         handlers[flavour] = {animal.get("signals") for _ in range(5)}
     assert len(handlers["none"]) == 1
-    assert handlers["writer"] == handlers["fapilog"] == handlers["none"], handlers
+    assert all(each == handlers["none"] for each in handlers.values()), handlers
     for animal in animals.values():
-        animal.signal(signal.SIGTERM)
+        animal.ask_to_end()
         animal.wait_for_end()
 
 
@@ -241,11 +274,15 @@ def serves(animal: Animal) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("gunicorn_sync", "uvicorn") else [pytest.mark.long]) for name in SERVERS],
+    [
+        pytest.param(name, marks=often(name, ("gunicorn_sync", "uvicorn", "granian")))
+        for name in SERVERS
+        if SPECIES[name].answers_to_the_end
+    ],
 )
 def test_a_request_in_flight_is_answered(server: StrictCloudWatch, keep: Keep, name: str) -> None:
     """A request that takes 4 s, and SIGTERM in the middle of it: a 200, and the server ends after that."""
-    animal = keep(name, "writer")
+    animal = keep(name, SPECIES[name].flavours[0])
     animal.wait_until(lambda: serves(animal), "it serves")
     answers: list[str] = []
     client = threading.Thread(target=lambda: answers.append(animal.get(f"slow/{SLOW_SECONDS}/slow")))
@@ -258,22 +295,50 @@ def test_a_request_in_flight_is_answered(server: StrictCloudWatch, keep: Keep, n
     assert survey(directory.open_existing(directory.find_spools()[0])).pending == 0
 
 
+UWSGI = ("uwsgi", "uwsgi_threads", "uwsgi_lazy")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in UWSGI])
+@pytest.mark.parametrize(
+    "starts", [STARTS, pytest.param(10 * STARTS, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+)
+def test_each_start_of_uwsgi_answers_its_first_request(
+    server: StrictCloudWatch, keep: Keep, name: str, starts: int
+) -> None:
+    """A record at import, before the fork in C, and the first requests after it: each is answered, and delivered."""
+    promised: set[str] = set()
+    for number in range(starts):
+        animal = keep(name, "handler")
+        animal.wait_until(lambda: animal.port, "it listens")  # noqa: B023  # called at once
+        animal.get_all([f"slow/0.05/start{number}-{each}" for each in range(2 * CHILDREN)])
+        animal.signal(signal.SIGTERM)
+        animal.wait_for_end()
+        promised |= animal.acknowledged()
+    animal.wait_until_ours_are_gone()
+    assert promised == {id_of(event.message) for event in server.events()}
+    assert len(promised) >= starts * (2 * CHILDREN + 1)
+
+
 @pytest.mark.parametrize("takeovers", [12, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_a_worker_keeps_no_descriptor_of_a_takeover(server: StrictCloudWatch, keep: Keep, takeovers: int) -> None:
-    """Leaders die one after the other, under load: what the others, the parent and a new leader hold stays the same."""
+    """The flusher dies again and again, under load, each second time with its guard: what each role holds stays."""
     animal = keep("gunicorn_sync", "writer", preload=True)
-    held: dict[str, list[Counter[str]]] = {"parent": [], "leader": [], "follower": []}
+    held: dict[str, list[Counter[str]]] = {"parent": [], "worker": [], "guard": [], "flusher": []}
     with Visitors(animal):
-        for _ in range(takeovers):
+        for number in range(takeovers):
             animal.wait_for_workers()
-            animal.wait_until(lambda: animal.leader() in animal.workers(), "a worker leads")
+            animal.wait_until(animal.leader, "a flusher leads")
             animal.wait_for_records(50)
             leader = animal.leader()
             assert leader is not None
             held["parent"].append(descriptors_of(animal.process.pid))
-            held["leader"].append(descriptors_of(leader))
-            held["follower"] += [descriptors_of(pid) for pid in animal.workers() if pid != leader]
-            os.kill(leader, signal.SIGKILL)
+            held["worker"] += [descriptors_of(pid) for pid in animal.workers()]
+            held["guard"].append(descriptors_of(leader.parent))
+            held["flusher"].append(descriptors_of(leader.pid))
+            if number % 2:
+                animal.kill_ours()
+            else:
+                os.kill(leader.pid, signal.SIGKILL)
             animal.wait_until(lambda: animal.leader() not in (None, leader), "another one leads")  # noqa: B023  # as above
         animal.signal(signal.SIGTERM)
         animal.wait_for_end()
@@ -281,7 +346,8 @@ def test_a_worker_keeps_no_descriptor_of_a_takeover(server: StrictCloudWatch, ke
         print(role, max(seen, key=Counter.total))
         # A request, a connection to CloudWatch: those come and go.
         assert max(each.total() for each in seen) - min(each.total() for each in seen) <= PASSING_DESCRIPTORS, role
-    assert max(each.total() for each in held["parent"][1:]) == held["parent"][1].total()
+    for role in ("parent", "guard"):
+        assert max(each.total() for each in held[role][1:]) == held[role][1].total(), role
 
 
 def descriptors_of(pid: int) -> Counter[str]:
