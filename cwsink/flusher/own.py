@@ -39,7 +39,7 @@ _LOOK_SECONDS: Final = 0.1
 LINGER_SECONDS: Final = 2.0
 # How often it asks whether another process is to take over.
 _QUESTION_SECONDS: Final = 1.0
-# A request in flight is waited for so long, when another process is to take over.
+# A request in flight is waited for so long, when another process is to take over, or nobody is attached any more.
 _HANDOVER_SECONDS: Final = 3.0
 
 # Why it ends although it is needed: its files were replaced, or another process takes over.
@@ -73,6 +73,9 @@ class OwnFlusher:
 
     def run(self) -> bool:
         """Deliver until nobody needs us any more. Returns whether to begin anew, with the files of now."""
+        # The flusher before us may have been killed after it had freed the lock, and another one may have it.
+        if not self._lock.try_acquire():
+            return False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
         while True:
@@ -131,7 +134,10 @@ class OwnFlusher:
         self._serve()
         if not self._serving:
             return True
-        return not self._lock.try_acquire()  # else another flusher has been started meanwhile
+        if self._lock.try_acquire():
+            return False
+        self._leave_all(_HANDOVER_SECONDS)  # another flusher has been started meanwhile
+        return True
 
     def _why_end(self) -> End | None:
         """Say why another process is to take over, if one is. Looks once a second."""
@@ -171,17 +177,17 @@ class _Served:
         self.election.start()
         self._alone_since: float | None = None
         self._empty_since: float | None = None
-        self._is_leaving = False
+        self._left_at: float | None = None
 
     @property
     def is_done(self) -> bool:
         """Tell whether nobody is attached, and all is delivered."""
-        return self._empty_since is not None or self._is_leaving
+        return self._empty_since is not None or self._left_at is not None
 
     def has_ended(self, linger_seconds: float) -> bool:
         """See whether anybody needs it; tell whether it is left."""
-        if self._is_leaving:
-            return self.election.has_ended(0.0)
+        if self._left_at is not None:
+            return self.election.has_ended(0.0) or time.monotonic() - self._left_at >= _HANDOVER_SECONDS
         directory, now = self.election.directory, time.monotonic()
         if not os.path.isdir(directory.path):
             self._leave()
@@ -217,7 +223,7 @@ class _Served:
                 )
 
     def _leave(self) -> None:
-        self._is_leaving = True
+        self._left_at = time.monotonic()
         self.election.leave(0.0)
 
 

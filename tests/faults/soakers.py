@@ -1,4 +1,4 @@
-"""The processes of the kill soak: four kinds of writers, a flusher, and the oracle that outlives them all.
+"""The processes of the kill soak: four kinds of writers, `cwsink flush`, and the oracle that outlives them all.
 
 The oracle is a file that every writer maps, one byte for "issued" and one for "acknowledged" of each id. A message is
 a function of its id. Ids are issued in lanes; a lane has one thread, task or logger, which goes on where the process
@@ -30,8 +30,8 @@ from cwsink.spool import directory
 
 # The lanes of each kind of writer, and their share of all records.
 WRITERS: Final = {"plain": [0.34], "threads": [0.2, 0.2], "asyncio": [0.1, 0.1], "fapilog": [0.06]}
-FLUSHERS: Final = 2
-ROLES: Final = [*WRITERS, *["flusher"] * FLUSHERS]
+# Beside `cwsink flush`, the flusher that starts by itself stands for election: the writers start that one.
+ROLES: Final = [*WRITERS, "flusher"]
 LANES: Final = [share for shares in WRITERS.values() for share in shares]
 # So many between two pauses; all pauses together are half the time that the soak is to take.
 BURST: Final = 10

@@ -1,4 +1,7 @@
-"""A wall clock that is wrong, or jumps while a process logs: no spin, legal requests, every record accounted for."""
+"""A wall clock that is wrong, or jumps while a process logs: no spin, legal requests, every record accounted for.
+
+The clock is a host's: writer and leader see the same one. So both are in one process here, with a clock of its own.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,29 @@ offset = 0
 real, real_ns = time.time, time.time_ns
 time.time = lambda: real() + offset
 time.time_ns = lambda: real_ns() + offset * 10**9
-settings, offsets, records, idle = json.loads(sys.argv[1])
+settings, offsets, records, idle, leads = json.loads(sys.argv[1])
 
 from cwsink import Writer
+from cwsink.flusher.election import Election
 
 offset = offsets[0]
 writer = Writer.open(**settings)
+election = Election(writer.directory, kind="own")
+if leads:
+    election.start()
 number = 0
 for offset in offsets:
     for _ in range(records):
         assert writer.append(f"{number:04d} {'.' * 300}")
         number += 1
-    assert writer.flush(30)
+    assert not leads or writer.flush(30)
 cpu = time.process_time()
 time.sleep(idle)
-print(json.dumps({"path": writer.directory.path, "idle_cpu": time.process_time() - cpu}))
+idle_cpu = time.process_time() - cpu
+if leads:
+    election.leave(0.0)
+    assert election.has_ended(30)
+print(json.dumps({"path": writer.directory.path, "idle_cpu": idle_cpu}))
 """
 
 
@@ -64,9 +75,9 @@ def test_a_wrong_clock_costs_what_cloudwatch_refuses_and_no_more(
     server: StrictCloudWatch, spawn: Spawn, offsets: list[int], refused: dict[str, int]
 ) -> None:
     """What CloudWatch takes arrives in order, the rest is a dead letter with its reason; an idle leader idles."""
-    config = quick_config(server.endpoint_url)
+    config = quick_config(server.endpoint_url, flusher="external")
     settings = {name: value for name, value in asdict(config).items() if value is not None}
-    child = spawn(CHILD, json.dumps([settings, offsets, RECORDS, IDLE_SECONDS]))
+    child = spawn(CHILD, json.dumps([settings, offsets, RECORDS, IDLE_SECONDS, True]))
     said = json.loads(finish(child))
     books = survey(directory.open_existing(said["path"]))
     total = RECORDS * len(offsets)
@@ -87,7 +98,7 @@ def test_records_from_both_sides_of_a_jump_go_in_legal_requests(server: StrictCl
     config = quick_config(server.endpoint_url, flusher="external", drain_timeout_seconds=0.0)
     settings = {name: value for name, value in asdict(config).items() if value is not None}
     offsets = [0, -365 * DAY, 3 * HOUR, -2 * DAY, 20 * DAY, 0]
-    child = spawn(CHILD.replace("    assert writer.flush(30)\n", ""), json.dumps([settings, offsets, RECORDS, 0.0]))
+    child = spawn(CHILD, json.dumps([settings, offsets, RECORDS, 0.0, False]))
     spool = directory.open_existing(json.loads(finish(child))["path"])
     deliver(spool, config)
     books = survey(spool)

@@ -34,8 +34,9 @@ PROLOGUE = f"""
         sys.exit(f"cannot mount: {{os.strerror(ctypes.get_errno())}}")
 
     from cwsink import Writer
-    from cwsink.frontends import importing
+    from cwsink.flusher.election import Election
     from cwsink.spool.survey import survey
+    from cwsink.testing.flushers import end_flushers
     from tests.support import quick_config
 
     def config(**settings):
@@ -202,18 +203,22 @@ def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
         server.endpoint_url,
         "drop_newest",
         """
-        writer = Writer(config())
+        writer = Writer(config(flusher="external"))
         assert writer.is_usable  # it has its first segment, and no leader yet
         fill()
         first = [writer.append(f"{number}") for number in range(10)]
         assert all(first)  # its blocks were reserved
-        until(lambda: "boto3.session" in sys.modules and not importing.is_under_way(), "a leader is loaded, and tries")
+        election = Election(writer.directory, kind="own")
+        election.start()
+        until(lambda: election.trouble or election.epoch, "a leader tries")
         began = time.process_time()
         time.sleep(1.0)  # a leader that spins takes all of it
         used = time.process_time() - began
         free()
         until(lambda: writer.append("room again"), "room again")
         delivered = writer.flush(60)
+        election.leave(0.0)
+        assert election.has_ended(30)
         print(json.dumps({"first": sum(first), "delivered": delivered, "used": used, "books": books(writer)}))
         """,
     )
@@ -222,6 +227,31 @@ def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
     assert Counts(texts).repeated == 0
     assert len(texts) == int(str(result["first"])) + 1
     assert float(str(result["used"])) < 0.5
+
+
+def test_a_disk_that_is_full_when_the_flusher_starts_delays_it(full_disk: FullDisk, server: StrictCloudWatch) -> None:
+    """Neither its lock nor the settings can be written: the application goes on, and all arrives once there is room."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_newest",
+        """
+        writer = Writer(config())
+        assert writer.is_usable
+        fill()
+        first = [writer.append(f"{number}") for number in range(10)]
+        until(lambda: time.sleep(0.2) or writer.append("more") or True, "a look")
+        free()
+        delivered = writer.flush(60)
+        found = books(writer)
+        end_flushers(Path(root))
+        print(json.dumps({"first": sum(first), "delivered": delivered, "books": found}))
+        """,
+    )
+    assert (result["first"], result["delivered"]) == (10, True)
+    assert {str(number) for number in range(10)} <= set(records(server))
+    books = result["books"]
+    assert isinstance(books, dict)
+    assert books["delivered"] == len(records(server)) == books["appended"]
 
 
 class Counts:
@@ -253,7 +283,9 @@ def test_a_disk_that_is_full_from_the_start_stops_no_application(full_disk: Full
             answer, error = None, str(caught)
         free()
         again = Writer(config())
-        print(json.dumps({"answer": answer, "error": error, "again": again.append("now"), "flushed": again.flush(60)}))
+        result = {"answer": answer, "error": error, "again": again.append("now"), "flushed": again.flush(60)}
+        end_flushers(Path(root))
+        print(json.dumps(result))
         """,
     )
     assert result["answer"] in (None, False, True)

@@ -1,7 +1,8 @@
-"""Writers and flushers killed at random while CloudWatch misbehaves: nothing that was acknowledged is lost.
+"""Writers, flushers and guards killed at random while CloudWatch misbehaves: nothing that was acknowledged is lost.
 
-Four kinds of writers, of which any may lead, and two flushers of their own (tests.faults.soakers); the verdict is
-the oracle's, and what the strict server stored. Each round of `scripts/soak kills` draws from another seed.
+Four kinds of writers, the flusher that they start with its guard, and `cwsink flush` beside it (tests.faults.soakers).
+The verdict is the oracle's, and what the strict server stored. Each round of `scripts/soak kills` draws from another
+seed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import random
 import signal
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,9 @@ from cwsink.spool.reader import Block, RingReader
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import survey
 from cwsink.testing import StoredEvent, StrictCloudWatch
+from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
+from tests.faults.own_processes import FLUSHER, GUARD, Process, kill, ours
 from tests.faults.soakers import ROLES, WRITERS, Oracle, message_of, text_of, work
 from tests.interleave import deliver
 from tests.nursery import Nursery
@@ -70,15 +75,20 @@ def test_no_kill_loses_an_acknowledged_record(
         return nursery.fork(ROLES[slot], str(tmp_path / "oracle"), RECORDS, SECONDS, settings)
 
     pids = [fork(slot) for slot in range(len(ROLES))]
-    kills = 0
+    kills: Counter[str] = Counter()
     until = time.monotonic() + HANG_SECONDS
-    while kills < KILLS or not oracle.is_waiting():
-        assert time.monotonic() < until, f"{oracle.progress()} of {oracle.records} issued after {kills} kills"
+    while kills.total() < KILLS or not oracle.is_waiting():
+        assert time.monotonic() < until, f"{oracle.progress()} of {oracle.records} issued after {kills.total()} kills"
         time.sleep(rng.uniform(0.01, 0.12))
-        slot = victim(rng, server, spool, pids)
-        nursery.kill(pids[slot])
-        kills += 1
-        pids[slot] = fork(slot)
+        victims = choose(rng, server, spool, pids)
+        for pid in victims:
+            if isinstance(pid, Process):  # one that a writer has started
+                kills[pid.name] += kill(pid, spool.root)
+                continue
+            slot = pids.index(pid)
+            nursery.kill(pid)
+            kills[ROLES[slot]] += 1
+            pids[slot] = fork(slot)
         if server.faults.pending:
             continue  # a script that only grows would hold the leader back for longer than the test lasts
         misbehaviour, *arguments = rng.choice(MISBEHAVIOURS)
@@ -88,9 +98,13 @@ def test_no_kill_loses_an_acknowledged_record(
     for pid in pids[len(WRITERS) :]:
         os.kill(pid, signal.SIGTERM)
         assert nursery.wait(pid) == 0
+    end_flushers(tmp_path)
+    assert not ours(spool.root)
     deliver(spool, config)  # what came after the last leader had left
     settled = verdict(server, oracle)
-    print(f"{settled}, {kills} kills")
+    killed = f"{kills[FLUSHER]} flushers, {kills[GUARD]} guards, {kills['flusher']} of `cwsink flush`"
+    print(f"{settled}, {kills.total()} kills, of them {killed}")
+    assert min(kills[FLUSHER], kills[GUARD], kills["flusher"]) > KILLS // 60, killed
     assert len(segment.numbers(spool.ring)) == 1
     books = survey(spool)
     arrived = len({text_of(text)[:7] for text in server.messages()})
@@ -98,14 +112,21 @@ def test_no_kill_loses_an_acknowledged_record(
     assert books.adds_up
 
 
-def victim(rng: random.Random, server: StrictCloudWatch, spool: SpoolDirectory, pids: list[int]) -> int:
-    """Choose who is killed next: the leader every other time."""
+def choose(
+    rng: random.Random, server: StrictCloudWatch, spool: SpoolDirectory, pids: list[int]
+) -> Sequence[int | Process]:
+    """Choose who is killed next: the leader every other time, alone, with its guard, or the guard alone."""
     leader = leader_state.read(spool)
-    if leader is None or leader.pid not in pids or rng.random() < 0.5:
-        return rng.randrange(len(ROLES))
+    own = ours(spool.root)
+    leading = [each for each in own if leader is not None and each.pid == leader.pid]
+    if leader is None or rng.random() < 0.5 or not (leading or leader.pid in pids):
+        return [rng.choice(pids)]
     if rng.random() < 0.7:  # the others die before they have sent anything
         server.wait_for(lambda s, epoch=leader.epoch: epoch in s.senders_by_epoch(), 0.5)
-    return pids.index(leader.pid)
+    if not leading:
+        return [leader.pid]
+    guards = [each for each in own if each.pid == leading[0].parent]
+    return rng.choice([leading, leading, [*guards, *leading], guards])
 
 
 def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:

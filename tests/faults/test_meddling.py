@@ -14,11 +14,13 @@ from msgspec.structs import asdict
 
 from cwsink.config import load_config
 from cwsink.frontends.writer import Writer
-from cwsink.spool import segment
+from cwsink.spool import flusher_lock, segment
 from cwsink.spool.directory import SpoolDirectory, open_for
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
+from tests.faults.own_processes import kill, ours
 from tests.interleave import deliver
 from tests.nursery import Nursery
 from tests.support import quick_config
@@ -53,6 +55,11 @@ def halve(spool: SpoolDirectory) -> None:
     os.truncate(newest(spool), os.path.getsize(newest(spool)) // 2)
 
 
+def kill_all_of_ours(spool: SpoolDirectory) -> None:
+    for each in ours(spool.root):
+        kill(each, spool.root)
+
+
 def replace_cursor(spool: SpoolDirectory) -> None:
     Path(spool.cursor).unlink()
     Path(spool.cursor).write_bytes(b"\xff" * 4096)
@@ -67,6 +74,9 @@ MEDDLERS: dict[str, Callable[[SpoolDirectory], object]] = {
     "the newest segment halved": halve,
     "the cursor overwritten": replace_cursor,
     "all lock files removed": lambda spool: [path.unlink() for path in Path(spool.path).glob("*.lock")],
+    "the flusher's lock removed": lambda spool: Path(flusher_lock.path_of(spool.root)).unlink(),
+    "the settings overwritten": lambda spool: Path(spool.sending).write_bytes(b"\xff" * 4096),
+    "the flusher and its guard killed": kill_all_of_ours,
 }
 
 
@@ -86,6 +96,7 @@ def test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment(
     time.sleep(RECOVERY_SECONDS + 0.5)
     (tmp_path / "stop").touch()
     assert [nursery.wait(pid) for pid in pids] == [0] * WORKERS
+    end_flushers(tmp_path)
     spool = open_for(config)
     deliver(spool, config)
     delivered = set(server.messages())
