@@ -31,7 +31,7 @@ from typing import Final
 
 import cwsink
 from cwsink.diagnostics import report, settled
-from cwsink.spool import lease
+from cwsink.spool import leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
 
@@ -94,7 +94,7 @@ class Starter:
     def _ensure(self, directory: SpoolDirectory) -> None:
         now = time.monotonic()
         self._collect()
-        if lease.is_taken(directory):
+        if _is_led(directory):
             self._led_before = self._vacant_since = None
             settled("starter")
             return
@@ -185,6 +185,18 @@ def _start(
         return _spawn(command[0], command, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS)
     except NotImplementedError:  # an old libc: the guard makes the session itself
         return _spawn(command[0], command, env, file_actions=actions, setsigmask=[], setsigdef=_SIGNALS)
+
+
+def _is_led(directory: SpoolDirectory) -> bool:
+    """Tell whether a process leads that stays.
+
+    `cwsink flush --once` and `cwsink replay` leave when they have sent what there was. A process that logs meanwhile,
+    and then no more, needs a flusher of its own, which waits for its turn.
+    """
+    if not lease.is_taken(directory):
+        return False
+    published = leader_state.read(directory)
+    return published is None or published.kind != "once"
 
 
 def _led_at(directory: SpoolDirectory) -> int:
