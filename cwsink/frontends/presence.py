@@ -205,7 +205,8 @@ def leave_all() -> None:
     _present.clear()
     last = [presence for presence in present if presence.leave()]
     for presence in last:
-        presence.await_delivery(began)
+        with contextlib.suppress(OSError):  # a spool that cannot be read must not keep the others from being waited for
+            presence.await_delivery(began)
 
 
 def _forked() -> None:

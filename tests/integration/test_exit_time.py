@@ -1,14 +1,19 @@
-"""An exit takes no longer than it must, whatever CloudWatch does; and what a leader had is free at once.
+"""An exit takes no longer than it must, whatever CloudWatch does: who waits for delivery, for how long, and who not.
 
-How long it takes is printed by `python -m benchmarks.exit`. Here it is proven by order: what must not
-be waited for would last longer than the test may.
+How long it takes is printed by `python -m benchmarks.exit`. Here it is proven by what an exit asks for: a program
+writes down each time that it is put to sleep while it ends, and what must not be waited for would last longer than
+the test may.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import socket
 import subprocess
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,25 +22,26 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.flusher import cloudwatch, leader_state
-from cwsink.frontends import candidate
-from cwsink.spool import directory
-from cwsink.spool.lease import Lease
+from cwsink.spool import directory, flusher_lock, leader_state
+from cwsink.spool.attachment import is_anyone_attached
+from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import deliver
-from tests.support import finish, quick_config
+from tests.interleave import until
+from tests.support import CHILD_SECONDS, finish, quick_config
 
 HANG_SECONDS: Final = 30.0
 # Longer than any test may take: who waits for it fails.
 NEVER_SECONDS: Final = 500.0
 
+# The last line of stdout: each sleep that the exit asked for. The report is registered first, so it runs last.
 PRELUDE = """
-import atexit, json, os, subprocess, sys, time
+import atexit, json, os, signal, subprocess, sys, time
+slept, really_sleep = [], time.sleep
+atexit.register(lambda: print(json.dumps(slept), flush=True))
 import cwsink
 from cwsink import Writer
-from cwsink.frontends import candidate
 
 settings = json.loads(os.environ["SETTINGS"])
 writer = Writer.open(settings)
@@ -44,15 +50,22 @@ def burst(count=50):
     for number in range(count):
         assert writer.append(f"record-{number}")
 
+def note(seconds):
+    slept.append(seconds)
+    really_sleep(seconds)
+
 def until_told():
     print("ready", flush=True)
     sys.stdin.read()
+    time.sleep = note
 """
+BURST = PRELUDE + "burst()\nuntil_told()\n"
+RECORDS: Final = [f"record-{number}" for number in range(50)]
 
 
-def start(spawn: Spawn, body: str, config: SinkConfig, **settings: object) -> subprocess.Popen[str]:
+def start(spawn: Spawn, code: str, config: SinkConfig, **settings: object) -> subprocess.Popen[str]:
     given = {name: value for name, value in asdict(config).items() if value is not None}
-    return spawn(PRELUDE + body, env={"SETTINGS": json.dumps({**given, **settings})})
+    return spawn(code, env={"SETTINGS": json.dumps({**given, **settings})})
 
 
 def wait_until_ready(child: subprocess.Popen[str]) -> None:
@@ -61,15 +74,56 @@ def wait_until_ready(child: subprocess.Popen[str]) -> None:
     assert child.stdout.readline() == "ready\n", child.stderr.read()
 
 
+def end(child: subprocess.Popen[str]) -> tuple[list[float], str]:
+    """Let a program end; returns what its exit slept, and what was said on stderr by then.
+
+    The end of stderr is not waited for: a flusher that has something left to do keeps it for its own lines.
+    """
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.close()
+    assert child.wait(CHILD_SECONDS) == 0, said_by(child)
+    slept: list[float] = json.loads(child.stdout.read().splitlines()[-1])
+    return slept, said_by(child)
+
+
+def said_by(child: subprocess.Popen[str]) -> str:
+    """Return what is in a program's stderr now."""
+    assert child.stderr is not None
+    os.set_blocking(child.stderr.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        return os.read(child.stderr.fileno(), 1 << 20).decode()
+    return ""
+
+
+def parting_words(said: str) -> list[str]:
+    """Return what a program itself says of records that stay; its flusher has other words."""
+    return [line for line in said.splitlines() if "The flusher tries for" in line]
+
+
 @pytest.fixture
 def config(server: StrictCloudWatch) -> SinkConfig:
-    """Sends at once; whoever waits for an answer waits for ever."""
+    """Sends only when told to hurry; whoever waits for an answer waits for ever."""
     return quick_config(
         server.endpoint_url,
-        batch_timeout_seconds=0.1,
+        batch_timeout_seconds=NEVER_SECONDS,
         read_timeout_seconds=NEVER_SECONDS,
         drain_timeout_seconds=NEVER_SECONDS,
     )
+
+
+@pytest.fixture
+def spool(config: SinkConfig) -> SpoolDirectory:
+    return directory.open_for(config)
+
+
+@pytest.fixture
+def another(config: SinkConfig) -> Iterator[Writer]:
+    """Another process that logs there, and lives longer than the program."""
+    writer = Writer(SinkConfig(**{**asdict(config), "flusher": "external"}))
+    assert writer.append("of another process")
+    yield writer
+    writer.close()
 
 
 def silence(server: StrictCloudWatch) -> None:
@@ -77,314 +131,322 @@ def silence(server: StrictCloudWatch) -> None:
     server.faults.hang(NEVER_SECONDS, 1_000)
 
 
-def wait_for_a_call(server: StrictCloudWatch) -> None:
-    assert server.wait_for(lambda s: s.calls["PutLogEvents"] > 0, HANG_SECONDS)
+def flusher_of(spool: SpoolDirectory) -> int:
+    """Return the pid of who leads, as soon as somebody does."""
+    until(lambda: leader_state.read(spool) is not None, "somebody leads")
+    published = leader_state.read(spool)
+    assert published is not None
+    return published.pid
+
+
+def kill_flusher(spool: SpoolDirectory) -> None:
+    """End the flusher and its guard, as the kernel does when memory is short."""
+    pid = flusher_of(spool)
+    done = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    for each in (int(done.stdout), pid):
+        os.kill(each, signal.SIGKILL)
+    until(lambda: not flusher_lock.is_taken(spool.root), "both are gone")
 
 
 # Who is not the last one out.
 
-# The exit's own waits, as it asked for them: it runs after cwsink's handler, for it is registered before it.
-WAITS = """
-import threading
-asked = []
 
-def report():
-    print(json.dumps(asked), flush=True)
-
-atexit.register(report)
-
-class Recording:
-    def __init__(self, flag):
-        self.flag = flag
-    def wait(self, seconds=None):
-        asked.append(seconds)
-        return self.flag.wait(seconds)
-    def __getattr__(self, name):
-        return getattr(self.flag, name)
-
-atexit.unregister(candidate._leave_all)
-atexit.register(candidate._leave_all)
-
-def record():
-    (mine,) = candidate._candidates.values()
-    mine._ended = Recording(mine._ended)
-"""
-
-
-@pytest.mark.parametrize("leads", [True, False], ids=["leader", "follower"])
-def test_who_is_not_the_last_one_waits_at_most_50_ms(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, leads: bool
+@pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "idle"])
+def test_who_is_not_the_last_one_leaves_at_once(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, another: Writer, is_silent: bool
 ) -> None:
-    """Others are left: the exit waits for its own thread once, for so long, though a call is out and never ends."""
-    silence(server)
-    other: Writer | None = None
-    if not leads:
-        other = Writer(config)
-        assert other.append("the leader")
-        wait_for_a_call(server)
-    child = start(spawn, WAITS + "burst()\nrecord()\nuntil_told()\n", config)
+    """Others are left: nothing is waited for, though a call is out and never ends; the flusher delivers the rest."""
+    if is_silent:
+        silence(server)
+    child = start(spawn, BURST, config)
     wait_until_ready(child)
-    if leads:
-        wait_for_a_call(server)
-        server.faults.clear()  # for whoever leads next; the call that is out stays out
-        other = Writer(config)
-        assert other.append("another process is left")
-    (waited,) = json.loads(finish(child))
-    assert waited <= candidate._LEAVE_SECONDS == 0.05
-    if leads:
-        assert other is not None
-        assert other.flush(HANG_SECONDS)
-        assert len(server.messages()) == 51
+    if is_silent:
+        another.flush(0.0)  # has the flusher hurry
+        assert server.wait_for(lambda s: s.calls.total() > 0, HANG_SECONDS)
+    assert end(child) == ([], "")
+    if is_silent:
+        assert survey(another.directory).pending == 51
+    else:
+        assert another.flush(HANG_SECONDS)
+        assert sorted(server.messages()) == sorted(["of another process", *RECORDS])
 
 
-def test_who_is_not_the_last_one_does_not_wait_for_an_import(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+def test_who_never_starts_a_flusher_does_not_wait_for_one(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
 ) -> None:
-    """A worker that was just elected is still importing boto3 when it ends: nobody waits for that, either."""
-    other = Writer(quick_config(server.endpoint_url, flusher="external"))
-    assert other.append("another process is here")
-    attached = candidate.stand(other.directory, other.config)
-    child = start(
-        spawn,
-        f"""
-class Slow:
-    def find_spec(self, name, path=None, target=None):
-        if name == "boto3.session" or name == "botocore.credentials":
-            print("ready", flush=True)
-            time.sleep({NEVER_SECONDS})
+    """flusher="external": another process delivers, at its own time. The last one out leaves its records to it."""
+    child = start(spawn, BURST, config, flusher="external")
+    wait_until_ready(child)
+    assert end(child) == ([], "")
+    assert survey(spool).pending == 50
+    assert not flusher_lock.is_taken(spool.root)
+    assert not server.calls
 
-sys.meta_path.insert(0, Slow())
-burst()
-sys.stdin.read()
-""",
-        config,
+
+# The last one out of a CloudWatch that answers.
+
+
+def test_the_last_one_waits_until_all_is_delivered(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """The flusher gathers, and has to hurry; its answer comes late: delivered and committed, once, in one epoch,
+    when the program has ended."""
+    child = start(
+        spawn, PRELUDE + "assert writer.append('first') and writer.flush(60)\nburst()\nuntil_told()\n", config
     )
     wait_until_ready(child)
-    finish(child)
-    assert Lease(attached._directory).try_acquire()
+    server.faults.latency_seconds = 0.5
+    slept, said = end(child)
+    assert slept
+    assert said == ""
+    assert server.messages() == ["first", *RECORDS]
+    assert survey(spool).pending == 0
+    assert set(server.senders_by_epoch()) == {1}
 
 
-# The last one out.
+def test_a_call_under_way_is_not_made_again_for_who_waits(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """A call is stored and not answered yet at the exit: it is waited for, and nothing is sent twice."""
+    child = start(spawn, BURST, config, batch_timeout_seconds=0.1)
+    wait_until_ready(child)
+    server.faults.latency_seconds = 1.0
+    assert server.wait_for_events(50, HANG_SECONDS)
+    end(child)
+    assert server.messages() == RECORDS
+    assert survey(spool).pending == 0
+
+
+def test_trouble_that_passes_is_waited_for(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """Throttled, out of order, cut off: the next try may succeed, so the last one out stays for it."""
+    server.create_stream("/test/group", "stream")
+    server.faults.fail_next(2, "ThrottlingException")
+    server.faults.fail_next(2, "ServiceUnavailableException", 503)
+    server.faults.drop_connection_before_storing(2)
+    child = start(spawn, BURST, config)
+    wait_until_ready(child)
+    slept, _ = end(child)
+    assert slept
+    assert server.messages() == RECORDS
+
+
+def test_the_last_one_starts_a_flusher_if_there_is_none(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """Flusher and guard were killed, and no append has come since: the exit sees to it."""
+    child = start(spawn, BURST, config)
+    wait_until_ready(child)
+    kill_flusher(spool)
+    end(child)
+    assert server.messages() == RECORDS
+    assert survey(spool).pending == 0
 
 
 def test_with_nothing_to_drain_the_last_one_leaves_at_once(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
 ) -> None:
-    """Everything is delivered, then CloudWatch dies: the exit asks it nothing."""
-    child = start(spawn, "burst()\nassert writer.flush(60)\nuntil_told()\n", config)
+    """Everything is delivered, then CloudWatch and the flusher die: the exit asks for neither."""
+    child = start(spawn, PRELUDE + "burst()\nassert writer.flush(60)\nuntil_told()\n", config)
     wait_until_ready(child)
     silence(server)
-    calls = sum(server.calls.values())
-    finish(child)
-    assert sum(server.calls.values()) == calls
-    assert survey(directory.open_for(config)).pending == 0
+    kill_flusher(spool)
+    calls = server.calls.total()
+    assert end(child) == ([], "")
+    assert server.calls.total() == calls
+    assert not flusher_lock.is_taken(spool.root)
+    assert survey(spool).pending == 0
 
 
-def test_with_nothing_to_drain_nobody_becomes_leader(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has never led would import boto3 only to find nothing to do."""
-    config = quick_config(server.endpoint_url, flusher="external")
-    writer = Writer(config)
-    assert writer.append("delivered before")
-    deliver(writer.directory, config)
-    last = candidate.Candidate(writer.directory, config)
-    monkeypatch.setattr(last, "_try_to_lead", lambda: pytest.fail("there is nothing to lead for"))
-    last._drain_seconds = 1.0
-    last._drain()
-    assert writer.append("pending")
-    with pytest.raises(pytest.fail.Exception):
-        last._drain()
-    last.discard()
-    deliver(writer.directory, config)
+# The last one out of a CloudWatch that cannot be had.
 
 
-def test_several_spools_are_drained_in_the_time_of_one(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
+@pytest.fixture
+def nobody_listens() -> Iterator[str]:
+    """A URL that refuses connections. Its port is kept taken, so that no other test's server gets it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+Hopeless = Callable[[pytest.MonkeyPatch, StrictCloudWatch], None]
+
+
+def without_credentials(monkeypatch: pytest.MonkeyPatch, server: StrictCloudWatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+
+
+def denied(monkeypatch: pytest.MonkeyPatch, server: StrictCloudWatch) -> None:
+    server.faults.deny("logs:PutLogEvents")
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, server: StrictCloudWatch) -> None:
+    """The URL is another one."""
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "not yet"])
+@pytest.mark.parametrize(
+    ("make", "obstacle", "named"),
+    [
+        (without_credentials, "credentials", "NoCredentialsError"),
+        (denied, "denied", "AccessDeniedException"),
+        (refused, "unreachable", "EndpointConnectionError"),
+    ],
+)
+def test_the_last_one_does_not_wait_for_what_cannot_be_delivered(
+    server: StrictCloudWatch,
+    spawn: Spawn,
+    config: SinkConfig,
+    spool: SpoolDirectory,
+    nobody_listens: str,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Hopeless,
+    obstacle: str,
+    named: str,
+    is_known: bool,
 ) -> None:
-    """Five spools, no answer: the thread of each gets its time beside the others, not one after the other."""
+    """No credentials, denied, refused: once leader.json says so nothing more is waited for. stderr says how many
+    records stay, where, why, and what will send them."""
+    make(monkeypatch, server)
+    if make is refused:
+        config = SinkConfig(**{**asdict(config), "endpoint_url": nobody_listens})
+        spool = directory.open_for(config)
+    child = start(spawn, BURST, config, **({"batch_timeout_seconds": 0.1} if is_known else {}))
+    wait_until_ready(child)
+    if is_known:
+        flusher_of(spool)
+        until(lambda: (state := leader_state.read(spool)) is not None and state.obstacle == obstacle, obstacle)
+    slept, said = end(child)
+    if is_known:
+        assert slept == []
+    (line,) = parting_words(said)
+    assert line.startswith(f"cwsink: 50 records stay in {spool.path}: not delivered yet ({named}")
+    assert line.endswith("then the next process that logs there sends them, or `cwsink flush --once`.")
+    assert survey(spool).pending == 50
+
+
+def test_who_gives_up_says_how_many_records_stay_and_where(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """No answer in all of drain_timeout_seconds: one line, and the next process has them delivered."""
     silence(server)
-    child = start(
-        spawn,
-        """
-for stream in range(5):
-    assert Writer.open(settings, log_stream_name=f"stream-{stream}").append("a record")
-until_told()
-began = time.monotonic()
-atexit.unregister(candidate._leave_all)
-atexit.register(lambda: print(time.monotonic() - began))
-atexit.register(candidate._leave_all)
-""",
-        config,
-        drain_timeout_seconds=2.0,
+    child = start(spawn, BURST, config, drain_timeout_seconds=0.3)
+    wait_until_ready(child)
+    slept, said = end(child)
+    assert 0 < sum(slept) < 1.0
+    (line,) = parting_words(said)
+    assert line == (
+        f"cwsink: 50 records stay in {spool.path}: not delivered yet. The flusher tries for 0.3 s more; then the "
+        "next process that logs there sends them, or `cwsink flush --once`."
     )
-    wait_until_ready(child)
-    took = float(finish(child))
-    print(f"{took:.2f} s for five spools, drain_timeout_seconds=2")
-    assert 2.0 <= took < 2 * 2.0  # one after the other: 10 s
-    assert sum(survey(directory.open_existing(path)).pending for path in directory.find_spools()) == 5
+    assert survey(spool).pending == 50
+    until(lambda: not flusher_lock.is_taken(spool.root), "the flusher has ended, with its call in flight")
+    server.faults.clear()
+    finish(start(spawn, PRELUDE + "assert writer.append('next')\n", config))
+    assert server.messages() == [*RECORDS, "next"]
 
 
-# A leader that is still loading boto3.
-
-# A crowded machine: every module takes long, 20 s in all, and as on any machine the import lock is held while it is
-# looked for. A module of its own: what the thread has in use is no garbage.
-SLOW = """
-import _imp, sys, threading, time
-loading = threading.Event()
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "boto3":
-            loading.set()
-        if loading.is_set() and threading.current_thread() is not threading.main_thread():
-            _imp.acquire_lock()
-            time.sleep(0.05)
-            _imp.release_lock()
-
-sys.meta_path.insert(0, Finder())
-"""
-LOADING = """
-import slow, socket
-burst(1)
-assert slow.loading.wait(60)
-unclosed = [socket.socket()]
-unclosed.append(unclosed)  # collected in the last moments of the interpreter: its warning imports
-"""
-
-
-def test_an_exit_while_the_leader_is_being_loaded_ends(spawn: Spawn, config: SinkConfig, tmp_path: Path) -> None:
-    """Others are left, so it waits for nothing else; but a thread that is cut off in an import leaves its lock held."""
-    (tmp_path / "slow.py").write_text(SLOW)
-    with_warnings = {"PYTHONWARNINGS": "always::ResourceWarning"}
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    other = Writer(SinkConfig(**{**given, "flusher": "external"}))
-    assert other.append("attached")
-    child = spawn(PRELUDE + LOADING, env={"SETTINGS": json.dumps(given), **with_warnings})
-    try:
-        _, said = child.communicate(timeout=HANG_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        raise
-    assert child.returncode == 0, said
-    assert "unclosed <socket" in said
-    other.close()
-
-
-# Whatever a thread looks for that is not loaded yet, as long as no exit would wait for it.
-LATE = """
-import sys, threading
-main = threading.main_thread()
-late = []
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        importing = sys.modules.get("cwsink.frontends.importing")
-        if threading.current_thread() is not main and not (importing and importing.is_under_way()):
-            late.append(name)
-
-sys.meta_path.insert(0, Finder())
-"""
-
-
-@pytest.mark.parametrize("is_troubled", [False, True], ids=["up", "troubled"])
-def test_a_leader_imports_only_where_an_exit_ends_it(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, tmp_path: Path, is_troubled: bool
+def test_who_gives_up_on_one_record_says_so(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
 ) -> None:
-    """From its first try for the lease to its last: it is a thread, and can be cut off anywhere."""
-    earlier = Writer(quick_config(server.endpoint_url, flusher="external"))
-    assert earlier.append("the spool's files are made; a leader that finds them takes other ways")
-    if is_troubled:
-        server.faults.drop_connection_before_storing()
-        server.faults.fail_next(code="ThrottlingException")
-        server.faults.junk_next()
-    (tmp_path / "late.py").write_text(LATE)
-    child = start(spawn, "import late\nburst()\nassert writer.flush(60)\nprint(late.late)\n", config)
-    assert finish(child) == "[]\n"
-    earlier.close()
+    """drain_timeout_seconds=0 waits for nothing, and one is one."""
+    child = start(spawn, PRELUDE + "burst(1)\nuntil_told()\n", config, drain_timeout_seconds=0)
+    wait_until_ready(child)
+    slept, said = end(child)
+    assert slept == []
+    (line,) = parting_words(said)
+    assert line.startswith(f"cwsink: 1 record stays in {spool.path}: not delivered yet. ")
 
 
-def test_who_is_told_to_leave_does_not_begin_to_load(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease was won a moment before: it is handed on, and nothing is begun that the exit would cut off."""
-    loaded: list[str] = []
-    monkeypatch.setattr(cloudwatch, "load", lambda: loaded.append("boto3"))
-    spool = Writer(config).directory
-    told = candidate.Candidate(spool, config)
-    told._drain_seconds = 0.0
-    assert not told._lead_if_elected()
-    assert not loaded
-    next_one = Lease(spool)
-    assert next_one.try_acquire()
-    next_one.release()
-    told.discard()
+def test_several_spools_are_waited_for_in_the_time_of_one(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, tmp_path: Path
+) -> None:
+    """Five spools, no answer: the time of all together is drain_timeout_seconds, and each has its line."""
+    silence(server)
+    five = 'for stream in range(5):\n    assert Writer.open(settings, log_stream_name=f"stream-{stream}").append("x")\n'
+    child = start(spawn, PRELUDE + five + "until_told()\n", config, drain_timeout_seconds=1.0)
+    wait_until_ready(child)
+    slept, said = end(child)
+    assert sum(slept) < 2.0  # one after the other: 5 s
+    paths = directory.find_spools()
+    assert sum(survey(directory.open_existing(path)).pending for path in paths) == 5
+    told = [line.split(" stays in ")[1].split(": ")[0] for line in parting_words(said)]
+    assert sorted(told) == sorted(path for path in paths if "stream-" in path)
 
 
-# What a leader had is free.
+@pytest.mark.parametrize(
+    "harm",
+    ["shutil.rmtree(first.directory.path)", "os.unlink(cursor)\nos.mkdir(cursor)"],
+    ids=["removed", "damaged"],
+)
+def test_a_spool_in_trouble_does_not_keep_another_from_being_waited_for(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, harm: str
+) -> None:
+    """Two spools are left. The first is removed before, or cannot be read: the second is delivered."""
+    code = f"""
+import shutil
+first = Writer.open(settings, log_stream_name="first")
+cursor = first.directory.cursor
+assert first.append("first") and first.flush(60)
+assert writer.append("second") and writer.flush(60)
+burst()
+{harm}
+until_told()
+"""
+    child = start(spawn, PRELUDE + code, config)
+    wait_until_ready(child)
+    end(child)
+    assert server.messages("/test/group", "stream") == ["second", *RECORDS]
+    for path in map(Path, directory.find_spools()):
+        if (path / "cursor").is_dir():
+            (path / "cursor").rmdir()
+
+
+# Who ends without a handler, and what outlives a program.
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("os._exit(3)", 3), ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM)],
+    ids=["os._exit", "SIGTERM"],
+)
+def test_who_ends_without_a_handler_leaves_the_rest_to_the_flusher(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory, ending: str, code: int
+) -> None:
+    """Nothing of ours runs in it. The flusher sees that nobody is left, hurries, delivers and goes."""
+    child = start(spawn, PRELUDE + f"burst()\nuntil_told()\n{ending}\n", config)
+    wait_until_ready(child)
+    finish(child, code=code)
+    assert server.wait_for_events(50, HANG_SECONDS)
+    until(lambda: not flusher_lock.is_taken(spool.root), "the flusher goes")
+    assert server.messages() == RECORDS
+    assert survey(spool).pending == 0
 
 
 @pytest.mark.parametrize(
     "outlives",
     [
-        "pass",
-        "subprocess.Popen(['sleep', '500'], close_fds=False)",
-        "os.fork() or (os.close(1), os.close(2), time.sleep(500))",
+        "subprocess.Popen(['sleep', '500'], close_fds=False, stdout=2)",
+        "os.fork() or (os.close(1), os.close(2), really_sleep(500))",
         "os.posix_spawnp('sleep', ['sleep', '500'], os.environ)",
     ],
-    ids=["nobody", "subprocess", "fork", "posix_spawn"],
+    ids=["subprocess", "fork", "posix_spawn"],
 )
-def test_the_lease_is_free_when_a_leader_has_ended_with_a_call_in_flight(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, tmp_path: Path, outlives: str
+def test_what_outlives_a_program_keeps_no_mark_on_its_spool(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory, outlives: str
 ) -> None:
-    """The last one out gives up after its drain timeout. Whatever outlives it, the next process leads at once."""
-    silence(server)
-    body = f"burst()\nuntil_told()\nout = os.dup(1)\nos.set_inheritable(out, False)\n{outlives}\n"
-    child = start(spawn, body, config, drain_timeout_seconds=0.1)
+    """Children that go on, and log nothing: nobody is attached, so the program was the last one, and the flusher
+    goes."""
+    code = PRELUDE + f"burst()\nuntil_told()\nout = os.dup(1)\nos.set_inheritable(out, False)\n{outlives}\n"
+    child = start(spawn, code, config)
     wait_until_ready(child)
-    wait_for_a_call(server)
     assert child.stdin is not None
     child.stdin.close()
-    assert child.wait(HANG_SECONDS) == 0
-    spool = directory.open_for(config)
-    claim = Lease(spool)
-    assert claim.try_acquire(), "the lease is stuck"
-    claim.release()
-    ended = leader_state.read(spool)
-    assert ended is not None
-    assert ended.pid == child.pid
-
-    server.faults.clear()
-    writer = Writer(config)
-    assert writer.append("next")
-    assert writer.flush(HANG_SECONDS)
-    assert server.messages()[-1] == "next"
-    assert set(server.messages()) == {"next", *(f"record-{number}" for number in range(50))}
-
-
-def test_a_leader_finishes_a_call_that_is_answered_in_time(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
-) -> None:
-    """The answer comes while the last one out drains: delivered and committed, once."""
-    server.faults.latency_seconds = 0.5
-    child = start(spawn, "burst()\nuntil_told()\n", config)
-    wait_until_ready(child)
-    wait_for_a_call(server)
-    began = time.monotonic()
-    finish(child)
-    assert time.monotonic() - began < NEVER_SECONDS
-    assert server.messages() == [f"record-{number}" for number in range(50)]
-    assert survey(directory.open_for(config)).pending == 0
-
-
-def test_a_leader_keeps_its_lease_until_it_has_drained(
-    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig
-) -> None:
-    """A call is stored and not answered yet at the exit: nobody gives its lease back, nothing is sent twice."""
-    first = "assert writer.append('first') and writer.flush(60)\nprint('ready', flush=True)\nsys.stdin.readline()\n"
-    child = start(spawn, first + "burst()\nuntil_told()\n", config)
-    wait_until_ready(child)
-    server.faults.latency_seconds = 1.5
-    assert child.stdin is not None
-    child.stdin.write("\n")
-    child.stdin.flush()
-    assert server.wait_for_events(51, HANG_SECONDS)
-    finish(child)
-    assert server.messages() == ["first", *(f"record-{number}" for number in range(50))]
-    assert {request.user_agent.partition("epoch/")[2].split()[0] for request in server.requests} == {"1"}
+    assert child.wait(CHILD_SECONDS) == 0
+    assert server.messages() == RECORDS
+    assert not is_anyone_attached(spool)
+    until(lambda: not flusher_lock.is_taken(spool.root), "the flusher goes")
