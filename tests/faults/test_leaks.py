@@ -1,44 +1,52 @@
-"""Worker after worker, leader after leader: descriptors, threads, files, memory and streams stay flat."""
+"""Worker after worker, leader after leader: descriptors, threads, files, memory and streams stay flat.
+
+Of workers, of a process that leads again and again, of the flusher that serves all these workers, and of its guard.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Final
 from unittest import mock
 
 import pytest
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig, load_config
 from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.spool import directory
+from cwsink.spool import directory, leader_state
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
-from tests.interleave import deliver, segments
+from tests.faults.own_processes import FLUSHER, GUARD, named, ours
+from tests.interleave import deliver, segments, until
 from tests.nursery import Nursery
 from tests.stand_in import StandIn
-from tests.support import quick_config
+from tests.support import CHILD_SECONDS, quick_config
 
 pytestmark = pytest.mark.faults
 
 GENERATIONS: Final = 200
 MANY_GENERATIONS: Final = 2_000
-# The others only append: a client of boto3 takes a tenth of a second.
-LEADS_EVERY: Final = 10
+# So many workers one after the other are each the last one out: they wait until all is delivered. A start is dear.
+LAST_EVERY: Final = 10
 NEEDS_PROC: Final = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="not run: needs /proc")
 TAKEOVERS: Final = 200
 MANY_TAKEOVERS: Final = 1_000
+WORKERS, MANY_WORKERS = 40, 1_000
+KILLS, MANY_KILLS = 100, 1_000
 # What an allocator keeps for itself; a leak of a KiB a takeover would be far more.
 SLACK_KIB: Final = 4_096
 
 
 def work(settings: dict[str, object], number: int) -> None:
-    """One generation: log twice, and leave as a program does: who leads drains what those before it have left."""
+    """One generation: log twice, and leave as a program does: the last one waits for what those before it have left."""
     writer = Writer(load_config(settings))
     assert writer.append(f"{number:05d} first")
     assert writer.append(f"{number:05d} last")
@@ -53,6 +61,7 @@ def resident_kib(pid: int) -> int:
 def footprint(pid: int, spool: directory.SpoolDirectory) -> tuple[int, int, set[str]]:
     """Return how many descriptors and threads a process has, and which files the spool has beside its segments."""
     files = {str(path.relative_to(spool.path)) for path in Path(spool.path).rglob("*") if path.suffix != ".seg"}
+    files.discard("leader.host")  # a leader's while it leads, or one that has not ended in order
     return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), files
 
 
@@ -64,13 +73,15 @@ def check_generations(server: StrictCloudWatch, spawn: Spawn, generations: int) 
     parent = nursery._process.pid
     spool = directory.open_for(config)
     for number in range(generations):
-        leads = number % LEADS_EVERY == LEADS_EVERY - 1
-        flusher = "thread" if leads else "external"
+        waits = number % LAST_EVERY == LAST_EVERY - 1
+        flusher = "process" if waits else "external"
         assert nursery.wait(nursery.fork({**settings, "flusher": flusher}, number)) == 0
         if number == generations // 10 - 1:
             before, kib = footprint(parent, spool), resident_kib(parent)
+    end_flushers(Path(spool.root))
     assert footprint(parent, spool) == before
     assert resident_kib(parent) < kib + SLACK_KIB
+    assert not ours(spool.root)
     assert server.messages() == [f"{number:05d} {what}" for number in range(generations) for what in ("first", "last")]
     assert {event.stream for event in server.events()} == {"stream"}
     assert server.calls["CreateLogStream"] <= 2
@@ -101,6 +112,93 @@ def check_takeovers(config: SinkConfig, takeovers: int) -> None:
     print(f"{takeovers} takeovers in one process: descriptors, threads, files and objects as at the start")
 
 
+def check_flusher(server: StrictCloudWatch, spawn: Spawn, records: int) -> None:
+    """One program stays, others come and go beside it: the same flusher and guard serve all of them, in one size."""
+    config = quick_config(server.endpoint_url)
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
+    nursery = Nursery(spawn, work)
+    stays = Writer(config)
+    assert stays.append("stays")
+    assert stays.flush(CHILD_SECONDS)
+    (guard,), (flusher,) = (named(stays.directory.root, name) for name in (GUARD, FLUSHER))
+    before: list[object] = []
+    for number in range(records):
+        assert nursery.wait(nursery.fork(settings, number)) == 0
+        assert stays.append(f"{number:05d} between")
+        assert stays.flush(CHILD_SECONDS)
+        if number == records // 10:
+            before = [footprint(pid, stays.directory) for pid in (guard.pid, flusher.pid)]
+            kib = [resident_kib(pid) for pid in (guard.pid, flusher.pid)]
+    assert ours(stays.directory.root) == [guard, flusher]
+    assert [footprint(pid, stays.directory) for pid in (guard.pid, flusher.pid)] == before
+    grown = [resident_kib(pid) - was for pid, was in zip((guard.pid, flusher.pid), kib, strict=True)]
+    assert max(grown) < SLACK_KIB, grown
+    assert len(server.messages()) == 3 * records + 1
+    print(f"{records} workers beside one that stays: flusher and guard as at the start")
+
+
+# Is the guard, which pauses before it forks a flusher again that was killed at once. Here it does not.
+HASTY_GUARD: Final = """
+import os, sys
+from cwsink.flusher import guard
+from cwsink.spool.flusher_lock import FlusherLock
+
+root, spool = sys.argv[1:]
+guard._STEADY_SECONDS = 0.0
+lock = FlusherLock(root, is_shared=True)
+assert lock.try_acquire()
+os.dup2(lock.fd, guard.LOCK_FD)
+sys.argv.append("cwsink-flusher")
+guard.main([root, spool, ""])
+"""
+
+
+def check_guard(config: SinkConfig, spawn: Spawn, kills: int) -> None:
+    """The flusher is killed again and again: the guard forks the next, and keeps nothing of those before."""
+    writer = Writer(config)
+    assert writer.append("before")
+    child = spawn(HASTY_GUARD, writer.directory.root, writer.directory.path)
+    guard, spool = child.pid, writer.directory
+    before, kib, pid = (0, 0, set[str]()), 0, 0
+    for number in range(kills):
+        until(lambda pid=pid: child_of(guard) not in (0, pid), "the next one is there")  # type: ignore[misc]
+        pid = child_of(guard)
+        if number % 10 == 0:  # one that leads; the others are killed at any time
+            until(lambda pid=pid: leader_pid(spool) == pid, "it leads")  # type: ignore[misc]
+        if number == kills // 10:
+            before, kib = footprint(guard, spool), resident_kib(guard)
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: child_of(guard) not in (0, pid), "the last one is there")
+    assert footprint(guard, spool)[:2] == before[:2]
+    assert resident_kib(guard) < kib + SLACK_KIB
+    print(f"{kills} kills of a flusher: descriptors, threads and memory of its guard as at the start")
+
+
+def child_of(pid: int) -> int:
+    """Return the only child of a process, or 0."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return int(children[0]) if children else 0
+
+
+def leader_pid(spool: directory.SpoolDirectory) -> int:
+    published = leader_state.read(spool)
+    return published.pid if published is not None else 0
+
+
+@NEEDS_PROC
+@pytest.mark.timeout(600)
+def test_workers_leave_nothing_in_the_flusher_that_serves_them(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """40 workers, one after the other, beside one that stays."""
+    check_flusher(server, spawn, WORKERS)
+
+
+@NEEDS_PROC
+@pytest.mark.timeout(600)
+def test_killed_flushers_leave_nothing_in_their_guard(small: SinkConfig, spawn: Spawn) -> None:
+    """100 of them."""
+    check_guard(small, spawn, KILLS)
+
+
 @NEEDS_PROC
 @pytest.mark.timeout(600)
 def test_generations_of_workers_leave_nothing_behind(server: StrictCloudWatch, spawn: Spawn) -> None:
@@ -112,6 +210,17 @@ def test_generations_of_workers_leave_nothing_behind(server: StrictCloudWatch, s
 def test_takeovers_leave_nothing_behind(small: SinkConfig) -> None:
     """200 leaders in one process, one after the other."""
     check_takeovers(small, TAKEOVERS)
+
+
+@NEEDS_PROC
+@pytest.mark.long
+@pytest.mark.timeout(3_600)
+def test_many_workers_and_kills_leave_nothing_behind(
+    server: StrictCloudWatch, spawn: Spawn, small: SinkConfig, tmp_path: Path
+) -> None:
+    """1,000 workers beside one that stays, and 1,000 killed flushers."""
+    check_flusher(server, spawn, MANY_WORKERS)
+    check_guard(replace(small, spool_directory=str(tmp_path / "others")), spawn, MANY_KILLS)
 
 
 @NEEDS_PROC
