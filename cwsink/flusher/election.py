@@ -61,6 +61,7 @@ class Election:
         self.pace: float | None = None
         self._kind: Kind = kind
         self._in_a_hurry = in_a_hurry
+        self._is_mute = False
         self._leaving = threading.Event()
         self._stand_at = 0.0
         self._stay_out_seconds = _FIRST_STAY_OUT_SECONDS
@@ -113,7 +114,8 @@ class Election:
         return flusher is not None and flusher.leader_state.obstacle in ("credentials", "denied")
 
     def went_mute(self) -> None:
-        """Publish that lines of this process reach nobody any more."""
+        """Publish that lines of this process reach nobody any more, now and whenever it leads."""
+        self._is_mute = True
         if (flusher := self._flusher) is not None:
             flusher.leader_state.went_mute()
 
@@ -181,6 +183,8 @@ class Election:
             self.config = sending.config_of(self.directory)
             flusher = Flusher(self.directory, self.config, claim, orders, kind=self._kind, pace=self.pace)
             self._orders, self._flusher = orders, flusher
+            if self._is_mute:
+                flusher.leader_state.went_mute()
             self._instruct()  # the wish to leave may have come while we were being elected
             self.epoch, self.trouble = flusher.epoch, None
             with adoption.beside(self.directory, self.config, kind=self._kind):

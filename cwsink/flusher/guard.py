@@ -45,6 +45,7 @@ _STEADY_SECONDS: Final = 1.0
 # How the flusher ends if it is to begin anew.
 _RENEW: Final = 75
 _LEFT_BEHIND_VARIABLE: Final = "CWSINK_FLUSHER_LEFT_BEHIND"
+_MUTE_VARIABLE: Final = "CWSINK_FLUSHER_MUTE"
 # How long one that is to take over waits for the one that leads now.
 _CHALLENGE_SECONDS: Final = 30.0
 _CHALLENGE_POLL_SECONDS: Final = 0.05
@@ -82,7 +83,11 @@ def main(argv: list[str]) -> NoReturn:
         if os.getppid() == guard_pid:
             os.kill(guard_pid, signal.SIGUSR1)
 
-    _watch(lambda: own.OwnFlusher(root, lock, mute=mute, left_behind=left_behind).run())
+    def work() -> bool:
+        is_mute = _MUTE_VARIABLE in os.environ
+        return own.OwnFlusher(root, lock, mute=mute, is_mute=is_mute, left_behind=left_behind).run()
+
+    _watch(work)
     _begin_anew(lock, left_behind)
 
 
@@ -90,7 +95,8 @@ _flusher_pid = 0
 
 
 def _mute(*_: object) -> None:
-    """Let go of stderr."""
+    """Let go of stderr, and have those who come after us know."""
+    os.environ[_MUTE_VARIABLE] = "1"
     with contextlib.suppress(OSError):
         fd = os.open(os.devnull, os.O_WRONLY)
         os.dup2(fd, 2)

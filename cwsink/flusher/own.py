@@ -22,13 +22,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable
 from typing import Final, Literal
 
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
+from cwsink.flusher import stderr
 from cwsink.flusher.election import Election
 from cwsink.spool import flusher_lock, hurry, orphans, segment, sending, survey
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
@@ -51,20 +51,24 @@ Ends = dict[str, tuple[int, int] | None]
 class OwnFlusher:
     """Delivers for one root until nobody needs it."""
 
-    def __init__(self, root: str, lock: FlusherLock, *, mute: Callable[[], None], left_behind: Ends) -> None:
+    def __init__(
+        self, root: str, lock: FlusherLock, *, mute: Callable[[], None], is_mute: bool, left_behind: Ends
+    ) -> None:
         """Begin.
 
         Args:
             root: the directory that holds the spools.
             lock: held by this process and its guard.
             mute: lets go of stderr, in the guard, too.
+            is_mute: the flusher before us has done that.
             left_behind: where the rings ended that nobody logged to any more when the guard began. It began for
                 the writers of the others, some of which may be gone by now.
         """
         self._root = root
         self._lock = lock
         self._mute = mute
-        self._is_mute = False
+        self._is_mute = is_mute
+        self._stderr = stderr.Stderr()
         self._serving: dict[str, _Served] = {}
         self._ends_before = dict(left_behind)
         self._is_told = False
@@ -104,26 +108,35 @@ class OwnFlusher:
             if served.has_ended(linger_seconds):
                 del self._serving[path]
                 self._ends_before[path] = served.end
-        if not self._is_mute and self._serving and all(served.is_done for served in self._serving.values()):
+        if not self._is_mute and self._serving and self._is_awaited():
             self._go_mute()
 
+    def _is_awaited(self) -> bool:
+        """Tell whether a reader of our stderr may be waiting for its end: who logged has ended, and all is delivered.
+
+        If other programs log, it is enough that none of them has it. What is left of one that has ended is said first.
+        """
+        served = self._serving.values()
+        if all(each.is_done for each in served):
+            return True
+        return all(each.is_done or each.is_in_use for each in served) and self._stderr.is_held_by_us_alone()
+
     def _go_mute(self) -> None:
-        """Let go of stderr if it is a pipe: who reads it waits for its end, and the program has ended.
+        """Let go of stderr if it is a pipe.
 
         A process that logs here later starts another flusher, which has its stderr (see `is_mute` in leader.json).
         """
-        with contextlib.suppress(OSError):
-            if stat.S_ISFIFO(os.fstat(2).st_mode) or stat.S_ISSOCK(os.fstat(2).st_mode):
-                self._is_mute = True
-                for served in self._serving.values():
-                    served.election.went_mute()
-                self._mute()
+        if stderr.is_pipe():
+            self._is_mute = True
+            for served in self._serving.values():
+                served.election.went_mute()
+            self._mute()
 
     def _begin(self, path: str) -> _Served | None:
         try:
             directory = open_existing(path)
             is_in_use = orphans.is_attached(directory) or self._ends_before.get(path) != _end_of(path)
-            return _Served(directory) if is_in_use else None
+            return _Served(directory, is_mute=self._is_mute) if is_in_use else None
         except (CwsinkError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started now
             report(f"serve_{path}", f"cannot deliver from {path}: {error}")
             return None
@@ -171,13 +184,20 @@ class _Served:
         end: where the ring ended when it was last looked at. What is appended after that brings us back.
     """
 
-    def __init__(self, directory: SpoolDirectory) -> None:
+    def __init__(self, directory: SpoolDirectory, *, is_mute: bool) -> None:
         self.end = _end_of(directory.path)
         self.election = Election(directory, kind="own")
+        if is_mute:
+            self.election.went_mute()
         self.election.start()
         self._alone_since: float | None = None
         self._empty_since: float | None = None
         self._left_at: float | None = None
+
+    @property
+    def is_in_use(self) -> bool:
+        """Tell whether a process is attached."""
+        return self._alone_since is None
 
     @property
     def is_done(self) -> bool:
