@@ -31,6 +31,7 @@ from tests.conftest import Spawn
 from tests.faults.own_processes import FLUSHER, GUARD, Process, kill, ours
 from tests.faults.soakers import ROLES, WRITERS, Oracle, message_of, text_of, work
 from tests.interleave import deliver
+from tests.interleave import until as eventually
 from tests.nursery import Nursery
 from tests.soak import SEED_VARIABLE
 from tests.support import quick_config
@@ -99,7 +100,7 @@ def test_no_kill_loses_an_acknowledged_record(
         os.kill(pid, signal.SIGTERM)
         assert nursery.wait(pid) == 0
     end_flushers(tmp_path)
-    assert not ours(spool.root)
+    eventually(lambda: not ours(spool.root), "flusher and guard are gone")
     deliver(spool, config)  # what came after the last leader had left
     settled = verdict(server, oracle)
     killed = f"{kills[FLUSHER]} flushers, {kills[GUARD]} guards, {kills['flusher']} of `cwsink flush`"
