@@ -24,7 +24,7 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, directory, disk, frame, record, segment
+from cwsink.spool import cursor, directory, disk, frame, record, segment, sending
 from cwsink.spool.lease import Lease
 from cwsink.spool.segment import HEADER_BYTES
 from cwsink.spool.survey import survey
@@ -43,7 +43,7 @@ MOST_TURNS: Final = 60
 LIVE: Final = "appended to the damaged spool"
 FILES: Final = (
     "ring/0000000002.seg ring/0000000003.seg ring/0000000004.seg ring/0000000005.seg cursor FORMAT evictions "
-    "leader.json leader.host dead_letters.jsonl"
+    "leader.json leader.host dead_letters.jsonl settings.json"
 ).split()
 
 
@@ -232,6 +232,9 @@ def check(image: Image, damage: Damage, root: Path) -> None:
     os.utime(path / "leader.host", (1, 1))  # a beat of long ago
     cloudwatch = StandIn(lambda: time.time_ns() // 1_000_000)
     with mock.patch.object(CloudWatch, "put", cloudwatch.method()):
+        if damage.file == "settings.json":  # before a writer comes, which replaces it
+            spool = directory.open_existing(str(path))
+            lead(spool, sending.config_of(spool))
         writer = Writer(config)
         assert writer.directory.path == str(path)
         assert writer.append(LIVE)
@@ -280,7 +283,7 @@ def test_a_damaged_spool_starts_ends_and_delivers_what_is_intact(image: Image, s
     check_many(image, CHUNK, seed)
 
 
-@pytest.mark.parametrize("file", ["leader.json", "leader.host", "evictions"])
+@pytest.mark.parametrize("file", ["leader.json", "leader.host", "evictions", "settings.json"])
 def test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing(image: Image, file: str) -> None:
     """The highest bit of each byte: what was JSON is not even UTF-8."""
     size = len(image.files[file])

@@ -44,6 +44,7 @@ class Mutant(NamedTuple):
 
 INTEGRATION: Final = "tests/integration/"
 MACHINE: Final = "tests/property/test_spool_machine.py::"
+STARTS: Final = "tests/faults/test_starts.py::"
 
 MUTANTS: Final = {
     "no check of the epoch before a request": Mutant(
@@ -69,24 +70,6 @@ MUTANTS: Final = {
         "            self.check()\n            if self._reader.reclaim(committed):",
         "            if self._reader.reclaim(committed):",
         "tests/faults/test_mutants.py::test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing",
-    ),
-    "a leader whose own writer keeps an old segment": Mutant(
-        "flusher/flusher.py",
-        "            self._before_reclaim()\n",
-        "",
-        f"{INTEGRATION}test_flusher.py::test_a_leaders_own_writer_moves_on_when_that_frees_a_segment_and_not_before",
-    ),
-    "an exit in the middle of an import": Mutant(
-        "frontends/candidate.py",
-        "            candidate.leave()\n    importing.interrupt()\n",
-        "            candidate.leave()\n",
-        f"{INTEGRATION}test_exit_time.py::test_an_exit_while_the_leader_is_being_loaded_ends",
-    ),
-    "a lease that filelock gives back at exit": Mutant(
-        "spool/lease.py",
-        "        threading.current_thread()\n",
-        "",
-        f"{INTEGRATION}test_exit_time.py::test_a_leader_keeps_its_lease_until_it_has_drained",
     ),
     "a lease without the inode": Mutant(
         "spool/lease.py",
@@ -120,21 +103,87 @@ MUTANTS: Final = {
     ),
     "no close of what a fork inherits": Mutant(
         "spool/descriptors.py",
-        ", after_in_child=notice_fork)",
-        ")",
+        "os.register_at_fork(after_in_child=_after_in_child)\n",
+        "",
         f"{INTEGRATION}test_ring.py::test_a_forked_child_is_another_producer",
     ),
-    "a fork that does not wait for an import": Mutant(
+    "no close of what another thread was opening or closing at a fork": Mutant(
         "spool/descriptors.py",
-        "    for lock in (_gate, _opening):",
-        "    for lock in (_opening,):",
-        f"{INTEGRATION}test_processes.py::test_a_fork_waits_for_an_import_of_the_leader",
+        "for fd in [*_open, *_unrecorded()]:",
+        "for fd in _open:",
+        f"{INTEGRATION}test_ring.py::test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it",
     ),
-    "a fork that does not wait for an open": Mutant(
+    "a fork by C code that each thread of the child notices": Mutant(
         "spool/descriptors.py",
-        "    for lock in (_gate, _opening):",
-        "    for lock in (_gate,):",
-        f"{INTEGRATION}test_ring.py::test_a_fork_waits_until_a_descriptor_is_written_down",
+        "if not here[0] and not _is_noticing:",
+        "if not _is_noticing:",
+        f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
+    ),
+    "a fork by C code that an interrupting handler notices once more": Mutant(
+        "spool/descriptors.py",
+        "if not here[0] and not _is_noticing:",
+        "if not here[0]:",
+        f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
+    ),
+    "a lock that is freed when it is handed over": Mutant(
+        "frontends/starter.py",
+        "        finally:\n            lock.close()\n",
+        "        finally:\n            lock.give_up()\n            lock.close()\n",
+        f"{STARTS}test_two_that_find_nobody_at_the_same_time_start_one",
+    ),
+    "no look at the spools after the lock is freed": Mutant(
+        "flusher/own.py",
+        "        self._lock.give_up()\n        self._serve()\n",
+        "        self._lock.give_up()\n",
+        f"{STARTS}test_who_comes_while_the_lock_is_still_held_is_served",
+    ),
+    "a flusher that ends beside what it has just begun to lead": Mutant(
+        "flusher/own.py",
+        "        self._leave_all(_HANDOVER_SECONDS)  # another flusher has been started meanwhile\n",
+        "",
+        f"{STARTS}test_a_flusher_whose_place_is_taken_lets_go_of_what_it_began_with",
+    ),
+    "a flusher that begins though another has the lock": Mutant(
+        "flusher/own.py",
+        "may have it.\n        if not self._lock.try_acquire():",
+        "may have it.\n        if False:",
+        f"{STARTS}test_a_flusher_that_finds_another_one_in_its_place_ends",
+    ),
+    "a flusher that waits for a request though its time is over": Mutant(
+        "flusher/own.py",
+        "self.election.has_ended(0.0) or time.monotonic() - self._left_at >= _HANDOVER_SECONDS",
+        "self.election.has_ended(0.0)",
+        f"{STARTS}test_a_request_under_way_keeps_no_flusher_alive",
+    ),
+    "a flusher that gives way though it can deliver": Mutant(
+        "flusher/own.py",
+        'challenge.reason == "version" or cannot',
+        "True",
+        f"{STARTS}test_a_flusher_that_can_deliver_keeps_its_place",
+    ),
+    "a flusher that keeps what its program had open": Mutant(
+        "flusher/guard.py",
+        "    os.closerange(LOCK_FD + keep_lock, min(highest, 1 << 20) if highest > 0 else 65_536)\n",
+        "",
+        f"{STARTS}test_a_flusher_keeps_no_socket_of_its_program",
+    ),
+    "a guard that ends with its killed flusher": Mutant(
+        "flusher/guard.py",
+        "        if code == 0:\n",
+        "        if code <= 0:\n",
+        f"{INTEGRATION}test_own_flusher.py::test_a_killed_flusher_is_back_and_nothing_is_lost",
+    ),
+    "a leader that sends as its own environment says": Mutant(
+        "spool/sending.py",
+        "    if found is not None:\n        known",
+        "    if False:\n        known",
+        f"{STARTS}test_a_leader_sends_as_its_spool_says",
+    ),
+    "a leader that keeps to the settings it began with": Mutant(
+        "flusher/election.py",
+        "return self.are_new_settings or super().is_over",
+        "return super().is_over",
+        f"{STARTS}test_a_leader_takes_over_what_a_newer_writer_says",
     ),
     "no shared lock on a segment": Mutant(
         "spool/segment.py",
@@ -171,12 +220,6 @@ MUTANTS: Final = {
         "if self._is_present(evictions.void):",
         "if False:",
         f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
-    ),
-    "a fork that does not wait for a client": Mutant(
-        "flusher/cloudwatch.py",
-        "with descriptors.no_fork():",
-        "if True:",
-        f"{INTEGRATION}test_processes.py::test_a_fork_waits_until_the_leader_has_its_client",
     ),
     "an interrupted replay that counts before its request is answered": Mutant(
         "cli/orphans.py",
@@ -246,7 +289,7 @@ MUTANTS: Final = {
         f"{INTEGRATION}test_reader.py::test_a_record_on_its_way_does_not_end_the_lane",
     ),
     "a leader that stumbles over its predecessor's leader.json": Mutant(
-        "flusher/leader_state.py",
+        "spool/leader_state.py",
         "except (OSError, ValueError, RecursionError):",
         "except (OSError, msgspec.MsgspecError):",
         "tests/faults/test_damaged_spools.py::"

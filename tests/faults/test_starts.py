@@ -189,6 +189,7 @@ def test_a_flusher_whose_place_is_taken_lets_go_of_what_it_began_with(
         other.close()
 
 
+@pytest.mark.timeout(30)
 def test_a_flusher_that_finds_another_one_in_its_place_ends(
     spool: SpoolDirectory, server: StrictCloudWatch, ending: Ending
 ) -> None:
@@ -210,6 +211,29 @@ def test_a_flusher_that_can_deliver_keeps_its_place(spool: SpoolDirectory, endin
     ending.flusher._question_at = 0.0
     with flusher_lock.challenging(spool.root, "version"):
         assert ending.flusher._why_end() == "replaced"
+
+
+def test_a_flusher_keeps_no_socket_of_its_program(server: StrictCloudWatch, spawn: Spawn, tmp_path: Path) -> None:
+    """A server's listening socket, which its children inherit, is not kept open by a flusher that outlives it."""
+    code = """
+        import os, signal, socket, sys
+        from cwsink import Writer
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.set_inheritable(True)
+        writer = Writer.open(endpoint_url=sys.argv[1])
+        assert writer.append("heard")
+        assert writer.flush(60)
+        print(os.fstat(listening.fileno()).st_ino, flush=True)
+        sys.stdin.readline()
+    """
+    child = spawn(code, server.endpoint_url)
+    assert child.stdout is not None
+    inode = int(child.stdout.readline())
+    found = ours(tmp_path / "spools")
+    assert len(found) == 2
+    for process in found:
+        links = [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")]
+        assert f"socket:[{inode}]" not in links
 
 
 def test_a_request_under_way_keeps_no_flusher_alive(server: StrictCloudWatch, spawn: Spawn, tmp_path: Path) -> None:
