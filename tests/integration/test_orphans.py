@@ -24,8 +24,8 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.cli import main
 from cwsink.config import SinkConfig
-from cwsink.flusher import adoption, leader_state
-from cwsink.spool import directory, lease, orphans
+from cwsink.flusher import adoption
+from cwsink.spool import directory, leader_state, lease, orphans, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -146,7 +146,9 @@ def test_status_tells_of_another_hosts_spool(
     worker = spawn(WORKER, settings(config, flusher="external"), "x")
     tell(worker, 1_234)
     run("status")
-    assert "or by `cwsink flush`" in capsys.readouterr().out  # somebody logs: no orphan
+    out = capsys.readouterr().out
+    assert "They are sent when a worker logs again" in out
+    assert "orphan" not in out  # somebody logs
     kill(worker)
     for segment in Path(spool.ring).iterdir():
         os.utime(segment, (time.time() - 3 * 3600 - 90,) * 2)
@@ -309,7 +311,7 @@ def test_a_replay_interrupted_while_its_last_request_is_answered_has_done_it(
 def test_a_paced_replay_makes_way_for_workers(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
 ) -> None:
-    """They log there again: they send the rest, at their own speed; nothing is lost or sent twice."""
+    """One logs there again, once: its flusher sends the rest, at its own speed; nothing is lost or sent twice."""
     leave_behind("a", 2_000)
     replay = spawn(COMMAND, "replay", "--all", "--rate", "100")
     assert server.wait_for_events(100, CHILD_SECONDS)
@@ -356,13 +358,10 @@ def test_no_leader_adopts_unasked() -> None:
     assert SinkConfig().adopt_orphans is False
 
 
-def test_a_worker_that_leads_adopts(
+def test_the_flusher_of_a_worker_adopts(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
 ) -> None:
-    """To the orphan's own stream, at its pace, with a line at the beginning and one at the end; what has a
-    process attached, and comes first, is not touched."""
-    attached = spawn(WORKER, settings(config, log_stream_name="attached", flusher="external"), "attached")
-    tell(attached, 10)
+    """To the orphan's own stream, at its pace, with a line at the beginning and one at the end."""
     spool = leave_behind("left", 1_500)
     worker = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
     tell(worker, 10)
@@ -371,7 +370,6 @@ def test_a_worker_that_leads_adopts(
     tell(worker, 10)
     assert server.wait_for(lambda s: len(s.messages(stream="live")) == 20, CHILD_SECONDS)
     assert server.messages(stream="left") == expected("left", 1_500)
-    assert server.messages(stream="attached") == []
     assert max(request.events for request in server.requests if request.stream == "left") <= adoption.PACE
     err = end(worker)
     assert err.count(f"cwsink: adopts the orphan {spool.path}, written by host {socket.gethostname()}: ") == 1
@@ -379,15 +377,27 @@ def test_a_worker_that_leads_adopts(
     assert survey(spool).pending == 0
 
 
+@pytest.mark.parametrize("place", ["spool", "environment"])
 def test_a_dedicated_flusher_adopts(
-    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+    server: StrictCloudWatch,
+    config: SinkConfig,
+    spawn: Spawn,
+    leave_behind: Callable[[str, int], SpoolDirectory],
+    place: str,
 ) -> None:
-    """`cwsink flush SPOOL` takes the setting from the environment."""
-    own = directory.open_for(SinkConfig(**json.loads(settings(config, log_stream_name="own"))))
+    """`cwsink flush SPOOL` does as its writers say; as the environment says, if none has left its settings there. What
+    has a process attached, and comes first, is not touched."""
+    attached = spawn(WORKER, settings(config, log_stream_name="attached", flusher="external"), "attached")
+    tell(attached, 10)
+    own = SinkConfig(**json.loads(adopting(config, log_stream_name="own")))
+    path = directory.open_for(own).path
+    if place == "spool":
+        sending.leave(directory.open_for(own), own)
     leave_behind("left", 20)
-    flusher = spawn(COMMAND, "flush", own.path, env={"FAPILOG_CLOUDWATCH__ADOPT_ORPHANS": "true"})
+    flusher = spawn(COMMAND, "flush", path, env={"FAPILOG_CLOUDWATCH__ADOPT_ORPHANS": str(place == "environment")})
     until(lambda: len(server.events()) == 20 or flusher.poll() is not None, "it arrived")
     assert server.messages(stream="left") == expected("left", 20), flusher.communicate()
+    assert server.messages(stream="attached") == []
     flusher.send_signal(signal.SIGTERM)
     finish(flusher)
 
@@ -395,9 +405,13 @@ def test_a_dedicated_flusher_adopts(
 def test_of_two_that_adopt_one_does(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
 ) -> None:
-    """The orphans' own leases decide: each record once, one sender an epoch."""
+    """The orphans' own leases decide between the flusher of workers and a dedicated one: each record once, one sender
+    an epoch."""
     for stream in ("x", "y", "z"):
         leave_behind(stream, 1_100)
+    dedicated = SinkConfig(**json.loads(adopting(config, log_stream_name="dedicated")))
+    sending.leave(directory.open_for(dedicated), dedicated)
+    service = spawn(COMMAND, "flush", directory.open_for(dedicated).path)
     workers = [spawn(WORKER, adopting(config, log_stream_name=stream), stream) for stream in ("live-1", "live-2")]
     for worker in workers:
         tell(worker, 1)
@@ -406,6 +420,8 @@ def test_of_two_that_adopt_one_does(
         assert server.messages(stream=stream) == expected(stream, 1_100)
         senders = Counter((request.epoch, request.sender) for request in server.requests if request.stream == stream)
         assert len(senders) == len({epoch for epoch, _ in senders})
+    service.send_signal(signal.SIGTERM)
+    finish(service)
     for worker in workers:
         end(worker)
 
@@ -413,14 +429,16 @@ def test_of_two_that_adopt_one_does(
 def test_an_adopter_makes_way_for_workers(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
 ) -> None:
-    """A worker logs there again: it leads within moments, and nothing waits for the adopter's pace."""
+    """A worker logs there again: its spool is led for it within moments, and nothing waits for the adopter's pace."""
     spool = leave_behind("left", 100 * int(adoption.PACE))
     adopter = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
     tell(adopter, 1)
     assert server.wait_for(lambda s: len(s.messages(stream="left")) >= adoption.PACE, CHILD_SECONDS)
+    adopted = leader_state.read(spool)
+    assert adopted is not None
     worker = spawn(WORKER, settings(config, log_stream_name="left"), "again")
     tell(worker, 1)
-    until(lambda: (state := leader_state.read(spool)) is not None and state.pid == worker.pid, "the worker leads")
+    until(lambda: (state := leader_state.read(spool)) is not None and state.epoch > adopted.epoch, "it is led anew")
     assert server.wait_for(lambda s: s.messages(stream="left")[-1] == "again 0", CHILD_SECONDS)
     assert server.messages(stream="left") == [*expected("left", 100 * int(adoption.PACE)), "again 0"]
     end(adopter)
@@ -432,8 +450,9 @@ def test_a_killed_adopter_leaves_an_orphan(
 ) -> None:
     """SIGKILL in the middle: the next one goes on behind the last commit, at most one batch twice."""
     spool = leave_behind("left", 3 * int(adoption.PACE))
-    adopter = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
-    tell(adopter, 1)
+    own = SinkConfig(**json.loads(adopting(config, log_stream_name="live")))
+    sending.leave(directory.open_for(own), own)
+    adopter = spawn(COMMAND, "flush", directory.open_for(own).path)
     assert server.wait_for(lambda s: len(s.messages(stream="left")) >= adoption.PACE, CHILD_SECONDS)
     kill(adopter)
     assert orphans.is_orphan(spool)
@@ -441,6 +460,24 @@ def test_a_killed_adopter_leaves_an_orphan(
     arrived = Counter(server.messages(stream="left"))
     assert set(arrived) == set(expected("left", 3 * int(adoption.PACE)))
     assert arrived.total() <= 4 * adoption.PACE
+
+
+def test_an_adopter_that_its_guard_starts_again_goes_on(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
+) -> None:
+    """SIGKILL of the flusher in the middle of an orphan: the next one adopts the rest, at most one batch twice."""
+    spool = leave_behind("left", 3 * int(adoption.PACE))
+    worker = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+    tell(worker, 1)
+    assert server.wait_for(lambda s: len(s.messages(stream="left")) >= adoption.PACE, CHILD_SECONDS)
+    adopted = leader_state.read(spool)
+    assert adopted is not None
+    os.kill(adopted.pid, signal.SIGKILL)
+    until(lambda: not survey(spool).pending, "all of it is sent")
+    arrived = Counter(server.messages(stream="left"))
+    assert set(arrived) == set(expected("left", 3 * int(adoption.PACE)))
+    assert arrived.total() <= 4 * adoption.PACE
+    end(worker)
 
 
 def test_a_wrong_orphan_does_not_hide_the_others(
@@ -463,9 +500,9 @@ def test_a_wrong_orphan_does_not_hide_the_others(
 def test_an_adopter_that_is_not_leading_any_more_stops(config: SinkConfig) -> None:
     """The block ends at once, whatever the adopter is doing."""
     spool = directory.open_for(quick_config(config.endpoint_url, adopt_orphans=True))
-    with adoption.beside(spool, SinkConfig(**json.loads(adopting(config))), kind="thread"):
+    with adoption.beside(spool, SinkConfig(**json.loads(adopting(config))), kind="own"):
         pass
-    adopter = adoption.Adopter(spool, config, kind="thread")
+    adopter = adoption.Adopter(spool, kind="own")
     adopter.stop.set()
     adopter.run()
     assert sys.exc_info() == (None, None, None)
