@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import importlib
 import os
 import sys
 import threading
@@ -44,6 +43,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
+from cwsink.frontends.fapilog_names import exists as _exists
+from cwsink.frontends.fapilog_names import module as _module
+from cwsink.frontends.fapilog_names import of_logger as _of_logger
+from cwsink.frontends.inline import takeover
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -57,10 +60,6 @@ EXIT_DRAIN_TIMEOUT_SECONDS: Final = 10.0
 
 # Above 0, so that the drain comes before multiprocessing waits for the child's own children.
 FINALIZE_PRIORITY: Final = 100
-
-
-def _of_logger(names: str) -> tuple[str, ...]:
-    return tuple(f"fapilog.core.logger:_LoggerMixin.{name}" for name in names.split())
 
 
 _DRAIN_NEEDS: Final = (
@@ -148,25 +147,6 @@ def exit_drain() -> None:
             _drain(_exit_deadline, exiting=True)
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(name)
-
-
-def _exists(name: str) -> bool:
-    """Say whether the name is there; what only an instance has is looked for in `_common_init`."""
-    module, _, path = name.partition(":")
-    try:
-        found = _module(module)
-        for part in path.split("."):
-            initialiser = getattr(getattr(found, "_common_init", None), "__code__", None)
-            if not hasattr(found, part) and initialiser is not None:
-                return part in initialiser.co_names
-            found = getattr(found, part)
-    except Exception:
-        return False
-    return True
-
-
 def _warn_of_what_is_lost() -> None:
     lost = [what for needs, what in _WITHOUT.items() if not _works[needs]]
     if lost:
@@ -207,20 +187,32 @@ def _drain(deadline: float, *, exiting: bool) -> None:
 
 
 def _stop_worker(logger: Any, deadline: float, exiting: bool) -> None:
+    owner, enqueue, start = _seam(logger)
     worker = logger._worker_thread
     if worker is not None and worker is not threading.current_thread():
         worker.join(max(0.0, deadline - time.monotonic()))
     if worker is None or not worker.is_alive():
-        _write_through(logger)
+        vars(owner).update({start: lambda: None, enqueue: _write_through(logger)})
         if not logger._queue.is_empty():  # logged while the worker was leaving
             _run(logger._worker_main())
         logger._drain_thread_mode(warn_on_timeout=False)  # its join, without a limit, is done
         # The next start() gathers `_worker_tasks`; tasks of another loop would end its thread.
         logger._worker_tasks = []
         if not exiting:
-            vars(logger).pop("_try_enqueue_with_metrics", None)
+            vars(owner).pop(enqueue, None)
     if not exiting:
-        logger.start = _start_once(logger)
+        setattr(owner, start, _start_once(logger))
+
+
+def _seam(logger: Any) -> tuple[Any, str, str]:
+    """Return who enqueues for a logger and starts its thread, and the names of what does so.
+
+    The logger itself, or the pipeline that took it over and enqueues what it does not finish.
+    """
+    pipeline = takeover.pipeline_of(logger)
+    if pipeline is None:
+        return logger, "_try_enqueue_with_metrics", "start"
+    return pipeline, "enqueue", "start_queue"
 
 
 def _deafen_bridge() -> None:
@@ -234,7 +226,7 @@ def _deafen_bridge() -> None:
     bridge.filter = accepts_others
 
 
-def _write_through(logger: Any) -> None:
+def _write_through(logger: Any) -> Callable[[dict[str, Any]], bool]:
     """Let the thread that logs also write, from the moment the worker is gone.
 
     fapilog would drop what is queued while `_drain_thread_mode` counts leftovers, and would
@@ -246,7 +238,7 @@ def _write_through(logger: Any) -> None:
     def write(payload: dict[str, Any]) -> bool:
         return _run(logger._flush_batch([payload])) or bool(enqueue(logger, payload))
 
-    vars(logger).update(start=lambda: None, _try_enqueue_with_metrics=write)
+    return write
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> bool:
@@ -276,6 +268,7 @@ def _start_once(logger: Any) -> Callable[[], None]:
     of two loops fails. Who comes second queues its record and goes on.
     """
     starting, former = threading.Lock(), logger._worker_thread
+    owner, _, name = _seam(logger)
 
     def start() -> None:
         if (former is None or not former.is_alive()) and starting.acquire(blocking=False):
@@ -284,8 +277,8 @@ def _start_once(logger: Any) -> Callable[[], None]:
                     logger._worker_loop, logger._worker_tasks = None, []
                 type(logger).start(logger)
             finally:
-                if vars(logger).get("start") is start:
-                    del logger.start
+                if vars(owner).get(name) is start:
+                    delattr(owner, name)
 
     return start
 
@@ -348,8 +341,22 @@ def _forget_dead_imports() -> None:
 
 
 def _reset(logger: Any) -> None:
+    owner, enqueue, start = _seam(logger)
+    vars(owner).pop(enqueue, None)
+    if owner is logger or logger._worker_thread is not None or logger._queue_high_watermark:
+        _reset_queue(logger)
+        setattr(owner, start, _start_once(logger))
+    parts = [logger._metrics, *logger._sinks, *logger._filters, *logger._enrichers]
+    for part in (*parts, *logger._redactors, *logger._processors, *logger._circuit_breakers):
+        # Only fapilog's own: other plugins know best what a fork does to them.
+        if type(part).__module__.startswith("fapilog."):
+            _renew_locks(part)
+    if owner is not logger:
+        owner.unlock()
+
+
+def _reset_queue(logger: Any) -> None:
     state, queue = vars(logger), logger._queue
-    state.pop("_try_enqueue_with_metrics", None)
     nothing = "_drained_event _flush_event _flush_done_event _worker_loop _worker_thread _worker_pool"
     nothing += " _pressure_monitor _pressure_monitor_task"
     zero = "_submitted _retried _backpressure_retries _queue_high_watermark _drop_count_since_summary"
@@ -368,13 +375,7 @@ def _reset(logger: Any) -> None:
         _stop_flag=False,
         _started=False,
     )
-    logger.start = _start_once(logger)
     logger._invalidate_filters_cache()  # the parent's load may have tightened them
-    parts = [logger._metrics, *logger._sinks, *logger._filters, *logger._enrichers]
-    for part in (*parts, *logger._redactors, *logger._processors, *logger._circuit_breakers):
-        # Only fapilog's own: other plugins know best what a fork does to them.
-        if type(part).__module__.startswith("fapilog."):
-            _renew_locks(part)
 
 
 def _renew_locks(part: object) -> None:
