@@ -46,7 +46,7 @@ from cwsink import diagnostics
 from cwsink.frontends.fapilog_names import exists as _exists
 from cwsink.frontends.fapilog_names import module as _module
 from cwsink.frontends.fapilog_names import of_logger as _of_logger
-from cwsink.frontends.inline import takeover
+from cwsink.frontends.inline import seam
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -209,7 +209,7 @@ def _seam(logger: Any) -> tuple[Any, str, str]:
 
     The logger itself, or the pipeline that took it over and enqueues what it does not finish.
     """
-    pipeline = takeover.pipeline_of(logger)
+    pipeline = seam.pipeline_of(logger)
     if pipeline is None:
         return logger, "_try_enqueue_with_metrics", "start"
     return pipeline, "enqueue", "start_queue"

@@ -22,7 +22,7 @@ from cwsink import __version__, diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import candidate, fapilog_repairs
-from cwsink.frontends.inline import takeover
+from cwsink.frontends.inline import seam
 from cwsink.frontends.writer import Writer, flush_all
 from cwsink.spool.ring import Append
 
@@ -172,7 +172,7 @@ def drain(timeout_seconds: float = 5.0) -> bool:
 def enable_repairs() -> None:
     """Repair fapilog, write through, and have queues drained before the last process out drains the spool."""
     fapilog_repairs.enable()
-    takeover.enable()
+    seam.enable()
     if fapilog_repairs.exit_drain not in candidate.before_leaving:
         candidate.before_leaving.insert(0, fapilog_repairs.exit_drain)
     diagnostics.subscribe(_tell_fapilog)

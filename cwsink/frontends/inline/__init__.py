@@ -5,7 +5,8 @@ second later. Who is killed in between loses it. Here the thread that logs does 
 
 | module      | what it is                                                          |
 |-------------|---------------------------------------------------------------------|
-| `takeover`  | finds the loggers that have our sink, and puts a pipeline into them |
+| `seam`      | whether this fapilog can be written through, and the hook into it   |
+| `takeover`  | puts a pipeline into a logger that has our sink                     |
 | `pipeline`  | one logger's stages, from the prepared payload to the sinks         |
 | `stages`    | filters, enrichers, redactors and processors, each as fapilog's own |
 | `outlets`   | which sinks get a record, now or from fapilog's queue               |

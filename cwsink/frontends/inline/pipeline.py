@@ -26,6 +26,7 @@ from typing import Any, Final
 from cwsink import diagnostics
 from cwsink.frontends.inline import handover, outlets, stages, waiting
 from cwsink.frontends.inline.handover import Passed
+from cwsink.frontends.inline.seam import ATTRIBUTE
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
 
 # A plugin that logs is called for its own record, too. fapilog's queue would go round for ever; this is the end of it.
@@ -349,8 +350,6 @@ def _refused(target: outlets.Target, entry: Entry, view: Any) -> Any:
     return target.refuse(entry) if view is None else target.refuse_serialized(view)
 
 
-# Where a logger keeps its pipeline; None: looked at, and left to fapilog's queue.
-ATTRIBUTE: Final = "cwsink_pipeline"
 # What a logger that is taken over has of its own and one that is given back has not.
 _TAKEN: Final = tuple(
     "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
