@@ -95,7 +95,15 @@ class Pipeline:
         if depth >= MOST_NESTED:
             return self._drop(f"a record logged by a plugin that was called for a record, {depth} deep")
         _nested.depth = depth + 1
+        logger, seen = self._logger, self._seen
         try:
+            if (
+                logger._enrichers_snapshot is not seen[1]
+                or logger._filters_snapshot is not seen[0]
+                or logger._redactors_snapshot is not seen[2]
+                or logger._processors_snapshot is not seen[3]
+            ):
+                self._look(payload)
             if self._isolates:  # what a plugin sets in the context stays with it, as in fapilog's thread
                 copy_context().run(self._process, payload)
             else:
@@ -105,7 +113,7 @@ class Pipeline:
         except Exception as error:
             return self._drop(f"a record: {type(error).__name__}: {error}")
         except BaseException:
-            self._logger._counters["dropped"] += 1  # the application's own: a Ctrl-C while a plugin ran
+            logger._counters["dropped"] += 1  # the application's own: a Ctrl-C while a plugin ran
             raise
         finally:
             _nested.depth = depth
@@ -167,11 +175,11 @@ class Pipeline:
             facade = SimpleNamespace(_name=logger._name, _sink_write=self._write_now)
             drive(kind._emit_dedupe_summary_event(facade, message, suppressed, window_seconds))
 
-    def _look(self) -> None:
+    def _look(self, payload: Entry | None = None) -> None:
         """See which plugins the logger has now.
 
         Raises:
-            Suspended: one of them might wait.
+            Suspended: one of them might wait; nothing has been done yet with the payload.
         """
         logger = self._logger
         filters, enrichers, redactors, processors = self._seen = (
@@ -186,7 +194,8 @@ class Pipeline:
             for plugin in plugins:
                 if why := self._why_it_may_wait(stage, plugin):
                     suspended = Suspended(why)
-                    suspended.stage, suspended.plugin = stage, plugin
+                    suspended.stage, suspended.entry = stages.FILTERS, payload
+                    suspended.kind, suspended.plugin = stage, plugin
                     raise suspended
         self._stages = stages.Stages(filters, enrichers, redactors, self._metrics)
         self._isolates = not all(
@@ -202,18 +211,6 @@ class Pipeline:
         return self._judged[id(plugin)][1]
 
     def _process(self, payload: Entry) -> None:
-        logger, seen = self._logger, self._seen
-        if (
-            logger._enrichers_snapshot is not seen[1]
-            or logger._filters_snapshot is not seen[0]
-            or logger._redactors_snapshot is not seen[2]
-            or logger._processors_snapshot is not seen[3]
-        ):
-            try:
-                self._look()
-            except Suspended as suspended:
-                suspended.stage, suspended.entry, suspended.kind = stages.FILTERS, payload, suspended.stage
-                raise
         if self._metrics is None:
             self._run_stages(payload)
             return
