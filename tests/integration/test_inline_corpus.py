@@ -53,7 +53,7 @@ def call(logger: Any) -> Iterator[Any]:
     yield logger.info("masked", sensitive={"card": "4111"}, pii={"mail": "a@b.c"}, ssn="078-05-1120", authorization="x")
     yield logger.info("deep", a={"b": {"c": {"d": {"e": {"f": {"g": {"h": {"password": "deep"}}}}}}}})
     yield logger.info("wide", **{f"key_{at}": at for at in range(50)})
-    yield logger.info("text: \u2028 naïve 日本 🧣 \"quoted\"\n", number=-1.5, nothing=None, flag=True, pair=(1, 2))
+    yield logger.info('text: \u2028 naïve 日本 🧣 "quoted"\n', number=-1.5, nothing=None, flag=True, pair=(1, 2))
     yield logger.info("x" * 3000, padding="y" * 3000)
     logger.bind(request_id="r-1", tenant_id="t-1", colour="red")
     yield logger.info("bound", colour="blue")
@@ -132,6 +132,7 @@ MASKS = {
     "field_mask": {"fields_to_mask": ["data.password", "data.list", "data.a.b"]},
     "regex_mask": {"patterns": [r".*token", r"data\.ssn"]},
 }
+PRESETS = ("dev", "production", "minimal", "serverless", "hardened")
 CASES: dict[str, tuple[dict[str, Any], Callable[[Any], None] | None]] = {
     "default": ({}, None),
     "debug": ({"core": {"log_level": "DEBUG"}}, None),
@@ -178,7 +179,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Any], None] | None]] = {
         }.items()
     },
     **{f"fail {mode}": ({"core": {"redaction_fail_mode": mode}}, None) for mode in ("open", "closed", "warn")},
-    **{f"preset {name}": (get_preset(name), None) for name in ("dev", "production", "minimal", "serverless", "hardened")},
+    **{
+        f"preset {name}": (get_preset(name), None)
+        for name in ("dev", "production", "minimal", "serverless", "hardened")
+    },
 }
 
 
@@ -224,9 +228,7 @@ def test_the_same_arrives_either_way(
         sink = cwsink.CloudWatchSpoolSink(config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # "old sampling" is deprecated
-            is_inline, result = asyncio.run(
-                log_all(fapilog.Settings(**settings), sink, extra, is_async=is_async)
-            )
+            is_inline, result = asyncio.run(log_all(fapilog.Settings(**settings), sink, extra, is_async=is_async))
         assert is_inline == (pipeline == "inline")
         found[pipeline] = [plain(event.message) for event in events(sink._writer.directory)]
         counts[pipeline] = result.submitted, result.processed, result.dropped

@@ -9,7 +9,7 @@ and redactors see each record once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from fapilog.core.serialization import SerializedView
 from fapilog.core.worker import LoggerWorker
@@ -50,65 +50,80 @@ class PassedView(SerializedView):
         self.done = done
 
 
-def teach(worker: LoggerWorker, outlets: Outlets, filters: Callable[[], Any], redactors: Callable[[], Any]) -> None:
-    """Have a worker of fapilog's do with a `Passed` record only what is left to do."""
-    metrics = worker._metrics
-    apply_filters, apply_enrichers, apply_redactors = (
-        worker._apply_filters,
-        worker._apply_enrichers,
-        worker._apply_redactors,
-    )
-    try_serialize, apply_processors = worker._try_serialize, worker._apply_processors
-    write, write_serialized = worker._sink_write, worker._sink_write_serialized
+class Remainder:
+    """In the place of a worker's own methods: what is left to do with a record.
 
-    async def filters_left(entry: Entry) -> Entry | None:
+    Args:
+        worker: fapilog's, for one logger.
+        sinks: that logger's.
+        filters, redactors: return the logger's snapshots.
+    """
+
+    def __init__(
+        self, worker: LoggerWorker, sinks: Outlets, filters: Callable[[], Any], redactors: Callable[[], Any]
+    ) -> None:
+        self._sinks = sinks
+        self._filters = filters
+        self._redactors = redactors
+        self._metrics = worker._metrics
+        self._own = {name: getattr(worker, name) for name in _REPLACED}
+
+    def teach(self, worker: LoggerWorker) -> None:
+        """Have the worker do with a `Passed` record only what is left to do."""
+        vars(worker).update((name, getattr(self, name[1:])) for name in _REPLACED if self._own[name] is not None)
+
+    async def apply_filters(self, entry: Entry) -> Entry | None:
+        """Filter by those that have not."""
         if not isinstance(entry, Passed):
-            return await apply_filters(entry)
+            kept: Entry | None = await self._own["_apply_filters"](entry)
+            return kept
         if entry.stage > FILTERS:
             return entry
-        return await filter_in_order(dict(entry), filters()[entry.at :], metrics=metrics)
+        return await filter_in_order(dict(entry), self._filters()[entry.at :], metrics=self._metrics)
 
-    async def enrichers_left(entry: Entry) -> Entry:
+    async def apply_enrichers(self, entry: Entry) -> Any:
+        """Enrich, if that is not done."""
         if isinstance(entry, Passed) and entry.stage > ENRICHERS:
             return entry
-        return await apply_enrichers(dict(entry))
+        return await self._own["_apply_enrichers"](entry)
 
-    async def redactors_left(entry: Entry) -> Entry | None:
+    async def apply_redactors(self, entry: Entry) -> Any:
+        """Redact by those that have not."""
         if not isinstance(entry, Passed) or entry.stage < REDACTORS:
-            return await apply_redactors(entry)
+            return await self._own["_apply_redactors"](entry)
         if entry.stage > REDACTORS:
             return entry
-        return await redact_in_order(dict(entry), redactors()[entry.at :], metrics=metrics)
+        return await redact_in_order(dict(entry), self._redactors()[entry.at :], metrics=self._metrics)
 
-    async def serialize_left(entry: Entry) -> tuple[Any, bool]:
+    async def try_serialize(self, entry: Entry) -> Any:
+        """Serialize, if that is not done."""
         if isinstance(entry, Passed) and entry.stage > PROCESSORS:
             return entry.view, False
-        return await try_serialize(entry)
+        return await self._own["_try_serialize"](entry)
 
-    async def processors_left(view: SerializedView) -> SerializedView:
-        return view if isinstance(view, PassedView) else await apply_processors(view)
+    async def apply_processors(self, view: SerializedView) -> Any:
+        """Process, if that is not done."""
+        return view if isinstance(view, PassedView) else await self._own["_apply_processors"](view)
 
-    async def write_left(entry: Entry) -> None:
+    async def sink_write(self, entry: Entry) -> None:
+        """Write to the sinks that have not got it."""
         if isinstance(entry, Passed) and entry.done:
-            await outlets.write_rest(entry, level_of(entry), entry.done, serialized=False)
+            await self._sinks.write_rest(entry, level_of(entry), entry.done, serialized=False)
         else:
-            await write(entry)
+            await self._own["_sink_write"](entry)
 
-    async def write_serialized_left(view: SerializedView) -> None:
+    async def sink_write_serialized(self, view: SerializedView) -> None:
+        """Write to the sinks that have not got it."""
         if isinstance(view, PassedView) and view.done:
-            await outlets.write_rest(view, level_of_view(view), view.done, serialized=True)
-        elif write_serialized is not None:
-            await write_serialized(view)
+            await self._sinks.write_rest(view, level_of_view(view), view.done, serialized=True)
+        else:
+            await self._own["_sink_write_serialized"](view)
 
-    vars(worker).update(
-        _apply_filters=filters_left,
-        _apply_enrichers=enrichers_left,
-        _apply_redactors=redactors_left,
-        _try_serialize=serialize_left,
-        _apply_processors=processors_left,
-        _sink_write=write_left,
-        _sink_write_serialized=None if write_serialized is None else write_serialized_left,
-    )
+
+_REPLACED: Final = tuple(
+    "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
+    "_sink_write_serialized".split()
+)
 
 
 def level_of(entry: Entry) -> str:

@@ -147,7 +147,10 @@ class Pipeline:
         """Be the logger's `_make_worker`: one that knows how far a record has come."""
         logger = self._logger
         worker = type(logger)._make_worker(logger)
-        handover.teach(worker, self._outlets, lambda: logger._filters_snapshot, lambda: logger._redactors_snapshot)
+        remainder = handover.Remainder(
+            worker, self._outlets, lambda: logger._filters_snapshot, lambda: logger._redactors_snapshot
+        )
+        remainder.teach(worker)
         return worker
 
     async def make_dynamic_worker(self, stop_flag: Any) -> None:
