@@ -1,4 +1,8 @@
-"""Repairs of fapilog's own losses; the only user of its private names.
+"""Repairs of what fapilog's queue and thread lose, for the loggers that have them.
+
+A logger that writes through (see `inline`) has neither, and needs none of this but the last two
+rows. The others are for loggers without our sink, for `pipeline="queue"`, for a logger with a
+plugin that waits, and for the other sinks of a logger that writes through.
 
 Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 
@@ -11,6 +15,8 @@ Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 | After a fork the logger's thread is gone: all  | The child gets a new, empty pipeline. The records |
 | records of the child are lost, or it hangs on  | queued at the fork are the parent's: it has the   |
 | a lock another thread held at the fork.        | thread that writes them.                          |
+|                                                | `inline.enrichers` ends its imports; the locks of |
+|                                                | those under way at a fork are dropped in a child. |
 | Its SIGTERM and SIGINT handlers replace the    | `FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false`,     |
 | server's: requests in flight are killed.       | unless it is set. `Settings(core=...)` is ignored.|
 | `enable_stdlib_bridge` hears what botocore and | The bridge leaves out the records of our own      |
@@ -22,7 +28,7 @@ record and it returns at once while `_worker_loop` is set, so the child clears t
 first record starts the thread. (Starting it in the fork hook was rejected: 500 children
 that never log would pay for 500 threads.)
 
-Not promised: records still in fapilog's queue or batch when the process ends without an exit:
+Not promised: records still in a queue or batch when the process ends without an exit:
 `os._exit`, SIGKILL, and SIGTERM without a handler, which is also how uvicorn's processes end:
 after its shutdown it raises the signal again. Such programs call `drain` as their last act
 (uvicorn: in the lifespan's shutdown). The drain at exit comes after `concurrent.futures` is shut
