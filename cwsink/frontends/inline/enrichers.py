@@ -43,7 +43,7 @@ def enable() -> None:
     """Put ours in the place of those that are known. Idempotent; never raises."""
     for kind, replacement in ((ContextVarsEnricher, _enrich_context), (RuntimeInfoEnricher, _enrich_runtime)):
         if is_known(kind):
-            kind.enrich = replacement  # type: ignore[assignment,method-assign]
+            kind.enrich = replacement  # type: ignore[method-assign]
 
 
 def is_known(kind: type[Any]) -> bool:
@@ -55,7 +55,7 @@ def is_known(kind: type[Any]) -> bool:
     return hashlib.sha256(source.encode()).hexdigest() == _KNOWN[kind]
 
 
-async def _enrich_context(_self: object, event: dict[str, Any]) -> dict[str, Any]:
+async def _enrich_context(self: object, event: dict[str, Any]) -> dict[str, Any]:
     context: dict[str, Any] = {}
     if (request_id := request_id_var.get(None)) is not None:
         context["request_id"] = request_id
@@ -81,7 +81,7 @@ def _add_span(context: dict[str, Any], trace: Any) -> None:
             context["span_id"] = f"{span.span_id:016x}"
 
 
-async def _enrich_runtime(_self: object, _event: dict[str, Any]) -> dict[str, Any]:
+async def _enrich_runtime(self: object, event: dict[str, Any]) -> dict[str, Any]:
     # Host and environment are asked for each time: the application may change them.
     environment = _variable("FAPILOG_ENV")
     found = {

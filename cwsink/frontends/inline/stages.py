@@ -11,6 +11,8 @@ read in its code, `Suspended` says where the record stands; the rest is left to 
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from asyncio import CancelledError
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
@@ -20,6 +22,8 @@ from fapilog.core import diagnostics
 from fapilog.metrics.metrics import plugin_timer
 from fapilog.plugins.enrichers import _deep_merge
 from fapilog.plugins.filters import _record_filter_metrics
+from fapilog.plugins.redactors import url_credentials
+from fapilog.plugins.redactors.url_credentials import UrlCredentialsRedactor
 
 Entry = dict[str, Any]
 
@@ -34,6 +38,8 @@ METHODS: Final = ("filter", "enrich", "redact", "process")
 # Containing these is fapilog's way. KeyboardInterrupt and SystemExit are the application's.
 _CONTAINED: Final = (Exception, CancelledError)
 _BUILT_IN_REDACTORS: Final = "fapilog.plugins.redactors."
+# sha256 of the source of fapilog 0.18.1's `url_credentials`, and of the beginnings of what it looks at.
+_URL_REDACTOR: Final = "464d10dfb925f840e606a75d403017c48ab8aaaf3d6f4743e6511761e6592b9a"
 
 
 class Suspended(BaseException):
@@ -88,6 +94,8 @@ class Stages:
         self._filters = [(each, getattr(each, "name", type(each).__name__)) for each in filters]
         self._enrichers = list(enrichers)
         self._redactors = list(redactors)
+        # Its plugin timer counts its calls: with metrics it is always called.
+        self._url_redactor = next((each for each in redactors if metrics is None and _finds_urls_only(each)), None)
 
     def filter(self, entry: Entry) -> Entry | None:
         """Return the entry as the filters leave it; None: it is dropped."""
@@ -147,7 +155,7 @@ class Stages:
         fapilog gives each redactor a deep copy, so that one that fails half way leaves no trace.
         Its own redactors change what they are given and keep no hold of it. So a row of them
         shares one copy; should one fail, those before it are run again from the last entry
-        that nobody has touched.
+        that nobody has touched. The one that looks for URLs is not asked if there is no "//".
         """
         current, untouched, since, is_ours = dict(entry), entry, 0, False
         for at, plugin in enumerate(self._redactors):
@@ -155,7 +163,12 @@ class Stages:
             try:
                 if not (is_ours and is_built_in):
                     untouched, since = current, at
-                    given = orjson.loads(orjson.dumps(current))
+                    copied = orjson.dumps(current)
+                    given = orjson.loads(copied)
+                    if plugin is self._url_redactor and b"//" not in copied:
+                        plugin.last_redacted_count = 0
+                        current, is_ours = given, True
+                        continue
                 else:
                     given = current
                 result = self._call(type(plugin).__name__, plugin.redact(given))
@@ -192,6 +205,17 @@ class Stages:
         if self._metrics is not None:
             coroutine = _timed(self._metrics, name, coroutine)
         return drive(coroutine)
+
+
+def _finds_urls_only(redactor: object) -> bool:
+    """Tell whether it is fapilog's `url_credentials`, which changes nothing in an entry without "//"."""
+    if type(redactor) is not UrlCredentialsRedactor or "redact" in vars(redactor):
+        return False
+    try:
+        source = inspect.getsource(UrlCredentialsRedactor) + repr(getattr(url_credentials, "_URL_SCHEMES", None))
+    except (OSError, TypeError, AttributeError):
+        return False
+    return hashlib.sha256(source.encode()).hexdigest() == _URL_REDACTOR
 
 
 def warn(component: str, message: str, **fields: Any) -> None:
