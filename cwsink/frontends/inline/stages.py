@@ -165,8 +165,8 @@ class Stages:
                     untouched, since = current, at
                     copied = orjson.dumps(current)
                     given = orjson.loads(copied)
-                    if plugin is self._url_redactor and b"//" not in copied:
-                        plugin.last_redacted_count = 0
+                    if plugin is self._url_redactor is not None and b"//" not in copied:
+                        self._url_redactor.last_redacted_count = 0
                         current, is_ours = given, True
                         continue
                 else:
