@@ -390,3 +390,5 @@ def _renew_locks(part: object) -> None:
             setattr(part, name, asyncio.Lock())
         elif isinstance(value, type(threading.Lock())):
             setattr(part, name, threading.Lock())
+        elif isinstance(value, type(threading.RLock())) or type(value).__module__.startswith("cwsink."):
+            setattr(part, name, type(value)())  # put there by a pipeline

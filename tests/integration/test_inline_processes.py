@@ -208,6 +208,42 @@ reap(pid)
     assert len({pid for pid, _ in lines}) == 2
 
 
+def test_locks_held_at_the_fork_do_not_hang_a_child(run: Run) -> None:
+    """Of the breaker, the metrics, the queue: a child's are new, also for a logger that was given back."""
+    returned, found = run(
+        PRELUDE
+        + """
+from cwsink.frontends import fapilog_repairs
+class Waiting:
+    name = "waiting"
+    async def enrich(self, event):
+        await asyncio.sleep(0)
+        return {}
+
+cwsink.install()
+core = {"enable_metrics": True, "sink_circuit_breaker_enabled": True}
+loggers = [fapilog.get_logger(settings=settings(**core), reuse=False) for _ in range(2)]
+loggers[1].enable_enricher(Waiting())
+for number, logger in enumerate(loggers):
+    burst(logger, f"before{number}", 3)
+fapilog_repairs.drain(20)
+for logger in loggers:
+    for lock in (logger._queue._main._lock, logger._circuit_breakers[0]._lock, logger._metrics._lock._lock):
+        threading.Thread(target=lock.acquire).start()
+if (pid := os.fork()) == 0:
+    for number, logger in enumerate(loggers):
+        burst(logger, f"child{number}", 3)
+    fapilog_repairs.drain(20)
+    os._exit(0)
+reap(pid)
+os._exit(0)
+""",
+        stderr="its enricher 'waiting' may wait",
+    )
+    assert Counter(returned) == Counter(found)
+    assert len(found) == 12
+
+
 def test_a_signal_handler_may_log_at_any_moment(run: Run) -> None:
     """A timer's handler logs 200 times into the middle of other calls, another sink's queue included: all are there."""
     returned, found = run(

@@ -185,13 +185,14 @@ class Pipeline:
             Suspended: one of them might wait; nothing has been done yet with the payload.
         """
         logger = self._logger
-        filters, enrichers, redactors, processors = self._seen = (
+        filters, enrichers, redactors, processors = seen = (
             logger._filters_snapshot,
             logger._enrichers_snapshot,
             logger._redactors_snapshot,
             logger._processors_snapshot,
         )
-        if not logger._serialize_in_flush or logger._sink_write_serialized is None:
+        self._serializes = logger._serialize_in_flush and logger._sink_write_serialized is not None
+        if not self._serializes:
             processors = ()  # they are never called then
         for stage, plugins in enumerate((filters, enrichers, redactors, processors)):
             for plugin in plugins:
@@ -200,13 +201,12 @@ class Pipeline:
                     suspended.stage, suspended.entry = stages.FILTERS, payload
                     suspended.kind, suspended.plugin = stage, plugin
                     raise suspended
-        self._stages = stages.Stages(filters, enrichers, redactors, self._metrics)
         self._isolates = not all(
             type(each).__module__.startswith("fapilog.") for each in (*filters, *enrichers, *redactors, *processors)
         )
-        self._has_redactors = bool(redactors)
-        self._serializes = logger._serialize_in_flush and logger._sink_write_serialized is not None
         self._has_others = any(target.ours is None for target in self._outlets.all())
+        self._stages = stages.Stages(filters, enrichers, redactors, self._metrics)
+        self._seen = seen  # last: another thread that finds it finds the rest
 
     def _why_it_may_wait(self, stage: int, plugin: object) -> str | None:
         if id(plugin) not in self._judged:
@@ -222,12 +222,13 @@ class Pipeline:
         self.measure(self._metrics.record_flush, batch_size=1, latency_seconds=perf_counter() - began)
 
     def _run_stages(self, payload: Entry) -> None:
-        entry = self._stages.filter(payload)
+        plugins = self._stages
+        entry = plugins.filter(payload)
         if entry is None:
             return
-        entry = self._stages.enrich(entry)
-        if self._has_redactors and not _is_unsafe(entry):
-            redacted = self._redact(entry)
+        entry = plugins.enrich(entry)
+        if plugins.has_redactors and not _is_unsafe(entry):
+            redacted = self._redact(plugins, entry)
             if redacted is None:
                 self._count_dropped()
                 return
@@ -246,10 +247,10 @@ class Pipeline:
                     raise
         self._deliver(entry, view)
 
-    def _redact(self, entry: Entry) -> Entry | None:
+    def _redact(self, plugins: stages.Stages, entry: Entry) -> Entry | None:
         """Redact; what fails as a whole is seen to as the logger's fail mode says. None: dropped."""
         try:
-            return self._stages.redact(entry)
+            return plugins.redact(entry)
         except Exception as error:
             return self._redaction_failed(entry, error)
 

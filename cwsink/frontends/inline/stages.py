@@ -94,6 +94,7 @@ class Stages:
         self._filters = [(each, getattr(each, "name", type(each).__name__)) for each in filters]
         self._enrichers = list(enrichers)
         self._redactors = list(redactors)
+        self.has_redactors = bool(redactors)
         # Its plugin timer counts its calls: with metrics it is always called.
         self._url_redactor = next((each for each in redactors if metrics is None and _finds_urls_only(each)), None)
 
