@@ -1,7 +1,9 @@
 """The fapilog sink, and `install()`, which puts it in place of the built-in one.
 
-`write` and `write_serialized` append to the spool and return. They need neither
-`start()` nor `stop()`: fapilog calls the one late, twice or never, the other never.
+A logger with this sink writes through (see `inline`): its pipeline ends in `spool` or
+`spool_serialized`, in the thread that logs. `write` and `write_serialized` are for loggers that
+keep fapilog's queue; they append and return. All need neither `start()` nor `stop()`: fapilog
+calls the one late, twice or never, the other never.
 An answer of False (refused and counted, see `Writer.append`) makes fapilog use its own
 fallback, so the entry is still seen on stderr.
 """
