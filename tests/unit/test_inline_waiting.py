@@ -97,7 +97,8 @@ class NoCoroutine(Base):
 
 
 class Partial(Base):
-    enrich = functools.partial(look_up, "key")  # type: ignore[assignment]
+    def __init__(self) -> None:
+        self.enrich = functools.partial(look_up, "key")  # type: ignore[assignment,method-assign]
 
 
 class Wrapped(Base):
