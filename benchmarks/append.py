@@ -27,7 +27,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from benchmarks import drain, report
+from benchmarks import append_fapilog, drain, report
 from benchmarks.append_peers import FORK, MESSAGE, PEERS, Once, Subject, missing
 from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
@@ -129,7 +129,7 @@ class Handler(Subject):
         return self.through_logging(SpoolHandler(config(self.directory)))
 
 
-OURS: Final[tuple[type[Subject], ...]] = (Append, WriteSerialized, Handler)
+OURS: Final[tuple[type[Subject], ...]] = (Append, WriteSerialized, Handler, *append_fapilog.OURS)
 
 
 class Cell(NamedTuple):
@@ -270,7 +270,8 @@ def main() -> None:
     records = options.records or (2_000 if options.quick else 200_000)
     rounds = options.rounds or (1 if options.quick else 5)
     counts = (2,) if options.quick else WRITERS
-    subjects: list[type[Subject]] = [Floor, *OURS, *(peer for peer in PEERS if peer.is_installed())]
+    peers = (append_fapilog.ToNothing, append_fapilog.OwnSink, *PEERS)
+    subjects: list[type[Subject]] = [Floor, *OURS, *(peer for peer in peers if peer.is_installed())]
     said = report.Report("append", options, "fapilog", "loguru", "concurrent-log-handler", "litequeue", "watchtower")
     said.say("\n".join(f"* {kind.name}: {kind.note}." for kind in subjects))
     if missing():
@@ -279,17 +280,23 @@ def main() -> None:
     try:
         delivered_us = statistics.median(delivery_us(root, max(records, 20_000)) for _ in range(rounds))
         found = {writers: measure_all(subjects, writers, rounds, records, root) for writers in _told(counts)}
+        paced = append_fapilog.paced(lambda: scratch(root), rounds, 40 if options.quick else append_fapilog.REQUESTS)
     finally:
         shutil.rmtree(root)
     columns = "CPU us;spread;x floor;elsewhere us;sum us;p50 us;p99 us;p99.9 us;records/s".split(";")
     for writers, cells in found.items():
         said.table([f"{writers} writer{'s' * (writers > 1)}", *columns], rows_of(cells, delivered_us))
+    said.table(PACED, paced)
     said.say(
         *unarrived(found, subjects),
         f"With more writers than the {os.cpu_count()} cores, p99.9 is the scheduler's: a writer that has to give way.",
     )
     plot(said, found)
     said.save()
+
+
+# Three records and 2 ms of other work in turn, in one process.
+PACED: Final = "as in a web request;CPU us;spread;x fapilog to nothing;p50 us;p99 us".split(";")
 
 
 def _told(counts: Sequence[int]) -> Iterator[int]:

@@ -32,9 +32,8 @@ Log = Callable[[str], object]
 
 # What a process is asked to log with, and the environment it gets beside the defaults.
 SUBJECTS: Final[dict[str, tuple[str, dict[str, str]]]] = {
-    "fapilog, defaults": ("fapilog", {}),
-    "fapilog, core.batch_timeout_seconds=0.01": ("fapilog", {"FAPILOG_CORE__BATCH_TIMEOUT_SECONDS": "0.01"}),
-    "fapilog, core.batch_max_size=1": ("fapilog", {"FAPILOG_CORE__BATCH_MAX_SIZE": "1"}),
+    "fapilog": ("fapilog", {}),
+    'fapilog, pipeline="queue"': ("fapilog", {"FAPILOG_CLOUDWATCH__PIPELINE": "queue"}),
     "SpoolHandler": ("handler", {}),
     "Writer.append": ("writer", {}),
 }

@@ -13,8 +13,6 @@ the process). Lost = noted there and never arrived; twice = arrived more than on
   service would do; the peers keep nothing on disk. How much that was is said below the table.
 * All send at least once a second (watchtower's own default is 60 s, fapilog's sink's 5 s). fapilog has, in both its
   columns, a queue of 50,000 and `drop_on_full` off; all else is as it comes.
-* `logger.info` of fapilog returns before its sink has the record: about 250 ms of records are in its own memory,
-  whatever the sink. How many of those that cwsink's sink had accepted were lost is said below the table.
 """
 
 from __future__ import annotations
@@ -157,8 +155,6 @@ class Cell:
     lost: int
     twice: int
     late: int  # came only with `cwsink flush --once`
-    accepted: int
-    accepted_lost: int
 
     def __str__(self) -> str:
         text = f"{self.lost:,} of {self.logged:,}"
@@ -170,14 +166,14 @@ def measure(row: Row, subject: Subject, children: Children, seed: int, scale: fl
     try:
         with Run(subject, children, random.Random(seed), scale) as run:
             row.happens(run)
-            logged, accepted = run.returned.read().keys(), run.accepted.read().keys()
+            logged = run.returned.read().keys()
             missing = logged - run.cloudwatch.ids()
             if subject.sink == "cwsink" and missing:
                 run.flush()
             arrived = run.cloudwatch.ids()
             lost = len(logged - arrived)
             late = len(missing) - lost
-            return Cell(len(logged), lost, run.cloudwatch.repeated(), late, len(accepted), len(accepted - arrived))
+            return Cell(len(logged), lost, run.cloudwatch.repeated(), late)
     except BrokenError as error:
         return error
 
@@ -243,10 +239,6 @@ def say(
     waited = [f"{name}, {subject}: {count:,}" for (name, subject), count in late.items() if count]
     if waited:
         out.say(f"Counted as arrived, sent by `cwsink flush --once` after the end: {'; '.join(waited)}.")
-    accepted = sum(cell.accepted for cell in good.values())
-    if accepted:
-        lost = sum(cell.accepted_lost for cell in good.values())
-        out.say(f"Through fapilog, of {accepted:,} records that cwsink's sink had accepted, {lost:,} were lost.")
     for (name, subject), cell in cells.items():
         if isinstance(cell, BrokenError):
             out.say(f"{name}, {subject.name}: {cell}")

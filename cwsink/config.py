@@ -130,6 +130,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     read_timeout_seconds: _Positive = 10.0
     drain_timeout_seconds: _NotNegative = 5.0
     flusher: Literal["process", "external"] = "process"
+    pipeline: Literal["inline", "queue"] = "inline"
     allow_unsafe_filesystem: bool = False
     adopt_orphans: bool = False
     oversize: Literal["drop", "truncate", "split"] = "drop"

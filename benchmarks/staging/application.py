@@ -3,7 +3,7 @@
     python -m benchmarks.staging.application COUNT PER_SECOND exit|_exit|shut-down     # 0 a second: as fast as it goes
 
 cwsink is in no process that logs without it. Every id is added to the file `RETURNED` once the logging call has
-returned, and to `ACCEPTED` once cwsink's sink has taken it over from fapilog.
+returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.staging.logger import FRONTEND, SINK, open_logger
+from benchmarks.staging.logger import FRONTEND, open_logger
 
 LINES = int(os.environ["LINES"])
 PADDING = "x" * 200
@@ -27,7 +27,7 @@ def open_notes(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-RETURNED, ACCEPTED = (open_notes(os.environ[name]) for name in ("RETURNED", "ACCEPTED"))
+RETURNED = open_notes(os.environ["RETURNED"])
 
 
 def note(file: int, id_: str) -> None:
@@ -35,24 +35,7 @@ def note(file: int, id_: str) -> None:
     os.write(file, f"{id_} {os.getpid()}\n".encode())
 
 
-def watch(sink: Any) -> None:
-    """Have the sink's class note what its `write` has accepted."""
-    write = sink.write
-
-    async def write_and_note(self: Any, entry: dict[str, Any]) -> object:
-        is_accepted = await write(self, entry)
-        if is_accepted:
-            note(ACCEPTED, str(entry["message"]).split()[0].removeprefix("id="))
-        return is_accepted
-
-    sink.write = write_and_note
-
-
 logger = open_logger()
-if SINK == "cwsink" and FRONTEND == "fapilog":
-    import cwsink
-
-    watch(cwsink.CloudWatchSpoolSink)
 
 
 def log(id_: str) -> None:

@@ -60,7 +60,7 @@ class Run:
         self._load: list[threading.Thread] = []
         self._has_load = threading.Event()
         self._starts = 0
-        self.returned, self.accepted = Notes(self.folder / "returned"), Notes(self.folder / "accepted")
+        self.returned = Notes(self.folder / "returned")
         self.cloudwatch = CloudWatch(children, self.folder)
 
     def __enter__(self) -> Run:
@@ -179,7 +179,6 @@ class Run:
             FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS="1s",
             LINES=str(LINES),
             RETURNED=str(self.returned.path),
-            ACCEPTED=str(self.accepted.path),
         )
         return self.children.start(command, self.folder / "log", cwd=self.folder, env=environment, **options)
 

@@ -3,7 +3,7 @@
 ```text
 app          the web application, an example to copy: the first thing to open
 story        the sequence of events
-oracle       what write() accepted, noted outside of cwsink
+oracle       for what logger.info returned, noted outside of cwsink
 verdict      evidence in, verdict out; pure
 load         the HTTP clients                takeover    who leads, killing and timing
 webserver    gunicorn                        cloudwatch  moto, and reading back
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments after `cwsink demo`; those of the process by default.
 
     Returns:
-        0: nothing that `write()` accepted was lost, and the ledger adds up. 1: otherwise, or the
+        0: nothing that was logged was lost, and the ledger adds up. 1: otherwise, or the
         demo could not run; the reason is on stderr or the screen.
     """
     options = _parse(argv)
@@ -57,7 +57,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="cwsink demo",
         description="Run a web application of several processes, kill two of them while it is logging, and compare "
         "what was logged with what is in CloudWatch. Takes less than a minute.",
-        epilog="Exit code 0: nothing that write() accepted was lost, and the ledger adds up; 1: otherwise.",
+        epilog="Exit code 0: nothing that was logged was lost, and the ledger adds up; 1: otherwise.",
     )
     parser.add_argument(
         "--requests",

@@ -26,16 +26,7 @@ if TYPE_CHECKING:
 
 cwsink.install()  # from here on "cloudwatch" is cwsink's sink
 
-logger = fapilog.get_logger(
-    "shop",
-    settings=fapilog.Settings(
-        core=CoreSettings(
-            sinks=["cloudwatch"],
-            # How long a record may wait in fapilog's own memory, which a SIGKILL empties. Its default is 0.25.
-            batch_timeout_seconds=0.01,
-        )
-    ),
-)
+logger = fapilog.get_logger("shop", settings=fapilog.Settings(core=CoreSettings(sinks=["cloudwatch"])))
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

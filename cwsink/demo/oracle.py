@@ -1,7 +1,7 @@
-"""What `write()` accepted, noted where cwsink has no part in it.
+"""For what `logger.info` has returned, noted where cwsink has no part in it.
 
 gunicorn serves `cwsink.demo.oracle:observed_application()`: the application of
-`cwsink.demo.app`, unchanged, whose sink is watched. After `write()` has returned True
+`cwsink.demo.app`, unchanged, whose logger is watched. After `logger.info` has returned
 its worker appends the request's id to a file, with one `os.write`. A worker killed
 between the two leaves a record that is delivered and was never promised: that is
 allowed, the other way round is a loss.
@@ -17,43 +17,35 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-FILE_VARIABLE: Final = "CWSINK_DEMO_ACCEPTED"
+FILE_VARIABLE: Final = "CWSINK_DEMO_LOGGED"
 
 
 def observed_application() -> WSGIApplication:
-    """Return the demo's application, with every accepted record noted in the file of `FILE_VARIABLE`."""
-    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
+    """Return the demo's application, with every record it has logged noted in the file of `FILE_VARIABLE`."""
+    from cwsink.demo import app
 
     file = os.open(os.environ[FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    write = CloudWatchSpoolSink.write
+    info = app.logger.info
 
-    async def write_and_note(sink: CloudWatchSpoolSink, entry: dict[str, Any]) -> bool:
-        is_accepted = await write(sink, entry)
-        request_id = _request_id(entry)
-        if is_accepted and request_id:
-            os.write(file, f"{request_id}\n".encode())
-        return is_accepted
+    def info_and_note(message: str, **fields: Any) -> None:
+        info(message, **fields)
+        os.write(file, f"{fields['request_id']}\n".encode())
 
-    CloudWatchSpoolSink.write = write_and_note  # type: ignore[assignment, method-assign]  # watched from outside, not subclassed
-    from cwsink.demo.app import application
-
-    return application
+    app.logger.info = info_and_note  # type: ignore[method-assign]  # watched from outside, not subclassed
+    return app.application
 
 
-def read_accepted(path: Path) -> set[str]:
-    """Return the ids of all accepted records."""
+def read_logged(path: Path) -> set[str]:
+    """Return the ids of all records whose call has returned."""
     return set(path.read_text().split()) if path.exists() else set()
 
 
 def request_id_of(message: str) -> str | None:
     """Return the request id in a delivered event or a spooled record; None if it is not of a request."""
     try:
-        return _request_id(json.loads(message))
+        entry = json.loads(message)
     except ValueError:
         return None
-
-
-def _request_id(entry: Any) -> str | None:
     context = entry.get("context") if isinstance(entry, dict) else None
     request_id = context.get("request_id") if isinstance(context, dict) else None
     return request_id if isinstance(request_id, str) else None

@@ -91,7 +91,7 @@ def show_introduction(console: Console, *, workers: int, requests: int, where: s
     for line in (
         f"{workers} gunicorn workers log {requests:,} requests, through fapilog, to {where}.",
         "On the way a SIGKILL ends one ordinary worker, then the one elected to send.",
-        "What write() accepted is noted outside of cwsink, and has to be in CloudWatch.",
+        "What logger.info has returned for is noted outside of cwsink, and has to be in CloudWatch.",
         "",
     ):
         console.print(line, soft_wrap=True)
@@ -126,8 +126,6 @@ def _rows(ending: Ending) -> list[tuple[str, str, str]]:
         ("takeover in ms", f"{takeover.ms:,.0f}", "from the SIGKILL to the new epoch"),
         ("requests sent", f"{ending.sent:,}", again),
         ("records logged", f"{verdict.logged:,}", ""),
-        ("  in fapilog's memory", f"{verdict.in_memory:,}", "at a SIGKILL; core.batch_timeout_seconds limits it"),
-        ("  accepted by write()", f"{verdict.accepted:,}", ""),
         ("delivered", f"{verdict.delivered:,}", unnoted),
         ("pending", f"{verdict.pending:,}", "in the spool"),
         ("duplicates", f"{verdict.duplicates:,}", "one batch: its answer came after the kill"),

@@ -163,8 +163,7 @@ class Story:
         return Evidence(
             sent=load.answers.sent,
             answered=load.answers.answered,
-            killed=server.killed,
-            accepted=oracle.read_accepted(server.accepted),
+            logged=oracle.read_logged(server.logged),
             delivered=Counter(name for name in delivered if name),
             pending={name for name in pending if name},
             books=survey.survey(spool),

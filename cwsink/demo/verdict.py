@@ -1,7 +1,7 @@
 """Was anything lost? Evidence in, verdict out. Pure.
 
 The evidence is of three independent kinds: what the HTTP clients saw, what each worker
-noted after `write()` returned True (cwsink.demo.oracle), and what boto3 reads back from
+noted after `logger.info` returned (cwsink.demo.oracle), and what boto3 reads back from
 CloudWatch. cwsink's own ledger is not evidence, it is what is checked against it.
 """
 
@@ -21,8 +21,7 @@ class Evidence:
     Attributes:
         sent: all tries of all requests.
         answered: id -> pid of the worker that answered, having logged the request.
-        killed: the workers that were killed with SIGKILL.
-        accepted: `write()` returned True.
+        logged: `logger.info` returned.
         delivered: read back from CloudWatch, with how often.
         pending: still in the spool, not sent yet.
         books: the spool's ledger.
@@ -30,8 +29,7 @@ class Evidence:
 
     sent: Collection[str]
     answered: Mapping[str, int]
-    killed: Collection[int]
-    accepted: Collection[str]
+    logged: Collection[str]
     delivered: Counter[str]
     pending: Collection[str]
     books: Survey
@@ -42,52 +40,44 @@ class Verdict:
     """Counts are records. `problems` is empty if all is as promised.
 
     Attributes:
-        logged: that the application is known to have logged.
-        accepted: for which `write()` returned True.
-        unnoted: beyond those, in CloudWatch or the spool: the kill came before `write()` returned.
+        logged: for which `logger.info` returned.
+        unnoted: beyond those, in CloudWatch or the spool: the kill came before it was noted.
         delivered: distinct ones in CloudWatch.
         pending: in the spool.
         duplicates: events in CloudWatch beyond the first of each record.
-        lost: accepted, and neither in CloudWatch nor in the spool.
-        in_memory: logged by a worker that was killed before fapilog had called `write()`.
+        lost: logged, and neither in CloudWatch nor in the spool.
         problems: what is wrong, one sentence each.
     """
 
     logged: int
-    accepted: int
     unnoted: int
     delivered: int
     pending: int
     duplicates: int
     lost: int
-    in_memory: int
     problems: tuple[str, ...]
 
 
 def judge(evidence: Evidence) -> Verdict:
     """Return what became of the records."""
-    accepted, delivered, pending = set(evidence.accepted), set(evidence.delivered), set(evidence.pending)
-    reached = accepted | delivered | pending
-    silent = evidence.answered.keys() - reached
-    in_memory = {name for name in silent if evidence.answered[name] in evidence.killed}
-    lost = accepted - delivered - pending
+    logged, delivered, pending = set(evidence.logged), set(evidence.delivered), set(evidence.pending)
+    lost = logged - delivered - pending
+    silent = evidence.answered.keys() - logged - delivered - pending
     problems = [
-        _complain(lost, "accepted by write(), and neither in CloudWatch nor in the spool"),
+        _complain(lost, "logged, and neither in CloudWatch nor in the spool"),
         _complain(pending, "still waiting in the spool, not lost"),
-        _complain(silent - in_memory, "logged by a worker that was not killed, and never handed to write()"),
+        _complain(silent, "answered, and never noted as logged"),
         _complain(delivered - set(evidence.sent), "in CloudWatch, and never logged"),
-        "" if accepted else "write() accepted nothing.",
+        "" if logged else "Nothing was logged.",
         *_complain_of_books(evidence.books, len(delivered - pending)),
     ]
     return Verdict(
-        logged=len(evidence.answered.keys() | reached),
-        accepted=len(accepted),
-        unnoted=len(delivered | pending) - len(accepted - lost),
+        logged=len(logged),
+        unnoted=len(delivered | pending) - len(logged - lost),
         delivered=len(delivered),
         pending=len(pending),
         duplicates=evidence.delivered.total() - len(delivered),
         lost=len(lost),
-        in_memory=len(in_memory),
         problems=tuple(filter(None, problems)),
     )
 

@@ -20,9 +20,9 @@ class WebServer:
 
     def __init__(self, sandbox: Sandbox, workers: int, *, group: str, endpoint_url: str) -> None:
         """Start it. Requests may be sent at once; they wait until a worker is up."""
-        self.accepted = sandbox.path / "accepted"
+        self.logged = sandbox.path / "logged"
         self.killed: list[int] = []
-        sandbox.environment[oracle.FILE_VARIABLE] = str(self.accepted)
+        sandbox.environment[oracle.FILE_VARIABLE] = str(self.logged)
         sandbox.environment["FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"] = group
         sandbox.environment["FAPILOG_CLOUDWATCH__ENDPOINT_URL"] = endpoint_url
         # Bound here and passed on: no port is guessed, and no log has to be read for it.

@@ -1,4 +1,8 @@
-"""Repairs of fapilog's own losses; the only user of its private names.
+"""Repairs of what fapilog's queue and thread lose, for the loggers that have them.
+
+A logger that writes through (see `inline`) has neither, and needs none of this but the last two
+rows. The others are for loggers without our sink, for `pipeline="queue"`, for a logger with a
+plugin that waits, and for the other sinks of a logger that writes through.
 
 Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 
@@ -11,6 +15,8 @@ Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 | After a fork the logger's thread is gone: all  | The child gets a new, empty pipeline. The records |
 | records of the child are lost, or it hangs on  | queued at the fork are the parent's: it has the   |
 | a lock another thread held at the fork.        | thread that writes them.                          |
+|                                                | `inline.enrichers` ends its imports; the locks of |
+|                                                | those under way at a fork are dropped in a child. |
 | Its SIGTERM and SIGINT handlers replace the    | `FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false`,     |
 | server's: requests in flight are killed.       | unless it is set. `Settings(core=...)` is ignored.|
 | `enable_stdlib_bridge` hears what botocore and | The bridge leaves out the records of our own      |
@@ -22,7 +28,7 @@ record and it returns at once while `_worker_loop` is set, so the child clears t
 first record starts the thread. (Starting it in the fork hook was rejected: 500 children
 that never log would pay for 500 threads.)
 
-Not promised: records still in fapilog's queue or batch when the process ends without an exit:
+Not promised: records still in a queue or batch when the process ends without an exit:
 `os._exit`, SIGKILL, and SIGTERM without a handler, which is also how uvicorn's processes end:
 after its shutdown it raises the signal again. Such programs call `drain` as their last act
 (uvicorn: in the lifespan's shutdown). The drain at exit comes after `concurrent.futures` is shut
@@ -33,7 +39,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import importlib
 import os
 import sys
 import threading
@@ -44,6 +49,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
+from cwsink.frontends.fapilog_names import exists as _exists
+from cwsink.frontends.fapilog_names import module as _module
+from cwsink.frontends.fapilog_names import of_logger as _of_logger
+from cwsink.frontends.inline import seam
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -57,10 +66,6 @@ EXIT_DRAIN_TIMEOUT_SECONDS: Final = 10.0
 
 # Above 0, so that the drain comes before multiprocessing waits for the child's own children.
 FINALIZE_PRIORITY: Final = 100
-
-
-def _of_logger(names: str) -> tuple[str, ...]:
-    return tuple(f"fapilog.core.logger:_LoggerMixin.{name}" for name in names.split())
 
 
 _DRAIN_NEEDS: Final = (
@@ -148,25 +153,6 @@ def exit_drain() -> None:
             _drain(_exit_deadline, exiting=True)
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(name)
-
-
-def _exists(name: str) -> bool:
-    """Say whether the name is there; what only an instance has is looked for in `_common_init`."""
-    module, _, path = name.partition(":")
-    try:
-        found = _module(module)
-        for part in path.split("."):
-            initialiser = getattr(getattr(found, "_common_init", None), "__code__", None)
-            if not hasattr(found, part) and initialiser is not None:
-                return part in initialiser.co_names
-            found = getattr(found, part)
-    except Exception:
-        return False
-    return True
-
-
 def _warn_of_what_is_lost() -> None:
     lost = [what for needs, what in _WITHOUT.items() if not _works[needs]]
     if lost:
@@ -207,20 +193,32 @@ def _drain(deadline: float, *, exiting: bool) -> None:
 
 
 def _stop_worker(logger: Any, deadline: float, exiting: bool) -> None:
+    owner, enqueue, start = _seam(logger)
     worker = logger._worker_thread
     if worker is not None and worker is not threading.current_thread():
         worker.join(max(0.0, deadline - time.monotonic()))
     if worker is None or not worker.is_alive():
-        _write_through(logger)
+        vars(owner).update({start: lambda: None, enqueue: _write_through(logger)})
         if not logger._queue.is_empty():  # logged while the worker was leaving
             _run(logger._worker_main())
         logger._drain_thread_mode(warn_on_timeout=False)  # its join, without a limit, is done
         # The next start() gathers `_worker_tasks`; tasks of another loop would end its thread.
         logger._worker_tasks = []
         if not exiting:
-            vars(logger).pop("_try_enqueue_with_metrics", None)
+            vars(owner).pop(enqueue, None)
     if not exiting:
-        logger.start = _start_once(logger)
+        setattr(owner, start, _start_once(logger))
+
+
+def _seam(logger: Any) -> tuple[Any, str, str]:
+    """Return who enqueues for a logger and starts its thread, and the names of what does so.
+
+    The logger itself, or the pipeline that took it over and enqueues what it does not finish.
+    """
+    pipeline = seam.pipeline_of(logger)
+    if pipeline is None:
+        return logger, "_try_enqueue_with_metrics", "start"
+    return pipeline, "enqueue", "start_queue"
 
 
 def _deafen_bridge() -> None:
@@ -234,7 +232,7 @@ def _deafen_bridge() -> None:
     bridge.filter = accepts_others
 
 
-def _write_through(logger: Any) -> None:
+def _write_through(logger: Any) -> Callable[[dict[str, Any]], bool]:
     """Let the thread that logs also write, from the moment the worker is gone.
 
     fapilog would drop what is queued while `_drain_thread_mode` counts leftovers, and would
@@ -246,7 +244,7 @@ def _write_through(logger: Any) -> None:
     def write(payload: dict[str, Any]) -> bool:
         return _run(logger._flush_batch([payload])) or bool(enqueue(logger, payload))
 
-    vars(logger).update(start=lambda: None, _try_enqueue_with_metrics=write)
+    return write
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> bool:
@@ -276,6 +274,7 @@ def _start_once(logger: Any) -> Callable[[], None]:
     of two loops fails. Who comes second queues its record and goes on.
     """
     starting, former = threading.Lock(), logger._worker_thread
+    owner, _, name = _seam(logger)
 
     def start() -> None:
         if (former is None or not former.is_alive()) and starting.acquire(blocking=False):
@@ -284,8 +283,8 @@ def _start_once(logger: Any) -> Callable[[], None]:
                     logger._worker_loop, logger._worker_tasks = None, []
                 type(logger).start(logger)
             finally:
-                if vars(logger).get("start") is start:
-                    del logger.start
+                if vars(owner).get(name) is start:
+                    delattr(owner, name)
 
     return start
 
@@ -348,8 +347,22 @@ def _forget_dead_imports() -> None:
 
 
 def _reset(logger: Any) -> None:
+    owner, enqueue, start = _seam(logger)
+    vars(owner).pop(enqueue, None)
+    if owner is logger or logger._worker_thread is not None or logger._queue_high_watermark:
+        _reset_queue(logger)
+        setattr(owner, start, _start_once(logger))
+    parts = [logger._metrics, *logger._sinks, *logger._filters, *logger._enrichers]
+    for part in (*parts, *logger._redactors, *logger._processors, *logger._circuit_breakers):
+        # Only fapilog's own: other plugins know best what a fork does to them.
+        if type(part).__module__.startswith("fapilog."):
+            _renew_locks(part)
+    if owner is not logger:
+        owner.unlock()
+
+
+def _reset_queue(logger: Any) -> None:
     state, queue = vars(logger), logger._queue
-    state.pop("_try_enqueue_with_metrics", None)
     nothing = "_drained_event _flush_event _flush_done_event _worker_loop _worker_thread _worker_pool"
     nothing += " _pressure_monitor _pressure_monitor_task"
     zero = "_submitted _retried _backpressure_retries _queue_high_watermark _drop_count_since_summary"
@@ -368,13 +381,7 @@ def _reset(logger: Any) -> None:
         _stop_flag=False,
         _started=False,
     )
-    logger.start = _start_once(logger)
     logger._invalidate_filters_cache()  # the parent's load may have tightened them
-    parts = [logger._metrics, *logger._sinks, *logger._filters, *logger._enrichers]
-    for part in (*parts, *logger._redactors, *logger._processors, *logger._circuit_breakers):
-        # Only fapilog's own: other plugins know best what a fork does to them.
-        if type(part).__module__.startswith("fapilog."):
-            _renew_locks(part)
 
 
 def _renew_locks(part: object) -> None:
@@ -383,3 +390,5 @@ def _renew_locks(part: object) -> None:
             setattr(part, name, asyncio.Lock())
         elif isinstance(value, type(threading.Lock())):
             setattr(part, name, threading.Lock())
+        elif isinstance(value, type(threading.RLock())) or type(value).__module__.startswith("cwsink."):
+            setattr(part, name, type(value)())  # put there by a pipeline

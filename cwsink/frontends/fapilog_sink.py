@@ -1,7 +1,9 @@
 """The fapilog sink, and `install()`, which puts it in place of the built-in one.
 
-`write` and `write_serialized` append to the spool and return. They need neither
-`start()` nor `stop()`: fapilog calls the one late, twice or never, the other never.
+A logger with this sink writes through (see `inline`): its pipeline ends in `spool` or
+`spool_serialized`, in the thread that logs. `write` and `write_serialized` are for loggers that
+keep fapilog's queue; they append and return. All need neither `start()` nor `stop()`: fapilog
+calls the one late, twice or never, the other never.
 An answer of False (refused and counted, see `Writer.append`) makes fapilog use its own
 fallback, so the entry is still seen on stderr.
 """
@@ -22,6 +24,7 @@ from cwsink import __version__, diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import fapilog_repairs, process_exit
+from cwsink.frontends.inline import seam
 from cwsink.frontends.writer import Writer, flush_all
 from cwsink.spool.ring import Append
 
@@ -62,7 +65,11 @@ class CloudWatchSpoolSink:
         except CwsinkError as error:
             diagnostics.report("sink", f"the sink cannot start, and fapilog will log elsewhere: {error}")
             raise
-        self._must_block = self._writer.config.on_full == "block"
+        config_ = self._writer.config
+        self.blocks = config_.on_full == "block"
+        # A subclass with a `write` of its own wants it called.
+        is_plain = (type(self).write, type(self).write_serialized) == _OWN
+        self.writes_through = config_.pipeline == "inline" and is_plain
         enable_repairs()
 
     async def start(self) -> None:
@@ -74,35 +81,61 @@ class CloudWatchSpoolSink:
 
     async def write(self, entry: dict[str, Any]) -> bool:
         """Spool one entry. False: refused and counted."""
-        return await self._append(encode_entry(entry), entry_time(entry.get("timestamp")))
+        return await self._append(entry)
 
     async def write_serialized(self, view: Any) -> bool:
         """Spool one entry that fapilog has serialized already (`view.data`: JSON bytes)."""
-        data = bytes(view.data)
-        return await self._append(data, envelope_time(data))
+        return await self._append({}, view)
 
     async def health_check(self) -> bool:
         """Tell whether entries can be spooled. CloudWatch may be down: that loses nothing."""
         return self._writer.is_usable
 
-    async def _append(self, message: bytes, timestamp_ms: int | None) -> bool:
-        text = message.decode("utf-8", "backslashreplace")
-        if not self._must_block:
-            return self._writer.append(text, timestamp_ms)
-        return await self._append_waiting(text, timestamp_ms)
+    def spool(self, entry: dict[str, Any]) -> bool:
+        """Spool one entry in the calling thread, which waits for room if need be. False: refused and counted."""
+        return self._writer.append(*_text_of(entry))
 
-    async def _append_waiting(self, text: str, timestamp_ms: int | None) -> bool:
-        """on_full="block" must not block the event loop: wait for room with `await`."""
-        payload = self._writer.prepare(text, timestamp_ms)
+    def spool_serialized(self, view: Any) -> bool:
+        """Spool one entry that fapilog has serialized already, as `spool` does."""
+        return self._writer.append(*_text_of_view(view))
+
+    def offer(self, entry: dict[str, Any], view: Any = None) -> bool | bytes:
+        """Spool one entry, or its serialized view, without waiting.
+
+        Returns:
+            True: spooled. False: refused and counted. Bytes: under `on_full="block"` there is no
+            room; `wait_for_room` takes them.
+        """
+        payload = self._writer.prepare(*(_text_of(entry) if view is None else _text_of_view(view)))
         if payload is None:
             return False
-        until = time.monotonic() + self._writer.config.block_timeout_seconds
-        while (answer := self._writer.offer(payload)) is Append.FULL:
-            if time.monotonic() >= until:
-                self._writer.give_up(payload)
-                break
-            await asyncio.sleep(_BLOCK_POLL_SECONDS)
+        answer = self._writer.offer(payload)
+        if answer is Append.FULL and self.blocks:
+            return payload
         return answer is Append.APPENDED
+
+    async def wait_for_room(self, payload: bytes) -> bool:
+        """Spool what `offer` returned once there is room, with `await`. False: refused and counted."""
+        until = time.monotonic() + self._writer.config.block_timeout_seconds
+        try:
+            while time.monotonic() < until:
+                await asyncio.sleep(_BLOCK_POLL_SECONDS)
+                if (answer := self._writer.offer(payload)) is not Append.FULL:
+                    return answer is Append.APPENDED
+        except asyncio.CancelledError:
+            self._writer.give_up(payload)
+            raise
+        self._writer.give_up(payload)
+        return False
+
+    async def _append(self, entry: dict[str, Any], view: Any = None) -> bool:
+        if not self.blocks:
+            return self.spool(entry) if view is None else self.spool_serialized(view)
+        answer = self.offer(entry, view)
+        return await self.wait_for_room(answer) if isinstance(answer, bytes) else answer
+
+
+_OWN: Final = (CloudWatchSpoolSink.write, CloudWatchSpoolSink.write_serialized)
 
 
 def install() -> None:
@@ -139,11 +172,21 @@ def drain(timeout_seconds: float = 5.0) -> bool:
 
 
 def enable_repairs() -> None:
-    """Repair fapilog, and have its queues drained before the last process out drains the spool."""
+    """Repair fapilog, write through, and have queues drained before the last process out drains the spool."""
     fapilog_repairs.enable()
+    seam.enable()
     if fapilog_repairs.exit_drain not in process_exit.before_leaving:
         process_exit.before_leaving.insert(0, fapilog_repairs.exit_drain)
     diagnostics.subscribe(_tell_fapilog)
+
+
+def _text_of(entry: dict[str, Any]) -> tuple[str, int | None]:
+    return encode_entry(entry).decode("utf-8", "backslashreplace"), entry_time(entry.get("timestamp"))
+
+
+def _text_of_view(view: Any) -> tuple[str, int | None]:
+    data = bytes(view.data)
+    return data.decode("utf-8", "backslashreplace"), envelope_time(data)
 
 
 def encode_entry(entry: dict[str, Any]) -> bytes:

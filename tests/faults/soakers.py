@@ -25,7 +25,6 @@ import cwsink
 from cwsink import Writer
 from cwsink.cli import main as command_line
 from cwsink.config import load_config
-from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.spool import directory
 
 # The lanes of each kind of writer, and their share of all records.
@@ -154,16 +153,7 @@ def work(role: str, path: str, records: int, seconds: float, settings: dict[str,
 
 
 def log(oracle: Oracle, lane: int, seconds: float, settings: dict[str, Any]) -> None:
-    """Log through fapilog; a record is acknowledged once the sink's `write` has returned True."""
-    write = CloudWatchSpoolSink.write
-
-    async def acknowledging(sink: CloudWatchSpoolSink, entry: dict[str, Any]) -> bool:
-        answer = await write(sink, entry)
-        if answer:
-            oracle.acknowledge(int(entry["message"][:7]))
-        return answer
-
-    CloudWatchSpoolSink.write = acknowledging  # type: ignore[method-assign]
+    """Log through fapilog; a record is acknowledged once `logger.info` has returned."""
     cwsink.install()
     chosen = fapilog.Settings()
     chosen.core.sinks = ["cwsink"]
@@ -173,6 +163,7 @@ def log(oracle: Oracle, lane: int, seconds: float, settings: dict[str, Any]) -> 
         time.sleep(pause)
         if number >= 0:
             logger.info(message_of(number))
+            oracle.acknowledge(number)
 
 
 def flush(settings: dict[str, Any]) -> None:

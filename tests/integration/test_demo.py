@@ -128,12 +128,11 @@ def test_what_cannot_be_done_is_a_usage_error(arguments: list[str]) -> None:
     assert exited.value.code == 2
 
 
-# Worker 1 was killed with "d" in fapilog's memory; "c" was appended, and killed before it was noted.
+# "c" was appended, and its worker killed before it was noted.
 GOOD = Evidence(
-    sent=["a", "b", "c", "d"],
-    answered={"a": 1, "b": 2, "d": 1},
-    killed=[1],
-    accepted={"a", "b"},
+    sent=["a", "b", "c"],
+    answered={"a": 1, "b": 2},
+    logged={"a", "b"},
     delivered=Counter(a=1, b=2, c=1),
     pending=set(),
     books=Survey(appended=3, delivered=3),
@@ -141,23 +140,21 @@ GOOD = Evidence(
 
 
 def test_a_kill_that_lost_nothing_is_judged_good() -> None:
-    """Memory of fapilog's and a duplicate are counted, and no problem."""
+    """A record that was not noted and a duplicate are counted, and no problem."""
     verdict = judge(GOOD)
     assert verdict.problems == ()
-    assert (verdict.logged, verdict.accepted, verdict.unnoted, verdict.in_memory) == (4, 2, 1, 1)
+    assert (verdict.logged, verdict.unnoted) == (2, 1)
     assert (verdict.delivered, verdict.duplicates, verdict.pending, verdict.lost) == (3, 1, 0, 0)
 
 
-def test_an_accepted_record_that_is_nowhere_is_lost() -> None:
+def test_a_logged_record_that_is_nowhere_is_lost() -> None:
     """The verdict fails and names it, although the ledger adds up."""
     verdict = judge(replace(GOOD, delivered=Counter(a=1, c=1), books=Survey(appended=2, delivered=2)))
     assert verdict.lost == 1
-    assert verdict.problems == (
-        "1 record accepted by write(), and neither in CloudWatch nor in the spool, for example b.",
-    )
+    assert verdict.problems == ("1 record logged, and neither in CloudWatch nor in the spool, for example b.",)
 
 
-def test_an_accepted_record_in_the_spool_is_not_lost_but_not_delivered() -> None:
+def test_a_logged_record_in_the_spool_is_not_lost_but_not_delivered() -> None:
     """It is a problem of the demo, which gave it time to arrive, and no loss."""
     books = Survey(appended=3, delivered=2, pending=1)
     verdict = judge(replace(GOOD, delivered=Counter(a=1, c=1), pending={"b"}, books=books))
@@ -168,9 +165,9 @@ def test_an_accepted_record_in_the_spool_is_not_lost_but_not_delivered() -> None
 @pytest.mark.parametrize(
     ("evidence", "problem"),
     [
-        (replace(GOOD, killed=[]), "logged by a worker that was not killed"),
-        (replace(GOOD, sent=["a", "b", "d"]), "in CloudWatch, and never logged"),
-        (replace(GOOD, accepted=set()), "accepted nothing"),
+        (replace(GOOD, answered={"a": 1, "b": 2, "d": 1}), "answered, and never noted as logged"),
+        (replace(GOOD, sent=["a", "b"]), "in CloudWatch, and never logged"),
+        (replace(GOOD, logged=set()), "Nothing was logged"),
         (replace(GOOD, books=Survey(appended=4, delivered=3)), "does not add up"),
         (replace(GOOD, books=Survey(appended=4, delivered=4)), "says that 4 records are delivered"),
     ],

@@ -111,7 +111,7 @@ atexit.register(app.debug, "two")  # after the drain: handlers run in reverse or
 atexit.register(fapilog_repairs.exit_drain)
 app.debug("one")
 """,
-        env=server.environment(),
+        env={**server.environment(), "FAPILOG_CLOUDWATCH__PIPELINE": "queue"},  # inline needs no event loop
     )
     finish(child)
     assert entries(server) == [("app", "one"), ("app", "two")]

@@ -214,6 +214,7 @@ ENVIRONMENT = {
     "read_timeout_seconds": ("2s", 2.0),
     "drain_timeout_seconds": ("0", 0.0),
     "flusher": ("external", "external"),
+    "pipeline": ("queue", "queue"),
     "allow_unsafe_filesystem": ("true", True),
     "adopt_orphans": ("on", True),
     "oversize": ("split", "split"),

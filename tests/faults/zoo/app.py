@@ -62,20 +62,15 @@ def _through_fapilog() -> Callable[[str], None]:
     import fapilog
 
     import cwsink
-    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 
-    acknowledged, write = Acknowledged(os.environ[FILE_VARIABLE]), CloudWatchSpoolSink.write
-
-    async def write_and_note(sink: CloudWatchSpoolSink, entry: dict[str, Any]) -> bool:
-        is_accepted = await write(sink, entry)
-        if is_accepted:
-            acknowledged.note(str(entry["message"]).split(" ", 1)[0])
-        return is_accepted
-
-    CloudWatchSpoolSink.write = write_and_note  # type: ignore[method-assign]  # watched from outside, not subclassed
     cwsink.install()
-    logger = fapilog.get_logger(settings=fapilog.Settings())
-    return lambda id_: logger.info(message_of(id_))
+    logger, acknowledged = fapilog.get_logger(settings=fapilog.Settings()), Acknowledged(os.environ[FILE_VARIABLE])
+
+    def log(id_: str) -> None:
+        logger.info(message_of(id_))
+        acknowledged.note(id_)
+
+    return log
 
 
 _FRONT_ENDS: dict[str, Callable[[], Callable[[str], None]]] = {

@@ -1,0 +1,136 @@
+"""A record on its way through fapilog's queue, and fapilog's worker that takes it from there.
+
+The thread that logs hands over what it does not finish itself: a finished record that has other
+sinks than ours, and, rarely, an unfinished one. It is a dict as fapilog's own, which also says
+how far it has come. The worker of such a logger does only what is left to do: filters, samplers
+and redactors see each record once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fapilog.core.serialization import SerializedView
+from fapilog.core.worker import LoggerWorker
+from fapilog.plugins.filters import filter_in_order
+from fapilog.plugins.redactors import redact_in_order
+
+from cwsink.frontends.inline.outlets import Outlets
+from cwsink.frontends.inline.stages import DONE, ENRICHERS, FILTERS, PROCESSORS, REDACTORS, Entry
+
+
+class Passed(dict[str, Any]):
+    """A record that the thread that logged it has worked on.
+
+    Attributes:
+        stage: the first stage that is still to be done.
+        at: how many plugins of that stage are done.
+        view: the record serialized, where that is what sinks get.
+        done: the `id` of each sink that has it.
+    """
+
+    __slots__ = ("at", "done", "stage", "view")
+
+    def __init__(
+        self, entry: Entry, stage: int = DONE, at: int = 0, view: Any = None, done: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__(entry)
+        self.stage = stage
+        self.at = at
+        self.view = None if view is None else PassedView(view.data, done)
+        self.done = done
+
+
+class PassedView(SerializedView):
+    """A serialized record that the processors are done with, and the sinks that have it."""
+
+    def __init__(self, data: bytes, done: frozenset[int]) -> None:
+        super().__init__(data)
+        self.done = done
+
+
+class Remainder:
+    """In the place of a worker's own methods: what is left to do with a record.
+
+    Args:
+        worker: fapilog's, for one logger.
+        sinks: that logger's.
+        filters, redactors: return the logger's snapshots.
+    """
+
+    def __init__(
+        self, worker: LoggerWorker, sinks: Outlets, filters: Callable[[], Any], redactors: Callable[[], Any]
+    ) -> None:
+        self._sinks = sinks
+        self._filters = filters
+        self._redactors = redactors
+        self._metrics = worker._metrics
+        self._own = {name: getattr(worker, name) for name in _REPLACED}
+
+    def teach(self, worker: LoggerWorker) -> None:
+        """Have the worker do with a `Passed` record only what is left to do."""
+        vars(worker).update((name, getattr(self, name[1:])) for name in _REPLACED if self._own[name] is not None)
+
+    async def apply_filters(self, entry: Entry) -> Entry | None:
+        """Filter by those that have not."""
+        if not isinstance(entry, Passed):
+            kept: Entry | None = await self._own["_apply_filters"](entry)
+            return kept
+        if entry.stage > FILTERS:
+            return entry
+        return await filter_in_order(dict(entry), self._filters()[entry.at :], metrics=self._metrics)
+
+    async def apply_enrichers(self, entry: Entry) -> Any:
+        """Enrich, if that is not done."""
+        if isinstance(entry, Passed) and entry.stage > ENRICHERS:
+            return entry
+        return await self._own["_apply_enrichers"](entry)
+
+    async def apply_redactors(self, entry: Entry) -> Any:
+        """Redact by those that have not."""
+        if not isinstance(entry, Passed) or entry.stage < REDACTORS:
+            return await self._own["_apply_redactors"](entry)
+        if entry.stage > REDACTORS:
+            return entry
+        return await redact_in_order(dict(entry), self._redactors()[entry.at :], metrics=self._metrics)
+
+    async def try_serialize(self, entry: Entry) -> Any:
+        """Serialize, if that is not done."""
+        if isinstance(entry, Passed) and entry.stage > PROCESSORS:
+            return entry.view, False
+        return await self._own["_try_serialize"](entry)
+
+    async def apply_processors(self, view: SerializedView) -> Any:
+        """Process, if that is not done."""
+        return view if isinstance(view, PassedView) else await self._own["_apply_processors"](view)
+
+    async def sink_write(self, entry: Entry) -> None:
+        """Write to the sinks that have not got it."""
+        if isinstance(entry, Passed) and entry.done:
+            await self._sinks.write_rest(entry, level_of(entry), entry.done, serialized=False)
+        else:
+            await self._own["_sink_write"](entry)
+
+    async def sink_write_serialized(self, view: SerializedView) -> None:
+        """Write to the sinks that have not got it."""
+        if isinstance(view, PassedView) and view.done:
+            await self._sinks.write_rest(view, level_of_view(view), view.done, serialized=True)
+        else:
+            await self._own["_sink_write_serialized"](view)
+
+
+_REPLACED: Final = tuple(
+    "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
+    "_sink_write_serialized".split()
+)
+
+
+def level_of(entry: Entry) -> str:
+    """Return the level by which fapilog routes an entry."""
+    return str(entry.get("level", "INFO"))
+
+
+def level_of_view(view: object) -> str:
+    """Return the level by which fapilog routes what it has serialized; 0.18.1 says INFO of each."""
+    return str(getattr(view, "level", None) or "INFO")

@@ -1,0 +1,176 @@
+"""Which sinks get a record: ours in the thread that logs, the others from fapilog's queue.
+
+fapilog writes to its sinks through one function, behind which is either a `SinkWriterGroup`
+(every record to every sink) or a `RoutingSinkWriter` (by level). `find` looks behind it and
+makes a `Target` of each sink, with which one sink can be written to alone; the circuit
+breakers, the fallback sinks and the fallback to stderr stay fapilog's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from fapilog.core.circuit_breaker import CircuitState
+from fapilog.core.routing import RoutingSinkWriter
+from fapilog.core.sink_writers import SinkWriterGroup
+
+_CLOSED: Final = CircuitState.CLOSED
+
+Write = Callable[[Any], Coroutine[Any, Any, Any]]
+
+
+class SpoolSink(Protocol):
+    """What a sink of ours has that no other has."""
+
+    def spool(self, entry: dict[str, Any]) -> bool:
+        """Append an entry; False: refused and counted."""
+
+    def spool_serialized(self, view: Any) -> bool:
+        """Append what fapilog has serialized; False: refused and counted."""
+
+    def offer(self, entry: dict[str, Any], view: Any) -> bool | bytes:
+        """Append without waiting; bytes: there is no room, and `wait_for_room` takes them."""
+
+    async def wait_for_room(self, payload: bytes) -> bool:
+        """Append what `offer` returned as soon as there is room; False: refused and counted."""
+
+    @property
+    def blocks(self) -> bool:
+        """Tell whether it waits for room (`on_full="block"`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One sink of a logger, and how to write to it alone.
+
+    Attributes:
+        sink: the sink.
+        ours: the same, if it is one of ours to be written to at once; else None.
+        breaker: its circuit breaker, if it has one.
+        write, write_serialized: as fapilog writes to it, failures and all.
+        refuse, refuse_serialized: what fapilog does when the sink has answered False.
+    """
+
+    sink: Any
+    ours: SpoolSink | None
+    breaker: Any
+    write: Write
+    write_serialized: Write
+    refuse: Write
+    refuse_serialized: Write
+
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether its circuit is closed, which is how records go through."""
+        return self.breaker is None or self.breaker.state is _CLOSED
+
+
+async def _answer_false(_record: object) -> bool:
+    return False
+
+
+IsOurs = Callable[[Any], bool]
+
+
+class Outlets:
+    """The sinks of one logger.
+
+    Attributes:
+        is_parallel: whether fapilog writes to them side by side (`core.sink_parallel_writes`).
+    """
+
+    is_parallel: bool
+
+    def of(self, level: str) -> Sequence[Target]:
+        """Return where a record of this level goes, in fapilog's order."""
+        raise NotImplementedError
+
+    def all(self) -> Iterable[Target]:
+        """Return all of them."""
+        raise NotImplementedError
+
+    async def write_rest(self, record: Any, level: str, done: frozenset[int], *, serialized: bool) -> None:
+        """Write a record to those sinks of its level whose `id` is not in `done`, as fapilog would."""
+        left = [target for target in self.of(level) if id(target.sink) not in done]
+        writes = [(target.write_serialized if serialized else target.write)(record) for target in left]
+        if self.is_parallel and len(writes) > 1:
+            await asyncio.gather(*writes, return_exceptions=True)
+        else:
+            for write in writes:
+                await write
+
+
+class _Group(Outlets):
+    def __init__(self, group: Any, is_ours: IsOurs) -> None:
+        self.is_parallel = group._parallel
+        self._targets = [_of_group(group, at, is_ours) for at in range(len(group._sinks))]
+
+    def of(self, level: str) -> Sequence[Target]:
+        return self._targets
+
+    def all(self) -> Iterable[Target]:
+        return self._targets
+
+
+class _Routes(Outlets):
+    def __init__(self, router: Any, is_ours: IsOurs) -> None:
+        self.is_parallel = router._parallel
+        self._router = router
+        self._targets = {
+            id(entry): _of_routes(router, entry, is_ours(entry.sink)) for entry in router._sink_entries.values()
+        }
+
+    def of(self, level: str) -> Sequence[Target]:
+        targets = self._targets
+        return [targets[id(entry)] for entry in self._router.get_sinks_for_level(level)]
+
+    def all(self) -> Iterable[Target]:
+        return self._targets.values()
+
+
+def find(sink_write: Any, is_ours: IsOurs) -> Outlets | None:
+    """Return what is behind a logger's `sink_write`; None: nothing we know."""
+    owner = getattr(sink_write, "__self__", None)
+    if isinstance(owner, SinkWriterGroup):
+        return _Group(owner, is_ours)
+    for cell in getattr(sink_write, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, RoutingSinkWriter):
+            return _Routes(cell.cell_contents, is_ours)
+    return None
+
+
+def _of_group(group: Any, at: int, is_ours: IsOurs) -> Target:
+    sink, (write, write_serialized) = group._sinks[at], group._writers[at]
+
+    def one(how: Any, written: Any) -> Write:
+        return lambda record: how(at, written, record)
+
+    return Target(
+        sink=sink,
+        ours=sink if is_ours(sink) else None,
+        breaker=group._breakers.get(id(sink)),
+        write=one(group._write_one, write),
+        write_serialized=one(group._write_one_serialized, write_serialized),
+        refuse=one(group._write_one, _answer_false),
+        refuse_serialized=one(group._write_one_serialized, _answer_false),
+    )
+
+
+def _of_routes(router: Any, entry: Any, is_ours: bool) -> Target:
+    refused = dataclasses.replace(entry, write=_answer_false, write_serialized=_answer_false)
+
+    def one(to: Any, serialized: bool) -> Write:
+        return lambda record: router._write_one(to, record, serialized=serialized)
+
+    return Target(
+        sink=entry.sink,
+        ours=entry.sink if is_ours else None,
+        breaker=entry.breaker,
+        write=one(entry, False),
+        write_serialized=one(entry, True),
+        refuse=one(refused, False),
+        refuse_serialized=one(refused, True),
+    )

@@ -1,0 +1,374 @@
+"""One logger's pipeline, run in the thread that logs: from the payload to the spool.
+
+`Pipeline.log` stands in the place of the logger's `_try_enqueue_with_metrics`, through which both
+of fapilog's facades send each record once it is gated, prepared and counted as submitted. When it
+returns, the record is dropped on purpose (a filter, a redactor that fails closed), or is in the
+spool, or was refused and counted.
+
+No thread, no queue and no lock is needed for that, so a fork, a signal handler or a plugin that
+logs may come at any moment. The queue and its thread begin with the first record that has another
+sink than ours, or that cannot be finished here (see `handover`).
+
+What fapilog counts keeps its sum: a record that is finished here counts as processed here, one
+that is handed over is counted by fapilog's worker, or as dropped if the queue is full. A full
+queue never makes the caller wait, whatever `drop_on_full` says: the spool has the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import ContextVar, copy_context
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any, Final
+
+from cwsink import diagnostics
+from cwsink.frontends.inline import handover, outlets, stages, waiting
+from cwsink.frontends.inline.handover import Passed
+from cwsink.frontends.inline.seam import ATTRIBUTE
+from cwsink.frontends.inline.stages import Entry, Suspended, drive
+
+# A plugin that logs is called for its own record, too. fapilog's queue would go round for ever; this is the end of it.
+MOST_NESTED: Final = 5
+
+# What an async caller still has to wait for: (target, prepared record, entry, view).
+_Waiting = list[tuple[outlets.Target, bytes, Entry, Any]]
+_waiting: Final[ContextVar[_Waiting | None]] = ContextVar("cwsink_waiting", default=None)
+
+
+class _Nested(threading.local):
+    depth: int = 0
+
+
+_nested: Final = _Nested()
+
+
+class _NeverWaits:
+    """In the place of a collector's `asyncio.Lock`, which two threads cannot share.
+
+    Reentrant, for a signal handler that logs. It is held for a sum, never while a plugin runs.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    async def __aenter__(self) -> None:
+        self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class Pipeline:
+    """The pipeline of one logger.
+
+    Attributes:
+        start_queue: starts fapilog's thread for this logger.
+        enqueue: puts a record into fapilog's queue; False: it is full.
+
+    Both may be replaced by who drains, forks or ends the process (see `fapilog_repairs`).
+    """
+
+    def __init__(self, logger: Any, sinks: outlets.Outlets) -> None:
+        self._logger = logger
+        self._outlets = sinks
+        self._judged: dict[int, tuple[object, str | None]] = {}
+        self._seen: tuple[Any, ...] = ()
+        self._helper = type(logger)._make_worker(logger)
+        self._metrics = logger._metrics
+        self.unlock()
+        self._look()
+
+    def unlock(self) -> None:
+        """Take new locks: at the start, and in a forked child, where another thread may have held the old ones."""
+        self._starting = threading.Lock()
+        for plugin in (self._logger, *self._logger._processors_snapshot):
+            if getattr(getattr(plugin, "_metrics", None), "_lock", None) is not None:
+                plugin._metrics._lock = _NeverWaits()
+        for ring in (self._logger._queue._main, self._logger._queue._protected, *self._logger._circuit_breakers):
+            ring._lock = threading.RLock()  # a signal handler that logs may interrupt its holder
+
+    def log(self, payload: Entry) -> bool:
+        """Take one record through the pipeline. True: it is dealt with. Never raises."""
+        depth = _nested.depth
+        if depth >= MOST_NESTED:
+            return self._drop(f"a record logged by a plugin that was called for a record, {depth} deep")
+        _nested.depth = depth + 1
+        logger, seen = self._logger, self._seen
+        try:
+            if (
+                logger._enrichers_snapshot is not seen[1]
+                or logger._filters_snapshot is not seen[0]
+                or logger._redactors_snapshot is not seen[2]
+                or logger._processors_snapshot is not seen[3]
+            ):
+                self._look(payload)
+            if self._isolates:  # what a plugin sets in the context stays with it, as in fapilog's thread
+                copy_context().run(self._process, payload)
+            else:
+                self._process(payload)
+        except Suspended as suspended:
+            self._leave_to_queue(suspended)
+        except Exception as error:
+            return self._drop(f"a record: {type(error).__name__}: {error}")
+        except BaseException:
+            logger._counters["dropped"] += 1  # the application's own: a Ctrl-C while a plugin ran
+            raise
+        finally:
+            _nested.depth = depth
+        return True
+
+    async def log_and_wait(self, level: str, message: str, **fields: Any) -> None:
+        """Be the async facade's `_enqueue` under `on_full="block"`: wait for room without blocking the loop."""
+        unfinished: _Waiting = []
+        token = _waiting.set(unfinished)
+        try:
+            await type(self._logger)._enqueue(self._logger, level, message, **fields)
+        finally:
+            _waiting.reset(token)
+        for target, payload, entry, view in unfinished:
+            if target.ours is None or not await target.ours.wait_for_room(payload):
+                drive(_refused(target, entry, view))
+
+    def start_queue(self) -> None:
+        """Start fapilog's thread, if nobody else is about to."""
+        if self._starting.acquire(blocking=False):
+            try:
+                type(self._logger).start(self._logger)
+            finally:
+                self._starting.release()
+
+    def enqueue(self, record: Passed) -> bool:
+        """Put a record into fapilog's queue, and count it there."""
+        return bool(type(self._logger)._try_enqueue_with_metrics(self._logger, record))
+
+    def make_worker(self) -> Any:
+        """Be the logger's `_make_worker`: one that knows how far a record has come."""
+        logger = self._logger
+        worker = type(logger)._make_worker(logger)
+        remainder = handover.Remainder(
+            worker, self._outlets, lambda: logger._filters_snapshot, lambda: logger._redactors_snapshot
+        )
+        remainder.teach(worker)
+        return worker
+
+    async def make_dynamic_worker(self, stop_flag: Any) -> None:
+        """Be the logger's `_make_dynamic_worker`, with the same."""
+        logger, worker = self._logger, self.make_worker()
+        worker._stop_flag = lambda: logger._stop_flag or stop_flag()
+        worker._drained_event = worker._flush_event = worker._flush_done_event = None
+        await worker.run(in_thread_mode=True)
+
+    def measure(self, call: Any, *args: Any, **fields: Any) -> None:
+        """Be the logger's `_schedule_metrics_call`: without a loop it would start a thread for each."""
+        if self._metrics is not None:
+            try:
+                drive(call(*args, **fields))
+            except (Exception, Suspended):
+                return
+
+    def tell_deduplicated(self, message: str, suppressed: int, window_seconds: float) -> None:
+        """Be the logger's `_schedule_dedupe_summary_emission`, which needs the thread's loop."""
+        kind, logger = type(self._logger), self._logger
+        if self._has_others:
+            self._begin_queue()
+            kind._schedule_dedupe_summary_emission(logger, message, suppressed, window_seconds)
+        else:
+            facade = SimpleNamespace(_name=logger._name, _sink_write=self._write_now)
+            drive(kind._emit_dedupe_summary_event(facade, message, suppressed, window_seconds))
+
+    def _look(self, payload: Entry | None = None) -> None:
+        """See which plugins the logger has now.
+
+        Raises:
+            Suspended: one of them might wait; nothing has been done yet with the payload.
+        """
+        logger = self._logger
+        filters, enrichers, redactors, processors = seen = (
+            logger._filters_snapshot,
+            logger._enrichers_snapshot,
+            logger._redactors_snapshot,
+            logger._processors_snapshot,
+        )
+        self._serializes = logger._serialize_in_flush and logger._sink_write_serialized is not None
+        if not self._serializes:
+            processors = ()  # they are never called then
+        for stage, plugins in enumerate((filters, enrichers, redactors, processors)):
+            for plugin in plugins:
+                if why := self._why_it_may_wait(stage, plugin):
+                    suspended = Suspended(why)
+                    suspended.stage, suspended.entry = stages.FILTERS, payload
+                    suspended.kind, suspended.plugin = stage, plugin
+                    raise suspended
+        self._isolates = not all(
+            type(each).__module__.startswith("fapilog.") for each in (*filters, *enrichers, *redactors, *processors)
+        )
+        self._has_others = any(target.ours is None for target in self._outlets.all())
+        self._stages = stages.Stages(filters, enrichers, redactors, self._metrics)
+        self._seen = seen  # last: another thread that finds it finds the rest
+
+    def _why_it_may_wait(self, stage: int, plugin: object) -> str | None:
+        if id(plugin) not in self._judged:
+            self._judged[id(plugin)] = plugin, waiting.why_it_may_wait(plugin, stages.METHODS[stage])
+        return self._judged[id(plugin)][1]
+
+    def _process(self, payload: Entry) -> None:
+        if self._metrics is None:
+            self._run_stages(payload)
+            return
+        began = perf_counter()
+        self._run_stages(payload)
+        self.measure(self._metrics.record_flush, batch_size=1, latency_seconds=perf_counter() - began)
+
+    def _run_stages(self, payload: Entry) -> None:
+        plugins = self._stages
+        entry = plugins.filter(payload)
+        if entry is None:
+            return
+        entry = plugins.enrich(entry)
+        if plugins.has_redactors and not _is_unsafe(entry):
+            redacted = self._redact(plugins, entry)
+            if redacted is None:
+                self._count_dropped()
+                return
+            entry = redacted
+        view = None
+        if self._serializes:
+            view, is_dropped = drive(self._helper._try_serialize(entry))
+            if is_dropped:
+                self._count_dropped()
+                return
+            if view is not None:
+                try:
+                    view = drive(self._helper._apply_processors(view))
+                except Suspended as suspended:
+                    suspended.entry = entry
+                    raise
+        self._deliver(entry, view)
+
+    def _redact(self, plugins: stages.Stages, entry: Entry) -> Entry | None:
+        """Redact; what fails as a whole is seen to as the logger's fail mode says. None: dropped."""
+        try:
+            return plugins.redact(entry)
+        except Exception as error:
+            return self._redaction_failed(entry, error)
+
+    def _redaction_failed(self, entry: Entry, error: Exception) -> Entry | None:
+        if self._metrics is not None:
+            self.measure(self._metrics.record_redaction_exception)
+        mode = self._helper._redaction_fail_mode
+        told = {"closed": "dropping event due to redaction exception"}.get(
+            mode, "redaction exception, passing original"
+        )
+        if mode != "open":
+            stages.warn("redactor", told, error=str(error), _rate_limit_key="redaction_exception")
+        return None if mode == "closed" else entry
+
+    def _deliver(self, entry: Entry, view: Any) -> None:
+        level = handover.level_of(entry) if view is None else handover.level_of_view(view)
+        done, left = [], False
+        for target in self._outlets.of(level):
+            if target.ours is not None and target.is_closed and self._write(target, entry, view):
+                done.append(id(target.sink))
+            else:
+                left = True
+        if left:
+            self._hand_over(Passed(entry, view=view, done=frozenset(done)))
+        else:
+            self._logger._counters["processed"] += 1
+
+    async def _write_now(self, entry: Entry) -> None:
+        for target in self._outlets.all():
+            if target.ours is not None:
+                self._write(target, entry, None)
+
+    def _write(self, target: outlets.Target, entry: Entry, view: Any) -> bool:
+        """Write to a sink of ours. False: only a wait would help, and nobody here may wait."""
+        sink = target.ours
+        assert sink is not None
+        if sink.blocks and asyncio._get_running_loop() is not None:
+            answer = sink.offer(entry, view)
+            if isinstance(answer, bytes):
+                unfinished = _waiting.get()
+                if unfinished is not None:
+                    unfinished.append((target, answer, entry, view))
+                return unfinished is not None
+        else:
+            answer = sink.spool(entry) if view is None else sink.spool_serialized(view)
+        if not answer:
+            drive(_refused(target, entry, view))
+        elif target.breaker is not None:
+            target.breaker.record_success()
+        return True
+
+    def _hand_over(self, record: Passed) -> None:
+        self._begin_queue()
+        if not self.enqueue(record):
+            logger = self._logger
+            logger._counters["dropped"] += 1
+            logger._record_drop_for_summary(1)
+            stages.warn(
+                "backpressure",
+                "drop on full",
+                drop_total=logger._counters["dropped"],
+                queue_hwm=logger._queue_high_watermark,
+                capacity=logger._queue.capacity,
+            )
+
+    def _begin_queue(self) -> None:
+        if self._logger._worker_loop is None:
+            try:
+                self.start_queue()
+            except RuntimeError:  # at the interpreter's end no thread starts; the drain at exit empties the queue
+                pass
+
+    def _leave_to_queue(self, suspended: Suspended) -> None:
+        """Give the logger back to fapilog's queue, and its unfinished record first."""
+        give_back(self._logger, suspended)
+        entry = suspended.entry
+        if entry is not None:
+            self._hand_over(Passed(entry, suspended.stage, suspended.at))
+
+    def _count_dropped(self) -> None:
+        self._logger._counters["dropped"] += 1
+        if self._metrics is not None:
+            self.measure(self._metrics.record_events_dropped, 1)
+
+    def _drop(self, what: str) -> bool:
+        self._logger._counters["dropped"] += 1
+        diagnostics.report("inline_dropped", f"lost {what}. It is counted as dropped; the application goes on.")
+        return True
+
+
+def _is_unsafe(entry: Entry) -> bool:
+    """Tell whether it comes from `unsafe_debug`, which is not redacted."""
+    data = entry.get("data")
+    return isinstance(data, dict) and data.get("_fapilog_unsafe") is True
+
+
+def _refused(target: outlets.Target, entry: Entry, view: Any) -> Any:
+    return target.refuse(entry) if view is None else target.refuse_serialized(view)
+
+
+# What a logger that is taken over has of its own and one that is given back has not.
+_TAKEN: Final = tuple(
+    "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
+)
+
+
+def give_back(logger: Any, suspended: Suspended) -> None:
+    """Have a logger use fapilog's queue from now on, and say why."""
+    for name in _TAKEN:
+        vars(logger).pop(name, None)
+    vars(logger)[ATTRIBUTE] = None
+    kind = stages.KINDS[suspended.stage if suspended.kind is None else suspended.kind]
+    plugin = suspended.plugin
+    who = f"one of its {kind}s" if plugin is None else f"its {kind} {getattr(plugin, 'name', type(plugin).__name__)!r}"
+    why = f" ({suspended})" if suspended.args else ""
+    diagnostics.report(
+        f"queue_{logger._name}_{who}",
+        f"the fapilog logger {logger._name!r} keeps fapilog's queue, because {who} may wait{why}. "
+        f"SIGKILL or os._exit loses up to {logger._batch_timeout_seconds:g} s of its records "
+        "(core.batch_timeout_seconds).",
+    )

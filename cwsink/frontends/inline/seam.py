@@ -1,0 +1,107 @@
+"""The hook into fapilog: whether it has all we need, and a look at each logger as it starts.
+
+fapilog calls a logger's `start` as soon as it is made, and again for each record. The first call
+is where `takeover` looks at its sinks. What names of fapilog it takes is looked up first: a
+fapilog that lacks one keeps its queue, and says so once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from cwsink import diagnostics
+from cwsink.frontends.fapilog_names import exists, module, of_logger
+
+if TYPE_CHECKING:
+    from cwsink.frontends.inline.pipeline import Pipeline
+
+NEEDS: Final = (
+    *of_logger("start _make_worker _make_dynamic_worker _try_enqueue_with_metrics _schedule_metrics_call"),
+    *of_logger("_schedule_dedupe_summary_emission _emit_dedupe_summary_event _record_drop_for_summary"),
+    *of_logger("_filters_snapshot _enrichers_snapshot _redactors_snapshot _processors_snapshot _circuit_breakers"),
+    *of_logger("_sink_write _sink_write_serialized _serialize_in_flush _metrics _counters _queue _worker_loop _name"),
+    *of_logger("_batch_timeout_seconds _queue_high_watermark _stop_flag"),
+    *(f"fapilog.core.logger:{facade}._enqueue" for facade in ("SyncLoggerFacade", "AsyncLoggerFacade")),
+    *(
+        f"fapilog.core.worker:LoggerWorker.{name}"
+        for name in (
+            "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
+            "_sink_write_serialized _metrics _redaction_fail_mode _stop_flag _drained_event _flush_event "
+            "_flush_done_event run"
+        ).split()
+    ),
+    *(
+        f"fapilog.core.sink_writers:SinkWriterGroup.{name}"
+        for name in "_sinks _writers _breakers _parallel _write_one _write_one_serialized".split()
+    ),
+    *(
+        f"fapilog.core.routing:RoutingSinkWriter.{name}"
+        for name in "_sink_entries _parallel _write_one get_sinks_for_level".split()
+    ),
+    "fapilog.core.circuit_breaker:SinkCircuitBreaker._lock",
+    "fapilog.core.concurrency:DualQueue._main",
+    "fapilog.core.concurrency:DualQueue._protected",
+    "fapilog.core.concurrency:NonBlockingRingQueue._lock",
+    "fapilog.metrics.metrics:MetricsCollector._lock",
+    "fapilog.metrics.metrics:plugin_timer",
+    "fapilog.plugins.enrichers:_deep_merge",
+    "fapilog.plugins.filters:_record_filter_metrics",
+)
+
+# Where a logger keeps its pipeline; None: looked at, and left to fapilog's queue.
+ATTRIBUTE: Final = "cwsink_pipeline"
+
+_is_enabled = False
+
+
+def enable() -> None:
+    """Look at each logger from now on. Idempotent; never raises."""
+    global _is_enabled
+    if _is_enabled:
+        return
+    _is_enabled = True
+    lacking = missing()
+    try:
+        if not lacking:
+            _hook(importlib.import_module("cwsink.frontends.inline.takeover").take_over)
+            importlib.import_module("cwsink.frontends.inline.enrichers").enable()
+    except Exception as error:
+        lacking = [f"what cwsink needs ({type(error).__name__}: {error})"]
+    if lacking:
+        diagnostics.report(
+            "lacking",
+            f"this fapilog lacks {', '.join(lacking)}, so its loggers keep its queue: SIGKILL or os._exit loses the "
+            "records of the last core.batch_timeout_seconds. Use fapilog 0.18.1 or a newer cwsink.",
+        )
+
+
+def missing() -> list[str]:
+    """Name what this needs and this fapilog lacks, as "module:Class.name"; [] is healthy."""
+    return sorted(name for name in NEEDS if not exists(name))
+
+
+def pipeline_of(logger: Any) -> Pipeline | None:
+    """Return the pipeline of a logger that was taken over, and was not given back."""
+    found: Pipeline | None = vars(logger).get(ATTRIBUTE)
+    return found
+
+
+def _hook(take_over: Callable[[Any], bool]) -> None:
+    mixin = module("fapilog.core.logger")._LoggerMixin
+    start = mixin.start
+
+    def start_or_take_over(logger: Any) -> None:
+        try:
+            if ATTRIBUTE not in vars(logger) and take_over(logger):
+                return
+        except Exception as error:
+            name = getattr(logger, "_name", "?")
+            diagnostics.report(
+                f"takeover_{name}",
+                f"the fapilog logger {name!r} keeps fapilog's queue, because of {type(error).__name__}: {error}.",
+            )
+        start(logger)
+
+    mixin.start = start_or_take_over

@@ -1,0 +1,227 @@
+"""Filters, enrichers and redactors, one after the other, in the thread that logs.
+
+Each does what fapilog's own (`filter_in_order`, `enrich_parallel`, `redact_in_order`) does with
+the same record: the same copies, the same merging, the same words in its diagnostics, what a
+plugin raises contained in the same place. fapilog runs enrichers as tasks side by side; as none of
+ours suspends, they run in turn, which is what such tasks do, too.
+
+A plugin is driven by one `send(None)`. If it suspends all the same, in spite of what `waiting`
+read in its code, `Suspended` says where the record stands; the rest is left to fapilog's queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from asyncio import CancelledError
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import orjson
+from fapilog.core import diagnostics
+from fapilog.metrics.metrics import plugin_timer
+from fapilog.plugins.enrichers import _deep_merge
+from fapilog.plugins.filters import _record_filter_metrics
+from fapilog.plugins.redactors import url_credentials
+from fapilog.plugins.redactors.url_credentials import UrlCredentialsRedactor
+
+Entry = dict[str, Any]
+
+FILTERS: Final = 0
+ENRICHERS: Final = 1
+REDACTORS: Final = 2
+PROCESSORS: Final = 3
+DONE: Final = 4
+KINDS: Final = ("filter", "enricher", "redactor", "processor")
+METHODS: Final = ("filter", "enrich", "redact", "process")
+
+# Containing these is fapilog's way. KeyboardInterrupt and SystemExit are the application's.
+_CONTAINED: Final = (Exception, CancelledError)
+_BUILT_IN_REDACTORS: Final = "fapilog.plugins.redactors."
+# sha256 of the source of fapilog 0.18.1's `url_credentials`, and of the beginnings of what it looks at.
+_URL_REDACTOR: Final = "464d10dfb925f840e606a75d403017c48ab8aaaf3d6f4743e6511761e6592b9a"
+
+
+class Suspended(BaseException):
+    """A plugin waits for something.
+
+    Not an Exception: what contains a plugin's errors must not contain this.
+
+    Attributes:
+        stage: the stage it belongs to, as FILTERS.
+        at: its place in that stage.
+        entry: the record as it was when that stage, or for filters and redactors that plugin, began.
+        plugin: the plugin, if it is known.
+        kind: the plugin's stage, if not the same.
+    """
+
+    stage: int = PROCESSORS
+    at: int = 0
+    entry: Entry | None = None
+    plugin: object = None
+    kind: int | None = None
+
+
+def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that does not suspend to its end, and return its value.
+
+    Raises:
+        Suspended: it does suspend; it was closed.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise Suspended
+
+
+async def _timed(metrics: Any, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async with plugin_timer(metrics, name):
+        return await coroutine
+
+
+class Stages:
+    """The plugins of one logger, as they were when it last changed them.
+
+    Args:
+        filters, enrichers, redactors: the logger's snapshots.
+        metrics: the logger's collector, or None.
+    """
+
+    def __init__(self, filters: Sequence[Any], enrichers: Sequence[Any], redactors: Sequence[Any], metrics: Any):
+        self._metrics = metrics
+        self._filters = [(each, getattr(each, "name", type(each).__name__)) for each in filters]
+        self._enrichers = list(enrichers)
+        self._redactors = list(redactors)
+        self.has_redactors = bool(redactors)
+        # Its plugin timer counts its calls: with metrics it is always called.
+        self._url_redactor = next((each for each in redactors if metrics is None and _finds_urls_only(each)), None)
+
+    def filter(self, entry: Entry) -> Entry | None:
+        """Return the entry as the filters leave it; None: it is dropped."""
+        if not self._filters:
+            return entry
+        current = dict(entry)
+        for at, (plugin, name) in enumerate(self._filters):
+            try:
+                result = self._call(name, plugin.filter(dict(current)))
+            except Suspended as suspended:
+                suspended.stage, suspended.at, suspended.entry, suspended.plugin = FILTERS, at, current, plugin
+                raise
+            except _CONTAINED as error:
+                warn("filter", "filter exception", filter=name, reason=str(error))
+                continue
+            if self._metrics is not None:
+                drive(_record_filter_metrics(self._metrics, plugin, name))
+            if result is None:
+                if self._metrics is not None:
+                    drive(self._metrics.record_events_filtered(1))
+                return None
+            current = result
+        return current
+
+    def enrich(self, entry: Entry) -> Entry:
+        """Return the entry with what the enrichers know, each asked with a copy of its own."""
+        if not self._enrichers:
+            return entry
+        results = []
+        for plugin in self._enrichers:
+            try:
+                results.append(self._call(type(plugin).__name__, plugin.enrich(dict(entry))))
+            except Suspended as suspended:  # noqa: PERF203  # each is contained by itself
+                suspended.stage, suspended.entry, suspended.plugin = ENRICHERS, entry, plugin
+                raise
+            except _CONTAINED as error:
+                self._skip_enricher(error)
+        try:
+            merged = dict(entry)
+            for result in results:
+                merged = _deep_merge(merged, result)
+                if self._metrics is not None:
+                    drive(self._metrics.record_event_processed())
+            return merged
+        except Exception:  # what one of them returned is no mapping: fapilog then keeps nothing of any
+            warn("enricher", "enrichment error", _rate_limit_key="enrich")
+            return entry
+
+    def _skip_enricher(self, error: BaseException) -> None:
+        if self._metrics is not None and self._metrics.is_enabled:
+            drive(self._metrics.record_plugin_error(plugin_name=type(error).__name__))
+        warn("enricher", "enrichment error", error_type=type(error).__name__, _rate_limit_key="enrich")
+
+    def redact(self, entry: Entry) -> Entry:
+        """Return the entry as the redactors leave it.
+
+        fapilog gives each redactor a deep copy, so that one that fails half way leaves no trace.
+        Its own redactors change what they are given and keep no hold of it. So a row of them
+        shares one copy; should one fail, those before it are run again from the last entry
+        that nobody has touched. The one that looks for URLs is not asked if there is no "//".
+        """
+        current, untouched, since, is_ours = dict(entry), entry, 0, False
+        for at, plugin in enumerate(self._redactors):
+            is_built_in = type(plugin).__module__.startswith(_BUILT_IN_REDACTORS)
+            try:
+                if not (is_ours and is_built_in):
+                    untouched, since = current, at
+                    copied = orjson.dumps(current)
+                    given = orjson.loads(copied)
+                    if plugin is self._url_redactor is not None and b"//" not in copied:
+                        self._url_redactor.last_redacted_count = 0
+                        current, is_ours = given, True
+                        continue
+                else:
+                    given = current
+                result = self._call(type(plugin).__name__, plugin.redact(given))
+                if isinstance(result, dict):
+                    current, is_ours = result, is_built_in
+                if self._metrics is not None:
+                    self._count_redacted(plugin)
+            except Suspended as suspended:
+                suspended.stage, suspended.at, suspended.entry, suspended.plugin = REDACTORS, since, untouched, plugin
+                raise
+            except _CONTAINED as error:
+                name = getattr(plugin, "name", type(plugin).__name__)
+                warn("redactor", "redactor exception", redactor=name, reason=str(error))
+                if since < at:
+                    current, is_ours = self._redact_again(untouched, self._redactors[since:at]), False
+        return current
+
+    def _redact_again(self, entry: Entry, plugins: Sequence[Any]) -> Entry:
+        for plugin in plugins:
+            try:
+                result = drive(plugin.redact(orjson.loads(orjson.dumps(entry))))
+                entry = result if isinstance(result, dict) else entry
+            except _CONTAINED:  # noqa: PERF203  # as above; it was told of the first time
+                continue
+        return entry
+
+    def _count_redacted(self, plugin: Any) -> None:
+        if redacted := getattr(plugin, "last_redacted_count", 0):
+            drive(self._metrics.record_redacted_fields(redacted))
+        if violations := getattr(plugin, "last_policy_violations", 0):
+            drive(self._metrics.record_policy_violations(violations))
+
+    def _call(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if self._metrics is not None:
+            coroutine = _timed(self._metrics, name, coroutine)
+        return drive(coroutine)
+
+
+def _finds_urls_only(redactor: object) -> bool:
+    """Tell whether it is fapilog's `url_credentials`, which changes nothing in an entry without "//"."""
+    if type(redactor) is not UrlCredentialsRedactor or "redact" in vars(redactor):
+        return False
+    try:
+        source = inspect.getsource(UrlCredentialsRedactor) + repr(getattr(url_credentials, "_URL_SCHEMES", None))
+    except (OSError, TypeError, AttributeError):
+        return False
+    return hashlib.sha256(source.encode()).hexdigest() == _URL_REDACTOR
+
+
+def warn(component: str, message: str, **fields: Any) -> None:
+    """Say it in fapilog's diagnostics; never raises."""
+    try:
+        diagnostics.warn(component, message, **fields)
+    except Exception:
+        pass

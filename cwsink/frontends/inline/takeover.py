@@ -1,0 +1,54 @@
+"""Puts a pipeline into a logger one of whose sinks is ours.
+
+A logger that is taken over gets a `start` that does nothing; when its queue is needed after
+all, the class's own is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fapilog.core import shutdown
+from fapilog.core.logger import AsyncLoggerFacade
+
+from cwsink.frontends.inline import outlets
+from cwsink.frontends.inline.pipeline import Pipeline, give_back
+from cwsink.frontends.inline.seam import ATTRIBUTE
+from cwsink.frontends.inline.stages import Suspended
+
+
+def take_over(logger: Any) -> bool:
+    """Put a pipeline into a logger of ours. False: it is not, or a plugin might wait; it keeps its queue."""
+    vars(logger)[ATTRIBUTE] = None
+    found = outlets.find(logger._sink_write, _is_ours)
+    ours = [] if found is None else [target.ours for target in found.all() if target.ours is not None]
+    if found is None or not ours:
+        return False
+    try:
+        pipeline = Pipeline(logger, found)
+    except Suspended as suspended:
+        give_back(logger, suspended)
+        return False
+    vars(logger).update(
+        {ATTRIBUTE: pipeline},
+        start=_nothing,
+        _try_enqueue_with_metrics=pipeline.log,
+        _make_worker=pipeline.make_worker,
+        _make_dynamic_worker=pipeline.make_dynamic_worker,
+        _schedule_metrics_call=pipeline.measure,
+        _schedule_dedupe_summary_emission=pipeline.tell_deduplicated,
+    )
+    if isinstance(logger, AsyncLoggerFacade) and any(sink.blocks for sink in ours):
+        vars(logger)["_enqueue"] = pipeline.log_and_wait
+    # As fapilog's own start does: who drains all loggers must find this one.
+    shutdown.install_shutdown_handlers()
+    shutdown.register_logger(logger)
+    return True
+
+
+def _nothing() -> None:
+    """Be the `start` of a logger that needs no thread."""
+
+
+def _is_ours(sink: Any) -> bool:
+    return getattr(sink, "writes_through", False) is True

@@ -1,0 +1,220 @@
+"""Plugins in the thread that logs: those that wait, log, raise, or leave something behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import cwsink
+from cwsink.config import SinkConfig
+from cwsink.frontends.inline.pipeline import MOST_NESTED
+from cwsink.frontends.inline.seam import pipeline_of
+from tests.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
+from tests.support import quick_config
+
+
+@pytest.fixture
+def config() -> SinkConfig:
+    """Nobody delivers: what the spool holds is what was appended."""
+    return quick_config(flusher="external")
+
+
+class Waiting(Counting):
+    """Really waits, in each of its methods."""
+
+    name = "slow"
+
+    async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return await super().filter(event)
+
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return await super().enrich(event)
+
+    async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return await super().redact(event)
+
+    async def process(self, view: memoryview) -> memoryview:
+        await asyncio.sleep(0)
+        return await super().process(view)
+
+
+@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
+def test_a_plugin_that_waits_keeps_the_queue(config: SinkConfig, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Found out before it is called: nothing is processed twice or lost, and one line says which, and what it costs."""
+    plugin = Waiting()
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"serialize_in_flush": True})
+    logger.info("before")
+    assert messages_of(config) == ["before"]
+    made(logger, **{f"{kind}s": [plugin]})
+    names = [f"m-{number}" for number in range(20)]
+    for name in names:
+        logger.info(name)
+    assert drain(logger) == (21, 21, 0)
+    assert messages_of(config) == ["before", *names]
+    assert plugin.seen == Counter((kind, name) for name in names)
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "keeps fapilog's queue" in line]
+    assert f"its {kind} 'slow' may wait (`await asyncio.sleep(0)`)" in line
+    assert "loses up to 0.25 s" in line
+
+
+def test_a_new_logger_with_a_plugin_that_waits_is_left_alone(
+    config: SinkConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its first record takes the queue, too."""
+    from fapilog.plugins import loader
+
+    plugin = Waiting()
+    loader.register_builtin("fapilog.enrichers", "slow_one", lambda **_: plugin)
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"enrichers": ["slow_one"]})
+    assert pipeline_of(logger) is None
+    logger.info("one")
+    assert drain(logger) == (1, 1, 0)
+    assert messages_of(config) == ["one"]
+    assert plugin.seen == {("enricher", "one"): 1}
+    assert "its enricher 'slow' may wait" in capfd.readouterr().err
+
+
+class Changing(Counting):
+    """Waits only once it has been changed, after its code was read."""
+
+    name = "changing"
+
+    async def helper(self) -> None:
+        return None
+
+    async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+        await self.helper()
+        return await super().filter(event)
+
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        await self.helper()
+        return await super().enrich(event)
+
+    async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+        await self.helper()
+        return await super().redact(event)
+
+    async def process(self, view: memoryview) -> memoryview:
+        await self.helper()
+        return await super().process(view)
+
+
+@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
+def test_a_plugin_that_comes_to_wait_is_found_out(config: SinkConfig, kind: str) -> None:
+    """Its record goes on in the queue from where it stands: what is done, as the filters, is not done again."""
+    plugin, last = Changing(), Counting()
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), Recorder(), core={"serialize_in_flush": True})
+    made(logger, **{f"{kind}s": [plugin, last]}, **({} if kind == "filter" else {"filters": [last]}))
+    logger.info("one")
+    assert messages_of(config) == ["one"]
+    plugin.helper = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+    for name in ("two", "three"):
+        logger.info(name)
+    assert pipeline_of(logger) is None
+    assert drain(logger) == (3, 3, 0)
+    assert messages_of(config) == ["one", "two", "three"]
+    kinds = {kind, "filter"}
+    assert plugin.seen == Counter((kind, name) for name in ("one", "two", "three"))
+    assert last.seen == Counter((each, name) for each in kinds for name in ("one", "two", "three"))
+
+
+# Logging while logging.
+
+
+class Chatty:
+    """An enricher that logs, each time."""
+
+    name = "chatty"
+    logger: Any = None
+
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        self.logger.info(f"about {event['message']}")
+        return {}
+
+
+def test_a_plugin_that_logs_is_bounded(config: SinkConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each record begets one, so many deep; the last is refused and counted, and the next call starts anew."""
+    chatty = Chatty()
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[chatty])
+    chatty.logger = logger
+    for name in ("one", "two"):
+        logger.info(name)
+    expected = [f"{'about ' * depth}{name}" for name in ("one", "two") for depth in reversed(range(MOST_NESTED))]
+    assert messages_of(config) == expected
+    assert drain(logger) == (2 * (MOST_NESTED + 1), 2 * MOST_NESTED, 2)
+    assert "logged by a plugin" in capfd.readouterr().err
+
+
+def test_a_str_that_logs_is_spooled(config: SinkConfig) -> None:
+    """A `__str__` called for the entry logs by itself: both are there, its own first."""
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"redactors": []})
+
+    class Speaking:
+        def __str__(self) -> str:
+            logger.info("inner")
+            return "shown"
+
+    logger.info("outer", thing=Speaking())
+    assert messages_of(config) == ["inner", "outer"]
+    assert entries_of(config)[1]["data"]["thing"] == "shown"
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError, asyncio.CancelledError, RecursionError])
+def test_what_a_plugin_raises_stays_inside(config: SinkConfig, error: type[BaseException]) -> None:
+    """Whatever it is, the record arrives without that plugin, and the caller sees nothing."""
+
+    class Raising:
+        name = "raising"
+
+        async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+            raise error
+
+        enrich = redact = filter
+
+    plugin = Raising()
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config))
+    made(logger, filters=[plugin], enrichers=[plugin], redactors=[plugin]).info("one")
+    assert messages_of(config) == ["one"]
+    assert drain(logger) == (1, 1, 0)
+
+
+def test_a_ctrl_c_in_a_plugin_is_the_applications(config: SinkConfig) -> None:
+    """KeyboardInterrupt leaves the call; the record is counted, and logging goes on."""
+
+    class Interrupted:
+        name = "interrupted"
+
+        async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+            if event["message"] == "one":
+                raise KeyboardInterrupt
+            return {}
+
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[Interrupted()])
+    with pytest.raises(KeyboardInterrupt):
+        logger.info("one")
+    logger.info("two")
+    assert messages_of(config) == ["two"]
+    assert drain(logger) == (2, 1, 1)
+
+
+def test_what_a_plugin_sets_in_the_context_stays_there(config: SinkConfig) -> None:
+    """As in fapilog's thread: a plugin's own context is not the caller's."""
+    from fapilog.core.errors import user_id_var
+
+    class Setting:
+        name = "setting"
+
+        async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+            user_id_var.set("the plugin's")
+            return event
+
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), filters=[Setting()])
+    logger.info("one")
+    assert user_id_var.get(None) is None
+    assert messages_of(config) == ["one"]
