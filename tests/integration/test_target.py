@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import os
 import re
 import threading
 import time
@@ -24,7 +26,8 @@ from cwsink import SinkConfig, Writer, diagnostics
 from cwsink.config import RETENTION_DAYS, load_config
 from cwsink.errors import ConfigError
 from cwsink.flusher import backoff
-from cwsink.spool import sending
+from cwsink.flusher.election import Election
+from cwsink.spool import cursor, sending
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch, rules
@@ -608,6 +611,55 @@ def test_a_flusher_creates_as_the_writers_ask(server: StrictCloudWatch) -> None:
     assert group is not None
     assert (group.retention_days, group.tags, group.group_class) == (90, {"team": "shop"}, "INFREQUENT_ACCESS")
     assert group.kms_key_id == KMS_KEY
+
+
+# How to send
+
+NEWER = """
+import json, sys
+from cwsink import SinkConfig, Writer
+writer = Writer(SinkConfig(**json.loads(sys.argv[1])))
+sys.stdin.readline()
+assert all(writer.append(f"newer {number}") for number in range(20))
+"""
+
+
+def test_a_newer_writers_settings_hold_from_then_on(
+    server: StrictCloudWatch, spawn: Spawn, said: list[tuple[str, str]]
+) -> None:
+    """The leader goes on with them, under a new epoch. As another writer lives, one line says what is different."""
+    older = settings(server, max_batch_events=1)
+    newer = {name: value for name, value in asdict(settings(server, max_batch_events=50)).items() if value is not None}
+    directory = filled(older, "older 0", "older 1")
+    election = Election(directory, kind="service")
+    election.start()
+    try:
+        until(lambda: delivered(directory), "the older one's records are delivered")
+        before = len(server.requests)
+        child = spawn(NEWER, json.dumps(newer))
+        until(lambda: cursor.read(directory.cursor).epoch == 2, "it leads anew")
+        _, errors = child.communicate("\n", timeout=CHILD_SECONDS)
+        until(lambda: delivered(directory), "the newer one's records are delivered")
+    finally:
+        election.leave(0.0)
+        assert election.has_ended(CHILD_SECONDS)
+    assert server.messages() == ["older 0", "older 1", *(f"newer {number}" for number in range(20))]
+    assert max(request.events for request in server.requests[:before]) == 1
+    assert max(request.events for request in server.requests[before:]) > 1
+    (line,) = [line for line in errors.splitlines() if "settings" in line]
+    for part in (directory.path, f"/{os.getpid()}", "max_batch_events 1 -> 50.", "The newer ones hold from now on"):
+        assert part in line
+    assert not [key for key, _ in said if key.startswith("settings")]
+
+
+def test_a_writer_with_the_same_settings_changes_nothing(server: StrictCloudWatch, said: list[tuple[str, str]]) -> None:
+    """As the second worker of an application has: the file is left as it is, and nothing is said."""
+    config = settings(server)
+    directory = filled(config)
+    before = sending.stamp(directory)
+    assert filled(config).path == directory.path
+    assert sending.stamp(directory) == before
+    assert not said
 
 
 # The way there
