@@ -538,7 +538,8 @@ def spool_with_records(config: SinkConfig) -> str:
 
 
 def test_what_cannot_be_delivered_is_said_and_kept(config: SinkConfig, run: Run, server: StrictCloudWatch) -> None:
-    """CloudWatch is down: it ends after the drain time-out; `cwsink flush --once` delivers later."""
+    """CloudWatch is down: the command ends at once, and `cwsink run` after its drain time-out, and says so for both;
+    `cwsink flush --once` delivers later."""
     server.faults.fail_next(1_000_000, "ServiceUnavailableException", status=503)
     process = run("--drain-timeout", "1", "--", sys.executable, "-c", WRITER, settings(config))
     line_of(process)
@@ -546,6 +547,7 @@ def test_what_cannot_be_delivered_is_said_and_kept(config: SinkConfig, run: Run,
     _, err = end(process)
     (path,) = find_spools()
     assert err.splitlines()[-1].startswith(f"cwsink: 7 records stay in {path}. They are kept")
+    assert err.count(f"records stay in {path}") == 1
     server.faults.clear()
     subprocess.run([*CWSINK, "flush", "--once"], env=environment(), check=True, capture_output=True)
     assert len(server.messages()) == 7
