@@ -4,7 +4,7 @@
 
 gunicorn with N sync workers; each logs (at most 2,000 records a second) and then idles, with its garbage
 collected. Each cell is a gunicorn of its own. When the strict CloudWatch, which is no part of it, has got
-what it will get, /proc/PID/smaps_rollup of each process is read:
+what it will get, /proc/PID/smaps_rollup of each process is read, also of the flusher and its guard, or of `cwsink run`:
 
 * private (USS): what would be free again if only this process ended, Private_Clean + Private_Dirty;
 * PSS: shared pages count by their share, so the PSS of all processes of a host add up to what they take.
@@ -31,15 +31,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.report import Report, add_options
+from benchmarks.staging.flushers import flushers_of, kill_flushers
 from benchmarks.staging.subjects import Subject
-from cwsink.spool import leader_state
-from cwsink.spool.directory import find_spools, open_existing
 from cwsink.testing import SpawnedCloudWatch, spawn
 
 HANG_SECONDS: Final = 180.0
@@ -47,7 +46,9 @@ HANG_SECONDS: Final = 180.0
 QUIET_SECONDS: Final = 2.0
 SETTLE_SECONDS: Final = 0.3
 POLL_SECONDS: Final = 0.05
-GOAL_MIB: Final = 3.0
+# MiB more than with nothing, at most: of a worker, by its library; of the host, by its number of workers.
+WORKER_GOALS: Final = {"fapilog": 1.4, "logging": 2.5}
+HOST_GOALS: Final = {8: 60, 16: 75}
 MIB: Final = 1 << 20
 
 SHOP: Final = """
@@ -63,8 +64,7 @@ def work():
             time.sleep(0.005)
     time.sleep(0.5)
     gc.collect()
-    clients = [each for each in gc.get_objects() if type(each).__module__ == "botocore.client"]
-    os.write(1, f"{os.getpid()} {len(clients)}\\n".encode())
+    os.write(1, f"{os.getpid()}\\n".encode())
 
 
 def app(environ, start_response):
@@ -87,21 +87,20 @@ class Size(NamedTuple):
 
 
 class Host(NamedTuple):
-    """What the processes of one cell hold; `others`: the workers that do not lead."""
+    """What the processes of one cell hold. `delivers`: guard and flusher, or what `cwsink run` is and has started."""
 
-    others: list[Size]
-    leader: Size | None
+    workers: list[Size]
+    delivers: Size
     all: Size
-    clients: int  # botocore clients in the workers that do not lead
 
 
 SUBJECTS: Final = (
     Subject("fapilog: nothing (floor)", "fapilog", "nothing"),
-    Subject("fapilog: cwsink, a thread", "fapilog", "cwsink"),
+    Subject("fapilog: cwsink", "fapilog", "cwsink"),
     Subject("fapilog: cwsink run", "fapilog", "cwsink", has_flusher=True),
     Subject("fapilog: its own sink", "fapilog", "built-in"),
     Subject("logging: nothing (floor)", "logging", "nothing"),
-    Subject("logging: cwsink, a thread", "logging", "cwsink"),
+    Subject("logging: cwsink", "logging", "cwsink"),
     Subject("logging: watchtower", "logging", "watchtower"),
 )
 Cells = dict[tuple[Subject, int], list[Host]]
@@ -123,10 +122,15 @@ def tree(pid: int) -> Iterator[int]:
             yield from tree(int(child))
 
 
-def leader_of(root: str) -> int:
-    """Return the pid of who leads the only spool below `root`; 0 if there is no spool."""
-    published = [leader_state.read(open_existing(path)) for path in find_spools(root)]
-    return published[0].pid if published and published[0] else 0
+def parent_of(pid: int) -> int:
+    """Return a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def sum_of(sizes: Iterable[Size]) -> Size:
+    """Add up."""
+    found = list(sizes)
+    return Size(sum(each.private for each in found), sum(each.pss for each in found))
 
 
 @contextlib.contextmanager
@@ -160,6 +164,7 @@ def started(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        kill_flushers(folder / "spools")
 
 
 def settle(server: SpawnedCloudWatch, expected: int) -> None:
@@ -179,78 +184,63 @@ def measure(subject: Subject, workers: int, records: int, server: SpawnedCloudWa
     try:
         with started(subject, workers, records, folder, server.endpoint_url, preload=preload) as process:
             assert process.stdout is not None, "asked for a pipe"
-            clients = {}
+            of_workers = set()
             for _ in range(workers):
-                pid, _, count = process.stdout.readline().partition(" ")
-                if not count:
+                if not (line := process.stdout.readline()):
                     raise SystemExit(f"{subject.name}: a worker failed")
-                clients[int(pid)] = int(count)
+                of_workers.add(int(line))
             if subject.sink != "nothing":
                 settle(server, workers * records)
-            sizes = {pid: size_of(pid) for pid in tree(process.pid)}
-            leader = leader_of(str(folder / "spools"))
-        others = [pid for pid in clients if pid != leader]
-        return Host(
-            [sizes[pid] for pid in others],
-            sizes[leader] if leader in clients else None,
-            Size(sum(each.private for each in sizes.values()), sum(each.pss for each in sizes.values())),
-            max((clients[pid] for pid in others), default=0),
-        )
+            pids = {*tree(process.pid), *flushers_of(folder / "spools")}
+            sizes = {pid: size_of(pid) for pid in pids}
+            # gunicorn's own process is the parent of its workers; `cwsink run` is the parent of that one.
+            gunicorn = parent_of(next(iter(of_workers)))
+        delivers = [size for pid, size in sizes.items() if pid not in of_workers and pid != gunicorn]
+        return Host([sizes[pid] for pid in of_workers], sum_of(delivers), sum_of(sizes.values()))
     finally:
         shutil.rmtree(folder)
 
 
 def over(hosts: Sequence[Host], floors: Sequence[Host], part: str, kind: str) -> list[float]:
-    """Return, in MiB for each round, what `part` ("others", "leader", "all") holds more than with nothing."""
-    found = []
-    for host, floor in zip(hosts, floors, strict=True):
-        if part == "all":
-            found.append((getattr(host.all, kind) - getattr(floor.all, kind)) / MIB)
-            continue
-        sizes = host.others if part == "others" else [host.leader] if host.leader else []
-        if sizes:
-            base = statistics.median(getattr(each, kind) for each in floor.others)
-            found.append((statistics.median(getattr(each, kind) for each in sizes) - base) / MIB)
-    return found
+    """Return, in MiB for each round, what `part` ("workers": one of them; "all") holds more than with nothing."""
+
+    def of(host: Host) -> float:
+        sizes = [host.all] if part == "all" else host.workers
+        return float(statistics.median(getattr(each, kind) for each in sizes))
+
+    return [(of(host) - of(floor)) / MIB for host, floor in zip(hosts, floors, strict=True)]
 
 
-def rows(cells: Cells, subjects: Sequence[Subject], counts: Sequence[int], kind: str, part: str) -> list[list[str]]:
-    """Return a row for each subject: a column for each number of workers, MiB over nothing."""
+def rows(cells: Cells, subjects: Sequence[Subject], counts: Sequence[int], kind: str) -> list[list[str]]:
+    """Return a row for each subject: a column for each number of workers, MiB of one of them over nothing."""
     table = []
     for subject in subjects:
-        if subject.sink == "nothing":
-            continue
-        values = [over(cells[subject, n], cells[subject.floor(subjects), n], part, kind) for n in counts]
-        if any(values):
-            name = f"{subject.name}, the leader" if part == "leader" else subject.name
-            table.append([name, *(f"{statistics.median(each):.1f}" if each else "-" for each in values)])
+        if subject.sink != "nothing":
+            values = [over(cells[subject, n], cells[subject.floor(subjects), n], "workers", kind) for n in counts]
+            table.append([subject.name, *(with_spread(each) for each in values)])
     return table
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """Return the median, and with several rounds the least and the most."""
+    median = f"{statistics.median(values):.1f}"
+    return f"{median} ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else median
 
 
 def say_workers(report: Report, cells: Cells, subjects: Sequence[Subject], counts: Sequence[int]) -> None:
     """Print what a worker holds, and the verdict on the goal."""
     columns = [f"{n} worker{'s' if n > 1 else ''}" for n in counts]
-    report.say("One worker, private memory (USS), MiB more than with nothing (median of the workers that do not lead):")
-    followers = rows(cells, subjects, counts, "private", "others")
-    leaders = rows(cells, subjects, counts, "private", "leader")
-    report.table(["worker", *columns], [*followers, *leaders])
+    report.say("One worker, private memory (USS), MiB more than with nothing (median of all workers):")
+    report.table(["worker", *columns], rows(cells, subjects, counts, "private"))
     report.say("The same as PSS, MiB more than with nothing:")
-    followers = rows(cells, subjects, counts, "pss", "others")
-    report.table(["worker", *columns], [*followers, *rows(cells, subjects, counts, "pss", "leader")])
+    report.table(["worker", *columns], rows(cells, subjects, counts, "pss"))
     for subject in subjects:
-        if subject.sink != "cwsink":
-            continue
-        found = [
-            mib
-            for n in counts
-            for mib in over(cells[subject, n], cells[subject.floor(subjects), n], "others", "private")
-        ]
-        clients = max(host.clients for n in counts for host in cells[subject, n])
-        if found:
+        if subject.sink == "cwsink":
+            floor = subject.floor(subjects)
+            found = [mib for n in counts for mib in over(cells[subject, n], cells[floor, n], "workers", "private")]
             report.say(
-                f"{subject.name}: a worker that does not lead holds {statistics.median(found):.1f} MiB "
-                f"({min(found):.1f}-{max(found):.1f}) of private memory; the goal is {GOAL_MIB:.0f} at most. "
-                f"It holds {clients or 'no'} boto3 client{'s' * (clients > 1)}."
+                f"{subject.name}: a worker holds {with_spread(found)} MiB of private memory more than with nothing; "
+                f"the goal is {WORKER_GOALS[subject.frontend]} at most."
             )
 
 
@@ -269,11 +259,21 @@ def say_hosts(report: Report, cells: Cells, subjects: Sequence[Subject], counts:
         for subject in subjects
         if subject.sink != "nothing"
     }
-    report.say("All processes of the host, a flusher of its own included, PSS, MiB:")
+    delivers = {
+        subject.name: [
+            f"{statistics.median(host.delivers.pss for host in cells[subject, n]) / MIB:.1f}" for n in counts
+        ]
+        for subject in subjects
+        if subject.sink == "cwsink"
+    }
+    report.say("What delivers, PSS, MiB: guard and flusher; or all that `cwsink run` has beside the command:")
+    report.table(["", *columns], [[name, *sizes] for name, sizes in delivers.items()])
+    report.say("All processes of the host, PSS, MiB:")
     report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in total.items()])
     report.lines("All processes of a host together", "workers", "PSS, MiB", total)
     report.say("The same, MiB more than with nothing:")
     report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in more.items()])
+    report.say(*host_verdicts(more))
     report.lines(
         "What logging to CloudWatch adds to all processes of a host together",
         "workers",
@@ -283,6 +283,14 @@ def say_hosts(report: Report, cells: Cells, subjects: Sequence[Subject], counts:
     )
 
 
+def host_verdicts(more: Mapping[str, Sequence[tuple[int, float]]]) -> Iterator[str]:
+    """Yield how what a host holds more stands to the goals."""
+    for name, points in more.items():
+        goals = [f"{mib:.0f} MiB with {n} workers (the goal: {HOST_GOALS[n]})" for n, mib in points if n in HOST_GOALS]
+        if goals and "cwsink" in name:
+            yield f"{name}: the host holds more than with nothing: {', '.join(goals)}."
+
+
 def say_preloaded(report: Report, cells: Cells, subjects: Sequence[Subject], workers: int) -> None:
     """Print the table of `--preload`."""
     report.say(f"With `--preload`, {workers} workers, MiB more than with nothing:")
@@ -290,10 +298,9 @@ def say_preloaded(report: Report, cells: Cells, subjects: Sequence[Subject], wor
     for subject in subjects:
         if subject.sink != "nothing":
             mine, floor = cells[subject, workers], cells[subject.floor(subjects), workers]
-            found = [over(mine, floor, *which) for which in (("others", "private"), ("leader", "private"))]
-            found.append(over(mine, floor, "all", "pss"))
-            table.append([subject.name, *(f"{statistics.median(each):.1f}" if each else "-" for each in found)])
-    report.table(["", "a worker, private", "the leader, private", "host, PSS"], table)
+            found = [over(mine, floor, *which) for which in (("workers", "private"), ("all", "pss"))]
+            table.append([subject.name, *map(with_spread, found)])
+    report.table(["", "a worker, private", "host, PSS"], table)
 
 
 def main() -> None:
@@ -303,6 +310,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="how many, for each column")
     parser.add_argument("--records", type=int, default=2_000, help="for each worker")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help='rows with one of these, and "nothing"')
     parser.add_argument("--preloaded", type=int, default=8, help="workers of the table for --preload; 0: none")
     options = parser.parse_args()
     if options.quick:
@@ -312,9 +320,11 @@ def main() -> None:
     if importlib.util.find_spec("gunicorn") is None:
         raise SystemExit("this needs gunicorn")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
-    report = Report("memory", options, "fapilog", "boto3", "watchtower")
-    subjects = [each for each in SUBJECTS if each.is_installed]
-    for missing in [each for each in SUBJECTS if each not in subjects]:
+    report = Report("memory", options, "fapilog", "botocore", "watchtower")
+    subjects = [each for each in SUBJECTS if each.is_installed and any(word in each.name for word in options.only)]
+    floors = {each.floor(SUBJECTS) for each in subjects}
+    subjects = [each for each in SUBJECTS if each in subjects or each in floors]
+    for missing in [each for each in SUBJECTS if not each.is_installed]:
         report.say(f"{missing.name} is left out: {', '.join(missing.packages)} are not all installed.")
     if options.quick:
         report.say("A quick run leaves the peers out.")

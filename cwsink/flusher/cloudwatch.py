@@ -50,13 +50,19 @@ _data: Any = None
 _emitter: Any = None
 
 
+def import_botocore() -> None:
+    """Import all that a call needs: 0.15 s."""
+    for name in ("botocore.session", "botocore.handlers", "botocore.parsers", "cwsink.flusher.aws_data"):
+        import_module(name)
+    import_module("encodings.idna")  # of the first look-up of a host name
+
+
 def load() -> None:
-    """Import all that a call needs, and read AWS's descriptions of it: 0.2 s, once for all clients of this process.
+    """Import it, and read AWS's descriptions of our calls: 0.2 s, once for all clients of this process.
 
     A client made after it takes 5 ms, also in a forked child. No credentials are looked for.
     """
-    for name in ("botocore.credentials", "botocore.parsers", "encodings.idna"):
-        import_module(name)  # encodings.idna: of the first look-up of a host name
+    import_botocore()
     session = _new_session(None)
     session.set_credentials("none", "none")
     session.create_client("logs", region_name="us-east-1").close()

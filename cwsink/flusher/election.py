@@ -30,6 +30,8 @@ Kind = Literal["own", "run", "service", "once"]
 
 _TROUBLE_SECONDS: Final = 1.0
 _HANDOVER_POLL_SECONDS: Final = 0.02
+# How often the one that leads is asked to hurry while we wait to leave.
+_ASK_SECONDS: Final = 0.5
 # One that could not deliver lets others try: at first for so long, then for twice that, and so on.
 _FIRST_STAY_OUT_SECONDS: Final = 30.0
 _LONGEST_STAY_OUT_SECONDS: Final = 600.0
@@ -138,11 +140,15 @@ class Election:
                     return
 
     def _drain(self) -> None:
-        """Deliver the rest, or see another leader do it."""
+        """Deliver the rest, or see another leader do it, at once."""
         assert self._drain_until is not None, "told to leave"
-        while time.monotonic() < self._drain_until and survey.has_pending(self.directory):
+        ask_at = 0.0
+        while (now := time.monotonic()) < self._drain_until and survey.has_pending(self.directory):
             if self._try_to_lead():
                 return
+            if now >= ask_at:
+                ask_at = now + _ASK_SECONDS
+                hurry.ask(self.directory)
             time.sleep(_HANDOVER_POLL_SECONDS)
 
     def _try_to_lead(self) -> bool:

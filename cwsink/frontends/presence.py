@@ -22,7 +22,7 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
-from cwsink.frontends.starter import Starter
+from cwsink.frontends.starter import HOSTED_VARIABLE, Starter
 from cwsink.spool import cursor, descriptors, leader_state, lease, sending, survey
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
@@ -119,10 +119,14 @@ class Presence:
             self._offer(now)
 
     def leave(self) -> bool:
-        """Let go of the spool; tell whether this process is the last one, and is to wait for delivery."""
+        """Let go of the spool; tell whether this process is the last one, and is to wait for delivery.
+
+        Below `cwsink run` that one waits, once its command has ended.
+        """
         for ring in list(self._rings):
             ring.close()
-        return self._attachment.leave() and self._config.flusher != "external"
+        is_last = self._attachment.leave()
+        return is_last and self._config.flusher != "external" and HOSTED_VARIABLE not in os.environ
 
     def await_delivery(self, began: float) -> None:
         """Wait until what is pending is delivered, while that makes sense. Raises OSError.

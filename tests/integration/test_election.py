@@ -1,4 +1,4 @@
-"""One process of many leads: never two at once, and soon another when it dies.
+"""One process of many leads: never two at once, and soon another when it dies. And one flusher is started, not twenty.
 
 The verdict comes from outside: the pids and epochs in the requests that the strict server saw, the
 kernel's word on the lease, and the cursor file.
@@ -6,27 +6,39 @@ kernel's word on the lease, and the cursor file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
+import socket
 import statistics
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import Writer, diagnostics
 from cwsink.config import SinkConfig, load_config
-from cwsink.spool import cursor, directory, leader_state, lease
+from cwsink.flusher.election import Election
+from cwsink.frontends import starter
+from cwsink.spool import cursor, directory, flusher_lock, leader_state, lease
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.cursor import Cursor, Fenced
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
 from tests.nursery import Nursery
-from tests.support import quick_config
+from tests.support import finish, quick_config
 
 CANDIDATES = 8
 KILLS = 200
@@ -34,14 +46,17 @@ HANG_SECONDS = 30.0
 
 
 def candidate(settings: dict[str, object], *also: str) -> None:
-    """Append 50 records a second until killed; `also` "fork": as leader, make three children that live on."""
+    """Append 50 records a second, and stand for election, until killed.
+
+    `also` "fork": as leader, make three children that live on.
+    """
+    writer = Writer(load_config(settings))
+    Election(writer.directory, kind="service").start()
     if "fork" in also:
-        Writer(load_config(settings)).append("before the fork")
         until_leading(settings)
         for _ in range(3):
             if os.fork() == 0:
                 time.sleep(600)
-    writer = Writer(load_config(settings))
     for number in range(10_000):
         writer.append(f"{os.getpid()} {number}")
         time.sleep(0.02)
@@ -71,7 +86,8 @@ def leader_of(spool: SpoolDirectory) -> int:
 
 @pytest.fixture
 def config(server: StrictCloudWatch) -> SinkConfig:
-    return quick_config(server.endpoint_url, batch_timeout_seconds=0.1)
+    """No flusher is started by itself: a test that wants one says so."""
+    return quick_config(server.endpoint_url, batch_timeout_seconds=0.1, flusher="external")
 
 
 @pytest.fixture
@@ -89,7 +105,7 @@ def nursery(spawn: Spawn) -> Nursery:
     return Nursery(spawn, candidate)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cursor_never_goes_back(spool: SpoolDirectory) -> Iterator[None]:
     """Watch the cursor all the time: epoch and delivered records only grow."""
     seen = [(0, 0)]
@@ -120,6 +136,7 @@ def assert_one_sender_at_a_time(server: StrictCloudWatch) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
 @pytest.mark.timeout(600)
 def test_200_leaders_are_killed_and_one_follows_each(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
@@ -149,6 +166,7 @@ def test_200_leaders_are_killed_and_one_follows_each(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
 def test_two_candidates_take_over_from_each_other(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
 ) -> None:
@@ -172,6 +190,7 @@ def test_two_candidates_take_over_from_each_other(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
 def test_a_leader_whose_lock_file_is_gone_stops(
     server: StrictCloudWatch,
@@ -208,6 +227,7 @@ def test_a_leader_whose_lock_file_is_gone_stops(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
 def test_a_stopped_leader_that_was_superseded_sends_nothing_more(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
 ) -> None:
@@ -231,6 +251,7 @@ def test_a_stopped_leader_that_was_superseded_sends_nothing_more(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
 def test_a_stopped_leader_that_keeps_its_lease_goes_on(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object], config: SinkConfig
 ) -> None:
@@ -251,10 +272,11 @@ def test_a_stopped_leader_that_keeps_its_lease_goes_on(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
 def test_forked_children_do_not_keep_a_dead_leaders_lease(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
 ) -> None:
-    """The leader dies, three children that it forked live on: the lease is free."""
+    """The leader dies, three children that it forked live on: the lease is free, and the mark on the spool gone."""
     leader = nursery.fork(settings, "fork")
     wait_for(lambda: leader_of(spool) == leader)
     assert server.wait_for(lambda s: any(message.endswith(" 5") for message in s.messages()), HANG_SECONDS)
@@ -263,6 +285,7 @@ def test_forked_children_do_not_keep_a_dead_leaders_lease(
     nursery.kill(leader)
     began = time.monotonic()
     wait_for(lambda: not lease.is_taken(spool))
+    assert not is_anyone_attached(spool)
     print(f"lease free {(time.monotonic() - began) * 1000:.1f} ms after the leader's death")
     for child in children:
         os.kill(child, 0)  # raises if it is not alive
@@ -308,3 +331,435 @@ def test_a_lease_is_proven_by_inode_and_process(spool: SpoolDirectory) -> None:
     assert other.is_held()
     other.release()
     assert not lease.is_taken(spool)
+
+
+# One candidate: cwsink.flusher.election.Election.
+
+
+@pytest.fixture
+def stand() -> Iterator[Callable[..., Election]]:
+    """Start candidates in this process; they have ended when the test has."""
+    standing: list[Election] = []
+
+    def start(spool: SpoolDirectory, **options: Any) -> Election:
+        standing.append(Election(spool, kind="service", **options))
+        standing[-1].start()
+        return standing[-1]
+
+    yield start
+    for each in standing:
+        each.leave(0.0)
+    assert all(each.has_ended(HANG_SECONDS) for each in standing)
+
+
+Stand = Callable[..., Election]
+
+
+def changed(config: SinkConfig, **settings: object) -> SinkConfig:
+    return SinkConfig(**{**asdict(config), **settings})
+
+
+def test_of_two_candidates_one_leads_and_the_other_follows(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
+) -> None:
+    """The second stands by as long as the first leads, and leads an epoch later."""
+    writer = Writer(config)
+    first = stand(spool)
+    wait_for(lambda: first.epoch == 1)
+    second = stand(spool)
+    assert writer.append("one")
+    assert writer.flush(HANG_SECONDS)
+    assert (first.epoch, second.epoch) == (1, 0)
+    first.leave(0.0)
+    assert first.has_ended(HANG_SECONDS)
+    wait_for(lambda: second.epoch == 2)
+    assert first.epoch == 0
+    assert writer.append("two")
+    assert writer.flush(HANG_SECONDS)
+    assert server.messages() == ["one", "two"]
+    assert set(server.senders_by_epoch()) == {1, 2}
+
+
+def test_who_leaves_delivers_the_rest_first(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
+) -> None:
+    """What was being gathered is sent, then the lease is free."""
+    writer = Writer(changed(config, batch_timeout_seconds=3600.0))
+    leader = stand(spool)
+    wait_for(lambda: leader.epoch == 1)
+    assert writer.append("first")
+    assert writer.flush(HANG_SECONDS)
+    assert writer.append("gathered")
+    leader.leave(HANG_SECONDS)
+    assert leader.has_ended(HANG_SECONDS)
+    assert server.messages() == ["first", "gathered"]
+    assert not lease.is_taken(spool)
+
+
+def test_who_never_led_leaves_when_another_has_delivered(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
+) -> None:
+    """The wish is that the rest is delivered, by whomever; a follower does not wait for more than that."""
+    writer = Writer(config)
+    leader = stand(spool)
+    wait_for(lambda: leader.epoch == 1)
+    follower = stand(spool)
+    assert writer.append("by the leader")
+    follower.leave(HANG_SECONDS)
+    assert follower.has_ended(HANG_SECONDS)
+    assert server.messages() == ["by the leader"]
+    assert leader.epoch == 1
+
+
+def test_who_gives_way_stays_out_and_does_not_stand_again_at_once(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
+) -> None:
+    """It cannot deliver and says so; another one takes the lease, and keeps it."""
+    server.faults.deny("logs:PutLogEvents")
+    writer = Writer(config)
+    assert writer.append("one")
+    first = stand(spool)
+    wait_for(lambda: first.cannot_deliver)
+    second = stand(spool)
+    first.give_way()
+    wait_for(lambda: second.epoch == 2)
+    server.faults.allow("logs:PutLogEvents")
+    assert writer.flush(HANG_SECONDS)
+    assert (first.epoch, second.epoch) == (0, 2)
+    assert not second.cannot_deliver
+    assert server.messages() == ["one"]
+
+
+def test_a_spool_that_is_made_anew_is_led_again(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
+) -> None:
+    """Somebody removed it, and a writer made it again: the same candidate delivers from the new one."""
+    leader = stand(spool)
+    wait_for(lambda: leader.epoch == 1)
+    shutil.rmtree(spool.path)
+    writer = Writer(config)
+    assert writer.append("in the new one")
+    assert writer.flush(HANG_SECONDS)
+    assert server.messages() == ["in the new one"]
+    assert leader.directory.format.spool_id == writer.directory.format.spool_id != spool.format.spool_id
+
+
+def test_what_keeps_a_candidate_from_leading_is_said_and_tried_again(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand, said: list[str]
+) -> None:
+    """A cursor that cannot be opened: one line, and once it can be the records are delivered."""
+    writer = Writer(config)
+    assert writer.append("one")
+    os.mkdir(spool.cursor)
+    candidate = stand(spool)
+    wait_for(lambda: candidate.trouble)
+    assert not lease.is_taken(spool)
+    os.rmdir(spool.cursor)
+    assert writer.flush(HANG_SECONDS)
+    assert candidate.trouble is None
+    (line,) = said
+    assert line.startswith(f"cannot flush {spool.path}: IsADirectoryError")
+    assert server.messages() == ["one"]
+
+
+# How to send: what the newest writer left.
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What this process has said."""
+    lines: list[str] = []
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda key, message: lines.append(message)])
+    return lines
+
+
+def sizes(server: StrictCloudWatch) -> list[int]:
+    return [request.events for request in server.requests if request.status == 200]
+
+
+def test_the_settings_of_a_newer_writer_hold(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
+) -> None:
+    """The leader takes them within moments, in a new epoch; what it knew before it forgets."""
+    older = Writer(changed(config, max_batch_events=2, batch_timeout_seconds=3600.0))
+    leader = stand(spool)
+    wait_for(lambda: leader.epoch == 1)
+    assert leader.config.max_batch_events == 2
+    assert all(older.append(f"{number}") for number in range(4))
+    assert older.flush(HANG_SECONDS)
+    assert sizes(server) == [2, 2]
+    newer = Writer(changed(config, max_batch_events=3))
+    wait_for(lambda: leader.epoch == 2)
+    assert leader.config.max_batch_events == 3
+    assert leader.config.batch_timeout_seconds == config.batch_timeout_seconds
+    # Also for the records of the older one, and although that writes on.
+    assert older.append("first of three")
+    assert newer.append("second")
+    assert newer.append("third")
+    assert newer.flush(HANG_SECONDS)
+    assert max(sizes(server)[2:]) <= 3
+    assert len(server.messages()) == 7
+
+
+def test_the_environment_of_the_leader_does_not_say_how_to_send(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever leads sends as the writer said; variables of its own are those of another application."""
+    monkeypatch.setenv("FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS", "3600")
+    monkeypatch.setenv("FAPILOG_CLOUDWATCH__COMPRESSION", "gzip")
+    writer = Writer(config)
+    leader = stand(spool)
+    assert leader.config.batch_timeout_seconds == config.batch_timeout_seconds
+    assert leader.config.compression == "none"
+    assert writer.append("one")
+    assert server.wait_for_events(1, HANG_SECONDS)
+
+
+def test_a_difference_of_two_living_writers_is_one_line(config: SinkConfig, said: list[str]) -> None:
+    """It names each setting with both values, the other writer, and which one holds."""
+    first = Writer(config)
+    assert first.append("attached")
+    Writer(changed(config, batch_size=7, compression="gzip"))
+    (line,) = said
+    assert line == (
+        f"the settings of {first.directory.path} differ from those of {socket.gethostname()}/{os.getpid()}, whose "
+        "application still logs there: batch_size 1000 -> 7, compression none -> gzip. The newer ones hold from now on."
+    )
+
+
+def test_what_is_the_same_or_nobodys_any_more_is_not_worth_a_line(config: SinkConfig, said: list[str]) -> None:
+    """The same settings again, others that only concern the writer itself, and a change between two starts."""
+    first = Writer(config)
+    Writer(changed(config, batch_size=7))  # nobody was attached
+    assert first.append("attached")
+    Writer(changed(config, batch_size=7))
+    Writer(changed(config, batch_size=7, on_full="drop_newest", block_timeout_seconds=1.0))
+    assert said == []
+
+
+def test_a_secret_between_two_parties_is_not_shown(config: SinkConfig, said: list[str]) -> None:
+    """An external id is a secret of sorts: that it differs is said, not what it is."""
+    role = "arn:aws:iam::123456789012:role/logs"
+    assert Writer(changed(config, role_arn=role, external_id="our-secret")).append("attached")
+    Writer(changed(config, role_arn=role, external_id="their-secret"))
+    (line,) = said
+    assert "external_id (not shown) -> (not shown)" in line
+    assert "our-secret" not in line
+    assert "their-secret" not in line
+
+
+# The flusher that starts by itself: one a user and root.
+
+# Python, and a line for each time that it was started.
+COUNTED_PYTHON = """#!/bin/sh
+echo started >> {log}
+exec {python} "$@"
+"""
+
+TOGETHER = """
+import os, sys, time, cwsink
+
+config = {settings}
+gate, start = os.pipe()
+pids = []
+for number in range({workers}):
+    pid = os.fork()
+    if pid == 0:
+        os.close(start)
+        os.read(gate, 1)  # returns for all of them at the same moment: when nobody has the other end any more
+        writer = cwsink.Writer.open(config)
+        assert writer.append(f"worker {{number}}")
+        sys.stdin.readline()  # one of them reads what is written, the others wait for the end
+        sys.exit()
+    pids.append(pid)
+os.close(start)
+print("all are on their way", flush=True)
+for pid in pids:
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.fixture
+def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many flushers have been started so far."""
+    log, python = tmp_path / "starts", tmp_path / "counted-python"
+    log.touch()
+    python.write_text(COUNTED_PYTHON.format(log=log, python=sys.executable))
+    python.chmod(0o755)
+    monkeypatch.setenv(starter.PYTHON_VARIABLE, str(python))
+    return lambda: len(log.read_text().splitlines())
+
+
+def test_20_workers_that_start_together_start_exactly_one_guard(
+    server: StrictCloudWatch,
+    spawn: Spawn,
+    settings: dict[str, object],
+    spool: SpoolDirectory,
+    starts: Callable[[], int],
+) -> None:
+    """All of them find at the same moment that nobody leads; one process is started, and delivers for all."""
+    code = TOGETHER.format(settings={**settings, "flusher": "process"}, workers=20)
+    workers = spawn(code)
+    assert server.wait_for_events(20, HANG_SECONDS), workers.poll()
+    wait_for(lambda: starts() > 0)
+    finish(workers)
+    assert sorted(server.messages()) == sorted(f"worker {number}" for number in range(20))
+    assert starts() == 1
+    assert_one_sender_at_a_time(server)
+
+
+def test_programs_that_come_and_go_share_a_flusher(
+    server: StrictCloudWatch,
+    settings: dict[str, object],
+    spool: SpoolDirectory,
+    tmp_path: Path,
+    starts: Callable[[], int],
+) -> None:
+    """It lingers for a moment when the last one has gone: the next one finds it warm, in the same epoch."""
+    code = f"import cwsink\nassert cwsink.Writer.open({ {**settings, 'flusher': 'process'}!r}).append('x')\n"
+    pids = []
+    with (tmp_path / "stderr").open("w") as stderr:  # it lets go of a pipe, for whoever waits for the end of that
+        for _ in range(3):
+            program = [sys.executable, "-c", code]
+            subprocess.run(program, cwd=Path(__file__).parents[2], stderr=stderr, check=True, timeout=HANG_SECONDS)
+            pids.append(leader_of(spool))
+    assert server.messages() == ["x"] * 3
+    assert len(set(pids)) == 1
+    assert starts() == 1
+
+
+def test_two_spools_of_a_root_have_one_flusher_and_two_roots_have_two(
+    server: StrictCloudWatch,
+    config: SinkConfig,
+    tmp_path: Path,
+    starts: Callable[[], int],
+) -> None:
+    """A writer that finds the root's lock taken starts none: the flusher that has it sees the new spool."""
+    own = changed(config, flusher="process")
+    writers = [Writer(changed(own, log_stream_name=name)) for name in ("one", "two")]
+    assert all(writer.append("x") and writer.flush(HANG_SECONDS) for writer in writers)
+    assert starts() == 1
+    elsewhere = Writer(changed(own, spool_directory=str(tmp_path / "elsewhere")))
+    assert elsewhere.append("x")
+    assert elsewhere.flush(HANG_SECONDS)
+    assert starts() == 2
+
+
+def test_a_lock_that_is_held_keeps_a_flusher_from_being_started(
+    config: SinkConfig, spool: SpoolDirectory, starts: Callable[[], int]
+) -> None:
+    """The lock alone decides: whoever holds it has started one, or is one."""
+    lock = flusher_lock.FlusherLock(spool.root)
+    assert lock.try_acquire()
+    own = changed(config, flusher="process")
+    writer = Writer(own)
+    assert writer.append("x")
+    assert not writer.flush(0.0)
+    assert starts() == 0
+    lock.close()
+    assert writer.flush(HANG_SECONDS)
+    assert starts() == 1
+
+
+def test_each_user_has_a_flusher_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a root that several users share, the lock of one is not in the way of another."""
+    mine = flusher_lock.FlusherLock(str(tmp_path))
+    assert mine.try_acquire()
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    theirs = flusher_lock.FlusherLock(str(tmp_path))
+    assert not flusher_lock.is_taken(str(tmp_path))
+    assert theirs.try_acquire()
+    mine.close()
+    theirs.close()
+
+
+def test_who_removes_the_locks_file_ends_the_flusher(
+    server: StrictCloudWatch, config: SinkConfig, spool: SpoolDirectory, starts: Callable[[], int]
+) -> None:
+    """It goes, whatever it has left to do; the next append starts another one, which delivers."""
+    server.faults.deny("logs:PutLogEvents")
+    writer = Writer(changed(config, flusher="process"))
+    assert writer.append("one")
+    wait_for(lambda: leader_of(spool))
+    end_flushers(Path(spool.root))
+    assert not lease.is_taken(spool)
+    server.faults.allow("logs:PutLogEvents")
+    assert writer.flush(HANG_SECONDS)
+    assert server.messages() == ["one"]
+    assert starts() == 2
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
+def test_a_killed_flusher_is_followed_by_its_guards_next_one(
+    server: StrictCloudWatch, config: SinkConfig, spool: SpoolDirectory, starts: Callable[[], int]
+) -> None:
+    """Five kills: each time a child of the same guard follows, an epoch higher, and no writer starts one."""
+    writer = Writer(changed(config, flusher="process"))
+    guards, epochs, messages = set(), [], []
+    for number in range(5):
+        messages.append(f"record {number}")
+        assert writer.append(messages[-1])
+        assert writer.flush(HANG_SECONDS)
+        pid, epoch = leader_of(spool), cursor.read(spool.cursor).epoch
+        guards.add(parent_of(pid))
+        epochs.append(epoch)
+        time.sleep(1.0)  # one that dies sooner is started again after a pause, which grows
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda epoch=epoch: cursor.read(spool.cursor).epoch > epoch)
+    assert writer.flush(HANG_SECONDS)
+    assert len(guards) == 1
+    assert epochs == list(range(1, 6))
+    assert starts() == 1
+    assert server.messages() == messages
+    assert_one_sender_at_a_time(server)
+
+
+def parent_of(pid: int) -> int:
+    done = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("cursor_never_goes_back")
+def test_whoever_is_killed_there_is_one_sender_and_nothing_is_lost(
+    server: StrictCloudWatch, spawn: Spawn, settings: dict[str, object], spool: SpoolDirectory
+) -> None:
+    """Three workers log; the flusher, its guard, or both are killed at any point of their lives: every record
+    arrives."""
+    code = """
+        import sys, time, cwsink
+        writer = cwsink.Writer.open({})
+        number = 0
+        print("ready", flush=True)
+        while not sys.stdin.closed and number < 10_000:
+            assert writer.append(f"{{sys.argv[1]}} {{number}}")
+            number += 1
+            time.sleep(0.01)
+            if number % 10 == 0 and select.select([sys.stdin], [], [], 0)[0]:
+                break
+        print(number, flush=True)
+    """
+    code = "import select\n" + textwrap.dedent(code).format({**settings, "flusher": "process"})
+    workers = [spawn(code, name) for name in "abc"]
+    rng = random.Random(13)
+    for _ in range(12):
+        wait_for(lambda: leader_of(spool))
+        time.sleep(rng.uniform(0.0, 0.5))
+        flusher = leader_of(spool)
+        if not flusher:
+            continue
+        with contextlib.suppress(subprocess.CalledProcessError, ProcessLookupError):
+            guard = parent_of(flusher)
+            victims = [[flusher], [guard], [guard, flusher]][rng.randrange(3)]
+            for pid in victims:
+                if pid != 1:  # the guard is gone: an orphan's parent is init
+                    os.kill(pid, signal.SIGKILL)
+    expected = set()
+    for name, worker in zip("abc", workers, strict=True):
+        ready, count = finish(worker).split()
+        assert ready == "ready"
+        expected |= {f"{name} {number}" for number in range(int(count))}
+    wait_for(lambda: not survey(spool).pending)
+    assert set(server.messages()) == expected
+    assert_one_sender_at_a_time(server)

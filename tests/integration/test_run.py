@@ -23,6 +23,7 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
+from cwsink.spool import flusher_lock, leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -49,6 +50,8 @@ for line in sys.stdin:
         number += 1
     print(number, flush=True)
 """
+
+ONE_RECORD = "import json, sys\nfrom cwsink import Writer\nWriter.open(**json.loads(sys.argv[1])).append('short')"
 
 # Tells of a process all that a parent hands down.
 WORLD = """
@@ -201,7 +204,7 @@ def end(process: subprocess.Popen[str], *, code: int = 0) -> tuple[str, str]:
 
 
 def settings(config: SinkConfig, **changes: object) -> str:
-    """A config as an argument; who flushes is left to the environment."""
+    """A config as an argument; who flushes is left to the environment, or to the default."""
     given = {**asdict(config), **changes}
     return json.dumps({name: value for name, value in given.items() if value is not None and name != "flusher"})
 
@@ -262,7 +265,7 @@ def test_the_command_sees_the_world_as_if_started_without_us(run: Run, tmp_path:
         )
         beside = end(run("--", *script, prefix=ours, **options))[0]
     without, within = json.loads(alone.stdout), json.loads(beside)
-    assert within["environment"].pop("FAPILOG_CLOUDWATCH__FLUSHER") == "external"
+    assert within["environment"].pop("CWSINK_HOSTED") == "run"
     for world in (without, within):
         assert world.pop("group") == world.pop("session")  # of the session that the test made
         for fd in ("1", "2"):
@@ -336,12 +339,16 @@ def test_ctrl_c_in_a_terminal_reaches_the_command_once(server: StrictCloudWatch,
 
 
 def test_records_are_delivered_by_the_flusher_only(server: StrictCloudWatch, config: SinkConfig, run: Run) -> None:
-    """The command's process never sends, at its end neither; all is delivered when `cwsink run` ends."""
+    """The command starts none, at its end neither, and waits for nothing; all is delivered when `cwsink run` ends."""
     process = run("--", sys.executable, "-c", WRITER, settings(config, batch_timeout_seconds=600.0))
     command = int(line_of(process))
     flusher = wait_until(lambda: flusher_of(process.pid))
     tell(process, 500)
+    (path,) = find_spools()
+    published = wait_until(lambda: leader_state.read(open_existing(path)))
+    assert (published.pid, published.kind, published.started_by) == (flusher, "run", "")
     assert end(process) == ("", "")
+    assert not flusher_lock.is_taken(os.environ["CWSINK_SPOOL_DIRECTORY"])
     assert server.messages() == [f"record {number}" for number in range(500)]
     assert server.senders_by_epoch() == {1: {str(flusher)}}
     assert {request.sender for request in server.requests} == {str(flusher)}
@@ -351,8 +358,7 @@ def test_records_are_delivered_by_the_flusher_only(server: StrictCloudWatch, con
 
 def test_a_command_that_is_over_at_once_is_delivered(server: StrictCloudWatch, config: SinkConfig, run: Run) -> None:
     """Before the flusher has begun to look for spools."""
-    code = "import json, sys\nfrom cwsink import Writer\nWriter.open(**json.loads(sys.argv[1])).append('short')"
-    end(run("--", sys.executable, "-c", code, settings(config)))
+    end(run("--", sys.executable, "-c", ONE_RECORD, settings(config)))
     assert server.messages() == ["short"]
 
 
@@ -415,26 +421,59 @@ def test_a_killed_flusher_is_started_again(server: StrictCloudWatch, config: Sin
 
 
 @pytest.mark.faults
-def test_a_worker_may_lead_while_the_flusher_is_down(server: StrictCloudWatch, config: SinkConfig, run: Run) -> None:
-    """FAPILOG_CLOUDWATCH__FLUSHER=thread is left as it is."""
-    process = run(
-        "--",
-        *(sys.executable, "-c", WRITER, settings(config)),
-        env=environment(FAPILOG_CLOUDWATCH__FLUSHER="thread"),
-    )
-    command = line_of(process)
-    until = time.monotonic() + CHILD_SECONDS
-    while command not in {request.sender for request in server.requests}:
-        assert time.monotonic() < until
+def test_while_the_flusher_stays_away_the_command_has_one_of_its_own(
+    server: StrictCloudWatch, config: SinkConfig, run: Run
+) -> None:
+    """Nobody leads for 5 s: the next append starts one, and that of `cwsink run` stands by. Each record arrives."""
+    process = run("--", sys.executable, "-c", WRITER, settings(config))
+    command = int(line_of(process))
+    root = os.environ["CWSINK_SPOOL_DIRECTORY"]
+    wait_until(lambda: flusher_of(process.pid))
+    began = time.monotonic()
+    while not flusher_lock.is_taken(root):
+        assert time.monotonic() < began + CHILD_SECONDS
         # Each time it takes longer until there is a new one.
         if (flusher := flusher_of(process.pid)) is not None:
-            os.kill(flusher, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(flusher, signal.SIGKILL)
         tell(process, 1)
         time.sleep(0.05)
+    assert time.monotonic() - began >= 5.0
+    (path,) = find_spools()
+    wait_until(lambda: (found := leader_state.read(open_existing(path))) and found.kind == "own")
+    published = leader_state.read(open_existing(path))
+    assert published is not None
+    assert published.started_by.startswith(f"pid {command} ")
+    wait_until(lambda: flusher_of(process.pid))  # it is back, and does not interfere
     tell(process, 100)
     end(process)
-    numbers = {int(message.split()[1]) for message in server.messages()}
-    assert numbers == set(range(len(numbers)))
+    numbers = [int(message.split()[1]) for message in server.messages()]
+    assert set(numbers) == set(range(len(set(numbers))))
+    last = [request for request in server.requests if request.status == 200][-1]
+    assert last.sender == str(published.pid)
+    wait_until(lambda: not flusher_lock.is_taken(root), "it goes when nobody needs it")
+
+
+def test_at_its_end_it_waits_for_whoever_leads(server: StrictCloudWatch, config: SinkConfig, run: Run) -> None:
+    """A `cwsink flush` leads, and has no reason to hurry: it is asked to, and waited for."""
+    held = settings(config, batch_timeout_seconds=600.0)
+    service = subprocess.Popen(
+        [*CWSINK, "flush"], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        subprocess.run([sys.executable, "-c", ONE_RECORD, held], env=environment(), check=True)
+        assert server.wait_for_events(1, CHILD_SECONDS)
+        server.faults.latency_seconds = 1.0
+        process = run("--", sys.executable, "-c", WRITER, held)
+        line_of(process)
+        wait_until(lambda: flusher_of(process.pid))
+        tell(process, 5)
+        assert end(process) == ("", "")
+        assert survey(open_existing(find_spools()[0])).pending == 0
+        assert {request.sender for request in server.requests} == {str(service.pid)}
+    finally:
+        service.terminate()
+        service.communicate(timeout=CHILD_SECONDS)
 
 
 def test_a_flusher_that_cannot_be_started_leaves_the_command_alone(config: SinkConfig, spawn: Spawn) -> None:
@@ -456,11 +495,14 @@ def test_a_flusher_that_cannot_be_started_leaves_the_command_alone(config: SinkC
 
 def test_a_flusher_that_fails_is_not_started_in_a_loop(config: SinkConfig, run: Run) -> None:
     """It says what is wrong itself, each time, and the pauses grow."""
+    root = spool_with_records(config)
+    (path,) = find_spools()
+    os.unlink(open_existing(path).sending)  # as an older cwsink left it: then the environment says how to send
     process = run(
         "--drain-timeout",
         "1",
         *("--", "sleep", "2"),
-        env=environment(FAPILOG_CLOUDWATCH__BATCH_SIZE="many", CWSINK_SPOOL_DIRECTORY=spool_with_records(config)),
+        env=environment(FAPILOG_CLOUDWATCH__BATCH_SIZE="many", CWSINK_SPOOL_DIRECTORY=root),
     )
     _, err = end(process)
     assert "batch_size='many'" in err
@@ -496,7 +538,8 @@ def spool_with_records(config: SinkConfig) -> str:
 
 
 def test_what_cannot_be_delivered_is_said_and_kept(config: SinkConfig, run: Run, server: StrictCloudWatch) -> None:
-    """CloudWatch is down: it ends after the drain time-out; `cwsink flush --once` delivers later."""
+    """CloudWatch is down: the command ends at once, and `cwsink run` after its drain time-out, and says so for both;
+    `cwsink flush --once` delivers later."""
     server.faults.fail_next(1_000_000, "ServiceUnavailableException", status=503)
     process = run("--drain-timeout", "1", "--", sys.executable, "-c", WRITER, settings(config))
     line_of(process)
@@ -504,6 +547,7 @@ def test_what_cannot_be_delivered_is_said_and_kept(config: SinkConfig, run: Run,
     _, err = end(process)
     (path,) = find_spools()
     assert err.splitlines()[-1].startswith(f"cwsink: 7 records stay in {path}. They are kept")
+    assert err.count(f"records stay in {path}") == 1
     server.faults.clear()
     subprocess.run([*CWSINK, "flush", "--once"], env=environment(), check=True, capture_output=True)
     assert len(server.messages()) == 7

@@ -7,24 +7,27 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
+from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.testing import StrictCloudWatch
+from tests.interleave import until
 from tests.support import CHILD_SECONDS, finish
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
-# Appends a record for each line of stdin, without ever sending; ends with it.
+# Appends a record for each line of stdin; ends with it.
 WRITER = """
     import json, sys
     from cwsink import Writer
 
-    writer = Writer.open(**{**json.loads(sys.argv[1]), "flusher": "external"})
+    writer = Writer.open(**json.loads(sys.argv[1]))
     for line in sys.stdin:
         assert writer.append(line.strip())
         print("appended", flush=True)
@@ -55,6 +58,10 @@ def flush() -> Iterator[Start]:
         each.communicate()
 
 
+def settings(config: SinkConfig, **changes: object) -> str:
+    return json.dumps({name: value for name, value in {**asdict(config), **changes}.items() if value is not None})
+
+
 def append(writer: subprocess.Popen[str], message: str) -> None:
     assert writer.stdin
     assert writer.stdout
@@ -75,7 +82,7 @@ def test_term_waits_for_those_who_still_log(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start
 ) -> None:
     """TERM comes to the sidecar first: what the application appends after it is delivered too, then it is code 0."""
-    writer = spawn(WRITER, json.dumps(asdict(config)))
+    writer = spawn(WRITER, settings(config, flusher="external"))
     append(writer, "before")
     sidecar = flush("--timeout", "600")
     assert server.wait_for_events(1, CHILD_SECONDS)
@@ -95,13 +102,13 @@ def test_a_spool_that_is_new_after_term_is_served(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start
 ) -> None:
     """An application may log into another group for the first time while it ends."""
-    writer = spawn(WRITER, json.dumps(asdict(config)))
+    writer = spawn(WRITER, settings(config, flusher="external"))
     append(writer, "one")
     sidecar = flush("--timeout", "600")
     assert server.wait_for_events(1, CHILD_SECONDS)
     sidecar.send_signal(signal.SIGTERM)
     wait_for_line(sidecar, "Told to end: waiting at most")
-    other = spawn(WRITER, json.dumps({**asdict(config), "log_group_name": "/test/other"}))
+    other = spawn(WRITER, settings(config, flusher="external", log_group_name="/test/other"))
     append(other, "two")
     finish(other)
     finish(writer)
@@ -116,7 +123,7 @@ def test_a_writer_that_does_not_end_is_not_waited_for_for_ever(
     """After its time the sidecar ends: 0 if all is delivered, else 1 and a line that says how many records stay."""
     if not is_reachable:
         server.faults.fail_next(1_000_000, "ServiceUnavailableException", status=503)
-    writer = spawn(WRITER, json.dumps(asdict(config)))
+    writer = spawn(WRITER, settings(config, flusher="external"))
     for number in range(3):
         append(writer, f"record {number}")
     sidecar = flush("--timeout", "1")
@@ -137,7 +144,7 @@ def test_a_second_signal_ends_it_now(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start, second: signal.Signals
 ) -> None:
     """Whatever the time-out, and whoever is left."""
-    writer = spawn(WRITER, json.dumps(asdict(config)))
+    writer = spawn(WRITER, settings(config, flusher="external"))
     append(writer, "record")
     sidecar = flush("--timeout", str(10 * CHILD_SECONDS))
     assert server.wait_for_events(1, CHILD_SECONDS)
@@ -150,10 +157,96 @@ def test_a_second_signal_ends_it_now(
 
 def test_ctrl_c_waits_for_nobody(server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start) -> None:
     """A person at a terminal wants it to end, and the workers to go on."""
-    writer = spawn(WRITER, json.dumps(asdict(config)))
+    writer = spawn(WRITER, settings(config, flusher="external"))
     append(writer, "record")
     sidecar = flush("--timeout", str(10 * CHILD_SECONDS))
     assert server.wait_for_events(1, CHILD_SECONDS)
     sidecar.send_signal(signal.SIGINT)
     assert "1 record delivered" in finish(sidecar)
     assert writer.poll() is None
+
+
+# Workers that may start a flusher of their own.
+
+
+def leader(config: SinkConfig) -> leader_state.Published | None:
+    return leader_state.read(directory.open_for(config))
+
+
+def test_while_it_leads_no_worker_starts_one(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start
+) -> None:
+    """Neither at the first record nor seconds later, and the last one out waits for it to deliver."""
+    sidecar = flush()
+    wait_for_line(sidecar, "waiting for the first worker")
+    outside = spawn(WRITER, settings(config, flusher="external"))
+    append(outside, "outside")
+    assert server.wait_for_events(1, CHILD_SECONDS)
+    finish(outside)
+    writer = spawn(WRITER, settings(config, batch_timeout_seconds=600.0))
+    for number in range(5):
+        append(writer, f"record {number}")
+        time.sleep(0.5)  # it looks once a second, with an append
+        assert not flusher_lock.is_taken(directory.open_for(config).root)
+    finish(writer)
+    assert server.messages() == ["outside", *(f"record {number}" for number in range(5))]
+    published = leader(config)
+    assert published is not None
+    assert (published.pid, published.kind, published.started_by) == (sidecar.pid, "service", "")
+    assert {request.sender for request in server.requests} == {str(sidecar.pid)}
+    sidecar.send_signal(signal.SIGTERM)
+    finish(sidecar)
+
+
+@pytest.mark.faults
+def test_when_it_is_killed_a_worker_starts_one(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start
+) -> None:
+    """At the next append that looks. A sidecar that is started again stands by until that one goes; nothing is lost."""
+    sidecar = flush()
+    wait_for_line(sidecar, "waiting for the first worker")
+    outside = spawn(WRITER, settings(config, flusher="external"))
+    append(outside, "outside")
+    assert server.wait_for_events(1, CHILD_SECONDS)
+    writer = spawn(WRITER, settings(config))
+    append(writer, "before")
+    assert server.wait_for_events(2, CHILD_SECONDS)
+    sidecar.kill()
+    sidecar.wait(CHILD_SECONDS)
+    sent = ["outside", "before"]
+
+    def is_led_anew() -> bool:
+        sent.append(f"after {len(sent)}")
+        append(writer, sent[-1])
+        found = leader(config)
+        return found is not None and found.kind == "own" and f"pid {writer.pid} " in found.started_by
+
+    until(is_led_anew, "a worker's own flusher leads")
+    assert server.wait_for(lambda s: set(s.messages()) == set(sent), CHILD_SECONDS)
+    again = flush()
+    wait_for_line(again, "standing for election")
+    append(writer, "with both")
+    assert server.wait_for(lambda s: "with both" in s.messages(), CHILD_SECONDS)
+    finish(outside)
+    finish(writer)
+    until(lambda: (found := leader(config)) is not None and found.pid == again.pid, "the sidecar leads again")
+    again.send_signal(signal.SIGTERM)
+    finish(again)
+    assert set(server.messages()) == {*sent, "with both"}
+
+
+def test_what_is_logged_while_flush_once_leads_does_not_wait_for_the_next_record(
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start
+) -> None:
+    """It sends what there was, and leaves. Who logged meanwhile, and no more, has a flusher of its own by then."""
+    outside = spawn(WRITER, settings(config, flusher="external"))
+    append(outside, "outside")
+    server.faults.latency_seconds = 1.0
+    once = flush("--once")
+    until(lambda: (found := leader(config)) is not None and found.kind == "once", "it leads")
+    writer = spawn(WRITER, settings(config))
+    append(writer, "meanwhile")
+    finish(once)
+    assert server.wait_for(lambda s: s.messages() == ["outside", "meanwhile"], CHILD_SECONDS)
+    finish(writer)
+    finish(outside)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import os
 import re
 import threading
 import time
@@ -21,10 +23,11 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink import SinkConfig, Writer, diagnostics
-from cwsink.cli import dedicated
 from cwsink.config import RETENTION_DAYS, load_config
 from cwsink.errors import ConfigError
 from cwsink.flusher import backoff
+from cwsink.flusher.election import Election
+from cwsink.spool import cursor, sending
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch, rules
@@ -202,7 +205,7 @@ sys.stdin.readline()
 def test_one_leader_creates_the_target_once_for_the_host(
     server: StrictCloudWatch, calls: list[Call], spawn: Spawn
 ) -> None:
-    """Three processes log: all create calls come from the one that leads, and there is one of each that succeeds."""
+    """Three processes log: all create calls come from one flusher, and there is one of each that succeeds."""
     children = [spawn(STANDS, number, env=server.environment()) for number in range(3)]
     for child in children:
         assert child.stdout is not None
@@ -342,7 +345,7 @@ def test_the_endpoint_comes_from_botocores_own_variable(
     directory = filled(config, "one")
     monkeypatch.delenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS")
     assert open_existing(directory.path).format.endpoint_url == server.endpoint_url
-    deliver(directory, dedicated.config_for(directory.format))
+    deliver(directory, sending.config_of(directory))
     assert server.messages() == ["one"]
 
 
@@ -583,7 +586,7 @@ def test_the_same_group_in_two_accounts_is_two_spools(
     assert sorted(spool.path for spool in spools) == find_spools(str(tmp_path / "spools"))
     assert len({spool.path for spool in spools}) == 2
     for spool in spools:
-        deliver(spool, dedicated.config_for(open_existing(spool.path).format))
+        deliver(spool, sending.config_of(open_existing(spool.path)))
     assert server.messages() == ["of a", "of b"]
     assert [asked["ExternalId"] for asked in sts.asked] == ["a", "b"]
     keys = [call.access_key for call in calls if call.action == "PutLogEvents" and call.status == 200]
@@ -597,17 +600,66 @@ def test_two_profiles_are_two_spools(server: StrictCloudWatch) -> None:
     assert len({filled(config).path for config in configs}) == 3
 
 
-def test_a_dedicated_flusher_creates_as_the_writers_would(server: StrictCloudWatch) -> None:
-    """Retention, tags, class and key are in FORMAT: who replays a spool makes the same group."""
+def test_a_flusher_creates_as_the_writers_ask(server: StrictCloudWatch) -> None:
+    """Retention, tags, class and key are in the spool: whoever sends it makes the same group."""
     config = settings(
         server, retention_days=90, tags={"team": "shop"}, log_group_class="INFREQUENT_ACCESS", kms_key_id=KMS_KEY
     )
     directory = filled(config)
-    deliver(directory, dedicated.config_for(open_existing(directory.path).format))
+    deliver(directory, sending.config_of(open_existing(directory.path)))
     group = server.group(GROUP)
     assert group is not None
     assert (group.retention_days, group.tags, group.group_class) == (90, {"team": "shop"}, "INFREQUENT_ACCESS")
     assert group.kms_key_id == KMS_KEY
+
+
+# How to send
+
+NEWER = """
+import json, sys
+from cwsink import SinkConfig, Writer
+writer = Writer(SinkConfig(**json.loads(sys.argv[1])))
+sys.stdin.readline()
+assert all(writer.append(f"newer {number}") for number in range(20))
+"""
+
+
+def test_a_newer_writers_settings_hold_from_then_on(
+    server: StrictCloudWatch, spawn: Spawn, said: list[tuple[str, str]]
+) -> None:
+    """The leader goes on with them, under a new epoch. As another writer lives, one line says what is different."""
+    older = settings(server, max_batch_events=1)
+    newer = {name: value for name, value in asdict(settings(server, max_batch_events=50)).items() if value is not None}
+    directory = filled(older, "older 0", "older 1")
+    election = Election(directory, kind="service")
+    election.start()
+    try:
+        until(lambda: delivered(directory), "the older one's records are delivered")
+        before = len(server.requests)
+        child = spawn(NEWER, json.dumps(newer))
+        until(lambda: cursor.read(directory.cursor).epoch == 2, "it leads anew")
+        _, errors = child.communicate("\n", timeout=CHILD_SECONDS)
+        until(lambda: delivered(directory), "the newer one's records are delivered")
+    finally:
+        election.leave(0.0)
+        assert election.has_ended(CHILD_SECONDS)
+    assert server.messages() == ["older 0", "older 1", *(f"newer {number}" for number in range(20))]
+    assert max(request.events for request in server.requests[:before]) == 1
+    assert max(request.events for request in server.requests[before:]) > 1
+    (line,) = [line for line in errors.splitlines() if "settings" in line]
+    for part in (directory.path, f"/{os.getpid()}", "max_batch_events 1 -> 50.", "The newer ones hold from now on"):
+        assert part in line
+    assert not [key for key, _ in said if key.startswith("settings")]
+
+
+def test_a_writer_with_the_same_settings_changes_nothing(server: StrictCloudWatch, said: list[tuple[str, str]]) -> None:
+    """As the second worker of an application has: the file is left as it is, and nothing is said."""
+    config = settings(server)
+    directory = filled(config)
+    before = sending.stamp(directory)
+    assert filled(config).path == directory.path
+    assert sending.stamp(directory) == before
+    assert not said
 
 
 # The way there

@@ -13,7 +13,7 @@ import pytest
 from botocore import exceptions, parsers
 
 from cwsink.config import SinkConfig
-from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.cloudwatch import CloudWatch, take_credentials_only
 from cwsink.flusher.outcome import Answer, Outcome, classify
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
@@ -242,3 +242,31 @@ def test_the_real_client_is_told_who_we_are_and_not_to_retry() -> None:
         assert "epoch/41" in config.user_agent
     finally:
         client.close()
+
+
+def test_the_environment_of_a_flusher_gives_credentials_only() -> None:
+    """Region and endpoint are the spool's. An endpoint for all services stays that of services that give credentials."""
+    env = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_PROFILE": "p",
+        "AWS_REGION": "eu-west-1",
+        "AWS_DEFAULT_REGION": "eu-west-2",
+        "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": "http://127.0.0.1:1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:2",
+        "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:3",
+    }
+    take_credentials_only(env)
+    assert env == {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_PROFILE": "p",
+        "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:3",
+        "AWS_ENDPOINT_URL_SSO": "http://127.0.0.1:2",
+        "AWS_ENDPOINT_URL_SSO_OIDC": "http://127.0.0.1:2",
+    }
+
+
+def test_an_environment_that_says_nothing_of_the_target_stays_as_it_is() -> None:
+    """Nothing is made up."""
+    env = {"AWS_ACCESS_KEY_ID": "a", "PATH": "/bin"}
+    take_credentials_only(env)
+    assert env == {"AWS_ACCESS_KEY_ID": "a", "PATH": "/bin"}

@@ -38,7 +38,7 @@ def _send(port: int) -> None:
     queue = Queue(connection=Redis(port=port))
     while True:
         if len(queue) < MOST_WAITING:
-            queue.enqueue(job, result_ttl=0, failure_ttl=1)
+            queue.enqueue("tests.faults.zoo.broker.job", result_ttl=0, failure_ttl=1)
         else:
             time.sleep(PAUSE_SECONDS)
 
@@ -52,7 +52,7 @@ def main() -> None:
         return " ".join(f"{name}={value}".replace(" ", "") for name, value in info.items()).encode()
 
     # Its address is a tuple with a space in it, which redis-py, asked by RQ, cannot take apart.
-    ClientInfo.as_bytes = as_bytes  # type: ignore[method-assign]  # as the comment says
+    ClientInfo.as_bytes = as_bytes  # type: ignore[method-assign, assignment]  # as the comment says
     server = TcpFakeServer(("127.0.0.1", 0), server_type="redis")
     port = server.server_address[1]
     threading.Thread(target=_send, args=(port,), daemon=True).start()

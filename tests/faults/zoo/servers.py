@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.faults.own_processes import Process
 from tests.faults.zoo import broker
 from tests.faults.zoo.crew import STOP_VARIABLE, VICTIM_VARIABLE
 from tests.faults.zoo.oracle import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged
-from tests.faults.zoo.species import SPECIES
+from tests.faults.zoo.species import SPECIES, Species
 
 HANG_SECONDS = 60.0
 POLL_SECONDS = 0.01
@@ -54,9 +55,9 @@ class Animal:
         self._stop_file, self._victim_file, self.log = folder / "stop", folder / "victim", folder / "output.log"
         self._socket = folder / "socket"
         self._acknowledged = Acknowledged(folder / "acknowledged")
-        self._broker = _Broker() if any("{broker}" in argument for argument in species.arguments) else None
+        self._broker = _Broker() if _takes(species, "{broker}") else None
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self._port = listener.getsockname()[1] if "{fd}" in species.arguments else 0
+        self._port = listener.getsockname()[1] if _takes(species, "{fd}") else 0
         address = self._broker.address if self._broker else ""
         arguments = [
             argument.format(fd=listener.fileno(), socket=self._socket.name, broker=address)
@@ -105,6 +106,13 @@ class Animal:
             self._port = int(found[1])
         return self._port
 
+    def listens(self) -> bool:
+        """Tell whether it has said where it listens."""
+        try:
+            return bool(self.port)
+        except ConnectionRefusedError:
+            return False
+
     def processes(self) -> dict[int, int]:
         """Return the parent of each live process of its session."""
         found = {}
@@ -128,8 +136,10 @@ class Animal:
         return set(self._acknowledged.by_id().values())
 
     def workers(self) -> list[int]:
-        """Return the live processes that have logged, the oldest first."""
+        """Return the live processes that have logged, the oldest first; not the parent, which may have done so early."""
         alive = self.processes()
+        if self.species.workers > 1:
+            alive.pop(self.process.pid, None)
         return [pid for pid in dict.fromkeys(self._acknowledged.by_id().values()) if pid in alive]
 
     def ours(self) -> list[Process]:
@@ -152,7 +162,9 @@ class Animal:
         until = time.monotonic() + seconds
         while not claim():
             if time.monotonic() > until:
-                raise AssertionError(f"never: {what}; processes {self.processes()}\n{self.words()}")
+                raise AssertionError(
+                    f"never: {what}; processes {self.processes()}, records of {Counter(self._acknowledged.by_id().values())}\n{self.words()}"
+                )
             time.sleep(POLL_SECONDS)
 
     def wait_for_records(self, count: int) -> None:
@@ -198,7 +210,7 @@ class Animal:
 
     def get(self, path: str, timeout: float = HANG_SECONDS) -> str:
         """Request a path; the body of the 200, or OSError or HTTPException."""
-        if any("{socket}" in argument for argument in self.species.arguments):
+        if _takes(self.species, "{socket}"):
             connection: http.client.HTTPConnection = _LocalConnection(self._socket, timeout)
         else:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -316,6 +328,10 @@ class _Broker:
         """End it."""
         self._process.kill()
         self._process.communicate()
+
+
+def _takes(species: Species, what: str) -> bool:
+    return any(what in argument for argument in species.arguments)
 
 
 def _group_of(pid: int) -> int | None:

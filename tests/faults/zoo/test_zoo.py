@@ -42,7 +42,7 @@ pytestmark = [
 SEED_VARIABLE = "CWSINK_SOAK_SEED"
 SERVERS = [name for name, species in SPECIES.items() if species.serves]
 # Servers whose workers return from their work when told to end, and so run what is registered for it.
-LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "uwsgi", "granian", "hypercorn"))]
+LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "granian", "hypercorn"))]
 GENERATIONS = {"celery": 6}  # its parent replaces ended children once in 5 s
 MOST_GENERATIONS = 60
 # Servers whose signal handlers are looked at with every change.
@@ -309,7 +309,7 @@ def test_each_start_of_uwsgi_answers_its_first_request(
     promised: set[str] = set()
     for number in range(starts):
         animal = keep(name, "handler")
-        animal.wait_until(lambda: animal.port, "it listens")  # noqa: B023  # called at once
+        animal.wait_until(animal.listens, "it listens")
         animal.get_all([f"slow/0.05/start{number}-{each}" for each in range(2 * CHILDREN)])
         animal.signal(signal.SIGTERM)
         animal.wait_for_end()
