@@ -90,7 +90,7 @@ def show_introduction(console: Console, *, workers: int, requests: int, where: s
     """Say what is going to happen, in three lines."""
     for line in (
         f"{workers} gunicorn workers log {requests:,} requests, through fapilog, to {where}.",
-        "On the way a SIGKILL ends one ordinary worker, then the one elected to send.",
+        "On the way a SIGKILL ends one worker, then the flusher, the process that sends.",
         "What logger.info has returned for is noted outside of cwsink, and has to be in CloudWatch.",
         "",
     ):
@@ -121,8 +121,8 @@ def _rows(ending: Ending) -> list[tuple[str, str, str]]:
     unnoted = f"{verdict.unnoted:,} of them appended in the instant of a kill" if verdict.unnoted else ""
     sums = f"= {books.delivered:,} delivered + {dead:,} dead + {books.evicted:,} evicted + {books.pending:,} pending"
     return [
-        ("leader before", str(takeover.before.pid), f"epoch {takeover.before.epoch}, killed"),
-        ("leader after", str(takeover.after.pid), f"epoch {takeover.after.epoch}"),
+        ("flusher before", str(takeover.before.pid), f"epoch {takeover.before.epoch}, killed"),
+        ("flusher after", str(takeover.after.pid), f"epoch {takeover.after.epoch}"),
         ("takeover in ms", f"{takeover.ms:,.0f}", "from the SIGKILL to the new epoch"),
         ("requests sent", f"{ending.sent:,}", again),
         ("records logged", f"{verdict.logged:,}", ""),

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import cwsink
+from cwsink.testing.flushers import end_flushers
 
 _SETTINGS_OF_THE_USER: Final = ("FAPILOG_", "CWSINK_", "GUNICORN_")
 _GONE_SECONDS: Final = 2.0
@@ -58,6 +59,8 @@ class Sandbox:
             _kill(child)
         for child in self._children:
             _reap(child)
+        with contextlib.suppress(TimeoutError):
+            end_flushers(self.spools)
         if not self.keep:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -1,9 +1,9 @@
 """The sequence: start, load, two kills, stop, read back. Ends within a minute.
 
 ```text
-start CloudWatch -> start gunicorn -> requests | 1/3: kill an ordinary worker
-                                               | 2/3: kill the leader, time the takeover
--> stop gunicorn (the last worker out drains the spool) -> read back -> judge
+start CloudWatch -> start gunicorn -> requests | 1/3: kill a worker
+                                               | 2/3: kill the flusher, time the takeover
+-> stop gunicorn (the last worker out waits for delivery) -> read back -> judge
 ```
 """
 
@@ -21,7 +21,7 @@ from cwsink.demo.cloudwatch import LogEvent, Reader
 from cwsink.demo.load import Load
 from cwsink.demo.report import Screen
 from cwsink.demo.sandbox import DemoError, Sandbox
-from cwsink.demo.takeover import Takeover, find_leader, find_ordinary, wait_for_successor
+from cwsink.demo.takeover import Takeover, find_leader, find_worker, kill, wait_for_successor
 from cwsink.demo.verdict import Evidence, Verdict, judge
 from cwsink.demo.webserver import WebServer
 from cwsink.spool import directory, survey
@@ -47,7 +47,7 @@ class Ending:
     Attributes:
         verdict: what became of the records.
         books: the spool's ledger.
-        takeover: who led before and after.
+        takeover: who sent before and after.
         sent: HTTP requests.
         again: of these, sent again because their worker was killed.
         streams: all streams of the log group.
@@ -85,12 +85,12 @@ class Story:
         server = self._start_gunicorn(url)
         with Load(server.port, self._requests) as load:
             spool = self._wait_for(self._find_spool, server, "no worker has logged anything")
-            leader = self._wait_for(lambda: find_leader(spool, server), server, "no worker was elected")
-            self._screen.say(f"worker {leader.pid} was elected to send (epoch {leader.epoch})")
+            leader = self._wait_for(lambda: find_leader(spool), server, "no flusher was started")
+            self._screen.say(f"flusher {leader.pid} was started by the first record, and sends (epoch {leader.epoch})")
             self._send_until(1 / 3, server, load)
-            self._kill_ordinary(spool, server, load)
+            self._kill_worker(server, load)
             self._send_until(2 / 3, server, load)
-            takeover = self._kill_leader(spool, server, load)
+            takeover = self._kill_flusher(spool, server, load)
             self._send_until(1, server, load)
         over = "" if load.done == load.requests else "; the time for them is over"
         self._screen.say(f"{self._done(load)} are answered, {load.per_second:,.0f} a second{over}")
@@ -111,27 +111,29 @@ class Story:
         self._screen.doing("waiting for the first worker")
         return server
 
-    def _kill_ordinary(self, spool: SpoolDirectory, server: WebServer, load: Load) -> None:
-        worker = self._wait_for(
-            lambda: find_ordinary(spool, server, load.workers()), server, "no second worker has answered"
-        )
+    def _kill_worker(self, server: WebServer, load: Load) -> None:
+        worker = self._wait_for(lambda: find_worker(server, load.workers()), server, "no worker has answered")
         server.kill(worker)
-        self._screen.say(f"{self._done(load)}: killed worker {worker}, an ordinary one", "yellow")
+        self._screen.say(f"{self._done(load)}: killed worker {worker}", "yellow")
 
-    def _kill_leader(self, spool: SpoolDirectory, server: WebServer, load: Load) -> Takeover:
-        leader = self._wait_for(lambda: find_leader(spool, server), server, "nobody leads")
-        killed_at = server.kill(leader.pid)
-        self._screen.say(f"{self._done(load)}: killed worker {leader.pid}, the leader", "yellow")
-        takeover = wait_for_successor(spool, server, leader, killed_at, ELECTION_SECONDS)
+    def _kill_flusher(self, spool: SpoolDirectory, server: WebServer, load: Load) -> Takeover:
+        leader = self._wait_for(lambda: find_leader(spool), server, "nobody sends")
+        killed_at = kill(leader)
+        self._screen.say(f"{self._done(load)}: killed flusher {leader.pid}", "yellow")
+        takeover = wait_for_successor(spool, leader, killed_at, ELECTION_SECONDS)
         after = takeover.after
-        self._screen.say(f"worker {after.pid} took over after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green")
+        self._screen.say(f"flusher {after.pid} took over after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green")
         return takeover
 
     def _stop_gunicorn(self, server: WebServer, spool: SpoolDirectory) -> None:
         self._screen.doing("stopping gunicorn")
         seconds = server.stop(STOP_UNTIL_SECONDS - self._screen.elapsed_seconds)
         pending = survey.survey(spool).pending
-        left = f"{pending:,} records are left in the spool" if pending else "the last worker out drained the spool"
+        left = (
+            f"{pending:,} records are left in the spool"
+            if pending
+            else "the last worker out waited until all was delivered"
+        )
         self._screen.say(f"gunicorn stopped in {seconds:.1f} s; {left}")
 
     def _read_back(self, url: str, spool: SpoolDirectory, server: WebServer, load: Load, takeover: Takeover) -> Ending:

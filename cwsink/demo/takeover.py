@@ -1,7 +1,9 @@
-"""Who leads, and how long it takes until another one does after a SIGKILL."""
+"""Which process sends, and how long it takes until another one does after a SIGKILL."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +18,7 @@ _POLL_SECONDS: Final = 0.002
 
 @dataclass(frozen=True)
 class Leader:
-    """The worker that sends, and the epoch it won."""
+    """The flusher's process, and the epoch it won."""
 
     pid: int
     epoch: int
@@ -31,35 +33,31 @@ class Takeover:
     ms: float
 
 
-def find_leader(spool: SpoolDirectory, server: WebServer) -> Leader | None:
+def find_leader(spool: SpoolDirectory) -> Leader | None:
     """Return who leads now; None while nobody does."""
     published = leader_state.read(spool)
-    if (
-        published is None
-        or published.epoch != cursor.read(spool.cursor).epoch
-        or not server.is_worker(published.pid)
-        or not lease.is_taken(spool)
-    ):
+    if published is None or published.epoch != cursor.read(spool.cursor).epoch or not lease.is_taken(spool):
         return None
     return Leader(published.pid, published.epoch)
 
 
-def find_ordinary(spool: SpoolDirectory, server: WebServer, workers: list[int]) -> int | None:
-    """Return one of the `workers` that does not lead; None if there is none, or nobody leads."""
-    leader = find_leader(spool, server)
-    if leader is None:
-        return None
-    return next((pid for pid in workers if pid != leader.pid and server.is_worker(pid)), None)
+def find_worker(server: WebServer, workers: list[int]) -> int | None:
+    """Return one of the `workers` that lives; None if there is none."""
+    return next(filter(server.is_worker, workers), None)
 
 
-def wait_for_successor(
-    spool: SpoolDirectory, server: WebServer, before: Leader, killed_at: float, timeout_seconds: float
-) -> Takeover:
-    """Wait until another worker has begun its epoch. Raises DemoError.
+def kill(leader: Leader) -> float:
+    """SIGKILL the flusher: nothing is flushed. Returns when, on the monotonic clock."""
+    killed_at = time.monotonic()  # before it: this process may have to wait for the CPU after it
+    os.kill(leader.pid, signal.SIGKILL)
+    return killed_at
+
+
+def wait_for_successor(spool: SpoolDirectory, before: Leader, killed_at: float, timeout_seconds: float) -> Takeover:
+    """Wait until another flusher has begun its epoch. Raises DemoError.
 
     Args:
-        spool: the spool they share.
-        server: whose workers they are.
+        spool: the spool.
         before: the leader that was killed.
         killed_at: when, on the monotonic clock.
         timeout_seconds: the most to wait.
@@ -71,7 +69,7 @@ def wait_for_successor(
         time.sleep(_POLL_SECONDS)
     took_seconds = time.monotonic() - killed_at
     # leader.json, which has the pid, is written a moment after the epoch.
-    while (after := find_leader(spool, server)) is None:
+    while (after := find_leader(spool)) is None:
         if time.monotonic() > until:
             raise DemoError("A new epoch has begun, but nobody leads.")
         time.sleep(_POLL_SECONDS)
