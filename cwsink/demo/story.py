@@ -132,7 +132,7 @@ class Story:
         left = (
             f"{pending:,} records are left in the spool"
             if pending
-            else "the last worker out waited until all was delivered"
+            else "the last worker out waited for delivery"
         )
         self._screen.say(f"gunicorn stopped in {seconds:.1f} s; {left}")
 
