@@ -1,7 +1,7 @@
 """cwsink: structured logs of many processes to AWS CloudWatch Logs, without losing any.
 
 `import cwsink` is cheap: what it offers is imported when it is first used (PEP 562),
-so a dedicated flusher process carries neither fapilog nor, until it leads, boto3.
+so a flusher carries no fapilog, and a worker no botocore.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ A line goes to stderr and to every subscriber (the fapilog sink subscribes
 fapilog's own diagnostics). The same `key` speaks at most once in
 `QUIET_SECONDS`; what was held back is counted in the next line.
 
-Others log for us: filelock each lock it takes, botocore each request with its body.
-Spooled and sent, that would be a request more, with a larger body: a loop that grows.
-`own_work` marks such a thread, and whatever brings records of the logging module to a
-spool leaves out those that `is_own` knows.
+Others log for us: asyncio says which selector a new event loop has, and fapilog's queue is emptied in one at exit.
+fapilog's bridge would bring that record back to the queue, for a new loop to write, and so on. `own_work` marks such a
+thread, and the bridge leaves out what `is_own` knows.
 """
 
 from __future__ import annotations

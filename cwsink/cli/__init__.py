@@ -1,7 +1,7 @@
 """The command line: `cwsink run`, `flush`, `status`, `tail`, `replay`, `demo`.
 
 Each command is a module of its own, imported when it is asked for, so that `cwsink --version`
-and `cwsink status --json` load neither rich nor boto3. None of them imports fapilog.
+and `cwsink status --json` load neither rich nor botocore. None of them imports fapilog.
 
 Exit codes: 0 done, 1 not done (stderr says why), 2 usage; `run` has those of its command. Never 3
 or 4 of our own: a gunicorn master would take those for its own worker's boot failure.

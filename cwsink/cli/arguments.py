@@ -86,7 +86,7 @@ examples:
 _FLUSH = f"""\
 Stands for election beside the workers, and delivers while it leads: as a sidecar or a unit of systemd,
 with FAPILOG_CLOUDWATCH__FLUSHER=external in the workers if none of them shall ever send. Where to is
-in the spool's FORMAT, how comes from FAPILOG_CLOUDWATCH__*, credentials from where boto3 finds them.
+in the spool's FORMAT, how in its settings.json, credentials are where boto3 would find them.
 
 TERM, which a process manager sends to a sidecar and to the application at once: deliver until no process is
 left that has logged (at most 20 s), then what is there (at most drain_timeout_seconds), and exit.

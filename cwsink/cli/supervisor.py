@@ -5,7 +5,7 @@ start the command, then the flusher --> forward signals, reap, restart the flush
    --> the flusher drains, for so long at most --> say what stays --> the command's exit code
 ```
 
-This process holds no spool and loads neither boto3 nor fapilog. It takes signals from a queue
+This process holds no spool and loads neither botocore nor fapilog. It takes signals from a queue
 (cwsink.cli.signals) and reaps whatever it is the parent of: as process 1 every orphan of the container,
 elsewhere on Linux those of the command (PR_SET_CHILD_SUBREAPER).
 

@@ -129,11 +129,7 @@ class Story:
         self._screen.doing("stopping gunicorn")
         seconds = server.stop(STOP_UNTIL_SECONDS - self._screen.elapsed_seconds)
         pending = survey.survey(spool).pending
-        left = (
-            f"{pending:,} records are left in the spool"
-            if pending
-            else "the last worker out waited for delivery"
-        )
+        left = f"{pending:,} records are left in the spool" if pending else "the last worker out waited for delivery"
         self._screen.say(f"gunicorn stopped in {seconds:.1f} s; {left}")
 
     def _read_back(self, url: str, spool: SpoolDirectory, server: WebServer, load: Load, takeover: Takeover) -> Ending:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cwsink.config import SinkConfig
-from cwsink.diagnostics import own_work, report
+from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
@@ -86,11 +86,10 @@ class Adopter:
     def run(self) -> None:
         """Adopt until told to stop."""
         wait_seconds = _FIRST_SCAN_SECONDS
-        with own_work():
-            while not self.stop.wait(wait_seconds):
-                wait_seconds = SCAN_SECONDS
-                for directory in self._orphans():
-                    self._try_to_adopt(directory)
+        while not self.stop.wait(wait_seconds):
+            wait_seconds = SCAN_SECONDS
+            for directory in self._orphans():
+                self._try_to_adopt(directory)
 
     def _orphans(self) -> Iterator[SpoolDirectory]:
         with contextlib.suppress(CwsinkError, OSError):

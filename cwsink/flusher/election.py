@@ -16,7 +16,7 @@ import time
 from typing import Final, Literal
 
 from cwsink.config import SinkConfig
-from cwsink.diagnostics import own_work, report
+from cwsink.diagnostics import report
 from cwsink.errors import SpoolError
 from cwsink.flusher import adoption
 from cwsink.flusher.delivery import Stopped
@@ -131,13 +131,12 @@ class Election:
             orders.drain(max(0.0, until - time.monotonic()))
 
     def _stand(self) -> None:
-        with own_work():
-            while True:
-                if time.monotonic() >= self._stand_at:
-                    self._try_to_lead()
-                if self._leaving.wait(lease.TRY_SECONDS * (1 + random.random() / 2)):
-                    self._drain()
-                    return
+        while True:
+            if time.monotonic() >= self._stand_at:
+                self._try_to_lead()
+            if self._leaving.wait(lease.TRY_SECONDS * (1 + random.random() / 2)):
+                self._drain()
+                return
 
     def _drain(self) -> None:
         """Deliver the rest, or see another leader do it, at once."""

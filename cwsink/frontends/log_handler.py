@@ -4,9 +4,8 @@ For any logger of the standard library: Django's LOGGING, gunicorn's own access 
 log, `sys.excepthook`. One record is one event, at the time it was made; a traceback is part
 of it. What is in the spool is safe, so `flush()` has nothing to do.
 
-There is no lock, so a signal handler may log while the code it interrupted is logging, and no
-thread but the one each process has for its spool. What our own thread makes botocore and filelock
-log is left out (see cwsink.diagnostics): at DEBUG, each request would make a larger one.
+There is no lock, so a signal handler may log while the code it interrupted is logging. There is no thread either, and
+nothing of what delivers: the flusher is a process of its own, and what botocore logs there is not heard here.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import threading
 from contextlib import suppress
 from typing import Any, Final
 
-from cwsink import diagnostics
 from cwsink.frontends import log_entry
 from cwsink.frontends.writer import Writer
 
@@ -62,9 +60,8 @@ class SpoolHandler(logging.Handler):
         nested = self._nested
         depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
-            if not diagnostics.is_own(record):
-                text = self._text_of(record) if depth <= _MOST_NESTED else _unshown(record)
-                self._writer.append(text, log_entry.time_ms(record.created))
+            text = self._text_of(record) if depth <= _MOST_NESTED else _unshown(record)
+            self._writer.append(text, log_entry.time_ms(record.created))
         except Exception as error:
             with suppress(Exception):
                 self._writer.surprised(error)
