@@ -84,9 +84,9 @@ examples:
 """
 
 _FLUSH = f"""\
-Stands for election beside the workers, and delivers while it leads: as a sidecar or a unit of systemd,
-with FAPILOG_CLOUDWATCH__FLUSHER=external in the workers if none of them shall ever send. Where to is
-in the spool's FORMAT, how in its settings.json, credentials are where boto3 would find them.
+Delivers as a sidecar or a unit of systemd. While it leads, workers start no flusher of their own; with
+FAPILOG_CLOUDWATCH__FLUSHER=external they never do. Where to send is in the spool's FORMAT, how is in its
+settings.json, and credentials are where boto3 would find them.
 
 TERM, which a process manager sends to a sidecar and to the application at once: deliver until no process is
 left that has logged (at most 20 s), then what is there (at most drain_timeout_seconds), and exit.

@@ -19,9 +19,9 @@ Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 |                                                | those under way at a fork are dropped in a child. |
 | Its SIGTERM and SIGINT handlers replace the    | `FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false`,     |
 | server's: requests in flight are killed.       | unless it is set. `Settings(core=...)` is ignored.|
-| `enable_stdlib_bridge` hears what botocore and | The bridge leaves out the records of our own      |
-| filelock log of our calls: at DEBUG one record | work (see cwsink.diagnostics). Other handlers     |
-| is 471 after 5 s, the largest of 6.9 MB.       | hear them as before.                              |
+| `enable_stdlib_bridge` hears what asyncio logs | The bridge leaves out the records of our own      |
+| of the loop in which we empty a queue: one     | work (see cwsink.diagnostics). Other handlers     |
+| record more, which needs another loop.         | hear them as before.                              |
 
 The restart costs a child no thread until it logs: fapilog calls `logger.start()` for every
 record and it returns at once while `_worker_loop` is set, so the child clears that, and the
