@@ -219,7 +219,7 @@ def test_a_flusher_keeps_no_socket_of_its_program(server: StrictCloudWatch, spaw
         import os, signal, socket, sys
         from cwsink import Writer
         listening = socket.create_server(("127.0.0.1", 0))
-        listening.set_inheritable(True)
+        os.dup2(listening.fileno(), 20, inheritable=True)  # 3 is where the lock goes
         writer = Writer.open(endpoint_url=sys.argv[1])
         assert writer.append("heard")
         assert writer.flush(60)
