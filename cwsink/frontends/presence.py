@@ -188,7 +188,8 @@ class Presence:
         ):
             self._starter.replace(self._directory, "trouble")
         else:
-            self._offer_seconds = _FIRST_OFFER_SECONDS
+            if not published.obstacle:  # else a flusher of ours fails: another one would, too
+                self._offer_seconds = _FIRST_OFFER_SECONDS
             return
         self._offer_seconds = min(2 * self._offer_seconds, _LONGEST_OFFER_SECONDS)
         self._offer_at = now + self._offer_seconds
