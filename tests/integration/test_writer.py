@@ -282,6 +282,13 @@ def test_flush_waits_for_what_other_writers_appended_too(external: SinkConfig, s
     assert server.messages() == ["theirs"]
 
 
+def test_all_that_this_process_has_appended_is_waited_for(server: StrictCloudWatch) -> None:
+    """Also what a writer has appended that is no more, as `cwsink.drain` does."""
+    assert Writer(quick_config(server.endpoint_url)).append("of a writer that is gone")
+    assert writer_module.flush_all(30)
+    assert server.messages() == ["of a writer that is gone"]
+
+
 def test_flush_does_not_wait_for_what_comes_later(
     external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
