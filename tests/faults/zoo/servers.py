@@ -273,8 +273,8 @@ class Animal:
             _replace(self._victim_file, broker.NEXT)
             self.wait_until(lambda: not self._victim_file.exists(), "a job takes it")
             return
-        self.wait_until(self.workers, "a worker")
-        workers = self.workers()
+        while not (workers := self.workers()):
+            self.wait_until(self.workers, "a worker")
         victim = workers[0] if self.species.is_delicate else rng.choice(workers)
         if self.name == "celery":
             _replace(self._victim_file, str(victim))
