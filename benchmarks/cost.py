@@ -3,7 +3,7 @@
     python -m benchmarks.cost [--rounds N]
 
 Append is `Writer.append`, the whole writer process counted; its floor a bare `os.write` of the
-same frames. Delivery is the leader (the `Flusher` that workers and `cwsink flush` run) against
+same frames. Delivery is the leader (the `Flusher` of the process that delivers) against
 the strict server in its own process: one long-lived leader delivers spool after spool, and what
 it takes for a spool with one record is subtracted, so that imports, connection and the
 calls every spool needs do not count. Figures are medians of rounds, everything in another order each round.
@@ -43,9 +43,8 @@ FRAME_BYTES: Final = len(frame.encode(record.encode(record.Event(1 << 40, 1 << 6
 # One leader for many spools. Prints the CPU seconds that each has taken, as a JSON array.
 LEADER: Final = """
 import gc, json, sys, time
-from cwsink.config import load_config
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.spool import directory
+from cwsink.spool import directory, sending
 from cwsink.spool.lease import Lease
 
 taken = []
@@ -57,7 +56,7 @@ for path in sys.argv[1:]:
     lease, orders = Lease(spool), Orders()
     assert lease.try_acquire()
     orders.drain(600)
-    Flusher(spool, load_config(spool.format.settings()), lease, orders, kind="process").lead()
+    Flusher(spool, sending.config_of(spool), lease, orders, kind="own").lead()
     lease.release()
     taken.append(time.process_time() - began)
 print(json.dumps(taken))
@@ -258,7 +257,7 @@ def main() -> None:
     options = parser.parse_args()
     quick: bool = options.quick
     rounds = options.rounds or (1 if quick else 5)
-    said = report.Report("cost", options, "boto3")
+    said = report.Report("cost", options, "botocore")
     root = tempfile.mkdtemp(prefix="cwsink-bench-", dir=DISK)
     try:
         against_writers(said, (1, 4) if quick else WRITERS, rounds, 2_000 if quick else 100_000, root)

@@ -6,7 +6,7 @@ The strict server runs in a process of its own, and so does each sender: its CPU
 measured by the kernel from start to end, and a run with one event is subtracted (the median of all
 rounds), so that imports and the first connection do not count. The senders:
 
-* cwsink's leader: the `Flusher` that workers and `cwsink flush` run, on a full spool. What the workers
+* cwsink's leader: the `Flusher` of the process that delivers, on a full spool. What the workers
   spent on appending is a row of its own;
 * fapilog's own CloudWatchSink: `await sink.write(entry)` for each event, then `stop()`. It does not count
   CloudWatch's 26 bytes an event: at 10,000 most requests are too large, and their events are lost;
@@ -46,16 +46,15 @@ from cwsink.testing import spawn
 
 LEADER: Final = """
 import sys
-from cwsink.config import load_config
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.spool import directory
+from cwsink.spool import directory, sending
 from cwsink.spool.lease import Lease
 
 spool = directory.open_existing(sys.argv[1])
 lease, orders = Lease(spool), Orders()
 assert lease.try_acquire()
 orders.drain(600)
-Flusher(spool, load_config(spool.format.settings()), lease, orders, kind="process").lead()
+Flusher(spool, sending.config_of(spool), lease, orders, kind="own").lead()
 """
 
 # Arguments of the peers: endpoint_url, events, and what to log.
@@ -394,7 +393,7 @@ def main() -> None:
     parser.add_argument("--replay-mib", type=int, help="measure the memory of a replay of this much instead")
     add_options(parser)
     options = parser.parse_args()
-    report = Report("drain", options, "boto3", "fapilog", "watchtower")
+    report = Report("drain", options, "botocore", "boto3", "fapilog", "watchtower")
     if options.replay_mib:
         replay(report, options.replay_mib)
         return

@@ -3,15 +3,17 @@
     python -m benchmarks.recovery [--pending MIB ...] [--rounds N]
 
 A process fills a spool with records of 300 bytes that nobody delivers, and ends. Then a fresh process opens a
-`Writer` and appends a live record at once. The leader is a thread of that process, which paces a backlog so that three
-quarters of its time are the application's; or `cwsink flush`, started at the same moment, which does not.
-Counted from the moment the process begins to open its writer (cwsink is imported by then):
+`Writer` and appends a live record at once. Who delivers is the flusher that this append starts; or `cwsink flush`,
+started at the same moment. Counted from the moment the process begins to open its writer (cwsink is imported by then):
 
-* open: until the writer is open and the live record is appended, which is when it is safe;
+* open: until the writer is open;
+* first append: what that takes on top, until the live record is safe; it starts the flusher, too, which is on its way
+  by then;
 * first delivery: until the first request of all arrives at the strict server;
 * live delivered: until the request with the live record arrives; from 8 MiB on it is sent beside the backlog;
 * all delivered: until the last request arrives;
-* memory: the peak (VmHWM) of the process that leads, and how much of it is more than with nothing pending.
+* memory: the peak (VmHWM) of the process that leads (not of its guard), and how much of it is more than with nothing
+  pending.
 
 Linux only (memory).
 """
@@ -38,7 +40,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.report import Report, add_options
+from benchmarks.staging.flushers import kill_flushers
 from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES
+from cwsink.spool import leader_state
+from cwsink.spool.directory import open_existing
 from cwsink.testing import SpawnedCloudWatch, spawn
 
 MESSAGE: Final = "GET /api/orders/123456 200 12ms " + "x" * 268
@@ -58,8 +63,9 @@ from cwsink import Writer
 settings, message = json.loads(sys.argv[1])
 began = time.time()
 writer = Writer.open(settings)
+opened = time.time()
 assert writer.append(message)
-print(json.dumps([began, time.time()]), flush=True)
+print(json.dumps([began, opened, time.time()]), flush=True)
 sys.stdin.read()
 """
 
@@ -74,13 +80,14 @@ for _ in range(count):
 print(writer.directory.path)
 """
 
-LEADERS: Final = {"a thread": "thread", "cwsink flush": "external"}
+LEADERS: Final = {"its own flusher": "process", "cwsink flush": "external"}
 
 
 class Start(NamedTuple):
     """What one start took, in seconds; and what the leading process held at most."""
 
     open_seconds: float
+    append_seconds: float
     first_seconds: float
     live_seconds: float
     last_seconds: float
@@ -139,16 +146,18 @@ def measure(server: SpawnedCloudWatch, mebibytes: int, flusher: str) -> Start:
         path = fill(settings, mebibytes)
         os.sync()  # else the kernel writes back what we have just written while we measure
         with contextlib.ExitStack() as stack:
-            leader = None
+            stack.callback(kill_flushers, root)
             application = stack.enter_context(running("-c", APPLICATION, json.dumps([settings, LIVE_MESSAGE])))
             if flusher == "external":
-                leader = stack.enter_context(running("-m", "cwsink", "flush", path))
+                stack.enter_context(running("-m", "cwsink", "flush", path))
             assert application.stdout is not None, "asked for a pipe"
-            began, appended = json.loads(application.stdout.readline())
+            began, opened, appended = json.loads(application.stdout.readline())
             wait_for_events(server, mebibytes * MIB // RECORD_BYTES + 1)
-            peak = peak_of((leader or application).pid)
+            leader = leader_state.read(open_existing(path))
+            assert leader is not None, "it has delivered"
+            peak = peak_of(leader.pid)
         first, live, last = arrivals(server)
-        return Start(appended - began, first - began, live - began, last - began, peak)
+        return Start(opened - began, appended - opened, first - began, live - began, last - began, peak)
     finally:
         shutil.rmtree(root)
 
@@ -182,7 +191,7 @@ def main() -> None:
     if not Path("/proc/self/status").exists():
         raise SystemExit("this needs /proc/PID/status: Linux")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
-    report = Report("recovery", options, "boto3")
+    report = Report("recovery", options, "botocore")
     os.environ.update(AWS_ACCESS_KEY_ID="benchmark", AWS_SECRET_ACCESS_KEY="benchmark")
     found: dict[tuple[str, int], list[Start]] = defaultdict(list)
     chance = random.Random(1)
@@ -201,6 +210,7 @@ def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]]) -> Non
     lines: dict[str, list[tuple[float, float]]] = {}
     for (leader, mebibytes), starts in sorted(found.items()):
         open_ms = [each.open_seconds * 1000 for each in starts]
+        append_ms = [each.append_seconds * 1000 for each in starts]
         first, live = [each.first_seconds for each in starts], [each.live_seconds for each in starts]
         last = [each.last_seconds for each in starts]
         base = statistics.median(each.peak_bytes for each in found[leader, 0])
@@ -211,6 +221,7 @@ def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]]) -> Non
                 leader,
                 mebibytes,
                 f"{statistics.median(open_ms):.1f}",
+                f"{statistics.median(append_ms):.1f}",
                 with_spread(first),
                 with_spread(live),
                 with_spread(last),
@@ -226,11 +237,8 @@ def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]]) -> Non
         "Medians, in brackets the least and the most; seconds unless another unit is named. "
         "Peak: of the process that leads, and how much more than with nothing pending."
     )
-    columns = (
-        "leader|MiB pending|open, ms|first delivery|live delivered|all delivered|replay MB/s|peak MiB|more MiB".split(
-            "|"
-        )
-    )
+    columns = ["leader", "MiB pending", "open, ms", "first append, ms", "first delivery", "live delivered"]
+    columns += ["all delivered", "replay MB/s", "peak MiB", "more MiB"]
     report.table(columns, table)
     report.lines(
         "From the start of a process to deliveries, by what was pending",

@@ -9,10 +9,10 @@ passes for everyone) and logs 3 lines of about 300 bytes. Each row is a gunicorn
 * p50, p99: at a fixed, moderate rate (`--rate`, an open loop: a late answer does not delay the next
   request, and its own delay counts from when it should have been sent). Gunicorn, CloudWatch and the load
   share this machine: flat out, a latency would be that of the queue for its cores.
-  The first 2 s are not counted: in them who leads for cwsink loads boto3, in a thread (others do before they serve).
-* CPU: of gunicorn and what it started (cwsink's flusher too), per request, flat out.
+  The first 2 s are not counted: in them cwsink's flusher starts, a process (others load boto3 before they serve).
+* CPU: of gunicorn and what it started (cwsink's flusher and its guard too), per request, flat out.
 * logging: which part of that is spent in the logger's calls, and in threads and processes that serve no requests (who
-  delivers, who stands for election). Its percentage is what comes on top of "nothing", of the CPU of a request with
+  delivers). Its percentage is what comes on top of "nothing", of the CPU of a request with
   "nothing". It is measured where it is spent, not as the difference of two totals, which drift with the machine.
 * kept: which share of the lines logged has arrived, or waits in a spool, when gunicorn has been stopped.
 
@@ -47,7 +47,7 @@ DRAWS: Final = 1000
 
 SUBJECTS: Final = (
     Subject("fapilog: nothing", "fapilog", "nothing"),
-    Subject("fapilog: cwsink, a thread", "fapilog", "cwsink"),
+    Subject("fapilog: cwsink", "fapilog", "cwsink"),
     Subject("fapilog: cwsink run", "fapilog", "cwsink", has_flusher=True),
     Subject("fapilog: its own sink", "fapilog", "built-in"),
     Subject("logging: nothing", "logging", "nothing"),
@@ -187,9 +187,9 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     if options.quick:
-        options.seconds, options.rounds, options.only, options.state = 1.0, 1, ["a thread"], ["up"]
+        options.seconds, options.rounds, options.only, options.state = 1.0, 1, ["cwsink"], ["up"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # not without ending what it has started
-    report = Report("requests", options, "fapilog", "gunicorn", "boto3", "watchtower")
+    report = Report("requests", options, "fapilog", "gunicorn", "botocore", "watchtower")
     passes = passes_for(WORK_SECONDS)
     subjects = [each for each in SUBJECTS if each.sink == "nothing" or any(word in each.name for word in options.only)]
     missing = [each for each in subjects if not each.is_installed]

@@ -47,12 +47,8 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     diagnostics._quiet.clear()
     yield
-    present = list(presence._present.values())
-    presence._present.clear()
-    presence._starters.clear()
-    for each in present:
-        each.leave()
     end_flushers(tmp_path)
+    presence.leave_below("")  # also spools outside of the test's directory
     books_balance(tmp_path)
 
 

@@ -142,7 +142,7 @@ class Leader:
         except (Stopped, Fenced, Killed):
             pass
         except OSError:
-            # Its candidate says so and stands again; only a disk that fails may be the cause.
+            # Its election says so and it stands again; only a disk that fails may be the cause.
             if not world.disk_was_full:
                 raise
         finally:

@@ -1,4 +1,4 @@
-"""CloudWatch as a function call, for tests that need thousands of leaders: no socket, no boto3, the same verdict.
+"""CloudWatch as a function call, for tests that need thousands of leaders: no socket, no botocore, the same verdict.
 
 `StandIn.put` takes the place of `CloudWatch.put`, which is all that a leader asks of CloudWatch once its stream
 exists. Requests are judged by the rules of the strict server.

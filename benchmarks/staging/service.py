@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.staging import load
+from benchmarks.staging.flushers import await_flushers, flushers_of, kill_flushers
 from benchmarks.staging.processes import session_of
 from benchmarks.staging.subjects import Subject
 from cwsink.spool.directory import find_spools, open_existing
@@ -99,6 +100,8 @@ class Service:
             folder = tempfile.mkdtemp(prefix="cwsink-bench-", dir="/var/tmp")
             self._stack.callback(shutil.rmtree, folder)
             self._folder = Path(folder)
+            self._spools = self._folder / "spools"
+            self._stack.callback(kill_flushers, self._spools)
             self._cloudwatch = _CloudWatch(state, self._stack)
             self._port, self._process = self._stack.enter_context(
                 _gunicorn(subject, self._cloudwatch.url, self._folder, passes)
@@ -131,8 +134,9 @@ class Service:
             self._signal(signal.SIGCONT)
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(_HANG_SECONDS)
+        await_flushers(self._spools)  # it sends the rest, or gives up
         kept = self._cloudwatch.accepted()
-        kept += sum(survey(open_existing(path)).pending for path in find_spools(str(self._folder / "spools")))
+        kept += sum(survey(open_existing(path)).pending for path in find_spools(str(self._spools)))
         return min(1.0, kept / (LINES * self._answered))
 
     def close(self) -> None:
@@ -140,15 +144,19 @@ class Service:
         self._stack.close()
 
     def _signal(self, number: int) -> None:
-        for pid in session_of(self._process.pid):
+        for pid in self._pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def _pids(self) -> list[int]:
+        """Return gunicorn's processes, and those that cwsink has started in a session of their own."""
+        return session_of(self._process.pid) + flushers_of(self._spools)
+
     def _spent(self) -> Spent:
-        """Return what the living threads of the session have used."""
+        """Return what the living threads of the service have used."""
         calls = {path.name.partition("-")[2]: path.read_bytes() for path in self._folder.glob("logging-*")}
         everywhere = serving = 0
-        for pid in map(str, session_of(self._process.pid)):
+        for pid in map(str, self._pids()):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 nanoseconds = int((task / "schedstat").read_text().split()[0])
                 everywhere += nanoseconds

@@ -30,9 +30,10 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
 
 _LOOK_SECONDS: Final = 1.0
-# How often the last one out looks whether all is delivered.
+# How often the last one out, and who calls `flush`, look whether all is delivered.
 _DRAIN_POLL_SECONDS: Final = 0.01
-# How often it sees that a flusher is there, and asks that one to hurry.
+_FLUSH_POLL_SECONDS: Final = 0.02
+# How often they see that a flusher is there, and ask that one to hurry.
 _ASK_SECONDS: Final = 0.5
 # A flusher that could not deliver a moment ago cannot now, either: a short program need not wait to hear it again.
 _STILL_TRUE_SECONDS: Final = 60.0
@@ -69,6 +70,11 @@ def of(directory: SpoolDirectory, config: SinkConfig) -> Presence:
     return presence
 
 
+def spools() -> list[tuple[SpoolDirectory, SinkConfig]]:
+    """Return what this process has appended to, and how."""
+    return [(presence.directory, presence.config) for presence in list(_present.values())]
+
+
 def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
     """Have what is pending sent at once, by whoever leads; start a flusher if nobody does. Never raises."""
     hurry_file.ask(directory)
@@ -76,12 +82,34 @@ def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
         _starter(directory).ensure(directory)
 
 
+def flush(directory: SpoolDirectory, config: SinkConfig, timeout_seconds: float) -> bool:
+    """Wait until all that is in the spool now is settled; tell whether it is."""
+    until = time.monotonic() + timeout_seconds
+    ask_at = 0.0
+    ends = survey.ends(directory)
+    while ends:
+        if (now := time.monotonic()) >= ask_at:
+            ask_at = now + _ASK_SECONDS
+            hurry(directory, config)
+        ends = survey.unsettled(directory, ends)
+        if ends and now >= until:
+            return False
+        if ends:
+            time.sleep(_FLUSH_POLL_SECONDS)
+    return True
+
+
 class Presence:
-    """Attached to one spool until the process ends."""
+    """Attached to one spool until the process ends.
+
+    Attributes:
+        directory: the spool; another one if it was removed and made anew.
+        config: of the first writer.
+    """
 
     def __init__(self, directory: SpoolDirectory, config: SinkConfig) -> None:
-        self._directory = directory
-        self._config = config
+        self.directory = directory
+        self.config = config
         self._attachment = Attachment(directory)
         hurry_file.take_word_back(directory)
         self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
@@ -96,10 +124,10 @@ class Presence:
 
     def renew(self, directory: SpoolDirectory) -> None:
         """Attach again if the spool was removed and made anew."""
-        if directory.format != self._directory.format:
+        if directory.format != self.directory.format:
             self._attachment.close()
             self._attachment = Attachment(directory)
-            self._directory = directory
+            self.directory = directory
 
     def detach(self) -> None:
         """Let go of the mark."""
@@ -112,9 +140,9 @@ class Presence:
             return
         self._look_at = now + _LOOK_SECONDS
         self._attachment.hold()
-        if self._config.flusher == "external":
+        if self.config.flusher == "external":
             return
-        self._starter.ensure(self._directory)
+        self._starter.ensure(self.directory)
         if now >= self._offer_at:
             self._offer(now)
 
@@ -126,7 +154,7 @@ class Presence:
         for ring in list(self._rings):
             ring.close()
         is_last = self._attachment.leave()
-        return is_last and self._config.flusher != "external" and HOSTED_VARIABLE not in os.environ
+        return is_last and self.config.flusher != "external" and HOSTED_VARIABLE not in os.environ
 
     def await_delivery(self, began: float) -> None:
         """Wait until what is pending is delivered, while that makes sense. Raises OSError.
@@ -134,61 +162,62 @@ class Presence:
         Args:
             began: when the process began to leave its spools (monotonic). It leaves all of them in one time.
         """
-        until = began + self._config.drain_timeout_seconds
-        ends = survey.ends(self._directory)
+        until = began + self.config.drain_timeout_seconds
+        ends = survey.ends(self.directory)
         if not ends:
             return
         ask_at = 0.0
         while ends and (now := time.monotonic()) < until and not self._is_hopeless():
             if now >= ask_at:
                 ask_at = now + _ASK_SECONDS
-                hurry(self._directory, self._config)
+                hurry(self.directory, self.config)
             time.sleep(_DRAIN_POLL_SECONDS)
-            ends = survey.unsettled(self._directory, ends)
-        if ends and (pending := survey.survey(self._directory).pending):
+            ends = survey.unsettled(self.directory, ends)
+        if ends and (pending := survey.survey(self.directory).pending):
             self._say_what_stays(pending)
 
     def _is_hopeless(self) -> bool:
-        published = leader_state.read(self._directory)
+        published = leader_state.read(self.directory)
         if published is None or published.obstacle not in _HOPELESS:
             return False
-        if lease.is_taken(self._directory) and published.epoch >= cursor.read(self._directory.cursor).epoch:
+        if lease.is_taken(self.directory) and published.epoch >= cursor.read(self.directory.cursor).epoch:
             return True
         with contextlib.suppress(OSError):
-            return time.time() - os.stat(self._directory.leader_state).st_mtime < _STILL_TRUE_SECONDS
+            return time.time() - os.stat(self.directory.leader_state).st_mtime < _STILL_TRUE_SECONDS
         return False
 
     def _say_what_stays(self, pending: int) -> None:
-        published = leader_state.read(self._directory)
+        published = leader_state.read(self.directory)
         why = (
             f" ({published.last_error.rstrip('.')})"
             if published and published.obstacle and published.last_error
             else ""
         )
         report(
-            f"stay_{self._directory.path}",
-            f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self._directory.path}: not "
-            f"delivered yet{why}. The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the next "
+            f"stay_{self.directory.path}",
+            f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self.directory.path}: not "
+            f"delivered yet{why}. The flusher tries for {self.config.drain_timeout_seconds:g} s more; then the next "
             "process that logs there sends them, or `cwsink flush --once`.",
         )
-        hurry_file.leave_word(self._directory)
+        hurry_file.leave_word(self.directory)
 
     def _offer(self, now: float) -> None:
         """Offer a flusher of ours if the one that leads is of an older cwsink, or if only its credentials fail."""
         self._offer_at = now + _FIRST_OFFER_SECONDS
-        published = leader_state.read(self._directory)
+        published = leader_state.read(self.directory)
         if published is None:
             return
         is_older = _numbers(published.version) < _numbers(cwsink.__version__)
         is_gone = published.is_outdated and sending.installation_now() != ""
         if published.kind == "own" and (is_older or published.is_mute or is_gone):
-            self._starter.replace(self._directory, "version")
+            self._starter.replace(self.directory, "version")
         elif published.obstacle in ("credentials", "denied") and published.credentials != sending.credentials_stamp(
             os.environ
         ):
-            self._starter.replace(self._directory, "trouble")
+            self._starter.replace(self.directory, "trouble")
         else:
-            self._offer_seconds = _FIRST_OFFER_SECONDS
+            if not published.obstacle:  # else a flusher of ours fails: another one would, too
+                self._offer_seconds = _FIRST_OFFER_SECONDS
             return
         self._offer_seconds = min(2 * self._offer_seconds, _LONGEST_OFFER_SECONDS)
         self._offer_at = now + self._offer_seconds
@@ -211,6 +240,15 @@ def leave_all() -> None:
     for presence in last:
         with contextlib.suppress(OSError):  # a spool that cannot be read must not keep the others from being waited for
             presence.await_delivery(began)
+
+
+def leave_below(root: str) -> None:
+    """Let go of every spool in `root` or below it, and wait for nothing: a test has ended, and its directory may go."""
+    for path in [each for each in _present if each.startswith(f"{root}/")]:
+        if (presence := _present.pop(path, None)) is not None:
+            presence.leave()
+    for path in [each for each in _starters if f"{each}/".startswith(f"{root}/")]:
+        _starters.pop(path, None)
 
 
 def _forked() -> None:

@@ -48,6 +48,8 @@ def register() -> None:
 
 
 def _leave() -> None:
+    if not descriptors.here[0]:  # a child of a fork in C that never logged: what is open and attached is its parent's
+        descriptors.notice_fork()
     for call in (*before_leaving, *leaving):
         with contextlib.suppress(Exception):
             call()

@@ -26,14 +26,11 @@ from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import presence, process_exit
 from cwsink.frontends.losses import Losses
-from cwsink.spool import descriptors, directory, frame, record, sending, survey
+from cwsink.spool import descriptors, directory, frame, record, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 
 _BLOCK_POLL_SECONDS: Final = 0.005
-_FLUSH_POLL_SECONDS: Final = 0.02
-# While `flush` waits it sees again that a flusher is there, and asks that one to hurry.
-_ASK_SECONDS: Final = 0.5
 # durability="host" without a leader: the writer syncs itself, at most this often.
 _SYNC_SECONDS: Final = 0.5
 # A leader that syncs for us touches leader.json each time; this old, there is none.
@@ -201,19 +198,7 @@ class Writer:
         Returns:
             Whether it is. False: it stays in the spool, and is delivered later.
         """
-        until = monotonic() + timeout
-        ask_at = 0.0
-        ends = survey.ends(self.directory)
-        while ends:
-            if monotonic() >= ask_at:
-                ask_at = monotonic() + _ASK_SECONDS
-                presence.hurry(self.directory, self.config)
-            ends = survey.unsettled(self.directory, ends)
-            if ends and monotonic() >= until:
-                return False
-            if ends:
-                time.sleep(_FLUSH_POLL_SECONDS)
-        return True
+        return presence.flush(self.directory, self.config, timeout)
 
     def close(self) -> None:
         """Let go of the spool. Nothing is sent or waited for; a later append opens it again."""
@@ -375,10 +360,14 @@ def open_writers() -> list[Writer]:
 
 
 def flush_all(timeout_seconds: float) -> bool:
-    """Wait until all that this process's writers have appended is delivered; False: some of it stays spooled."""
+    """Wait until all that this process's writers have appended is delivered; False: some of it stays spooled.
+
+    Also what a writer has appended that is no more.
+    """
     until = monotonic() + timeout_seconds
-    spools = {writer.directory.path: writer for writer in open_writers()}
-    done = [writer.flush(max(0.0, until - monotonic())) for writer in spools.values()]
+    spools = {writer.directory.path: (writer.directory, writer.config) for writer in open_writers()}
+    spools.update((spool.path, (spool, config)) for spool, config in presence.spools())
+    done = [presence.flush(*spool, max(0.0, until - monotonic())) for spool in spools.values()]
     return all(done)
 
 

@@ -36,7 +36,7 @@ def strict_cloudwatch_environment(
 ) -> Iterator[StrictCloudWatch]:
     """The same server, and boto3 and cwsink of this and child processes pointed at it.
 
-    With dummy credentials, and spools below `tmp_path`. The flusher that cwsink starts ends with the test.
+    With dummy credentials, and spools below `tmp_path`. The flushers that cwsink starts for them end with the test.
     """
     from cwsink.testing.flushers import end_flushers
 

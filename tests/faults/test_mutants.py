@@ -161,6 +161,12 @@ MUTANTS: Final = {
         "True",
         f"{STARTS}test_a_flusher_that_can_deliver_keeps_its_place",
     ),
+    "offers that never become rarer": Mutant(
+        "frontends/presence.py",
+        "            if not published.obstacle:  # else",
+        "            if True:  # else",
+        f"{STARTS}test_a_flusher_that_cannot_deliver_is_offered_less_and_less_often",
+    ),
     "a flusher that keeps what its program had open": Mutant(
         "flusher/guard.py",
         "    os.closerange(LOCK_FD + keep_lock, min(highest, 1 << 20) if highest > 0 else 65_536)\n",

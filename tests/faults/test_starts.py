@@ -16,11 +16,14 @@ from typing import Final
 
 import pytest
 
+import cwsink
 from cwsink.config import SinkConfig
+from cwsink.flusher.election import Election
 from cwsink.flusher.own import OwnFlusher
+from cwsink.frontends import presence
 from cwsink.frontends.starter import PYTHON_VARIABLE, Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import descriptors, flusher_lock
+from cwsink.spool import cursor, descriptors, flusher_lock, leader_state, sending
 from cwsink.spool.directory import SpoolDirectory, open_for
 from cwsink.spool.flusher_lock import FlusherLock
 from cwsink.testing import StrictCloudWatch
@@ -219,7 +222,7 @@ def test_a_flusher_keeps_no_socket_of_its_program(server: StrictCloudWatch, spaw
         import os, signal, socket, sys
         from cwsink import Writer
         listening = socket.create_server(("127.0.0.1", 0))
-        listening.set_inheritable(True)
+        os.dup2(listening.fileno(), 20, inheritable=True)  # 3 is where the lock goes
         writer = Writer.open(endpoint_url=sys.argv[1])
         assert writer.append("heard")
         assert writer.flush(60)
@@ -257,6 +260,34 @@ def test_a_request_under_way_keeps_no_flusher_alive(server: StrictCloudWatch, sp
     while ours(tmp_path / "spools"):
         assert time.monotonic() - began < GONE_SECONDS, "it waits for the answer"
         time.sleep(0.02)
+
+
+def test_a_flusher_that_cannot_deliver_is_offered_less_and_less_often(
+    spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer writer without credentials beside an older one that has some: they do not take turns for ever."""
+    present = presence.Presence(spool, quick_config())
+    offers: list[str] = []
+    monkeypatch.setattr(present._starter, "replace", lambda spool, reason: offers.append(reason))
+    of_the_older = leader_state.Published(pid=1, host="", epoch=1, kind="own", version="0.0.1")
+    of_ours = leader_state.Published(
+        pid=2,
+        host="",
+        epoch=2,
+        kind="own",
+        version=cwsink.__version__,
+        obstacle="credentials",
+        credentials=sending.credentials_stamp(os.environ),
+    )
+    pauses = []
+    for _ in range(4):
+        for published in (of_the_older, of_ours):
+            monkeypatch.setattr(leader_state, "read", lambda spool, published=published: published)
+            present._offer(0.0)
+            pauses.append(present._offer_seconds)
+    present.detach()
+    assert offers == ["version"] * 4
+    assert pauses == [10, 10, 20, 20, 40, 40, 80, 80]
 
 
 # A child that C code has forked.
@@ -327,16 +358,12 @@ def in_twos(server: StrictCloudWatch) -> SinkConfig:
 
 
 def leads_anew(writer: Writer) -> bool:
-    from cwsink.spool import cursor
-
     return cursor.read(writer.directory.cursor).epoch > 1
 
 
 @contextlib.contextmanager
 def election(spool: SpoolDirectory) -> Iterator[None]:
     """Stand for election in this process for as long as the block runs."""
-    from cwsink.flusher.election import Election
-
     standing = Election(spool, kind="own")
     standing.start()
     try:

@@ -494,7 +494,7 @@ def test_a_reader_reads_each_segment_from_its_own_offset(small: SinkConfig) -> N
 def test_a_removed_spool_directory_under_load_is_made_anew(
     server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """rm -rf of the spool while two threads log and this process leads: later records are delivered."""
+    """rm -rf of the spool while two threads log and a flusher leads: later records are delivered."""
     config = quick_config(server.endpoint_url)
     writer = Writer(config)
     stop = threading.Event()
@@ -677,7 +677,7 @@ def test_damage_in_the_lane_is_found_once(small: SinkConfig, server: StrictCloud
 
 
 def test_a_start_after_a_long_outage_is_seen_at_once(server: StrictCloudWatch, spawn: Spawn) -> None:
-    """A backlog of 24 MiB, then a process that logs and leads: its first record is in one of the first requests."""
+    """A backlog of 24 MiB, then a process that logs: its first record is in one of the first requests."""
     finish(spawn(FILL, server.endpoint_url, BACKLOG))
     writer = Writer(quick_config(server.endpoint_url, segment_bytes=1 << 20))
     before = segments(writer.directory)

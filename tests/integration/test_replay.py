@@ -478,7 +478,7 @@ LOADED = """
     from cwsink.cli import main
 
     code = main(["replay", "--dead-letters"])
-    print("loaded", *sorted({"boto3", "fapilog", "rich"} & set(sys.modules)))
+    print("loaded", *sorted({"boto3", "botocore", "fapilog", "rich"} & set(sys.modules)))
     sys.exit(code)
 """
 

@@ -239,14 +239,18 @@ def test_what_is_logged_while_flush_once_leads_does_not_wait_for_the_next_record
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, flush: Start
 ) -> None:
     """It sends what there was, and leaves. Who logged meanwhile, and no more, has a flusher of its own by then."""
-    outside = spawn(WRITER, settings(config, flusher="external"))
+    outside = spawn(WRITER, settings(config, flusher="external", max_batch_events=1))
     append(outside, "outside")
     server.faults.latency_seconds = 1.0
     once = flush("--once")
     until(lambda: (found := leader(config)) is not None and found.kind == "once", "it leads")
-    writer = spawn(WRITER, settings(config))
-    append(writer, "meanwhile")
+    writer = spawn(WRITER, settings(config, max_batch_events=1))
+    records = [f"meanwhile {number}" for number in range(20)]
+    for record in records:
+        append(writer, record)
     finish(once)
-    assert server.wait_for(lambda s: s.messages() == ["outside", "meanwhile"], CHILD_SECONDS)
+    assert server.messages() != ["outside", *records]
+    server.faults.clear()
+    assert server.wait_for(lambda s: s.messages() == ["outside", *records], CHILD_SECONDS)
     finish(writer)
     finish(outside)

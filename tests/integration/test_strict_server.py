@@ -1075,6 +1075,77 @@ def test_illegal(strict_cloudwatch_environment):
     assert "a b" in done.stdout
 
 
+USERS_TEST = """
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+import cwsink
+
+BEFORE = []
+
+def flushers(root):
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = Path("/proc", name, "cmdline").read_bytes().split(b"\\0")
+        except OSError:
+            continue
+        if b"cwsink-flusher" in words and any(word.startswith(str(root).encode()) for word in words):
+            found.append(int(name))
+    return found
+
+def writer(**settings):
+    return cwsink.Writer.open(log_group_name="/app", log_stream_name="s", batch_timeout_seconds=0.1, **settings)
+
+@pytest.mark.parametrize("says_where", [False, True])
+def test_it_is_delivered(strict_cloudwatch_environment, tmp_path, says_where):
+    assert writer(**{"spool_directory": str(tmp_path)} if says_where else {}).append("hello")
+    assert cwsink.drain(30)
+    assert strict_cloudwatch_environment.messages() == ["hello"]
+    assert len(flushers(tmp_path)) == 2  # the guard, too
+    BEFORE.append(tmp_path)
+
+def test_these_have_ended():
+    assert [flushers(each) for each in BEFORE] == [[], []]
+
+def test_a_child_process_is_reached(strict_cloudwatch_environment):
+    code = "import cwsink; cwsink.Writer.open(log_group_name='/app', log_stream_name='s').append('of a child')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert strict_cloudwatch_environment.messages() == ["of a child"]
+
+@pytest.mark.parametrize("again", range(3))
+def test_who_does_not_wait_holds_nobody_up(strict_cloudwatch_environment, again):
+    assert writer().append("not waited for")
+
+def test_nothing_is_held_of_tests_before():
+    held = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [path for path in held if path.endswith((".lock", ".seg"))]
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_the_fixture_reaches_the_flusher_and_ends_it_with_the_test(tmp_path: Path) -> None:
+    """A test that logs has its records in the server, by `drain` or the end of a child. After it no flusher is left,
+    and none is started when pytest ends, whatever was not waited for."""
+    (tmp_path / "test_user.py").write_text(USERS_TEST)
+    environment = {**os.environ, "PYTHONPATH": SOURCE_ROOT, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    environment["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "cwsink.testing.pytest_plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--rootdir", ".", "test_user.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert "8 passed" in done.stdout, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert not list(tmp_path.rglob("flusher-*.lock"))
+
+
 def test_an_unreachable_server_is_an_error_of_the_client(server: StrictCloudWatch) -> None:
     """After stop, boto3 raises a connection error, not an answer."""
     with StrictCloudWatch() as other:

@@ -190,7 +190,7 @@ def test_a_group_that_another_host_makes_meanwhile_keeps_its_retention(
     assert "PutRetentionPolicy" not in server.calls
 
 
-STANDS = """
+LOGS = """
 import sys, time
 from cwsink import Writer
 writer = Writer.open(
@@ -206,7 +206,7 @@ def test_one_leader_creates_the_target_once_for_the_host(
     server: StrictCloudWatch, calls: list[Call], spawn: Spawn
 ) -> None:
     """Three processes log: all create calls come from one flusher, and there is one of each that succeeds."""
-    children = [spawn(STANDS, number, env=server.environment()) for number in range(3)]
+    children = [spawn(LOGS, number, env=server.environment()) for number in range(3)]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "appended\n"

@@ -200,18 +200,22 @@ def test_who_stands_for_election_does_not_make_a_removed_spool(external: SinkCon
     assert pending(writer)[-1] == "after"
 
 
-def test_a_removed_spool_is_made_anew_while_this_process_leads(server: StrictCloudWatch) -> None:
-    """The old leader is fenced by its lock file, which is gone; a new one delivers from the new spool."""
+@pytest.mark.parametrize("what", ["spool", "root"])
+def test_a_removed_spool_is_made_anew_while_a_flusher_leads(server: StrictCloudWatch, what: str) -> None:
+    """The leader is fenced by its lock file, which is gone, and leads the new spool. With the root the flusher's own
+    lock is gone: it ends, and a new one is started."""
     writer = Writer(quick_config(server.endpoint_url))
     assert writer.append("before")
     assert writer.flush(30)
-    shutil.rmtree(writer.directory.path)
+    shutil.rmtree(writer.directory.path if what == "spool" else writer.directory.root)
     writer._ring.look_at = 0
     assert writer.append("after")
     assert writer.flush(30)
     assert server.messages()[0] == "before"
     assert server.messages()[-1] == "after"
-    assert all(len(senders) == 1 for senders in server.senders_by_epoch().values())
+    senders = [request.sender for request in server.requests]
+    assert len(set(senders)) == (1 if what == "spool" else 2)
+    assert senders == sorted(senders, key=senders.index), "the one that has ended has sent again"
 
 
 def test_what_threads_append_while_the_spool_is_made_anew_is_not_lost(
@@ -280,6 +284,13 @@ def test_flush_waits_for_what_other_writers_appended_too(external: SinkConfig, s
     with leading(mine.directory, external):
         assert mine.flush(30) is True
     assert server.messages() == ["theirs"]
+
+
+def test_all_that_this_process_has_appended_is_waited_for(server: StrictCloudWatch) -> None:
+    """Also what a writer has appended that is no more, as `cwsink.drain` does."""
+    assert Writer(quick_config(server.endpoint_url)).append("of a writer that is gone")
+    assert writer_module.flush_all(30)
+    assert server.messages() == ["of a writer that is gone"]
 
 
 def test_flush_does_not_wait_for_what_comes_later(

@@ -245,7 +245,7 @@ def test_the_real_client_is_told_who_we_are_and_not_to_retry() -> None:
 
 
 def test_the_environment_of_a_flusher_gives_credentials_only() -> None:
-    """Region and endpoint are the spool's. An endpoint for all services stays that of services that give credentials."""
+    """Region and endpoint are the spool's. An endpoint for all services stays that of those that give credentials."""
     env = {
         "AWS_ACCESS_KEY_ID": "a",
         "AWS_PROFILE": "p",

@@ -42,23 +42,25 @@ def test_importing_cwsink_imports_nothing_else() -> None:
     assert not loaded & {"fapilog", "boto3", "botocore", "msgspec", "filelock", "rich", "pydantic"}
 
 
-@pytest.mark.parametrize("module", ["cwsink.flusher.flusher", "cwsink.cli"])
-def test_a_dedicated_flusher_does_not_carry_fapilog(module: str) -> None:
-    """Its 50 MB stay out of the processes that only send, and boto3 waits until there is something to send."""
+@pytest.mark.parametrize("module", ["cwsink.flusher.election", "cwsink.flusher.guard", "cwsink.cli"])
+def test_who_delivers_does_not_carry_fapilog(module: str) -> None:
+    """Its 50 MB stay out of the processes that only send, and botocore waits until there is something to send."""
     loaded = loaded_by(module)
-    assert not loaded & {"fapilog", "pydantic"}
+    assert not loaded & {"fapilog", "pydantic", "cwsink.frontends.writer"}
     assert not loaded & {"boto3", "botocore"}
 
 
-def test_a_writer_does_not_carry_boto3() -> None:
-    """A worker that is never elected pays for no AWS client, nor for fapilog if it does not use it."""
-    assert not loaded_by("cwsink.frontends.writer") & {"boto3", "botocore", "fapilog"}
+def test_a_writer_carries_nothing_that_sends() -> None:
+    """It writes to a file: no AWS client, no lease, nothing of the flusher, nor fapilog if it does not use that."""
+    loaded = loaded_by("cwsink.frontends.writer")
+    assert not loaded & {"boto3", "botocore", "filelock", "fapilog", "rich"}
+    assert not {name for name in loaded if name.startswith(("cwsink.flusher", "cwsink.cli"))}
 
 
 @pytest.mark.parametrize("module", ["cwsink.frontends.log_handler", "cwsink.gunicorn"])
 def test_the_logging_handler_and_the_hooks_carry_neither(module: str) -> None:
     """Who does not use fapilog does not load it, nor gunicorn, whose name the module shares."""
-    assert not loaded_by(module) & {"boto3", "botocore", "fapilog", "gunicorn"}
+    assert not loaded_by(module) & {"boto3", "botocore", "filelock", "fapilog", "gunicorn"}
 
 
 @pytest.mark.parametrize(

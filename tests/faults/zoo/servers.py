@@ -41,7 +41,7 @@ DRAIN_TIMEOUT_SECONDS = 30.0
 # No process of ours may be left so long after the animal, and what `drain_timeout_seconds` allows.
 GONE_SECONDS = 5.0
 
-_SAYS_WHERE = re.compile(r"(?:Listening at: http://|Serving on http://|bound to TCP address )127\.0\.0\.1:(\d+)")
+_SAYS_WHERE = re.compile(r"(?:Listening at: http://|Serving on http://)127\.0\.0\.1:(\d+)")
 
 
 class Animal:
@@ -107,9 +107,9 @@ class Animal:
         return self._port
 
     def listens(self) -> bool:
-        """Tell whether it has said where it listens."""
+        """Tell whether it listens, or has said where it will."""
         try:
-            return bool(self.port)
+            return self._socket.exists() or bool(self.port)
         except ConnectionRefusedError:
             return False
 
@@ -136,7 +136,7 @@ class Animal:
         return set(self._acknowledged.by_id().values())
 
     def workers(self) -> list[int]:
-        """Return the live processes that have logged, the oldest first; not the parent, which may have done so early."""
+        """Return the live processes that have logged, the oldest first; not a parent that has logged early."""
         alive = self.processes()
         if self.species.workers > 1:
             alive.pop(self.process.pid, None)
@@ -162,9 +162,9 @@ class Animal:
         until = time.monotonic() + seconds
         while not claim():
             if time.monotonic() > until:
-                raise AssertionError(
-                    f"never: {what}; processes {self.processes()}, records of {Counter(self._acknowledged.by_id().values())}\n{self.words()}"
-                )
+                processes = f"processes {self.processes()}, ours {self.ours()}"
+                records = f"records of {Counter(self._acknowledged.by_id().values())}"
+                raise AssertionError(f"never: {what}; {processes}, {records}\n{self.words()}")
             time.sleep(POLL_SECONDS)
 
     def wait_for_records(self, count: int) -> None:
@@ -200,7 +200,7 @@ class Animal:
     def wait_until_ours_are_gone(self) -> None:
         """Wait, as long as it may take and no longer, until no process of ours is left."""
         seconds = DRAIN_TIMEOUT_SECONDS + GONE_SECONDS
-        self.wait_until(lambda: not self.ours(), f"no process of ours: {self.ours()}", seconds)
+        self.wait_until(lambda: not self.ours(), "no process of ours is left", seconds)
 
     def words(self) -> str:
         """Return what it said, the end of it."""
@@ -273,14 +273,16 @@ class Animal:
             _replace(self._victim_file, broker.NEXT)
             self.wait_until(lambda: not self._victim_file.exists(), "a job takes it")
             return
-        workers: list[int] = []
-        self.wait_until(lambda: workers.extend(self.workers()) or workers, "a worker")
-        victim = workers[0] if self.species.tires else rng.choice(workers)
+        while not (workers := self.workers()):
+            self.wait_until(self.workers, "a worker")
+        victim = workers[0] if self.species.is_delicate else rng.choice(workers)
         if self.name == "celery":
             _replace(self._victim_file, str(victim))
         else:
             _kill(victim, number)  # if it is still there: a pool ends all of its own when one is killed
         self.wait_until(lambda: victim not in self.processes(), "it has ended")
+        if self.species.is_delicate:
+            self.wait_for_workers()
 
     def stop(self, way: str) -> None:
         """Tell programs that serve nothing how to end."""

@@ -40,7 +40,9 @@ class Species:
     recycling: tuple[str, ...] = ()  # the option that ends a worker after some requests or tasks
     recycling_environment: tuple[tuple[str, str], ...] = ()
     lives_briefly: bool = False  # a worker is gone after one job: no test can choose one
-    tires: bool = False  # gives up if the same worker is killed twice in five seconds
+    # Gives up if the same worker is killed twice in five seconds, and a worker that is told to end while it begins does
+    # not hear it.
+    is_delicate: bool = False
     leaves_children: bool = False  # SIGTERM to the first process ends only that
     answers_to_the_end: bool = True  # a request in flight at SIGTERM is answered
 
@@ -64,7 +66,7 @@ def _gunicorn(application: str, options: str = "") -> Species:
 
 def _uwsgi(options: str = "") -> Species:
     """Return uWSGI with a record at import: before its fork in C, unless `--lazy-apps` is among the options."""
-    arguments = f"--http-socket 127.0.0.1:0 --module {_APP}:wsgi --need-app --master --processes {CHILDREN}"
+    arguments = f"--http-socket {{socket}} --module {_APP}:wsgi --need-app --master --processes {CHILDREN}"
     return Species(
         (_script("pyuwsgi"), *arguments.split(), "--die-on-term", "--disable-logging", *options.split()),
         _SERVER,
@@ -72,20 +74,21 @@ def _uwsgi(options: str = "") -> Species:
         flavours=("handler",),
         serves=True,
         environment=((EARLY_VARIABLE, "1"),),
-        recycling=("--max-requests", "10"),
+        recycling=("--max-requests", "10", "--min-worker-lifetime", "1"),
         answers_to_the_end=False,
     )
 
 
 def _granian(interface: str) -> Species:
-    arguments = f"--interface {interface} --workers {CHILDREN} --uds {{socket}} --workers-kill-timeout 40"
+    arguments = f"--interface {interface} --uds {{socket}} --workers {CHILDREN} --workers-kill-timeout 40"
+    respawning = "--respawn-failed-workers --respawn-interval 0.1"
     return Species(
-        (_script("granian"), *arguments.split(), "--respawn-failed-workers", f"{_APP}:{interface}"),
+        (_script("granian"), *arguments.split(), *respawning.split(), f"{_APP}:{interface}"),
         (*_WORKERS, "hup"),  # `vanish` is no failure, and its worker stays away; it recycles after 60 s at least
         needs="granian",
         flavours=("handler",),
         serves=True,
-        tires=True,
+        is_delicate=True,
     )
 
 

@@ -43,7 +43,8 @@ SEED_VARIABLE = "CWSINK_SOAK_SEED"
 SERVERS = [name for name, species in SPECIES.items() if species.serves]
 # Servers whose workers return from their work when told to end, and so run what is registered for it.
 LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "granian", "hypercorn"))]
-GENERATIONS = {"celery": 6}  # its parent replaces ended children once in 5 s
+# Celery's parent replaces ended children once in 5 s, uWSGI's once in 1 s; each of Hypercorn's is a new Python.
+GENERATIONS = {"celery": 6, "hypercorn": 9, **{name: 9 for name in SPECIES if name.startswith("uwsgi")}}
 MOST_GENERATIONS = 60
 # Servers whose signal handlers are looked at with every change.
 SETTLED = ("gunicorn_sync", "gunicorn_gthread", "gunicorn_uvicorn", "gunicorn_asgi", "uvicorn", "uwsgi")

@@ -1,0 +1,191 @@
+"""cwsink is a guest in the application: nothing of it lives there but its modules and its hold on the spool.
+
+The same program is run twice, without cwsink and with it, and says what can be seen of the interpreter: before the
+first record, after many, after all of it is delivered, and in a child of a fork. The answers must be the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.support import finish
+
+# What sends. It belongs to the flusher's process.
+SENDERS = {"boto3", "botocore", "filelock", "s3transfer", "urllib3", "jmespath", "dateutil", "rich"}
+# msgspec loads typing_extensions if there is one.
+OURS = {"cwsink", "msgspec", "typing_extensions"}
+# The standard library's large ones: none of them is needed to write to a file.
+HEAVY = {"asyncio", "concurrent", "email", "http", "multiprocessing", "ssl", "subprocess", "unittest", "urllib.request"}
+
+PRELUDE = """
+import _thread, json, os, signal, sys, threading, time
+
+WITH_US = sys.argv[1] == "with"
+
+def look():
+    return {
+        "threads": sorted(thread.name.partition("-")[0] for thread in threading.enumerate()),
+        "count": _thread._count(),
+        "signals": {int(number): str(signal.getsignal(number)) for number in sorted(signal.valid_signals())},
+        "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))),
+        "wakeup": wakeup_fd(),
+        "hooks": [str(each) for each in (sys.excepthook, threading.excepthook, sys.gettrace(), sys.getprofile())],
+        "finders": [getattr(each, "__name__", type(each).__name__) for each in (*sys.meta_path, *sys.path_hooks)],
+        "path": sys.path,
+        "environment": sorted(os.environ),
+        "place": [os.getcwd(), oct(umask()), os.getpgrp() == os.getsid(0)],
+        "children": has_children(),
+        "modules": sorted(sys.modules),
+    }
+
+def wakeup_fd():
+    fd = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(fd)
+    return fd
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+def has_children():
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return True
+    except ChildProcessError:
+        return False
+
+def wait_until_delivered():
+    if WITH_US:
+        from cwsink.frontends.writer import flush_all
+        assert flush_all(60)
+
+def story(log):
+    "Log, and say at each point what can be seen."
+    seen = {}
+    for number in range(100):
+        log(number)
+    wait_until_delivered()
+    time.sleep(1.1)  # the next append looks after the flusher again
+    log(100)
+    seen["after appends"] = look()
+    wait_until_delivered()
+    seen["after flush"] = look()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        log(101)
+        wait_until_delivered()
+        os.write(writing, json.dumps(look()).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        seen["in a child"] = json.load(file)
+    assert os.waitpid(pid, 0)[1] == 0
+    seen["after a child"] = look()
+    print(json.dumps(seen), flush=True)
+"""
+
+WRITER = """
+if WITH_US:
+    import cwsink
+    writer = cwsink.Writer.open(log_group_name="/test/group", batch_timeout_seconds=0.1)
+    story(lambda number: writer.append(f"record {number}"))
+else:
+    story(lambda number: None)
+"""
+
+HANDLER = """
+import logging, queue
+logger = logging.getLogger("app")
+logger.propagate = False
+if WITH_US:
+    import cwsink
+    logger.addHandler(cwsink.SpoolHandler(log_group_name="/test/group", batch_timeout_seconds=0.1))
+else:
+    logger.addHandler(logging.NullHandler())
+story(lambda number: logger.warning("record %d", number))
+"""
+
+# Beside ours: another sink. fapilog's own thread, and what fapilog imports, are in both.
+SINK = """
+os.environ["FAPILOG_CORE__SIGNAL_HANDLER_ENABLED"] = "false"
+import fapilog
+
+class Null:
+    name = "null"
+    def __init__(self, config=None, **settings): pass
+    async def start(self): pass
+    async def stop(self): pass
+    async def write(self, entry): return True
+    async def write_serialized(self, view): return True
+
+if WITH_US:
+    import cwsink
+    cwsink.install()
+else:
+    from fapilog.plugins import loader
+    loader.register_builtin("fapilog.sinks", "cloudwatch", Null)
+settings = fapilog.Settings()
+settings.core.sinks = ["cloudwatch"]
+settings.sink_config.cloudwatch.log_group_name = "/test/group"
+settings.sink_config.cloudwatch.batch_timeout_seconds = 0.1
+logger = fapilog.get_logger(settings=settings)
+
+def log(number):
+    logger.info("record", number=number)
+    time.sleep(0.5 if number >= 100 else 0)  # its thread writes it
+
+story(log)
+"""
+PROGRAMS = {"Writer": WRITER, "SpoolHandler": HANDLER, "fapilog": SINK}
+MOMENTS = ["after appends", "after flush", "in a child", "after a child"]
+
+
+def seen(spawn: Spawn, server: StrictCloudWatch, program: str, how: str) -> dict[str, dict[str, Any]]:
+    code = textwrap.dedent(PRELUDE) + PROGRAMS[program]
+    found: dict[str, dict[str, Any]] = json.loads(finish(spawn(code, how, env=server.environment())).splitlines()[-1])
+    return found
+
+
+def roots(modules: list[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_application_looks_as_without_us(server: StrictCloudWatch, spawn: Spawn, program: str) -> None:
+    """Threads, signals, hooks, environment, children: the same at each moment. Modules: cwsink's own, msgspec, and a
+    little of the standard library."""
+    without, with_us = (seen(spawn, server, program, how) for how in ("without", "with"))
+    assert set(without) == set(with_us) == set(MOMENTS)
+    delivered = [text for text in server.messages("/test/group") if "record" in text]
+    assert len(delivered) in (101, 102), "it was no use"
+    for moment in MOMENTS:
+        before, after = without[moment], with_us[moment]
+        more = set(after.pop("modules")) - set(before.pop("modules"))
+        if program == "fapilog" and moment == "in a child":
+            # fapilog alone has no thread in a child, and loses what is logged there: cwsink repairs that. The count
+            # has the parent's thread, too: Python does not forget it at a fork.
+            before.update(threads=without["after appends"]["threads"], count=before["count"] + 1)
+        assert after == before, moment
+        brought = OURS | ({"fapilog"} if program == "fapilog" else set())  # parts of it that it had not loaded yet
+        assert roots(list(more)) - set(sys.stdlib_module_names) <= brought, moment
+        assert not roots(list(more)) & SENDERS, moment
+        assert not more & HEAVY, moment
+        assert not {name for name in more if name.startswith(("cwsink.flusher", "cwsink.cli"))}, moment
+
+
+@pytest.mark.parametrize("program", ["Writer", "SpoolHandler"])
+def test_no_sender_is_loaded_whoever_logs(server: StrictCloudWatch, spawn: Spawn, program: str) -> None:
+    """Without fapilog, which may bring some of them itself, none of what sends is there at all."""
+    for moment, found in seen(spawn, server, program, "with").items():
+        assert not roots(found["modules"]) & (SENDERS | {"fapilog", "pydantic"}), moment
+        assert found["threads"] == ["MainThread"]
+        assert (found["count"], found["children"]) == (0, False)
