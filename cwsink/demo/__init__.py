@@ -1,11 +1,11 @@
-"""`cwsink demo`: watch a leader be killed, and nothing be lost.
+"""`cwsink demo`: watch workers and the flusher be killed, and nothing be lost.
 
 ```text
 app          the web application, an example to copy: the first thing to open
 story        the sequence of events
 oracle       what write() accepted, noted outside of cwsink
 verdict      evidence in, verdict out; pure
-load         the HTTP clients                takeover    who leads, killing and timing
+load         the HTTP clients                takeover    the flusher, killing and timing
 webserver    gunicorn                        cloudwatch  moto, and reading back
 sandbox      directory, environment, processes
 report       what is shown
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cwsink demo",
-        description="Run a web application of several processes, kill two of them while it is logging, and compare "
-        "what was logged with what is in CloudWatch. Takes less than a minute.",
+        description="Run a web application of several processes, kill two of them and the process that sends while it "
+        "is logging, and compare what was logged with what is in CloudWatch. Takes less than a minute.",
         epilog="Exit code 0: nothing that write() accepted was lost, and the ledger adds up; 1: otherwise.",
     )
     parser.add_argument(
@@ -105,7 +105,7 @@ def _lacking(options: argparse.Namespace) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Here, because `cwsink.cli` imports this module to offer it: nobody else pays for rich and boto3.
+    # Here, because `cwsink.cli` imports this module to offer it: nobody else pays for rich and botocore.
     from rich.console import Console
 
     from cwsink.demo import report

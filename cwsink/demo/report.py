@@ -87,10 +87,11 @@ class _ClockColumn(ProgressColumn):
 
 
 def show_introduction(console: Console, *, workers: int, requests: int, where: str) -> None:
-    """Say what is going to happen, in three lines."""
+    """Say what is going to happen, in four lines."""
     for line in (
         f"{workers} gunicorn workers log {requests:,} requests, through fapilog, to {where}.",
-        "On the way a SIGKILL ends one ordinary worker, then the one elected to send.",
+        "One process sends for all of them, the flusher.",
+        "On the way a SIGKILL ends a worker, then the flusher, then another worker.",
         "What write() accepted is noted outside of cwsink, and has to be in CloudWatch.",
         "",
     ):
@@ -106,7 +107,7 @@ def show_ending(console: Console, ending: Ending) -> None:
             f"{label:<23}", (f"{value:>7}", style), ("  " + note if note and value != "0" else "", "dim")
         )
         console.print(line, soft_wrap=True)
-    console.print("\nThree of the delivered events, read back through boto3 (shortened)")
+    console.print("\nThree of the delivered events, read back through botocore (shortened)")
     for event in _three(ending.events):
         console.print(Text.assemble("  ", *_digest(event)), soft_wrap=True)
     console.print()
@@ -121,8 +122,8 @@ def _rows(ending: Ending) -> list[tuple[str, str, str]]:
     unnoted = f"{verdict.unnoted:,} of them appended in the instant of a kill" if verdict.unnoted else ""
     sums = f"= {books.delivered:,} delivered + {dead:,} dead + {books.evicted:,} evicted + {books.pending:,} pending"
     return [
-        ("leader before", str(takeover.before.pid), f"epoch {takeover.before.epoch}, killed"),
-        ("leader after", str(takeover.after.pid), f"epoch {takeover.after.epoch}"),
+        ("flusher before", str(takeover.before.pid), f"epoch {takeover.before.epoch}, killed"),
+        ("flusher after", str(takeover.after.pid), f"epoch {takeover.after.epoch}"),
         ("takeover in ms", f"{takeover.ms:,.0f}", "from the SIGKILL to the new epoch"),
         ("requests sent", f"{ending.sent:,}", again),
         ("records logged", f"{verdict.logged:,}", ""),

@@ -1,7 +1,7 @@
 """Where the demo runs: a directory, an environment and processes of its own.
 
-Nothing of the user's settings is seen, every child is reaped whatever happens, and the
-directory is removed unless it is to be kept.
+Nothing of the user's settings is seen, every child is reaped whatever happens, the flusher
+that the children have started ends, and the directory is removed unless it is to be kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import cwsink
+from cwsink.testing.flushers import end_flushers
 
 _SETTINGS_OF_THE_USER: Final = ("FAPILOG_", "CWSINK_", "GUNICORN_")
 _GONE_SECONDS: Final = 2.0
@@ -58,6 +59,8 @@ class Sandbox:
             _kill(child)
         for child in self._children:
             _reap(child)
+        with contextlib.suppress(TimeoutError):  # it is stopped, or hangs: it ends when it looks for its directory
+            end_flushers(self.spools, _GONE_SECONDS)
         if not self.keep:
             shutil.rmtree(self.path, ignore_errors=True)
 

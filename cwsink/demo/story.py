@@ -1,9 +1,10 @@
-"""The sequence: start, load, two kills, stop, read back. Ends within a minute.
+"""The sequence: start, load, three kills, stop, read back. Ends within a minute.
 
 ```text
-start CloudWatch -> start gunicorn -> requests | 1/3: kill an ordinary worker
-                                               | 2/3: kill the leader, time the takeover
--> stop gunicorn (the last worker out drains the spool) -> read back -> judge
+start CloudWatch -> start gunicorn -> requests | 1/4: kill a worker
+                                               | 2/4: kill the flusher, time how soon its guard has another one
+                                               | 3/4: kill another worker
+-> stop gunicorn (the last worker out waits for the flusher) -> read back -> judge
 ```
 """
 
@@ -21,7 +22,7 @@ from cwsink.demo.cloudwatch import LogEvent, Reader
 from cwsink.demo.load import Load
 from cwsink.demo.report import Screen
 from cwsink.demo.sandbox import DemoError, Sandbox
-from cwsink.demo.takeover import Takeover, find_leader, find_ordinary, wait_for_successor
+from cwsink.demo.takeover import Takeover, find_flusher, kill, wait_for_successor
 from cwsink.demo.verdict import Evidence, Verdict, judge
 from cwsink.demo.webserver import WebServer
 from cwsink.spool import directory, survey
@@ -31,7 +32,7 @@ from cwsink.spool.survey import Survey
 # Since the beginning. With the waits below, the whole stays below a minute whatever fails.
 START_UNTIL_SECONDS: Final = 25.0
 LOAD_UNTIL_SECONDS: Final = 35.0  # as many requests are sent as fit
-ELECTION_SECONDS: Final = 5.0
+FLUSHER_SECONDS: Final = 5.0
 STOP_UNTIL_SECONDS: Final = 55.0
 READ_SECONDS: Final = 4.0
 
@@ -47,7 +48,7 @@ class Ending:
     Attributes:
         verdict: what became of the records.
         books: the spool's ledger.
-        takeover: who led before and after.
+        takeover: which process sent before and after.
         sent: HTTP requests.
         again: of these, sent again because their worker was killed.
         streams: all streams of the log group.
@@ -85,12 +86,14 @@ class Story:
         server = self._start_gunicorn(url)
         with Load(server.port, self._requests) as load:
             spool = self._wait_for(self._find_spool, server, "no worker has logged anything")
-            leader = self._wait_for(lambda: find_leader(spool, server), server, "no worker was elected")
-            self._screen.say(f"worker {leader.pid} was elected to send (epoch {leader.epoch})")
-            self._send_until(1 / 3, server, load)
-            self._kill_ordinary(spool, server, load)
-            self._send_until(2 / 3, server, load)
-            takeover = self._kill_leader(spool, server, load)
+            flusher = self._wait_for(lambda: find_flusher(spool), server, "no flusher was started")
+            self._screen.say(f"flusher {flusher.pid} sends for all of them, started by {flusher.started_by}")
+            self._send_until(1 / 4, server, load)
+            self._kill_worker(server, load)
+            self._send_until(2 / 4, server, load)
+            takeover = self._kill_flusher(spool, server, load)
+            self._send_until(3 / 4, server, load)
+            self._kill_worker(server, load)
             self._send_until(1, server, load)
         over = "" if load.done == load.requests else "; the time for them is over"
         self._screen.say(f"{self._done(load)} are answered, {load.per_second:,.0f} a second{over}")
@@ -111,27 +114,29 @@ class Story:
         self._screen.doing("waiting for the first worker")
         return server
 
-    def _kill_ordinary(self, spool: SpoolDirectory, server: WebServer, load: Load) -> None:
+    def _kill_worker(self, server: WebServer, load: Load) -> None:
         worker = self._wait_for(
-            lambda: find_ordinary(spool, server, load.workers()), server, "no second worker has answered"
+            lambda: next(filter(server.is_worker, load.workers()), None), server, "no worker has answered"
         )
         server.kill(worker)
-        self._screen.say(f"{self._done(load)}: killed worker {worker}, an ordinary one", "yellow")
+        self._screen.say(f"{self._done(load)}: killed worker {worker}", "yellow")
 
-    def _kill_leader(self, spool: SpoolDirectory, server: WebServer, load: Load) -> Takeover:
-        leader = self._wait_for(lambda: find_leader(spool, server), server, "nobody leads")
-        killed_at = server.kill(leader.pid)
-        self._screen.say(f"{self._done(load)}: killed worker {leader.pid}, the leader", "yellow")
-        takeover = wait_for_successor(spool, server, leader, killed_at, ELECTION_SECONDS)
+    def _kill_flusher(self, spool: SpoolDirectory, server: WebServer, load: Load) -> Takeover:
+        before = self._wait_for(lambda: find_flusher(spool), server, "nobody sends")
+        killed_at = kill(before)
+        self._screen.say(f"{self._done(load)}: killed flusher {before.pid}", "yellow")
+        takeover = wait_for_successor(spool, before, killed_at, FLUSHER_SECONDS)
         after = takeover.after
-        self._screen.say(f"worker {after.pid} took over after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green")
+        self._screen.say(
+            f"its guard had flusher {after.pid} after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green"
+        )
         return takeover
 
     def _stop_gunicorn(self, server: WebServer, spool: SpoolDirectory) -> None:
         self._screen.doing("stopping gunicorn")
         seconds = server.stop(STOP_UNTIL_SECONDS - self._screen.elapsed_seconds)
         pending = survey.survey(spool).pending
-        left = f"{pending:,} records are left in the spool" if pending else "the last worker out drained the spool"
+        left = f"{pending:,} records are left in the spool" if pending else "everything is delivered"
         self._screen.say(f"gunicorn stopped in {seconds:.1f} s; {left}")
 
     def _read_back(self, url: str, spool: SpoolDirectory, server: WebServer, load: Load, takeover: Takeover) -> Ending:
@@ -145,7 +150,7 @@ class Story:
             if not verdict.lost or time.monotonic() > until:
                 break
             time.sleep(_POLL_SECONDS)
-        self._screen.say(f"{len(events):,} events read back through boto3")
+        self._screen.say(f"{len(events):,} events read back through botocore")
         return Ending(
             verdict=verdict,
             books=survey.survey(spool),
@@ -188,7 +193,7 @@ class Story:
 
     def _wait_for(self, look: Callable[[], _Found | None], server: WebServer, otherwise: str) -> _Found:
         """Return what `look` finds. Raises DemoError."""
-        until = max(START_UNTIL_SECONDS, self._screen.elapsed_seconds + ELECTION_SECONDS)
+        until = max(START_UNTIL_SECONDS, self._screen.elapsed_seconds + FLUSHER_SECONDS)
         while (found := look()) is None:
             server.check()
             if self._screen.elapsed_seconds > until:

@@ -65,26 +65,45 @@ def group_is_gone(pid: int) -> bool:
     return False
 
 
-def test_the_demo_kills_the_leader_and_loses_nothing(start_demo: Demo, tmp_path: Path) -> None:
-    """Exit code 0, two different leaders, a clean verdict in plain text, and nothing left behind."""
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait_until_gone(pid: int) -> None:
+    """What nobody here is the parent of is reaped by whoever adopted it."""
+    until = time.monotonic() + HANG_SECONDS
+    while not is_gone(pid):
+        assert time.monotonic() < until, f"process {pid} is left"
+        time.sleep(0.02)
+
+
+def test_the_demo_kills_workers_and_flusher_and_loses_nothing(start_demo: Demo, tmp_path: Path) -> None:
+    """Exit code 0, two workers and a flusher killed, a clean verdict in plain text, and nothing left behind."""
     child = start_demo("--requests", "600")
     out, err = child.communicate(timeout=HANG_SECONDS)
     assert child.returncode == 0, out + err
     assert "\nNothing was lost.\n" in out
     assert err == ""
     assert all(character.isprintable() or character == "\n" for character in out)
-    (before,) = pids(r"leader before +(\d+)", out)
-    (after,) = pids(r"leader after +(\d+)", out)
+    (before,) = pids(r"flusher before +(\d+)", out)
+    (after,) = pids(r"flusher after +(\d+)", out)
     assert before != after
-    assert pids(r"killed worker (\d+), the leader", out) == [before]
-    assert pids(r"worker (\d+) took over after", out) == [after]
-    (ordinary,) = pids(r"killed worker (\d+), an ordinary one", out)
-    assert ordinary not in (before, after)
+    assert pids(r"flusher (\d+) sends for all of them, started by pid \d+ \(gunicorn\)", out) == [before]
+    assert pids(r"killed flusher (\d+)", out) == [before]
+    assert pids(r"its guard had flusher (\d+) after", out) == [after]
+    one, other = pids(r"killed worker (\d+)", out)
+    assert one != other
+    assert not {one, other} & {before, after}
     for label in ("requests sent", "records logged", "delivered", "pending", "duplicates", "lost", "streams written"):
         assert re.search(rf"^{label} +[\d,]+", out, re.MULTILINE), label
     assert len(re.findall(r"request_id=r-\d{6}", out)) == 3
     assert list(tmp_path.glob("cwsink-demo-*")) == []
     assert group_is_gone(*pids(r"gunicorn (\d+) serves", out))
+    wait_until_gone(after)
 
 
 def test_ctrl_c_ends_the_demo_and_everything_it_started(start_demo: Demo, tmp_path: Path) -> None:
@@ -92,9 +111,9 @@ def test_ctrl_c_ends_the_demo_and_everything_it_started(start_demo: Demo, tmp_pa
     child = start_demo("--requests", "20000")
     assert child.stdout is not None
     seen = ""
-    while "was elected" not in seen:
+    while "sends for all of them, started by" not in seen:
         line = child.stdout.readline()
-        assert line, "the demo ended before a leader was elected"
+        assert line, "the demo ended before a flusher was started"
         seen += line
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=HANG_SECONDS)
@@ -106,6 +125,8 @@ def test_ctrl_c_ends_the_demo_and_everything_it_started(start_demo: Demo, tmp_pa
     while not group_is_gone(master) and time.monotonic() < until:
         time.sleep(0.02)  # its workers are reaped by whoever adopted them
     assert group_is_gone(master)
+    (flusher,) = pids(r"flusher (\d+) sends", seen)
+    wait_until_gone(flusher)
     assert list(tmp_path.glob("cwsink-demo-*")) == []
 
 
