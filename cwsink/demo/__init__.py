@@ -5,7 +5,7 @@ app          the web application, an example to copy: the first thing to open
 story        the sequence of events
 oracle       for what logger.info returned, noted outside of cwsink
 verdict      evidence in, verdict out; pure
-load         the HTTP clients                takeover    who leads, killing and timing
+load         the HTTP clients                takeover    the flusher, killing and timing
 webserver    gunicorn                        cloudwatch  moto, and reading back
 sandbox      directory, environment, processes
 report       what is shown
@@ -105,7 +105,7 @@ def _lacking(options: argparse.Namespace) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Here, because `cwsink.cli` imports this module to offer it: nobody else pays for rich and boto3.
+    # Here, because `cwsink.cli` imports this module to offer it: nobody else pays for rich and botocore.
     from rich.console import Console
 
     from cwsink.demo import report

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -76,7 +76,7 @@ def use_another(sandbox: Sandbox, endpoint_url: str) -> str:
 
 
 class Reader:
-    """Reads one log group back, through plain boto3 calls."""
+    """Reads one log group back, through plain calls of botocore."""
 
     def __init__(self, group: str, endpoint_url: str, sandbox: Sandbox) -> None:
         """Make a client with the credentials and the region of the workers."""
@@ -84,9 +84,10 @@ class Reader:
         with sandbox.entered():
             # Standard retries: this is the reading side, and not what is on trial.
             config = Config(connect_timeout=3, read_timeout=10)
-            # boto3 knows AWS_DEFAULT_REGION only; the other SDKs, and cwsink, AWS_REGION too.
-            session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
-            self._client = session.client("logs", endpoint_url=endpoint_url, config=config)
+            # botocore knows AWS_DEFAULT_REGION only; the other SDKs, and cwsink, AWS_REGION too.
+            self._client = botocore.session.Session().create_client(
+                "logs", region_name=os.environ.get("AWS_REGION"), endpoint_url=endpoint_url, config=config
+            )
 
     def streams(self) -> list[str]:
         """Return the names of the group's streams; none if the group is not there."""

@@ -87,7 +87,7 @@ class _ClockColumn(ProgressColumn):
 
 
 def show_introduction(console: Console, *, workers: int, requests: int, where: str) -> None:
-    """Say what is going to happen, in three lines."""
+    """Say what is going to happen, in four lines."""
     for line in (
         f"{workers} gunicorn workers log {requests:,} requests, through fapilog, to {where}.",
         "On the way a SIGKILL ends one worker, then the flusher, the process that sends.",
@@ -106,7 +106,7 @@ def show_ending(console: Console, ending: Ending) -> None:
             f"{label:<23}", (f"{value:>7}", style), ("  " + note if note and value != "0" else "", "dim")
         )
         console.print(line, soft_wrap=True)
-    console.print("\nThree of the delivered events, read back through boto3 (shortened)")
+    console.print("\nThree of the delivered events, read back through botocore (shortened)")
     for event in _three(ending.events):
         console.print(Text.assemble("  ", *_digest(event)), soft_wrap=True)
     console.print()

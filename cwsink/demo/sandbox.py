@@ -1,7 +1,7 @@
 """Where the demo runs: a directory, an environment and processes of its own.
 
-Nothing of the user's settings is seen, every child is reaped whatever happens, and the
-directory is removed unless it is to be kept.
+Nothing of the user's settings is seen, every child is reaped whatever happens, the flusher
+that the children have started ends, and the directory is removed unless it is to be kept.
 """
 
 from __future__ import annotations

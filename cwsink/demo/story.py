@@ -1,4 +1,4 @@
-"""The sequence: start, load, two kills, stop, read back. Ends within a minute.
+"""The sequence: start, load, three kills, stop, read back. Ends within a minute.
 
 ```text
 start CloudWatch -> start gunicorn -> requests | 1/3: kill a worker
@@ -31,7 +31,7 @@ from cwsink.spool.survey import Survey
 # Since the beginning. With the waits below, the whole stays below a minute whatever fails.
 START_UNTIL_SECONDS: Final = 25.0
 LOAD_UNTIL_SECONDS: Final = 35.0  # as many requests are sent as fit
-ELECTION_SECONDS: Final = 5.0
+FLUSHER_SECONDS: Final = 5.0
 STOP_UNTIL_SECONDS: Final = 55.0
 READ_SECONDS: Final = 4.0
 
@@ -143,7 +143,7 @@ class Story:
             if not verdict.lost or time.monotonic() > until:
                 break
             time.sleep(_POLL_SECONDS)
-        self._screen.say(f"{len(events):,} events read back through boto3")
+        self._screen.say(f"{len(events):,} events read back through botocore")
         return Ending(
             verdict=verdict,
             books=survey.survey(spool),
@@ -185,7 +185,7 @@ class Story:
 
     def _wait_for(self, look: Callable[[], _Found | None], server: WebServer, otherwise: str) -> _Found:
         """Return what `look` finds. Raises DemoError."""
-        until = max(START_UNTIL_SECONDS, self._screen.elapsed_seconds + ELECTION_SECONDS)
+        until = max(START_UNTIL_SECONDS, self._screen.elapsed_seconds + FLUSHER_SECONDS)
         while (found := look()) is None:
             server.check()
             if self._screen.elapsed_seconds > until:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from cwsink.demo.sandbox import DemoError
-from cwsink.demo.webserver import WebServer
 from cwsink.spool import cursor, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 
@@ -22,14 +21,15 @@ class Leader:
 
     pid: int
     epoch: int
+    started_by: str
 
 
 @dataclass(frozen=True)
 class Takeover:
     """`after` began its epoch `ms` milliseconds after `before` was killed."""
 
-    before: Leader
-    after: Leader
+    before: Flusher
+    after: Flusher
     ms: float
 
 
@@ -38,7 +38,7 @@ def find_leader(spool: SpoolDirectory) -> Leader | None:
     published = leader_state.read(spool)
     if published is None or published.epoch != cursor.read(spool.cursor).epoch or not lease.is_taken(spool):
         return None
-    return Leader(published.pid, published.epoch)
+    return Flusher(published.pid, published.epoch, published.started_by)
 
 
 def find_worker(server: WebServer, workers: list[int]) -> int | None:
@@ -65,7 +65,7 @@ def wait_for_successor(spool: SpoolDirectory, before: Leader, killed_at: float, 
     until = killed_at + timeout_seconds
     while cursor.read(spool.cursor).epoch <= before.epoch:
         if time.monotonic() > until:
-            raise DemoError(f"Nobody took over within {timeout_seconds:.0f} s of the SIGKILL.")
+            raise DemoError(f"There was no other flusher within {timeout_seconds:.0f} s of the SIGKILL.")
         time.sleep(_POLL_SECONDS)
     took_seconds = time.monotonic() - killed_at
     # leader.json, which has the pid, is written a moment after the epoch.

@@ -223,5 +223,7 @@ def _search_path() -> list[str]:
 
 
 def _program() -> str:
-    words = getattr(sys, "argv", None) or [""]
-    return os.path.basename(str(words[0])) or "python"
+    path = str((getattr(sys, "argv", None) or [""])[0])
+    if os.path.basename(path) == "__main__.py":  # python -m gunicorn
+        path = os.path.dirname(path)
+    return os.path.basename(path) or "python"

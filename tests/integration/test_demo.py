@@ -84,6 +84,7 @@ def test_the_demo_kills_a_worker_and_the_flusher_and_loses_nothing(start_demo: D
     assert len(re.findall(r"request_id=r-\d{6}", out)) == 3
     assert list(tmp_path.glob("cwsink-demo-*")) == []
     assert group_is_gone(*pids(r"gunicorn (\d+) serves", out))
+    wait_until_gone(after)
 
 
 def test_ctrl_c_ends_the_demo_and_everything_it_started(start_demo: Demo, tmp_path: Path) -> None:
@@ -105,6 +106,8 @@ def test_ctrl_c_ends_the_demo_and_everything_it_started(start_demo: Demo, tmp_pa
     while not group_is_gone(master) and time.monotonic() < until:
         time.sleep(0.02)  # its workers are reaped by whoever adopted them
     assert group_is_gone(master)
+    (flusher,) = pids(r"flusher (\d+) sends", seen)
+    wait_until_gone(flusher)
     assert list(tmp_path.glob("cwsink-demo-*")) == []
 
 
