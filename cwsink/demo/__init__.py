@@ -1,4 +1,4 @@
-"""`cwsink demo`: watch a worker and the flusher be killed, and nothing be lost.
+"""`cwsink demo`: watch workers and the flusher be killed, and nothing be lost.
 
 ```text
 app          the web application, an example to copy: the first thing to open
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cwsink demo",
-        description="Run a web application of several processes, kill one of them and the flusher while it is logging, "
-        "and compare what was logged with what is in CloudWatch. Takes less than a minute.",
+        description="Run a web application of several processes, kill two of them and the process that sends while it "
+        "is logging, and compare what was logged with what is in CloudWatch. Takes less than a minute.",
         epilog="Exit code 0: nothing that was logged was lost, and the ledger adds up; 1: otherwise.",
     )
     parser.add_argument(

@@ -90,7 +90,8 @@ def show_introduction(console: Console, *, workers: int, requests: int, where: s
     """Say what is going to happen, in four lines."""
     for line in (
         f"{workers} gunicorn workers log {requests:,} requests, through fapilog, to {where}.",
-        "On the way a SIGKILL ends one worker, then the flusher, the process that sends.",
+        "One process sends for all of them, the flusher.",
+        "On the way a SIGKILL ends a worker, then the flusher, then another worker.",
         "What logger.info has returned for is noted outside of cwsink, and has to be in CloudWatch.",
         "",
     ):

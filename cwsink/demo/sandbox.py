@@ -59,8 +59,8 @@ class Sandbox:
             _kill(child)
         for child in self._children:
             _reap(child)
-        with contextlib.suppress(TimeoutError):
-            end_flushers(self.spools)
+        with contextlib.suppress(TimeoutError):  # it is stopped, or hangs: it ends when it looks for its directory
+            end_flushers(self.spools, _GONE_SECONDS)
         if not self.keep:
             shutil.rmtree(self.path, ignore_errors=True)
 

@@ -1,9 +1,10 @@
 """The sequence: start, load, three kills, stop, read back. Ends within a minute.
 
 ```text
-start CloudWatch -> start gunicorn -> requests | 1/3: kill a worker
-                                               | 2/3: kill the flusher, time the takeover
--> stop gunicorn (the last worker out waits for delivery) -> read back -> judge
+start CloudWatch -> start gunicorn -> requests | 1/4: kill a worker
+                                               | 2/4: kill the flusher, time how soon its guard has another one
+                                               | 3/4: kill another worker
+-> stop gunicorn (the last worker out waits for the flusher) -> read back -> judge
 ```
 """
 
@@ -21,7 +22,7 @@ from cwsink.demo.cloudwatch import LogEvent, Reader
 from cwsink.demo.load import Load
 from cwsink.demo.report import Screen
 from cwsink.demo.sandbox import DemoError, Sandbox
-from cwsink.demo.takeover import Takeover, find_leader, find_worker, kill, wait_for_successor
+from cwsink.demo.takeover import Takeover, find_flusher, kill, wait_for_successor
 from cwsink.demo.verdict import Evidence, Verdict, judge
 from cwsink.demo.webserver import WebServer
 from cwsink.spool import directory, survey
@@ -47,7 +48,7 @@ class Ending:
     Attributes:
         verdict: what became of the records.
         books: the spool's ledger.
-        takeover: who sent before and after.
+        takeover: which process sent before and after.
         sent: HTTP requests.
         again: of these, sent again because their worker was killed.
         streams: all streams of the log group.
@@ -85,12 +86,14 @@ class Story:
         server = self._start_gunicorn(url)
         with Load(server.port, self._requests) as load:
             spool = self._wait_for(self._find_spool, server, "no worker has logged anything")
-            leader = self._wait_for(lambda: find_leader(spool), server, "no flusher was started")
-            self._screen.say(f"flusher {leader.pid} was started by the first record, and sends (epoch {leader.epoch})")
-            self._send_until(1 / 3, server, load)
+            flusher = self._wait_for(lambda: find_flusher(spool), server, "no flusher was started")
+            self._screen.say(f"flusher {flusher.pid} sends for all of them, started by {flusher.started_by}")
+            self._send_until(1 / 4, server, load)
             self._kill_worker(server, load)
-            self._send_until(2 / 3, server, load)
+            self._send_until(2 / 4, server, load)
             takeover = self._kill_flusher(spool, server, load)
+            self._send_until(3 / 4, server, load)
+            self._kill_worker(server, load)
             self._send_until(1, server, load)
         over = "" if load.done == load.requests else "; the time for them is over"
         self._screen.say(f"{self._done(load)} are answered, {load.per_second:,.0f} a second{over}")
@@ -112,24 +115,28 @@ class Story:
         return server
 
     def _kill_worker(self, server: WebServer, load: Load) -> None:
-        worker = self._wait_for(lambda: find_worker(server, load.workers()), server, "no worker has answered")
+        worker = self._wait_for(
+            lambda: next(filter(server.is_worker, load.workers()), None), server, "no worker has answered"
+        )
         server.kill(worker)
         self._screen.say(f"{self._done(load)}: killed worker {worker}", "yellow")
 
     def _kill_flusher(self, spool: SpoolDirectory, server: WebServer, load: Load) -> Takeover:
-        leader = self._wait_for(lambda: find_leader(spool), server, "nobody sends")
-        killed_at = kill(leader)
-        self._screen.say(f"{self._done(load)}: killed flusher {leader.pid}", "yellow")
-        takeover = wait_for_successor(spool, leader, killed_at, ELECTION_SECONDS)
+        before = self._wait_for(lambda: find_flusher(spool), server, "nobody sends")
+        killed_at = kill(before)
+        self._screen.say(f"{self._done(load)}: killed flusher {before.pid}", "yellow")
+        takeover = wait_for_successor(spool, before, killed_at, FLUSHER_SECONDS)
         after = takeover.after
-        self._screen.say(f"flusher {after.pid} took over after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green")
+        self._screen.say(
+            f"its guard had flusher {after.pid} after {takeover.ms:,.0f} ms (epoch {after.epoch})", "green"
+        )
         return takeover
 
     def _stop_gunicorn(self, server: WebServer, spool: SpoolDirectory) -> None:
         self._screen.doing("stopping gunicorn")
         seconds = server.stop(STOP_UNTIL_SECONDS - self._screen.elapsed_seconds)
         pending = survey.survey(spool).pending
-        left = f"{pending:,} records are left in the spool" if pending else "the last worker out waited for delivery"
+        left = f"{pending:,} records are left in the spool" if pending else "everything is delivered"
         self._screen.say(f"gunicorn stopped in {seconds:.1f} s; {left}")
 
     def _read_back(self, url: str, spool: SpoolDirectory, server: WebServer, load: Load, takeover: Takeover) -> Ending:

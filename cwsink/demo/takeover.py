@@ -1,4 +1,4 @@
-"""Which process sends, and how long it takes until another one does after a SIGKILL."""
+"""The flusher: which process it is, and how long it takes until there is another one after a SIGKILL."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _POLL_SECONDS: Final = 0.002
 
 
 @dataclass(frozen=True)
-class Leader:
-    """The flusher's process, and the epoch it won."""
+class Flusher:
+    """The process that sends, the epoch it leads in, and who started it ("pid 17 (gunicorn)")."""
 
     pid: int
     epoch: int
@@ -33,32 +33,27 @@ class Takeover:
     ms: float
 
 
-def find_leader(spool: SpoolDirectory) -> Leader | None:
-    """Return who leads now; None while nobody does."""
+def find_flusher(spool: SpoolDirectory) -> Flusher | None:
+    """Return who sends now; None while nobody does."""
     published = leader_state.read(spool)
     if published is None or published.epoch != cursor.read(spool.cursor).epoch or not lease.is_taken(spool):
         return None
     return Flusher(published.pid, published.epoch, published.started_by)
 
 
-def find_worker(server: WebServer, workers: list[int]) -> int | None:
-    """Return one of the `workers` that lives; None if there is none."""
-    return next(filter(server.is_worker, workers), None)
-
-
-def kill(leader: Leader) -> float:
-    """SIGKILL the flusher: nothing is flushed. Returns when, on the monotonic clock."""
+def kill(flusher: Flusher) -> float:
+    """SIGKILL it, and not its guard. Returns when, on the monotonic clock."""
     killed_at = time.monotonic()  # before it: this process may have to wait for the CPU after it
-    os.kill(leader.pid, signal.SIGKILL)
+    os.kill(flusher.pid, signal.SIGKILL)
     return killed_at
 
 
-def wait_for_successor(spool: SpoolDirectory, before: Leader, killed_at: float, timeout_seconds: float) -> Takeover:
-    """Wait until another flusher has begun its epoch. Raises DemoError.
+def wait_for_successor(spool: SpoolDirectory, before: Flusher, killed_at: float, timeout_seconds: float) -> Takeover:
+    """Wait until the guard's next flusher has begun its epoch. Raises DemoError.
 
     Args:
-        spool: the spool.
-        before: the leader that was killed.
+        spool: the spool it sends.
+        before: the flusher that was killed.
         killed_at: when, on the monotonic clock.
         timeout_seconds: the most to wait.
     """
@@ -69,7 +64,7 @@ def wait_for_successor(spool: SpoolDirectory, before: Leader, killed_at: float, 
         time.sleep(_POLL_SECONDS)
     took_seconds = time.monotonic() - killed_at
     # leader.json, which has the pid, is written a moment after the epoch.
-    while (after := find_leader(spool)) is None:
+    while (after := find_flusher(spool)) is None:
         if time.monotonic() > until:
             raise DemoError("A new epoch has begun, but nobody leads.")
         time.sleep(_POLL_SECONDS)

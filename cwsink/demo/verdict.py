@@ -1,7 +1,7 @@
 """Was anything lost? Evidence in, verdict out. Pure.
 
 The evidence is of three independent kinds: what the HTTP clients saw, what each worker
-noted after `logger.info` returned (cwsink.demo.oracle), and what boto3 reads back from
+noted after `logger.info` returned (cwsink.demo.oracle), and what botocore reads back from
 CloudWatch. cwsink's own ledger is not evidence, it is what is checked against it.
 """
 

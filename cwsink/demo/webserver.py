@@ -46,10 +46,12 @@ class WebServer:
         except ProcessLookupError:
             return False
 
-    def kill(self, worker: int) -> None:
-        """SIGKILL a worker: no handler runs, nothing is flushed."""
+    def kill(self, worker: int) -> float:
+        """SIGKILL a worker: no handler runs, nothing is flushed. Returns when, on the monotonic clock."""
         self.killed.append(worker)
+        killed_at = time.monotonic()  # before it: this process may have to wait for the CPU after it
         os.kill(worker, signal.SIGKILL)
+        return killed_at
 
     def check(self) -> None:
         """Raise DemoError if the master has ended."""
