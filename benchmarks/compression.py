@@ -112,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.requests, options.rounds = 2, 2
-    report = Report("compression", options, "boto3")
+    report = Report("compression", options, "botocore")
     workload = list(batches(options.requests))
     events = statistics.mean(len(each) for each in workload)
     length = statistics.mean(len(event.message) for each in workload for event in each)

@@ -3,8 +3,10 @@
     python -m benchmarks.fleet [--hosts N ...] [--seconds S] [--quick]
 
 A host is a spool and a stream of its own, with a leader of its own: a process, or, beyond 100 of them, one of
-several in a process. CloudWatch is the strict server, in a process of its own, with AWS's default quotas for an account
-and region, as token buckets of one second. Three things are measured, at each number of hosts:
+several in a process. The process that logs hosts the leader, too, as a thread: with a guard and a flusher for each
+host this machine's memory would be what is measured. CloudWatch is the strict server, in a process of its own, with
+AWS's default quotas for an account and region, as token buckets of one second. Three things are measured, at each
+number of hosts:
 
 * cold start: neither group nor streams exist, all hosts log a record at the same moment. (Their clients are connected
   already, by a record to a group that was then forgotten: else this machine's CPU would spread them out.)
@@ -42,6 +44,7 @@ from benchmarks.staging.cold_start import DEFAULTS, QUOTAS, ColdStart, simulate
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher import cloudwatch
+from cwsink.flusher.election import Election
 from cwsink.testing.process import SpawnedCloudWatch, spawn
 
 GROUP: Final = "/benchmark/fleet"
@@ -63,6 +66,8 @@ def be_hosts(numbers: Sequence[int], root: str, url: str, orders: Connection, pa
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     writers = [Writer(config_of(number, root, url)) for number in numbers]
+    for writer in writers:
+        Election(writer.directory, kind="own").start()
     while True:
         while not orders.poll(1.0):
             if os.getppid() != parent:
@@ -88,6 +93,7 @@ def config_of(number: int, root: str, url: str) -> SinkConfig:
         region="us-east-1",
         endpoint_url=url,
         spool_directory=f"{root}/{number}",
+        flusher="external",
     )
 
 
@@ -358,7 +364,7 @@ def main() -> None:
     )
     if options.quick:
         options.hosts, options.seconds = [10], 2.0
-    out = report.Report("fleet", options, "boto3")
+    out = report.Report("fleet", options, "botocore")
     cloudwatch.load()  # once, for all the processes forked from this one
     say(out, {hosts: measure(hosts, options.seconds) for hosts in options.hosts})
     out.save()

@@ -59,10 +59,11 @@ def kill_worker(run: Run) -> None:
 
 
 def kill_each(run: Run) -> None:
-    """Kill all that were there at the start: whoever sends is one of them."""
+    """Kill all that were there at the start, and who sends for cwsink, in the middle of it."""
     run.start()
     for pid in run.workers():
         run.kill(pid)
+        run.kill_flushers()
     run.settle()
     run.stop()
 

@@ -17,6 +17,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.staging.flushers import await_flushers, kill_flushers
 from benchmarks.staging.processes import BrokenError, Children, CloudWatch, session_of
 from benchmarks.staging.subjects import Subject
 
@@ -72,6 +73,7 @@ class Run:
             if self._service is not None:
                 self.children.end(self._service)
         finally:
+            self.kill_flushers()
             self.cloudwatch.close()
             shutil.rmtree(self.folder)
 
@@ -113,10 +115,15 @@ class Run:
         self.wait_until(lambda: self.generations() - before, "another worker")
         self.go_on(1.0)
 
+    def kill_flushers(self) -> None:
+        """SIGKILL what cwsink has started by itself; the next append starts it anew."""
+        kill_flushers(self.folder / "spools")
+
     def power_off(self) -> None:
         """SIGKILL all of the service at once, under load."""
         assert self._service is not None
         os.killpg(self._service.pid, signal.SIGKILL)
+        self.kill_flushers()
         self._end()
 
     def stop(self) -> None:
@@ -192,6 +199,7 @@ class Run:
             self.stop_load()
             self.children.end(self._service)
             self._service = None
+        await_flushers(self.folder / "spools")  # it sends what is left, or gives up
 
     def _visit(self, port: int, client: int) -> None:
         number = 0

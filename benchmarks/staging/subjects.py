@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parent.parent.parent
-_PACKAGES: Final = {"built-in": ("boto3",), "cwsink": ("boto3",), "watchtower": ("boto3", "watchtower"), "nothing": ()}
+_PACKAGES: Final = {
+    "built-in": ("boto3",),
+    "cwsink": ("botocore",),
+    "watchtower": ("boto3", "watchtower"),
+    "nothing": (),
+}
 
 
 class Subject(NamedTuple):
