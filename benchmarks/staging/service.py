@@ -26,6 +26,7 @@ from benchmarks.staging import load
 from benchmarks.staging.flushers import await_flushers, flushers_of, kill_flushers
 from benchmarks.staging.processes import session_of
 from benchmarks.staging.subjects import Subject
+from cwsink.spool import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing.process import spawn
@@ -36,6 +37,7 @@ STATES: Final = ("up", "throttled", "black hole", "refused")
 _WARM_UP_SECONDS: Final = 2.0
 _WAKE_UP_SECONDS: Final = 0.5
 _HANG_SECONDS: Final = 90.0
+_POLL_SECONDS: Final = 0.05
 _GROUP: Final = "/benchmark/requests"
 
 _APP: Final = """
@@ -110,6 +112,8 @@ class Service:
             with self._said():
                 load.get(self._port)  # it is up
                 self._answered += 1 + len(load.paced(self._port, _WARM_UP_SECONDS, rate))
+            if subject.sink == "cwsink":
+                self._await_leader()
             self._signal(signal.SIGSTOP)
         except BaseException:
             self.close()
@@ -142,6 +146,14 @@ class Service:
     def close(self) -> None:
         """Kill what runs, and clear up."""
         self._stack.close()
+
+    def _await_leader(self) -> None:
+        """Wait until somebody leads: on a slow machine that process is still starting. Raises DownError."""
+        until = time.monotonic() + _HANG_SECONDS
+        while not any(map(leader_state.read, map(open_existing, find_spools(str(self._spools))))):
+            if time.monotonic() > until:
+                raise DownError("nobody delivers")
+            time.sleep(_POLL_SECONDS)
 
     def _signal(self, number: int) -> None:
         for pid in self._pids():

@@ -212,7 +212,7 @@ def look(directory: SpoolDirectory) -> Sight:
         capacity_bytes=(published.capacity_bytes if published else 0) or directory.format.spool_max_bytes,
         last_error=published.last_error if published else None,
         last_success=None if last_success is None else _rfc3339(last_success),
-        settings=found.settings if found else {},
+        settings=sending.shown(found.settings) if found else {},
         settings_from=found.written_by if found else None,
     )
     return Sight(

@@ -112,6 +112,11 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
     return load_config(**target, spool_max_bytes=None if is_sized else directory.format.spool_max_bytes)
 
 
+def shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as people may see them: an external id is a secret of two parties."""
+    return {name: "(not shown)" if name == "external_id" else value for name, value in settings.items()}
+
+
 def stamp(directory: SpoolDirectory) -> tuple[int, int] | None:
     """Return what changes when the settings are replaced; None if there are none."""
     try:
@@ -168,9 +173,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _shown(settings: dict[str, Any], name: str) -> object:
-    if name == "external_id":
-        return "(not shown)"
-    return settings.get(name, getattr(SinkConfig(), name, None))
+    return shown(settings).get(name, getattr(SinkConfig(), name, None))
 
 
 def _replace(directory: SpoolDirectory, data: bytes) -> None:

@@ -229,6 +229,16 @@ def test_status_json_is_the_contract(config: SinkConfig) -> None:
     assert spool["settings_from"] == f"{socket.gethostname()}/{os.getpid()}"
 
 
+def test_status_does_not_show_an_external_id(config: SinkConfig) -> None:
+    """A secret of two parties: that there is one is shown, not what it is."""
+    external(config, role_arn="arn:aws:iam::123456789012:role/logs", external_id="between-us").append("x")
+    (spool,) = spools_of()
+    assert spool["settings"]["external_id"] == "(not shown)"
+    table = cwsink("status").stdout
+    assert "role_arn arn:aws:iam::123456789012:role/logs" in " ".join(table.split())
+    assert "between-us" not in table
+
+
 def test_status_while_a_worker_runs(spawn: Spawn, server: StrictCloudWatch, config: SinkConfig) -> None:
     """The flusher is named, and who started it; what it delivered is counted."""
     worker = spawn(WORKER, settings(config))

@@ -108,12 +108,12 @@ def test_the_demo_kills_workers_and_flusher_and_loses_nothing(start_demo: Demo, 
 
 def test_ctrl_c_ends_the_demo_and_everything_it_started(start_demo: Demo, tmp_path: Path) -> None:
     """Interrupted in the middle: exit code 1, no process and no directory is left."""
-    child = start_demo("--requests", "20000")
+    child = start_demo()
     assert child.stdout is not None
     seen = ""
     while "sends for all of them, started by" not in seen:
         line = child.stdout.readline()
-        assert line, "the demo ended before a flusher was started"
+        assert line, f"the demo ended before a flusher was started:\n{seen}"
         seen += line
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=HANG_SECONDS)

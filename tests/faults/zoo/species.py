@@ -65,10 +65,14 @@ def _gunicorn(application: str, options: str = "") -> Species:
 
 
 def _uwsgi(options: str = "") -> Species:
-    """Return uWSGI with a record at import: before its fork in C, unless `--lazy-apps` is among the options."""
+    """Return uWSGI with a record at import: before its fork in C, unless `--lazy-apps` is among the options.
+
+    A worker that is told to end while it loads the application does not hear it; it is killed after the mercy.
+    """
     arguments = f"--http-socket {{socket}} --module {_APP}:wsgi --need-app --master --processes {CHILDREN}"
+    manners = "--die-on-term --disable-logging --worker-reload-mercy 5"
     return Species(
-        (_script("pyuwsgi"), *arguments.split(), "--die-on-term", "--disable-logging", *options.split()),
+        (_script("pyuwsgi"), *arguments.split(), *manners.split(), *options.split()),
         _SERVER,
         needs="pyuwsgi",
         flavours=("handler",),

@@ -45,7 +45,7 @@ SERVERS = [name for name, species in SPECIES.items() if species.serves]
 LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "granian", "hypercorn"))]
 # Celery's parent replaces ended children once in 5 s, uWSGI's once in 1 s; each of Hypercorn's is a new Python.
 GENERATIONS = {"celery": 6, "hypercorn": 9, **{name: 9 for name in SPECIES if name.startswith("uwsgi")}}
-MOST_GENERATIONS = 60
+MOST_GENERATIONS = 30
 # Servers whose signal handlers are looked at with every change.
 SETTLED = ("gunicorn_sync", "gunicorn_gthread", "gunicorn_uvicorn", "gunicorn_asgi", "uvicorn", "uwsgi")
 SLOW_SECONDS = 4
@@ -181,7 +181,7 @@ def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep,
     """Whatever runs and however it ends: all that was acknowledged arrives, exactly counted, and nothing is left."""
     seed = os.environ.get(SEED_VARIABLE, "1")
     ending = ENDINGS[cell.ending]
-    generations = GENERATIONS.get(cell.species, MOST_GENERATIONS) * (1 if cell.is_common else 4)
+    generations = GENERATIONS.get(cell.species, MOST_GENERATIONS) * (1 if cell.is_common else 8)
     animal = keep(cell.species, cell.flavour, preload=cell.preload, recycling=ending.recycles)
     with Visitors(animal) as visitors:
         if ending.recycles:
