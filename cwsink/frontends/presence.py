@@ -36,7 +36,7 @@ _FLUSH_POLL_SECONDS: Final = 0.02
 # How often they see that a flusher is there, and ask that one to hurry.
 _ASK_SECONDS: Final = 0.5
 # A flusher that could not deliver a moment ago cannot now, either: a short program need not wait to hear it again.
-_STILL_TRUE_SECONDS: Final = 60.0
+_STILL_TRUE_SECONDS: Final = 5.0
 # Offers of a process whose flusher may do better: at first after this time, then after twice that, and so on.
 _FIRST_OFFER_SECONDS: Final = 5.0
 _LONGEST_OFFER_SECONDS: Final = 600.0
