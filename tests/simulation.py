@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from unittest import mock
 
-from greenlet import getcurrent, greenlet  # comes with gevent
+from greenlet import getcurrent, greenlet
 
 from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
