@@ -106,13 +106,6 @@ class Animal:
             self._port = int(found[1])
         return self._port
 
-    def listens(self) -> bool:
-        """Tell whether it listens, or has said where it will."""
-        try:
-            return self._socket.exists() or bool(self.port)
-        except ConnectionRefusedError:
-            return False
-
     def processes(self) -> dict[int, int]:
         """Return the parent of each live process of its session."""
         found = {}
@@ -228,12 +221,23 @@ class Animal:
         """Signal the first process."""
         self.process.send_signal(number)
 
-    def get_all(self, paths: list[str]) -> None:
-        """Request some paths at once; AssertionError if one is not answered."""
+    def get_first(self, paths: list[str]) -> None:
+        """Request some paths at once, as soon as it listens; AssertionError if one is not answered."""
         with ThreadPoolExecutor(len(paths)) as clients:
-            asked = {path: clients.submit(self.get, path) for path in paths}
+            asked = {path: clients.submit(self._get_when_it_listens, path) for path in paths}
         missing = [f"{path}: {each.exception()!r}" for path, each in asked.items() if each.exception()]
         assert not missing, f"{missing}\n{self.words()}"
+
+    def _get_when_it_listens(self, path: str) -> None:
+        until = time.monotonic() + HANG_SECONDS
+        while True:
+            try:
+                self.get(path)
+                return
+            except (ConnectionRefusedError, FileNotFoundError):  # it has no socket yet, or does not listen to it
+                if time.monotonic() > until:
+                    raise
+                time.sleep(POLL_SECONDS)
 
     def ask_to_end(self) -> None:
         """SIGTERM to the first process; to all where it would leave its children behind."""
