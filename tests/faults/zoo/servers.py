@@ -7,6 +7,7 @@ of their own, known by their command line. What was acknowledged is in a file. C
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import random
@@ -224,20 +225,19 @@ class Animal:
     def get_first(self, paths: list[str]) -> None:
         """Request some paths at once, as soon as it listens; AssertionError if one is not answered."""
         with ThreadPoolExecutor(len(paths)) as clients:
-            asked = {path: clients.submit(self._get_when_it_listens, path) for path in paths}
+            asked = {
+                path: clients.submit(self.wait_until, functools.partial(self._is_answered, path), f"{path} is answered")
+                for path in paths
+            }
         missing = [f"{path}: {each.exception()!r}" for path, each in asked.items() if each.exception()]
         assert not missing, f"{missing}\n{self.words()}"
 
-    def _get_when_it_listens(self, path: str) -> None:
-        until = time.monotonic() + HANG_SECONDS
-        while True:
-            try:
-                self.get(path)
-                return
-            except (ConnectionRefusedError, FileNotFoundError):  # it has no socket yet, or does not listen to it
-                if time.monotonic() > until:
-                    raise
-                time.sleep(POLL_SECONDS)
+    def _is_answered(self, path: str) -> bool:
+        """Request a path. False: it has no socket yet, or does not listen to it."""
+        try:
+            return bool(self.get(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
 
     def ask_to_end(self) -> None:
         """SIGTERM to the first process; to all where it would leave its children behind."""
