@@ -7,6 +7,7 @@ of their own, known by their command line. What was acknowledged is in a file. C
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import random
@@ -105,13 +106,6 @@ class Animal:
                 raise ConnectionRefusedError("it does not listen yet")
             self._port = int(found[1])
         return self._port
-
-    def listens(self) -> bool:
-        """Tell whether it listens, or has said where it will."""
-        try:
-            return self._socket.exists() or bool(self.port)
-        except ConnectionRefusedError:
-            return False
 
     def processes(self) -> dict[int, int]:
         """Return the parent of each live process of its session."""
@@ -228,12 +222,22 @@ class Animal:
         """Signal the first process."""
         self.process.send_signal(number)
 
-    def get_all(self, paths: list[str]) -> None:
-        """Request some paths at once; AssertionError if one is not answered."""
+    def get_first(self, paths: list[str]) -> None:
+        """Request some paths at once, as soon as it listens; AssertionError if one is not answered."""
         with ThreadPoolExecutor(len(paths)) as clients:
-            asked = {path: clients.submit(self.get, path) for path in paths}
+            asked = {
+                path: clients.submit(self.wait_until, functools.partial(self._is_answered, path), f"{path} is answered")
+                for path in paths
+            }
         missing = [f"{path}: {each.exception()!r}" for path, each in asked.items() if each.exception()]
         assert not missing, f"{missing}\n{self.words()}"
+
+    def _is_answered(self, path: str) -> bool:
+        """Request a path. False: it has no socket yet, or does not listen to it."""
+        try:
+            return bool(self.get(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
 
     def ask_to_end(self) -> None:
         """SIGTERM to the first process; to all where it would leave its children behind."""
