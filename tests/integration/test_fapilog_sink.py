@@ -26,7 +26,9 @@ from tests.conftest import Spawn
 from tests.interleave import deliver
 from tests.support import finish
 
-HANG_SECONDS = 30.0
+HANG_SECONDS = 60.0
+# On a crowded machine a flusher is not there at once.
+PATIENT = {"FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "30"}
 
 EXAMPLE = """\
 import cwsink, fapilog
@@ -56,7 +58,7 @@ def run(server: StrictCloudWatch, spawn: Spawn) -> Run:
     """Run a program to its end, and return what CloudWatch has then."""
 
     def run_program(code: str, **variables: str) -> list[StoredEvent]:
-        child = spawn(code, env={**server.environment(), **variables})
+        child = spawn(code, env={**server.environment(), **PATIENT, **variables})
         run_program.stdout, run_program.stderr = child.communicate(timeout=HANG_SECONDS)
         assert child.returncode == 0, run_program.stderr
         return server.events()

@@ -41,6 +41,7 @@ SETTINGS = {
     "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group",
     "FAPILOG_CLOUDWATCH__LOG_STREAM_NAME": "stream",
     "FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS": "0.1",
+    "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "30",  # on a crowded machine a flusher is not there at once
 }
 Start = Callable[..., "Gunicorn"]
 

@@ -27,6 +27,7 @@ PRELUDE = """
 import atexit, logging, logging.config, os, signal, sys, time
 import cwsink
 SETTINGS = {"log_group_name": "/test/group", "log_stream_name": "stream", "batch_timeout_seconds": 0.1}
+SETTINGS["drain_timeout_seconds"] = 30.0  # on a crowded machine a flusher is not there at once
 log = logging.getLogger("app")
 def handle(level="INFO", **settings):
     handler = cwsink.SpoolHandler(**SETTINGS, **settings)
@@ -343,10 +344,12 @@ def test_gunicorns_own_logs_arrive(server: StrictCloudWatch, tmp_path: Path, opt
     listener = socket.create_server(("127.0.0.1", 0))
     command = [sys.executable, "-m", "gunicorn", "app:app", "-w", "2", "-b", f"fd://{listener.fileno()}"]
     command += ["--log-config", str(tmp_path / "log.ini"), *options]
+    patient = {"FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "30"}
+    path = os.pathsep.join([str(tmp_path), *sys.path])
     master = subprocess.Popen(
         command,
         cwd=tmp_path,
-        env={**os.environ, **server.environment(), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        env={**os.environ, **server.environment(), **patient, "PYTHONPATH": path},
         pass_fds=[listener.fileno()],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

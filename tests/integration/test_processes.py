@@ -223,7 +223,8 @@ if __name__ == "__main__":
         child.join()
         assert child.exitcode == 0
 """
-    finish(spawn(code, env=server.environment()))
+    patient = {"FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "30"}
+    finish(spawn(code, env={**server.environment(), **patient}))
     assert Counter(json.loads(message)["message"] for message in server.messages()) == bursts("a", "b")
 
 

@@ -194,7 +194,8 @@ LOGS = """
 import sys, time
 from cwsink import Writer
 writer = Writer.open(
-    log_group_name="/test/group", log_stream_name="stream", retention_days=7, batch_timeout_seconds=0.1
+    log_group_name="/test/group", log_stream_name="stream", retention_days=7, batch_timeout_seconds=0.1,
+    drain_timeout_seconds=30.0,
 )
 assert writer.append(f"{sys.argv[1]}")
 print("appended", flush=True)

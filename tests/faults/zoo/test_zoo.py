@@ -26,7 +26,7 @@ from cwsink.spool import directory, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.faults.zoo.crew import CHILDREN
-from tests.faults.zoo.endings import ENDINGS
+from tests.faults.zoo.endings import ENDINGS, RECORDS_BETWEEN
 from tests.faults.zoo.oracle import id_of
 from tests.faults.zoo.servers import GROUP, HANG_SECONDS, Animal, Visitors
 from tests.faults.zoo.species import SPECIES
@@ -188,7 +188,7 @@ def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep,
             animal.wait_for_records(1)
         else:
             animal.wait_for_workers()
-            animal.wait_for_records(RECORDS_BEFORE)
+            animal.wait_for_records(RECORDS_BETWEEN if animal.species.lives_briefly else RECORDS_BEFORE)
         ending.act(animal, random.Random(f"{seed}-{cell.name}"), generations)
         animal.wait_for_end()
     (path,) = directory.find_spools()
