@@ -461,7 +461,9 @@ def test_at_its_end_it_waits_for_whoever_leads(server: StrictCloudWatch, config:
         [*CWSINK, "flush"], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     )
     try:
-        subprocess.run([sys.executable, "-c", ONE_RECORD, held], env=environment(), check=True)
+        # Who logs before the service leads would else start a flusher of its own, which would lead to the end.
+        first = settings(config, batch_timeout_seconds=600.0, flusher="external")
+        subprocess.run([sys.executable, "-c", ONE_RECORD, first], env=environment(), check=True)
         assert server.wait_for_events(1, CHILD_SECONDS)
         server.faults.latency_seconds = 1.0
         process = run("--", sys.executable, "-c", WRITER, held)
