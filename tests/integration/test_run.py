@@ -462,8 +462,8 @@ def test_at_its_end_it_waits_for_whoever_leads(server: StrictCloudWatch, config:
     )
     try:
         # Who logs before the service leads would else start a flusher of its own, which would lead to the end.
-        first = settings(config, batch_timeout_seconds=600.0, flusher="external")
-        subprocess.run([sys.executable, "-c", ONE_RECORD, first], env=environment(), check=True)
+        alone = {**environment(), "FAPILOG_CLOUDWATCH__FLUSHER": "external"}
+        subprocess.run([sys.executable, "-c", ONE_RECORD, held], env=alone, check=True)
         assert server.wait_for_events(1, CHILD_SECONDS)
         server.faults.latency_seconds = 1.0
         process = run("--", sys.executable, "-c", WRITER, held)
