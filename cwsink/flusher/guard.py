@@ -139,7 +139,9 @@ def _left_behind(root: str, lock: FlusherLock, spool: str) -> Ends:
 
 def _begin_anew(lock: FlusherLock, left_behind: Ends) -> NoReturn:
     """Be a new process with the files of now, under the same pid and with the same lock."""
-    os.dup2(lock.fd, LOCK_FD, inheritable=True)
+    if lock.fd != LOCK_FD:
+        os.dup2(lock.fd, LOCK_FD)
+    os.set_inheritable(LOCK_FD, True)  # a dup2 onto itself would leave it to be closed
     env = {
         **os.environ,
         "CWSINK_FLUSHER_PATH": "\n".join(sys.path),
