@@ -285,23 +285,43 @@ def test_a_flusher_of_an_older_version_hands_over(
 def test_an_upgrade_in_place_starts_the_new_code(
     spawn: Spawn, root: Path, server: StrictCloudWatch, tmp_path: Path
 ) -> None:
-    """The files of the running flusher are replaced: its guard begins anew with the new ones, and keeps the lock."""
+    """The files of the running flusher are replaced: a writer that attaches gets one of the new files."""
     package = newer_installation(tmp_path)
     env = {"PYTHONPATH": os.pathsep.join([str(package), *sys.path]), **server.environment()}
     code = f"import sys; sys.path.insert(0, {str(package)!r})\n" + LOGS.replace("{settings}", "{}")
     child = spawn(code, env=env)
     log(child, "before")
     eventually(lambda: leader(root).version == "99.0.0", "it leads")
+    upgrade(package)
+    log(spawn(code, env=env), "after")
+    eventually(lambda: leader(root).version == "99.0.10", "the new code leads")
+    eventually(lambda: sorted(server.messages()) == ["after", "before"], "both are delivered")
+
+
+def test_an_upgrade_in_place_needs_no_writer(
+    spawn: Spawn, root: Path, server: StrictCloudWatch, tmp_path: Path
+) -> None:
+    """The files of the running flusher are replaced, and nobody logs: its guard begins anew, and keeps the lock."""
+    package = newer_installation(tmp_path)
+    env = {"PYTHONPATH": os.pathsep.join([str(package), *sys.path]), **server.environment()}
+    child = spawn(f"import sys; sys.path.insert(0, {str(package)!r})\n" + LOGS.replace("{settings}", "{}"), env=env)
+    log(child, "before")
+    eventually(lambda: leader(root).version == "99.0.0", "it leads")
     guard = parent_of(leader(root).pid)
+    upgrade(package)
+    eventually(lambda: leader(root).version == "99.0.10", "the new code leads")
+    assert parent_of(leader(root).pid) == guard
+    log(child, "after")
+    eventually(lambda: sorted(server.messages()) == ["after", "before"], "both are delivered")
+
+
+def upgrade(package: Path) -> None:
+    """Replace the files of an installation that `newer_installation` has made."""
     init = package / "cwsink" / "__init__.py"
     # Of another length: within one second Python would take what it had compiled before.
     text = init.read_text().replace("99.0.0", "99.0.10")
     init.unlink()
     init.write_text(text)
-    log(spawn(code, env=env), "after")
-    eventually(lambda: leader(root).version == "99.0.10", "the new code leads")
-    assert parent_of(leader(root).pid) == guard
-    eventually(lambda: sorted(server.messages()) == ["after", "before"], "both are delivered")
 
 
 def newer_installation(tmp_path: Path) -> Path:
