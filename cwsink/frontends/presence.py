@@ -15,6 +15,7 @@ import contextlib
 import os
 import time
 import weakref
+from collections.abc import Iterable
 from typing import Final
 
 import cwsink
@@ -82,20 +83,21 @@ def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
         _starter(directory).ensure(directory)
 
 
-def flush(directory: SpoolDirectory, config: SinkConfig, timeout_seconds: float) -> bool:
-    """Wait until all that is in the spool now is settled; tell whether it is."""
+def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
+    """Wait until all that is in these spools now is settled; tell whether it is. One that hangs delays no other."""
     until = time.monotonic() + timeout_seconds
     ask_at = 0.0
-    ends = survey.ends(directory)
-    while ends:
-        if (now := time.monotonic()) >= ask_at:
-            ask_at = now + _ASK_SECONDS
-            hurry(directory, config)
-        ends = survey.unsettled(directory, ends)
-        if ends and now >= until:
+    left = [(directory, config, survey.ends(directory)) for directory, config in spools]
+    while left := [
+        (directory, config, rest) for directory, config, ends in left if (rest := survey.unsettled(directory, ends))
+    ]:
+        if (now := time.monotonic()) >= until:
             return False
-        if ends:
-            time.sleep(_FLUSH_POLL_SECONDS)
+        if now >= ask_at:
+            ask_at = now + _ASK_SECONDS
+            for directory, config, _ in left:
+                hurry(directory, config)
+        time.sleep(_FLUSH_POLL_SECONDS)
     return True
 
 

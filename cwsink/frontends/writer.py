@@ -198,7 +198,7 @@ class Writer:
         Returns:
             Whether it is. False: it stays in the spool, and is delivered later.
         """
-        return presence.flush(self.directory, self.config, timeout)
+        return presence.flush([(self.directory, self.config)], timeout)
 
     def close(self) -> None:
         """Let go of the spool. Nothing is sent or waited for; a later append opens it again."""
@@ -364,11 +364,17 @@ def flush_all(timeout_seconds: float) -> bool:
 
     Also what a writer has appended that is no more.
     """
-    until = monotonic() + timeout_seconds
     spools = {writer.directory.path: (writer.directory, writer.config) for writer in open_writers()}
     spools.update((spool.path, (spool, config)) for spool, config in presence.spools())
-    done = [presence.flush(*spool, max(0.0, until - monotonic())) for spool in spools.values()]
-    return all(done)
+    return presence.flush(spools.values(), timeout_seconds)
+
+
+def forget_below(root: str) -> None:
+    """Let go of every spool below `root`, and wait for nothing: a test has ended, and its directory may go."""
+    presence.leave_below(root)
+    for writer in open_writers():
+        if writer.directory.path.startswith(f"{root}/"):
+            _writers.discard(writer)
 
 
 def _mark_losses_of_all() -> None:

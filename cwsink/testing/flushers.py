@@ -27,8 +27,8 @@ def end_flushers(root: Path, timeout_seconds: float = 30.0) -> None:
         TimeoutError: one does not end in time.
     """
     # Not imported: who logs has loaded it.
-    if (presence := sys.modules.get("cwsink.frontends.presence")) is not None:
-        presence.leave_below(str(root.absolute()))
+    if (writer := sys.modules.get("cwsink.frontends.writer")) is not None:
+        writer.forget_below(str(root.absolute()))
     locks = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in root.rglob("flusher-*.lock")]
     try:
         for path in root.rglob("flusher-*.lock"):

@@ -293,6 +293,17 @@ def test_all_that_this_process_has_appended_is_waited_for(server: StrictCloudWat
     assert server.messages() == ["of a writer that is gone"]
 
 
+def test_a_spool_that_nobody_serves_delays_no_other(server: StrictCloudWatch, tmp_path: Path) -> None:
+    """All are asked to hurry at once, and each is waited for beside the others."""
+    url = server.endpoint_url
+    stuck = Writer(quick_config(url, flusher="external", spool_directory=str(tmp_path / "stuck")))
+    slow = Writer(quick_config(url, batch_size=1000, batch_timeout_seconds=60))
+    assert stuck.append("nobody comes")
+    assert slow.append("delivered at once")
+    assert not presence.flush([(each.directory, each.config) for each in (stuck, slow)], 5)
+    assert server.messages() == ["delivered at once"]
+
+
 def test_flush_does_not_wait_for_what_comes_later(
     external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
