@@ -24,7 +24,7 @@ from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
 from cwsink.frontends.starter import HOSTED_VARIABLE, Starter
-from cwsink.spool import cursor, descriptors, leader_state, lease, sending, survey
+from cwsink.spool import cursor, descriptors, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -85,6 +85,8 @@ def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
 
 def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
     """Wait until all that is in these spools now is settled; tell whether it is. One that hangs delays no other."""
+    from cwsink.spool import survey  # as below
+
     until = time.monotonic() + timeout_seconds
     ask_at = 0.0
     left = [(directory, config, survey.ends(directory)) for directory, config in spools]
@@ -164,6 +166,8 @@ class Presence:
         Args:
             began: when the process began to leave its spools (monotonic). It leaves all of them in one time.
         """
+        from cwsink.spool import survey  # 0.1 MiB with the reader, and most workers never wait
+
         until = began + self.config.drain_timeout_seconds
         ends = survey.ends(self.directory)
         if not ends:

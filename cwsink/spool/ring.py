@@ -86,6 +86,9 @@ class Ring:
         self.small_bytes = _SMALL_BYTES
         self.look_mask = (1 << max(0, (segment_bytes // _SMALL_LOOKS // _SMALL_BYTES).bit_length() - 1)) - 1
         self._look_bytes = segment_bytes // _LOOKS
+        with contextlib.suppress(OSError):
+            if not segment.numbers(directory.ring):
+                disk.load()  # our first append may have to make a segment, and is not to wait for an import
 
     def append(self, payload: bytes, kind: int = frame.EVENT) -> Append:
         """Append one frame. When this returns APPENDED the record survives this process.
