@@ -254,7 +254,7 @@ def test_a_thread_paused_before_its_write_loses_nothing_to_a_rotation(
 
 
 def test_a_stopped_holder_of_the_budget_lock_makes_nobody_wait(small: SinkConfig, spawn: Spawn) -> None:
-    """Others go on up to twice a segment, then refuse; when the holder is gone they evict again."""
+    """Others go on up to twice a segment, then refuse; when the holder is gone they evict again. Invariant 8."""
     config = SinkConfig(**{**asdict(small), "spool_max_bytes": 4 * SMALL})
     writer = Writer(config)
     assert writer.append("first")
@@ -303,6 +303,8 @@ def test_an_idle_worker_appends_hours_later(
 
     Its late record is delivered whether it still goes to the old segment (within a second of the last
     look) or, hours later, to the newest.
+
+    Invariant 9.
     """
     config = SinkConfig(**{**asdict(small), "segment_bytes": 8 * SMALL})
     clock = Clock(monkeypatch)
@@ -327,7 +329,7 @@ def test_an_idle_worker_appends_hours_later(
 
 
 def test_sixty_four_idle_workers_do_not_fill_the_budget(server: StrictCloudWatch) -> None:
-    """Segments that are delivered and only held by idle workers count by their blocks."""
+    """Segments that are delivered and only held by idle workers count by their blocks. Invariant 9."""
     size = 64 * 1024
     config = quick_config(server.endpoint_url, segment_bytes=size, spool_max_bytes=16 * size, flusher="external")
     writer = Writer(config)
@@ -357,7 +359,7 @@ def test_sixty_four_idle_workers_do_not_fill_the_budget(server: StrictCloudWatch
 def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
     small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commit first, unlink after; when all is committed one segment remains."""
+    """Commit first, unlink after; when all is committed one segment remains. Invariant 9."""
     writer = Writer(small)
     assert writer.append("first")
     messages = ["first", *fill_segment(writer, count=10)]
@@ -732,7 +734,7 @@ def test_many_threads_append_and_rotate(small: SinkConfig) -> None:
 
 
 def test_an_append_takes_no_file_lock_that_can_be_held(small: SinkConfig) -> None:
-    """Every lock file of the spool held by somebody else: appends go on."""
+    """Every lock file of the spool held by somebody else: appends go on. Invariant 8."""
     writer = Writer(small)
     held = []
     for path in (writer.directory.leader_lock, writer.directory.budget_lock, writer.directory.attached_lock):
