@@ -1,8 +1,8 @@
 """The flusher: what reads a spool and sends it, in a process of its own.
 
 Think of it as three things, one within the other. A *process* looks after the spools of one root. In it an *election*
-for each spool, a thread, tries to get that spool's lease. And who has it *leads*: reads, delivers, commits, reclaims.
-The words are explained in `cwsink`, the files in `cwsink.spool`.
+for each spool, a thread, tries to get that spool's lease. With the lease it *leads*: it reads, delivers, commits and
+reclaims. The words are explained in `cwsink`, the files in `cwsink.spool`.
 
 Nothing is remembered that the spool does not hold. Whoever takes over reads the cursor, and goes on behind it.
 
@@ -23,8 +23,8 @@ take over: epoch + 1 in the cursor
    `batch_timeout_seconds`. What a new leader finds has waited long enough, and a writer may ask to hurry.
 3. **Cut** (`batch`, pure). A request holds one stream, spans less than 24 hours, and is in order of time, then of
    arrival. Nearly always there is one. The cut depends on the records and settings only, so the next leader makes the
-   same, and goes on behind the requests that are committed; a checksum of their sizes (`shape`) proves that they are
-   the same.
+   same, and goes on behind the requests that are committed. A checksum of their sizes, the cursor's `shape`, proves
+   that they are the same; if they are not, it sends the chunk from its beginning.
 4. **Send** (`delivery`). Before each call the leader proves that it still leads. A request is not changed while it is
    tried, and there is no last try. An outcome is one row of one table in flusher/outcome.py: what it means, what the
    leader does, what the operator is told. No outcome drops a record: the worst that can happen to one is a dead
@@ -55,8 +55,8 @@ one of `cwsink run` (`run`), `cwsink flush` (`service`), and `flush --once` and 
 the one exception: the adopter takes the lease itself.
 
 * It tries the lease every 0.25 s, and up to half as long again. The kernel frees it the moment its holder dies.
-* It reads how to send from the spool (settings.json and FORMAT), not from its environment, which is that of whoever
-  happened to start it, and gives credentials only.
+* It reads how to send from the spool (settings.json and FORMAT). Its environment is that of the process that happened
+  to start it, and gives credentials only. (A spool without settings.json is sent as `FAPILOG_CLOUDWATCH__*` say.)
 * If a writer leaves other settings, it ends after the request under way, and leads again with these, in a new epoch
   and under the same lease.
 * What goes wrong is said, and tried again after 1 s. If the spool was removed and made anew, it leads the new one.
@@ -68,10 +68,10 @@ The guard, and the flusher that starts by itself
 a writer --/bin/sh--> guard --fork--> flusher      both hold the root's flusher lock, which the writer has handed over
 ```
 
-The guard loads all that delivering needs, and forks. A flusher that is killed is back in the time of a fork, with its
-client. The guard has no thread, holds no spool and sends nothing. Flushers that die within a second are forked again
-after 0.1 s, then twice that, up to 30 s. If the guard is killed the flusher goes on; if both are, the next append
-starts both.
+The guard loads all that delivering needs, and forks. So a flusher that is killed is followed within moments by one
+that has all of it. The guard has no thread, holds no spool and sends nothing. Flushers that die within a second are
+forked again after 0.1 s, then twice that, up to 30 s. If the guard is killed the flusher goes on; if both are, the
+next append starts both.
 
 Ten times a second the flusher looks at the root. It has an election for each spool of its user in which a process is
 attached, or to which one has appended since the guard began. A spool that was left behind before that is an orphan,
@@ -88,15 +88,15 @@ Giving way, and handing over
   hold that lock: they give up the lease, and do not stand for 30 s, then twice that, up to 600 s.
 * **To itself.** If its own files were replaced, the guard begins anew with the new ones (`execve`), with the same
   pid, and keeps the lock meanwhile.
-* **To the workers of an orphan.** An adopter sends at most 1,000 records a second, for at most 60 s at a time, and
-  leaves within 0.25 s if a process is attached again.
-* **To another host.** Who gets the lease, and finds the fresh mark of another boot, lets go of it.
+* **To the workers of an orphan.** An adopter sends at most 1,000 records a second, for at most 60 s at a time. It
+  looks every 0.25 s whether a process is attached again, and leaves then.
+* **To another host.** A process that gets the lease, and finds the fresh mark of another boot, gives it back.
 
 The end
 -------
 
 A signal does not end it, it only takes the 2 s below from it: when a whole unit is told to end, workers may still
-log. What ends it is that it is not needed any more.
+log. It ends when it is not needed any more.
 
 * Nobody is attached to a spool any more: send what is there at once. All is delivered: wait 2 s for the next program,
   then leave the spool. Not delivered in `drain_timeout_seconds`: say how many records stay, and leave it.

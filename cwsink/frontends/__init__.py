@@ -12,7 +12,7 @@ Write-through
   any moment.
 * **`Writer.append` never raises.** True: the record is in the spool. False: it was refused, and counted by reason in
   memory, until a loss marker can be written (`losses`). The common case is spelled out in one function; whatever is
-  odd (bytes, no time, a look that is due, a fork) goes the long way, by `prepare`, `offer` and `attend`.
+  odd (bytes, a time that is none, a look that is due, a fork) goes the long way.
 * **fapilog's pipeline runs inline** (`inline`). fapilog would put each entry into a queue, and a thread would take it
   out a quarter of a second later: a kill loses what is in between. So the pipeline of a logger that has our sink (its
   filters, enrichers, redactors, processors) runs in the call. Each of its coroutines is driven by one `send(None)`:
@@ -64,24 +64,25 @@ Exit
 none of them runs in every kind of process. In this order: fapilog's queues are emptied, the last loss markers are
 written, each spool is let go of.
 
-* Who is not the last one attached leaves at once. The kernel tells (an exclusive flock on attached.lock).
+* A process that is not the last one attached leaves at once. The kernel tells, by an exclusive flock on
+  attached.lock.
 * The last one waits until what is there is delivered, for at most `drain_timeout_seconds` for all spools together. It
   does not wait if the leader says that it cannot deliver (no credentials, denied, out of reach), with
   `flusher="external"`, or below `cwsink run`, which waits itself.
 * What is left is said in one line. The flusher tries for as long again.
 
-Nothing depends on any of this. Whoever is killed, or ends by `os._exit`, has its flock dropped by the kernel; the
-flusher sees that nobody is left, and delivers.
+Nothing depends on any of this. If a process is killed, or ends by `os._exit`, the kernel drops its flock; the flusher
+sees that nobody is left, and delivers.
 
 Being a guest
 -------------
 
 * No thread, no child that stays, no signal handler, no botocore, filelock or rich: the application looks as without
   us.
-* Not promised: that nothing at all changes. There are hooks of `os.register_at_fork` and `atexit`, a few modules of
-  ours with msgspec, and, with fapilog, FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false unless it is set.
-* Only constructors raise, `ConfigError` and `SpoolError`, before anything was logged. Later something is a counter
-  with a reason, and one line a minute on stderr (`cwsink.diagnostics`), never a log record: that would come back to
-  us.
+* What changes all the same: there are hooks of `os.register_at_fork` and `atexit`, a few modules of ours with
+  msgspec, and, with fapilog, FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false unless it is set.
+* Only constructors raise, `ConfigError` and `SpoolError`, before anything was logged. After that, trouble is a
+  counter with a reason, and one line a minute on stderr (`cwsink.diagnostics`). It is never a log record: that would
+  come back to us.
 * AWS Lambda is refused: it freezes the process between two calls, and throws the disk away.
 """

@@ -15,8 +15,8 @@ These come first, since the rest follows from them:
 * Numbers of segments begin at 1, grow by 1, and are not used again: the newest segment is never removed, so its
   number is the ring's memory. A segment is known by number and salt, so a spool that was made anew has none of the
   old ones.
-* A byte that was written is not changed and not moved. A cut write is never truncated away: others have appended
-  since.
+* A byte that was written is not changed or moved until it is settled. A cut write is never truncated away: others
+  have appended since.
 * A segment is full at `segment_bytes`: as set, else an eighth of `spool_max_bytes`, but 4 KiB to 8 MiB.
 * Only the writer that needs a new segment decides whether there is room, and what is evicted for it. No leader needs
   to be alive for that.
@@ -130,8 +130,8 @@ There is room if the blocks of all segments, and one segment more, are within `s
 * `drop_oldest`: evict the oldest segments that nobody reads or writes, never the newest. `drop_newest`: refuse.
   `block`: refuse, and the front end waits and tries again. A refusal stands for 20 ms (1 ms where something may be
   evicted) before this writer looks for room again.
-* Only one process evicts (budget.lock). Others append on to the segment they have, up to twice `segment_bytes`: who
-  holds the lock may be stopped. Past that they refuse. Loss markers may still go 16 KiB beyond.
+* Only one process evicts (budget.lock). Others append on to the segment they have, up to twice `segment_bytes`: the
+  process that holds the lock may be stopped. Past that they refuse. Loss markers may still go 16 KiB beyond.
 * So the ring can take somewhat more than `spool_max_bytes`: what is appended to the newest segment between two looks,
   or while an evictor is stopped. 64 busy writers make about one segment of it.
 
@@ -172,17 +172,18 @@ Who may open what
 * Directories are 0700, files 0600, no symbolic link is followed. A spool of another user, one that others may write
   to, or a root that anyone may write to without a sticky bit is refused. So two users cannot share a spool.
 * Network and FUSE file systems are refused (`allow_unsafe_filesystem`). If two hosts share one after all, each may
-  get "the" lease: who finds the fresh mark of another boot in leader.host does not lead, but appends.
+  get "the" lease. A process that gets it, and finds the fresh mark of another boot in leader.host, gives it back; it
+  appends all the same.
 * Anybody may look (`survey`, `cursor.read`): it takes no lock, so it works while everything else is stuck.
-* No process is known by its pid: pids lie in containers. Who leads and who is attached the kernel knows, by its
+* No process is known by its pid: pids lie in containers. The kernel knows who leads and who is attached, by its
   locks.
 
 Not promised
 ------------
 
 * Anything about a disk on which two hosts append: O_APPEND is not one kernel's there.
-* That a lock file may be removed without cost. Who removes leader.lock makes a second leader; the first one finds out
-  before its next step, but may have a request under way, whose records then arrive twice.
+* That a lock file may be removed without cost. Without leader.lock there is a second leader soon. The first one finds
+  out before its next step, but may have a request under way, whose records then arrive twice.
 * The count of refusals, if the process that was refused is killed before it could write its loss marker.
 * `durability="host"` to the half second while nobody leads: the records after a writer's last sync wait for its next
   append, or for a leader.

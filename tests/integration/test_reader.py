@@ -1,4 +1,4 @@
-"""What the leader reads: rule 5, and every kind of damage that a ring can have."""
+"""What the leader reads, and every kind of damage that a ring can have."""
 
 from __future__ import annotations
 

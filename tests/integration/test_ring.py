@@ -1,4 +1,4 @@
-"""The nine rules of the ring, each with the interleaving that would break it."""
+"""The writers' side of the ring: each thing it does, with the interleaving that would break it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pending(directory: SpoolDirectory) -> list[str]:
     return [event.message for event in events(directory)]
 
 
-# Rule 1: attach.
+# Attach.
 
 
 def test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock(small: SinkConfig) -> None:
@@ -114,7 +114,7 @@ def test_a_segment_that_is_being_removed_is_waited_for(small: SinkConfig, monkey
         assert 1 < len(looks) <= 1000
 
 
-# Rule 2: rotate.
+# Rotate.
 
 WORKER = """
     import sys
@@ -292,7 +292,7 @@ def test_a_stopped_holder_of_the_budget_lock_makes_nobody_wait(small: SinkConfig
     assert books.evicted > 0
 
 
-# Rule 3: idle writers, and a spool that was removed.
+# Idle writers, and a spool that was removed.
 
 
 @pytest.mark.parametrize("hours", [0, 2])
@@ -353,7 +353,7 @@ def test_sixty_four_idle_workers_do_not_fill_the_budget(server: StrictCloudWatch
     assert len(segments(writer.directory)) == 1
 
 
-# Rule 4: reclaim.
+# Reclaim.
 
 
 def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
@@ -384,7 +384,7 @@ def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
     assert len(segments(writer.directory)) == 1
 
 
-# Rule 5 is proven in test_reader.py. Rule 6: short writes.
+# Short writes. (What is read is proven in test_reader.py.)
 
 
 @pytest.mark.parametrize("on_full", ["block", "drop_newest", "drop_oldest"])
@@ -449,7 +449,7 @@ def test_an_error_of_the_disk_is_counted_and_never_raised(
     assert books.appended == 2
 
 
-# Rule 7: reserve.
+# Reserve.
 
 
 def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> None:
@@ -489,7 +489,7 @@ def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monk
     assert not list(Path(keeper.directory.ring).glob("*.tmp"))
 
 
-# Rule 8: fork.
+# Fork.
 
 
 FORK = """
@@ -611,7 +611,7 @@ def test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it(
     assert finish(spawn(FORK_BESIDE_A_THREAD, path, when)).split() == ["False", f"{fewer}"]
 
 
-# Rule 9: signal handlers, __del__, threads.
+# Signal handlers, __del__, threads.
 
 INTERRUPTIONS = [
     (segment, "attach_newest"),
