@@ -2,6 +2,8 @@
 
 At most one batch is repeated, it is the one that was in flight, and the ledger counts each record once. A cursor that
 was damaged later is in tests/integration/test_cursor.py and test_flusher.py.
+
+Invariant 4.
 """
 
 from __future__ import annotations

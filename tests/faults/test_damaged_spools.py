@@ -2,6 +2,8 @@
 
 One spool with one of everything is made once; each case damages a copy, has a writer append to it and a leader
 empty it (against `tests.stand_in`), and compares with what the damage did not touch.
+
+Invariant 7.
 """
 
 from __future__ import annotations

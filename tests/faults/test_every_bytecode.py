@@ -1,7 +1,9 @@
 """SIGKILL before every single bytecode of what a writer and a leader do: nothing acknowledged is lost.
 
-The process is really killed, at the next bytecode each time, until the operation comes to its end. After
-each kill another writer appends and another leader delivers, and what design.md section 10 promises holds.
+The process is really killed, at the next bytecode each time, until the operation comes to its end. After each kill
+another writer appends and another leader delivers, and everything is accounted for.
+
+Invariants 1, 2, 3, 4, 9, 10.
 """
 
 from __future__ import annotations

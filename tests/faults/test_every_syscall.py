@@ -2,6 +2,8 @@
 
 A run without a fault lists the calls. Then one call fails in each run: the application sees no exception,
 what was refused is counted, and the next writer and the next leader find everything in its place.
+
+Invariant 1.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Programs log into two spools of one root. They start and end, in order and by SI
 have no credentials; the newer installation is replaced while it runs; the flusher, its guard or both are killed. The
 machine knows what was acknowledged and who lives, and compares: with what the strict server stored, and with what
 /proc shows.
+
+Invariant 5.
 """
 
 from __future__ import annotations

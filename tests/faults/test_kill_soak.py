@@ -64,7 +64,10 @@ def config(server: StrictCloudWatch) -> SinkConfig:
 def test_no_kill_loses_an_acknowledged_record(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, tmp_path: Path
 ) -> None:
-    """600 kills, 300,000 records: all that were acknowledged arrive, in order, unaltered; repeats are bounded."""
+    """600 kills, 300,000 records: all that were acknowledged arrive, in order, unaltered; repeats are bounded.
+
+    Invariants 1, 2, 3, 4, 5.
+    """
     rng = random.Random(int(os.environ.get(SEED_VARIABLE, "1")))
     spool = directory.open_for(config)
     oracle = Oracle(tmp_path / "oracle", RECORDS)
@@ -169,7 +172,10 @@ def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:
 
 
 def test_a_record_never_overtakes_the_one_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread appends to an old segment just after the reader looked there, and at once to the next: read in order."""
+    """A thread appends to an old segment just after the reader looked there, and at once to the next: read in order.
+
+    Invariant 3.
+    """
     config = quick_config()
     spool = directory.open_for(config)
     ring = Ring(spool, config.spool_max_bytes, config.ring_segment_bytes, may_evict=True)

@@ -1,4 +1,7 @@
-"""A hundred times the budget is appended while nothing can be sent: the cap holds, each record is accounted for."""
+"""A hundred times the budget is appended while nothing can be sent: the cap holds, each record is accounted for.
+
+Invariants 6, 10.
+"""
 
 from __future__ import annotations
 

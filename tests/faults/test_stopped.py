@@ -34,13 +34,19 @@ LONGEST_SECONDS = 3000.0
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_stopped_writer_is_noticed_by_nobody(spawn: Spawn, memory_disk: Path, name: str) -> None:
-    """While it is stopped another one appends and rotates, and a leader delivers; continued, it goes on."""
+    """While it is stopped another one appends and rotates, and a leader delivers; continued, it goes on.
+
+    Invariant 8.
+    """
     assert run(spawn, memory_disk, "stop_writer", name, POINTS) == POINTS
 
 
 @pytest.mark.parametrize("name", LEADERS)
 def test_a_stopped_leader_keeps_its_lease_and_holds_up_no_append(spawn: Spawn, memory_disk: Path, name: str) -> None:
-    """While it is stopped others append, and none leads beside it; continued, it delivers, and nothing twice."""
+    """While it is stopped others append, and none leads beside it; continued, it delivers, and nothing twice.
+
+    Invariant 8.
+    """
     assert run(spawn, memory_disk, "stop_leader", name, POINTS) == POINTS
 
 
@@ -48,7 +54,10 @@ def test_a_stopped_leader_keeps_its_lease_and_holds_up_no_append(spawn: Spawn, m
 def test_a_stopped_leader_that_is_superseded_sends_and_commits_nothing_old(
     spawn: Spawn, memory_disk: Path, name: str
 ) -> None:
-    """Its lock file is removed and another one leads; continued, it may finish the one request it had begun."""
+    """Its lock file is removed and another one leads; continued, it may finish the one request it had begun.
+
+    Invariant 5.
+    """
     assert run(spawn, memory_disk, "supersede_leader", name, POINTS) == POINTS
 
 

@@ -93,7 +93,7 @@ def told(server: StrictCloudWatch, reason: str) -> int:
 
 @pytest.mark.parametrize("on_full", POLICIES)
 def test_with_no_leader_alive_the_cap_holds_and_drops_are_counted(server: StrictCloudWatch, on_full: str) -> None:
-    """Ten times the budget is appended; the ring never exceeds it by more than a segment."""
+    """Ten times the budget is appended; the ring never exceeds it by more than a segment. Invariant 6."""
     config = full_config(server.endpoint_url, on_full, block_timeout_seconds=0.0)
     writer = Writer(config)
     attempts = 4_000
@@ -135,7 +135,7 @@ WORKER = """
 
 @pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest"])
 def test_four_processes_together_keep_the_cap(spawn: Spawn, server: StrictCloudWatch, on_full: str) -> None:
-    """All rotate, evict and refuse at once: the cap holds and the counts of all add up."""
+    """All rotate, evict and refuse at once: the cap holds and the counts of all add up. Invariant 6."""
     config = full_config(server.endpoint_url, on_full)
     spool = Writer(config).directory
     count = 3_000
@@ -305,7 +305,7 @@ def test_drop_newest_refuses_and_says_so(server: StrictCloudWatch, capfd: pytest
 
 
 def test_block_waits_at_most_its_timeout(server: StrictCloudWatch) -> None:
-    """A blocked append gives up after block_timeout_seconds, is counted once, and returns False."""
+    """A blocked append gives up after block_timeout_seconds, is counted once, and returns False. Invariant 8."""
     config = full_config(server.endpoint_url, "block", block_timeout_seconds=0.0)
     filler = Writer(config)
     while filler.append("x" * 300):
@@ -420,7 +420,7 @@ class Killed(BaseException):
 def test_an_evictor_that_dies_counts_nothing_twice(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Killed before, between or after writing `evictions` and unlinking: each record has one fate."""
+    """Killed before, between or after writing `evictions` and unlinking: each record has one fate. Invariant 10."""
     writer, count = full_spool(server.endpoint_url)
     spool = writer.directory
     refused = survey(spool).refused
@@ -576,7 +576,7 @@ def test_loss_markers_that_are_evicted_stay_counted(server: StrictCloudWatch) ->
 
 
 def test_the_whole_directory_stays_within_its_bounds(server: StrictCloudWatch) -> None:
-    """Invariant 6 for all files: ring, cursor, evictions, locks and state together."""
+    """All files together: ring, cursor, evictions, locks and state. Invariant 6."""
     config = full_config(server.endpoint_url, "drop_oldest", spool_max_bytes=CAP)
     writer = Writer(config)
     for number in range(3_000):

@@ -2,6 +2,8 @@
 
 Real gunicorn, two workers, and the flusher that one of them starts. "Nobody waited" is proven by order: a call of the
 flusher may take `CALL_SECONDS`, and all that is asserted has happened before the first could have ended.
+
+Invariant 8.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ def test_a_field_that_a_newer_version_added_is_ignored(spool: SpoolDirectory) ->
 
 @pytest.mark.usefixtures("no_fsync")
 def test_a_format_flipped_at_any_byte_never_stops_a_start(spool: SpoolDirectory) -> None:
-    """Every byte, three ways: it still says the same, or it is kept aside and written anew."""
+    """Every byte, three ways: it still says the same, or it is kept aside and written anew. Invariant 7."""
     path = Path(spool.path, "FORMAT")
     intact = path.read_bytes()
     for index in range(len(intact)):
@@ -314,7 +314,7 @@ def test_a_format_flipped_at_any_byte_never_stops_a_start(spool: SpoolDirectory)
 
 @pytest.mark.usefixtures("no_fsync")
 def test_a_format_cut_at_any_byte_never_stops_a_start(spool: SpoolDirectory) -> None:
-    """A host that lost power while FORMAT was on its way."""
+    """A host that lost power while FORMAT was on its way. Invariant 7."""
     path = Path(spool.path, "FORMAT")
     intact = path.read_bytes()
     for cut in range(len(intact)):

@@ -141,7 +141,10 @@ def assert_one_sender_at_a_time(server: StrictCloudWatch) -> None:
 def test_200_leaders_are_killed_and_one_follows_each(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
 ) -> None:
-    """8 candidates, 200 leader kills: always one successor, an epoch higher, never two senders of one epoch."""
+    """8 candidates, 200 leader kills: always one successor, an epoch higher, never two senders of one epoch.
+
+    Invariant 5.
+    """
     rng = random.Random(8)
     pids = {nursery.fork(settings) for _ in range(CANDIDATES)}
     takeovers = []
@@ -231,7 +234,10 @@ def test_a_leader_whose_lock_file_is_gone_stops(
 def test_a_stopped_leader_that_was_superseded_sends_nothing_more(
     server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
 ) -> None:
-    """SIGSTOP in the middle of a request, another takes over, SIGCONT: nothing more is sent under the old epoch."""
+    """SIGSTOP in the middle of a request, another takes over, SIGCONT: nothing more is sent under the old epoch.
+
+    Invariant 5.
+    """
     old = nursery.fork(settings)
     assert server.wait_for_events(1, HANG_SECONDS)
     server.faults.latency_seconds = 0.2

@@ -1,4 +1,4 @@
-"""One process, from append to CloudWatch."""
+"""One process, from append to CloudWatch. Invariant 9."""
 
 from __future__ import annotations
 

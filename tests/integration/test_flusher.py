@@ -206,7 +206,10 @@ class Killed(BaseException):
 def test_the_next_leader_goes_on_with_the_part_after_the_last_committed(
     external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, died_after: int, where: str
 ) -> None:
-    """Dead before sending part k + 1: no record twice. Dead before committing part k: only that part again."""
+    """Dead before sending part k + 1: no record twice. Dead before committing part k: only that part again.
+
+    Invariant 4.
+    """
     writer = Writer(external)
     entries = old_and_new()
     assert all(writer.append(text, timestamp) for text, timestamp in entries)
@@ -380,7 +383,7 @@ def test_trouble_that_ends_costs_nothing(external: SinkConfig, server: StrictClo
 
 
 def test_a_lost_answer_repeats_at_most_its_batch(external: SinkConfig, server: StrictCloudWatch) -> None:
-    """Stored, and the connection dropped: each such answer repeats one batch, and is counted as resent."""
+    """Stored, and the connection dropped: each such answer repeats one batch, and is counted as resent. Invariant 4."""
     config = changed(external, max_batch_events=100, retry_base_delay=0.01)
     server.create_stream("/test/group", "stream")
     server.faults.pass_next(1, action="PutLogEvents")
@@ -447,7 +450,7 @@ def test_every_request_says_which_leader_sent_it(external: SinkConfig, server: S
 
 
 def test_events_arrive_byte_for_byte_with_their_own_times(external: SinkConfig, server: StrictCloudWatch) -> None:
-    """Multi-byte text, control characters and quotes; the time of the append, not of the send."""
+    """Multi-byte text, control characters and quotes; the time of the append, not of the send. Invariant 2."""
     texts = ["späte Züge", "\U0001f682\u2028", 'quote " and \\ slash', "nul \0 bell \x07", "a\nb\r\n\tc", "x" * 10_000]
     then = now_ms() - 3_600_000
     writer = Writer(external)

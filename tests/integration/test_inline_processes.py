@@ -85,7 +85,7 @@ def run(spawn: Spawn, config: SinkConfig) -> Run:
     ids=["_exit", "SIGKILL", "SIGTERM", "abort"],
 )
 def test_what_was_logged_before_an_end_is_spooled(run: Run, ending: str, code: int) -> None:
-    """Right after `logger.info`: every record of a call that returned is there, in order."""
+    """Right after `logger.info`: every record of a call that returned is there, in order. Invariant 1."""
     returned, found = run(INSTALLED + f"burst(logger, 'a')\n{ending}\n", ends=code)
     assert returned == found == [f"a-{number}" for number in range(50)]
 

@@ -1,4 +1,4 @@
-"""What the leader reads: rule 5, and every kind of damage that a ring can have."""
+"""What the leader reads, and every kind of damage that a ring can have."""
 
 from __future__ import annotations
 
@@ -303,7 +303,10 @@ def put_kind(directory: SpoolDirectory, name: str, kind: str) -> None:
     ],
 )
 def test_garbage_in_the_ring_stops_nothing(small: SinkConfig, server: StrictCloudWatch, name: str, kind: str) -> None:
-    """Whatever lies in ring/, under whatever name: appends, rotation, eviction, delivery and surveys go on."""
+    """Whatever lies in ring/, under whatever name: appends, rotation, eviction, delivery and surveys go on.
+
+    Invariant 7.
+    """
     writer = Writer(SinkConfig(**{**asdict(small), "spool_max_bytes": 16 * SMALL}))
     put_kind(writer.directory, name, kind)
     messages = [f"{number} {'.' * 300}" for number in range(40)]
@@ -436,7 +439,10 @@ def test_an_unknown_frame_that_is_not_optional_is_left_for_a_newer_cwsink(
 
 
 def test_one_pass_over_a_hostile_segment_ends(small: SinkConfig, server: StrictCloudWatch) -> None:
-    """A segment full of magic numbers and broken frames is one damaged range, and the next record is read."""
+    """A segment full of magic numbers and broken frames is one damaged range, and the next record is read.
+
+    Invariant 7.
+    """
     writer = Writer(small)
     assert writer.append("before")
     attached = attached_to(writer.directory)
@@ -593,7 +599,7 @@ def test_what_another_process_began_behind_a_backlog_does_not_wait_for_it(small:
 
 @pytest.mark.usefixtures("small_backlog")
 def test_a_producer_with_records_in_the_backlog_waits_for_them(small: SinkConfig) -> None:
-    """And so does all that is behind it, but nothing before it; no record is read twice."""
+    """And so does all that is behind it, but nothing before it; no record is read twice. Invariant 3."""
     old = Writer(small)
     backlog = fill_up(old, 3)
     live = Writer(small)
@@ -677,7 +683,7 @@ def test_damage_in_the_lane_is_found_once(small: SinkConfig, server: StrictCloud
 
 
 def test_a_start_after_a_long_outage_is_seen_at_once(server: StrictCloudWatch, spawn: Spawn) -> None:
-    """A backlog of 24 MiB, then a process that logs: its first record is in one of the first requests."""
+    """A backlog of 24 MiB, then a process that logs: its first record is in one of the first requests. Invariant 7."""
     finish(spawn(FILL, server.endpoint_url, BACKLOG))
     writer = Writer(quick_config(server.endpoint_url, segment_bytes=1 << 20))
     before = segments(writer.directory)

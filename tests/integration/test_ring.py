@@ -1,4 +1,4 @@
-"""The nine rules of the ring, each with the interleaving that would break it."""
+"""The writers' side of the ring: each thing it does, with the interleaving that would break it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pending(directory: SpoolDirectory) -> list[str]:
     return [event.message for event in events(directory)]
 
 
-# Rule 1: attach.
+# Attach.
 
 
 def test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock(small: SinkConfig) -> None:
@@ -114,7 +114,7 @@ def test_a_segment_that_is_being_removed_is_waited_for(small: SinkConfig, monkey
         assert 1 < len(looks) <= 1000
 
 
-# Rule 2: rotate.
+# Rotate.
 
 WORKER = """
     import sys
@@ -254,7 +254,7 @@ def test_a_thread_paused_before_its_write_loses_nothing_to_a_rotation(
 
 
 def test_a_stopped_holder_of_the_budget_lock_makes_nobody_wait(small: SinkConfig, spawn: Spawn) -> None:
-    """Others go on up to twice a segment, then refuse; when the holder is gone they evict again."""
+    """Others go on up to twice a segment, then refuse; when the holder is gone they evict again. Invariant 8."""
     config = SinkConfig(**{**asdict(small), "spool_max_bytes": 4 * SMALL})
     writer = Writer(config)
     assert writer.append("first")
@@ -292,7 +292,7 @@ def test_a_stopped_holder_of_the_budget_lock_makes_nobody_wait(small: SinkConfig
     assert books.evicted > 0
 
 
-# Rule 3: idle writers, and a spool that was removed.
+# Idle writers, and a spool that was removed.
 
 
 @pytest.mark.parametrize("hours", [0, 2])
@@ -303,6 +303,8 @@ def test_an_idle_worker_appends_hours_later(
 
     Its late record is delivered whether it still goes to the old segment (within a second of the last
     look) or, hours later, to the newest.
+
+    Invariant 9.
     """
     config = SinkConfig(**{**asdict(small), "segment_bytes": 8 * SMALL})
     clock = Clock(monkeypatch)
@@ -327,7 +329,7 @@ def test_an_idle_worker_appends_hours_later(
 
 
 def test_sixty_four_idle_workers_do_not_fill_the_budget(server: StrictCloudWatch) -> None:
-    """Segments that are delivered and only held by idle workers count by their blocks."""
+    """Segments that are delivered and only held by idle workers count by their blocks. Invariant 9."""
     size = 64 * 1024
     config = quick_config(server.endpoint_url, segment_bytes=size, spool_max_bytes=16 * size, flusher="external")
     writer = Writer(config)
@@ -351,13 +353,13 @@ def test_sixty_four_idle_workers_do_not_fill_the_budget(server: StrictCloudWatch
     assert len(segments(writer.directory)) == 1
 
 
-# Rule 4: reclaim.
+# Reclaim.
 
 
 def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
     small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commit first, unlink after; when all is committed one segment remains."""
+    """Commit first, unlink after; when all is committed one segment remains. Invariant 9."""
     writer = Writer(small)
     assert writer.append("first")
     messages = ["first", *fill_segment(writer, count=10)]
@@ -382,7 +384,7 @@ def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
     assert len(segments(writer.directory)) == 1
 
 
-# Rule 5 is proven in test_reader.py. Rule 6: short writes.
+# Short writes. (What is read is proven in test_reader.py.)
 
 
 @pytest.mark.parametrize("on_full", ["block", "drop_newest", "drop_oldest"])
@@ -447,7 +449,7 @@ def test_an_error_of_the_disk_is_counted_and_never_raised(
     assert books.appended == 2
 
 
-# Rule 7: reserve.
+# Reserve.
 
 
 def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> None:
@@ -487,7 +489,7 @@ def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monk
     assert not list(Path(keeper.directory.ring).glob("*.tmp"))
 
 
-# Rule 8: fork.
+# Fork.
 
 
 FORK = """
@@ -609,7 +611,7 @@ def test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it(
     assert finish(spawn(FORK_BESIDE_A_THREAD, path, when)).split() == ["False", f"{fewer}"]
 
 
-# Rule 9: signal handlers, __del__, threads.
+# Signal handlers, __del__, threads.
 
 INTERRUPTIONS = [
     (segment, "attach_newest"),
@@ -732,7 +734,7 @@ def test_many_threads_append_and_rotate(small: SinkConfig) -> None:
 
 
 def test_an_append_takes_no_file_lock_that_can_be_held(small: SinkConfig) -> None:
-    """Every lock file of the spool held by somebody else: appends go on."""
+    """Every lock file of the spool held by somebody else: appends go on. Invariant 8."""
     writer = Writer(small)
     held = []
     for path in (writer.directory.leader_lock, writer.directory.budget_lock, writer.directory.attached_lock):

@@ -1,4 +1,7 @@
-"""Cursor slots under Hypothesis: whatever happens to one, a state that was written is read, never another."""
+"""Cursor slots under Hypothesis: whatever happens to one, a state that was written is read, never another.
+
+Invariant 7.
+"""
 
 from __future__ import annotations
 

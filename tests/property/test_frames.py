@@ -1,4 +1,4 @@
-"""Frames under Hypothesis: whatever is written, damaged or invented, nothing false is read."""
+"""Frames under Hypothesis: whatever is written, damaged or invented, nothing false is read. Invariants 2, 7."""
 
 from __future__ import annotations
 

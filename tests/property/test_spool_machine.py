@@ -1,7 +1,9 @@
 """The whole spool as a state machine: any order of appends, kills, takeovers, power losses, bit flips and answers.
 
-Hypothesis makes the story, `tests.simulation` lives it, and every invariant of the design is asked after each
-step or at the end, when CloudWatch is well and one leader drains what is left.
+Hypothesis makes the story, `tests.simulation` lives it, and the invariants are asked after each step or at the
+end, when CloudWatch is well and one leader drains what is left.
+
+Invariants 1, 2, 3, 4, 5, 6, 9, 10.
 """
 
 from __future__ import annotations
@@ -226,7 +228,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_invented(self) -> None:
-        """2: what is delivered was issued, byte for byte, with its time."""
+        """Invariant 2: what is delivered was issued, byte for byte, with its time."""
         if self.world is not None:
             issued = self.world.issued
             for sent in self.world.cloudwatch.stored[self.checked :]:
@@ -237,7 +239,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_spool_is_bounded(self) -> None:
-        """6: the cap, whatever happens."""
+        """Invariant 6: the cap, whatever happens."""
         if self.world is not None and not self.world.is_damaged:
             assert used_bytes(self.world.spool.ring) <= CAP_BYTES + SLACK_BYTES
 
@@ -263,25 +265,25 @@ class SpoolMachine(RuleBasedStateMachine):
         for _ in range(2):  # the first one may find no more than that a segment is final
             self.append_with(self.writer(0), 40)
             Leader(world).drain()
-        assert len(segment.numbers(world.spool.ring)) == 1  # 9
+        assert len(segment.numbers(world.spool.ring)) == 1  # invariant 9
         delivered = world.cloudwatch.messages()
         first = list(dict.fromkeys(delivered))
         accounted = {*first, *world.buried, *world.evicted, *world.excused}
         assert world.acknowledged <= world.written.keys()
-        assert world.written.keys() <= accounted, sorted(world.written.keys() - accounted)  # 1
+        assert world.written.keys() <= accounted, sorted(world.written.keys() - accounted)  # invariant 1
         orders: dict[tuple[int, int], list[str]] = {}
         for message in first:
             if message not in world.excused:  # a bit that flips back brings them late
                 orders.setdefault(self.eras[message], []).append(message)
-        assert all(messages == sorted(messages) for messages in orders.values())  # 3
+        assert all(messages == sorted(messages) for messages in orders.values())  # invariant 3
         books = survey(world.spool)
-        assert (books.adds_up, books.pending) == (True, 0)  # 10
+        assert (books.adds_up, books.pending) == (True, 0)  # invariant 10
         if not world.is_damaged:
-            assert all(len(senders) == 1 for senders in world.cloudwatch.senders.values())  # 5
+            assert all(len(senders) == 1 for senders in world.cloudwatch.senders.values())  # invariant 5
             repeated = len(delivered) - len(first)
-            assert repeated <= (world.kills + world.cloudwatch.unanswered) * MAX_BATCH_EVENTS  # 4
+            assert repeated <= (world.kills + world.cloudwatch.unanswered) * MAX_BATCH_EVENTS  # invariant 4
             if not world.disk_was_full:
-                assert books.appended == len(world.written), books  # 10, against what was written
+                assert books.appended == len(world.written), books  # invariant 10, against what was written
 
 
 class SoundMachine(SpoolMachine):

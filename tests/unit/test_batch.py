@@ -154,7 +154,7 @@ def test_a_long_outage_is_cut_into_days_oldest_first() -> None:
 
 
 def test_events_are_sent_in_order_of_time_then_arrival() -> None:
-    """Clocks of different workers interleave; equal times keep the order of arrival."""
+    """Clocks of different workers interleave; equal times keep the order of arrival. Invariant 3."""
     found = batch.parts(at(5, 3, 5, 3, 4, 3), one_stream)
     assert numbers(found) == [[1, 3, 5, 4, 0, 2]]
 

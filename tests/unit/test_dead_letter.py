@@ -88,7 +88,10 @@ def test_damage_has_a_shape_of_its_own(path: str) -> None:
 
 
 def test_the_oldest_go_and_are_counted(path: str, said: list[tuple[str, str]]) -> None:
-    """Both files stay below the cap at every moment; what is left is the newest, and the count says how many went."""
+    """Both files stay below the cap at every moment; what is left is the newest, and the count says how many went.
+
+    Invariant 6.
+    """
     letters = DeadLetters(path, CAP)
     for number in range(500):
         add(letters, number)

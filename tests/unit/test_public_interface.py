@@ -67,7 +67,7 @@ def test_the_logging_handler_and_the_hooks_carry_neither(module: str) -> None:
     "name", ["install", "CloudWatchSpoolSink", "SinkConfig", "Writer", "SpoolHandler", "ConfigError", "SpoolError"]
 )
 def test_every_public_name_is_there(name: str) -> None:
-    """What design and README name can be had from `cwsink` itself."""
+    """What the README names can be had from `cwsink` itself."""
     assert name in cwsink.__all__
     assert name in dir(cwsink)
     assert getattr(cwsink, name).__module__.startswith("cwsink.")

@@ -178,7 +178,10 @@ def keep(tmp_path: Path, server: StrictCloudWatch) -> Iterator[Keep]:
 
 @pytest.mark.parametrize("cell", [pytest.param(each, id=each.name, marks=marks(each)) for each in cells()])
 def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep, cell: Cell) -> None:
-    """Whatever runs and however it ends: all that was acknowledged arrives, exactly counted, and nothing is left."""
+    """Whatever runs and however it ends: all that was acknowledged arrives, exactly counted, and nothing is left.
+
+    Invariant 1.
+    """
     seed = os.environ.get(SEED_VARIABLE, "1")
     ending = ENDINGS[cell.ending]
     generations = GENERATIONS.get(cell.species, MOST_GENERATIONS) * (1 if cell.is_common else 8)
