@@ -33,12 +33,12 @@ from cwsink.flusher.delivery import Delivery, Tally
 from cwsink.spool import budget
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, Offset, State
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.files import remove_stale_temporaries
 from cwsink.spool.frame import DamageKind
 from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Loss
-from cwsink.spool.segment import remove_stale_temporaries
 
 # How often an idle leader looks for new records. Ten looks a second cost about 0.4 % of a core.
 POLL_SECONDS: Final = 0.1
@@ -134,6 +134,7 @@ class Flusher:
             Fenced: the lease or the epoch is another's; nothing was sent or committed after it.
         """
         try:
+            remove_stale_temporaries(self._directory.path)
             remove_stale_temporaries(self._directory.ring)
             self._finish_chunk()
             while not self._orders.is_over:

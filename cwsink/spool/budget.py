@@ -13,20 +13,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections import Counter
 from typing import Final
 from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import cursor, descriptors, frame, record, segment
+from cwsink.spool import cursor, descriptors, files, frame, record, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
 # Nothing was evicted yet; or what has the file's name is no file of ours, and no totals are lost by ignoring it.
-_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
+# There is no such file, or something else lies in its place.
+_NOT_OURS: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
+)
+_MOST_BYTES: Final = 64 * 1024
 
 
 class Evictions(msgspec.Struct, array_like=True):
@@ -59,18 +62,14 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
         OSError: EMFILE, EIO and so on. Zero would be written as the new totals, and the old ones forgotten.
     """
     try:
-        fd = os.open(directory.evictions, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        data, _ = files.read(directory.evictions, _MOST_BYTES)
     except OSError as error:
-        if error.errno in _NOT_THERE:
+        if error.errno in _NOT_OURS:
             return Evictions()
         raise
-    try:
-        with open(fd, "rb") as file:
-            data = file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    with contextlib.suppress(ValueError):
         if crc32(data[_CRC_BYTES:]) == int.from_bytes(data[:_CRC_BYTES], "little"):
             return msgspec.msgpack.decode(data[_CRC_BYTES:], type=Evictions)
-    except ValueError:
-        pass
     return Evictions()
 
 
@@ -222,12 +221,4 @@ def _difference(totals: Evictions, less: Evictions) -> Evictions:
 
 def _replace(path: str, evictions: Evictions) -> None:
     body = msgspec.msgpack.encode(evictions)
-    data = crc32(body).to_bytes(_CRC_BYTES, "little") + body
-    temporary = f"{path}.tmp"  # one name is enough: the caller holds budget.lock
-    fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        if os.write(fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-    finally:
-        descriptors.release(fd, descriptors.incarnation())
-    os.replace(temporary, path)
+    files.replace(path, crc32(body).to_bytes(_CRC_BYTES, "little") + body)

@@ -114,13 +114,13 @@ _decode = msgspec.msgpack.Decoder(State).decode
 def read(path: str) -> State:
     """Return the state that counts; a new one if there is none. Works for anyone, at any time."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd, incarnation = descriptors.acquire(path, os.O_RDONLY), descriptors.incarnation()
     except FileNotFoundError:
         return State()
     try:
         return _best(fd)[0]
     finally:
-        os.close(fd)
+        descriptors.release(fd, incarnation)
 
 
 class Cursor:

@@ -2,8 +2,9 @@
 
 A flock belongs to the open file description, which a forked child shares. A child that kept its parent's
 descriptors would hold the parent's locks for as long as it lives: nothing could be reclaimed, and nobody
-could tell who is left. So every descriptor that a writer or a leader keeps is opened here. The hook of
-`os.register_at_fork` closes them in the child, where `incarnation()` then differs, and every owner opens its own.
+could tell who is left. So every descriptor of a spool is opened here, but for the guard's lock, which its child is to
+share (cwsink.spool.flusher_lock). The hook of `os.register_at_fork` closes them in the child, where `incarnation()`
+then differs, and every owner opens its own.
 
 No fork waits for us. Another thread may be in the middle of `acquire` or `release` while this one forks: then the child
 has a descriptor that is not written down yet, or not any more. The child looks for it by its file, which takes a
@@ -13,8 +14,8 @@ A fork by C code runs no Python hook. It is noticed through a page of memory tha
 (MADV_WIPEONFORK, Linux 4.14): looking at a byte costs a tenth of `getpid()`. Where there is no such page, such a child
 keeps writing under its parent's producer id. Its records are safe, only their ids may repeat.
 
-All files are opened O_CLOEXEC (no leak into exec'd programs) and O_NOFOLLOW (nobody can make us write through a
-planted symlink), mode 0600.
+All files are opened O_CLOEXEC (no leak into exec'd programs), O_NOFOLLOW (nobody can make us write through a planted
+symlink) and O_NONBLOCK (nobody can make us wait at a planted FIFO), mode 0600.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def acquire(path: str, flags: int) -> int:
     """Open `path` and own the descriptor. Raises OSError."""
     _opening.append(path)
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
         _open.add(fd)
         return fd
     finally:
@@ -127,6 +128,30 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(path: str, *, shared: bool = False, tries: int = 1) -> bool:
+    """Tell whether a process has locked a file, without keeping anybody out for longer than that takes.
+
+    Another thread may fork meanwhile. The child shares our lock then, and would keep leaders out for as long as it
+    lives. So the lock is given back for all who share it, before the descriptor is closed.
+
+    Args:
+        path: the file.
+        shared: also by a lock that several may have.
+        tries: how often to ask, where others who ask must not be taken for one that holds the lock.
+
+    Raises:
+        OSError: the file is not there, or cannot be opened.
+    """
+    fd, mine = acquire(path, os.O_RDONLY), _incarnation
+    try:
+        if not any(try_lock(fd, exclusive=shared) for _ in range(tries)):
+            return True
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        return False
+    finally:
+        release(fd, mine)
 
 
 def _become_child() -> None:

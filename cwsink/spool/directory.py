@@ -24,6 +24,7 @@ The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usab
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -41,9 +42,10 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
 from cwsink.naming import resolve, spool_name
-from cwsink.spool import host
+from cwsink.spool import files, host
 
 FORMAT_VERSION: Final = 1
+_MOST_FORMAT_BYTES: Final = 64 * 1024
 DIRECTORY_MODE: Final = 0o700
 ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 # What fapilog itself takes the application's name from.
@@ -377,9 +379,12 @@ def _checksum(content: Mapping[str, object]) -> str:
 
 def _read_format(path: str) -> SpoolFormat:
     """Read FORMAT. Raises FileNotFoundError, SpoolFormatError."""
-    fd = os.open(f"{path}/FORMAT", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with open(fd, "rb") as file:
-        text = file.read(64 * 1024)
+    try:
+        text, _ = files.read(f"{path}/FORMAT", _MOST_FORMAT_BYTES)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            raise _DamagedFormatError(f"{path}/FORMAT is no file, or far too long", path) from error
+        raise
     try:
         content = json.loads(text)
         intact = content.pop("checksum") == _checksum(content)

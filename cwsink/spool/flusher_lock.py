@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from cwsink.spool import descriptors
+from cwsink.spool import descriptors, files
 
 _MOST_BYTES: Final = 4096
 
@@ -102,13 +102,9 @@ class FlusherLock:
 def is_taken(root: str) -> bool:
     """Tell whether a flusher that has started by itself lives, or starts now."""
     try:
-        fd = os.open(path_of(root), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return descriptors.is_locked(path_of(root))
     except OSError:
         return False
-    try:
-        return not descriptors.try_lock(fd, exclusive=False)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -129,17 +125,11 @@ def challenging(root: str, reason: Reason) -> Iterator[bool]:
 def challenge(root: str) -> Challenge | None:
     """Return why another process waits for the lock; None if none does."""
     try:
-        fd = os.open(_next(root), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        if descriptors.try_lock(fd, exclusive=False):
-            return None
-        return msgspec.json.decode(os.read(fd, _MOST_BYTES), type=Challenge)
+        if descriptors.is_locked(_next(root)):
+            return msgspec.json.decode(files.read(_next(root), _MOST_BYTES)[0], type=Challenge)
     except (OSError, ValueError):
-        return None
-    finally:
-        os.close(fd)
+        pass
+    return None
 
 
 def _next(root: str) -> str:

@@ -27,12 +27,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from cwsink.spool import descriptors, host
+from cwsink.spool import files, host
 from cwsink.spool.directory import SpoolDirectory
 
 BEAT_SECONDS: Final = 2.0
 # Longer than a request that hangs (connecting 3 s, waiting 10 s), in which a leader cannot beat.
 FRESH_SECONDS: Final = 20.0
+_MOST_BYTES: Final = 4096
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -62,13 +63,7 @@ class Heartbeat:
         if not (boot_id := host.boot_id()):
             return
         with contextlib.suppress(OSError):
-            temporary = f"{self._path}.tmp"
-            fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            try:
-                os.write(fd, msgspec.json.encode(Mark(boot_id, host.name())))
-            finally:
-                descriptors.release(fd, descriptors.incarnation())
-            os.replace(temporary, self._path)
+            files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
 
     def beat(self) -> None:
         """Show that the leader lives, if it is time."""
@@ -119,8 +114,7 @@ def _now(touch: str | None) -> float:
 def _read(path: str) -> tuple[Mark, float] | None:
     """Return the mark and the time of its last beat; None if there is none, or it is damaged."""
     try:
-        # By descriptor: a network file system asks its server anew for an opened file only.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
-            return msgspec.json.decode(file.read(4096), type=Mark), os.fstat(file.fileno()).st_mtime
+        data, status = files.read(path, _MOST_BYTES)
+        return msgspec.json.decode(data, type=Mark), status.st_mtime
     except (OSError, ValueError, RecursionError):
         return None

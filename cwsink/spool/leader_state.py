@@ -19,12 +19,13 @@ from typing import Final, Literal
 import msgspec
 
 import cwsink
-from cwsink.spool import descriptors, sending
+from cwsink.spool import files, sending
 from cwsink.spool.directory import SpoolDirectory
 
 PUBLISH_SECONDS: Final = 1.0
 # While there is something to do, an old file means a leader that hangs.
 ALIVE_SECONDS: Final = 10.0
+_MOST_BYTES: Final = 256 * 1024
 
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
 # What keeps the leader from delivering: "busy" passes by itself, the others rarely do.
@@ -67,8 +68,7 @@ class Published(msgspec.Struct, kw_only=True):
 def read(directory: SpoolDirectory) -> Published | None:
     """Return what the last leader published; None if there is nothing to read."""
     try:
-        with open(directory.leader_state, "rb") as file:
-            return msgspec.json.decode(file.read(), type=Published)
+        return msgspec.json.decode(files.read(directory.leader_state, _MOST_BYTES)[0], type=Published)
     except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
         return None
 
@@ -147,11 +147,5 @@ class LeaderState:
             self._written_at = time.monotonic()
             self._published = msgspec.structs.replace(self._now)
             with contextlib.suppress(OSError):
-                temporary = f"{self._path}.tmp"
-                fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                try:
-                    os.write(fd, msgspec.json.encode(self._now))
-                finally:
-                    descriptors.release(fd, descriptors.incarnation())
-                os.replace(temporary, self._path)
+                files.replace(self._path, msgspec.json.encode(self._now))
         self._published_at = time.monotonic()

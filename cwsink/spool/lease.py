@@ -96,13 +96,9 @@ def is_taken(directory: SpoolDirectory) -> bool:
     It may change at the next moment, so nobody sends or commits by this. Writers ask before they start a flusher.
     """
     try:
-        fd = os.open(directory.leader_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return descriptors.is_locked(directory.leader_lock)
     except OSError:
         return False
-    try:
-        return not descriptors.try_lock(fd, exclusive=False)
-    finally:
-        os.close(fd)
 
 
 def _refuse(directory: SpoolDirectory, other: heartbeat.Elsewhere) -> None:

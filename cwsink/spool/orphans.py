@@ -40,17 +40,11 @@ def is_attached(directory: SpoolDirectory) -> bool:
     The lock is got only if nobody has it, and given back at once.
     """
     try:
-        fd = os.open(directory.attached_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return descriptors.is_locked(directory.attached_lock, shared=True)
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    try:
-        return not descriptors.try_lock(fd, exclusive=True)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
 
 
 def last_append(directory: SpoolDirectory) -> float | None:

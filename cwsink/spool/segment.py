@@ -36,7 +36,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from cwsink.spool import descriptors, disk, frame
+from cwsink.spool import descriptors, disk, files, frame
 
 MAGIC: Final = b"CWSINKSG"
 LAYOUT_MAJOR: Final = 1
@@ -52,9 +52,6 @@ _FIRST_FRAME_BYTES: Final = 2 * 1024 * 1024
 _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
 # A directory, a symbolic link, a FIFO or a device that nobody reads, a file of another user.
 _NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
-_TEMPORARY_SUFFIX: Final = ".tmp"
-# A temporary file lives for microseconds; one this old was left by a killed writer.
-_STALE_TEMPORARY_SECONDS: Final = 60.0
 
 # What a leader in a thread needs about a third of a second for. New records do not wait for more than that:
 # the first writer after a start begins a segment, which the leader reads beside the backlog.
@@ -119,8 +116,7 @@ def open_file(ring: str, number: int, flags: int) -> int | None:
         OSError: EMFILE and so on.
     """
     try:
-        # O_NONBLOCK means nothing for a file; without it a FIFO of that name would be waited for, for ever.
-        fd = descriptors.acquire(path_of(ring, number), flags | os.O_NONBLOCK)
+        fd = descriptors.acquire(path_of(ring, number), flags)
     except OSError as error:
         if error.errno in _NOT_A_FILE:
             return None
@@ -162,7 +158,7 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
     Raises:
         OSError: ENOSPC, EDQUOT and so on; nothing is left behind, unless another writer has it already.
     """
-    temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{_TEMPORARY_SUFFIX}"
+    temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
     fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         salt = int.from_bytes(os.urandom(4), "little")
@@ -186,17 +182,6 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
         descriptors.release(fd, descriptors.incarnation())
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-
-
-def remove_stale_temporaries(ring: str) -> None:
-    """Remove what killed writers left of segments they were making."""
-    oldest = time.time() - _STALE_TEMPORARY_SECONDS
-    with contextlib.suppress(OSError), os.scandir(ring) as entries:
-        for entry in entries:
-            if entry.name.endswith(_TEMPORARY_SUFFIX):
-                with contextlib.suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.unlink(entry.path)
 
 
 class AttachedSegment:

@@ -29,7 +29,7 @@ import cwsink
 from cwsink.config import SinkConfig, load_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
-from cwsink.spool import attachment, descriptors
+from cwsink.spool import attachment, files
 from cwsink.spool.directory import SpoolDirectory
 
 # What only concerns the process that writes: where its spool is, and what it does when that is full.
@@ -74,7 +74,7 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
                 f"the settings of {directory.path} differ from those of {found.written_by}, whose application still "
                 f"logs there: {_differences(found.settings, mine.settings)}. The newer ones hold from now on.",
             )
-        _replace(directory, msgspec.json.encode(mine))
+        files.replace(directory.sending, msgspec.json.encode(mine))
     except OSError as error:
         report("settings", f"cannot write {directory.sending}: {error.strerror}. It is sent as settings before said.")
 
@@ -82,9 +82,7 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
 def read(directory: SpoolDirectory) -> Sending | None:
     """Return what the newest writer left; None if there is nothing, or nothing that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        fd = os.open(directory.sending, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            return msgspec.json.decode(file.read(_MOST_BYTES), type=Sending)
+        return msgspec.json.decode(files.read(directory.sending, _MOST_BYTES)[0], type=Sending)
     return None
 
 
@@ -174,19 +172,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _shown(settings: dict[str, Any], name: str) -> object:
     return shown(settings).get(name, getattr(SinkConfig(), name, None))
-
-
-def _replace(directory: SpoolDirectory, data: bytes) -> None:
-    """Put a new file in the place of the old one, whole or not at all. Raises OSError."""
-    temporary = f"{directory.sending}.{os.urandom(8).hex()}.tmp"
-    fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        if os.write(fd, data) != len(data):
-            raise OSError(28, "No space left on device")
-        os.replace(temporary, directory.sending)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        descriptors.release(fd, descriptors.incarnation())

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from cwsink.spool import directory, segment
+from cwsink.spool import directory, files, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.faults.zoo.crew import CHILDREN
@@ -245,7 +245,7 @@ def assert_all_is_well(server: StrictCloudWatch, animal: Animal) -> set[str]:
     assert set(os.listdir(path)) <= FILES
     assert len(segment.numbers(spool.ring)) == 1, "delivered segments were not taken away"
     # Who was killed while making a segment leaves a file, which a leader removes when it is a minute old.
-    assert len([name for name in os.listdir(spool.ring) if not name.endswith(segment._TEMPORARY_SUFFIX)]) == 1
+    assert len([name for name in os.listdir(spool.ring) if not name.endswith(files.TEMPORARY_SUFFIX)]) == 1
     return arrived
 
 
