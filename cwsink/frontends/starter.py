@@ -69,6 +69,7 @@ class Starter:
         self._is_busy = False
         self._look_again_at = 0.0
         self._led_before: int | None = None  # the time of leader.json when we started a flusher; 0: there was none
+        self._ended_early = 0  # how many, since one was seen to lead
         self._vacant_since: float | None = None
         self._left_alone: list[int] = []  # children that could not be given away
 
@@ -96,6 +97,7 @@ class Starter:
         self._collect()
         if _is_led(directory):
             self._led_before = self._vacant_since = None
+            self._ended_early = 0
             settled("starter")
             return
         if now < self._look_again_at or self._is_hosted(now):
@@ -105,10 +107,12 @@ class Starter:
             if not lock.try_acquire():
                 return
             led = _led_at(directory)
-            if self._led_before == led:  # the lock is free again: it has ended
+            if self._led_before == led:  # the lock is free again: the flusher that we started has ended
                 self._led_before = None
-                self._failed("it has ended before it led any spool")
-                return
+                self._ended_early += 1
+                if self._ended_early > 1:  # once: somebody has killed it. Start another one at once.
+                    self._failed("it has ended before it led any spool")
+                    return
             self._spawn(directory, lock, None)
             self._led_before = led
         finally:
