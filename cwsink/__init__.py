@@ -50,8 +50,10 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `frontends`               | what runs in the application; alone in using fapilog             | `spool` and below     |
 | `flusher`                 | what only a process that delivers runs; alone in using botocore  | `spool` and below     |
 | `spool`                   | what all processes share: the files, and the locks on them       | the rows below        |
-| `config`, `diagnostics`   | the validated settings; what we say on stderr                    | `naming`, `errors`    |
-| `naming`, `errors`        | names of groups and streams; the exception tree                  | `errors`              |
+| `target`                  | where records go, resolved for this host                         | the rows below        |
+| `config`, `diagnostics`   | the validated settings; what we say on stderr                    | the rows below        |
+| `naming`, `host`          | names of groups and streams; what this host is called            | `errors`              |
+| `errors`                  | the exception tree                                               | nothing               |
 
 `frontends` and `flusher` never import each other. They are different processes, and meet only in the files of
 `spool`. `batch`, `limits`, `outcome`, `naming`, `frame` and `record` are pure: clock, chance and bytes come in as

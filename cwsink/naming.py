@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Final
 
@@ -22,11 +22,7 @@ _NOT_IN_STREAM: Final = re.compile(r"[:*]")
 _MAX_NAME_CHARACTERS: Final = 512
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
-_KNOWN: Final = (
-    "{hostname}, {app}, {instance_id}, {task_id}, {pod}, {date}, {date:%Y/%m/%d}, {env:NAME}, {env:NAME:default}"
-)
-# Asked of where the host runs, and only if a template wants it.
-_LOOKED_UP: Final = frozenset({"instance_id", "task_id", "pod"})
+_DATES_AND_VARIABLES: Final = ("{date}", "{date:%Y/%m/%d}", "{env:NAME}", "{env:NAME:default}")
 _DEFAULT_DATE: Final = "%Y-%m-%d"
 
 # 9999-12-31T23:59:59Z, the last second `datetime` can tell. A record may carry any 64-bit time.
@@ -44,22 +40,13 @@ def check_group(name: str) -> None:
         raise ConfigError(f"log_group_name {name!r} starts with 'aws/', which AWS keeps for itself.")
 
 
-def resolve(
-    template: str,
-    *,
-    hostname: str,
-    app: str,
-    env: Mapping[str, str],
-    look_up: Callable[[str], str] = lambda name: name,
-) -> str:
+def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping[str, str]) -> str:
     """Fill in everything but the date.
 
     Args:
         template: such as "{hostname}" or "{app}-{env:STAGE:dev}/{date}".
-        hostname: this host's name.
-        app: the application's name.
+        values: what gives the value of each placeholder; called only for what the template holds.
         env: the environment that `{env:NAME}` reads.
-        look_up: gives `instance_id`, `task_id` and `pod`; called only for what the template holds.
 
     Returns:
         A name of 1 to 512 characters without ':' and '*' (replaced by '-'), in
@@ -71,14 +58,10 @@ def resolve(
 
     def fill(match: re.Match[str]) -> str:
         name, _, argument = match[1].partition(":")
-        if name == "hostname":
-            return hostname
-        if name == "app":
-            return app
         if name == "date":
             return match[0]
-        if name in _LOOKED_UP:
-            return look_up(name)
+        if name in values:
+            return values[name]()
         if name == "env":
             variable, _, default = argument.partition(":")
             value = env.get(variable) or default
@@ -88,15 +71,20 @@ def resolve(
                 f"log_stream_name {template!r} needs the environment variable {variable}, which is not "
                 f"set. Set it, or give a default: {{env:{variable}:default}}."
             )
-        raise ConfigError(f"log_stream_name {template!r}: {match[0]} is not known. Known: {_KNOWN}.")
+        raise ConfigError(f"log_stream_name {template!r}: {match[0]} is not known. Known: {known(values)}.")
 
     resolved = _PLACEHOLDER.sub(fill, template)
     if resolved.count("{") != resolved.count("{date") or resolved.count("{") != resolved.count("}"):
-        raise ConfigError(f"log_stream_name {template!r} has a brace without a partner. Known: {_KNOWN}.")
+        raise ConfigError(f"log_stream_name {template!r} has a brace without a partner. Known: {known(values)}.")
     name = stream_at(resolved, 0)
     if not 1 <= len(name) <= _MAX_NAME_CHARACTERS:
         raise ConfigError(f"log_stream_name {template!r} gives a name of {len(name)} characters; 1 to 512 are legal.")
     return resolved
+
+
+def known(values: Iterable[str]) -> str:
+    """Return all placeholders as a message lists them."""
+    return ", ".join([*(f"{{{name}}}" for name in values), *_DATES_AND_VARIABLES])
 
 
 def utc(timestamp_ms: int) -> datetime:

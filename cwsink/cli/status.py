@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, Literal
 
+from cwsink import host
 from cwsink.cli import DONE, NOT_DONE, text
 from cwsink.cli.spools import Spools
 from cwsink.flusher.outcome import Answer, Outcome, classify
-from cwsink.spool import cursor, heartbeat, host, leader_state, lease, orphans, sending
+from cwsink.spool import cursor, heartbeat, leader_state, lease, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey

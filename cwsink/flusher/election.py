@@ -161,7 +161,7 @@ class Election:
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
             report(
-                "flusher",
+                f"flusher_{self.directory.path}",
                 f"cannot flush {self.directory.path}: {self.trouble}. The records stay in the spool; it is tried "
                 f"again every {_TROUBLE_SECONDS:.0f} s.",
             )

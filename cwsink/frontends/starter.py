@@ -70,6 +70,7 @@ class Starter:
         self._is_busy = False
         self._look_again_at = 0.0
         self._led_before: int | None = None  # leader.json's time when we started a flusher; 0: there was no such file
+        self._ended_early = 0  # flushers of ours that ended before they led, since we last saw a leader
         self._vacant_since: float | None = None
         self._left_alone: list[int] = []  # flushers that are our children, because there is no shell
 
@@ -97,6 +98,7 @@ class Starter:
         self._collect()
         if _is_led(directory):
             self._led_before = self._vacant_since = None
+            self._ended_early = 0
             settled("starter")
             return
         if now < self._look_again_at or self._is_hosted(now):
@@ -106,10 +108,12 @@ class Starter:
             if not lock.try_acquire():
                 return
             led = _led_at(directory)
-            if self._led_before == led:  # the flusher we started has freed its lock, so it has ended
+            if self._led_before == led:  # the lock is free again: the flusher that we started has ended
                 self._led_before = None
-                self._failed("it has ended before it led any spool")
-                return
+                self._ended_early += 1
+                if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
+                    self._failed("it has ended before it led any spool")
+                    return
             self._spawn(directory, lock, None)
             self._led_before = led
         finally:

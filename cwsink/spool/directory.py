@@ -28,28 +28,26 @@ import errno
 import json
 import os
 import re
-import socket
 import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 from zlib import crc32
 
 import msgspec
 
+from cwsink import host, target
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
-from cwsink.naming import resolve, spool_name
-from cwsink.spool import files, host
+from cwsink.spool import files
+from cwsink.target import Target
 
 FORMAT_VERSION: Final = 1
 _MOST_FORMAT_BYTES: Final = 64 * 1024
 DIRECTORY_MODE: Final = 0o700
 ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
-# What fapilog itself takes the application's name from.
-APP_VARIABLE: Final = "FAPILOG_CORE__APP_NAME"
 
 # Appends of several writers, flock and link are those of one kernel only on a local file system.
 _UNSAFE_FILESYSTEMS: Final = frozenset(
@@ -59,38 +57,14 @@ _UNSAFE_FILESYSTEMS: Final = frozenset(
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
-class SpoolFormat(msgspec.Struct, frozen=True, kw_only=True):
+class SpoolFormat(Target, frozen=True, kw_only=True):
     """The FORMAT file: all that a replay needs to know, written once."""
 
     format: int
     spool_id: str
-    log_group_name: str
-    log_stream_name: str
-    region: str | None
-    endpoint_url: str | None
-    create_log_group: bool
-    create_log_stream: bool
     spool_max_bytes: int
     host: str
     created: str
-    profile: str | None = None
-    role_arn: str | None = None
-    external_id: str | None = None
-    retention_days: int | None = None
-    tags: dict[str, str] | None = None
-    kms_key_id: str | None = None
-    log_group_class: str | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """Return what a replay by another process needs to send and create as this spool's writers would."""
-        fields = msgspec.structs.asdict(self)
-        return {name: fields[name] for name in _OF_THE_TARGET}
-
-
-_OF_THE_TARGET: Final = (
-    "log_group_name log_stream_name region endpoint_url create_log_group create_log_stream profile role_arn "
-    "external_id retention_days tags kms_key_id log_group_class"
-).split()
 
 
 class SpoolDirectory:
@@ -128,33 +102,17 @@ def open_for(config: SinkConfig, env: Mapping[str, str] | None = None) -> SpoolD
         SpoolError: see the subclasses; nothing was written.
     """
     env = os.environ if env is None else env
-    hostname = socket.gethostname()
-    stream = resolve(
-        config.log_stream_name,
-        hostname=hostname,
-        app=config.app_name or env.get(APP_VARIABLE) or os.path.basename(sys.argv[0]) or "app",
-        env=env,
-        look_up=lambda name: _look_up(name, hostname, env),
-    )
-    account = config.role_arn or config.profile
-    name = spool_name(config.log_group_name, stream, config.region, config.endpoint_url, account)
+    wanted = target.resolve(config, env)
     root = choose_root(config.spool_directory, env)
-    wanted = SpoolFormat(
+    spool_format = SpoolFormat(
         format=FORMAT_VERSION,
         spool_id=os.urandom(16).hex(),
-        **{**{name: getattr(config, name) for name in _OF_THE_TARGET}, "log_stream_name": stream},
+        **wanted.settings(),
         spool_max_bytes=config.spool_max_bytes,
-        host=hostname,
+        host=host.name(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    return _create(f"{root}/{name}", wanted, config.allow_unsafe_filesystem)
-
-
-def _look_up(name: str, hostname: str, env: Mapping[str, str]) -> str:
-    found = host.look_up(name, env)
-    if found is None:
-        report(f"name_{name}", f"{{{name}}} cannot be found here; the stream is named after the host, {hostname}.")
-    return found or hostname
+    return _create(f"{root}/{wanted.spool_name}", spool_format, config.allow_unsafe_filesystem)
 
 
 def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:

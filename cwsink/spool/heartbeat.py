@@ -27,7 +27,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from cwsink.spool import files, host
+from cwsink import host
+from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 
 BEAT_SECONDS: Final = 2.0

@@ -17,8 +17,9 @@ import contextlib
 import os
 from typing import Final
 
+from cwsink import host
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors, heartbeat, host
+from cwsink.spool import descriptors, heartbeat
 from cwsink.spool.directory import SpoolDirectory
 
 # A follower looks this often, plus up to half of it in jitter: takeover in about 0.3 s at most.

@@ -89,6 +89,22 @@ def test_two_that_find_nobody_at_the_same_time_start_one(spool: SpoolDirectory, 
     assert flusher_lock.is_taken(spool.root)
 
 
+def test_one_that_is_killed_before_it_leads_is_started_again_at_once(
+    spool: SpoolDirectory, stub: Stub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The next look starts another one, without a word. If that ends early, too, it is said, and the third waits."""
+    starter = Starter(spool.root)
+    for started in (1, 2):
+        starter.ensure(spool)
+        until(lambda started=started: len(stub.started()) == started, "it has begun")
+        assert not capfd.readouterr().err
+        stub.end()
+    starter.ensure(spool)
+    starter.ensure(spool)
+    assert len(stub.started()) == 2
+    assert capfd.readouterr().err.count("it has ended before it led any spool") == 1
+
+
 @pytest.mark.timeout(600)
 def test_a_kill_before_any_call_of_a_start_leaves_one_flusher(spawn: Spawn, memory_disk: Path) -> None:
     """The next append of another process starts one if the killed one did not: never two, and never none for good."""

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 from msgspec.structs import asdict
 
+from cwsink import host
 from cwsink.config import SinkConfig
 from cwsink.spool import cursor, directory, disk, frame, record, segment
 from cwsink.spool.survey import survey
@@ -103,7 +104,7 @@ def make(path: Path) -> None:
 
     with (
         mock.patch.object(os, "urandom", urandom),
-        mock.patch.object(directory.socket, "gethostname", return_value="golden-host"),
+        mock.patch.object(host.socket, "gethostname", return_value="golden-host"),
         mock.patch.object(directory.time, "strftime", return_value="2024-05-06T07:08:09Z"),
         mock.patch.object(segment.time, "time", return_value=WRITTEN_MS / 1000),
         mock.patch.object(disk, "reserve", return_value=False),

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from cwsink import SinkConfig, Writer, diagnostics
-from cwsink.spool import directory, host
+from cwsink import SinkConfig, Writer, diagnostics, host, target
+from cwsink.spool import directory
 from cwsink.testing import StrictCloudWatch
 from tests.interleave import deliver
 from tests.support import quick_config
@@ -242,7 +242,7 @@ def test_a_place_that_has_no_such_name_falls_back_to_the_host(said: list[str], t
 
 def test_two_applications_on_one_host_have_two_streams(tmp_path: object) -> None:
     """{app}: by setting, else by fapilog's own variable; the setting wins."""
-    variable = {directory.APP_VARIABLE: "admin"}
+    variable = {target.APP_VARIABLE: "admin"}
     assert stream_of("{app}", {}, tmp_path, app_name="shop") == "shop"
     assert stream_of("{app}", variable, tmp_path) == "admin"
     assert stream_of("{app}", variable, tmp_path, app_name="shop") == "shop"

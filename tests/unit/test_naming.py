@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from cwsink import naming
@@ -13,7 +15,7 @@ FOR_EVER_MS = (1 << 53) - 1  # the latest time a writer accepts
 
 
 def resolve(template: str, **env: str) -> str:
-    return naming.resolve(template, hostname="web-1.example", app="shop", env=env)
+    return naming.resolve(template, {"hostname": lambda: "web-1.example", "app": lambda: "shop"}, env)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +50,10 @@ def test_where_the_host_runs_is_asked_only_if_the_template_wants_it() -> None:
         return f"my-{name}"
 
     def named(template: str) -> str:
-        return naming.resolve(template, hostname="web-1", app="shop", env={}, look_up=look_up)
+        names = ("hostname", "app", "pod", "task_id", "instance_id")
+        return naming.resolve(template, {name: partial(look_up, name) for name in names}, {})
 
-    assert named("{hostname}/{app}/{date}") == "web-1/shop/{date}"
+    assert named("plain/{date}") == "plain/{date}"
     assert asked == []
     assert named("{pod}/{task_id}/{instance_id}") == "my-pod/my-task_id/my-instance_id"
     assert asked == ["pod", "task_id", "instance_id"]

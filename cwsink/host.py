@@ -18,7 +18,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Final
 
@@ -68,21 +68,12 @@ def _sysctl(key: str) -> str:
 
 
 def look_up(name: str, env: Mapping[str, str]) -> str | None:
-    """Return the value of placeholder `name`, or None if this is not such a place. Never raises."""
+    """Return the value of a placeholder of `LOOKED_UP`, or None if this is not such a place. Never raises."""
     try:
-        if name == "instance_id":
-            return _plausible(_instance_id(env))
-        if name == "task_id":
-            return _plausible(_task_id(env))
+        found = LOOKED_UP[name](env)
     except Exception:  # whatever answers there, and however: it is no such place
         return None
-    if name == "pod":
-        return env.get("POD_NAME") or (env.get("HOSTNAME") if env.get("KUBERNETES_SERVICE_HOST") else None)
-    return None
-
-
-def _plausible(found: str | None) -> str | None:
-    """Return what is an id. A proxy's error page is none, and would make a stream name that is refused."""
+    # A proxy's error page is no id, and would make a stream name that is refused.
     return found if found and _ID.fullmatch(found) else None
 
 
@@ -102,6 +93,18 @@ def _task_id(env: Mapping[str, str]) -> str | None:
     task = json.loads(_ask("GET", f"{base.rstrip('/')}/task", {}, time.monotonic() + BUDGET_SECONDS))
     arn: str = task["TaskARN"]  # arn:aws:ecs:region:account:task/cluster/id
     return arn.rpartition("/")[2]
+
+
+def _pod(env: Mapping[str, str]) -> str | None:
+    return env.get("POD_NAME") or (env.get("HOSTNAME") if env.get("KUBERNETES_SERVICE_HOST") else None)
+
+
+LOOKED_UP: Final[dict[str, Callable[[Mapping[str, str]], str | None]]] = {
+    "instance_id": _instance_id,
+    "task_id": _task_id,
+    "pod": _pod,
+}
+"""The placeholders that are asked of where the host runs, and how. Only a template that holds one costs a look."""
 
 
 def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:

@@ -1,0 +1,88 @@
+"""Where records go: log group, stream, region, endpoint, and who may write there.
+
+An application names a target in its settings, with placeholders in the stream's name. `resolve` fills in what is fixed
+for the life of a host. The result is kept in the spool's FORMAT, so that any later leader sends to the same place.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from cwsink import host, naming
+from cwsink.config import SinkConfig
+from cwsink.diagnostics import report
+
+# What fapilog itself takes the application's name from.
+APP_VARIABLE: Final = "FAPILOG_CORE__APP_NAME"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """All that another process needs to send, and to create, as the writers would. Each field is a setting."""
+
+    log_group_name: str
+    log_stream_name: str
+    region: str | None
+    endpoint_url: str | None
+    create_log_group: bool
+    create_log_stream: bool
+    profile: str | None = None
+    role_arn: str | None = None
+    external_id: str | None = None
+    retention_days: int | None = None
+    tags: dict[str, str] | None = None
+    kms_key_id: str | None = None
+    log_group_class: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return it as settings of a SinkConfig."""
+        return {name: getattr(self, name) for name in Target.__struct_fields__}
+
+    @property
+    def spool_name(self) -> str:
+        """The directory name of its spool. Groups of the same name in two accounts are two targets."""
+        account = self.role_arn or self.profile
+        return naming.spool_name(self.log_group_name, self.log_stream_name, self.region, self.endpoint_url, account)
+
+
+class _Asker(NamedTuple):
+    """Who asks for a name, and where."""
+
+    config: SinkConfig
+    env: Mapping[str, str]
+
+
+def resolve(config: SinkConfig, env: Mapping[str, str]) -> Target:
+    """Return the target of `config` on this host. Raises ConfigError: the stream's name cannot be resolved."""
+    asker = _Asker(config, env)
+    values = {name: lambda how=how: how(asker) for name, how in _PLACEHOLDERS.items()}
+    stream = naming.resolve(config.log_stream_name, values, env)
+    fields = {name: getattr(config, name) for name in Target.__struct_fields__}
+    return Target(**{**fields, "log_stream_name": stream})
+
+
+def _app(asker: _Asker) -> str:
+    return asker.config.app_name or asker.env.get(APP_VARIABLE) or os.path.basename(sys.argv[0]) or "app"
+
+
+def _looked_up(name: str) -> Callable[[_Asker], str]:
+    def look_up(asker: _Asker) -> str:
+        if (found := host.look_up(name, asker.env)) is not None:
+            return found
+        report(f"name_{name}", f"{{{name}}} cannot be found here; the stream is named after the host, {host.name()}.")
+        return host.name()
+
+    return look_up
+
+
+# What a stream's name may hold, beside `{date}` and `{env:NAME}`, and where each comes from.
+_PLACEHOLDERS: Final[dict[str, Callable[[_Asker], str]]] = {
+    "hostname": lambda _: host.name(),
+    "app": _app,
+    **{name: _looked_up(name) for name in host.LOOKED_UP},
+}
+KNOWN_PLACEHOLDERS: Final = naming.known(_PLACEHOLDERS)
