@@ -1,8 +1,9 @@
 """A strict, local CloudWatch Logs for tests and benchmarks (public).
 
-`StrictCloudWatch` runs in a thread of the test process, `spawn()` in a process of
-its own, `python -m cwsink.testing` by hand. All three enforce the documented limits
-of the real service, record each broken one as text, and misbehave on request.
+`StrictCloudWatch` runs in threads of the test's process. `spawn()` starts one in a
+process of its own, and `python -m cwsink.testing` starts one by hand. All of them
+enforce the documented limits of the real service, record each broken one as text,
+and misbehave on request.
 
 ```text
  client --HTTP--> server --------> gateway --------> actions --------> store
@@ -45,8 +46,8 @@ _MODULES = {
 }
 
 
-# Lazy, because pytest loads the plugin in this package in every run of an environment that
-# has cwsink installed, and most of those runs never ask for a server.
+# Where cwsink is installed, every run of pytest loads the plugin in this package. Most of these
+# runs never ask for a server, so the modules are imported only when a name is used.
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

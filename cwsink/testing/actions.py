@@ -1,7 +1,7 @@
-"""What each action does: judge the input, change the store, answer.
+"""The service's actions: each judges its input, changes the store, and answers.
 
-Called by `gateway` with one decoded HTTP body at a time. `ACTIONS`
-is the table of what the service can do; the reading actions are in `queries`.
+`gateway` calls `perform` with one decoded HTTP body at a time. `ACTIONS` is the
+table of all actions. The answers of the reading actions are made in `queries`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answer = Mapping[str, Any]
 
 
 class AwsError(Exception):
-    """An error answer that is no fault of the client, e.g. ResourceNotFoundException."""
+    """An error to answer with, e.g. ResourceNotFoundException. It need not be a fault of the client."""
 
     def __init__(self, code: str, message: str, **members: Any) -> None:
         super().__init__(f"{code}: {message}")
@@ -32,7 +32,7 @@ class AwsError(Exception):
 
 
 class Call(msgspec.Struct):
-    """One call: what is known when it arrives, and what judging it adds."""
+    """One call of an action. The first four fields are known when it arrives; judging it fills in the others."""
 
     action: str
     number: int
@@ -47,7 +47,7 @@ class Call(msgspec.Struct):
 
 
 class Service(NamedTuple):
-    """What the actions work on."""
+    """Everything that the actions work on."""
 
     store: Store
     faults: Faults
@@ -75,11 +75,11 @@ def perform(service: Service, call: Call, body: bytes | bytearray) -> Answer:
     """Carry out a call. The caller holds the store's `changed`.
 
     Returns:
-        The members of the answer; empty means an empty body.
+        The members of the answer. If there are none, the body is empty.
 
     Raises:
         AwsError: the error to answer. If the client broke rules, all of them are in
-            `call.violations` and the error is the first.
+            `call.violations`, and the error is the first of them.
     """
     action = ACTIONS[call.action]
     args = shapes.decode(action.shape, body)
@@ -192,7 +192,7 @@ def put_log_events(service: Service, call: Call, args: shapes.PutLogEvents) -> A
         service.store.accept(stream, batch, rules.counted_bytes(batch.messages))
         call.has_stored = True
     stream.sequence += 1
-    # Kept only where a repeat must be told from a new call: it holds the whole batch alive.
+    # This keeps the whole batch in memory. It is needed only to tell a repeated call from a new one.
     stream.last_call = (timestamps, messages) if service.faults.sequence_tokens else None
     answer: dict[str, Any] = {"nextSequenceToken": stream.token}
     if rejection.answer():
@@ -227,7 +227,7 @@ def _check_sequence_token(stream: Stream, token: str | None, sent: tuple[list[in
     )
 
 
-# Readers name a group by name or, as an "identifier", by name or ARN.
+# A reading action takes a group's name, or an "identifier", which is a name or an ARN.
 def _named_group(service: Service, name: str | None, identifier: str | None) -> Group:
     chosen = name or (identifier or "").removeprefix(service.group_arn(""))
     return service.group(chosen)

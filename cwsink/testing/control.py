@@ -1,6 +1,6 @@
 """The control channel of a strict server in another process (pure).
 
-Called by `server` for paths below `/_cwsink/`; `process.SpawnedCloudWatch` is its
+`server` calls it for paths below `/_cwsink/`. `process.SpawnedCloudWatch` is the
 client. All bodies are JSON.
 
 ```text
@@ -8,8 +8,8 @@ GET  /_cwsink/summary    counts, see `summary`
 GET  /_cwsink/messages   accepted messages in arrival order (none with keep_events off)
 GET  /_cwsink/requests   PutLogEvents calls, see StoredRequest
 GET  /_cwsink/ids        distinct ids, sorted (with id_pattern)
-POST /_cwsink/faults     {"latency_seconds": 0.2, "fail_next": {"n": 5}}: attributes are
-                         set, methods called with these arguments
+POST /_cwsink/faults     {"latency_seconds": 0.2, "fail_next": {"n": 5}}: sets attributes
+                         of Faults, and calls its methods with these arguments
 POST /_cwsink/reset      forget everything
 ```
 """
@@ -26,12 +26,12 @@ from cwsink.testing.wire import Reply, Request
 
 PREFIX: Final = "/_cwsink/"
 
-# Ours: enough to see what is wrong without a megabyte of repeats.
+# Our own limit: enough to see what is wrong, without a megabyte of repeats.
 MAX_SHOWN_VIOLATIONS: Final = 100
 
 
 def summary(store: Store) -> dict[str, Any]:
-    """Counts of everything.
+    """Return the counts of everything that the store holds.
 
     Returns:
         events, bytes (counted as PutLogEvents does), requests (PutLogEvents calls), calls

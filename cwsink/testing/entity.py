@@ -1,6 +1,6 @@
-"""Which entities PutLogEvents accepts (pure).
+"""Judges the entity of a PutLogEvents call (pure).
 
-Called by `actions`. A bad entity is told in `rejectedEntityInfo`, not as an error.
+Called by `actions`. The answer names a bad entity in `rejectedEntityInfo`. It is no error.
 
 Source: CloudWatch Logs API reference, "Entity" and "RejectedEntityInfo".
 """
@@ -19,7 +19,7 @@ MAX_ENTITY_ATTRIBUTES: Final = 10
 MAX_ENTITY_NAME_CHARACTERS: Final = 256
 MAX_ENTITY_VALUE_CHARACTERS: Final = 512
 
-# CloudWatch User Guide, "How to add related information to telemetry": what each Type needs.
+# CloudWatch User Guide, "How to add related information to telemetry": the attributes that each Type needs.
 ENTITY_TYPES: Final[Mapping[str, frozenset[str]]] = {
     "Service": frozenset(("Name", "Environment")),
     "RemoteService": frozenset(("Name",)),
@@ -32,10 +32,10 @@ ENTITY_TYPES: Final[Mapping[str, frozenset[str]]] = {
 def entity_error(
     keys: Mapping[str, str] | None, attributes: Mapping[str, str] | None, *, group_class: str
 ) -> str | None:
-    """`rejectedEntityInfo.errorType` of an entity, or None if it is accepted.
+    """Return `rejectedEntityInfo.errorType` of an entity, or None if it is accepted.
 
-    The events of a call with a bad entity are accepted all the same. Which log classes
-    take entities is not documented; STANDARD alone is the strict reading.
+    The events of a call with a bad entity are accepted all the same. AWS does not document
+    which log classes take entities. The strict reading is that only STANDARD does.
     """
     if group_class != "STANDARD":
         return "UnsupportedLogGroupType"

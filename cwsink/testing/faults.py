@@ -1,11 +1,11 @@
-"""How the strict server misbehaves, on request (state only, no I/O).
+"""The misbehaviours of the strict server, on request (state only, no I/O).
 
-Set up by a test, asked by `gateway` once for each call. Three kinds:
+A test sets them up, and `gateway` asks for them at each call. There are three kinds:
 
-* settings, true until changed: `latency_seconds`, `sequence_tokens`, `poison`;
-* standing refusals: `throttle_rate`, `deny`;
-* the script: the `..._next`, `drop_...` and `hang` calls add steps, and each call to
-  the server uses up the first step that is meant for its action. So
+* settings, which stay until they are changed: `latency_seconds`, `sequence_tokens`, `poison`;
+* refusals, which stay, too: `throttle_rate`, `deny`;
+* the script: `..._next`, `drop_...`, `hang` and `delete_...` add steps. Each call to the
+  server uses up the first step that is meant for its action. For example,
   `pass_next(2); fail_next(1, "ThrottlingException")` fails the third call.
 """
 
@@ -28,7 +28,7 @@ JUNK = b"<html><body><h1>It works!</h1></body></html>"
 
 
 class Kind(enum.Enum):
-    """What a step does to the call that meets it."""
+    """What a step does to the call that uses it up."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -41,12 +41,12 @@ class Kind(enum.Enum):
     DELETE_GROUP = "delete group"
 
 
-# These wait for a call that stored something; one that did not leaves the step in the script.
+# These steps wait for a call that has stored something. A call that has not leaves the step in the script.
 AFTER_STORING = frozenset((Kind.DROP_AFTER_STORING, Kind.HANG_AFTER_STORING))
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One step of the script, for one call. `action` None means any action."""
+    """One step of the script, for one call. If `action` is None, a call of any action uses it up."""
 
     kind: Kind
     action: str | None = None
@@ -58,7 +58,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Bucket(msgspec.Struct):
-    """The token bucket of one rate."""
+    """The token bucket that limits the rate of calls."""
 
     rate: float
     burst: float
@@ -66,7 +66,7 @@ class Bucket(msgspec.Struct):
     refilled_at: float
 
     def is_empty(self, now: float) -> bool:
-        """Take a token; True when there is none."""
+        """Take a token. True: there is none, and the call is over the rate."""
         self.tokens = min(self.burst, self.tokens + (now - self.refilled_at) * self.rate)
         self.refilled_at = now
         if self.tokens < 1.0:
@@ -79,11 +79,12 @@ class Faults:
     """The misbehaviours of one server. Thread-safe.
 
     Attributes:
-        latency_seconds: every answer is sent that much later; the call itself is
+        latency_seconds: every answer is sent that much later. The call itself is
             judged and stored when it arrives.
-        sequence_tokens: as before 2023, PutLogEvents needs the stream's next token.
+        sequence_tokens: True makes PutLogEvents need the stream's next token. AWS ignores
+            tokens since 2023, but emulators and older partitions do not.
         poison: PutLogEvents calls with a message that contains this text are refused
-            with InvalidParameterException; not a violation.
+            with InvalidParameterException. They are no violation.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -93,7 +94,7 @@ class Faults:
         self.clear()
 
     def clear(self) -> None:
-        """Behave again: no step, no refusal, no latency."""
+        """Take all misbehaviours back: no step, no refusal, no latency."""
         with self._lock:
             self.latency_seconds = 0.0
             self.sequence_tokens = False
@@ -104,7 +105,7 @@ class Faults:
 
     @property
     def pending(self) -> int:
-        """Steps of the script that no call has met yet."""
+        """How many steps of the script no call has used up yet."""
         with self._lock:
             return len(self._script)
 
@@ -121,11 +122,11 @@ class Faults:
         action: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Answer n calls with an error, nothing stored.
+        """Answer n calls with an error. They store nothing.
 
         Args:
-            code: the error code; "" sends an empty body, like a proxy in between.
-            status: HTTP status; by default the one AWS sends with that code, else 400.
+            code: the error code. With "" the body is empty, as a proxy in between sends it.
+            status: HTTP status; by default the one that AWS sends with the code, or 400.
             action: only calls of this action; None means any.
         """
         if status is None:
@@ -135,15 +136,15 @@ class Faults:
         self._add(n, Step(Kind.FAIL, action, code, status, message))
 
     def junk_next(self, n: int = 1, body: bytes = JUNK, *, action: str | None = None) -> None:
-        """Answer n calls with HTTP 200, a body that is not JSON and no request id; nothing stored."""
+        """Answer n calls with HTTP 200, a body that is not JSON, and no request id. They store nothing."""
         self._add(n, Step(Kind.JUNK, action, body=body))
 
     def drop_connection_before_storing(self, n: int = 1) -> None:
-        """Close the connection on n PutLogEvents calls, unread."""
+        """Close the connection on n PutLogEvents calls, before their bodies are judged or stored."""
         self._add(n, Step(Kind.DROP_BEFORE_STORING, PUT))
 
     def drop_connection_after_storing(self, n: int = 1) -> None:
-        """Store n PutLogEvents calls and close the connection: the lost answer."""
+        """Store n PutLogEvents calls, and close the connection instead of an answer: the answer is lost."""
         self._add(n, Step(Kind.DROP_AFTER_STORING, PUT))
 
     def hang(self, seconds: float, n: int = 1, *, action: str | None = None, after_storing: bool = False) -> None:
@@ -157,15 +158,15 @@ class Faults:
             self._add(n, Step(Kind.HANG, action, seconds=seconds))
 
     def delete_stream_under_way(self, n: int = 1) -> None:
-        """On n PutLogEvents calls, delete the stream just before it is looked up."""
+        """Delete the stream of n PutLogEvents calls, just before the call looks it up."""
         self._add(n, Step(Kind.DELETE_STREAM, PUT))
 
     def delete_group_under_way(self, n: int = 1) -> None:
-        """On n PutLogEvents calls, delete the group just before it is looked up."""
+        """Delete the group of n PutLogEvents calls, just before the call looks it up."""
         self._add(n, Step(Kind.DELETE_GROUP, PUT))
 
     def deny(self, *permissions: str) -> None:
-        """Answer AccessDeniedException to e.g. "logs:CreateLogGroup" until `allow`."""
+        """Answer AccessDeniedException to calls of e.g. "logs:CreateLogGroup", until `allow`."""
         with self._lock:
             self._denied.update(name.removeprefix("logs:") for name in permissions)
 
@@ -175,10 +176,10 @@ class Faults:
             self._denied.difference_update(name.removeprefix("logs:") for name in permissions)
 
     def throttle_rate(self, calls_per_second: float | None, *, action: str | None = None) -> None:
-        """Answer ThrottlingException above this rate; the burst is one second's worth, at least 1.
+        """Answer ThrottlingException to calls above this rate. The burst is the calls of one second, at least 1.
 
-        With `action` only calls of that action count and are refused; each may have a rate of its own, as in
-        an AWS account. None turns it off, without `action` all of them.
+        With `action`, only calls of that action count and are refused. Each action may have a rate of its own, as in
+        an AWS account. None turns the rate of `action` off; without `action` it turns all rates off.
         """
         with self._lock:
             if calls_per_second is not None:
@@ -190,18 +191,18 @@ class Faults:
                 self._buckets.pop(action, None)
 
     def is_denied(self, action: str) -> bool:
-        """True when the action was denied."""
+        """Tell whether `deny` has denied the action."""
         with self._lock:
             return action in self._denied
 
     def is_over_rate(self, action: str) -> bool:
-        """Count one call; True when it must be throttled."""
+        """Count one call. True: it must be throttled."""
         with self._lock:
             now = self._monotonic()
             return any(bucket.is_empty(now) for key, bucket in self._buckets.items() if key in (None, action))
 
     def take(self, action: str) -> Step | None:
-        """Use up the step that this call meets."""
+        """Return the first step that is meant for this action, and remove it. None: there is none."""
         with self._lock:
             for index, step in enumerate(self._script):
                 if step.action in (None, action):
@@ -210,7 +211,7 @@ class Faults:
         return None
 
     def give_back(self, step: Step) -> None:
-        """Put a step back that waits for a call that stores something."""
+        """Put a step back, because it waits for a call that stores something."""
         with self._lock:
             self._script.appendleft(step)
 

@@ -1,8 +1,9 @@
-"""End the flushers that cwsink has started by itself below a directory (public).
+"""Ends the flushers that writers have started below a directory (public).
 
-A test's flusher would go by itself a few seconds after the test, and might write into a directory that is being
-removed. Who removes the file of its lock tells it to end; the lock's own descriptor tells when it has. And the test's
-own process lets go of what it has logged to: at its end it would else see to it that all of that is delivered.
+A flusher ends by itself, a few seconds after the last process that logs. A test removes its directory earlier, and the
+flusher might still write there. Therefore `end_flushers` removes the file of the flusher's lock, which tells it to end,
+and waits until the lock is free. The test's own process lets go of its spools, too. Otherwise it would wait for their
+delivery when it ends.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ _POLL_SECONDS: Final = 0.01
 
 
 def end_flushers(root: Path, timeout_seconds: float = 30.0) -> None:
-    """Have every flusher end that serves spools in `root` or below it, and wait until it has.
+    """End every flusher that serves spools in `root` or below it, and wait until they have ended.
 
-    This process lets go of these spools, too. What is not delivered by then stays there. A spool that is logged into
-    afterwards gets a new flusher.
+    This process lets go of these spools, too. Records that are not delivered by then stay there. If a process logs into
+    a spool afterwards, that spool gets a new flusher.
 
     Raises:
-        TimeoutError: one does not end in time.
+        TimeoutError: a flusher does not end in time.
     """
-    # Not imported: who logs has loaded it.
+    # If this process has logged, the module is loaded. If not, there is nothing to let go of, and no need to import it.
     if (writer := sys.modules.get("cwsink.frontends.writer")) is not None:
         writer.forget_below(str(root.absolute()))
     locks = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in root.rglob("flusher-*.lock")]

@@ -1,8 +1,8 @@
-"""One call: what stands between a request and the action it asks for (no I/O).
+"""Judges one call: everything between a request and the action it asks for (no I/O).
 
-Called by `server` from every connection's thread. A call passes, in this order: the
-script of `faults`, authentication, the rate, denied permissions, then `actions`; the
-record of it is made before it is answered. SigV4 is not verified, only looked for.
+`server` calls it from the thread of each connection. A call passes, in this order, the
+script of `faults`, authentication, the rate, denied permissions, then `actions`. It is
+recorded before it is answered. A SigV4 signature must be there, but is not verified.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 _EPOCH: Final = re.compile(r"(?<!\S)epoch/(\d+)(?!\S)")
 _PID: Final = re.compile(r"(?<!\S)pid/(\d+)(?!\S)")
 
-# What StoredRequest.error says of a call that got no answer.
+# `StoredRequest.error` of a call that got no answer.
 _UNANSWERED: Final = {
     Kind.DROP_BEFORE_STORING: "ConnectionDropped",
     Kind.DROP_AFTER_STORING: "ConnectionDropped",
@@ -70,8 +70,8 @@ class Gateway:
             return _error(unknown.code, unknown.message), self._faults.latency_seconds
         user_agent = request.headers.get("user-agent", "")
         epoch, pid = _EPOCH.search(user_agent), _PID.search(user_agent)
-        # One call at a time, so that numbers, records and stored events are in one order, and who
-        # sees an event sees its request too. The GIL would make the calls take turns anyway.
+        # One call at a time. Then numbers, records and stored events are in one order, and a test that sees
+        # an event sees its request, too. The GIL would make the calls take turns anyway.
         with self._store.changed:
             self._store.calls[action] += 1
             number = self._store.calls[action]
@@ -117,7 +117,7 @@ class Gateway:
         self._store.violations.append(f"{where}: {violation.message} [{violation.code}]")
 
     def _answer(self, request: Request, call: Call, step: Step | None) -> tuple[Reply | None, str | None]:
-        """The reply and the error code of a call under the step it meets."""
+        """Return the reply to a call and its error code, after the script's step for it. No reply: close."""
         kind = Kind.PASS if step is None else step.kind
         if step is not None and kind is Kind.FAIL:
             return _error(step.code, step.message, step.status), step.code or f"HTTP {step.status}"

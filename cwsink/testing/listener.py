@@ -1,8 +1,8 @@
-"""A threaded HTTP server that leaves nothing behind (I/O).
+"""Accepts connections and serves each in a thread; `stop` leaves nothing behind (I/O).
 
-Started by `server`, which gives it one function: serve this connection until it ends.
-One thread accepts, one serves each connection; all are daemons, all are joined by
-`stop`. A port once bound is kept, so that `stop` and `start` are an outage.
+`server` starts it, and gives it one function, which serves a connection until that
+ends. One thread accepts, and one more serves each connection. All are daemons, and
+`stop` joins them all. The port is kept, so that `stop` and `start` make an outage.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cwsink.testing.wire import Wire
 
 HOST: Final = "127.0.0.1"
 
-# Ours: connections the kernel queues while the accepting thread waits for the GIL.
+# Our own choice: the connections that the kernel queues while the accepting thread waits for the GIL.
 BACKLOG: Final = 1_024
 
-# Ours: out of descriptors, accept fails at once and would spin.
+# Our own choice. If the process has no descriptors left, accept fails at once, and the thread would spin.
 _ACCEPT_RETRY_SECONDS: Final = 0.05
 
 
@@ -31,7 +31,7 @@ class Listener:
     """Accepts connections on 127.0.0.1 and runs `serve` for each in its own thread.
 
     Args:
-        serve: called with each connection; may raise OSError; must return soon after
+        serve: called with each connection. It may raise OSError. It must return soon after
             `stopping` is set or the wire is interrupted.
         port: 0 lets the kernel choose.
     """
@@ -53,7 +53,7 @@ class Listener:
         return self._acceptor is not None
 
     def start(self) -> None:
-        """Bind and accept. Connections made from now on are queued, even before a thread runs."""
+        """Bind the port, and accept in a thread. The kernel queues connections until that thread runs."""
         if self.is_running:
             raise RuntimeError("the server is running already")
         listening = socket.create_server((HOST, self.port), backlog=BACKLOG)
@@ -68,7 +68,7 @@ class Listener:
         self._acceptor.start()
 
     def stop(self) -> None:
-        """Close the listening socket and every connection, join every thread. Repeatable."""
+        """Close the listening socket and every connection, and join every thread. A second call does nothing."""
         acceptor = self._acceptor
         if acceptor is None or self._wake is None:
             return
@@ -98,7 +98,8 @@ class Listener:
                     self.stopping.wait(_ACCEPT_RETRY_SECONDS)
                     continue
                 self._attend(connection, address)
-            # A C-level fork bypasses `abandon`: only shutdown stops the copy from queueing clients.
+            # A child that C code forked has not run `abandon`. Its copy of the socket would go on queueing clients.
+            # Only a shutdown reaches that copy.
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
 
@@ -118,7 +119,7 @@ class Listener:
 
     def _serve_and_close(self, wire: Wire) -> None:
         try:
-            # The client went away, or `stop` ended the connection: neither is news.
+            # The client has gone away, or `stop` has ended the connection. Neither is an error.
             with contextlib.suppress(OSError):
                 self._serve(wire)
         finally:
@@ -127,8 +128,8 @@ class Listener:
             wire.close()
 
     def abandon(self) -> None:
-        """Close the inherited descriptors in a forked child; the server lives in the parent."""
-        # No lock: its holder does not exist in the child.
+        """Close the inherited descriptors in a forked child. The server lives in the parent."""
+        # Without the lock: a thread that the child does not have may hold it.
         for wire in list(self._live.values()):
             wire.abandon()
         for held in (self._socket, self._wake):
@@ -147,6 +148,6 @@ def _abandon_all() -> None:
         listener.abandon()
 
 
-# A child that kept a connection open would keep its client waiting after the server closed it.
+# If a forked child kept a connection open, its client would still wait after the server has closed it.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon_all)

@@ -1,8 +1,8 @@
 """`spawn()`: the strict server in a process of its own (I/O).
 
-For benchmarks, whose client must not share the server's GIL. The child is
-`python -m cwsink.testing`; it prints its URL, and ends when its stdin is closed, so it
-cannot outlive the process that spawned it, however that one ends.
+It is for benchmarks, whose client must not share the server's GIL. The child is
+`python -m cwsink.testing`, which prints its URL. It ends when its stdin is closed.
+Therefore it cannot outlive the process that spawned it, however that one ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STOP_TIMEOUT_SECONDS: Final = 10.0
 
 
 class SpawnedCloudWatch:
-    """A strict server in a child process; made by `spawn`. A context manager that stops it."""
+    """A strict server in a child process, made by `spawn`. As a context manager it stops the server at the end."""
 
     def __init__(self, child: subprocess.Popen[str], endpoint_url: str) -> None:
         self._child = child
@@ -35,27 +35,31 @@ class SpawnedCloudWatch:
 
     @property
     def pid(self) -> int:
-        """The child's, e.g. to read its CPU time."""
+        """The child's process id, e.g. to read its CPU time."""
         return self._child.pid
 
     def summary(self) -> dict[str, Any]:
-        """Counts of everything, see `control.summary`."""
+        """Return the counts of everything, see `control.summary`."""
         return msgspec.json.decode(self._ask("GET", "summary"), type=dict[str, Any])
 
     def messages(self) -> list[str]:
-        """Accepted messages in arrival order."""
+        """Return the accepted messages in arrival order."""
         return msgspec.json.decode(self._ask("GET", "messages"), type=list[str])
 
     def requests(self) -> list[StoredRequest]:
-        """PutLogEvents calls."""
+        """Return all PutLogEvents calls in arrival order."""
         return msgspec.json.decode(self._ask("GET", "requests"), type=list[StoredRequest])
 
     def ids(self) -> set[str]:
-        """Distinct ids of accepted events, if spawned with an `id_pattern`."""
+        """Return the distinct ids of accepted events. Empty without an `id_pattern`."""
         return msgspec.json.decode(self._ask("GET", "ids"), type=set[str])
 
     def misbehave(self, **faults: Any) -> None:
-        """Set attributes and call methods of its `Faults`: `misbehave(latency_seconds=0.2, fail_next={"n": 5})`."""
+        """Set attributes and call methods of the server's `Faults`.
+
+        Example:
+            server.misbehave(latency_seconds=0.2, fail_next={"n": 5})
+        """
         self._ask("POST", "faults", msgspec.json.encode(faults))
 
     def reset(self) -> None:
@@ -63,8 +67,8 @@ class SpawnedCloudWatch:
         self._ask("POST", "reset")
 
     def stop(self) -> None:
-        """End the child and reap it. Repeatable."""
-        # Not by its stdin: a process forked since then still holds the other end open.
+        """End the child and reap it. A second call does nothing."""
+        # To close its stdin may not be enough, because a process that was forked meanwhile holds it open, too.
         self._child.terminate()
         if self._child.stdin is not None:
             self._child.stdin.close()
@@ -103,16 +107,20 @@ def spawn(*, keep_events: bool = True, id_pattern: str | None = None, port: int 
     """Start a strict server in its own process and wait until it listens.
 
     Args:
-        keep_events: False counts accepted events without keeping them: flat memory.
-        id_pattern: regular expression of an event's id; the summary then has
-            distinct_ids and repeated_ids. Costs about 1 us an event.
+        keep_events: False counts accepted events without keeping them, so memory does not grow.
+        id_pattern: regular expression of an event's id. The summary then counts
+            distinct_ids and repeated_ids, which costs about 1 us an event.
+        port: 0 lets the kernel choose.
+
+    Raises:
+        RuntimeError: the server did not start; its own message is on stderr.
     """
     command = [sys.executable, "-m", "cwsink.testing", "--port", str(port), "--until-stdin-closes"]
     if not keep_events:
         command.append("--forget-events")
     if id_pattern is not None:
         command += ["--id-pattern", id_pattern]
-    # A source tree on sys.path alone, as pytest's `pythonpath` puts it there, is not inherited.
+    # A source tree may be on sys.path only, where pytest's `pythonpath` puts it. A child does not inherit that.
     root = str(Path(cwsink.__file__).parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

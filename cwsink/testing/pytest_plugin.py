@@ -1,7 +1,7 @@
 """Pytest fixtures with the strict server (public).
 
-There once cwsink is installed (entry point `pytest11`); from a source tree load them with
-`-p cwsink.testing.pytest_plugin`. The only module here that imports pytest.
+Where cwsink is installed, pytest finds them (entry point `pytest11`). From a source tree, load
+them with `-p cwsink.testing.pytest_plugin`. No other module here imports pytest.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def strict_cloudwatch() -> Iterator[StrictCloudWatch]:
-    """A running server. The test fails at its end if a client broke a rule.
+    """A running strict server. If a client has broken a rule, the test fails at its end.
 
-    A test that breaks rules on purpose collects them with `take_violations()`.
+    A test that breaks rules on purpose takes the violations with `take_violations()`.
     """
     from cwsink.testing import StrictCloudWatch
 
@@ -34,9 +34,9 @@ def strict_cloudwatch() -> Iterator[StrictCloudWatch]:
 def strict_cloudwatch_environment(
     strict_cloudwatch: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[StrictCloudWatch]:
-    """The same server, and boto3 and cwsink of this and child processes pointed at it.
+    """The same server, and an environment in which boto3 and cwsink use it, in this process and its children.
 
-    With dummy credentials, and spools below `tmp_path`. The flushers that cwsink starts for them end with the test.
+    The credentials are dummies, and spools are made below `tmp_path`. The flushers for these spools end with the test.
     """
     from cwsink.testing.flushers import end_flushers
 

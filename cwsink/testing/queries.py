@@ -1,8 +1,8 @@
 """The reading actions: Describe, Get and FilterLogEvents (pure).
 
-Called by `actions` under the store's lock. Pages are made as AWS makes them, with
-small limits obeyed, so that a reader's pagination is tested too. A `nextToken` is
-"<direction>/<offset>" into the sorted result.
+`actions` calls it under the store's lock. Pages are made as AWS makes them, and
+obey small limits, so that a test can check how a client reads several pages. A
+`nextToken` is "<direction>/<offset>" into the sorted result.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _both(one: str, other: str) -> Violation:
 
 
 def describe_groups(groups: Iterable[Group], args: shapes.DescribeLogGroups, arn: Callable[[str], str]) -> Members:
-    """DescribeLogGroups' answer, by name."""
+    """Return the answer to DescribeLogGroups, ordered by name."""
     found = [
         group
         for group in sorted(groups, key=lambda group: group.name)
@@ -123,7 +123,7 @@ def _described_group(group: Group, arn: str) -> Members:
 
 
 def describe_streams(group: Group, args: shapes.DescribeLogStreams, arn: Callable[[str], str]) -> Members:
-    """DescribeLogStreams' answer, by name or by last event."""
+    """Return the answer to DescribeLogStreams, ordered by name or by the last event."""
     prefix = args.log_stream_name_prefix or ""
     found = [(stream, stream.events()) for name, stream in sorted(group.streams.items()) if name.startswith(prefix)]
     if args.order_by == "LastEventTime":
@@ -150,7 +150,7 @@ def _described_stream(stream: Stream, rows: list[Row], group_arn: str) -> Member
 
 
 def get_events(stream: Stream, args: shapes.GetLogEvents) -> Members:
-    """GetLogEvents' answer. At the end, a direction gets its own token back, as in AWS."""
+    """Return the answer to GetLogEvents. At the end of a direction it has the same token as the call, as in AWS."""
     rows = [row for row in stream.events() if _is_within(row, args.start_time, args.end_time)]
     limit = args.limit or MAX_READ_EVENTS
     forward = args.next_token.startswith("f") if args.next_token else bool(args.start_from_head)
@@ -172,7 +172,7 @@ def get_events(stream: Stream, args: shapes.GetLogEvents) -> Members:
 
 
 def filter_events(group: Group, args: shapes.FilterLogEvents) -> Members:
-    """FilterLogEvents' answer, over all streams by time."""
+    """Return the answer to FilterLogEvents, with the events of all streams ordered by time."""
     terms = _terms(args.filter_pattern or "")
     found = [
         (name, row)
@@ -194,7 +194,7 @@ def filter_events(group: Group, args: shapes.FilterLogEvents) -> Members:
 
 
 def _terms(pattern: str) -> list[str]:
-    # "quoted text" is one term, bare words are one each; all must occur.
+    # A "quoted text" is one term, and each word outside quotes is one. All terms must occur in a message.
     pieces = pattern.split('"')
     return [word for piece in pieces[::2] for word in piece.split()] + [piece for piece in pieces[1::2] if piece]
 
@@ -205,7 +205,7 @@ def _is_within(row: Row, start_ms: int | None, end_ms: int | None) -> bool:
 
 
 def _fitting(rows: list[Row], limit: int) -> int:
-    """How many of the first rows one answer may hold; at least 1 if there are any."""
+    """Return how many of the first rows one answer may hold: at least 1, if there are any."""
     total_bytes = 0
     for count, row in enumerate(rows[:limit]):
         total_bytes += len(row[2].encode())

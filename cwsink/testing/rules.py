@@ -1,9 +1,9 @@
-"""What CloudWatch Logs allows, action by action (pure).
+"""The rules of CloudWatch Logs, action by action (pure).
 
-Called by `actions`. Each check takes one decoded input and returns every rule it
-breaks, in the order in which the service would answer; the first is the answer, all
-are recorded. PutLogEvents' limits are those of `cwsink.flusher.limits`; the limits
-that only other actions have stand here, once.
+Called by `actions`. Each check takes one decoded input, and yields every rule that
+the input breaks, in the order in which the service would check them. The first is
+answered, and all are recorded. The limits of PutLogEvents are those of
+`cwsink.flusher.limits`. The limits of the other actions stand here.
 
 Source: CloudWatch Logs API reference and botocore's service model "logs-2014-03-28".
 """
@@ -80,14 +80,14 @@ ERRORS: Final[Mapping[str, int]] = {
 
 
 class Violation(NamedTuple):
-    """A rule the client broke: the error code and the message it is answered with."""
+    """A rule that the client broke, as the error code and the message of the answer."""
 
     code: str
     message: str
 
 
 class Rejection(NamedTuple):
-    """PutLogEvents' `rejectedLogEventsInfo`; None where nothing of the kind was sent.
+    """PutLogEvents' `rejectedLogEventsInfo`. A field is None if the call has no such event.
 
     `too_old_end` and `expired_end` are exclusive, `too_new_start` is inclusive.
     """
@@ -97,13 +97,13 @@ class Rejection(NamedTuple):
     expired_end: int | None
 
     def accepted(self, events: int) -> slice:
-        """What is left of a batch of that many events."""
+        """Return the slice of a batch of so many events that is accepted."""
         start = max(self.too_old_end or 0, self.expired_end or 0)
         stop = events if self.too_new_start is None else self.too_new_start
         return slice(start, max(start, stop))
 
     def answer(self) -> dict[str, int]:
-        """The members AWS would send; empty when nothing was rejected."""
+        """Return the members that AWS would send. Empty if no event was rejected."""
         members = {
             "tooOldLogEventEndIndex": self.too_old_end,
             "tooNewLogEventStartIndex": self.too_new_start,
@@ -113,7 +113,7 @@ class Rejection(NamedTuple):
 
 
 def unsatisfied(where: str, value: object, constraint: str) -> Violation:
-    """The service's own wording for a value outside its declared range."""
+    """Return a violation in the service's own words, for a value outside of its declared range."""
     shown = str(value)[:80]
     return Violation(
         "InvalidParameterException",
@@ -153,7 +153,7 @@ def check_tags(tags: Mapping[str, str]) -> Iterator[Violation]:
 
 
 def _is_tag_text(text: str) -> bool:
-    # The documented pattern is in Unicode categories, which `re` cannot spell.
+    # The documented pattern uses Unicode categories, which `re` does not know.
     return all(c in TAG_PUNCTUATION or unicodedata.category(c)[0] in "LZN" for c in text)
 
 
@@ -182,8 +182,8 @@ def check_range(where: str, value: int, low: int, high: int) -> Iterator[Violati
 
 
 def counted_bytes(messages: Sequence[str]) -> int:
-    """What PutLogEvents counts: UTF-8 bytes, plus 26 for each event."""
-    # One join beats 10,000 encodes; `isascii` is a flag of the string, not a scan.
+    """Return the bytes of a batch as PutLogEvents counts them: UTF-8, plus 26 for each event."""
+    # One join is faster than 10,000 encodes. `isascii` reads a flag of the string, and does not scan it.
     joined = "".join(messages)
     utf8_bytes = len(joined) if joined.isascii() else len(joined.encode())
     return utf8_bytes + EVENT_OVERHEAD_BYTES * len(messages)
@@ -192,13 +192,14 @@ def counted_bytes(messages: Sequence[str]) -> int:
 def check_events(
     timestamps: Sequence[int], messages: Sequence[str], *, batch_bytes: int, now_ms: int, max_event_bytes: int
 ) -> Iterator[Violation]:
-    """Judge one batch. No Python per event unless something is wrong.
+    """Judge one batch. It is fast: unless a rule is broken, no Python code runs for each event.
 
     Args:
         timestamps: in milliseconds, one for each message.
+        messages: the texts of the events.
         batch_bytes: `counted_bytes(messages)`.
         now_ms: the server's clock.
-        max_event_bytes: the longest message, without the 26 bytes.
+        max_event_bytes: the longest message that is allowed, without the 26 bytes.
     """
     count = len(timestamps)
     if count == 0:
@@ -233,7 +234,7 @@ def check_events(
 
 
 def _check_event_size(messages: Sequence[str], max_event_bytes: int) -> Iterator[Violation]:
-    # A character is at most 4 bytes, so most batches are cleared by their longest message.
+    # A character has at most 4 bytes. In most batches the longest message is short enough by that alone.
     if len(max(messages, key=len)) * 4 <= max_event_bytes:
         return
     largest = max(len(message.encode()) for message in messages)
@@ -244,16 +245,16 @@ def _check_event_size(messages: Sequence[str], max_event_bytes: int) -> Iterator
 
 def _valid_span_ms(timestamps: Sequence[int], now_ms: int) -> int:
     # "For valid events (within 14 days in the past to 2 hours in future), the time span in a
-    # single batch cannot exceed 24 hours": what is rejected one by one does not count.
+    # single batch cannot exceed 24 hours." So an event that is rejected for its time does not count.
     valid = timestamps[rejected(timestamps, now_ms=now_ms, retention_days=None).accepted(len(timestamps))]
     return valid[-1] - valid[0] if valid else 0
 
 
 def rejected(timestamps: Sequence[int], *, now_ms: int, retention_days: int | None) -> Rejection:
-    """Which events of a chronological batch are outside the windows.
+    """Return which events of a chronological batch are rejected as too old, too new or expired.
 
-    Exactly 14 days, exactly the retention, and exactly 2 hours are still accepted: the
-    documentation says "older than" and "more than".
+    The documentation says "older than" and "more than". So an event of exactly 14 days, exactly
+    the retention, or exactly 2 hours is still accepted.
     """
     too_old_end = bisect_left(timestamps, now_ms - MAX_PAST_MS)
     too_new_start = bisect_right(timestamps, now_ms + MAX_FUTURE_MS)
@@ -267,6 +268,6 @@ GROUP_ARN: Final = re.compile(r"arn:[\w-]+:logs:[\w-]+:\d{12}:log-group:(?P<grou
 
 
 def check_group_arn(arn: str) -> Iterator[Violation]:
-    # TagResource takes a log group's ARN without the trailing ":*" that Describe shows.
+    # TagResource takes a log group's ARN without the ":*" at its end, which DescribeLogGroups shows.
     if GROUP_ARN.fullmatch(arn) is None:
         yield Violation("InvalidParameterException", f"{arn[:200]!r} is not the ARN of a log group (without ':*')")

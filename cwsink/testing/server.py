@@ -1,7 +1,7 @@
 """`StrictCloudWatch`: the strict server in a thread of this process (I/O).
 
-Used by tests directly, and by `__main__` for a process of its own. This module holds
-what a test sees; `listener` has the threads, `gateway` judges the calls.
+Tests use it directly, and `__main__` uses it for a process of its own. This module
+has the methods for tests. `listener` has the threads, and `gateway` judges the calls.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class StrictCloudWatch:
     ```
 
     Args:
-        clock: what the server takes for the time, in seconds since 1970; decides what is
-            too old and too new.
-        port: 0 lets the kernel choose; kept over `stop` and `start`.
-        max_event_bytes: longest message; 262,118 for partitions that still have 256 KB.
+        clock: returns the time, in seconds since 1970, by which an event is too old or too new.
+        port: 0 lets the kernel choose. `stop` and `start` keep the port.
+        region: the region of ARNs, and of `environment()`.
+        max_event_bytes: the longest message; 262,118 for partitions that still have 256 KB.
         keep_events: False counts accepted events without keeping them.
-        id_pattern: regular expression of an event's id, to count repeats (see `Store`).
+        id_pattern: regular expression of an event's id, to count repeated ones (see `Store`).
 
-    Everything that is asserted on survives `stop`.
+    After `stop`, a test can still read events, requests and violations.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class StrictCloudWatch:
         self._listener = Listener(self._serve, port=port)
 
     def start(self) -> StrictCloudWatch:
-        """Serve, in daemon threads."""
+        """Listen, and serve in daemon threads."""
         self._listener.start()
         return self
 
     def stop(self) -> None:
-        """Close every connection and join every thread. Repeatable; `start` goes on at the same port."""
+        """Close every connection and join every thread. `start` begins again at the same port."""
         self._listener.stop()
 
     def __enter__(self) -> StrictCloudWatch:
@@ -79,13 +79,13 @@ class StrictCloudWatch:
 
     @property
     def endpoint_url(self) -> str:
-        """What a client takes as `endpoint_url`."""
+        """The URL to give a client as its `endpoint_url`."""
         if not self._listener.port:
             raise RuntimeError("the server has not been started: it has no port yet")
         return f"http://{HOST}:{self._listener.port}"
 
     def environment(self) -> dict[str, str]:
-        """Variables that point boto3 of a child process at this server, with dummy credentials."""
+        """Return variables with which boto3 in a child process uses this server, with dummy credentials."""
         return {
             "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": "testing",
@@ -94,25 +94,25 @@ class StrictCloudWatch:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    # What was accepted, and what was asked.
+    # Accepted events, and calls.
 
     def events(self, group: str | None = None, stream: str | None = None) -> list[StoredEvent]:
-        """Accepted events in arrival order; of one group or stream if named."""
+        """Return the accepted events in arrival order. If a group or stream is named, only its events."""
         return list(self._store.events(group, stream))
 
     def messages(self, group: str | None = None, stream: str | None = None) -> list[str]:
-        """Their messages."""
+        """Return the messages of `events(group, stream)`."""
         return [event.message for event in self._store.events(group, stream)]
 
     @property
     def requests(self) -> list[StoredRequest]:
-        """Every PutLogEvents call, in the order of arrival; status 0 if it got no answer."""
+        """Every PutLogEvents call, in arrival order. Its status is 0 if it got no answer."""
         with self._store.changed:
             return list(self._store.requests)
 
     @property
     def calls(self) -> Counter[str]:
-        """Calls by action, refused and unanswered ones too."""
+        """The number of calls by action, with those that were refused or not answered."""
         with self._store.changed:
             return Counter(self._store.calls)
 
@@ -123,20 +123,20 @@ class StrictCloudWatch:
             return list(self._store.violations)
 
     def take_violations(self) -> list[str]:
-        """Return the violations and forget them: for a test that breaks rules on purpose."""
+        """Return the violations and forget them. A test that breaks rules on purpose calls this."""
         with self._store.changed:
             taken, self._store.violations = self._store.violations, []
             return taken
 
     def assert_clean(self) -> None:
-        """Raise AssertionError that lists the violations, if there are any."""
+        """Raise an AssertionError that lists the violations, if there are any."""
         broken = self.violations
         if broken:
             listed = "\n".join(f"  - {text}" for text in broken)
             raise AssertionError(f"clients broke {len(broken)} rule(s) of CloudWatch Logs:\n{listed}")
 
     def senders_by_epoch(self) -> dict[int, set[str]]:
-        """Who called PutLogEvents under each epoch; more than one sender is a broken fence."""
+        """Return the senders of PutLogEvents calls by epoch. If an epoch has two senders, fencing has failed."""
         senders: dict[int, set[str]] = {}
         for request in self.requests:
             if request.epoch is not None:
@@ -144,16 +144,16 @@ class StrictCloudWatch:
         return senders
 
     def wait_for(self, condition: Callable[[StrictCloudWatch], bool], timeout_seconds: float = 10.0) -> bool:
-        """Wait until `condition(server)` holds, asked after each call; False after the timeout."""
+        """Wait until `condition(server)` holds. It is asked after each call. False: the time is over."""
         with self._store.changed:
             return self._store.changed.wait_for(lambda: condition(self), timeout_seconds)
 
     def wait_for_events(self, count: int, timeout_seconds: float = 10.0) -> bool:
-        """Wait until at least `count` events were accepted; False after the timeout."""
+        """Wait until at least `count` events were accepted. False: the time is over."""
         return self.wait_for(lambda _: self._store.accepted_events >= count, timeout_seconds)
 
     def summary(self) -> dict[str, Any]:
-        """Counts of everything, JSON-ready; also at GET /_cwsink/summary."""
+        """Return the counts of everything, see `control.summary`. GET /_cwsink/summary gives the same as JSON."""
         return control.summary(self._store)
 
     def reset(self) -> None:
@@ -161,30 +161,30 @@ class StrictCloudWatch:
         self._store.reset()
         self.faults.clear()
 
-    # What the service holds.
+    # Groups and streams of the service.
 
     def create_group(self, name: str, *, group_class: str = "STANDARD", retention_days: int | None = None) -> None:
-        """Make a log group, as another program would."""
+        """Make a log group, as if another program had made it."""
         with self._store.changed:
             self._store.groups[name] = Group(name, self._now_ms(), group_class, retention_days=retention_days)
 
     def create_stream(self, group: str, name: str) -> None:
-        """Make a log stream, and its group if it is missing."""
+        """Make a log stream, as if another program had made it, and its group if that is missing."""
         with self._store.changed:
             if group not in self._store.groups:
                 self.create_group(group)
             self._store.groups[group].streams[name] = Stream(name, self._now_ms())
 
     def delete_group(self, name: str) -> None:
-        """Delete a log group; what it had accepted stays in `events`. Absent is fine."""
+        """Delete a log group, if there is one. The events that it has accepted stay in `events`."""
         self._store.delete_group(name)
 
     def delete_stream(self, group: str, name: str) -> None:
-        """Delete a log stream; what it had accepted stays in `events`. Absent is fine."""
+        """Delete a log stream, if there is one. The events that it has accepted stay in `events`."""
         self._store.delete_stream(group, name)
 
     def group(self, name: str) -> Group | None:
-        """The group's state: retention, tags, class, streams; None if there is none."""
+        """Return a group with its retention, tags, class and streams. None: there is no such group."""
         with self._store.changed:
             return self._store.groups.get(name)
 

@@ -1,7 +1,7 @@
-"""The input shapes of the actions, and how a body becomes one (pure).
+"""The input shapes of the actions, and the decoding of a body (pure).
 
-Called by `actions`. Unknown members are refused: the real service drops them in
-silence, which in a test only ever hides a misspelt parameter.
+Called by `actions`. The real service ignores unknown members. In a test that would
+only hide a misspelt parameter, so they are refused here.
 
 Source: botocore's service model "logs-2014-03-28".
 """
@@ -42,7 +42,7 @@ class TagResource(Shape):
     tags: dict[str, str]
 
 
-# gc=False: leaves only, never part of a cycle; 10,000 of them must not trigger collections.
+# gc=False, because 10,000 of these must not make the garbage collector run. They cannot be part of a cycle.
 class LogEvent(Shape, gc=False):
     timestamp: int
     message: str
@@ -111,12 +111,12 @@ class FilterLogEvents(Shape):
 
 S = TypeVar("S", bound=Shape)
 
-# How msgspec words what AWS calls an invalid parameter; all else is a body it cannot read.
+# For a message of msgspec with one of these, AWS says InvalidParameter; for any other, that it cannot read the body.
 _INVALID_PARAMETER = ("missing required field", "contains unknown field", "got `null`")
 
 
 def decode(shape: type[S], body: bytes | bytearray) -> S | Violation:
-    """Read a request body as `shape`, or say what is wrong with it."""
+    """Decode a request body as `shape`, or return what is wrong with it."""
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as error:

@@ -1,8 +1,8 @@
-"""What the strict server knows and has accepted (state only, no I/O).
+"""The state of the strict server: groups, streams, accepted events, calls (state only, no I/O).
 
-Filled by `actions` and `gateway`, read by `server`. One condition variable, `changed`, guards
-everything and wakes who waits for an event to arrive. What was accepted stays in
-`accepted` when its stream is deleted: a test asks what was delivered, not what is left.
+`actions` and `gateway` fill it, and `server` reads it. One condition variable, `changed`, guards
+everything, and wakes a test that waits for an event. Accepted events stay in `accepted` when
+their stream is deleted, because a test asks which events were delivered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         timestamp: event time in milliseconds.
-        epoch: of the leader that sent it, from "epoch/<n>" in its User-Agent.
+        epoch: the epoch of the leader that sent it, from "epoch/<n>" in its User-Agent.
         request: `number` of the StoredRequest that brought it.
     """
 
@@ -37,13 +37,13 @@ class StoredRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         number: 1 for the first call, in order of arrival.
-        sender: n of "pid/<n>" in the User-Agent, else the client's IP address.
+        sender: n of "pid/<n>" in the User-Agent, or else the client's IP address.
         peer: "ip:port" of the client.
-        events: how many the call carried; 0 if a fault answered it unread.
-        counted_bytes: UTF-8 bytes plus 26 per event; 0 likewise.
-        body_bytes: the HTTP body as it was sent.
+        events: the number of events in the call; 0 if the call ended before its body was judged.
+        counted_bytes: UTF-8 bytes plus 26 for each event; 0 likewise.
+        body_bytes: the size of the HTTP body as it was sent.
         status: HTTP status; 0 if the client got no answer.
-        error: error code; "ConnectionDropped" or "Hang" with status 0; None on success.
+        error: error code; None on success. With status 0 it is "ConnectionDropped" or "Hang".
         time_seconds: the server's clock at arrival.
     """
 
@@ -64,7 +64,7 @@ class StoredRequest(msgspec.Struct, frozen=True):
 
 
 class StoredBatch(msgspec.Struct, frozen=True):
-    """The accepted events of one call, in columns: an object per event would cost more than HTTP."""
+    """The accepted events of one call, in columns, because an object for each event would cost more than HTTP."""
 
     group: str
     stream: str
@@ -90,11 +90,11 @@ class Stream(msgspec.Struct):
 
     @property
     def token(self) -> str:
-        """The token that the next call must bring."""
+        """The sequence token that the next call must have."""
         return f"{self.sequence:056d}"
 
     def events(self) -> list[tuple[int, int, str]]:
-        """(timestamp, ingestion time, message), by timestamp, then arrival."""
+        """Return (timestamp, ingestion time, message) of each event, ordered by timestamp, then arrival."""
         rows = [(t, b.ingested_ms, m) for b in self.batches for t, m in zip(b.timestamps, b.messages, strict=True)]
         rows.sort(key=lambda row: row[0])
         return rows
@@ -117,8 +117,8 @@ class Store:
 
     Args:
         keep_events: False counts accepted events without keeping them.
-        id_pattern: regular expression; what it finds in a message (group 1 if it has
-            one) is that event's id, and repeats are counted.
+        id_pattern: regular expression. The text that it finds in a message (group 1 if it
+            has one) is the event's id. Events whose id was there before are counted.
     """
 
     def __init__(self, *, keep_events: bool = True, id_pattern: str | None = None) -> None:
@@ -128,7 +128,7 @@ class Store:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, groups and streams too."""
+        """Forget everything, also groups and streams."""
         with self.changed:
             self.groups: dict[str, Group] = {}
             self.accepted: list[StoredBatch] = []
@@ -144,18 +144,18 @@ class Store:
             self.changed.notify_all()
 
     def delete_group(self, name: str) -> None:
-        """Delete a log group with its streams. Absent is fine."""
+        """Delete a log group with its streams, if there is one."""
         with self.changed:
             self.groups.pop(name, None)
 
     def delete_stream(self, group: str, name: str) -> None:
-        """Delete a log stream. Absent is fine."""
+        """Delete a log stream, if there is one."""
         with self.changed:
             if group in self.groups:
                 self.groups[group].streams.pop(name, None)
 
     def accept(self, target: Stream, batch: StoredBatch, counted_bytes: int) -> None:
-        """Keep a batch. The caller holds `changed`."""
+        """Count a batch, and keep it if events are kept. The caller holds `changed`."""
         self.accepted_events += len(batch.messages)
         self.accepted_bytes += counted_bytes
         if self._id_pattern is not None:
@@ -176,7 +176,7 @@ class Store:
                 self.ids.add(event_id)
 
     def events(self, group: str | None = None, stream: str | None = None) -> Iterator[StoredEvent]:
-        """Accepted events in arrival order, of one group or stream if named."""
+        """Yield the accepted events in arrival order. If a group or stream is named, only its events."""
         with self.changed:
             batches = list(self.accepted)
         for batch in batches:

@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection: bytes to requests, replies to bytes (I/O).
 
-Called by `server`, one `Wire` per connection and thread. Only what AWS clients send
-is spoken: Content-Length bodies, keep-alive, `Expect: 100-continue`, gzip. The head
-is parsed here because `http.server` spends more on it than a small call costs.
+`server` uses one `Wire` for each connection, in a thread of its own. It speaks only the
+HTTP that AWS clients send: Content-Length bodies, keep-alive, `Expect: 100-continue`,
+gzip. It parses the head itself, because `http.server` spends more time on it than a
+small call costs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-# Ours: botocore's heads are about 1 KB; more than this is not one of its requests.
+# Our own limit: botocore's heads have about 1 KB, so a longer one is none of its requests.
 MAX_HEAD_BYTES: Final = 65_536
 
-# Ours: 1,048,576 counted bytes are at most 6 MB of JSON escapes, plus 10,000 events' syntax.
+# Our own limit: 1,048,576 counted bytes are at most 6 MB of JSON escapes, plus the syntax of 10,000 events.
 MAX_BODY_BYTES: Final = 16 * 1_048_576
 
 _RECEIVE_BYTES: Final = 65_536
@@ -37,10 +38,10 @@ class Request(NamedTuple):
     keep_alive: bool
 
     def content(self) -> bytes | bytearray:
-        """The body without its Content-Encoding.
+        """Return the body, decompressed if its Content-Encoding is gzip.
 
         Raises:
-            ValueError: not the gzip it claims to be, an unknown encoding, or too large.
+            ValueError: the body is not gzip, has an unknown encoding, or is too large.
         """
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding == "identity":
@@ -66,7 +67,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class BadRequestError(Exception):
-    """The client does not speak our HTTP; it gets `status` and the connection is closed."""
+    """The client sends HTTP that we do not speak. It gets `status`, and the connection is closed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -74,22 +75,22 @@ class BadRequestError(Exception):
 
 
 class Wire:
-    """A connected socket. One thread serves it; `interrupt` may come from any other."""
+    """A connected socket. One thread serves it; any other thread may call `interrupt`."""
 
     def __init__(self, connection: socket.socket, peer: tuple[str, int]) -> None:
         self._socket = connection
         self._buffer = bytearray()
         self.host = peer[0]
         self.peer = f"{peer[0]}:{peer[1]}"
-        # Without it, Nagle and delayed ACK add 40 ms to a reply on a kept-alive connection.
+        # Without this, Nagle's algorithm and delayed ACK add 40 ms to a reply on a kept-alive connection.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def receive(self) -> Request | None:
-        """Wait for the next request; None when the client has closed the connection.
+        """Wait for the next request. None: the client has closed the connection.
 
         Raises:
-            BadRequestError: answer its status and close.
-            OSError: the connection is broken, or was ended by `interrupt`.
+            BadRequestError: the caller must answer its status, and close.
+            OSError: the connection is broken, or `interrupt` has ended it.
         """
         head = self._receive_head()
         if head is None:
@@ -142,24 +143,24 @@ class Wire:
         return body
 
     def send(self, reply: Reply) -> None:
-        """Send a reply in one piece."""
+        """Send the head and the body of a reply, with one `sendall`."""
         lines = [f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Status')}"]
         lines += [f"{name}: {value}" for name, value in reply.headers.items()]
         lines += [f"Date: {formatdate(usegmt=True)}", f"Content-Length: {len(reply.body)}", "", ""]
         self._socket.sendall("\r\n".join(lines).encode("latin-1") + reply.body)
 
     def interrupt(self) -> None:
-        """End the connection from another thread: `receive` returns there, and that thread closes."""
-        # Closing here would free the descriptor's number under a recv in flight.
+        """End the connection from another thread. The serving thread returns from `receive`, and closes the socket."""
+        # To close it here would free the descriptor's number while the other thread is in a recv on it.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the connection; only for the thread that serves it."""
-        # Only shutdown reaches a copy of the socket that a forked child still holds.
+        """End the connection and close the socket. Only the thread that serves the connection may call this."""
+        # A forked child may hold a copy of the socket, which only a shutdown reaches.
         self.interrupt()
         self._socket.close()
 
     def abandon(self) -> None:
-        """Close our descriptor only; for a forked child, whose parent goes on using the connection."""
+        """Close only this process's descriptor. A forked child calls this, whose parent still uses the connection."""
         self._socket.close()
