@@ -1,14 +1,14 @@
-"""`cwsink demo`: watch workers and the flusher be killed, and nothing be lost.
+"""`cwsink demo`: kills workers and the flusher, and shows that nothing is lost.
 
 ```text
-app          the web application, an example to copy: the first thing to open
+app          the web application, an example to copy: open this one first
 story        the sequence of events
-oracle       for what logger.info returned, noted outside of cwsink
-verdict      evidence in, verdict out; pure
-load         the HTTP clients                takeover    the flusher, killing and timing
-webserver    gunicorn                        cloudwatch  moto, and reading back
+oracle       notes, outside of cwsink, each record whose logger.info has returned
+verdict      judges the evidence; pure
+load         the HTTP clients                takeover    finds the flusher, kills it, times the next one
+webserver    gunicorn                        cloudwatch  moto's server, and reading back
 sandbox      directory, environment, processes
-report       what is shown
+report       the output on the screen
 ```
 """
 
@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Final
 
 DEFAULT_REQUESTS: Final = 4_000
-# Below, it is over before there is anything to kill.
+# With fewer requests, the demo is over before there is a process to kill.
 MIN_REQUESTS: Final = 200
 MAX_WORKERS: Final = 16
 
@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo.
 
     Args:
-        argv: the arguments after `cwsink demo`; those of the process by default.
+        argv: the arguments after `cwsink demo`; by default, those of the process.
 
     Returns:
-        0: nothing that was logged was lost, and the ledger adds up. 1: otherwise, or the
-        demo could not run; the reason is on stderr or the screen.
+        0: no logged record was lost, and the ledger adds up. 1: otherwise, or if the demo
+        could not run. Then the reason is on stderr or the screen.
     """
     options = _parse(argv)
     if lacking := _lacking(options):
@@ -55,16 +55,16 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cwsink demo",
-        description="Run a web application of several processes, kill two of them and the process that sends while it "
-        "is logging, and compare what was logged with what is in CloudWatch. Takes less than a minute.",
-        epilog="Exit code 0: nothing that was logged was lost, and the ledger adds up; 1: otherwise.",
+        description="Run a web application of several processes. While it logs, kill two of them and the process that "
+        "sends. Then compare the logged records with those in CloudWatch. Takes less than a minute.",
+        epilog="Exit code 0: no logged record was lost, and the ledger adds up; 1: otherwise.",
     )
     parser.add_argument(
         "--requests",
         type=_requests,
         default=DEFAULT_REQUESTS,
         metavar="N",
-        help="HTTP requests to send, one record each (default %(default)s; as many as fit into half a minute)",
+        help="HTTP requests to send, each logs one record (default %(default)s); no more than fit into half a minute",
     )
     parser.add_argument(
         "--workers",
@@ -79,8 +79,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--endpoint-url",
         type=_url,
         metavar="URL",
-        help="send to this CloudWatch (LocalStack, or AWS with your own credentials: it leaves one log group "
-        "/cwsink/demo-... there) instead of moto's server on this machine",
+        help="send to this CloudWatch instead of moto's server on this machine: LocalStack, or AWS with your own "
+        "credentials. The demo leaves one log group /cwsink/demo-... there",
     )
     return parser.parse_args(argv)
 
@@ -88,7 +88,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _requests(text: str) -> int:
     number = int(text)
     if number < MIN_REQUESTS:
-        raise argparse.ArgumentTypeError(f"{number} is too few: it takes {MIN_REQUESTS} to kill two workers on the way")
+        raise argparse.ArgumentTypeError(f"{number} is too few: to kill two workers meanwhile takes {MIN_REQUESTS}")
     return number
 
 
@@ -99,13 +99,13 @@ def _url(text: str) -> str:
 
 
 def _lacking(options: argparse.Namespace) -> list[str]:
-    """Return which packages of the extra `demo` are not installed. flask comes with `moto[server]` only."""
+    """Return the packages of the extra `demo` that are not installed. `moto[server]` brings flask, `moto` does not."""
     needed = {"gunicorn": ["gunicorn"]} | ({} if options.endpoint_url else {"moto[server]": ["moto", "flask"]})
     return [name for name, modules in needed.items() if not all(map(importlib.util.find_spec, modules))]
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Here, because `cwsink.cli` imports this module to offer it: nobody else pays for rich and botocore.
+    # `cwsink.cli` imports this module for the command. Only a run of the demo is to load rich and botocore.
     from rich.console import Console
 
     from cwsink.demo import report
@@ -138,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """Clean up after SIGTERM and a closed terminal as after Ctrl-C."""
+    """Make SIGTERM and a closed terminal raise KeyboardInterrupt, so that the demo cleans up as after Ctrl-C."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

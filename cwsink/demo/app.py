@@ -1,11 +1,11 @@
-"""A small web application that logs every request; the example to copy.
+"""A small web application that logs every request: an example to copy.
 
 Try it by hand, with the AWS settings of your shell:
 
     FAPILOG_CLOUDWATCH__LOG_GROUP_NAME=/shop/prod gunicorn -w 4 cwsink.demo.app:application
 
-Two lines are about cwsink: `cwsink.install()`, and the name of the sink. The rest is plain
-fapilog and plain WSGI. Nothing has to be started, stopped or flushed.
+Only two lines are about cwsink: `cwsink.install()`, and the name of the sink. The rest is plain
+fapilog and plain WSGI. You need not start, stop or flush anything.
 """
 
 from __future__ import annotations

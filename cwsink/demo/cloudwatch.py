@@ -1,9 +1,9 @@
-"""A CloudWatch on this machine, and what is in it.
+"""Starts a CloudWatch on this machine, and reads the events back.
 
-`python -m cwsink.demo.cloudwatch` is moto's server on a free port of 127.0.0.1: it prints its
-URL and ends when its stdin is closed, so it cannot outlive the demo, however that one ends.
-moto accepts more than AWS does, so it proves nothing about limits (the tests run against
-`cwsink.testing`, which is as strict as AWS); here it is what can be read back from.
+`python -m cwsink.demo.cloudwatch` is moto's server on a free port of 127.0.0.1. It prints its
+URL, and ends when its stdin is closed. Therefore it cannot outlive the demo, however that ends.
+moto accepts more than AWS does, so the demo proves nothing about limits. (The tests run against
+`cwsink.testing`, which is as strict as AWS.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cwsink.demo.sandbox import DemoError, Sandbox
 
 REGION: Final = "us-east-1"
-# Any credentials do for moto; the user's own are not even looked at.
+# moto accepts any credentials. With these, the user's own are not even read.
 _FOR_MOTO: Final[Mapping[str, str]] = {
     "AWS_ACCESS_KEY_ID": "demo",
     "AWS_SECRET_ACCESS_KEY": "demo",
@@ -50,13 +50,13 @@ class LogEvent:
 
 
 def start_moto(sandbox: Sandbox, timeout_seconds: float) -> str:
-    """Start moto's server in the sandbox and return its URL."""
+    """Start moto's server in the sandbox, and return its URL. Raises DemoError."""
     for name in [name for name in sandbox.environment if name.startswith("AWS_")]:
         del sandbox.environment[name]
     sandbox.environment.update(_FOR_MOTO)
     child = sandbox.run_python("moto", "-m", "cwsink.demo.cloudwatch", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None, "asked for a pipe"
-    # readline() has no deadline: end the child if it takes too long, and the line is empty.
+    # readline() has no time-out. If the server takes too long, the timer kills it, and the line is empty.
     guard = threading.Timer(timeout_seconds, child.kill)
     guard.start()
     url = child.stdout.readline().strip()
@@ -67,30 +67,30 @@ def start_moto(sandbox: Sandbox, timeout_seconds: float) -> str:
 
 
 def use_another(sandbox: Sandbox, endpoint_url: str) -> str:
-    """Use the CloudWatch at `endpoint_url`, with the user's own AWS settings."""
+    """Use the CloudWatch at `endpoint_url`, with the user's own AWS settings. Returns the URL."""
     if urlsplit(endpoint_url).hostname in {"127.0.0.1", "::1", "localhost"}:
-        # LocalStack and the like: any credentials and region do, but some there must be.
+        # LocalStack and the like accept any credentials and region, but the client needs some.
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
             sandbox.environment.setdefault(name, _FOR_MOTO[name])
     return endpoint_url
 
 
 class Reader:
-    """Reads one log group back, through plain calls of botocore."""
+    """Reads one log group back, with plain calls of botocore."""
 
     def __init__(self, group: str, endpoint_url: str, sandbox: Sandbox) -> None:
         """Make a client with the credentials and the region of the workers."""
         self._group = group
         with sandbox.entered():
-            # Standard retries: this is the reading side, and not what is on trial.
+            # botocore's own retries may stay on, because the demo does not judge the reading side.
             config = Config(connect_timeout=3, read_timeout=10)
-            # botocore knows AWS_DEFAULT_REGION only; the other SDKs, and cwsink, AWS_REGION too.
+            # botocore reads AWS_DEFAULT_REGION only. The other SDKs, and cwsink, read AWS_REGION, too.
             self._client = botocore.session.Session().create_client(
                 "logs", region_name=os.environ.get("AWS_REGION"), endpoint_url=endpoint_url, config=config
             )
 
     def streams(self) -> list[str]:
-        """Return the names of the group's streams; none if the group is not there."""
+        """Return the names of the group's streams. Empty if there is no such group."""
         pages = self._client.get_paginator("describe_log_streams").paginate(logGroupName=self._group)
         try:
             return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
@@ -113,7 +113,7 @@ class Reader:
             )
             for event in page["events"]:
                 yield LogEvent(event["timestamp"], event["message"], stream)
-            if page["nextForwardToken"] == token:  # the documented end: the token that was passed comes back
+            if page["nextForwardToken"] == token:  # at the end, as documented, the same token comes back
                 return
             token = page["nextForwardToken"]
 
@@ -121,7 +121,7 @@ class Reader:
 def _serve() -> None:
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would write a line for each request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

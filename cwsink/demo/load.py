@@ -1,9 +1,8 @@
-"""HTTP requests to the web server, from several threads, and who answered them.
+"""Sends HTTP requests to the web server from several threads, and notes which worker answered.
 
-Every try has an id of its own, which the application logs: a request whose worker was
-killed before it answered is sent again under another id, so that a repeated id in
-CloudWatch is a duplicate and nothing else. (gunicorn's sync workers close each connection;
-with others it is kept alive.)
+A worker may be killed before it answers. Its request is sent again under another id, and the
+application logs the id of each try. Therefore an id that is twice in CloudWatch is a duplicate,
+and nothing else. (gunicorn's sync workers close each connection; other kinds keep it alive.)
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from dataclasses import dataclass, field
 from typing import Final
 
 THREADS: Final = 8
-# Long: the first ones wait until the workers are up.
+# This is long, because the first requests wait until the workers have started.
 REQUEST_TIMEOUT_SECONDS: Final = 15.0
 STOP_SECONDS: Final = 5.0
-# Slow enough to be watched, and so that no worker is flat out: fapilog's queue would grow, and what
-# a SIGKILL takes from that is not what this is about. More requests than fit are sent faster.
+# A person can follow the demo at this rate, and no worker runs at its full speed. If the requests do not fit
+# into the time, they are sent faster.
 USUAL_PER_SECOND: Final = 400.0
 MOST_SECONDS: Final = 10.0
-# A server that is not up yet, or went away, is not asked at full speed.
+# The pause before another try, while the server has not started yet or a worker has gone.
 _RETRY_SECONDS: Final = 0.05
 _PATHS: Final = ("/", "/products/17", "/basket", "/checkout")
 
 
 @dataclass
 class Answers:
-    """What the clients saw. Filled by several threads, with one operation that is atomic each.
+    """The clients' notes. Several threads fill them, each with a single atomic operation.
 
     Attributes:
         sent: the ids of all tries.
-        answered: id -> pid of the worker that answered; it has logged the request before.
-        broken: the ids of tries that were not answered.
+        answered: id -> pid of the worker that answered, which it does after it has logged.
+        broken: the ids of the tries that were not answered.
     """
 
     sent: list[str] = field(default_factory=list)
@@ -44,7 +43,7 @@ class Answers:
 
 
 class Load:
-    """Sends `requests` requests, each until it is answered. A context manager that stops it."""
+    """Sends so many requests, each until it is answered. It is a context manager, which stops the threads."""
 
     def __init__(self, port: int, requests: int) -> None:
         self.answers = Answers()
@@ -76,7 +75,7 @@ class Load:
 
     @property
     def is_running(self) -> bool:
-        """Tell whether there are requests left to send."""
+        """Tell whether a thread still has requests to send."""
         return any(thread.is_alive() for thread in self._threads)
 
     def workers(self) -> list[int]:
@@ -84,7 +83,7 @@ class Load:
         return list(dict.fromkeys(self.answers.answered.copy().values()))
 
     def stop(self) -> None:
-        """Let the requests in flight end, and send no more. Bounded in time."""
+        """Send no more requests, and wait a few seconds for those in flight."""
         self._is_stopped.set()
         until = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
@@ -106,7 +105,7 @@ class Load:
                 self._is_stopped.wait(_RETRY_SECONDS)
 
     def _try(self, connection: http.client.HTTPConnection, name: str, path: str) -> bool:
-        """Send one try. Whether the server keeps the connection alive or not, it is opened when needed."""
+        """Send one try, and tell whether it was answered. A connection that the server has closed is opened again."""
         self.answers.sent.append(name)
         try:
             connection.request("GET", path, headers={"X-Request-Id": name})

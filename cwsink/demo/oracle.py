@@ -1,10 +1,10 @@
-"""For what `logger.info` has returned, noted where cwsink has no part in it.
+"""Notes each record whose `logger.info` has returned, in a file that cwsink does not touch.
 
-gunicorn serves `cwsink.demo.oracle:observed_application()`: the application of
-`cwsink.demo.app`, unchanged, whose logger is watched. After `logger.info` has returned
-its worker appends the request's id to a file, with one `os.write`. A worker killed
-between the two leaves a record that is delivered and was never promised: that is
-allowed, the other way round is a loss.
+gunicorn serves `cwsink.demo.oracle:observed_application()`. That is the application of
+`cwsink.demo.app`, unchanged, with a logger that is watched. When `logger.info` has returned,
+the worker appends the request's id to the file, with one `os.write`. If a worker is killed
+between the two, a record is delivered that is not in the file. That is allowed. A record that
+is in the file and is not delivered is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE_VARIABLE: Final = "CWSINK_DEMO_LOGGED"
 
 
 def observed_application() -> WSGIApplication:
-    """Return the demo's application, with every record it has logged noted in the file of `FILE_VARIABLE`."""
+    """Return the demo's application. Each record that it logs is noted in the file that `FILE_VARIABLE` names."""
     from cwsink.demo import app
 
     file = os.open(os.environ[FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,12 +36,12 @@ def observed_application() -> WSGIApplication:
 
 
 def read_logged(path: Path) -> set[str]:
-    """Return the ids of all records whose call has returned."""
+    """Return the ids of all records whose `logger.info` has returned. Empty if the file is not there yet."""
     return set(path.read_text().split()) if path.exists() else set()
 
 
 def request_id_of(message: str) -> str | None:
-    """Return the request id in a delivered event or a spooled record; None if it is not of a request."""
+    """Return the request id in a delivered event or a spooled record. None: the message is not about a request."""
     try:
         entry = json.loads(message)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is shown: a live line on a terminal, plain lines elsewhere, and the table at the end."""
+"""Shows the demo: a live line on a terminal, plain lines elsewhere, and the table at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN_FIELDS: Final = ("request_id", "path", "pid")
 
 
 class Screen:
-    """A context manager that shows what is going on; `say` is for what happened."""
+    """Shows the demo while it runs. It is a context manager: the live line is there only inside."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -54,21 +54,21 @@ class Screen:
 
     @property
     def elapsed_seconds(self) -> float:
-        """How long the demo has been running."""
+        """The seconds since the demo began."""
         return time.monotonic() - self._began
 
     def doing(self, what: str) -> None:
-        """Name what is going on, on the live line only; how long it takes is not known."""
+        """Show on the live line a step whose length is not known."""
         self._live.remove_task(self._task)
         self._task = self._live.add_task(what, total=None, position="")
 
     def progress(self, what: str, done: int, total: int, per_second: float) -> None:
-        """Show how far it is, on the live line only."""
+        """Show on the live line how far a step is."""
         position = f"{done:,} of {total:,}  {per_second:,.0f}/s"
         self._live.update(self._task, description=what, total=total, completed=done, position=position)
 
     def say(self, what: str, style: str = "") -> None:
-        """Tell something that happened."""
+        """Print a line about an event, with the time."""
         self._console.print(Text.assemble(self._clock(), " ", (what, style)), soft_wrap=True)
 
     def _clock(self) -> Text:
@@ -76,7 +76,7 @@ class Screen:
 
 
 class _ClockColumn(ProgressColumn):
-    """The same clock as in the lines above, running."""
+    """The clock of the lines above, running."""
 
     def __init__(self, clock: Callable[[], Text]) -> None:
         super().__init__()
@@ -87,19 +87,19 @@ class _ClockColumn(ProgressColumn):
 
 
 def show_introduction(console: Console, *, workers: int, requests: int, where: str) -> None:
-    """Say what is going to happen, in four lines."""
+    """Print in four lines what the demo is going to do."""
     for line in (
         f"{workers} gunicorn workers log {requests:,} requests, through fapilog, to {where}.",
         "One process sends for all of them, the flusher.",
         "On the way a SIGKILL ends a worker, then the flusher, then another worker.",
-        "What logger.info has returned for is noted outside of cwsink, and has to be in CloudWatch.",
+        "Each record whose logger.info has returned is noted outside of cwsink, and has to be in CloudWatch.",
         "",
     ):
         console.print(line, soft_wrap=True)
 
 
 def show_ending(console: Console, ending: Ending) -> None:
-    """Show what became of the records, three of them, and the verdict."""
+    """Print what became of the records, three of the events, and the verdict."""
     console.print()
     for label, value, note in _rows(ending):
         style = "bold red" if label in _SHOULD_BE_NONE and value != "0" else "bold"
@@ -115,7 +115,7 @@ def show_ending(console: Console, ending: Ending) -> None:
 
 
 def _rows(ending: Ending) -> list[tuple[str, str, str]]:
-    """Return label, value and a note, which is for values other than 0."""
+    """Return (label, value, note) of each line. The note is shown if the value is not 0."""
     verdict, books, takeover = ending.verdict, ending.books, ending.takeover
     dead = sum(books.dead_lettered.values())
     again = f"{ending.again:,} of them again, because a connection broke" if ending.again else ""
@@ -137,17 +137,17 @@ def _rows(ending: Ending) -> list[tuple[str, str, str]]:
 
 
 def _three(events: list[LogEvent]) -> list[LogEvent]:
-    """Return the first, the middle and the last one."""
+    """Return the first, the middle and the last event."""
     return [events[index] for index in sorted({0, len(events) // 2, len(events) - 1})] if events else []
 
 
 def _digest(event: LogEvent) -> Iterator[str | tuple[str, str]]:
-    """Shorten the JSON of an event to what a person looks for."""
+    """Yield the time, the message and a few fields of an event, as parts of a line."""
     when = datetime.fromtimestamp(event.timestamp_ms / 1000, timezone.utc)
     yield f"{when:%H:%M:%S}.{event.timestamp_ms % 1000:03d}", "dim"
     try:
         entry = msgspec.json.decode(event.message, type=dict[str, Any])
-    except msgspec.MsgspecError:  # not of a request: cwsink telling the stream about a loss
+    except msgspec.MsgspecError:  # this is no request, but a line of cwsink that tells the stream of a loss
         yield f"  {event.message}"
         return
     yield f"  {entry.get('message')}"
@@ -169,14 +169,14 @@ def _show_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def show_breakdown(console: Console, error: DemoError, sandbox: Sandbox) -> None:
-    """Say why the demo could not go on, and what its processes said."""
+    """Print the last lines of the logs, and why the demo could not go on."""
     console.print(Text(sandbox.what_was_said()), soft_wrap=True)
     console.print(Text(f"FAILED: {error}", style="bold red"), soft_wrap=True)
     show_what_is_left(console, sandbox)
 
 
 def show_what_is_left(console: Console, sandbox: Sandbox, spool: str | None = None) -> None:
-    """Name the directory, if it stays, and the command to look into the spool."""
+    """Print where the directory is, if it stays, and the command that shows the spool."""
     if sandbox.keep:
         console.print(Text(f"Kept: {sandbox.path}, with all logs.", style="dim"), soft_wrap=True)
         if spool:

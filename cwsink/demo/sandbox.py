@@ -1,7 +1,8 @@
-"""Where the demo runs: a directory, an environment and processes of its own.
+"""Gives the demo a directory, an environment and processes of its own.
 
-Nothing of the user's settings is seen, every child is reaped whatever happens, the flusher
-that the children have started ends, and the directory is removed unless it is to be kept.
+The children see no settings of the user. At the end, whatever has happened, every child is
+reaped, and the flusher that the children have started is ended. The directory is removed,
+unless it is to be kept.
 """
 
 from __future__ import annotations
@@ -28,24 +29,31 @@ _LOG_TAIL_LINES: Final = 15
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot go on. The message says why."""
 
 
 class Sandbox:
-    """A context manager. `path` is the directory; set `keep` to leave it there."""
+    """A context manager that cleans up at its end.
+
+    Attributes:
+        path: the directory.
+        keep: whether the directory stays.
+        spools: where the children's spools are.
+        environment: the children's environment.
+    """
 
     def __init__(self, *, keep: bool) -> None:
         self.keep = keep
-        # Unix socket paths are short, and the user may look for it: /tmp/cwsink-demo-x1y2z3.
+        # A short path, because a Unix socket's path may not be long: /tmp/cwsink-demo-x1y2z3. The user may look for it.
         self.path = Path(tempfile.mkdtemp(prefix="cwsink-demo-")).resolve()
         self.spools = self.path / "spool"
         self.spools.mkdir(0o700)
         self.environment = {name: value for name, value in os.environ.items() if not _is_setting(name)}
-        # A source tree that is on sys.path alone is not inherited.
+        # A source tree may be on sys.path only. A child does not inherit that.
         root = str(Path(cwsink.__file__).parent.parent)
         self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.environment["CWSINK_SPOOL_DIRECTORY"] = str(self.spools)
-        # gunicorn's control socket goes here; two servers of one user would share it.
+        # gunicorn puts its control socket there. Otherwise two servers of one user would share it.
         self.environment["XDG_RUNTIME_DIR"] = str(self.path)
         self._children: list[subprocess.Popen[str]] = []
 
@@ -55,21 +63,21 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for child in self._children:  # first of all: whatever happens while they are waited for
+        for child in self._children:  # all of them first, because something may go wrong while one is waited for
             _kill(child)
         for child in self._children:
             _reap(child)
-        with contextlib.suppress(TimeoutError):  # it is stopped, or hangs: it ends when it looks for its directory
+        with contextlib.suppress(TimeoutError):  # the flusher is stopped, or hangs. It ends once it sees its lock gone
             end_flushers(self.spools, _GONE_SECONDS)
         if not self.keep:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def run_python(self, name: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start `python arguments...` in a process group of its own; what it says goes to `<name>.log`."""
+        """Start `python arguments...` in a process group of its own. Its output goes to `<name>.log`."""
         with self.log(name).open("w") as log:
             child = subprocess.Popen(
                 [sys.executable, *arguments],
-                cwd=self.path,  # no gunicorn.conf.py of the user's is found
+                cwd=self.path,  # gunicorn would read a gunicorn.conf.py in the user's directory
                 env=self.environment,
                 stderr=log,
                 text=True,
@@ -81,7 +89,7 @@ class Sandbox:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Give this process the sandbox's environment for a while."""
+        """Give this process the sandbox's environment meanwhile."""
         saved = dict(os.environ)
         try:
             os.environ.clear()
@@ -92,11 +100,11 @@ class Sandbox:
             os.environ.update(saved)
 
     def log(self, name: str) -> Path:
-        """Return where a child's output is."""
+        """Return the path of a child's log."""
         return self.path / f"{name}.log"
 
     def what_was_said(self) -> str:
-        """Return the last lines of each log, for an error."""
+        """Return the last lines of each log, to be shown with an error."""
         tails = []
         for log in sorted(self.path.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
@@ -114,7 +122,7 @@ def _kill(child: subprocess.Popen[str]) -> None:
 
 
 def _reap(child: subprocess.Popen[str]) -> None:
-    """Wait until the whole group is gone: gunicorn's workers are not our children."""
+    """Wait for the child, and then until its whole group is gone: gunicorn's workers are not our children."""
     child.wait()
     until = time.monotonic() + _GONE_SECONDS
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The sequence: start, load, three kills, stop, read back. Ends within a minute.
+"""Tells the story: start, load, three kills, stop, read back. It ends within a minute.
 
 ```text
 start CloudWatch -> start gunicorn -> requests | 1/4: kill a worker
@@ -29,9 +29,9 @@ from cwsink.spool import directory, survey
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey
 
-# Since the beginning. With the waits below, the whole stays below a minute whatever fails.
+# Seconds since the beginning. With the other waits here, the demo stays below a minute, whatever fails.
 START_UNTIL_SECONDS: Final = 25.0
-LOAD_UNTIL_SECONDS: Final = 35.0  # as many requests are sent as fit
+LOAD_UNTIL_SECONDS: Final = 35.0  # requests that are not sent by then are left out
 FLUSHER_SECONDS: Final = 5.0
 STOP_UNTIL_SECONDS: Final = 55.0
 READ_SECONDS: Final = 4.0
@@ -43,16 +43,16 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Ending:
-    """Everything there is to tell at the end.
+    """Everything that is shown at the end.
 
     Attributes:
         verdict: what became of the records.
         books: the spool's ledger.
-        takeover: which process sent before and after.
-        sent: HTTP requests.
-        again: of these, sent again because their worker was killed.
+        takeover: the flusher before and after the kill.
+        sent: the number of HTTP requests, with those sent again.
+        again: of these, the number that got no answer, and were sent again.
         streams: all streams of the log group.
-        events: what was read back.
+        events: all events that were read back.
         spool: the spool's directory.
     """
 
@@ -146,7 +146,7 @@ class Story:
         while True:
             events = reader.events()
             verdict = judge(self._evidence(spool, server, load, events))
-            # AWS shows what it has accepted a moment later; moto and LocalStack at once.
+            # AWS shows an accepted event only a moment later. moto and LocalStack show it at once.
             if not verdict.lost or time.monotonic() > until:
                 break
             time.sleep(_POLL_SECONDS)
@@ -182,7 +182,7 @@ class Story:
         return f"{load.done:,} of {load.requests:,} requests"
 
     def _send_until(self, share: float, server: WebServer, load: Load) -> None:
-        """Let the requests go on until this share of them is done, or of the time for them is over."""
+        """Wait until this share of the requests is answered, or this share of their time is over."""
         while load.is_running and load.done < share * load.requests:
             server.check()
             if self._screen.elapsed_seconds > share * LOAD_UNTIL_SECONDS:
@@ -191,7 +191,7 @@ class Story:
             time.sleep(_POLL_SECONDS)
 
     def _wait_for(self, look: Callable[[], _Found | None], server: WebServer, otherwise: str) -> _Found:
-        """Return what `look` finds. Raises DemoError."""
+        """Wait until `look` finds something, and return that. Raises DemoError."""
         until = max(START_UNTIL_SECONDS, self._screen.elapsed_seconds + FLUSHER_SECONDS)
         while (found := look()) is None:
             server.check()

@@ -1,4 +1,4 @@
-"""The flusher: which process it is, and how long it takes until there is another one after a SIGKILL."""
+"""Finds the flusher, kills it, and measures the time until there is another one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLL_SECONDS: Final = 0.002
 
 @dataclass(frozen=True)
 class Flusher:
-    """The process that sends, the epoch it leads in, and who started it ("pid 17 (gunicorn)")."""
+    """The process that sends, the epoch it leads in, and the process that started it ("pid 17 (gunicorn)")."""
 
     pid: int
     epoch: int
@@ -34,7 +34,7 @@ class Takeover:
 
 
 def find_flusher(spool: SpoolDirectory) -> Flusher | None:
-    """Return who sends now; None while nobody does."""
+    """Return the flusher that leads the spool now. None: no process does."""
     published = leader_state.read(spool)
     if published is None or published.epoch != cursor.read(spool.cursor).epoch or not lease.is_taken(spool):
         return None
@@ -42,8 +42,8 @@ def find_flusher(spool: SpoolDirectory) -> Flusher | None:
 
 
 def kill(flusher: Flusher) -> float:
-    """SIGKILL it, and not its guard. Returns when, on the monotonic clock."""
-    killed_at = time.monotonic()  # before it: this process may have to wait for the CPU after it
+    """SIGKILL the flusher, but not its guard. Returns the time of it, on the monotonic clock."""
+    killed_at = time.monotonic()  # read before the kill, because after it this process may have to wait for the CPU
     os.kill(flusher.pid, signal.SIGKILL)
     return killed_at
 
@@ -52,9 +52,9 @@ def wait_for_successor(spool: SpoolDirectory, before: Flusher, killed_at: float,
     """Wait until the guard's next flusher has begun its epoch. Raises DemoError.
 
     Args:
-        spool: the spool it sends.
+        spool: the spool that it leads.
         before: the flusher that was killed.
-        killed_at: when, on the monotonic clock.
+        killed_at: the time of the kill, on the monotonic clock.
         timeout_seconds: the most to wait.
     """
     until = killed_at + timeout_seconds
@@ -63,7 +63,7 @@ def wait_for_successor(spool: SpoolDirectory, before: Flusher, killed_at: float,
             raise DemoError(f"There was no other flusher within {timeout_seconds:.0f} s of the SIGKILL.")
         time.sleep(_POLL_SECONDS)
     took_seconds = time.monotonic() - killed_at
-    # leader.json, which has the pid, is written a moment after the epoch.
+    # The new leader writes leader.json, which has its pid, a moment after it has begun its epoch.
     while (after := find_flusher(spool)) is None:
         if time.monotonic() > until:
             raise DemoError("A new epoch has begun, but nobody leads.")

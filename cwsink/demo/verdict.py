@@ -1,8 +1,9 @@
-"""Was anything lost? Evidence in, verdict out. Pure.
+"""Judges whether a record was lost (pure).
 
-The evidence is of three independent kinds: what the HTTP clients saw, what each worker
-noted after `logger.info` returned (cwsink.demo.oracle), and what botocore reads back from
-CloudWatch. cwsink's own ledger is not evidence, it is what is checked against it.
+There are three independent kinds of evidence: the answers that the HTTP clients got, the
+notes of each worker after `logger.info` has returned (cwsink.demo.oracle), and the events
+that botocore reads back from CloudWatch. cwsink's own ledger is no evidence: it is checked
+against the evidence.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from cwsink.spool.survey import Survey
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything is by request id; an id stands for one record.
+    """The evidence, as request ids. An id stands for one record.
 
     Attributes:
         sent: all tries of all requests.
-        answered: id -> pid of the worker that answered, having logged the request.
-        logged: `logger.info` returned.
-        delivered: read back from CloudWatch, with how often.
-        pending: still in the spool, not sent yet.
+        answered: id -> pid of the worker that answered, which it does after it has logged.
+        logged: the requests whose `logger.info` has returned.
+        delivered: the requests read back from CloudWatch, each with the number of its events.
+        pending: the requests still in the spool, not sent yet.
         books: the spool's ledger.
     """
 
@@ -37,16 +38,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Counts are records. `problems` is empty if all is as promised.
+    """Numbers of records, and the problems found.
 
     Attributes:
-        logged: for which `logger.info` returned.
-        unnoted: beyond those, in CloudWatch or the spool: the kill came before it was noted.
-        delivered: distinct ones in CloudWatch.
-        pending: in the spool.
+        logged: records whose `logger.info` has returned.
+        unnoted: other records in CloudWatch or the spool: the worker was killed before it noted them.
+        delivered: different records in CloudWatch.
+        pending: records in the spool.
         duplicates: events in CloudWatch beyond the first of each record.
-        lost: logged, and neither in CloudWatch nor in the spool.
-        problems: what is wrong, one sentence each.
+        lost: records that were logged, and are neither in CloudWatch nor in the spool.
+        problems: a sentence for each thing that is not as promised; empty if all is.
     """
 
     logged: int

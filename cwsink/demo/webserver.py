@@ -1,4 +1,4 @@
-"""gunicorn with the demo's application, and the killing of its workers."""
+"""Runs gunicorn with the demo's application, and kills its workers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class WebServer:
     """gunicorn's master and its workers, as one process group."""
 
     def __init__(self, sandbox: Sandbox, workers: int, *, group: str, endpoint_url: str) -> None:
-        """Start it. Requests may be sent at once; they wait until a worker is up."""
+        """Start gunicorn. Requests may be sent at once: they wait until a worker has started."""
         self.logged = sandbox.path / "logged"
         self.killed: list[int] = []
         sandbox.environment[oracle.FILE_VARIABLE] = str(self.logged)
         sandbox.environment["FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"] = group
         sandbox.environment["FAPILOG_CLOUDWATCH__ENDPOINT_URL"] = endpoint_url
-        # Bound here and passed on: no port is guessed, and no log has to be read for it.
+        # The socket is bound here and passed on. So the demo need not guess a port, or read it in a log.
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
             self.port: int = listener.getsockname()[1]
             self._master = sandbox.run_python(
@@ -36,7 +36,7 @@ class WebServer:
 
     @property
     def pid(self) -> int:
-        """The master's."""
+        """The process id of the master."""
         return self._master.pid
 
     def is_worker(self, pid: int) -> bool:
@@ -47,9 +47,9 @@ class WebServer:
             return False
 
     def kill(self, worker: int) -> float:
-        """SIGKILL a worker: no handler runs, nothing is flushed. Returns when, on the monotonic clock."""
+        """SIGKILL a worker: no handler runs, nothing is flushed. Returns the time of it, on the monotonic clock."""
         self.killed.append(worker)
-        killed_at = time.monotonic()  # before it: this process may have to wait for the CPU after it
+        killed_at = time.monotonic()  # read before the kill, because after it this process may have to wait for the CPU
         os.kill(worker, signal.SIGKILL)
         return killed_at
 
@@ -59,7 +59,7 @@ class WebServer:
             raise DemoError(f"gunicorn ended with exit code {self._master.returncode}.")
 
     def stop(self, timeout_seconds: float) -> float:
-        """Stop it as a deployment does, with SIGTERM. Returns how long that took, in seconds."""
+        """Stop gunicorn as a deployment does, with SIGTERM. Returns the seconds that it took. Raises DemoError."""
         began = time.monotonic()
         self._master.terminate()
         try:
