@@ -1,4 +1,4 @@
-"""`python -m cwsink`: the command line, for where the script is not on the PATH."""
+"""`python -m cwsink`: the command line, for a shell whose PATH lacks the script `cwsink`."""
 
 from __future__ import annotations
 

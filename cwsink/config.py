@@ -1,9 +1,10 @@
 """Settings: one validated object, from keywords, fapilog's objects or variables.
 
-`SinkConfig` is pure: what you pass is what it holds, checked. `load_config` is
-what the front ends call: it also accepts the built-in sink's config object or a
-dict, and fills what was not given from `FAPILOG_CLOUDWATCH__<NAME>`.
-Everything wrong is a ConfigError here, never a surprise while logging.
+`SinkConfig` is pure: it checks the values it is given, and holds them. The front
+ends call `load_config`. It also accepts a mapping or the built-in sink's config
+object, reads settings that were not given from `FAPILOG_CLOUDWATCH__<NAME>`, and
+reports a variable of that prefix that names no setting.
+A wrong setting is a ConfigError here, and cannot cause trouble later, while logging.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cwsink.naming import check_group
 
 ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
 
-# A segment is reclaimed as a whole, so a spool needs several of them to be a ring at all.
+# A segment is reclaimed or evicted as a whole. With fewer segments, one eviction would take a large part of the spool.
 MIN_SEGMENTS: Final = 4
 DEFAULT_SEGMENT_BYTES: Final = 8 * 1024 * 1024
 MIN_SEGMENT_BYTES: Final = 4096
@@ -40,7 +41,7 @@ MAX_TAGS: Final = 50
 # Entity: "keyAttributes" and "attributes".
 ENTITY_KEYS: Final = ("Type", "ResourceType", "Identifier", "Name", "Environment")
 MAX_ENTITY_ATTRIBUTES: Final = 10
-# A note and a few shortened texts must fit beside some content.
+# An event that is cut to size must hold a note about the cut, a few texts that were cut, and some content.
 MIN_SHORTENED_BYTES: Final = 1024
 
 _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
@@ -48,7 +49,7 @@ _DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
 _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
 
-# A longer wait, or a larger spool, is a slip of units, and more than a socket's timer or a file can hold.
+# A longer time or a larger spool is a mistake in the unit. A socket's timer or a file could not hold it, either.
 _MOST_SECONDS: Final = 365 * 86_400.0
 _MOST_SPOOL_BYTES: Final = 1 << 50
 
@@ -57,9 +58,9 @@ _NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)]
 
 
 class _Validated(msgspec.StructMeta):
-    """Makes `SinkConfig(...)` check names, kinds and bounds, whoever calls it."""
+    """Makes `SinkConfig(...)` check names, types and bounds of its settings. By itself a msgspec struct does not."""
 
-    def __call__(cls, **settings: Any) -> Any:  # noqa: N805  # StructMeta is a metaclass, too
+    def __call__(cls, **settings: Any) -> Any:  # noqa: N805  # this is a metaclass, because StructMeta is one
         known = set(cls.__struct_fields__)
         for name in settings:
             if name not in known:
@@ -74,13 +75,13 @@ class _Validated(msgspec.StructMeta):
 
 
 class Entity(msgspec.Struct, frozen=True, kw_only=True, rename={"key_attributes": "keyAttributes"}):
-    """What the logs are about, for CloudWatch's "related telemetry" (API reference, Entity)."""
+    """The entity that the logs are about, for CloudWatch's "related telemetry" (API reference, Entity)."""
 
     key_attributes: dict[str, str]
     attributes: dict[str, str] = {}
 
     def check(self) -> None:
-        """Raise ConfigError unless CloudWatch takes it."""
+        """Raise ConfigError if CloudWatch would reject the entity for its keys or its number of attributes."""
         wrong = self.key_attributes.keys() - ENTITY_KEYS
         if wrong or not 2 <= len(self.key_attributes) <= 4:
             raise ConfigError(
@@ -94,11 +95,11 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     """How records are spooled, and where they go. Durations in seconds, sizes in bytes.
 
     Durations may be written "5s", "500ms" or 5.0; sizes "256MiB", "10 MB" or 1048576.
-    `None` means the default. The README's configuration table says what each one does.
+    `None` means the default. The README's table of settings says what each one does.
 
     Raises:
         ConfigError: an unknown name (with the nearest known one), a value of the wrong
-            kind or out of bounds, or two values that contradict each other.
+            type or out of bounds, or two values that contradict each other.
     """
 
     # The built-in sink's names, in its order.
@@ -114,7 +115,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     retry_base_delay: _NotNegative = 0.5
     circuit_breaker_enabled: bool = True
     circuit_breaker_threshold: Annotated[int, msgspec.Meta(ge=1)] = 5
-    # Ours.
+    # Settings that the built-in sink does not have.
     app_name: str | None = None
     max_batch_events: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
     max_event_bytes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_EVENT_BYTES)] = _MAX_EVENT_BYTES
@@ -135,7 +136,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     adopt_orphans: bool = False
     oversize: Literal["drop", "truncate", "split"] = "drop"
     compression: Literal["none", "gzip"] = "none"
-    # The target, and who may write to it.
+    # How the target is created, and the role or profile that writes to it.
     retention_days: int | None = None
     tags: dict[str, str] | None = None
     kms_key_id: str | None = None
@@ -146,7 +147,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     entity: Entity | None = None
 
     def __post_init__(self) -> None:
-        """Check what one field's type cannot say."""
+        """Check the rules that a field's type cannot express. Raises ConfigError."""
         check_group(self.log_group_name)
         if not self.log_stream_name:
             raise ConfigError("log_stream_name is empty. Leave it out for the host's name.")
@@ -180,17 +181,17 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
 
     @property
     def ring_segment_bytes(self) -> int:
-        """The size at which a segment is full, in bytes: as set, or an eighth of a small budget."""
+        """The size at which a segment is full, in bytes: `segment_bytes`, or 8 MiB, or an eighth of a small budget."""
         return self.segment_bytes or max(MIN_SEGMENT_BYTES, min(DEFAULT_SEGMENT_BYTES, self.spool_max_bytes // 8))
 
 
 def load_config(config: object = None, *, env: Mapping[str, str] | None = None, **settings: Any) -> SinkConfig:
-    """Build a SinkConfig from what fapilog or the application hands over.
+    """Build a SinkConfig from a config object of fapilog or the application, single settings, and the environment.
 
     Args:
         config: a SinkConfig, a mapping, or any object with a `model_dump()` (the built-in
-            sink's pydantic object). None for keywords only.
-        env: where `FAPILOG_CLOUDWATCH__*` is looked up; the process environment by default.
+            sink's pydantic object). None: there is none.
+        env: the environment that holds `FAPILOG_CLOUDWATCH__*`; by default, the process's.
         **settings: single settings; they win over `config`, which wins over the environment.
 
     Raises:
@@ -218,7 +219,10 @@ def load_config(config: object = None, *, env: Mapping[str, str] | None = None, 
 
 
 def _endpoint_url(env: Mapping[str, str]) -> str | None:
-    """Return the endpoint of botocore's own variables: a spool must know it, whoever replays it later."""
+    """Return the endpoint that botocore's own variables name.
+
+    A later process with other variables may replay the spool, so the endpoint must be in the spool.
+    """
     if env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
         return None
     return env.get("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS") or env.get("AWS_ENDPOINT_URL") or None
@@ -239,7 +243,7 @@ def _as_mapping(config: object) -> Mapping[str, Any]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Turn "5s" and "256MiB" into numbers where the name carries a unit; leave the rest alone."""
+    """Turn a text such as "5s", "256MiB" or "yes", or a path, into the value that the setting takes."""
     if isinstance(value, str):
         if (name.endswith("_seconds") or name == "retry_base_delay") and (match := _DURATION.fullmatch(value)):
             return float(match[1]) * _DURATION_SECONDS[match[2]]
@@ -262,7 +266,7 @@ def _decoded(name: str, text: str) -> Any:
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    import difflib  # only for a mistake; every worker would hold it
+    import difflib  # here, because only a mistake needs it, and every worker would hold it in memory
 
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
@@ -270,7 +274,7 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _explain(error: str, settings: Mapping[str, Any]) -> str:
-    """msgspec says "Expected `int` >= 1 - at `$.batch_size`": put name and value first."""
+    """Return msgspec's message, such as "Expected `int` >= 1 - at `$.batch_size`", with name and value first."""
     what, _, where = error.partition(" - at `$.")
     name = where.rstrip("`")
     if choices := _choices_of(name) if name in settings else ():
@@ -280,13 +284,13 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
 
 @cache
 def _switches() -> frozenset[str]:
-    """Return the settings that are on or off."""
+    """Return the names of the settings that are on or off."""
     return frozenset(field.name for field in msgspec.structs.fields(SinkConfig) if field.type is bool)
 
 
 @cache
 def _choices_of(name: str) -> tuple[str, ...]:
-    """Return the values of a setting that has a closed set of them, else nothing."""
+    """Return the values of a setting that takes one of a few texts. Empty for any other setting."""
     hint = get_type_hints(SinkConfig)[name]
     for each in (hint, *get_args(hint)):
         if get_origin(each) is Literal:

@@ -1,13 +1,13 @@
-"""What cwsink says about itself: one clear line, rarely, never through logging.
+"""Reports cwsink's own troubles: one clear line, rarely, never through logging.
 
-The application's loggers may end in this very sink, so nothing here may log.
-A line goes to stderr and to every subscriber (the fapilog sink subscribes
-fapilog's own diagnostics). The same `key` speaks at most once in
-`QUIET_SECONDS`; what was held back is counted in the next line.
+The application's loggers may end in cwsink, so cwsink must not log. It writes a
+line to stderr and to every subscriber (the fapilog sink subscribes fapilog's own
+diagnostics). Lines with the same `key` come at most once in `QUIET_SECONDS`. The
+next one says how many were held back.
 
-Others log for us: asyncio says which selector a new event loop has, and fapilog's queue is emptied in one at exit.
-fapilog's bridge would bring that record back to the queue, for a new loop to write, and so on. `own_work` marks such a
-thread, and the bridge leaves out what `is_own` knows.
+A library that we call may log. To empty fapilog's queue at exit we make an event loop, and asyncio logs its selector.
+fapilog's bridge would put that record into the queue again, which would need another loop, and so on. Therefore
+`own_work` marks the thread that makes the loop, and the bridge leaves out the records that `is_own` knows by it.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from logging import LogRecord
 
-# Long enough that an outage of an hour is 60 lines, short enough to be seen while it lasts.
+# An outage of an hour is then 60 lines, and a person who looks while it lasts soon sees one.
 QUIET_SECONDS: Final = 60.0
 
 Subscriber = Callable[[str, str], None]
 
 _subscribers: list[Subscriber] = []
 _quiet: dict[str, tuple[float, int]] = {}
-# Process and thread: a forked child's threads get the same numbers again.
+# Pairs of process and thread. The thread alone is not enough, because a forked child's threads get the same numbers.
 _own_threads: set[tuple[int, int]] = set()
 
 
 def subscribe(subscriber: Subscriber) -> None:
-    """Call `subscriber(key, message)` for each line from now on (once per callable)."""
+    """Call `subscriber(key, message)` for each line from now on. To subscribe the same one again changes nothing."""
     if subscriber not in _subscribers:
         _subscribers.append(subscriber)
 
 
 def report(key: str, message: str) -> bool:
-    """Say `message` on stderr and to the subscribers. Never raises, never blocks for long.
+    """Write `message` to stderr and to the subscribers. Takes no lock, and never raises.
 
     Args:
-        key: what kind of line this is; the same key is quiet for `QUIET_SECONDS`.
+        key: the kind of line; after a line, others of its key are held back for `QUIET_SECONDS`.
         message: what happened, what becomes of the data, what to do.
 
     Returns:
-        Whether it was said. False: held back, and counted.
+        True: the line was written. False: it was held back, and counted.
     """
     now = time.monotonic()
     last, held_back = _quiet.get(key, (-QUIET_SECONDS, 0))
@@ -58,7 +58,7 @@ def report(key: str, message: str) -> bool:
     if held_back:
         message = f"{message} (and {held_back:,} more like this)"
     with contextlib.suppress(Exception):
-        # os.write, not sys.stderr: this may run in a signal handler or while the interpreter ends.
+        # os.write and not sys.stderr, because this may run in a signal handler or while the interpreter ends.
         os.write(2, f"cwsink: {message}\n".encode("utf-8", "backslashreplace"))
     for subscriber in _subscribers:
         with contextlib.suppress(Exception):
@@ -67,13 +67,13 @@ def report(key: str, message: str) -> bool:
 
 
 def settled(key: str) -> None:
-    """The matter of `key` has ended: its next line is not held back."""
+    """Note that the trouble of `key` is over: its next line is not held back."""
     _quiet.pop(key, None)
 
 
 @contextlib.contextmanager
 def own_work() -> Iterator[None]:
-    """Mark this thread's log records, whichever library makes them, as our own doing. Nests."""
+    """Mark the records that any library logs in this thread meanwhile as those of our own work. Nests."""
     me = os.getpid(), threading.get_ident()
     was_marked = me in _own_threads
     _own_threads.add(me)
@@ -85,5 +85,5 @@ def own_work() -> Iterator[None]:
 
 
 def is_own(record: LogRecord) -> bool:
-    """Tell whether a record of the logging module was made by our own work, also if another thread handles it."""
+    """Tell whether our own work has made a record of the logging module. Another thread may ask."""
     return (record.process or os.getpid(), record.thread or threading.get_ident()) in _own_threads

@@ -1,4 +1,4 @@
-"""The exceptions cwsink raises, all at construction or on a command line.
+"""The exceptions that cwsink raises, all at construction or on a command line.
 
 ```text
 CwsinkError
@@ -9,7 +9,7 @@ CwsinkError
     └── UnsafeFilesystemError                    code "unsafe_filesystem"
 ```
 
-Nothing here is ever raised by logging a record: `append` answers False and a
+A call that logs a record never raises one of them: `append` answers False, and a
 counter with a reason moves. A message says what happened, what became of the
 data, and what to do.
 """
@@ -20,13 +20,13 @@ from typing import ClassVar
 
 
 class CwsinkError(Exception):
-    """The root: catch this to catch all of cwsink's own errors."""
+    """The base of all of cwsink's own errors."""
 
     code: ClassVar[str] = "cwsink"
 
 
 class ConfigError(CwsinkError, ValueError):
-    """A setting is unknown, of the wrong kind, or contradicts another."""
+    """A setting is unknown, of the wrong type, or contradicts another one."""
 
     code = "config"
 
@@ -42,7 +42,7 @@ class SpoolError(CwsinkError, OSError):
 
 
 class SpoolAccessError(SpoolError, PermissionError):
-    """The spool directory is not ours, or we may not write to it."""
+    """The spool directory belongs to another user, or this process may not write to it."""
 
     code = "spool_access"
 

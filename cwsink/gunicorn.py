@@ -1,12 +1,13 @@
-"""Hooks for a gunicorn.conf.py, each optional: no record's safety depends on them.
+"""Hooks for a gunicorn.conf.py. Each is optional: no record's safety depends on it.
 
 ```text
 from cwsink.gunicorn import when_ready, post_fork, on_exit
 ```
 
-They know the writers of a preloaded application, and the one that `FAPILOG_CLOUDWATCH__*` describes,
-if these variables name a log group; not what an application sets that only its workers load.
-No hook raises: a server that cannot log still serves.
+The hooks run in gunicorn's master or in a new worker. They know the writers that a preloaded application
+has opened there, and the one that `FAPILOG_CLOUDWATCH__*` describes, if these variables name a log group.
+They do not know the settings of an application that only the workers load.
+No hook raises, because a server that cannot log must still serve.
 """
 
 from __future__ import annotations
@@ -26,35 +27,41 @@ _own: Writer | None = None
 
 
 def when_ready(server: Any) -> None:
-    """Open the spool before the first request: a mistake is a line on stderr when the server starts."""
+    """Open the spool before the first request, so that a mistake shows on stderr when the server starts."""
     try:
         for writer in _writers():
             if not writer.is_usable:
-                report("gunicorn", f"nothing can be spooled in {writer.directory.path}: is it writable, the disk full?")
+                path = writer.directory.path
+                report("gunicorn", f"nothing can be spooled in {path}: is it writable, is the disk full?")
             writer.close()
     except (CwsinkError, OSError) as error:
         report("gunicorn", f"nothing can be spooled, and the server goes on: {error}")
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Start the flusher, if there is none: it sends what others have left, also if no request ever logs anything."""
+    """Attach the new worker, and start a flusher if there is none.
+
+    Earlier processes may have left records, which wait until a process logs. The flusher sends them at once.
+    """
     for writer in open_writers():
         writer.attach()
 
 
 def on_exit(server: Any) -> None:
-    """Have the master, as it ends, deliver what killed workers left: for at most `drain_timeout_seconds`, and only
-    if no other process is there to do it."""
+    """Have the master, as it ends, wait for the delivery of records that killed workers have left.
+
+    It waits for at most `drain_timeout_seconds`, and only if no other process is attached to the spool.
+    """
     try:
         for writer in _writers():
             if survey.has_pending(writer.directory):
                 writer.attach()
     except (CwsinkError, OSError) as error:
-        report("gunicorn", f"what is left stays in the spool: {error}")
+        report("gunicorn", f"the records that are left stay in the spool: {error}")
 
 
 def _writers() -> list[Writer]:
-    """Return this process's writers, with one for the environment's settings. Raises CwsinkError."""
+    """Return this process's writers, with one for the settings of the environment. Raises CwsinkError."""
     global _own
     if _own is None and os.environ.get(_LOG_GROUP):
         _own = Writer.open()

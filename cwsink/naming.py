@@ -1,9 +1,10 @@
 """Log group and stream names: templates, rules, and the spool's name (pure).
 
-A stream template is resolved in two steps. `resolve` fills in what is fixed for
-the life of a host (`{hostname}`, `{app}`, `{env:NAME}`) and gives the name under
-which the spool is kept; `stream_at` fills in `{date}` from the time of each
-event, so that a replay a day later still goes to the day it was logged on.
+A stream template is resolved in two steps. `resolve` fills in the placeholders
+that stay the same for the life of a host (`{hostname}`, `{app}`, `{env:NAME}`);
+the spool is kept under the result. `stream_at` fills in `{date}` from the time
+of each event. An event that is replayed a day later must go to the stream of the
+day on which it was logged.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _DATES_AND_VARIABLES: Final = ("{date}", "{date:%Y/%m/%d}", "{env:NAME}", "{env:NAME:default}")
 _DEFAULT_DATE: Final = "%Y-%m-%d"
 
-# 9999-12-31T23:59:59Z, the last second `datetime` can tell. A record may carry any 64-bit time.
+# A record may carry any 64-bit time. This is 9999-12-31T23:59:59Z, the last second that `datetime` can hold.
 _LAST_SECOND: Final = 253_402_300_799
 
 
 def check_group(name: str) -> None:
-    """Raise ConfigError unless `name` is a log group name CloudWatch accepts."""
+    """Raise ConfigError unless CloudWatch accepts `name` as a log group name."""
     if not _GROUP.fullmatch(name):
         raise ConfigError(
             f"log_group_name {name!r} is not a legal log group name: 1 to 512 of the characters "
@@ -41,16 +42,17 @@ def check_group(name: str) -> None:
 
 
 def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping[str, str]) -> str:
-    """Fill in everything but the date.
+    """Fill in every placeholder of a stream template, except the date.
 
     Args:
         template: such as "{hostname}" or "{app}-{env:STAGE:dev}/{date}".
-        values: what gives the value of each placeholder; called only for what the template holds.
+        values: for each placeholder, a function that returns its value. It is called only if the
+            template holds that placeholder.
         env: the environment that `{env:NAME}` reads.
 
     Returns:
-        A name of 1 to 512 characters without ':' and '*' (replaced by '-'), in
-        which only `{date...}` is still open.
+        The template in which only `{date...}` is still open. With a date it gives a name of 1 to
+        512 characters (see `stream_at`).
 
     Raises:
         ConfigError: an unknown placeholder, a missing variable, an empty or too long name.
@@ -83,17 +85,17 @@ def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping
 
 
 def known(values: Iterable[str]) -> str:
-    """Return all placeholders as a message lists them."""
+    """Return the list of all placeholders, as an error message shows it."""
     return ", ".join([*(f"{{{name}}}" for name in values), *_DATES_AND_VARIABLES])
 
 
 def utc(timestamp_ms: int) -> datetime:
-    """Return an event's time to the second; the nearest one that can be told, never an error."""
+    """Return an event's time to the second. A time that `datetime` cannot hold becomes the nearest one that it can."""
     return datetime.fromtimestamp(min(max(timestamp_ms // 1000, 0), _LAST_SECOND), timezone.utc)
 
 
 def stream_at(resolved: str, timestamp_ms: int) -> str:
-    """The stream name of an event: the date filled in (UTC, the second of the event's own time), sanitised."""
+    """Return the stream name of an event: with the date of its own time (UTC), and '-' for each ':' and '*'."""
     if "{" in resolved:
         day = utc(timestamp_ms)
         resolved = _PLACEHOLDER.sub(lambda match: day.strftime(match[1].partition(":")[2] or _DEFAULT_DATE), resolved)
@@ -103,11 +105,12 @@ def stream_at(resolved: str, timestamp_ms: int) -> str:
 def spool_name(
     group: str, stream: str, region: str | None, endpoint_url: str | None, account: str | None = None
 ) -> str:
-    """The directory name of a target's spool: readable in `ls`, unique by its hash.
+    """Return the directory name of a target's spool. It is readable in `ls`, and its hash makes it unique.
 
-    `stream` is the resolved template, so a host that is renamed gets a new spool, and the
-    old one keeps the name it was meant for. `account` is the role or profile that writes, if
-    one is named: groups of the same name in two accounts are two targets.
+    `stream` is the resolved template. Therefore a host that is renamed gets a new spool, and the
+    records in the old one still go to the stream they were meant for. `account` is the role or
+    profile that writes, if the settings name one: groups of the same name in two accounts are
+    two targets.
     """
     target = "\0".join((group, stream, region or "", endpoint_url or "", *([account] if account else [])))
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", f"{group}.{stream}").strip("-.")[:80]

@@ -247,7 +247,7 @@ class World:
         self.issued[message] = self.now_ns() // 1_000_000
         payload = writer.prepare(message)
         assert payload is not None
-        return lambda: self._write_to_its_end(lambda: writer.offer(payload) is ring.Append.APPENDED, message)
+        return lambda: self._write_to_its_end(lambda: writer.try_append(payload) is ring.Append.APPENDED, message)
 
     def _write_to_its_end(self, write: Callable[[], bool], message: str) -> bool:
         try:

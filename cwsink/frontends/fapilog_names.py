@@ -1,4 +1,4 @@
-"""Tells whether a private name of fapilog is there: "module:Class.name"."""
+"""Tells whether fapilog has a private name that we use, written as "module:Class.name"."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def of_logger(names: str) -> tuple[str, ...]:
-    """Return the full names of attributes of both of fapilog's facades."""
+    """Return the full names of attributes, given with spaces between them, that both of fapilog's facades have."""
     return tuple(f"fapilog.core.logger:_LoggerMixin.{name}" for name in names.split())
 
 
 def module(name: str) -> Any:
-    """Return a module without naming it in an import, for what may not be there."""
+    """Import a module by its name. An import statement is of no use here, because the module may be missing."""
     return importlib.import_module(name)
 
 
 def exists(name: str) -> bool:
-    """Say whether the name is there; what only an instance has is looked for in its initialiser."""
+    """Tell whether the name is there. An attribute that only instances have is looked for in their initialiser."""
     place, _, path = name.partition(":")
     try:
         found = module(place)

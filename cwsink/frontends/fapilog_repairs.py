@@ -1,8 +1,8 @@
-"""Repairs of what fapilog's queue and thread lose, for the loggers that have them.
+"""Repairs fapilog's queue and thread, which lose records, for the loggers that have them.
 
-A logger that writes through (see `inline`) has neither, and needs none of this but the last two
-rows. The others are for loggers without our sink, for `pipeline="queue"`, for a logger with a
-plugin that waits, and for the other sinks of a logger that writes through.
+A logger that writes through (see `inline`) has no queue and no thread, and needs only the last
+two rows. The other rows are for loggers without our sink, for `pipeline="queue"`, for a logger
+with a plugin that waits, and for the other sinks of a logger that writes through.
 
 Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 
@@ -13,26 +13,26 @@ Measured with fapilog 0.18.1 on Python 3.10 to 3.13. `enable()` puts in place:
 | down, and the error is swallowed: 0 of 50      | children before 3.13, billiard's), from           |
 | records reach any sink on a plain exit.        | `multiprocessing.util.Finalize`.                  |
 | After a fork the logger's thread is gone: all  | The child gets a new, empty pipeline. The records |
-| records of the child are lost, or it hangs on  | queued at the fork are the parent's: it has the   |
-| a lock another thread held at the fork.        | thread that writes them.                          |
-|                                                | `inline.enrichers` ends its imports; the locks of |
-|                                                | those under way at a fork are dropped in a child. |
+| records of the child are lost, or it hangs on  | queued at the fork belong to the parent, which    |
+| a lock another thread held at the fork.        | has the thread that writes them. The child also   |
+|                                                | drops the locks of imports that were under way at |
+|                                                | the fork. (`inline.enrichers` ends fapilog's.)    |
 | Its SIGTERM and SIGINT handlers replace the    | `FAPILOG_CORE__SIGNAL_HANDLER_ENABLED=false`,     |
 | server's: requests in flight are killed.       | unless it is set. `Settings(core=...)` is ignored.|
-| `enable_stdlib_bridge` hears what asyncio logs | The bridge leaves out the records of our own      |
-| of the loop in which we empty a queue: one     | work (see cwsink.diagnostics). Other handlers     |
-| record more, which needs another loop.         | hear them as before.                              |
+| `enable_stdlib_bridge` also brings the record  | The bridge leaves out the records of our own      |
+| that asyncio logs for the loop in which we     | work (see cwsink.diagnostics). Other handlers get |
+| empty a queue. It would need another loop.     | them as before.                                   |
 
-The restart costs a child no thread until it logs: fapilog calls `logger.start()` for every
-record and it returns at once while `_worker_loop` is set, so the child clears that, and the
-first record starts the thread. (Starting it in the fork hook was rejected: 500 children
-that never log would pay for 500 threads.)
+A child gets no thread until it logs. fapilog calls `logger.start()` for every record, which
+returns at once while `_worker_loop` is set. The fork hook clears that, and the first record
+starts the thread. (Rejected: to start the thread in the fork hook. 500 children that never log
+would pay for 500 threads.)
 
-Not promised: records still in a queue or batch when the process ends without an exit:
-`os._exit`, SIGKILL, and SIGTERM without a handler, which is also how uvicorn's processes end:
-after its shutdown it raises the signal again. Such programs call `drain` as their last act
+Not promised: the records that are in a queue or batch when a process ends without an exit, by
+`os._exit`, SIGKILL, or SIGTERM without a handler. uvicorn's processes end like that, because
+uvicorn raises the signal again after its shutdown. Such programs call `drain` as their last act
 (uvicorn: in the lifespan's shutdown). The drain at exit comes after `concurrent.futures` is shut
-down: a sink that needs `to_thread` then fails. prometheus_client's locks are not renewed.
+down, so a sink that needs `to_thread` fails then. prometheus_client's locks are not renewed.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ if TYPE_CHECKING:
 
 SIGNAL_HANDLER_VARIABLE: Final = "FAPILOG_CORE__SIGNAL_HANDLER_ENABLED"
 
-# fapilog's default is 2 s for each logger. A full default queue takes 1.3 s on an idle machine and
-# several on a busy one, so this is used unless `atexit_drain_timeout_seconds` is set. It is only
-# reached when a sink is stuck.
+# fapilog's default is 2 s for each logger, but to drain a full default queue takes 1.3 s on an idle
+# machine and several on a busy one. This is used instead, unless `atexit_drain_timeout_seconds` is
+# set. An exit takes that long only if a sink is stuck.
 EXIT_DRAIN_TIMEOUT_SECONDS: Final = 10.0
 
-# Above 0, so that the drain comes before multiprocessing waits for the child's own children.
+# A finalizer with a priority above 0 runs before multiprocessing waits for the child's own children.
 FINALIZE_PRIORITY: Final = 100
 
 
@@ -86,7 +86,7 @@ _RESTART_NEEDS: Final = (
     *_of_logger("_backpressure_retries _queue_high_watermark _drop_count_since_summary"),
     *_of_logger("_sinks _filters _enrichers _redactors _processors _circuit_breakers _metrics"),
 )
-# What the import machinery waits for; CPython, unlike its other locks, does not renew them at a fork.
+# An import waits for the lock of its module. CPython renews its other locks at a fork, but not these.
 _IMPORT_NEEDS: Final = ("importlib._bootstrap:_module_locks",)
 _WITHOUT: Final = {
     _DRAIN_NEEDS: "records logged just before a process exits",
@@ -102,8 +102,8 @@ _exit_deadline: float | None = None
 def enable() -> None:
     """Put the repairs in place, before the first `get_logger`.
 
-    Idempotent and cheap; never raises. What this fapilog version does not allow is named in
-    one RuntimeWarning, and everything else works.
+    Idempotent and cheap; never raises. If this fapilog version does not allow one of them, one
+    RuntimeWarning says which records will be lost, and the other repairs work.
     """
     global _enabled
     os.environ.setdefault(SIGNAL_HANDLER_VARIABLE, "false")
@@ -122,27 +122,27 @@ def enable() -> None:
 
 
 def missing() -> list[str]:
-    """Name what the repairs need and this fapilog lacks, as "module:Class.name"; [] is healthy."""
+    """Return the names that the repairs need and this fapilog lacks, as "module:Class.name". Empty is healthy."""
     return sorted(name for name in set().union(*_WITHOUT) if not _exists(name))
 
 
 def drain(timeout_seconds: float) -> None:
     """Hand every record logged so far to its sinks, for all loggers together; never raises.
 
-    Logging goes on working: the next record starts its logger again. What a stuck sink has
-    not taken within `timeout_seconds` stays with its worker thread and may be lost.
+    The process may go on logging: the next record starts its logger again. A record that a stuck
+    sink has not taken within `timeout_seconds` stays with the worker thread, and may be lost.
     """
     with suppress(Exception):
         _drain(time.monotonic() + timeout_seconds, exiting=False)
 
 
 def exit_drain() -> None:
-    """Drain for the last time: later records are written at once, by the thread that logs them.
+    """Drain for the last time. Later records are written at once, by the thread that logs them.
 
-    May be called by every exit hook and more than once; one that ends the sink calls it first
-    (`atexit` runs the latest handler first, so registering it earlier is not enough). All
-    calls share one deadline. Obeys `core.atexit_drain_enabled` and
-    `core.atexit_drain_timeout_seconds` as far as the environment sets them. Never raises.
+    Every exit hook may call this, and more than once: all calls share one deadline. An exit hook
+    that ends the sink must call it first, because `atexit` runs the latest handler first, and this
+    one may be an earlier one. It obeys `core.atexit_drain_enabled` and
+    `core.atexit_drain_timeout_seconds` if the environment sets them. Never raises.
     """
     global _exit_deadline
     with suppress(Exception):
@@ -162,7 +162,7 @@ def _warn_of_what_is_lost() -> None:
         )
         try:
             warnings.warn(text, RuntimeWarning, stacklevel=3)
-        except Warning:  # under -W error: logging must not stop the application
+        except Warning:  # under -W error a warning is raised, but logging must not stop the application
             sys.stderr.write(f"{text}\n")
 
 
@@ -175,7 +175,7 @@ def _loggers() -> list[Any]:
 
 def _exit_settings() -> tuple[bool, float]:
     try:
-        core = _module("fapilog").Settings().core  # 1.5 ms
+        core = _module("fapilog").Settings().core  # takes 1.5 ms
         is_set = "atexit_drain_timeout_seconds" in core.model_fields_set
         timeout_seconds = core.atexit_drain_timeout_seconds if is_set else EXIT_DRAIN_TIMEOUT_SECONDS
         return bool(core.atexit_drain_enabled), float(timeout_seconds)
@@ -186,7 +186,7 @@ def _exit_settings() -> tuple[bool, float]:
 def _drain(deadline: float, *, exiting: bool) -> None:
     loggers = _loggers()
     for logger in loggers:
-        logger._stop_flag = True  # all workers finish side by side
+        logger._stop_flag = True  # told to all of them first, so that the workers finish side by side
     for logger in loggers:
         with suppress(Exception):
             _stop_worker(logger, deadline, exiting)
@@ -199,10 +199,10 @@ def _stop_worker(logger: Any, deadline: float, exiting: bool) -> None:
         worker.join(max(0.0, deadline - time.monotonic()))
     if worker is None or not worker.is_alive():
         vars(owner).update({start: lambda: None, enqueue: _write_through(logger)})
-        if not logger._queue.is_empty():  # logged while the worker was leaving
+        if not logger._queue.is_empty():  # another thread has logged while the worker was ending
             _run(logger._worker_main())
-        logger._drain_thread_mode(warn_on_timeout=False)  # its join, without a limit, is done
-        # The next start() gathers `_worker_tasks`; tasks of another loop would end its thread.
+        logger._drain_thread_mode(warn_on_timeout=False)  # it joins the worker without a limit, but that has ended
+        # The next start() gathers `_worker_tasks`. A task of another loop in it would end the new thread.
         logger._worker_tasks = []
         if not exiting:
             vars(owner).pop(enqueue, None)
@@ -211,9 +211,9 @@ def _stop_worker(logger: Any, deadline: float, exiting: bool) -> None:
 
 
 def _seam(logger: Any) -> tuple[Any, str, str]:
-    """Return who enqueues for a logger and starts its thread, and the names of what does so.
+    """Return the object that enqueues for a logger and starts its thread, and the names of the two methods.
 
-    The logger itself, or the pipeline that took it over and enqueues what it does not finish.
+    It is the logger itself, or the pipeline that has taken the logger over.
     """
     pipeline = seam.pipeline_of(logger)
     if pipeline is None:
@@ -222,7 +222,7 @@ def _seam(logger: Any) -> tuple[Any, str, str]:
 
 
 def _deafen_bridge() -> None:
-    """Keep what is logged of our own work out of fapilog's bridge, whenever that is enabled."""
+    """Keep the log records of our own work out of fapilog's bridge, whenever the application enables that."""
     bridge = _module("fapilog.core.stdlib_bridge").StdlibBridgeHandler
     accepts = bridge.filter
 
@@ -233,11 +233,11 @@ def _deafen_bridge() -> None:
 
 
 def _write_through(logger: Any) -> Callable[[dict[str, Any]], bool]:
-    """Let the thread that logs also write, from the moment the worker is gone.
+    """Return a function that enqueues for a logger whose worker has ended: the thread that logs writes the record.
 
-    fapilog would drop what is queued while `_drain_thread_mode` counts leftovers, and would
-    start a thread for later records, which Python 3.12 and later forbid at exit: a
-    RuntimeError in the application's own atexit handler.
+    fapilog would drop a record that is queued while `_drain_thread_mode` counts leftovers. For
+    later records it would start a thread. Python 3.12 and later forbid that at exit: the
+    application's own atexit handler, which logs, would get a RuntimeError.
     """
     enqueue = type(logger)._try_enqueue_with_metrics
 
@@ -248,14 +248,14 @@ def _write_through(logger: Any) -> Callable[[dict[str, Any]], bool]:
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> bool:
-    """Run to the end in this thread; False if it could not, as inside a running event loop.
+    """Run a coroutine to its end in this thread. False: it failed, or this thread is inside a running event loop.
 
-    Not `asyncio.run`: it takes the main thread's current event loop away.
+    (Rejected: `asyncio.run`. It takes the main thread's current event loop away.)
     """
     if asyncio._get_running_loop() is not None:
         coroutine.close()
         return False
-    # A new loop logs its selector, which the bridge would bring back here, for a new loop to write.
+    # A new loop logs its selector. The bridge would bring that record here, which would need a new loop, and so on.
     with diagnostics.own_work():
         loop = asyncio.new_event_loop()
         try:
@@ -268,10 +268,11 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> bool:
 
 
 def _start_once(logger: Any) -> Callable[[], None]:
-    """Make a `logger.start` for the time after the present worker: fapilog's, but only once.
+    """Return a `logger.start` that calls fapilog's own once, after the present worker has ended.
 
-    Two threads that log the first record would each make a loop, and `gather` over the tasks
-    of two loops fails. Who comes second queues its record and goes on.
+    Two threads may log the first records at the same moment. Each would make a loop, and `gather`
+    over the tasks of two loops fails. So the first thread starts the worker, and the second one
+    only puts its record into the queue.
     """
     starting, former = threading.Lock(), logger._worker_thread
     owner, _, name = _seam(logger)
@@ -290,12 +291,12 @@ def _start_once(logger: Any) -> Callable[[], None]:
 
 
 def _cover_multiprocessing() -> None:
-    """Drain in children that end with `os._exit`, once multiprocessing is in use.
+    """Drain in the children of multiprocessing and billiard, which end with `os._exit`.
 
-    A child clears the finalizers it starts with (also those of a spawned child's main module)
-    and then runs the functions of `register_after_fork`: both are needed. billiard uses the
-    same registry, but may import it only in the child. A program that uses neither package
-    need not carry it.
+    A child first clears its finalizers (also those of a spawned child's main module), and then
+    runs the functions of `register_after_fork`. Therefore the finalizer is registered here, and
+    by such a function once more. billiard uses the same registry, but may import it only in the
+    child. A program that uses neither package is not to load it.
     """
     global _covers_multiprocessing
     used = not sys.modules.keys().isdisjoint(("multiprocessing.util", "billiard"))
@@ -311,7 +312,7 @@ def _cover_multiprocessing() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Hook of `os.register_at_fork`: they run as registered, so threading's own ran before."""
+    """Give a forked child's loggers new pipelines. Hooks run in the order of registration: threading's own has run."""
     global _exit_deadline
     _exit_deadline = None
     with suppress(Exception):
@@ -323,7 +324,7 @@ def _after_fork_in_child() -> None:
         with suppress(Exception):
             _module("fapilog")._cache_lock = threading.Lock()
             _module("fapilog.core.shutdown")._install_lock = threading.Lock()
-            # It carries the records of an async logger bridged from the logging module.
+            # The bridge brings the logging module's records to an async logger through a loop of its own.
             _module("fapilog.core.stdlib_bridge")._bridge_loop_manager.__init__()
         for logger in _loggers():
             with suppress(Exception):
@@ -331,10 +332,10 @@ def _after_fork_in_child() -> None:
 
 
 def _forget_dead_imports() -> None:
-    """Drop the module locks of threads the child does not have, and what they half imported.
+    """Drop the import locks of threads that the child does not have, and the modules they half imported.
 
-    fapilog's context enricher tries `import opentelemetry` for every record, 33 us where it is
-    not installed. Forked in one of these, the child waited for that lock for ever.
+    fapilog's context enricher tries `import opentelemetry` for every record, which takes 33 us
+    where it is not installed. A child that was forked in that time waited for the lock for ever.
     """
     locks = _module("importlib._bootstrap")._module_locks
     for name, reference in list(locks.items()):
@@ -354,7 +355,7 @@ def _reset(logger: Any) -> None:
         setattr(owner, start, _start_once(logger))
     parts = [logger._metrics, *logger._sinks, *logger._filters, *logger._enrichers]
     for part in (*parts, *logger._redactors, *logger._processors, *logger._circuit_breakers):
-        # Only fapilog's own: other plugins know best what a fork does to them.
+        # Only in fapilog's own plugins. Other plugins know best what a fork does to them.
         if type(part).__module__.startswith("fapilog."):
             _renew_locks(part)
     if owner is not logger:
@@ -369,7 +370,7 @@ def _reset_queue(logger: Any) -> None:
     state.update(
         dict.fromkeys(nothing.split()),
         **dict.fromkeys(zero.split(), 0),
-        # New, not emptied: another thread may have held its locks at the fork.
+        # A new queue instead of the emptied old one, because another thread may have held its locks at the fork.
         _queue=type(queue)(
             main_capacity=queue.capacity,
             protected_capacity=queue.protected_capacity,
@@ -381,7 +382,7 @@ def _reset_queue(logger: Any) -> None:
         _stop_flag=False,
         _started=False,
     )
-    logger._invalidate_filters_cache()  # the parent's load may have tightened them
+    logger._invalidate_filters_cache()  # under load the parent may have tightened its filters
 
 
 def _renew_locks(part: object) -> None:
@@ -391,4 +392,4 @@ def _renew_locks(part: object) -> None:
         elif isinstance(value, type(threading.Lock())):
             setattr(part, name, threading.Lock())
         elif isinstance(value, type(threading.RLock())) or type(value).__module__.startswith("cwsink."):
-            setattr(part, name, type(value)())  # put there by a pipeline
+            setattr(part, name, type(value)())  # an RLock or a lock of ours, which a pipeline has put there

@@ -2,10 +2,10 @@
 
 A logger with this sink writes through (see `inline`): its pipeline ends in `spool` or
 `spool_serialized`, in the thread that logs. `write` and `write_serialized` are for loggers that
-keep fapilog's queue; they append and return. All need neither `start()` nor `stop()`: fapilog
-calls the one late, twice or never, the other never.
-An answer of False (refused and counted, see `Writer.append`) makes fapilog use its own
-fallback, so the entry is still seen on stderr.
+keep fapilog's queue; they append and return. fapilog calls a sink's `start()` late, twice or
+never, and its `stop()` never. Therefore none of the four needs them.
+If the writer refuses an entry, the sink answers False (see `Writer.append`). fapilog then
+uses its own fallback, which shows the entry on stderr.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class CloudWatchSpoolSink:
         **settings: single settings (see SinkConfig); they win over `config`.
 
     Raises:
-        ConfigError, SpoolError: said on stderr too, because fapilog swallows what a sink's
-            constructor raises.
+        ConfigError, SpoolError: fapilog swallows what a sink's constructor raises, so the
+            error is said on stderr, too.
     """
 
     name = "cwsink"
 
     def __init__(self, config: object = None, **settings: Any) -> None:
         if config is not None and not isinstance(config, (SinkConfig, dict)):
-            self.name = "cloudwatch"  # routing rules know the built-in by this name
+            self.name = "cloudwatch"  # fapilog's routing rules name the built-in sink like this
         try:
             self._writer = Writer(load_config(config, **settings))
         except CwsinkError as error:
@@ -67,13 +67,13 @@ class CloudWatchSpoolSink:
             raise
         config_ = self._writer.config
         self.blocks = config_.on_full == "block"
-        # A subclass with a `write` of its own wants it called.
+        # If a subclass has a `write` of its own, that must be called: it keeps fapilog's queue, which calls it.
         is_plain = (type(self).write, type(self).write_serialized) == _OWN
         self.writes_through = config_.pipeline == "inline" and is_plain
         enable_repairs()
 
     async def start(self) -> None:
-        """Nothing to do: the first append attaches."""
+        """Do nothing: the first append attaches."""
 
     async def stop(self) -> None:
         """Let go of the spool. A later write opens it again."""
@@ -88,11 +88,11 @@ class CloudWatchSpoolSink:
         return await self._append({}, view)
 
     async def health_check(self) -> bool:
-        """Tell whether entries can be spooled. CloudWatch may be down: that loses nothing."""
+        """Tell whether entries can be spooled. CloudWatch is not asked: while it is down, nothing is lost."""
         return self._writer.is_usable
 
     def spool(self, entry: dict[str, Any]) -> bool:
-        """Spool one entry in the calling thread, which waits for room if need be. False: refused and counted."""
+        """Spool one entry. Under `on_full="block"` the calling thread waits for room. False: refused and counted."""
         return self._writer.append(*_text_of(entry))
 
     def spool_serialized(self, view: Any) -> bool:
@@ -103,29 +103,29 @@ class CloudWatchSpoolSink:
         """Spool one entry, or its serialized view, without waiting.
 
         Returns:
-            True: spooled. False: refused and counted. Bytes: under `on_full="block"` there is no
-            room; `wait_for_room` takes them.
+            True: spooled. False: refused and counted. Bytes: the encoded record; under
+            `on_full="block"` there is no room for it now. Give it to `wait_for_room`.
         """
         payload = self._writer.prepare(*(_text_of(entry) if view is None else _text_of_view(view)))
         if payload is None:
             return False
-        answer = self._writer.offer(payload)
+        answer = self._writer.try_append(payload)
         if answer is Append.FULL and self.blocks:
             return payload
         return answer is Append.APPENDED
 
     async def wait_for_room(self, payload: bytes) -> bool:
-        """Spool what `offer` returned once there is room, with `await`. False: refused and counted."""
+        """Await room for the record that `offer` returned, and spool it. False: refused and counted."""
         until = time.monotonic() + self._writer.config.block_timeout_seconds
         try:
             while time.monotonic() < until:
                 await asyncio.sleep(_BLOCK_POLL_SECONDS)
-                if (answer := self._writer.offer(payload)) is not Append.FULL:
+                if (answer := self._writer.try_append(payload)) is not Append.FULL:
                     return answer is Append.APPENDED
         except asyncio.CancelledError:
-            self._writer.give_up(payload)
+            self._writer.refuse(payload)
             raise
-        self._writer.give_up(payload)
+        self._writer.refuse(payload)
         return False
 
     async def _append(self, entry: dict[str, Any], view: Any = None) -> bool:
@@ -141,8 +141,9 @@ _OWN: Final = (CloudWatchSpoolSink.write, CloudWatchSpoolSink.write_serialized)
 def install() -> None:
     """Make "cloudwatch" (and "cwsink") mean this sink, and put fapilog's repairs in place.
 
-    Call it before the first logger is made. The built-in's settings keep their names and places;
-    cwsink's own come from `FAPILOG_CLOUDWATCH__<NAME>`. Calling it again changes nothing.
+    Call it before the first logger is made. The settings of the built-in sink keep their names
+    and places; cwsink's own settings come from `FAPILOG_CLOUDWATCH__<NAME>`. To call it again
+    changes nothing.
     """
     for name in ("cloudwatch", "cwsink"):
         loader.register_builtin("fapilog.sinks", name, CloudWatchSpoolSink)
@@ -152,15 +153,15 @@ def install() -> None:
 def drain(timeout_seconds: float = 5.0) -> bool:
     """Empty fapilog's queues into the spool, and wait until the spool is delivered.
 
-    For the last act of a process that ends without running exit handlers: a signal that kills
-    it, `os._exit`, uvicorn's shutdown. It blocks; in an event loop, `await
-    asyncio.to_thread(cwsink.drain)`. Logging goes on working.
+    A process that ends without exit handlers (by a signal, `os._exit`, uvicorn's shutdown) calls
+    this as its last act. It blocks; in an event loop, `await asyncio.to_thread(cwsink.drain)`.
+    The process may log after it. Never raises.
 
     Args:
         timeout_seconds: the most to wait, for both together.
 
     Returns:
-        Whether everything was delivered. False: what is left stays in the spool. Never raises.
+        True: everything was delivered. False: the rest stays in the spool.
     """
     until = time.monotonic() + timeout_seconds
     fapilog_repairs.drain(timeout_seconds)
@@ -172,7 +173,7 @@ def drain(timeout_seconds: float = 5.0) -> bool:
 
 
 def enable_repairs() -> None:
-    """Repair fapilog, write through, and have queues drained before the last process out drains the spool."""
+    """Put in place the repairs, the hook for writing through, and the drain of fapilog's queues at exit. Idempotent."""
     fapilog_repairs.enable()
     seam.enable()
     if fapilog_repairs.exit_drain not in process_exit.before_leaving:
@@ -190,7 +191,7 @@ def _text_of_view(view: Any) -> tuple[str, int | None]:
 
 
 def encode_entry(entry: dict[str, Any]) -> bytes:
-    """Return the entry as JSON. What JSON has no word for becomes its `str()`; nothing is lost."""
+    """Return the entry as JSON. A value that JSON cannot hold becomes its `str()`; no entry is lost by it."""
     try:
         return _encode(entry)
     except Exception:
@@ -204,7 +205,7 @@ def encode_entry(entry: dict[str, Any]) -> bytes:
 
 
 def entry_time(timestamp: object) -> int | None:
-    """Return an entry's time in ms, from RFC 3339 text, a datetime or seconds; None if it has none."""
+    """Return an entry's time in ms since 1970, from RFC 3339 text, a datetime or seconds. None: it has no such time."""
     try:
         if isinstance(timestamp, str):
             timestamp = msgspec.convert(timestamp, datetime)
@@ -222,7 +223,7 @@ class _Log(msgspec.Struct, gc=False):
 
 
 class _Envelope(msgspec.Struct, gc=False):
-    """The two shapes fapilog serializes to: {"log": {...}}, or the entry itself."""
+    """The time in what fapilog serializes, which is {"log": {...}} or the entry itself."""
 
     log: _Log | None = None
     timestamp: datetime | float | None = None
@@ -233,7 +234,7 @@ _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def envelope_time(data: bytes) -> int | None:
-    """Return the time in a serialized entry, in ms; None if it has none that can be read."""
+    """Return the time in a serialized entry, in ms since 1970. None: no time can be read there."""
     try:
         envelope = _decode_envelope(data)
     except msgspec.MsgspecError:

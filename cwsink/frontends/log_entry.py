@@ -1,16 +1,17 @@
-"""A `logging.LogRecord` as an entry: JSON in the shape of fapilog's own (no I/O).
+"""Makes an entry of a `logging.LogRecord`: JSON in fapilog's shape (no I/O).
 
 ```text
 {"timestamp": "2026-01-31T12:00:00.123Z", "level": "INFO", "message": "order placed", "logger": "shop",
  "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
                  "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
                  "error.stack": ...}, "stack": ...},
- "data": {what was given as `extra`}}
+ "data": {the `extra` of the call}}
 ```
 
-Nothing here raises an Exception because of what a record holds: what has no JSON becomes its
-`str()` or `repr()`, and what has none of these is named. A level that is not one of logging's or
-fapilog's keeps its name, and its number is in `diagnostics.levelno`.
+A record may hold any object, and nothing here raises an Exception because of it. An object that
+JSON cannot hold becomes its `str()` or `repr()`. If both fail, the text names its type and the
+error. A level that is not one of logging's or fapilog's keeps its name, and its number is in
+`diagnostics.levelno`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-# What every record has, so that the rest is the `extra`. Formatters and newer Pythons add the last ones.
+# The attributes that a record has by itself; all others come from `extra`. Formatters and newer Pythons add the last.
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "exc_text", "message", "stack_info", "taskName"}
 _KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
@@ -73,21 +74,21 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
 
 
 def unformatted(record: logging.LogRecord) -> str:
-    """Return what was to be formatted and cannot be."""
+    """Return the message and the arguments of a record that cannot be formatted."""
     text = shown(record.msg)
     return f"{text} % {shown(record.args)}" if record.args else text
 
 
 def time_ms(created: object) -> int:
-    """Return a record's time in ms since 1970; now, if it is no such time."""
+    """Return a record's time in ms since 1970. The present time, if `created` is no number that has one."""
     try:
-        return round(created * 1000)  # type: ignore[operator]  # that is what is tried
+        return round(created * 1000)  # type: ignore[operator]  # if it is no number: a TypeError, caught below
     except (TypeError, ValueError, OverflowError):
         return time.time_ns() // 1_000_000
 
 
 def shown(value: object) -> str:
-    """Return a text as it is, anything else as its `repr()`, or say that it has none."""
+    """Return a text as it is, and any other value as its `repr()`. If that fails, return the type and the error."""
     if isinstance(value, str):
         return str(value).encode("utf-8", "backslashreplace").decode()
     try:
@@ -118,7 +119,7 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
 
 
 def _exception(record: logging.LogRecord) -> dict[str, str]:
-    """Return fapilog's keys for an exception. `exc_text` is what a QueueHandler leaves of one."""
+    """Return fapilog's keys for the record's exception. A QueueHandler leaves only the text of it, in `exc_text`."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) and len(record.exc_info) == 3 else None
     if isinstance(error, BaseException):
         try:
@@ -134,7 +135,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
 
 
 def _encode_each(entry: msgspec.Struct) -> bytes:
-    """Encode field by field, and key by key of what is a mapping: what fails spoils nothing else."""
+    """Encode each field, and each key of a mapping, by itself: one that fails does not spoil the others."""
     fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
     return _encode({name: _raw(value, deeper=True) for name, value in fields.items() if value is not msgspec.UNSET})
 
@@ -166,5 +167,5 @@ def _rfc3339(created: object) -> str:
 
 @lru_cache(maxsize=2)
 def _second(seconds: int) -> str:
-    """Return a time but for its fraction. Remembered: between two requests, datetime is out of the CPU's caches."""
+    """Return a time without its fraction. Cached: between two requests, datetime leaves the CPU's caches."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()[:19]

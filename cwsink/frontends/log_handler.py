@@ -1,11 +1,11 @@
 """`SpoolHandler`: a handler of the logging module for the same spool.
 
-For any logger of the standard library: Django's LOGGING, gunicorn's own access and error
-log, `sys.excepthook`. One record is one event, at the time it was made; a traceback is part
-of it. What is in the spool is safe, so `flush()` has nothing to do.
+It works with any logger of the standard library: Django's LOGGING, gunicorn's own access
+and error log, `sys.excepthook`. One log record is one event with the record's own time, and
+a traceback is part of it. A record in the spool is safe, so `flush()` has nothing to do.
 
-There is no lock, so a signal handler may log while the code it interrupted is logging. There is no thread either, and
-nothing of what delivers: the flusher is a process of its own, and what botocore logs there is not heard here.
+There is no lock. Therefore a signal handler may log while the code that it interrupted is logging. There is no thread
+either. botocore works in the flusher, which is a process of its own, so its log records do not come to this handler.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, Final
 from cwsink.frontends import log_entry
 from cwsink.frontends.writer import Writer
 
-# A `repr()` that logs the very object it is about would go on for ever. Signal handlers nest, too, but not so deep.
+# A `repr()` may log the object that it belongs to, and the handler would call that `repr()` again, for ever. From this
+# depth on it calls no code of the application. Signal handlers that log nest, too, but less deep.
 _MOST_NESTED: Final = 5
 
 
@@ -27,11 +28,11 @@ class SpoolHandler(logging.Handler):
 
     Args:
         config: a SinkConfig or a mapping.
-        level: as of any handler.
-        **settings: single settings (see SinkConfig); they win over `config`, and that over `FAPILOG_CLOUDWATCH__*`.
+        level: the handler's level, as of any handler of logging.
+        **settings: single settings (see SinkConfig); they win over `config`, which wins over `FAPILOG_CLOUDWATCH__*`.
 
     Raises:
-        ConfigError, SpoolError: at construction. Later nothing is raised; what is refused is counted (see Writer).
+        ConfigError, SpoolError: at construction. Later nothing is raised; a refused record is counted (see Writer).
 
     Example:
         logging.getLogger().addHandler(SpoolHandler(log_group_name="/myapp/prod"))
@@ -43,20 +44,20 @@ class SpoolHandler(logging.Handler):
         super().__init__(level)
 
     def createLock(self) -> None:  # noqa: N802  # logging's name
-        """Have none: one `write()` needs no other order than the kernel's."""
+        """Make no lock: the kernel puts the `write()` calls of several threads in order."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Spool a record that passes the filters. Beside the lock, what logging's own `handle` does."""
+        """Spool a record that passes the filters. It does what logging's own `handle` does, without the lock."""
         passed: object = self.filter(record)
-        if isinstance(passed, logging.LogRecord):  # Python 3.12: a filter may replace it
+        if isinstance(passed, logging.LogRecord):  # since Python 3.12 a filter may replace the record
             record = passed
         if passed:
             self.emit(record)
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Spool a record, whatever it holds. Never raises an Exception."""
+        """Spool a record, whatever objects it holds. Never raises an Exception."""
         nested = self._nested
         depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
@@ -64,31 +65,34 @@ class SpoolHandler(logging.Handler):
             self._writer.append(text, log_entry.time_ms(record.created))
         except Exception as error:
             with suppress(Exception):
-                self._writer.surprised(error)
+                self._writer.count_internal_error(error)
         finally:
             nested.depth = depth - 1
 
     def close(self) -> None:
-        """Let go of the spool, as `logging.shutdown` and `dictConfig` want it. A later record opens it again."""
+        """Let go of the spool. `logging.shutdown` and `dictConfig` call this. A later record opens the spool again."""
         self._writer.close()
         super().close()
 
     def _text_of(self, record: logging.LogRecord) -> str:
-        """Return the event. What cannot be formatted is sent as it is, and said as any handler says it."""
+        """Return the text of the event. If formatting fails, that is the unformatted message and its arguments.
+
+        The failure is reported by `handleError`, as by any handler.
+        """
         try:
             if self.formatter is not None:
-                # An empty line is one, but no event for CloudWatch, which wants a character.
+                # A formatter may return an empty text, but CloudWatch wants at least one character in an event.
                 return str(self.formatter.format(record)) or " "
             message = str(record.getMessage())
         except Exception:
-            with suppress(Exception):  # stderr may be closed, or busy with what a signal handler has interrupted
+            with suppress(Exception):  # stderr may be closed, or a signal handler may have interrupted a write to it
                 self.handleError(record)
             message = log_entry.unformatted(record)
         return log_entry.encode_record(record, message)
 
 
 def _unshown(record: logging.LogRecord) -> str:
-    """Return what can be said of a record without asking any object of the application."""
+    """Return the text for a record that is nested too deep, made without a call to any object of the application."""
     message = record.msg if type(record.msg) is str else f"a record made while a {type(record.msg).__name__} was shown"
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
     return log_entry.encode_record(logging.makeLogRecord(own), message)

@@ -1,11 +1,11 @@
-"""Records that were refused, counted until a loss marker can say so in the spool.
+"""Counts refused records until the writer can put a loss marker into the spool.
 
-While a spool is full a marker is written at most once a second, then every two,
-four ... up to 60 seconds, so that the markers of an outage stay small.
+While a spool stays full, markers must not fill it further. Therefore the pause between
+two markers is one second at first, then two, four, and so on, up to 60 seconds.
 
-Threads and signal handlers may refuse at the same moment, and must not wait for each
-other: each puts its refusal in a queue, and whoever gets the lock adds up. What is
-put there while another one adds up is added by the next.
+Two threads, or a thread and a signal handler, may refuse a record at the same moment, and
+must not wait for each other. Each puts its refusal into a queue. The one that gets the lock
+adds the queue up. A refusal that comes in too late for it is added up at the next call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ _LONGEST_PAUSE_SECONDS: Final = 60.0
 
 
 class Losses:
-    """The refusals of one writer that no marker tells of yet."""
+    """The refusals of one writer that no loss marker tells of yet.
+
+    Attributes:
+        pending: whether there are any.
+    """
 
     def __init__(self) -> None:
         self.pending = False
@@ -32,7 +36,7 @@ class Losses:
         self._next = 0.0
 
     def add(self, reason: str, timestamp_ms: int) -> None:
-        """Count one record refused at this time."""
+        """Count one refused record with this time."""
         self.put_back([Loss(1, timestamp_ms, timestamp_ms, reason, 0)])
 
     def is_due(self, now: float) -> bool:
@@ -40,11 +44,11 @@ class Losses:
         return self.pending and now >= self._next
 
     def take(self, now: float, producer: int, *, still_full: bool) -> list[Loss]:
-        """Return the markers to write, and begin to count anew. Nothing if another one is just counting."""
+        """Return the markers to write, and count anew from 0. Empty if another thread is adding up at this moment."""
         if not self._adding.acquire(blocking=False):
             return []
         try:
-            self.pending = False  # before adding up: what comes after is pending again
+            self.pending = False  # before adding up, because a refusal that comes after that sets it again
             self._add_up()
             taken, self._by_reason = list(self._by_reason.values()), {}
             self._pause = min(_LONGEST_PAUSE_SECONDS, self._pause * 2 or _FIRST_PAUSE_SECONDS) if still_full else 0.0
@@ -56,7 +60,7 @@ class Losses:
         return taken
 
     def put_back(self, losses: list[Loss]) -> None:
-        """Count losses again whose marker could not be written."""
+        """Count these losses, again if their markers could not be written."""
         self._queue.extend(losses)
         if self._adding.acquire(blocking=False):
             try:

@@ -1,12 +1,13 @@
-"""This process's mark on each spool that it has appended to, and the end of it.
+"""Attaches this process to each spool that it appends to, and detaches it at exit.
 
-A process that appends is attached to the spool (a shared flock that the kernel drops with the process), and sees to it
-that a flusher is there (cwsink.frontends.starter). Nothing else of ours lives in the application: no thread, no signal
-handler, no botocore, no filelock.
+An attached process holds a shared flock, which the kernel drops when the process ends. While it appends it also looks
+whether there is a flusher, and starts one if not (cwsink.frontends.starter). It gets no thread, signal handler,
+botocore or filelock from us.
 
-At exit a process lets go of its mark, and asks whether it was the last. The others leave at once. The last one waits
-until what is pending is delivered, for at most `drain_timeout_seconds`; not at all, if the leader says that it cannot
-deliver now. What is left is sent by the flusher, which lives on until it is done or its own time is over.
+At exit a process detaches, and asks whether it was the last one attached. If not, it leaves at once. The last process
+waits until the pending records are delivered, for at most `drain_timeout_seconds`. If the leader says that it cannot
+deliver now, the process does not wait. The flusher lives on, and sends the rest until it is done or its own time is
+over.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
 
 _LOOK_SECONDS: Final = 1.0
-# How often the last one out, and who calls `flush`, look whether all is delivered.
+# Pauses between two looks whether all is delivered: by the last process at exit, and by a caller of `flush`.
 _DRAIN_POLL_SECONDS: Final = 0.01
 _FLUSH_POLL_SECONDS: Final = 0.02
-# How often they see that a flusher is there, and ask that one to hurry.
+# How often both start a flusher if there is none, and ask the flusher to hurry.
 _ASK_SECONDS: Final = 0.5
-# A flusher that could not deliver a moment ago cannot now, either: a short program need not wait to hear it again.
+# A leader's obstacle counts for this long after the leader has ended: a short program need not wait for the next one.
 _STILL_TRUE_SECONDS: Final = 5.0
-# Offers of a process whose flusher may do better: at first after this time, then after twice that, and so on.
+# The pause between two offers of another flusher: the first one, doubled by each offer up to the longest.
 _FIRST_OFFER_SECONDS: Final = 5.0
 _LONGEST_OFFER_SECONDS: Final = 600.0
 
@@ -49,11 +50,11 @@ _starters: dict[str, Starter] = {}
 
 
 def refuse_lambda() -> None:
-    """Raise ConfigError in AWS Lambda: no process runs between two calls, and the disk goes with the sandbox."""
+    """Raise ConfigError in AWS Lambda, where no process runs between two calls, and the disk goes with the sandbox."""
     if os.environ.get("AWS_LAMBDA_FUNCTION_NAME") and os.environ.get("LAMBDA_TASK_ROOT"):
         raise ConfigError(
-            "this is AWS Lambda, which freezes the process between two calls and throws its disk away: what is spooled "
-            "would be late, or lost. Nothing is spooled. Log to stdout: Lambda sends that to CloudWatch itself."
+            "this is AWS Lambda, which freezes the process between two calls and throws its disk away: records in a "
+            "spool would be late, or lost. Nothing is spooled. Log to stdout: Lambda sends that to CloudWatch itself."
         )
 
 
@@ -64,7 +65,7 @@ def of(directory: SpoolDirectory, config: SinkConfig) -> Presence:
         process_exit.register()
         mine = Presence(directory, config)
         presence = _present.setdefault(directory.path, mine)
-        if presence is not mine:  # another thread was first; two marks of one process would hide who is last
+        if presence is not mine:  # another thread was first. With two locks, no process could tell that it is the last
             mine.detach()
     else:
         presence.renew(directory)
@@ -72,20 +73,23 @@ def of(directory: SpoolDirectory, config: SinkConfig) -> Presence:
 
 
 def spools() -> list[tuple[SpoolDirectory, SinkConfig]]:
-    """Return what this process has appended to, and how."""
+    """Return the spools that this process is attached to, each with the config of its first writer."""
     return [(presence.directory, presence.config) for presence in list(_present.values())]
 
 
 def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
-    """Have what is pending sent at once, by whoever leads; start a flusher if nobody does. Never raises."""
+    """Ask the leader to send the pending records at once. Start a flusher if no process leads. Never raises."""
     hurry_file.ask(directory)
     if config.flusher != "external":
         _starter(directory).ensure(directory)
 
 
 def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
-    """Wait until all that is in these spools now is settled; tell whether it is. One that hangs delays no other."""
-    from cwsink.spool import survey  # as below
+    """Wait until all records that are in these spools now are settled. False: the time is over, and some are not.
+
+    The spools are watched side by side: one whose flusher hangs does not delay the others.
+    """
+    from cwsink.spool import survey  # imported here for the reason given in `await_delivery`
 
     until = time.monotonic() + timeout_seconds
     ask_at = 0.0
@@ -104,11 +108,11 @@ def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: 
 
 
 class Presence:
-    """Attached to one spool until the process ends.
+    """The attachment of this process to one spool, until the process ends.
 
     Attributes:
-        directory: the spool; another one if it was removed and made anew.
-        config: of the first writer.
+        directory: the spool; a new object if the spool was removed and made anew.
+        config: the config of this process's first writer to the spool.
     """
 
     def __init__(self, directory: SpoolDirectory, config: SinkConfig) -> None:
@@ -123,7 +127,7 @@ class Presence:
         self._offer_seconds = _FIRST_OFFER_SECONDS
 
     def watch(self, ring: Ring) -> None:
-        """Take a writer's ring along: at exit it lets go of its segment first."""
+        """Remember a writer's ring. At exit `leave` closes it before it detaches."""
         self._rings.add(ring)
 
     def renew(self, directory: SpoolDirectory) -> None:
@@ -134,11 +138,11 @@ class Presence:
             self.directory = directory
 
     def detach(self) -> None:
-        """Let go of the mark."""
+        """Detach, without asking whether this process is the last one."""
         self._attachment.close()
 
     def look(self) -> None:
-        """See, once a second at most, that a flusher is there. Takes 2 ms if it has to start one."""
+        """Start a flusher if there is none. Looks at most once a second. A start takes 2 ms."""
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -151,9 +155,9 @@ class Presence:
             self._offer(now)
 
     def leave(self) -> bool:
-        """Let go of the spool; tell whether this process is the last one, and is to wait for delivery.
+        """Let go of the spool. True: this process is the last one attached, and is to wait for delivery.
 
-        Below `cwsink run` that one waits, once its command has ended.
+        Below `cwsink run` no process waits: `cwsink run` does, once its command has ended.
         """
         for ring in list(self._rings):
             ring.close()
@@ -161,12 +165,13 @@ class Presence:
         return is_last and self.config.flusher != "external" and HOSTED_VARIABLE not in os.environ
 
     def await_delivery(self, began: float) -> None:
-        """Wait until what is pending is delivered, while that makes sense. Raises OSError.
+        """Wait until the pending records are delivered, or the leader says that it cannot deliver. Raises OSError.
 
         Args:
-            began: when the process began to leave its spools (monotonic). It leaves all of them in one time.
+            began: when the process began to leave its spools (monotonic). All spools share one
+                `drain_timeout_seconds`, which begins here.
         """
-        from cwsink.spool import survey  # 0.1 MiB with the reader, and most workers never wait
+        from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and most processes never wait
 
         until = began + self.config.drain_timeout_seconds
         ends = survey.ends(self.directory)
@@ -208,7 +213,11 @@ class Presence:
         hurry_file.leave_word(self.directory)
 
     def _offer(self, now: float) -> None:
-        """Offer a flusher of ours if the one that leads is of an older cwsink, or if only its credentials fail."""
+        """Start a flusher that takes the leader's place, if it may do better.
+
+        It may if a writer has started the leader, and the leader is of an older cwsink, or its files were replaced or
+        removed since, or its lines reach nobody. It may also if the leader's credentials fail and differ from ours.
+        """
         self._offer_at = now + _FIRST_OFFER_SECONDS
         published = leader_state.read(self.directory)
         if published is None:
@@ -222,7 +231,7 @@ class Presence:
         ):
             self._starter.replace(self.directory, "trouble")
         else:
-            if not published.obstacle:  # else a flusher of ours fails: another one would, too
+            if not published.obstacle:  # if it has one, another flusher of ours would have it, too
                 self._offer_seconds = _FIRST_OFFER_SECONDS
             return
         self._offer_seconds = min(2 * self._offer_seconds, _LONGEST_OFFER_SECONDS)
@@ -238,18 +247,18 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def leave_all() -> None:
-    """Let go of every spool, and wait where this process is the last one. The latest time is that of all together."""
+    """Let go of every spool, then wait for those where this process is the last one attached."""
     began = time.monotonic()
     present = list(_present.values())
     _present.clear()
     last = [presence for presence in present if presence.leave()]
     for presence in last:
-        with contextlib.suppress(OSError):  # a spool that cannot be read must not keep the others from being waited for
+        with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
             presence.await_delivery(began)
 
 
 def leave_below(root: str) -> None:
-    """Let go of every spool in `root` or below it, and wait for nothing: a test has ended, and its directory may go."""
+    """Let go of every spool in `root` or below it, and wait for nothing. See `writer.forget_below`."""
     for path in [each for each in _present if each.startswith(f"{root}/")]:
         if (presence := _present.pop(path, None)) is not None:
             presence.leave()

@@ -1,8 +1,8 @@
-"""When a process ends: what each kind of process calls, and in which order it is done.
+"""Runs our exit code at the end of a process, in a fixed order, by the hook that its kind of process has.
 
-`atexit` does not run in multiprocessing's children before Python 3.13; its `Finalize` does, everywhere. Neither runs in
-Celery's children, which send a signal. None of it runs in a process that is killed, or ends by `os._exit`: the kernel
-drops its mark on the spool, and the flusher sends what it left.
+`atexit` does not run in multiprocessing's children before Python 3.13. multiprocessing's `Finalize` runs in all of
+them. Neither runs in Celery's children, but Celery sends a signal there. No hook runs in a process that is killed or
+ends by `os._exit`. The kernel detaches such a process from the spool, and the flusher sends the records it left.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from cwsink.spool import descriptors
 _EXIT_PRIORITY: Final = 100
 
 before_leaving: list[Callable[[], None]] = []
-"""Called, in order, before the process leaves its spools: the drain of fapilog, the writers' last loss markers."""
+"""Called first, in this order: the drain of fapilog's queues, then the writers' last loss markers."""
 
 leaving: list[Callable[[], None]] = []
-"""Called after them."""
+"""Called after `before_leaving`: the process lets go of its spools."""
 
 _is_registered = False
 
 
 def register() -> None:
-    """Have the end of this process handled, once, whoever started it."""
+    """Register the exit hooks of this kind of process. A second call changes nothing."""
     global _is_registered
     if _is_registered:
         return
     _is_registered = True
-    # Only if the module is there already: a child of multiprocessing has it, others need not pay for it.
+    # A child of multiprocessing has loaded these modules. Other processes are not to pay for an import.
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
@@ -48,7 +48,8 @@ def register() -> None:
 
 
 def _leave() -> None:
-    if not descriptors.here[0]:  # a child of a fork in C that never logged: what is open and attached is its parent's
+    # In a child that C code forked and that never logged, all open descriptors and attachments are still the parent's.
+    if not descriptors.here[0]:
         descriptors.notice_fork()
     for call in (*before_leaving, *leaving):
         with contextlib.suppress(Exception):

@@ -1,20 +1,21 @@
-"""Start the flusher: a process of its own, as soon as an append finds that nobody leads.
+"""Starts the flusher, a process of its own, when an append finds that no process leads.
 
 ```text
 append --> does anybody lead this spool? --yes--> go on
              | no
-           take the root's flusher lock --taken--> one starts now, or serves another spool here: it will see this one
+           take the root's flusher lock --taken--> a flusher starts now, or serves another spool here and will see this
              | got it
            /bin/sh -c '"$@" &'  -->  python -s -S -c ... cwsink-flusher ROOT     (cwsink.flusher.guard)
 ```
 
-The application must not notice: the new process is not its child, so there is no zombie, and no SIGCHLD later on. The
-shell between the two starts it and ends at once; it is waited for, which takes a millisecond. Where there is no shell
-the process is our child, and its end is collected at a later look.
+The application must not notice the new process, so it must not be a child of the application: there is no zombie, and
+no SIGCHLD later on. A shell between the two starts it and ends at once. We wait for the shell, which takes a
+millisecond. Where there is no shell the new process is our child, and a later look collects its end.
 
-A fresh interpreter with the application's `sys.path` behind its own is all that it shares with us, beside the
-environment, which gives credentials. How to send is in the spool (cwsink.spool.sending). Without `site` (`-S`) and
-without the variables that Python reads, no tracer and no coverage tool that the application runs under is loaded.
+The new process is a fresh interpreter. It shares with the application only the environment, which gives credentials,
+and the `sys.path`, which is put behind its own. How to send is in the spool (cwsink.spool.sending). It runs without
+`site` (`-S`) and without the variables that Python reads. Therefore it loads no tracer and no coverage tool that the
+application runs under.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from cwsink.spool.flusher_lock import FlusherLock, Reason
 PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
 PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
-# `cwsink run` sets it for its command: a flusher is on its way, and only if it stays away one is started here.
+# `cwsink run` starts a flusher and sets this for its command, which starts one only if the other one stays away.
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
-_LOCK_FD: Final = 3  # cwsink.flusher.guard.LOCK_FD, which is not loaded in a writer
+_LOCK_FD: Final = 3  # the value of cwsink.flusher.guard.LOCK_FD, a module that no writer loads
 _BOOT: Final = (
     "import os,sys;"
     "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
@@ -52,30 +53,30 @@ _SHELL: Final = "/bin/sh"
 _RETRY_SECONDS: Final = 10.0
 _HOSTED_SECONDS: Final = 5.0
 _IS_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*t?")
-# Ignored signals are inherited, and an application may ignore SIGCHLD or SIGPIPE.
+# A new process inherits which signals are ignored, and an application may ignore SIGCHLD or SIGPIPE. Reset these.
 _SIGNALS: Final = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
-# What Python needs to find its library, and where it may write: all other PYTHON* are the application's.
+# Python needs these to find its library and to know where it may write. All other PYTHON* are for the application.
 _OF_PYTHON: Final = frozenset(("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"))
-# Not `os.waitpid`: gevent puts one there that switches to other greenlets.
+# Not `os.waitpid`, because gevent replaces it by a function that switches to other greenlets.
 _spawn = posix.posix_spawn
 _wait = posix.waitpid
 
 
 class Starter:
-    """Starts a flusher for one root when there is none. One a process and root."""
+    """Starts a flusher for the spools of one root if there is none. A process has one Starter for each root."""
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._is_busy = False
         self._look_again_at = 0.0
-        self._led_before: int | None = None  # the time of leader.json when we started a flusher; 0: there was none
-        self._ended_early = 0  # how many, since one was seen to lead
+        self._led_before: int | None = None  # leader.json's time when we started a flusher; 0: there was no such file
+        self._ended_early = 0  # flushers of ours that ended before they led, since we last saw a leader
         self._vacant_since: float | None = None
-        self._left_alone: list[int] = []  # children that could not be given away
+        self._left_alone: list[int] = []  # flushers that are our children, because there is no shell
 
     def ensure(self, directory: SpoolDirectory) -> None:
-        """Start a flusher if nobody leads `directory`, and none is about to. Takes at most 2 ms; never raises."""
-        if self._is_busy:  # another thread is at it, or this is a signal handler that has interrupted it
+        """Start a flusher if no process leads `directory` and no flusher is starting. At most 2 ms; never raises."""
+        if self._is_busy:  # another thread does it, or this is a signal handler that interrupted it
             return
         self._is_busy = True
         try:
@@ -86,7 +87,7 @@ class Starter:
             self._is_busy = False
 
     def replace(self, directory: SpoolDirectory, reason: Reason) -> None:
-        """Start a flusher that is to take the place of the one that leads. Never raises."""
+        """Start a flusher that is to take the place of the one that leads, for this reason. Never raises."""
         try:
             self._spawn(directory, None, reason)
         except Exception as error:
@@ -110,7 +111,7 @@ class Starter:
             if self._led_before == led:  # the lock is free again: the flusher that we started has ended
                 self._led_before = None
                 self._ended_early += 1
-                if self._ended_early > 1:  # once: somebody has killed it. Start another one at once.
+                if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
                     self._failed("it has ended before it led any spool")
                     return
             self._spawn(directory, lock, None)
@@ -119,7 +120,7 @@ class Starter:
             lock.close()
 
     def _is_hosted(self, now: float) -> bool:
-        """Tell whether `cwsink run` has a flusher, which is not there yet or just started anew."""
+        """Tell whether to leave the start to `cwsink run`, whose flusher is not there yet or is started anew."""
         if HOSTED_VARIABLE not in os.environ:
             return False
         self._vacant_since = self._vacant_since if self._vacant_since is not None else now
@@ -140,7 +141,8 @@ class Starter:
         if not has_shell:
             self._left_alone.append(pid)
             return
-        with contextlib.suppress(ChildProcessError):  # the application waits for any child, or ignores its signal
+        # The shell's end may be collected by the application (it waits for any child) or the kernel (SIGCHLD ignored).
+        with contextlib.suppress(ChildProcessError):
             if (code := os.waitstatus_to_exitcode(_wait(pid, 0)[1])) != 0:
                 raise OSError(f"{_SHELL} ended with code {code}")
 
@@ -161,10 +163,10 @@ class Starter:
 
 
 def find_python() -> str:
-    """Return the interpreter for the flusher: this one's, of the same version.
+    """Return the path of the interpreter for the flusher, of the same version as this one.
 
-    Where `sys.executable` is no Python (uWSGI, mod_wsgi, embedded, frozen), it is looked for beside the standard
-    library.
+    `sys.executable` may be no Python (uWSGI, mod_wsgi, embedded, frozen). Then a Python is looked for in the prefixes
+    of this interpreter.
 
     Raises:
         FileNotFoundError: there is none; `CWSINK_PYTHON` can name one.
@@ -184,18 +186,18 @@ def find_python() -> str:
 def _start(
     command: list[str], actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]], env: dict[str, str]
 ) -> int:
-    """Start it with signals and session as if nobody had changed them. Raises OSError."""
+    """Start a process in a session of its own, with no signal blocked or ignored. Returns its pid. Raises OSError."""
     try:
         return _spawn(command[0], command, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS)
-    except NotImplementedError:  # an old libc: the guard makes the session itself
+    except NotImplementedError:  # an old libc has no `setsid` here; the guard makes the session itself
         return _spawn(command[0], command, env, file_actions=actions, setsigmask=[], setsigdef=_SIGNALS)
 
 
 def _is_led(directory: SpoolDirectory) -> bool:
-    """Tell whether a process leads that stays.
+    """Tell whether a process leads the spool that is going to stay.
 
-    `cwsink flush --once` and `cwsink replay` leave when they have sent what there was. A process that logs meanwhile,
-    and then no more, needs a flusher of its own, which waits for its turn.
+    `cwsink flush --once` and `cwsink replay` lead too, but end when they have sent the records they found. They may
+    not see a record that this process logs meanwhile. Therefore it starts a flusher, which waits for its turn.
     """
     if not lease.is_taken(directory):
         return False
@@ -204,7 +206,7 @@ def _is_led(directory: SpoolDirectory) -> bool:
 
 
 def _led_at(directory: SpoolDirectory) -> int:
-    """Return what changes as soon as a flusher leads the spool."""
+    """Return the time of leader.json, which changes as soon as a flusher leads the spool; 0 if there is none."""
     try:
         return os.stat(directory.leader_state).st_mtime_ns
     except OSError:
@@ -220,7 +222,7 @@ def _environment() -> dict[str, str]:
 
 
 def _search_path() -> list[str]:
-    """Return what the application imports from; a directory that is relative is one of the application's own."""
+    """Return the application's import path with absolute directories, because the flusher has another working one."""
     paths = [os.path.abspath(each) for each in sys.path]
     home = str(Path(cwsink.__file__).parent.parent)
     return paths if home in paths else [*paths, home]

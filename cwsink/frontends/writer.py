@@ -1,12 +1,12 @@
-"""The heart of every front end: a record into the spool.
+"""`Writer`: appends records to a spool, for every front end.
 
-`Writer.append` is all that an application's thread ever does for us: encode, one
-`write`, done. When it returns True the record is in the spool and survives whatever
-happens to this process. It never raises, never waits for the network, and blocks only
-under `on_full="block"`, and then for at most `block_timeout_seconds`.
+`Writer.append` is all that an application's thread does for us: it encodes the record and
+calls `write` once. When it returns True the record is in the spool, and survives whatever
+happens to this process. It never raises and never waits for the network. It blocks only
+under `on_full="block"`, for at most `block_timeout_seconds`.
 
-What is not appended is counted, by reason, and told to the stream by a loss marker
-as soon as there is room.
+A record that the writer refuses is counted by reason. A loss marker tells the stream of
+it as soon as the spool has room.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 
 _BLOCK_POLL_SECONDS: Final = 0.005
-# durability="host" without a leader: the writer syncs itself, at most this often.
+# Under durability="host" the leader syncs the ring. While there is no leader the writer does, at most this often.
 _SYNC_SECONDS: Final = 0.5
-# A leader that syncs for us touches leader.json each time; this old, there is none.
+# A leader that syncs touches leader.json each time. If leader.json is older than this, no leader syncs.
 _LEADER_SILENT_SECONDS: Final = 3.0
 _REOPEN_SECONDS: Final = 1.0
 _MOST_MS: Final = 1 << 53
@@ -62,7 +62,7 @@ class Writer:
     _losses: Losses
 
     def __init__(self, config: SinkConfig) -> None:
-        """Open the spool of the config's target, making it if need be. Attaches at the first append.
+        """Open the spool of the config's target, and make it if it is missing. The first append attaches.
 
         Raises:
             ConfigError: the stream name cannot be resolved, or this is AWS Lambda.
@@ -76,7 +76,7 @@ class Writer:
         self._must_block = config.on_full == "block"
         self._ring = self._open_ring()
         self._reopen_at = 0.0
-        self._begin()
+        self._become_producer()
         _writers.add(self)
         process_exit.register()
 
@@ -96,16 +96,17 @@ class Writer:
         """Spool one event.
 
         Args:
-            message: at least one character; bytes are UTF-8. What is not legal Unicode (lone
-                surrogates, stray bytes) is kept as backslash escapes.
-            timestamp_ms: the event's time, ms since 1970 UTC; now, if it is None or no such time.
+            message: at least one character; bytes are read as UTF-8. Lone surrogates and bytes
+                that are not UTF-8 are kept as backslash escapes.
+            timestamp_ms: the event's time in ms since 1970 UTC. The present time is used if this
+                is None, no int, or out of range.
 
         Returns:
-            True: the record is in the spool. False: it was refused and counted (spool full, disk
-            error, empty or not a text).
+            True: the record is in the spool. False: it was refused and counted, because the spool
+            is full, the disk fails, or the message is empty or no text.
         """
-        # Ring.append and frame.encode, spelled out for a plain, small event: two calls of our own would
-        # cost a tenth of what the system call does. What is not plain goes another way.
+        # This is Ring.append and frame.encode, spelled out for a small event with a plain str and int. To call
+        # the two would cost a tenth of what the system call does. Everything else goes by `_append_any`.
         now = time_ns()
         ring = self._ring
         if message.__class__ is not str or not message or not ring.looked_at <= now < ring.look_at or not _here[0]:
@@ -118,51 +119,54 @@ class Writer:
         sequence = next(self._sequence)
         try:
             payload = _encode((timestamp_ms, self._producer, sequence, message))
-            salt = attached.salt  # type: ignore[union-attr]  # None after a close in another thread: seen to below
+            salt = attached.salt  # type: ignore[union-attr]  # None after a close in another thread: caught below
         except (UnicodeEncodeError, AttributeError):
             return self._append_any(message, timestamp_ms, sequence)
         size = len(payload)
         if size > ring.small_bytes:
-            return self._settle(ring.append(payload), payload)
+            return self._finish_append(ring.append(payload), payload)
         crc = _crc32(payload, salt)
         header_crc = _crc32(_pack_checked(size, crc, _PLAIN_EVENT), salt)
         data = _pack_header(_MAGIC, header_crc, size, crc, _PLAIN_EVENT) + payload
         try:
-            written = _write(attached.fd, data)  # type: ignore[union-attr]  # as above
+            written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
-            return self._settle(ring.not_written(error), payload)
+            return self._finish_append(ring.not_written(error), payload)
         if sequence & ring.look_mask and written == size + _HEADER_BYTES:
             return True
-        return self._settle(ring.appended(written, len(data)), payload)
+        return self._finish_append(ring.appended(written, len(data)), payload)
 
     def prepare(self, message: object, timestamp_ms: object = None, sequence: int | None = None) -> bytes | None:
-        """Encode anything that can be made a record of; count what cannot, and return None."""
+        """Encode a message of any type as a record. Return None if that cannot be done; the refusal is counted."""
         if not _here[0]:
             descriptors.notice_fork()
         now_ms = time_ns() // 1_000_000
         text = _text_of(message)
         if not text:
-            self._refuse(UNENCODABLE, now_ms, f"a message of type {type(message).__name__} that is empty or no text")
+            what = f"a message of type {type(message).__name__} that is empty or no text"
+            self._count_refusal(UNENCODABLE, now_ms, what)
             return None
-        # int(): True is one, but would be spooled as a boolean.
+        # int(): a bool is an int, too, but would be spooled as a boolean.
         timestamp_ms = int(timestamp_ms) if isinstance(timestamp_ms, int) and 0 <= timestamp_ms < _MOST_MS else now_ms
         if sequence is None:
             sequence = next(self._sequence)
         payload = _encode(Event(timestamp_ms, self._producer, sequence, text))
         if len(payload) > MAX_PAYLOAD_BYTES:
-            self._refuse(UNENCODABLE, now_ms, f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most")
+            what = f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most"
+            self._count_refusal(UNENCODABLE, now_ms, what)
             return None
         return payload
 
-    def offer(self, payload: bytes) -> Append:
+    def try_append(self, payload: bytes) -> Append:
         """Append a prepared record if there is room now.
 
-        A refusal is counted; but not FULL under `on_full="block"`: then the caller waits, and in the end gives up.
+        A refusal is counted here, except FULL under `on_full="block"`. Then the caller waits and tries again. When
+        its time is over it calls `refuse`, which counts the record.
         """
-        return self.attend(self._ring.append(payload), payload)
+        return self.after_append(self._ring.append(payload), payload)
 
-    def attend(self, answer: Append, payload: bytes) -> Append:
-        """Do what is due beside an append, off the fast path. Returns how the append ended, as `offer` does."""
+    def after_append(self, answer: Append, payload: bytes) -> Append:
+        """Do what is due after an append, off the fast path. Returns how the append ended, as `try_append` does."""
         if answer is Append.GONE:
             answer = self._reopen(payload)
         if not self._is_begun:
@@ -175,41 +179,41 @@ class Writer:
             if self._syncs:
                 self._sync()
         elif not (answer is Append.FULL and self._must_block):
-            self.give_up(payload, answer)
+            self.refuse(payload, answer)
         return answer
 
-    def give_up(self, payload: bytes, answer: Append = Append.FULL) -> None:
-        """Count a prepared record that will not be appended."""
+    def refuse(self, payload: bytes, answer: Append = Append.FULL) -> None:
+        """Count a prepared record that the caller does not try to append any more."""
         reason = "spool_full" if answer is Append.FULL else "io_error"
-        self._refuse(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
+        self._count_refusal(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
 
-    def surprised(self, error: Exception) -> bool:
-        """Count a record lost to whatever is wrong with us (no memory, no stack, a bug); the application goes on."""
+    def count_internal_error(self, error: Exception) -> bool:
+        """Count a record that was lost to an error of cwsink itself: no memory, no stack, a bug. Returns False."""
         self._losses.add("io_error", time_ns() // 1_000_000)
-        diagnostics.report("surprise", f"a record was refused and counted: {type(error).__name__}: {error}")
+        diagnostics.report("internal_error", f"a record was refused and counted: {type(error).__name__}: {error}")
         return False
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all that was appended so far, by any process, is settled by the flusher.
+        """Wait until the flusher has settled every record that any process has appended to the spool so far.
 
         Args:
             timeout: the most to wait, in seconds.
 
         Returns:
-            Whether it is. False: it stays in the spool, and is delivered later.
+            True: all are settled. False: some stay in the spool, and are delivered later.
         """
         return presence.flush([(self.directory, self.config)], timeout)
 
     def close(self) -> None:
-        """Let go of the spool. Nothing is sent or waited for; a later append opens it again."""
+        """Let go of the spool. Sends nothing and waits for nothing; a later append opens the spool again."""
         if self._losses.pending:
             self.mark_losses(still_full=False)
         self._ring.close()
 
     def mark_losses(self, *, still_full: bool) -> None:
-        """Write a loss marker for what was refused since the last one."""
+        """Write loss markers for the records that were refused since the last ones."""
         losses = self._losses.take(monotonic(), self._producer, still_full=still_full)
-        if losses and not self._ring.is_attached:  # nothing was ever appended, only refused
+        if losses and not self._ring.is_attached:  # this writer has only refused so far
             with contextlib.suppress(OSError):
                 self._ring.attach()
         unwritten = [loss for loss in losses if not self._ring.append_marker(_encode(loss))]
@@ -217,7 +221,7 @@ class Writer:
             self._losses.put_back(unwritten)
 
     def attach(self) -> None:
-        """Take part in the spool's life: be counted as attached, see that a flusher is there. Never raises."""
+        """Attach this process to the spool, and start a flusher if there is none. Never raises."""
         self._is_begun = True
         try:
             self._presence = presence.of(self.directory, self.config)
@@ -229,7 +233,7 @@ class Writer:
 
     @property
     def is_usable(self) -> bool:
-        """Tell whether an append would find its spool."""
+        """Tell whether the spool is there, and its newest segment can be opened."""
         try:
             self._ring.attach()
         except OSError:
@@ -237,9 +241,9 @@ class Writer:
         return self.directory.is_present()
 
     def forked(self) -> None:
-        """Become another producer: we are a child now, and what was pending is the parent's."""
+        """Become a new producer in a forked child. The losses that no marker tells of yet are the parent's."""
         self._ring.forked()
-        self._begin()
+        self._become_producer()
 
     def _open_ring(self) -> Ring:
         config = self.config
@@ -250,10 +254,10 @@ class Writer:
             may_evict=config.on_full == "drop_oldest",
         )
         if self._syncs:
-            ring.small_bytes = -1  # every append comes by `attend`, which syncs
+            ring.small_bytes = -1  # no event is small then: every append goes by `after_append`, which syncs
         return ring
 
-    def _begin(self) -> None:
+    def _become_producer(self) -> None:
         self._is_begun = False
         self._producer = int.from_bytes(os.urandom(8), "little")
         self._sequence = itertools.count()
@@ -263,46 +267,46 @@ class Writer:
         self._synced_at = 0.0
 
     def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
-        """Append what is not plain, or when something is due beside the append."""
+        """Append a message of any type, also when a check of the ring is due or this process was forked."""
         try:
             payload = self.prepare(message, timestamp_ms, sequence)
-            return payload is not None and self._settle(self._ring.append(payload), payload)
+            return payload is not None and self._finish_append(self._ring.append(payload), payload)
         except Exception as error:
-            return self.surprised(error)
+            return self.count_internal_error(error)
 
-    def _settle(self, answer: Append, payload: bytes) -> bool:
-        """See to an answer, and to the block policy."""
+    def _finish_append(self, answer: Append, payload: bytes) -> bool:
+        """Do what is due after an append, and wait for room under `on_full="block"`."""
         try:
-            answer = self.attend(answer, payload)
+            answer = self.after_append(answer, payload)
             return answer is _APPENDED or (self._must_block and answer is Append.FULL and self._block(payload))
         except Exception as error:
-            return self.surprised(error)
+            return self.count_internal_error(error)
 
     def _block(self, payload: bytes) -> bool:
-        """Try again until there is room, or the policy's time is over."""
+        """Try again until there is room, or `block_timeout_seconds` are over."""
         until = monotonic() + self.config.block_timeout_seconds
         while monotonic() < until:
             time.sleep(_BLOCK_POLL_SECONDS)
-            if (answer := self.offer(payload)) is not Append.FULL:
+            if (answer := self.try_append(payload)) is not Append.FULL:
                 return answer is _APPENDED
-        self.give_up(payload)
+        self.refuse(payload)
         return False
 
-    def _refuse(self, reason: str, timestamp_ms: int, what: str) -> None:
+    def _count_refusal(self, reason: str, timestamp_ms: int, what: str) -> None:
         self._losses.add(reason, timestamp_ms)
-        self._ring.look_at = 0  # so that the next append comes by here, and marks the loss
+        self._ring.look_at = 0  # the next append then goes by `after_append`, which writes the loss marker
         diagnostics.report(f"refused_{reason}", f"refused {what}. It is counted; the application goes on.")
         if self._losses.is_due(monotonic()):
             self.mark_losses(still_full=True)
 
     def _reopen(self, payload: bytes) -> Append:
-        """Somebody removed the spool: make it anew, and append what was written into the void."""
+        """Make the spool anew after somebody has removed it, with the records that went into removed segments."""
         if not self._reopening.acquire(blocking=False):
             return Append.FAILED
         try:
             old = self._ring
             if not old.is_removed:
-                return old.append(payload)  # another thread has been here
+                return old.append(payload)  # another thread has made the spool anew
             if monotonic() < self._reopen_at:
                 return Append.FAILED
             self._reopen_at = monotonic() + _REOPEN_SECONDS
@@ -313,13 +317,13 @@ class Writer:
                 ring.append(each)
             self._ring = ring
             self._is_begun = False
-            mine += (late := self._salvaged(old))  # threads may have been appending to the old one meanwhile
+            mine += (late := self._salvaged(old))  # other threads may have appended to the old ring meanwhile
             for each in late:
                 ring.append(each)
             diagnostics.report(
                 "reopened",
                 f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
-                "of this process; what else it held is lost.",
+                "of this process. All other records that it held are lost.",
             )
             return ring.append(payload)
         except CwsinkError as error:
@@ -329,12 +333,12 @@ class Writer:
             self._reopening.release()
 
     def _salvaged(self, ring: Ring) -> list[bytes]:
-        """Return our own records that went into a removed segment since the last look or salvage."""
+        """Return this producer's records that went into a removed segment since the last check or salvage."""
         found = [(each, record.event_of(each)) for each in ring.salvage()]
         return [each for each, event in found if event is not None and event.producer == self._producer]
 
     def _sync(self) -> None:
-        """durability="host" while no leader does it for us."""
+        """Sync the ring to the disk under durability="host", if no leader does it."""
         now = monotonic()
         if now - self._synced_at >= _SYNC_SECONDS:
             self._synced_at = now
@@ -346,7 +350,7 @@ class Writer:
 
 
 def _text_of(message: object) -> str | None:
-    """Return `message` as text that is legal UTF-8, or None if it is no text."""
+    """Return `message` as a text that UTF-8 can encode, or None if it is no text."""
     if isinstance(message, (bytes, bytearray, memoryview)):
         return bytes(message).decode("utf-8", "backslashreplace")
     if isinstance(message, str):
@@ -355,14 +359,14 @@ def _text_of(message: object) -> str | None:
 
 
 def open_writers() -> list[Writer]:
-    """Return this process's writers."""
+    """Return the writers of this process that are still in use."""
     return list(_writers)
 
 
 def flush_all(timeout_seconds: float) -> bool:
-    """Wait until all that this process's writers have appended is delivered; False: some of it stays spooled.
+    """Wait until all records that this process has appended are delivered. False: some of them stay spooled.
 
-    Also what a writer has appended that is no more.
+    The records of a writer that is gone already count, too.
     """
     spools = {writer.directory.path: (writer.directory, writer.config) for writer in open_writers()}
     spools.update((spool.path, (spool, config)) for spool, config in presence.spools())
@@ -370,7 +374,7 @@ def flush_all(timeout_seconds: float) -> bool:
 
 
 def forget_below(root: str) -> None:
-    """Let go of every spool below `root`, and wait for nothing: a test has ended, and its directory may go."""
+    """Let go of every spool below `root`, and wait for nothing. A test calls this before its directory is removed."""
     presence.leave_below(root)
     for writer in open_writers():
         if writer.directory.path.startswith(f"{root}/"):

@@ -163,8 +163,8 @@ MUTANTS: Final = {
     ),
     "offers that never become rarer": Mutant(
         "frontends/presence.py",
-        "            if not published.obstacle:  # else",
-        "            if True:  # else",
+        "            if not published.obstacle:",
+        "            if True:",
         f"{STARTS}test_a_flusher_that_cannot_deliver_is_offered_less_and_less_often",
     ),
     "a flusher that keeps what its program had open": Mutant(

@@ -279,7 +279,7 @@ def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWat
         for number in range(each):
             if number % 50 == 0:
                 writer._losses._next = 0.0  # a marker is due
-            writer._refuse("spool_full", 1_700_000_000_000, "a record")
+            writer._count_refusal("spool_full", 1_700_000_000_000, "a record")
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

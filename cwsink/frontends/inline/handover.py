@@ -1,9 +1,9 @@
-"""A record on its way through fapilog's queue, and fapilog's worker that takes it from there.
+"""Hands a record over to fapilog's queue, and teaches fapilog's worker to go on with it.
 
-The thread that logs hands over what it does not finish itself: a finished record that has other
-sinks than ours, and, rarely, an unfinished one. It is a dict as fapilog's own, which also says
-how far it has come. The worker of such a logger does only what is left to do: filters, samplers
-and redactors see each record once.
+The thread that logs hands over a record that has other sinks than ours, or, rarely, one that it
+could not finish. Such a record is a dict, as fapilog's own are, which also says which stages are
+done. Filters, samplers and redactors must see each record once. Therefore the worker of such a
+logger runs only the stages that are left.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cwsink.frontends.inline.stages import DONE, ENRICHERS, FILTERS, PROCESSORS,
 
 
 class Passed(dict[str, Any]):
-    """A record that the thread that logged it has worked on.
+    """A record that has gone through some stages in the thread that logged it.
 
     Attributes:
         stage: the first stage that is still to be done.
         at: how many plugins of that stage are done.
-        view: the record serialized, where that is what sinks get.
-        done: the `id` of each sink that has it.
+        view: the serialized record, if sinks get that.
+        done: the `id` of each sink that has the record.
     """
 
     __slots__ = ("at", "done", "stage", "view")
@@ -43,7 +43,7 @@ class Passed(dict[str, Any]):
 
 
 class PassedView(SerializedView):
-    """A serialized record that the processors are done with, and the sinks that have it."""
+    """A serialized record that has gone through the processors, and the `id` of each sink that has it."""
 
     def __init__(self, data: bytes, done: frozenset[int]) -> None:
         super().__init__(data)
@@ -51,11 +51,11 @@ class PassedView(SerializedView):
 
 
 class Remainder:
-    """In the place of a worker's own methods: what is left to do with a record.
+    """Methods that take the place of a worker's own, and run only the stages that a record has still to go through.
 
     Args:
-        worker: fapilog's, for one logger.
-        sinks: that logger's.
+        worker: fapilog's worker of one logger.
+        sinks: the sinks of that logger.
         filters, redactors: return the logger's snapshots.
     """
 
@@ -69,11 +69,11 @@ class Remainder:
         self._own = {name: getattr(worker, name) for name in _REPLACED}
 
     def teach(self, worker: LoggerWorker) -> None:
-        """Have the worker do with a `Passed` record only what is left to do."""
+        """Put the methods of this object in the place of the worker's own."""
         vars(worker).update((name, getattr(self, name[1:])) for name in _REPLACED if self._own[name] is not None)
 
     async def apply_filters(self, entry: Entry) -> Entry | None:
-        """Filter by those that have not."""
+        """Run the filters that have not seen the record. None: one of them has dropped it."""
         if not isinstance(entry, Passed):
             kept: Entry | None = await self._own["_apply_filters"](entry)
             return kept
@@ -82,13 +82,13 @@ class Remainder:
         return await filter_in_order(dict(entry), self._filters()[entry.at :], metrics=self._metrics)
 
     async def apply_enrichers(self, entry: Entry) -> Any:
-        """Enrich, if that is not done."""
+        """Run the enrichers, if they have not run."""
         if isinstance(entry, Passed) and entry.stage > ENRICHERS:
             return entry
         return await self._own["_apply_enrichers"](entry)
 
     async def apply_redactors(self, entry: Entry) -> Any:
-        """Redact by those that have not."""
+        """Run the redactors that have not seen the record."""
         if not isinstance(entry, Passed) or entry.stage < REDACTORS:
             return await self._own["_apply_redactors"](entry)
         if entry.stage > REDACTORS:
@@ -96,24 +96,24 @@ class Remainder:
         return await redact_in_order(dict(entry), self._redactors()[entry.at :], metrics=self._metrics)
 
     async def try_serialize(self, entry: Entry) -> Any:
-        """Serialize, if that is not done."""
+        """Serialize the record, if that is not done."""
         if isinstance(entry, Passed) and entry.stage > PROCESSORS:
             return entry.view, False
         return await self._own["_try_serialize"](entry)
 
     async def apply_processors(self, view: SerializedView) -> Any:
-        """Process, if that is not done."""
+        """Run the processors, if they have not run."""
         return view if isinstance(view, PassedView) else await self._own["_apply_processors"](view)
 
     async def sink_write(self, entry: Entry) -> None:
-        """Write to the sinks that have not got it."""
+        """Write the record to the sinks that do not have it."""
         if isinstance(entry, Passed) and entry.done:
             await self._sinks.write_rest(entry, level_of(entry), entry.done, serialized=False)
         else:
             await self._own["_sink_write"](entry)
 
     async def sink_write_serialized(self, view: SerializedView) -> None:
-        """Write to the sinks that have not got it."""
+        """Write the serialized record to the sinks that do not have it."""
         if isinstance(view, PassedView) and view.done:
             await self._sinks.write_rest(view, level_of_view(view), view.done, serialized=True)
         else:
@@ -132,5 +132,5 @@ def level_of(entry: Entry) -> str:
 
 
 def level_of_view(view: object) -> str:
-    """Return the level by which fapilog routes what it has serialized; 0.18.1 says INFO of each."""
+    """Return the level by which fapilog routes a serialized record. In 0.18.1 that is always INFO."""
     return str(getattr(view, "level", None) or "INFO")

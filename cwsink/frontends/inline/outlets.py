@@ -1,8 +1,8 @@
-"""Which sinks get a record: ours in the thread that logs, the others from fapilog's queue.
+"""Tells which sinks get a record: ours in the thread that logs, the others from fapilog's queue.
 
 fapilog writes to its sinks through one function, behind which is either a `SinkWriterGroup`
-(every record to every sink) or a `RoutingSinkWriter` (by level). `find` looks behind it and
-makes a `Target` of each sink, with which one sink can be written to alone; the circuit
+(every record to every sink) or a `RoutingSinkWriter` (by level). `find` looks behind that function
+and makes a `Target` of each sink, by which one sink can be written to alone. The circuit
 breakers, the fallback sinks and the fallback to stderr stay fapilog's own.
 """
 
@@ -23,23 +23,23 @@ Write = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
 class SpoolSink(Protocol):
-    """What a sink of ours has that no other has."""
+    """The methods that only a sink of ours has (see `fapilog_sink`)."""
 
     def spool(self, entry: dict[str, Any]) -> bool:
-        """Append an entry; False: refused and counted."""
+        """Append an entry. False: refused and counted."""
 
     def spool_serialized(self, view: Any) -> bool:
-        """Append what fapilog has serialized; False: refused and counted."""
+        """Append an entry that fapilog has serialized. False: refused and counted."""
 
     def offer(self, entry: dict[str, Any], view: Any) -> bool | bytes:
-        """Append without waiting; bytes: there is no room, and `wait_for_room` takes them."""
+        """Append an entry without waiting. Bytes: there is no room, and the caller gives them to `wait_for_room`."""
 
     async def wait_for_room(self, payload: bytes) -> bool:
-        """Append what `offer` returned as soon as there is room; False: refused and counted."""
+        """Append the bytes that `offer` returned as soon as there is room. False: refused and counted."""
 
     @property
     def blocks(self) -> bool:
-        """Tell whether it waits for room (`on_full="block"`)."""
+        """Tell whether the sink waits for room (`on_full="block"`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Target:
 
     Attributes:
         sink: the sink.
-        ours: the same, if it is one of ours to be written to at once; else None.
-        breaker: its circuit breaker, if it has one.
-        write, write_serialized: as fapilog writes to it, failures and all.
-        refuse, refuse_serialized: what fapilog does when the sink has answered False.
+        ours: the same sink, if it is one of ours that writes through; else None.
+        breaker: the sink's circuit breaker, if it has one.
+        write, write_serialized: write to the sink as fapilog does, with all that follows from a failure.
+        refuse, refuse_serialized: do what fapilog does after the sink has answered False.
     """
 
     sink: Any
@@ -64,7 +64,7 @@ class Target:
 
     @property
     def is_closed(self) -> bool:
-        """Tell whether its circuit is closed, which is how records go through."""
+        """Tell whether records go through to the sink: its circuit is closed, or it has no breaker."""
         return self.breaker is None or self.breaker.state is _CLOSED
 
 
@@ -79,17 +79,17 @@ class Outlets:
     """The sinks of one logger.
 
     Attributes:
-        is_parallel: whether fapilog writes to them side by side (`core.sink_parallel_writes`).
+        is_parallel: whether fapilog writes to the sinks side by side (`core.sink_parallel_writes`).
     """
 
     is_parallel: bool
 
     def of(self, level: str) -> Sequence[Target]:
-        """Return where a record of this level goes, in fapilog's order."""
+        """Return the sinks that a record of this level goes to, in fapilog's order."""
         raise NotImplementedError
 
     def all(self) -> Iterable[Target]:
-        """Return all of them."""
+        """Return all sinks."""
         raise NotImplementedError
 
     async def write_rest(self, record: Any, level: str, done: frozenset[int], *, serialized: bool) -> None:
@@ -132,7 +132,7 @@ class _Routes(Outlets):
 
 
 def find(sink_write: Any, is_ours: IsOurs) -> Outlets | None:
-    """Return what is behind a logger's `sink_write`; None: nothing we know."""
+    """Return the sinks behind a logger's `sink_write`. None: this is no writer that we know."""
     owner = getattr(sink_write, "__self__", None)
     if isinstance(owner, SinkWriterGroup):
         return _Group(owner, is_ours)

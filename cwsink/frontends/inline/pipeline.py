@@ -1,17 +1,18 @@
-"""One logger's pipeline, run in the thread that logs: from the payload to the spool.
+"""Runs one logger's pipeline in the thread that logs, from the payload to the spool.
 
-`Pipeline.log` stands in the place of the logger's `_try_enqueue_with_metrics`, through which both
-of fapilog's facades send each record once it is gated, prepared and counted as submitted. When it
-returns, the record is dropped on purpose (a filter, a redactor that fails closed), or is in the
-spool, or was refused and counted.
+Both of fapilog's facades send each record through the logger's `_try_enqueue_with_metrics`, once it
+is gated, prepared and counted as submitted. `Pipeline.log` takes the place of that method. When it
+returns, the record was dropped on purpose (by a filter, or a redactor that fails closed), or it is
+in the spool, or it was refused and counted.
 
-No thread, no queue and no lock is needed for that, so a fork, a signal handler or a plugin that
-logs may come at any moment. The queue and its thread begin with the first record that has another
-sink than ours, or that cannot be finished here (see `handover`).
+This needs no thread, no queue and no lock. Therefore a fork, a signal handler or a plugin that logs
+may come at any moment. The queue and its thread begin with the first record that has another sink
+than ours, or that cannot be finished here (see `handover`).
 
-What fapilog counts keeps its sum: a record that is finished here counts as processed here, one
-that is handed over is counted by fapilog's worker, or as dropped if the queue is full. A full
-queue never makes the caller wait, whatever `drop_on_full` says: the spool has the record.
+The sums of fapilog's counters stay right. A record that is finished here is counted here, as
+processed. A record that is handed over is counted by fapilog's worker, or here as dropped if the
+queue is full. A full queue never makes the caller wait, whatever `drop_on_full` says, because our
+sink has nearly always written the record by then.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.seam import ATTRIBUTE
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
 
-# A plugin that logs is called for its own record, too. fapilog's queue would go round for ever; this is the end of it.
+# A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
 
-# What an async caller still has to wait for: (target, prepared record, entry, view).
+# The records that an async caller must await room for, each as (target, encoded record, entry, view).
 _Waiting = list[tuple[outlets.Target, bytes, Entry, Any]]
 _waiting: Final[ContextVar[_Waiting | None]] = ContextVar("cwsink_waiting", default=None)
 
@@ -45,9 +46,9 @@ _nested: Final = _Nested()
 
 
 class _NeverWaits:
-    """In the place of a collector's `asyncio.Lock`, which two threads cannot share.
+    """Takes the place of a metrics collector's `asyncio.Lock`, which two threads cannot share.
 
-    Reentrant, for a signal handler that logs. It is held for a sum, never while a plugin runs.
+    It is reentrant, because a signal handler may log. It is held for an addition, never while a plugin runs.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class Pipeline:
         start_queue: starts fapilog's thread for this logger.
         enqueue: puts a record into fapilog's queue; False: it is full.
 
-    Both may be replaced by who drains, forks or ends the process (see `fapilog_repairs`).
+    `fapilog_repairs` replaces both when it drains, at a fork, and at the end of the process.
     """
 
     def __init__(self, logger: Any, sinks: outlets.Outlets) -> None:
@@ -81,16 +82,21 @@ class Pipeline:
         self._look()
 
     def unlock(self) -> None:
-        """Take new locks: at the start, and in a forked child, where another thread may have held the old ones."""
+        """Make new locks: at the start, and in a forked child, because another thread may have held the old ones."""
         self._starting = threading.Lock()
         for plugin in (self._logger, *self._logger._processors_snapshot):
             if getattr(getattr(plugin, "_metrics", None), "_lock", None) is not None:
                 plugin._metrics._lock = _NeverWaits()
         for ring in (self._logger._queue._main, self._logger._queue._protected, *self._logger._circuit_breakers):
-            ring._lock = threading.RLock()  # a signal handler that logs may interrupt its holder
+            ring._lock = (
+                threading.RLock()
+            )  # reentrant: a signal handler that logs may interrupt the thread that holds it
 
     def log(self, payload: Entry) -> bool:
-        """Take one record through the pipeline. True: it is dealt with. Never raises."""
+        """Take one record through the pipeline. Always True: fapilog has nothing left to do with it.
+
+        It raises no Exception. A KeyboardInterrupt or the like that comes while a plugin runs goes on to the caller.
+        """
         depth = _nested.depth
         if depth >= MOST_NESTED:
             return self._drop(f"a record logged by a plugin that was called for a record, {depth} deep")
@@ -104,7 +110,7 @@ class Pipeline:
                 or logger._processors_snapshot is not seen[3]
             ):
                 self._look(payload)
-            if self._isolates:  # what a plugin sets in the context stays with it, as in fapilog's thread
+            if self._isolates:  # a plugin may set a context variable, which must not reach the caller
                 copy_context().run(self._process, payload)
             else:
                 self._process(payload)
@@ -113,14 +119,14 @@ class Pipeline:
         except Exception as error:
             return self._drop(f"a record: {type(error).__name__}: {error}")
         except BaseException:
-            logger._counters["dropped"] += 1  # the application's own: a Ctrl-C while a plugin ran
+            logger._counters["dropped"] += 1  # this belongs to the application: a Ctrl-C while a plugin ran
             raise
         finally:
             _nested.depth = depth
         return True
 
     async def log_and_wait(self, level: str, message: str, **fields: Any) -> None:
-        """Be the async facade's `_enqueue` under `on_full="block"`: wait for room without blocking the loop."""
+        """Take the place of the async facade's `_enqueue` under `on_full="block"`: await room in the event loop."""
         unfinished: _Waiting = []
         token = _waiting.set(unfinished)
         try:
@@ -132,7 +138,7 @@ class Pipeline:
                 drive(_refused(target, entry, view))
 
     def start_queue(self) -> None:
-        """Start fapilog's thread, if nobody else is about to."""
+        """Start fapilog's thread, unless another thread is doing so."""
         if self._starting.acquire(blocking=False):
             try:
                 type(self._logger).start(self._logger)
@@ -140,11 +146,11 @@ class Pipeline:
                 self._starting.release()
 
     def enqueue(self, record: Passed) -> bool:
-        """Put a record into fapilog's queue, and count it there."""
+        """Put a record into fapilog's queue, where fapilog's worker counts it. False: the queue is full."""
         return bool(type(self._logger)._try_enqueue_with_metrics(self._logger, record))
 
     def make_worker(self) -> Any:
-        """Be the logger's `_make_worker`: one that knows how far a record has come."""
+        """Take the place of the logger's `_make_worker`: return a worker that runs only the stages that are left."""
         logger = self._logger
         worker = type(logger)._make_worker(logger)
         remainder = handover.Remainder(
@@ -154,14 +160,14 @@ class Pipeline:
         return worker
 
     async def make_dynamic_worker(self, stop_flag: Any) -> None:
-        """Be the logger's `_make_dynamic_worker`, with the same."""
+        """Take the place of the logger's `_make_dynamic_worker`, with such a worker."""
         logger, worker = self._logger, self.make_worker()
         worker._stop_flag = lambda: logger._stop_flag or stop_flag()
         worker._drained_event = worker._flush_event = worker._flush_done_event = None
         await worker.run(in_thread_mode=True)
 
     def measure(self, call: Any, *args: Any, **fields: Any) -> None:
-        """Be the logger's `_schedule_metrics_call`: without a loop it would start a thread for each."""
+        """Take the place of the logger's `_schedule_metrics_call`, which starts a thread each time it has no loop."""
         if self._metrics is not None:
             try:
                 drive(call(*args, **fields))
@@ -169,7 +175,7 @@ class Pipeline:
                 return
 
     def tell_deduplicated(self, message: str, suppressed: int, window_seconds: float) -> None:
-        """Be the logger's `_schedule_dedupe_summary_emission`, which needs the thread's loop."""
+        """Take the place of the logger's `_schedule_dedupe_summary_emission`, which needs the loop of its thread."""
         kind, logger = type(self._logger), self._logger
         if self._has_others:
             self._begin_queue()
@@ -179,10 +185,10 @@ class Pipeline:
             drive(kind._emit_dedupe_summary_event(facade, message, suppressed, window_seconds))
 
     def _look(self, payload: Entry | None = None) -> None:
-        """See which plugins the logger has now.
+        """Read which plugins the logger has now.
 
         Raises:
-            Suspended: one of them might wait; nothing has been done yet with the payload.
+            Suspended: one of them might wait. No plugin has been called with the payload yet.
         """
         logger = self._logger
         filters, enrichers, redactors, processors = seen = (
@@ -193,7 +199,7 @@ class Pipeline:
         )
         self._serializes = logger._serialize_in_flush and logger._sink_write_serialized is not None
         if not self._serializes:
-            processors = ()  # they are never called then
+            processors = ()  # fapilog does not call processors for such a logger
         for stage, plugins in enumerate((filters, enrichers, redactors, processors)):
             for plugin in plugins:
                 if why := self._why_it_may_wait(stage, plugin):
@@ -206,7 +212,7 @@ class Pipeline:
         )
         self._has_others = any(target.ours is None for target in self._outlets.all())
         self._stages = stages.Stages(filters, enrichers, redactors, self._metrics)
-        self._seen = seen  # last: another thread that finds it finds the rest
+        self._seen = seen  # set last: another thread that finds it must also find everything above
 
     def _why_it_may_wait(self, stage: int, plugin: object) -> str | None:
         if id(plugin) not in self._judged:
@@ -248,7 +254,7 @@ class Pipeline:
         self._deliver(entry, view)
 
     def _redact(self, plugins: stages.Stages, entry: Entry) -> Entry | None:
-        """Redact; what fails as a whole is seen to as the logger's fail mode says. None: dropped."""
+        """Run the redactors. If they fail as a whole, do what the logger's fail mode says. None: dropped."""
         try:
             return plugins.redact(entry)
         except Exception as error:
@@ -284,7 +290,7 @@ class Pipeline:
                 self._write(target, entry, None)
 
     def _write(self, target: outlets.Target, entry: Entry, view: Any) -> bool:
-        """Write to a sink of ours. False: only a wait would help, and nobody here may wait."""
+        """Write to a sink of ours. False: there is no room, and this thread must not wait: it runs an event loop."""
         sink = target.ours
         assert sink is not None
         if sink.blocks and asyncio._get_running_loop() is not None:
@@ -320,11 +326,11 @@ class Pipeline:
         if self._logger._worker_loop is None:
             try:
                 self.start_queue()
-            except RuntimeError:  # at the interpreter's end no thread starts; the drain at exit empties the queue
+            except RuntimeError:  # no thread can start at the interpreter's end; the drain at exit empties the queue
                 pass
 
     def _leave_to_queue(self, suspended: Suspended) -> None:
-        """Give the logger back to fapilog's queue, and its unfinished record first."""
+        """Give the logger back to fapilog's queue, with the record that a plugin left unfinished."""
         give_back(self._logger, suspended)
         entry = suspended.entry
         if entry is not None:
@@ -342,7 +348,7 @@ class Pipeline:
 
 
 def _is_unsafe(entry: Entry) -> bool:
-    """Tell whether it comes from `unsafe_debug`, which is not redacted."""
+    """Tell whether an entry comes from `unsafe_debug`. fapilog does not redact such an entry."""
     data = entry.get("data")
     return isinstance(data, dict) and data.get("_fapilog_unsafe") is True
 
@@ -351,14 +357,14 @@ def _refused(target: outlets.Target, entry: Entry, view: Any) -> Any:
     return target.refuse(entry) if view is None else target.refuse_serialized(view)
 
 
-# What a logger that is taken over has of its own and one that is given back has not.
+# The attributes that a logger gets when it is taken over, and loses when it is given back.
 _TAKEN: Final = tuple(
     "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
 )
 
 
 def give_back(logger: Any, suspended: Suspended) -> None:
-    """Have a logger use fapilog's queue from now on, and say why."""
+    """Make a logger use fapilog's queue from now on, and report why."""
     for name in _TAKEN:
         vars(logger).pop(name, None)
     vars(logger)[ATTRIBUTE] = None

@@ -1,8 +1,8 @@
-"""The hook into fapilog: whether it has all we need, and a look at each logger as it starts.
+"""Hooks into fapilog: checks that it has all the names we need, and looks at each logger as it starts.
 
-fapilog calls a logger's `start` as soon as it is made, and again for each record. The first call
-is where `takeover` looks at its sinks. What names of fapilog it takes is looked up first: a
-fapilog that lacks one keeps its queue, and says so once.
+fapilog calls a logger's `start` as soon as the logger is made, and again for each record. At the
+first call `takeover` looks at the logger's sinks. Before the hook is put in place, all names of
+fapilog that it needs are looked up. If one is missing, no logger is taken over, and one line says so.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ NEEDS: Final = (
     "fapilog.plugins.filters:_record_filter_metrics",
 )
 
-# Where a logger keeps its pipeline; None: looked at, and left to fapilog's queue.
+# The attribute of a logger that holds its pipeline. None: we have looked at the logger, and it keeps fapilog's queue.
 ATTRIBUTE: Final = "cwsink_pipeline"
 
 _is_enabled = False
 
 
 def enable() -> None:
-    """Look at each logger from now on. Idempotent; never raises."""
+    """Put the hook in place, which looks at each logger from now on. Idempotent; never raises."""
     global _is_enabled
     if _is_enabled:
         return
@@ -78,12 +78,12 @@ def enable() -> None:
 
 
 def missing() -> list[str]:
-    """Name what this needs and this fapilog lacks, as "module:Class.name"; [] is healthy."""
+    """Return the names that the hook needs and this fapilog lacks, as "module:Class.name". Empty is healthy."""
     return sorted(name for name in NEEDS if not exists(name))
 
 
 def pipeline_of(logger: Any) -> Pipeline | None:
-    """Return the pipeline of a logger that was taken over, and was not given back."""
+    """Return the pipeline of a logger; None if it keeps fapilog's queue, or was given back to it."""
     found: Pipeline | None = vars(logger).get(ATTRIBUTE)
     return found
 

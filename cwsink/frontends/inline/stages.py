@@ -1,12 +1,12 @@
-"""Filters, enrichers and redactors, one after the other, in the thread that logs.
+"""Runs filters, enrichers and redactors one after the other, in the thread that logs.
 
-Each does what fapilog's own (`filter_in_order`, `enrich_parallel`, `redact_in_order`) does with
-the same record: the same copies, the same merging, the same words in its diagnostics, what a
-plugin raises contained in the same place. fapilog runs enrichers as tasks side by side; as none of
-ours suspends, they run in turn, which is what such tasks do, too.
+Each stage does what fapilog's own (`filter_in_order`, `enrich_parallel`, `redact_in_order`) does
+with the same record: the same copies, the same merging, the same words in its diagnostics. An error
+of a plugin is contained in the same place. fapilog runs enrichers as tasks side by side. Tasks that
+never suspend run in turn, and so do ours.
 
-A plugin is driven by one `send(None)`. If it suspends all the same, in spite of what `waiting`
-read in its code, `Suspended` says where the record stands; the rest is left to fapilog's queue.
+A plugin is driven by one `send(None)`. It may suspend although `waiting` found nothing in its code
+that waits. Then `Suspended` says which stages are done, and fapilog's queue does the rest.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ DONE: Final = 4
 KINDS: Final = ("filter", "enricher", "redactor", "processor")
 METHODS: Final = ("filter", "enrich", "redact", "process")
 
-# Containing these is fapilog's way. KeyboardInterrupt and SystemExit are the application's.
+# fapilog contains these errors of a plugin. KeyboardInterrupt and SystemExit go on to the application.
 _CONTAINED: Final = (Exception, CancelledError)
 _BUILT_IN_REDACTORS: Final = "fapilog.plugins.redactors."
-# sha256 of the source of fapilog 0.18.1's `url_credentials`, and of the beginnings of what it looks at.
+# sha256 of fapilog 0.18.1's UrlCredentialsRedactor: its source, and the URL schemes that it looks for.
 _URL_REDACTOR: Final = "464d10dfb925f840e606a75d403017c48ab8aaaf3d6f4743e6511761e6592b9a"
 
 
 class Suspended(BaseException):
     """A plugin waits for something.
 
-    Not an Exception: what contains a plugin's errors must not contain this.
+    It is a BaseException, because the code that contains a plugin's errors must not contain this.
 
     Attributes:
-        stage: the stage it belongs to, as FILTERS.
-        at: its place in that stage.
-        entry: the record as it was when that stage, or for filters and redactors that plugin, began.
-        plugin: the plugin, if it is known.
-        kind: the plugin's stage, if not the same.
+        stage: the stage that fapilog's queue goes on with, such as FILTERS.
+        at: how many plugins of that stage are done.
+        entry: the record as it was when that stage began; for filters and redactors, before the plugin `at`.
+        plugin: the plugin that waits, if it is known.
+        kind: the stage of that plugin, if it is not `stage`.
     """
 
     stage: int = PROCESSORS
@@ -66,7 +66,7 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine that does not suspend to its end, and return its value.
 
     Raises:
-        Suspended: it does suspend; it was closed.
+        Suspended: the coroutine does suspend. It was closed.
     """
     try:
         coroutine.send(None)
@@ -82,7 +82,7 @@ async def _timed(metrics: Any, name: str, coroutine: Coroutine[Any, Any, Any]) -
 
 
 class Stages:
-    """The plugins of one logger, as they were when it last changed them.
+    """The plugins of one logger, since it last changed them.
 
     Args:
         filters, enrichers, redactors: the logger's snapshots.
@@ -95,11 +95,11 @@ class Stages:
         self._enrichers = list(enrichers)
         self._redactors = list(redactors)
         self.has_redactors = bool(redactors)
-        # Its plugin timer counts its calls: with metrics it is always called.
+        # It need not be called for an entry without "//". With metrics it is, because the plugin timer counts calls.
         self._url_redactor = next((each for each in redactors if metrics is None and _finds_urls_only(each)), None)
 
     def filter(self, entry: Entry) -> Entry | None:
-        """Return the entry as the filters leave it; None: it is dropped."""
+        """Return the entry as the filters leave it. None: a filter has dropped it."""
         if not self._filters:
             return entry
         current = dict(entry)
@@ -122,14 +122,14 @@ class Stages:
         return current
 
     def enrich(self, entry: Entry) -> Entry:
-        """Return the entry with what the enrichers know, each asked with a copy of its own."""
+        """Return the entry with the results of all enrichers merged in. Each enricher gets a copy of its own."""
         if not self._enrichers:
             return entry
         results = []
         for plugin in self._enrichers:
             try:
                 results.append(self._call(type(plugin).__name__, plugin.enrich(dict(entry))))
-            except Suspended as suspended:  # noqa: PERF203  # each is contained by itself
+            except Suspended as suspended:  # noqa: PERF203  # the error of one must not keep the next from running
                 suspended.stage, suspended.entry, suspended.plugin = ENRICHERS, entry, plugin
                 raise
             except _CONTAINED as error:
@@ -141,7 +141,7 @@ class Stages:
                 if self._metrics is not None:
                     drive(self._metrics.record_event_processed())
             return merged
-        except Exception:  # what one of them returned is no mapping: fapilog then keeps nothing of any
+        except Exception:  # the result of one is no mapping. fapilog then drops the results of all
             warn("enricher", "enrichment error", _rate_limit_key="enrich")
             return entry
 
@@ -153,10 +153,11 @@ class Stages:
     def redact(self, entry: Entry) -> Entry:
         """Return the entry as the redactors leave it.
 
-        fapilog gives each redactor a deep copy, so that one that fails half way leaves no trace.
-        Its own redactors change what they are given and keep no hold of it. So a row of them
-        shares one copy; should one fail, those before it are run again from the last entry
-        that nobody has touched. The one that looks for URLs is not asked if there is no "//".
+        A redactor may fail half way, and its traces must not stay. Therefore fapilog gives each one a
+        deep copy. fapilog's own redactors change the copy in place and keep no reference to it, so
+        here several of them in a row share one copy. If one of them fails, those before it in the row
+        run again, from the entry before the row. The redactor that looks for URLs is not called if
+        the entry has no "//".
         """
         current, untouched, since, is_ours = dict(entry), entry, 0, False
         for at, plugin in enumerate(self._redactors):
@@ -192,7 +193,7 @@ class Stages:
             try:
                 result = drive(plugin.redact(orjson.loads(orjson.dumps(entry))))
                 entry = result if isinstance(result, dict) else entry
-            except _CONTAINED:  # noqa: PERF203  # as above; it was told of the first time
+            except _CONTAINED:  # noqa: PERF203  # as in `enrich`; the first failure was reported
                 continue
         return entry
 
@@ -209,7 +210,7 @@ class Stages:
 
 
 def _finds_urls_only(redactor: object) -> bool:
-    """Tell whether it is fapilog's `url_credentials`, which changes nothing in an entry without "//"."""
+    """Tell whether a redactor is fapilog's `url_credentials`, which changes nothing in an entry without "//"."""
     if type(redactor) is not UrlCredentialsRedactor or "redact" in vars(redactor):
         return False
     try:
@@ -220,7 +221,7 @@ def _finds_urls_only(redactor: object) -> bool:
 
 
 def warn(component: str, message: str, **fields: Any) -> None:
-    """Say it in fapilog's diagnostics; never raises."""
+    """Report it in fapilog's diagnostics. Never raises."""
     try:
         diagnostics.warn(component, message, **fields)
     except Exception:

@@ -1,7 +1,7 @@
-"""Puts a pipeline into a logger one of whose sinks is ours.
+"""Takes a logger over: puts a pipeline into a logger that has a sink of ours.
 
-A logger that is taken over gets a `start` that does nothing; when its queue is needed after
-all, the class's own is called.
+The logger gets a `start` that does nothing. If its queue is needed after all, the pipeline calls
+the `start` of the logger's class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cwsink.frontends.inline.stages import Suspended
 
 
 def take_over(logger: Any) -> bool:
-    """Put a pipeline into a logger of ours. False: it is not, or a plugin might wait; it keeps its queue."""
+    """Put a pipeline into a logger. False: it has no sink of ours, or a plugin might wait; it keeps its queue."""
     vars(logger)[ATTRIBUTE] = None
     found = outlets.find(logger._sink_write, _is_ours)
     ours = [] if found is None else [target.ours for target in found.all() if target.ours is not None]
@@ -40,14 +40,14 @@ def take_over(logger: Any) -> bool:
     )
     if isinstance(logger, AsyncLoggerFacade) and any(sink.blocks for sink in ours):
         vars(logger)["_enqueue"] = pipeline.log_and_wait
-    # As fapilog's own start does: who drains all loggers must find this one.
+    # fapilog's own `start` does this, too. A drain of all loggers must find this one.
     shutdown.install_shutdown_handlers()
     shutdown.register_logger(logger)
     return True
 
 
 def _nothing() -> None:
-    """Be the `start` of a logger that needs no thread."""
+    """Take the place of `start` in a logger that needs no thread."""
 
 
 def _is_ours(sink: Any) -> bool:

@@ -1,12 +1,12 @@
-"""Tells, before a plugin is called, whether its coroutine could suspend.
+"""Tells, before a plugin is called, whether its coroutine might suspend.
 
-A coroutine that never suspends is at its end after one `send(None)`, and needs no event loop.
-One that does suspend cannot be driven that way, and by then it has half done its work: calling it
-again would do it twice. So this is found out by looking at the code, not by trying.
+A coroutine that never suspends has ended after one `send(None)`, and needs no event loop. A
+coroutine that suspends cannot be driven like that. When it suspends, half of its work is done, and
+a second call would do that half twice. Therefore we do not try a plugin, but read its code.
 
-A coroutine without an `await`, `async for` or `async with` cannot suspend. One that awaits only
-coroutines of its own (`await self._look_up(key)`, `await super().enrich(event)`) is followed into
-them. Everything else might wait. fapilog's own plugins are taken as read: the tests drive each.
+A coroutine without `await`, `async for` and `async with` cannot suspend. If it awaits coroutines
+that the code names (`await self._look_up(key)`, `await super().enrich(event)`), those are read,
+too. All other code might wait. fapilog's own plugins are not read: the tests drive each of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import types
 from typing import Any, Final
 
 _WAITING: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT"})
-# Code that names one of these wants the event loop that fapilog's thread has and ours has not.
+# Code that names one of these needs an event loop. fapilog's thread has one; the thread that logs has none.
 _NEEDS_LOOP: Final = frozenset(
     "get_running_loop get_event_loop current_task create_task ensure_future run_coroutine_threadsafe".split()
 )
@@ -27,7 +27,7 @@ _ASYNC_BLOCKS: Final = (ast.AsyncFor, ast.AsyncWith)
 
 
 def why_it_may_wait(plugin: object, method: str) -> str | None:
-    """Return what a plugin's coroutine method might wait for, in a few words; None: it never suspends."""
+    """Return in a few words why a plugin's coroutine method might wait. None: it never suspends."""
     if type(plugin).__module__.startswith("fapilog."):
         return None
     try:
@@ -68,7 +68,7 @@ def _why_awaited(node: ast.expr, function: types.FunctionType, owner: object, se
 
 
 def _value(node: ast.expr, function: types.FunctionType, owner: object) -> Any:
-    """Return what a name or a chain of attributes stands for inside the function."""
+    """Return the object that a name or a chain of attributes means inside the function. Raises LookupError."""
     names = inspect.getclosurevars(function)
     if isinstance(node, ast.Name):
         if owner is not None and node.id == function.__code__.co_varnames[0]:
