@@ -49,14 +49,14 @@ STARTS: Final = "tests/faults/test_starts.py::"
 MUTANTS: Final = {
     "no check of the epoch before a request": Mutant(
         "flusher/delivery.py",
-        "            self._check()\n            answer = self._cloudwatch.put(",
+        "            self._leadership.check()\n            answer = self._cloudwatch.put(",
         "            answer = self._cloudwatch.put(",
         "tests/unit/test_delivery.py::test_no_call_is_made_without_a_check_before_it",
     ),
     "no check of the lease before a commit": Mutant(
         "flusher/flusher.py",
-        "        self.check()\n        state = self._state\n",
-        "        state = self._state\n",
+        "        self.check()\n        state.ledger.resent +=",
+        "        state.ledger.resent +=",
         "tests/faults/test_mutants.py::test_a_leader_whose_lock_file_is_gone_does_not_commit",
     ),
     "a commit that does not look whether it is fenced": Mutant(
@@ -213,7 +213,7 @@ MUTANTS: Final = {
         "flusher/flusher.py",
         "        if state.chunk:\n",
         "        if False:\n",
-        f"{INTEGRATION}test_flusher.py::test_the_next_leader_goes_on_with_the_part_after_the_last_committed",
+        f"{INTEGRATION}test_flusher.py::test_the_next_leader_goes_on_with_the_request_after_the_last_committed",
     ),
     "eviction counted after the unlink": Mutant(
         "spool/budget.py",
