@@ -325,10 +325,18 @@ class Flusher:
     def _sync(self) -> None:
         now = time.monotonic()
         if self._config.durability == "host" and now - self._synced_at >= SYNC_SECONDS:
-            self._reader.sync()
-            self._cursor.sync()
-            self.leader_state.touch()
             self._synced_at = now
+            try:
+                self._reader.sync()
+                self._cursor.sync()
+                self.leader_state.touch()
+            except OSError as error:
+                # It may happen while a commit is tried again: to end here would send a request twice.
+                report(
+                    "sync",
+                    f"cannot make {self._directory.path} durable: {error.strerror}. Until it succeeds, a power failure "
+                    "may take its last records. It is tried again all the time, and delivery goes on.",
+                )
 
     def wait(self, seconds: float) -> bool:
         """Wait, unless told to leave. Returns whether to go on."""

@@ -184,7 +184,9 @@ class Cursor:
             # More segments than a slot can name: forget the newest ones, and how far a range is sent. Costs
             # duplicates, never loss; a slot that ran into the other one would cost both.
             kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
-            state = msgspec.structs.replace(state, offsets=kept, chunk=[], requests_done=0, partial=Ledger())
+            state = msgspec.structs.replace(
+                state, offsets=kept, chunk=[], requests_done=0, events_done=0, partial=Ledger()
+            )
             body = _encode(state)
         checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
         slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked

@@ -22,7 +22,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.spool import record
+from cwsink.spool import disk, record
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
@@ -262,6 +262,28 @@ def test_a_commit_that_fails_is_repeated_and_not_what_was_sent(
     assert_settled(spool, messages)
     assert survey(spool).epoch == 1
     assert "cannot write down how far" in capfd.readouterr().err
+
+
+def test_a_disk_that_cannot_be_synced_ends_no_leader(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """durability="host" while a commit fails, too: the same leader goes on, nothing repeats, and one line says so."""
+    monkeypatch.setattr(flusher_module, "COMMIT_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(flusher_module, "SYNC_SECONDS", 0.0)
+    config = changed(external, durability="host", max_batch_events=2)
+    messages = texts("6 good")
+    spool = spooled(changed(config, durability="process"), messages)
+    write, writes = Cursor._write, itertools.count()
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(disk, "sync", failing)
+    monkeypatch.setattr(Cursor, "_write", lambda *state: failing() if next(writes) % 2 else write(*state))
+    deliver(spool, config)
+    assert server.messages() == messages
+    assert survey(spool).epoch == 1
+    assert capfd.readouterr().err.count("durable") == 1
 
 
 def test_a_leader_that_is_to_leave_does_not_wait_for_its_commit(external: SinkConfig, server: StrictCloudWatch) -> None:
