@@ -29,7 +29,7 @@ from cwsink.cli.progress import Bars, Display, display
 from cwsink.cli.spools import Spools
 from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
-from cwsink.flusher.batch import message_bytes
+from cwsink.flusher.chunk import message_bytes
 from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
 from cwsink.flusher.limits import MAX_FUTURE_MS, MAX_PAST_MS
 from cwsink.spool import descriptors, disk, leader_state, lease, record, sending

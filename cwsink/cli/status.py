@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 from cwsink import host
 from cwsink.cli import DONE, NOT_DONE, text
 from cwsink.cli.spools import Spools
-from cwsink.flusher.outcome import Answer, Outcome, classify
+from cwsink.flusher.outcome import advice_on
 from cwsink.spool import cursor, heartbeat, leader_state, lease, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
@@ -32,20 +32,6 @@ State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no
 # Longer than any call of the leader's takes (connecting, waiting for the answer), and than a pause
 # of an open circuit.
 STALLED_SECONDS: Final = 30.0
-
-_MEANING: Final = {
-    Outcome.RETRY: "CloudWatch is busy or out of reach.",
-    Outcome.CREDENTIALS: "Check the AWS credentials and region of the leader; they are read anew at each try.",
-    Outcome.DENIED: "Allow the action it names, or correct the setting.",
-    Outcome.CREATE_TARGET: "The log group or stream is missing, and it may not be created.",
-}
-_BY_CODE: Final = {
-    "EndpointConnectionError": "CloudWatch cannot be reached: is the network up, the endpoint or region right?",
-    "ConnectTimeoutError": "CloudWatch cannot be reached: is the network up, the endpoint or region right?",
-    "ConnectionClosedError": "The connection was closed before CloudWatch answered.",
-    "ReadTimeoutError": "CloudWatch did not answer in time.",
-    "ThrottlingException": "CloudWatch asks to send more slowly; there is nothing to do unless it lasts.",
-}
 
 
 @dataclass
@@ -252,8 +238,7 @@ def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stoppe
 
 def meaning_of(error: str) -> str:
     """Say what an error of the leader's means, and what to do."""
-    code = error.partition(":")[0]
-    return _BY_CODE.get(code) or _MEANING.get(classify(Answer(code=code)), _MEANING[Outcome.RETRY])
+    return advice_on(error)
 
 
 def sentence(error: str) -> str:

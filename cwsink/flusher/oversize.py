@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from cwsink.flusher.batch import message_bytes
+from cwsink.flusher.chunk import message_bytes
 
 _PART_ENVELOPE_BYTES: Final = 160
 _MARK: Final = "..."
