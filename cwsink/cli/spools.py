@@ -1,4 +1,4 @@
-"""Which spools a PATH on the command line means (reads directories).
+"""Which spools a PATH on the command line means, and what people call them (reads directories).
 
 One spool that is damaged or closed to us must not hide the others: it is told on
 stderr and remembered, and the others are returned.
@@ -11,14 +11,28 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from cwsink.cli import complain
+from cwsink.cli import complain, text
 from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.errors import SpoolError
-from cwsink.spool import segment
+from cwsink.spool import heartbeat, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory, choose_root, find_spools, open_existing
 
 # What cwsink.naming.spool_name makes: a directory we cannot look into is only of interest if it is a spool.
 _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
+
+
+def target(directory: SpoolDirectory) -> str:
+    """Return where a spool is sent, which is what people know it by."""
+    spool_format = directory.format
+    return text.printable(f"{spool_format.log_group_name} → {spool_format.log_stream_name}", one_line=True)
+
+
+def leader_name(directory: SpoolDirectory) -> str:
+    """Return who leads a spool, of which it is known that somebody does."""
+    if other := heartbeat.elsewhere(directory):
+        return f"host {text.printable(other.mark.host, one_line=True)}"
+    published = leader_state.read(directory)
+    return f"pid {published.pid} on {published.host}" if published else "another process"
 
 
 class Spools:

@@ -22,8 +22,8 @@ from typing import Final
 import msgspec
 
 from cwsink.cli import DONE, NOT_DONE, complain, text
-from cwsink.cli.spools import Spools
-from cwsink.spool import cursor, descriptors, frame, record, segment
+from cwsink.cli.spools import Spools, target
+from cwsink.spool import cursor, descriptors, frame, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import OpenSegment
 from cwsink.spool.record import Event
@@ -55,10 +55,7 @@ class Follower:
         self._attach()
         for number, opened in sorted(self._open.items()):
             is_gone = os.fstat(opened.fd).st_nlink == 0  # asked before the last read, so that nothing comes after it
-            while (block := opened.read()) is not None:
-                for each in block.frames:
-                    if each.kind == frame.EVENT and (event := record.event_of(each.payload)):
-                        yield event
+            yield from filter(None, map(frame.event_of, opened.frames()))
             if is_gone:
                 self._open.pop(number).close()
 
@@ -120,9 +117,7 @@ class Printer:
             sys.stdout.buffer.write(msgspec.json.encode(content) + b"\n")
             return
         if self.has_headings and self._heading != directory.path:
-            spool_format = directory.format
-            target = text.printable(f"{spool_format.log_group_name} → {spool_format.log_stream_name}", one_line=True)
-            print(f"{chr(10) if self._heading else ''}==> {target} <==")
+            print(f"{chr(10) if self._heading else ''}==> {target(directory)} <==")
             self._heading = directory.path
         print(self._line(event, colour=self._has_colour))
 

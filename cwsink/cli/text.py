@@ -69,9 +69,14 @@ def size(count: int) -> str:
     return f"{amount:.0f} {unit}" if amount >= 100 or amount == int(amount) else f"{amount:.1f} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 line", "1,234 lines"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def records(count: int) -> str:
     """Return "1 record", "1,234 records"."""
-    return f"{count:,} record{'' if count == 1 else 's'}"
+    return counted(count, "record")
 
 
 def stay(count: int) -> str:

@@ -12,16 +12,26 @@ from typing import Final
 from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolDirectory
 
-# Who asks whether anybody is attached holds the lock for a few microseconds, and must not be taken for one that
-# is. No sleep: this may be an append.
+# A process that asks whether anybody is attached holds the lock for a few microseconds. Another one that asks at
+# that moment must not take it for a writer, so it tries again. Without a sleep: this may be an append.
 _TRIES: Final = 50
 
 
 def is_anyone_attached(directory: SpoolDirectory) -> bool:
-    """Tell whether a process that has appended to the spool still lives. Raises OSError."""
-    fd = descriptors.acquire(directory.attached_lock, os.O_RDWR | os.O_CREAT)
+    """Tell whether a process that has appended to the spool still lives; True if that cannot be told.
+
+    It only looks: no file is made, and the lock, which is got only if nobody has it, is given back at once.
+    """
+    try:
+        fd = descriptors.acquire(directory.attached_lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     try:
         return not any(descriptors.try_lock(fd, exclusive=True) for _ in range(_TRIES))
+    except OSError:
+        return True
     finally:
         descriptors.release(fd, descriptors.incarnation())
 

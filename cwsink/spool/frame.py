@@ -36,13 +36,13 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.spool.record import MAX_PAYLOAD_BYTES
+from cwsink.spool import record
+from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event, Loss
 
 MAGIC: Final = b"\xf5CWF"
 VERSION: Final = 1
 EVENT: Final = 1
 LOSS: Final = 2
-KNOWN_TYPES: Final = frozenset({EVENT, LOSS})
 FLAG_OPTIONAL: Final = 1
 
 _CHECKED: Final = Struct("<III")  # what the header CRC covers; type, version and flags as one number
@@ -90,6 +90,31 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     def flags(self) -> int:
         """The flags."""
         return self.what >> 16
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the segment."""
+        return HEADER_BYTES + len(self.payload)
+
+    @property
+    def is_event(self) -> bool:
+        """Tell whether it stands for a record in the ledger, whether this version can read that or not."""
+        return self.what & 0xFF == EVENT
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether type and version are of this version. The payload may be damaged all the same."""
+        return self.version == VERSION and self.kind in (EVENT, LOSS)
+
+
+def event_of(each: Frame) -> Event | None:
+    """Return the event in a frame; None if there is none, or none that this version can read."""
+    return record.event_of(each.payload) if each.is_event and each.version == VERSION else None
+
+
+def loss_of(each: Frame) -> Loss | None:
+    """Return the loss in a frame; None if there is none, or none that this version can read."""
+    return record.loss_of(each.payload) if each.kind == LOSS and each.version == VERSION else None
 
 
 class DamageKind(Enum):

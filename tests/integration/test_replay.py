@@ -18,8 +18,8 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink import Writer
-from cwsink.cli import main, replay
-from cwsink.cli.replay import Resend, Rules, Skip, restamped
+from cwsink.cli import dead_letters, main
+from cwsink.cli.dead_letters import Resend, Rules, Skip, restamped
 from cwsink.config import SinkConfig
 from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
 from cwsink.flusher.limits import MAX_EVENT_BYTES
@@ -495,7 +495,7 @@ def test_it_loads_nothing_heavy(spool: SpoolDirectory, spawn: Spawn) -> None:
 # Replays in steps of three, and kills itself before the n-th call that changes a file.
 KILLED = """
     import os, signal, sys
-    from cwsink.cli import main, replay
+    from cwsink.cli import dead_letters, main
     from cwsink.spool import disk, ring
 
     calls, kill_at = 0, int(sys.argv[2])
@@ -509,7 +509,7 @@ KILLED = """
             return real(*arguments, **more)
         return call
 
-    replay._STEP_LETTERS = 3
+    dead_letters._STEP_LETTERS = 3
     ring._write = counted(ring._write)
     disk.sync = counted(disk.sync)
     for name in ("replace", "unlink", "fsync", "link"):
@@ -549,7 +549,7 @@ def test_a_kill_at_any_point_loses_no_letter(external: SinkConfig, spawn: Spawn,
 def test_ctrl_c_sends_nothing_twice(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """What was appended until then is taken out before it ends; code 1."""
     bury(spool, "poison", *map(str, range(10)))
-    real = replay.record.encode
+    real = dead_letters.record.encode
     calls = iter(range(10))
 
     def interrupted(event: Event) -> bytes:
@@ -558,7 +558,7 @@ def test_ctrl_c_sends_nothing_twice(spool: SpoolDirectory, monkeypatch: pytest.M
         return real(event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(replay.record, "encode", interrupted)
+        patch.setattr(dead_letters.record, "encode", interrupted)
         cwsink(spool.path, code=1)
     assert "interrupted" in capsys.readouterr().err
     assert pending(spool) == ["0", "1", "2", "3"]
@@ -574,7 +574,7 @@ def test_letters_that_come_meanwhile_stay(
     """Between every two steps the leader adds letters, and once begins a new file: none is lost, none sent unread."""
     bury(spool, "poison", *[f"before {number} {'x' * 200}" for number in range(20)])
     before = buried(spool)
-    monkeypatch.setattr(replay, "_STEP_LETTERS", 3)
+    monkeypatch.setattr(dead_letters, "_STEP_LETTERS", 3)
     real = DeadLetters.remove
     added: list[str] = []
 
@@ -613,7 +613,7 @@ def test_replays_beside_a_leader_that_buries_all_the_time(
     spool: SpoolDirectory, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Of 2,000 letters that come while replay follows replay, each is in the ring exactly once in the end."""
-    monkeypatch.setattr(replay, "_STEP_LETTERS", 50)
+    monkeypatch.setattr(dead_letters, "_STEP_LETTERS", 50)
     child = spawn(BURIES, spool.dead_letters)
     replays = 0
     while child.poll() is None:
