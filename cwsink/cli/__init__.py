@@ -1,4 +1,4 @@
-"""The command line. To add a command: a row in `arguments.COMMANDS`, and a module of its name here with a `run`.
+"""The command line. A command is a row of `arguments.COMMANDS`, and a module of its name here with a function `run`.
 
 A command's module is imported when it is asked for, so that `cwsink --version` and `cwsink status --json`
 load neither rich nor botocore. None of them imports fapilog.

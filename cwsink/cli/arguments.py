@@ -169,7 +169,6 @@ def _status_options(status: argparse.ArgumentParser) -> None:
         const=_WATCH_SECONDS,
         help=f"look again every SECONDS ({_WATCH_SECONDS:.0f}), until Ctrl-C; with --json one object a line",
     )
-    _add_path(status)
 
 
 def _tail_options(tail: argparse.ArgumentParser) -> None:
@@ -179,7 +178,6 @@ def _tail_options(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("--grep", metavar="TEXT", help="only records that contain TEXT, in upper or lower case")
     tail.add_argument("--level", metavar="LEVEL", type=_level, help="only records of at least LEVEL, e.g. WARNING")
     tail.add_argument("--json", action="store_true", help="one JSON object a line")
-    _add_path(tail)
 
 
 def _flush_options(flush: argparse.ArgumentParser) -> None:
@@ -193,7 +191,6 @@ def _flush_options(flush: argparse.ArgumentParser) -> None:
     )
     # For `cwsink run`, which says on stdin when to end (cwsink.cli.serve).
     flush.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
-    _add_path(flush)
 
 
 def _run_options(run: argparse.ArgumentParser) -> None:
@@ -232,28 +229,24 @@ def _replay_options(replay: argparse.ArgumentParser) -> None:
         help="send what was refused for its time with the present time, and its own inside",
     )
     replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
-    _add_path(replay)
-
-
-def _add_path(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", metavar="PATH", nargs="?", help=_PATH)
 
 
 class Command(NamedTuple):
-    """What `--help` says of a command, and what adds its options."""
+    """What `--help` says of a command, what adds its options, and whether it takes the PATH of spools."""
 
     what: str
     epilog: str
     add_options: Callable[[argparse.ArgumentParser], None]
+    has_path: bool = True
 
 
 COMMANDS: Final = {
     "status": Command("is everything delivered, how far behind is it, and why", _STATUS, _status_options),
     "tail": Command("print the records that are in the spool", _TAIL, _tail_options),
     "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
-    "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options),
+    "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),
     "replay": Command("send what spools left behind hold, or what CloudWatch refused", _REPLAY, _replay_options),
-    "demo": Command("see it survive kills and outages", "", lambda _: None),
+    "demo": Command("see it survive kills and outages", "", lambda _: None, False),
 }
 
 
@@ -279,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"cwsink {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (what, epilog, add_options) in COMMANDS.items():
+    for name, (what, epilog, add_options, has_path) in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=what,
@@ -289,6 +282,8 @@ def parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(error=command.error)
         add_options(command)
+        if has_path:
+            command.add_argument("path", metavar="PATH", nargs="?", help=_PATH)
     return top
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import time
@@ -22,16 +21,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from cwsink import naming
 from cwsink.cli import DONE, NOT_DONE, complain, text
 from cwsink.cli.arguments import REPLAYABLE
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
 from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
-from cwsink.flusher.batch import message_bytes
-from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
-from cwsink.flusher.limits import MAX_FUTURE_MS, MAX_PAST_MS
+from cwsink.flusher.dead_letter import DeadLetters
+from cwsink.flusher.second_chance import Resend, Rules, Skip
 from cwsink.spool import descriptors, disk, lease, record, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
@@ -41,14 +38,6 @@ from cwsink.spool.ring import Append, Ring
 # What a kill may duplicate. Each step rewrites the dead letters, which are 8 MiB at most.
 _STEP_LETTERS: Final = 1_000
 
-# Refused for their time, so another time may help.
-_REFUSED_FOR_TIME: Final = frozenset(("too_old", "too_new", "expired"))
-
-_NOT_ASKED_FOR: Final = "not asked for"
-_UNKNOWN: Final = "this cwsink does not know this reason"
-_NEEDS_RESTAMP: Final = "CloudWatch takes them only with --restamp"
-_TOO_LONG: Final = "still longer than {:,} bytes; sent all the same with --reason oversize"
-_TOO_LONG_RESTAMPED: Final = "longer than {:,} bytes with their own time inside"
 _DAMAGE: Final = "damage, there is no record to send"
 _BEGINNING: Final = "only the beginning was kept"
 
@@ -58,75 +47,6 @@ _WHY_STOPPED: Final = {
     Append.FAILED: "the spool cannot be written",
     Append.GONE: "the spool was removed",
 }
-
-
-class Resend(NamedTuple):
-    """A letter gets a second chance: with this time and message."""
-
-    timestamp_ms: int
-    message: str
-
-
-class Skip(NamedTuple):
-    """It gets none now."""
-
-    why: str
-
-
-class Rules:
-    """Which letters get a second chance (pure: the time is handed in)."""
-
-    def __init__(self, reasons: frozenset[str] | None, *, restamp: bool, max_event_bytes: int) -> None:
-        """Remember.
-
-        Args:
-            reasons: those that were named; None for all that have a chance.
-            restamp: send with the present time what CloudWatch does not take with its own.
-            max_event_bytes: the longest message it takes.
-        """
-        self._reasons = reasons
-        self._restamp = restamp
-        self._limit = max_event_bytes
-
-    def judge(self, letter: DeadLetter, now_ms: int) -> Resend | Skip:
-        """Decide about one letter."""
-        if letter.reason not in REPLAYABLE:
-            return Skip(_UNKNOWN)
-        if self._reasons is not None and letter.reason not in self._reasons:
-            return Skip(_NOT_ASKED_FOR)
-        fits = message_bytes(letter.message) <= self._limit
-        if letter.reason == "oversize" and self._reasons is None and not fits:
-            return Skip(_TOO_LONG.format(self._limit))
-        in_time = now_ms - MAX_PAST_MS < letter.timestamp_ms < now_ms + MAX_FUTURE_MS
-        if self._restamp and (letter.reason in _REFUSED_FOR_TIME or not in_time):
-            message = restamped(letter.message, letter.timestamp_ms)
-            if fits and message_bytes(message) > self._limit:
-                return Skip(_TOO_LONG_RESTAMPED.format(self._limit))
-            return Resend(now_ms, message)
-        return Skip(_NEEDS_RESTAMP) if letter.reason == "too_old" else Resend(letter.timestamp_ms, letter.message)
-
-
-def restamped(message: str, timestamp_ms: int) -> str:
-    """Return a message with its original time inside: under "_cwsink" of a JSON object, else in brackets before it."""
-    moment = f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
-    note: dict[str, object] = {"original_timestamp_ms": timestamp_ms, "original_time": moment}
-    body = message.strip()
-    try:
-        content = json.loads(message)
-    except json.JSONDecodeError:
-        content = None
-    except (ValueError, RecursionError):  # JSON all the same: a number of thousands of digits, or nested too deep
-        content = {"?": None} if body.startswith("{") and body.endswith("}") else None
-    if not isinstance(content, dict):
-        return f"[{moment}] {message}"
-    if "_cwsink" in content:
-        had = content["_cwsink"]
-        # Replayed before: what was the original time then still is.
-        note = {**note, **had} if isinstance(had, dict) else {**note, "value": had}
-        with contextlib.suppress(ValueError, RecursionError):  # a number beyond a double's is no JSON in Python
-            return _dump({**content, "_cwsink": note})
-    # Spliced in: what the application wrote stays as it is, to the byte.
-    return f"{body[:-1]}{',' if content else ''}{_dump({'_cwsink': note})[1:]}"
 
 
 class Chosen(NamedTuple):
@@ -148,7 +68,7 @@ class LetterReplay:
         """Raises ConfigError: `FAPILOG_CLOUDWATCH__*` are wrong."""
         self._directory = directory
         self._config = sending.config_of(directory)
-        self._rules = Rules(reasons, restamp=restamp, max_event_bytes=self._config.max_event_bytes)
+        self._rules = Rules(REPLAYABLE, reasons, restamp, self._config.max_event_bytes)
         self._letters = DeadLetters(directory.dead_letters)
         self._producer = int.from_bytes(os.urandom(8), "little")
         self._replayed: Counter[str] = Counter()
@@ -176,7 +96,7 @@ class LetterReplay:
         name = target(self._directory)
         replayed, skipped = self._replayed.total(), self._skipped.total()
         if replayed or skipped:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self._replayed.items()))
+            reasons = text.each_counted(self._replayed)
             whys = "; ".join(f"{reason}: {count:,}, {why}" for (reason, why), count in sorted(self._skipped.items()))
             done, left = ("would replay", "skip") if dry_run else ("replayed", "skipped")
             line = f"{done} {replayed:,}{reasons and f' ({reasons})'}, {left} {skipped:,}{whys and f' ({whys})'}."
@@ -187,9 +107,8 @@ class LetterReplay:
             print(f"{name}: {_who_sends(self._directory)}")
         if self._dropped:
             most = text.size(dead_letter.MAX_BYTES)
-            print(
-                f"{name}: {text.counted(self._dropped, 'dead letter')} lost before; the oldest go when all take {most}."
-            )
+            lost = text.counted(self._dropped, "dead letter")
+            print(f"{name}: {lost} lost before; the oldest go when all take {most}.")
         if self._unreadable:
             lines = text.counted(self._unreadable, "line")
             complain(f"{lines} of {self._directory.dead_letters} cannot be read, and stay there.")
@@ -213,26 +132,21 @@ class LetterReplay:
         return chosen
 
     def _append_all(self, chosen: list[Chosen], shown: Display) -> None:
-        if not chosen:
-            return
-        # Not attached (cwsink.spool.attachment): the last worker to leave drains the spool, and must not
-        # leave that to us, who do not deliver.
-        config = self._config
+        # Without an Attachment: the last worker to leave has the spool drained, and must not leave that to this
+        # process, which delivers nothing.
+        path, config = self._directory.path, self._config
         ring = Ring(self._directory, config.spool_max_bytes, config.ring_segment_bytes, may_evict=False)
-        try:
+        with contextlib.closing(ring):
             for start in range(0, len(chosen), _STEP_LETTERS):
                 stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])
                 replayed = self._replayed.total()
                 if shown.is_live:  # elsewhere the summary is soon enough
                     shown.show(target(self._directory), replayed, len(chosen))
                 if stopped is not None:
-                    path = self._directory.path
                     why = _WHY_STOPPED[stopped].format(shlex.quote(path))
                     self.failure = f"{text.counted(len(chosen) - replayed, 'dead letter')} of {path} stay: {why}."
                 if self.failure is not None:
                     return
-        finally:
-            ring.close()
 
     def _append(self, ring: Ring, step: list[Chosen]) -> Append | None:
         """Append letters, and take them out. Returns what stopped it, or None."""
@@ -266,9 +180,7 @@ def run(options: argparse.Namespace) -> int:
     """Replay the dead letters of every spool at PATH."""
     spools = Spools(options.path, read_only=options.dry_run)
     reasons = frozenset(options.reason) if options.reason else None
-    replays = [LetterReplay(directory, reasons, restamp=options.restamp) for directory in spools.open()]
-    if not replays and spools.is_whole:
-        spools.say_there_is_none()
+    replays = [LetterReplay(directory, reasons, restamp=options.restamp) for directory in spools.find()]
     if options.dry_run:
         for replay in replays:
             replay.pretend()
@@ -312,10 +224,3 @@ def _who_sends(directory: SpoolDirectory) -> str:
         "no process leads. They are sent when a worker logs again, or by "
         f"`cwsink flush --once {shlex.quote(directory.path)}`."
     )
-
-
-def _dump(content: object) -> str:
-    """Encode as JSON. Raises ValueError, RecursionError."""
-    dumped = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A lone surrogate came from an escape; backslashreplace happens to write JSON's own.
-    return dumped.encode("utf-8", "backslashreplace").decode()

@@ -26,9 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _once(spools: Spools, timeout: float | None) -> int:
     stops = StopRequests()
-    drains = [SpoolDrain(directory, timeout=timeout) for directory in spools.open()]
-    if not drains and spools.is_whole:
-        spools.say_there_is_none()
+    drains = [SpoolDrain(directory, timeout=timeout) for directory in spools.find()]
     with display(has_end=True) as shown:
         for drain in drains:
             if drain.backlog.records:

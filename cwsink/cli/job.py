@@ -113,9 +113,9 @@ class SpoolDrain:
         if not self.backlog.records:
             return f"{self.target}: nothing was pending."
         dead = self.backlog.settled().dead_lettered
-        letters = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dead.items()))
         settled = f"{text.records(self.backlog.records)} in {seconds}"
         if dead:
+            letters = text.each_counted(dead)
             return f"{self.target}: settled {settled}; not deliverable: {letters} (see dead_letters.jsonl)."
         return f"{self.target}: delivered {settled}."
 

@@ -19,13 +19,10 @@ _LINE_SECONDS: Final = 10.0
 
 
 class Display:
-    """Plain lines.
-
-    Attributes:
-        is_live: what is shown is redrawn in place, so any step is worth showing.
-    """
+    """Plain lines."""
 
     is_live = False
+    """What is shown is redrawn in place, so any step is worth showing."""
 
     def __init__(self) -> None:
         self._shown: dict[str, tuple[float, int]] = {}

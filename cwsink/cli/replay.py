@@ -37,9 +37,8 @@ def run(options: argparse.Namespace) -> int:
 
         return dead_letters.run(options)
     spools = Spools(options.path, read_only=options.dry_run)
-    found = spools.open()
+    found = spools.find()
     if not found and spools.is_whole:
-        spools.say_there_is_none()
         return NOT_DONE
     chosen = [directory for directory in found if orphans.is_orphan(directory)] if options.all else found
     if options.all and not chosen:
@@ -65,9 +64,9 @@ def _contradiction(options: argparse.Namespace) -> str | None:
 
 
 def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
-    """Send them, one after the other: a rate is of all of them, and each one takes a client's memory.
+    """Send the spools, and tell whether all of it was done.
 
-    Returns whether all of it was done.
+    One after the other: `rate` is for all of them together, and each spool that is sent takes the memory of a client.
     """
     stops = StopRequests()
     lines: list[str] = []
@@ -84,7 +83,7 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
                     lines.append(f"{target(directory)}: left alone, {name} leads and sends it.")
                     continue
                 drain = _replay(directory, rate, stops, shown)
-            except (CwsinkError, OSError) as error:  # the others must not wait for it
+            except (CwsinkError, OSError) as error:  # the other spools must not wait for this one
                 failures.append(f"cannot replay {directory.path}: {error}")
                 continue
             if drain.failure:
@@ -119,7 +118,7 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
 
 
 def _give_back(directory: SpoolDirectory) -> None:
-    """Have an emptied spool take next to no space, unless somebody is there."""
+    """Have an emptied spool take next to no space, unless a process leads it by now."""
     claim = lease.Lease(directory)
     try:
         if claim.try_acquire():

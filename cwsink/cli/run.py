@@ -51,8 +51,6 @@ from cwsink.cli import main
 sys.exit(main())
 """
 _PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
-# cwsink.config has it, too; but it would be in memory for as long as the command runs.
-_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,15 +61,16 @@ def run(options: argparse.Namespace) -> int:
     # For the command and for the flusher: both take these from their environment.
     os.environ["CWSINK_HOSTED"] = "run"  # cwsink.frontends.starter: the workers need not start one at once
     if options.spool is not None:
-        os.environ[f"{_PREFIX}SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
+        # cwsink.config has this prefix, too; but it would be in memory for as long as the command runs.
+        os.environ["FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
     return Supervisor(words, options.drain_timeout).run()
 
 
 class FlusherProcess:
-    """The flusher's process, of which there is none now and then.
+    """The process that flushes. Between its end and its next start there is none.
 
     Attributes:
-        start_at: when it is to be started again (monotonic), if it has to be.
+        start_at: when the next one is to be started (monotonic); None while one runs, or if none is wanted any more.
         was_killed: the last one died of a signal.
     """
 
@@ -88,11 +87,11 @@ class FlusherProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, if there is one."""
+        """Its pid, if there is one now."""
         return None if self._process is None else self._process.pid
 
     def start(self, drain_seconds: float | None = None) -> None:
-        """Start it; if that fails, say so and plan another try."""
+        """Start one. If that fails, say so and plan another try."""
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
         root = str(Path(cwsink.__file__).parent.parent)
         command = [sys.executable, "-c", _FLUSHER, root, "flush", "--supervised", "--timeout", f"{seconds:.3f}"]
@@ -115,7 +114,7 @@ class FlusherProcess:
             self._plan(f"the flusher cannot be started: {error}")
 
     def tell_to_end(self) -> None:
-        """Have it drain and end; again: end at once. It is not started again after that."""
+        """Have it drain and end; a second call has it end at once. No other one is started by itself after that."""
         self._is_ending = True
         with contextlib.suppress(OSError):
             os.write(self._pipe, b".")
@@ -128,7 +127,7 @@ class FlusherProcess:
             self._close()
 
     def ended(self, status: int) -> None:
-        """It was reaped. Plan to start it again, unless it was told to end."""
+        """Note that it was reaped with `status`. Plan to start another one, unless it was told to end."""
         pid, code = self.pid, os.waitstatus_to_exitcode(status)
         assert self._process is not None
         self._process.returncode = code  # it must not wait for a pid that may be another's by now
@@ -184,7 +183,7 @@ class Supervisor:
             if arrival is None:
                 self._flusher.start()
                 continue
-            # Whatever it is: of the signals that wait SIGTERM comes before SIGCHLD.
+            # SIGTERM is handed out before SIGCHLD. So see whether the command has ended before any is forwarded.
             if self._reap():
                 self._late.append(arrival)
             elif arrival.number != signal.SIGCHLD:
@@ -195,7 +194,7 @@ class Supervisor:
         return self._code
 
     def _become_command(self) -> None:
-        """In the forked child: all as if we were not there."""
+        """In the forked child, before exec: undo what would show the command that it has a supervisor."""
         if os.environ.get("LISTEN_PID") == str(os.getppid()):  # systemd's sockets are for whom it names
             os.environ["LISTEN_PID"] = str(os.getpid())
         self._signals.restore()
@@ -215,7 +214,7 @@ class Supervisor:
                 os.kill(self._command, arrival.number)
 
     def _reap(self) -> bool:
-        """Take leave of all children that have ended, and tell whether the command has."""
+        """Reap all children that have ended, and tell whether the command is one of them."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
@@ -235,7 +234,7 @@ class Supervisor:
     def _drain(self) -> None:
         """Have the flusher deliver what is left."""
         until = time.monotonic() + self._drain_seconds
-        for _ in range(2):  # a second time if it is killed meanwhile
+        for _ in range(2):  # a second time if the flusher is killed meanwhile
             if self._flusher.pid is None:
                 self._flusher.start(max(_LEAST_DRAIN_SECONDS, until - time.monotonic()))
             self._flusher.tell_to_end()
@@ -245,7 +244,7 @@ class Supervisor:
         self._flusher.kill()
 
     def _await_flusher(self, until: float) -> float:
-        """Wait for its end, or for who loses patience. Returns until when to wait."""
+        """Wait for the flusher's end, until the time is over or a second stop signal comes. Returns until when."""
         while self._flusher.pid is not None:
             left = until + _PATIENCE_SECONDS - time.monotonic()
             arrival = self._late.pop() if self._late else self._signals.next(left)

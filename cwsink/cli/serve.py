@@ -27,9 +27,8 @@ from cwsink.spool import flusher_lock, orphans
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.survey import survey
 
-_NEW_SPOOLS_SECONDS: Final = 1.0
-# How often it asks whether another process wants to lead where it cannot deliver.
-_GIVE_WAY_SECONDS: Final = 1.0
+# How often it looks for new spools, and for processes that want to lead where it cannot deliver.
+_LOOK_SECONDS: Final = 1.0
 # After TERM, all in all. Kubernetes sends TERM to all containers of a pod at once, and KILL 30 s later.
 _GRACE_SECONDS: Final = 25.0
 # Of that, the share for writers that do not end: the rest is for delivering what they have appended.
@@ -68,18 +67,14 @@ def run(options: argparse.Namespace) -> int:
     """Flush until told to end."""
     stops = ParentPipe() if options.supervised else StopRequests()
     with display(has_end=False) as shown:
-        spools = Spools(options.path, read_only=False, tell=_tell)
+        # Not `complain`, which fails if nobody reads stderr any more.
+        spools = Spools(options.path, read_only=False, tell=lambda message: report(message, message))
         service = Service(spools, options.timeout, stops, shown, "run" if options.supervised else "service")
         if not service.serve():
             return NOT_DONE
         service.await_writers()
         service.end()
     return service.conclude(is_told=not options.supervised)
-
-
-def _tell(message: str) -> None:
-    """Say it on stderr; not by `complain`, which fails if nobody reads that any more."""
-    report(message, message)
 
 
 class Service:
@@ -92,8 +87,7 @@ class Service:
         self._stops = stops
         self._shown = shown
         self._kind = kind
-        self._elections: dict[str, Election] = {}
-        self._delivered_before: dict[str, int] = {}
+        self._elections: dict[Election, int] = {}  # and how many records were delivered before
         self._find_at = self._give_way_at = 0.0
         self._is_waiting = False
         self._ends_at: float | None = None
@@ -124,7 +118,7 @@ class Service:
             self._shown.say(f"Told to end: waiting at most {seconds} for the processes that log to end first.")
         while self._stops.count == 1 and time.monotonic() < until and self._has_writers():
             self._find()
-            for election in self._elections.values():
+            for election in self._elections:
                 election.hurry()
             self._show()
 
@@ -132,49 +126,48 @@ class Service:
         """Deliver what is there, and let go of the spools."""
         self._find_at = 0.0  # a short program's spool may be younger than the last look
         self._find()
-        for election in self._elections.values():
+        for election in self._elections:
             if election.epoch:
                 self._shown.say(f"{target(election.directory)}: told to end; delivering what is there.")
-        end_all(list(self._elections.values()), self._timeout, self._stops, self._ends_at)
+        end_all(self._elections, self._timeout, self._stops, self._ends_at)
 
     def conclude(self, *, is_told: bool) -> int:
         """Say what was done and what stays. `is_told` False: somebody else tells. Returns the exit code."""
         code = DONE
-        for path, election in self._elections.items():
-            sent = delivered(election) - self._delivered_before[path]
+        for election, before in self._elections.items():
+            sent = delivered(election) - before
             print(f"{target(election.directory)}: ended; {text.records(sent)} delivered meanwhile.", flush=True)
+            directory = election.directory
             is_stuck = not election.has_ended(0.0)  # then it still holds the lease
-            if pending := survey(election.directory).pending if is_stuck else orphans.left_behind(election.directory):
+            if pending := survey(directory).pending if is_stuck else orphans.left_behind(directory):
                 code = NOT_DONE
                 if is_told:
-                    complain(
-                        f"{text.stay(pending)} in {election.directory.path}: not delivered in time. They are kept."
-                    )
+                    complain(f"{text.stay(pending)} in {directory.path}: not delivered in time. They are kept.")
         return code
 
     def _give_way(self) -> None:
         """Let a process with other credentials lead where ours fail, if one asks for it."""
         if time.monotonic() < self._give_way_at:
             return
-        self._give_way_at = time.monotonic() + _GIVE_WAY_SECONDS
-        for election in self._elections.values():
+        self._give_way_at = time.monotonic() + _LOOK_SECONDS
+        for election in self._elections:
             if election.cannot_deliver and flusher_lock.challenge(election.directory.root) is not None:
                 self._shown.say(f"{target(election.directory)}: cannot deliver, and gives way to another process.")
                 election.give_way()
 
     def _has_writers(self) -> bool:
-        return any(is_anyone_attached(election.directory) for election in self._elections.values())
+        return any(is_anyone_attached(election.directory) for election in self._elections)
 
     def _find(self) -> None:
         """Look for new spools, now and then."""
         if time.monotonic() < self._find_at:
             return
-        self._find_at = time.monotonic() + _NEW_SPOOLS_SECONDS
+        self._find_at = time.monotonic() + _LOOK_SECONDS
+        known = {election.directory.path for election in self._elections}
         for directory in self._spools.open():
-            if directory.path not in self._elections:
+            if directory.path not in known:
                 election = Election(directory, kind=self._kind)
-                self._elections[directory.path] = election
-                self._delivered_before[directory.path] = delivered(election)
+                self._elections[election] = delivered(election)
                 election.start()
                 self._shown.say(f"{target(directory)}: standing for election in {directory.path}")
         if not self._elections and self._spools.is_whole and not self._is_waiting:
@@ -183,8 +176,8 @@ class Service:
 
     def _show(self) -> None:
         """Show how far it is, and wait a little."""
-        for path, election in self._elections.items():
-            sent = delivered(election) - self._delivered_before[path]
+        for election, before in self._elections.items():
+            sent = delivered(election) - before
             self._shown.show(target(election.directory), sent, None, leader_note(election))
         time.sleep(POLL_SECONDS)
         self._stops.look()

@@ -11,15 +11,17 @@ import os
 import shlex
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, Final, Literal
+
+from msgspec.structs import asdict
 
 from cwsink.cli import text
 from cwsink.flusher.outcome import Answer, Outcome, classify
-from cwsink.spool import cursor, heartbeat, host, leader_state, lease, orphans, sending
+from cwsink.spool import heartbeat, host, leader_state, leadership, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.survey import Survey, last_append, survey
+from cwsink.spool.leadership import Leader, leader_of
+from cwsink.spool.survey import last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
 
@@ -40,22 +42,6 @@ _BY_CODE: Final = {
     "ReadTimeoutError": "CloudWatch did not answer in time.",
     "ThrottlingException": "CloudWatch asks to send more slowly; there is nothing to do unless it lasts.",
 }
-
-
-@dataclass
-class Leader:
-    """Who holds the lease.
-
-    Attributes:
-        kind: "own" (started by a writer), "run", "service" (`cwsink flush`), "once" (`cwsink flush --once`).
-        started_by: the process that started it, or None if a person or a service manager did.
-    """
-
-    pid: int
-    host: str
-    epoch: int
-    kind: str
-    started_by: str | None = None
 
 
 @dataclass
@@ -89,19 +75,6 @@ class Report:
     settings: dict[str, Any]
     settings_from: str | None
 
-    @property
-    def target(self) -> str:
-        """Where the records go, for people."""
-        return f"{self.log_group_name} → {self.log_stream_name}"
-
-
-@dataclass
-class Orphan:
-    """What is known of a spool that was left behind. `silent_seconds`: since the last append."""
-
-    written_by: str
-    silent_seconds: float
-
 
 @dataclass
 class SpoolView:
@@ -113,7 +86,8 @@ class SpoolView:
         success_seconds: how long ago CloudWatch took the last records, or None.
         records_per_second: the leader's rate.
         used_bytes: of the disk, by the ring.
-        orphan: set if nobody looks after the spool.
+        written_by: the host whose processes log there.
+        orphan_seconds: how long nobody has logged there, if nobody looks after the spool; else None.
         elsewhere: the host whose leader has the spool, if it is not this one.
     """
 
@@ -123,30 +97,35 @@ class SpoolView:
     success_seconds: float | None
     records_per_second: float
     used_bytes: int
-    orphan: Orphan | None = None
-    elsewhere: str | None = None
+    written_by: str
+    orphan_seconds: float | None
+    elsewhere: str | None
 
 
 def look(directory: SpoolDirectory) -> SpoolView:
     """Look at one spool. Raises OSError."""
     books = survey(directory)
-    published = leader_state.read(directory)
-    leader = _leader_of(directory, books, published)
+    published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
+    leader = leader_of(directory)
     now = time.time()
-    silent_seconds = max(0.0, now - max(map(_modified, (directory.cursor, directory.leader_state))))
-    is_stopped = leader is not None and _is_stopped(leader.pid, directory.leader_lock)
+    written = [os.path.getmtime(path) for path in (directory.cursor, directory.leader_state) if os.path.exists(path)]
+    silent_seconds = max(0.0, now - max(written, default=0.0))
+    is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
-    is_current = published is not None and leader is not None and published.epoch == leader.epoch
-    last_success = published.last_success if published else None
+    is_current = leader is not None and published.epoch == leader.epoch
+    last_success = published.last_success
     other = heartbeat.elsewhere(directory)
     found = sending.read(directory)
     state = state_of(
         pending=books.pending,
         is_led=leader is not None,
-        doing=published.state if published and is_current else "idle",
+        doing=published.state if is_current else "idle",
         is_stopped=is_stopped,
         is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
     )
+    counts = asdict(books)  # of the same names in a report, but for these two
+    del counts["epoch"], counts["oldest_pending_ms"]
+    is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     report = Report(
         path=directory.path,
         log_group_name=directory.format.log_group_name,
@@ -154,30 +133,23 @@ def look(directory: SpoolDirectory) -> SpoolView:
         region=directory.format.region,
         state=state,
         leader=leader,
-        appended=books.appended,
-        delivered=books.delivered,
-        pending=books.pending,
-        pending_bytes=books.pending_bytes,
         oldest_pending_seconds=None if age is None else round(age, 3),
-        dead_lettered=books.dead_lettered,
-        evicted=books.evicted,
-        refused=books.refused,
-        resent=books.resent,
-        corrupt_bytes=books.corrupt_bytes,
-        capacity_bytes=(published.capacity_bytes if published else 0) or directory.format.spool_max_bytes,
-        last_error=published.last_error if published else None,
-        last_success=None if last_success is None else _rfc3339(last_success),
+        capacity_bytes=published.capacity_bytes or directory.format.spool_max_bytes,
+        last_error=published.last_error,
+        last_success=None if last_success is None else text.rfc3339(int(last_success * 1000)),
         settings=sending.shown(found.settings) if found else {},
         settings_from=found.written_by if found else None,
+        **counts,
     )
     return SpoolView(
         report,
         is_stopped=is_stopped,
         silent_seconds=silent_seconds,
         success_seconds=None if last_success is None else max(0.0, now - last_success),
-        records_per_second=published.records_per_second if published and is_current else 0.0,
+        records_per_second=published.records_per_second if is_current else 0.0,
         used_bytes=used_bytes(directory.ring),
-        orphan=_orphan_of(directory, now) if report.state == "no_leader" else None,
+        written_by=directory.format.host,
+        orphan_seconds=max(0.0, now - (last_append(directory) or now)) if is_orphan else None,
         elsewhere=other.mark.host if other else None,
     )
 
@@ -221,8 +193,8 @@ def why(view: SpoolView) -> str:
     if report.state == "no_leader":
         if view.elsewhere is not None:
             return f"Host {view.elsewhere} leads this spool: two hosts must not share one. It sends them."
-        if view.orphan is not None:
-            return _why_orphan(view.orphan, report.path)
+        if view.orphan_seconds is not None:
+            return _why_orphan(view, view.orphan_seconds)
         return "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
     if report.state == "stalled" and leader is not None:
         who = f"The leader (pid {leader.pid} on {leader.host})"
@@ -238,68 +210,16 @@ def why(view: SpoolView) -> str:
     return "They are being sent."
 
 
-def _orphan_of(directory: SpoolDirectory, now: float) -> Orphan | None:
-    if not orphans.is_left_alone(directory):
-        return None
-    appended_at = last_append(directory)
-    return Orphan(directory.format.host, 0.0 if appended_at is None else max(0.0, now - appended_at))
-
-
-def _why_orphan(orphan: Orphan, path: str) -> str:
+def _why_orphan(view: SpoolView, silent_seconds: float) -> str:
     """Say how it came to be left behind, as far as can be known, and what to type."""
-    silent = text.duration(orphan.silent_seconds)
-    command = f"`cwsink replay {shlex.quote(path)}`"
-    if orphan.written_by != host.name():
+    silent = text.duration(silent_seconds)
+    command = f"`cwsink replay {shlex.quote(view.report.path)}`"
+    if view.written_by != host.name():
         return (
-            f"An orphan of host {orphan.written_by} (this one is {host.name()}): nobody has logged there for "
+            f"An orphan of host {view.written_by} (this one is {host.name()}): nobody has logged there for "
             f"{silent}.\n{command} sends them where they were meant to go."
         )
     return (
         f"No process leads, and none that logged there is left: nobody has for {silent}.\nThey are sent when a worker "
         f"with these settings logs again. If none will: {command}."
     )
-
-
-def _leader_of(directory: SpoolDirectory, books: Survey, published: leader_state.Published | None) -> Leader | None:
-    if not lease.is_taken(directory):
-        return None
-    if published is not None and published.epoch >= books.epoch:
-        return Leader(published.pid, published.host, published.epoch, published.kind, published.started_by or None)
-    # It has not written leader.json (a full disk): the cursor names it, too.
-    host, _, pid = cursor.read(directory.cursor).holder.rpartition("/")
-    return Leader(int(pid), host, books.epoch, "unknown") if pid.isdecimal() else None
-
-
-def _is_stopped(pid: int, lock_path: str) -> bool:
-    """Return True only if process `pid` is proven to have the lease's file open, and to be stopped.
-
-    A pid alone proves nothing: it may be of another container. False where there is no /proc.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-        if state not in "Tt":
-            return False
-        lock = os.stat(lock_path)
-        return any(_is_same(f"/proc/{pid}/fd/{fd}", lock) for fd in os.listdir(f"/proc/{pid}/fd"))
-    except (OSError, IndexError):
-        return False
-
-
-def _is_same(path: str, status: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), status)
-    except OSError:
-        return False
-
-
-def _modified(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
-
-
-def _rfc3339(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

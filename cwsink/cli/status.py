@@ -40,9 +40,7 @@ def _print_json(looks: Iterator[tuple[list[SpoolView], int]], watch: float | Non
 def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolView], int]]:
     """Look again and again. Yields what was seen, and the exit code it means."""
     while True:
-        views = [view for directory in spools.open() if (view := _try_to_look(directory, spools))]
-        if not views and spools.is_whole:
-            spools.say_there_is_none()
+        views = [view for directory in spools.find() if (view := _try_to_look(directory, spools))]
         yield views, DONE if views and spools.is_whole else NOT_DONE
         spools.is_whole = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Console
@@ -20,13 +20,14 @@ _LABEL_WIDTH: Final = 10
 _UNFOLDED: Final = 10_000
 _NEARLY_FULL: Final = 0.8
 
-_STYLES: Final = {
-    "idle": "green",
-    "delivering": "cyan",
-    "retrying": "yellow",
-    "circuit_open": "red",
-    "stalled": "red",
-    "no_leader": "yellow",
+# How a state looks, and what begins its verdict where that says no more than the state.
+_STATES: Final = {
+    "idle": ("green", ""),
+    "delivering": ("cyan", "Delivering"),
+    "retrying": ("yellow", "Retrying"),
+    "circuit_open": ("red", "Circuit open, trying every 30 s"),
+    "stalled": ("red", "Stalled"),
+    "no_leader": ("yellow", "Nobody sends"),
 }
 _KINDS: Final = {
     "own": "started by itself",
@@ -73,10 +74,10 @@ def page(views: list[SpoolView], width: int) -> Text:
 def block(view: SpoolView, width: int) -> Text:
     """Return one spool: target and verdict, then why, then the books."""
     report = view.report
-    style = _STYLES[report.state]
+    style, _ = _STATES[report.state]
     lines = Text()
     lines.append("● ", style)
-    lines.append(text.printable(report.target, one_line=True), "bold")
+    lines.append(text.target(report.log_group_name, report.log_stream_name), "bold")
     if report.region:
         lines.append(f"  {text.printable(report.region, one_line=True)}", "dim")
     lines.append("\n")
@@ -102,7 +103,7 @@ def _summary(views: list[SpoolView]) -> Text:
     pending = sum(report.pending for report in behind)
     verb = "is" if len(behind) == 1 else "are"
     summary = f"{len(behind)} of {len(views)} spools {verb} behind: {text.records(pending)} in all.\n"
-    if (left := sum(view.orphan is not None for view in views)) > 1:
+    if (left := sum(view.orphan_seconds is not None for view in views)) > 1:
         summary += f"{left} of them are orphans: `cwsink replay --all` sends those, with --dry-run it says which.\n"
     return Text(summary, "yellow")
 
@@ -122,19 +123,10 @@ def _verdict(view: SpoolView) -> str:
     waiting += f" ({text.size(report.pending_bytes)})"
     if report.oldest_pending_seconds is not None:
         waiting += f", the oldest for {text.duration(report.oldest_pending_seconds)}"
-    if report.state == "delivering":
-        rate = view.records_per_second
-        speed = f"; {rate:,.0f} a second, about {text.duration(report.pending / rate)} left" if rate >= 1 else ""
-        return f"Delivering: {waiting}{speed}."
-    return f"{_TROUBLE[report.state]}: {waiting}."
-
-
-_TROUBLE: Final = {
-    "retrying": "Retrying",
-    "circuit_open": "Circuit open, trying every 30 s",
-    "stalled": "Stalled",
-    "no_leader": "Nobody sends",
-}
+    rate = view.records_per_second
+    if report.state == "delivering" and rate >= 1:
+        waiting += f"; {rate:,.0f} a second, about {text.duration(report.pending / rate)} left"
+    return f"{_STATES[report.state][1]}: {waiting}."
 
 
 def _rows(view: SpoolView) -> Iterator[tuple[str, str, str]]:
@@ -149,9 +141,9 @@ def _rows(view: SpoolView) -> Iterator[tuple[str, str, str]]:
     if report.evicted:
         yield "evicted", f"{text.records(report.evicted)}: the spool was full, and the oldest went", "red"
     if report.refused:
-        yield "refused", f"{_counts(report.refused)}: never entered the spool, told in the stream", "red"
+        yield "refused", f"{text.each_counted(report.refused)}: never entered the spool, told in the stream", "red"
     if report.dead_lettered:
-        yield "dead", f"{_counts(report.dead_lettered)}: kept in dead_letters.jsonl", "red"
+        yield "dead", f"{text.each_counted(report.dead_lettered)}: kept in dead_letters.jsonl", "red"
     if report.last_error and report.state in ("idle", "delivering"):
         yield "error", f"{report.last_error} (the last one; it is over)", "dim"
     elif report.last_error and report.state in ("no_leader", "stalled"):
@@ -190,10 +182,6 @@ def _leader(view: SpoolView) -> str:
     kind = _KINDS.get(leader.kind, leader.kind)
     by = f" by {text.printable(leader.started_by, one_line=True)}" if leader.started_by else ""
     return f"pid {leader.pid} on {leader.host}, {kind}{by}, epoch {leader.epoch}"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
 def _fold(value: str, width: int) -> list[str]:

@@ -193,8 +193,8 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
 def find_salt(data: bytes) -> int | None:
     """Return the salt of the frame that `data` begins with; None if it is not a whole frame under any.
 
-    One checksum gives the salt, the other one proves it: but for a payload of 4 bytes, which no record has. Its
-    distance from its checksum is such that a wrong salt makes up for a wrong checksum.
+    The header's CRC is solved for its seed, and the payload's CRC then confirms that seed. A payload of 4 bytes or
+    less gives None: there the second CRC can agree with a wrong seed. No record is as short as that.
     """
     if len(data) < HEADER_BYTES:
         return None
@@ -274,7 +274,8 @@ def _are_cut(data: bytes, start: int, end: int, salt: int) -> bool:
     while start < end:
         following = data.find(MAGIC, start + 1, end)
         piece_end = following if following >= 0 else end
-        # A frame that would end where the range does is there as a whole, and quotes the magic.
+        # If the first frame's length ends exactly at `end`, nothing was cut: it is one whole, corrupt frame whose
+        # payload contains the magic.
         if not _is_cut(data, start, piece_end, salt) or _header_at(data, start, salt) == end:
             return False
         start = piece_end

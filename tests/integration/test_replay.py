@@ -19,10 +19,11 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.cli import dead_letters, main
-from cwsink.cli.dead_letters import Resend, Rules, Skip, restamped
+from cwsink.cli.arguments import REPLAYABLE
 from cwsink.config import SinkConfig
 from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
 from cwsink.flusher.limits import MAX_EVENT_BYTES
+from cwsink.flusher.second_chance import Resend, Rules, Skip, restamped
 from cwsink.spool import budget, descriptors, disk
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
@@ -211,7 +212,7 @@ def letter(reason: str, message: str = "m", timestamp_ms: int = THEN) -> DeadLet
 )
 def test_which_reasons_get_a_second_chance(reason: str, named: str | None, restamp: bool, sent: int | str) -> None:
     """By default all whose cause may have passed; --restamp gives a new time to what was refused for its own."""
-    rules = Rules(frozenset([named]) if named else None, restamp=restamp, max_event_bytes=MAX_EVENT_BYTES)
+    rules = Rules(REPLAYABLE, frozenset([named]) if named else None, restamp=restamp, max_event_bytes=MAX_EVENT_BYTES)
     verdict = rules.judge(letter(reason), THEN + 1)
     if isinstance(sent, str):
         assert isinstance(verdict, Skip)
@@ -224,7 +225,7 @@ def test_which_reasons_get_a_second_chance(reason: str, named: str | None, resta
 
 def test_restamp_helps_whatever_has_become_too_old() -> None:
     """Poison of 15 days ago would only be refused for another reason."""
-    rules = Rules(None, restamp=True, max_event_bytes=MAX_EVENT_BYTES)
+    rules = Rules(REPLAYABLE, None, restamp=True, max_event_bytes=MAX_EVENT_BYTES)
     verdict = rules.judge(letter("poison"), THEN + 15 * DAY_MS)
     assert verdict == Resend(THEN + 15 * DAY_MS, f"[{THEN_TEXT}] m")
 
@@ -232,15 +233,15 @@ def test_restamp_helps_whatever_has_become_too_old() -> None:
 def test_oversize_goes_if_it_fits_or_is_named() -> None:
     """What is too long still would come back; but workers may have been told to truncate or split."""
     long, longest = letter("oversize", "ü" * 51), letter("oversize", "ü" * 50)
-    assert isinstance(Rules(None, restamp=False, max_event_bytes=100).judge(long, THEN), Skip)
-    assert isinstance(Rules(None, restamp=False, max_event_bytes=100).judge(longest, THEN), Resend)
-    named = Rules(frozenset(["oversize"]), restamp=False, max_event_bytes=100)
+    assert isinstance(Rules(REPLAYABLE, None, restamp=False, max_event_bytes=100).judge(long, THEN), Skip)
+    assert isinstance(Rules(REPLAYABLE, None, restamp=False, max_event_bytes=100).judge(longest, THEN), Resend)
+    named = Rules(REPLAYABLE, frozenset(["oversize"]), restamp=False, max_event_bytes=100)
     assert named.judge(long, THEN) == Resend(THEN, "ü" * 51)
 
 
 def test_a_letter_is_not_restamped_beyond_the_limit() -> None:
     """With its own time inside it would be too long: it stays what it is."""
-    rules = Rules(None, restamp=True, max_event_bytes=100)
+    rules = Rules(REPLAYABLE, None, restamp=True, max_event_bytes=100)
     assert isinstance(rules.judge(letter("too_old", "x" * 73), THEN), Resend)
     assert isinstance(rules.judge(letter("too_old", "x" * 74), THEN), Skip)
 
