@@ -65,7 +65,7 @@ class SpoolDrain:
     @property
     def settled(self) -> int:
         """How many records of the backlog are settled, near enough for a progress bar."""
-        return min(self.backlog.settled().appended, self.backlog.records)
+        return min(self.backlog.settled_since().appended, self.backlog.records)
 
     def look(self) -> None:
         """See how far it is, whoever delivers; give up if it takes too long."""
@@ -112,7 +112,7 @@ class SpoolDrain:
         seconds = text.duration(time.monotonic() - self._began)
         if not self.backlog.records:
             return f"{self.target}: nothing was pending."
-        dead = self.backlog.settled().dead_lettered
+        dead = self.backlog.settled_since().dead_lettered
         settled = f"{text.records(self.backlog.records)} in {seconds}"
         if dead:
             letters = text.each_counted(dead)

@@ -224,7 +224,7 @@ class Backlog:
         self._ends = unsettled(self._directory, self._ends)
         return self.is_empty
 
-    def settled(self) -> Ledger:
+    def settled_since(self) -> Ledger:
         """Return what was settled since the beginning, by any process; of later records, too."""
         now, before = _sum(cursor.read(self._directory.cursor)), self._before
         return Ledger(
