@@ -86,6 +86,5 @@ def leader_note(election: Election) -> str:
     if not election.epoch:
         return f"{leader_name(directory)} leads" if lease.is_taken(directory) else "being elected"
     published = leader_state.read(directory)
-    is_current = published is not None and published.epoch == election.epoch
-    is_in_trouble = is_current and published and published.state in ("retrying", "circuit_open")
-    return "leading, retrying" if is_in_trouble else "leading"
+    doing = published.state if published and published.epoch == election.epoch else "delivering"
+    return "leading, retrying" if doing in ("retrying", "circuit_open") else "leading"
