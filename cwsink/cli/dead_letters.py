@@ -6,8 +6,8 @@ ledger counts them as appended anew. Live records come first: nothing is evicted
 
 A step of letters is appended, made durable, and only then taken out of the dead letters. A
 replay that is killed in between leaves that step in both places, and the next one sends it again
-(at most `_STEP_LETTERS` duplicates). The other order would lose it; a note of how far we are would
-have to be as durable as the removal itself, and could say no more than that does.
+(at most `_STEP_LETTERS` duplicates). The other order would lose it. A note of how far a replay is would
+have to be made as durable as the removal, and would say no more than the removal does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
 
-# What a kill may duplicate. Each step rewrites the dead letters, which are 8 MiB at most.
+# A killed replay may send so many letters twice. Each step rewrites the dead letters, which are 8 MiB at most.
 _STEP_LETTERS: Final = 1_000
 
 _DAMAGE: Final = "damage, there is no record to send"
@@ -149,7 +149,7 @@ class LetterReplay:
                     return
 
     def _append(self, ring: Ring, step: list[Chosen]) -> Append | None:
-        """Append letters, and take them out. Returns what stopped it, or None."""
+        """Append one step of letters, and take them out of the dead letters. Returns what stopped it, or None."""
         done: list[Chosen] = []
         try:
             for each in step:

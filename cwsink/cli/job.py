@@ -85,7 +85,7 @@ class SpoolDrain:
             self.give_up(f"no progress for {text.duration(_PATIENCE_SECONDS)}")
 
     def give_up(self, reason: str) -> None:
-        """Remember why, while it can still be seen."""
+        """Follow it no further, and remember why while the leader's state still shows it."""
         view = look(self.directory)
         report = view.report
         if trouble := self.election.trouble:

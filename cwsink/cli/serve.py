@@ -29,9 +29,9 @@ from cwsink.spool.survey import survey
 
 # How often it looks for new spools, and for processes that want to lead where it cannot deliver.
 _LOOK_SECONDS: Final = 1.0
-# After TERM, all in all. Kubernetes sends TERM to all containers of a pod at once, and KILL 30 s later.
+# Time for all that comes after TERM. Kubernetes sends TERM to all containers of a pod at once, and KILL 30 s later.
 _GRACE_SECONDS: Final = 25.0
-# Of that, the share for writers that do not end: the rest is for delivering what they have appended.
+# Share of that time in which writers may end by themselves. The rest is for delivering what they have appended.
 _WRITERS_SHARE: Final = 0.8
 
 
@@ -93,7 +93,7 @@ class Service:
         self._ends_at: float | None = None
 
     def serve(self) -> bool:
-        """Deliver until told to end, or until nobody needs us. False: there is no spool that can be opened."""
+        """Deliver until told to end, or until no writer needs an orphaned flusher. False: no spool can be opened."""
         while not self._stops.count:
             self._find()
             if not self._elections and not self._spools.is_whole:
@@ -132,7 +132,7 @@ class Service:
         end_all(self._elections, self._timeout, self._stops, self._ends_at)
 
     def conclude(self, *, is_told: bool) -> int:
-        """Say what was done and what stays. `is_told` False: somebody else tells. Returns the exit code."""
+        """Say what was delivered and what stays; the latter only if `is_told`. Returns the exit code."""
         code = DONE
         for election, before in self._elections.items():
             sent = delivered(election) - before
@@ -159,7 +159,7 @@ class Service:
         return any(is_anyone_attached(election.directory) for election in self._elections)
 
     def _find(self) -> None:
-        """Look for new spools, now and then."""
+        """Stand for election for new spools, if the last look for them is a while ago."""
         if time.monotonic() < self._find_at:
             return
         self._find_at = time.monotonic() + _LOOK_SECONDS

@@ -79,7 +79,7 @@ class Spools:
             return None
 
     def _look_for_others(self, known: set[str]) -> None:
-        """Notice what is a spool but could not be taken for one."""
+        """Complain of what seems to be a spool, but cannot be opened as one."""
         try:
             entries = [entry for entry in os.scandir(self.place) if entry.is_dir(follow_symlinks=False)]
         except OSError:
@@ -98,7 +98,7 @@ class Spools:
                 )
 
     def miss(self, path: str, message: str) -> None:
-        """Note that one could not be read; say so once."""
+        """Note that a spool could not be read, and say so the first time."""
         self.is_whole = False
         if path not in self._told:
             self._told.add(path)

@@ -132,7 +132,7 @@ def _wants_colour() -> bool:
 
 
 def _is_nobody_reading() -> bool:
-    """Tell whether our output is a pipe that nobody reads any more: a quiet spool would let us wait for ever."""
+    """Tell whether stdout is a pipe that nobody reads any more. If the spool is quiet, no write would notice it."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
@@ -142,7 +142,7 @@ def _is_nobody_reading() -> bool:
 
 
 def _raise_file_limit() -> None:
-    """One descriptor for each segment: many small ones need more than the usual 1,024."""
+    """Allow more than the usual 1,024 descriptors: each segment takes one, and small segments may be many."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
