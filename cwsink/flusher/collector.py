@@ -153,8 +153,7 @@ class Collector:
                     builder.add(key, event, size)
                 else:
                     return False
-                if each.kind == frame.LOSS:
-                    loss = record.decode_loss(each.payload)
+                if loss := frame.loss_of(each):
                     chunk.refused[loss.reason] += loss.count
             self._reach(key, each.end)
             self._next += 1
@@ -201,21 +200,17 @@ class Collector:
         return True
 
     def _event_of(self, each: Frame, key: SegmentKey) -> Event | None:
-        try:
-            if each.version == frame.VERSION:
-                if each.kind == frame.EVENT:
-                    return record.decode_event(each.payload)
-                if each.kind == frame.LOSS:
-                    return notice(record.decode_loss(each.payload))
-        except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
-            start = each.end - frame.HEADER_BYTES - len(each.payload)
+        if loss := frame.loss_of(each):
+            return notice(loss)
+        event = frame.event_of(each)
+        if event is None and each.is_known:
+            start = each.end - each.size_bytes
             self._chunk.damage.append(DamagedRange(key, Damage(start, each.end, DamageKind.CORRUPT)))
-        return None
+        return event
 
     @staticmethod
     def _is_beyond_us(each: Frame) -> bool:
-        known = each.kind in frame.KNOWN_TYPES and each.version == frame.VERSION
-        if known or each.flags & frame.FLAG_OPTIONAL:
+        if each.is_known or each.flags & frame.FLAG_OPTIONAL:
             return False
         report("frame", f"a record of type {each.kind}, version {each.version} is left for a newer cwsink.")
         return True

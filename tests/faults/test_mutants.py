@@ -259,9 +259,11 @@ MUTANTS: Final = {
         f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
     ),
     "an interrupted replay that counts before its request is answered": Mutant(
-        "cli/orphans.py",
-        "            job.count()\n",
-        "",
+        "cli/job.py",
+        "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n"
+        "    for drain in drains:\n        drain.conclude()\n",
+        "    for drain in drains:\n        drain.conclude()\n"
+        "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n",
         f"{INTEGRATION}test_orphans.py::test_an_interrupted_replay_goes_on_where_it_was",
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
