@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from benchmarks.report import Report, add_options
-from cwsink.flusher import batch
+from cwsink.flusher import chunk
 from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES
 from cwsink.spool import record
 
@@ -75,7 +75,7 @@ def batches(count: int) -> Iterator[list[record.Event]]:
     now_ms = START_MS
     for _ in range(count):
         events: list[record.Event] = []
-        builder = batch.ChunkBuilder()
+        builder = chunk.ChunkBuilder()
         while True:
             now_ms += draw.randrange(3)
             message = entry(draw, now_ms)
@@ -89,7 +89,7 @@ def batches(count: int) -> Iterator[list[record.Event]]:
 
 def body(events: list[record.Event]) -> bytes:
     """Encode, and do nothing else."""
-    return batch.body("/myapp/prod", "web-1", events)
+    return chunk.body("/myapp/prod", "web-1", events)
 
 
 def compressed(level: int) -> Callable[[list[record.Event]], bytes]:

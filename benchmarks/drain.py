@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.report import Report, add_options
 from cwsink.config import SinkConfig
-from cwsink.flusher import batch, limits
+from cwsink.flusher import chunk, limits
 from cwsink.frontends.writer import Writer
 from cwsink.spool import record, survey
 from cwsink.testing import spawn
@@ -257,7 +257,7 @@ def floor(endpoint_url: str, events: int) -> Usage:
     }
     cpu, wall, left = _cpu(), time.monotonic(), events
     while left > 0:
-        connection.request("POST", "/", batch.body("/bench/drain", "host", spooled[: min(left, per_batch)]), headers)
+        connection.request("POST", "/", chunk.body("/bench/drain", "host", spooled[: min(left, per_batch)]), headers)
         answer = connection.getresponse()
         text = answer.read()
         if answer.status != 200:

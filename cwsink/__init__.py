@@ -27,7 +27,7 @@ The picture
         |                 |                  |          |     |
   frontends.fapilog_sink  |                  |          |   flusher     the loop: read, deliver, commit, reclaim
         |                 |                  |          |     |-- collector    frames into a chunk
-        '-------> frontends.writer <---------'          |     |-- batch        a chunk into requests          (pure)
+        '-------> frontends.writer <---------'          |     |-- chunk        a chunk into requests          (pure)
                           |                             |     |-- delivery     a request, until it is settled
                    spool.record, spool.frame   (pure)   |     |     |-- outcome      what an answer means   (pure)
                           |                             |     |     '-- cloudwatch   the only user of botocore
@@ -56,7 +56,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `errors`                  | the exception tree                                               | nothing               |
 
 `frontends` and `flusher` never import each other. They are different processes, and meet only in the files of
-`spool`. `batch`, `limits`, `outcome`, `naming`, `frame` and `record` are pure: clock, chance and bytes come in as
+`spool`. `chunk`, `limits`, `outcome`, `naming`, `frame` and `record` are pure: clock, chance and bytes come in as
 arguments.
 
 Glossary
@@ -96,7 +96,7 @@ Who sends:
 * **own**, **run**, **service** flusher: started by a writer, by `cwsink run`, by `cwsink flush`. All host the same
   `flusher.election.Election`. A flusher of kind **once** (`flush --once`, `replay`) leaves when all is sent.
 * **chunk**: what is settled by one commit: a range of the ring that fits into one call. **request**: one PutLogEvents
-  call; nearly always a chunk is one. Code and cursor call it a **part**. **outcome**: what an answer means for it.
+  call; nearly always a chunk is one. **outcome**: what an answer means for it.
 
 States of bytes:
 
@@ -129,14 +129,15 @@ tests/unit/test_invariants.py compares the two lists.
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    faults/test_kill_soak.py::test_a_record_never_overtakes_the_one_before_it,
    integration/test_reader.py::test_a_producer_with_records_in_the_backlog_waits_for_them,
-   unit/test_batch.py::test_events_are_sent_in_order_of_time_then_arrival
+   unit/test_chunk.py::test_events_are_sent_in_order_of_time_then_arrival
 
-4. At most one request is repeated for each leader that dies or is superseded, each lost answer, and each commit that
-   fails. A cursor that is lost as a whole, or new settings in the middle of a chunk of several requests, cost more.
+4. At most one request is repeated for each leader that dies or is superseded, and for each lost answer. A commit that
+   fails is tried again, and its request is not. A cursor that is lost as a whole, or new settings in the middle of a
+   chunk of several requests, cost more.
    Held by: property/test_spool_machine.py, faults/test_ambiguous.py, faults/test_every_bytecode.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    integration/test_flusher.py::test_a_lost_answer_repeats_at_most_its_batch,
-   integration/test_flusher.py::test_the_next_leader_goes_on_with_the_part_after_the_last_committed
+   integration/test_flusher.py::test_the_next_leader_goes_on_with_the_request_after_the_last_committed
 
 5. At most one process sends under one epoch, and none commits after a later epoch has begun.
    Held by: property/test_spool_machine.py, faults/test_flusher_life.py,
@@ -193,7 +194,7 @@ Where to read on
 2. `spool.record`, `spool.frame`, `spool.segment`, `spool.cursor`: the bytes, each with its table.
 3. `spool.ring` and `frontends.writer`: an append. Then `spool.budget`: what happens when the ring is full.
 4. `spool.reader`: what a leader reads, and what it takes away.
-5. `cwsink.flusher`, then `flusher.flusher` (the loop), `flusher.collector`, `flusher.batch`, `flusher.delivery`.
+5. `cwsink.flusher`, then `flusher.flusher` (the loop), `flusher.collector`, `flusher.chunk`, `flusher.delivery`.
 6. `flusher.election`, `flusher.guard`, `flusher.own`: the life of the process.
 7. `cwsink.frontends`, then `frontends.presence`, `frontends.starter`, `frontends.inline`.
 

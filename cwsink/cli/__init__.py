@@ -1,10 +1,22 @@
-"""The command line: `cwsink run`, `flush`, `status`, `tail`, `replay`, `demo`.
+"""The command line. A command is a row of `arguments.COMMANDS`, and a module of its name here with a function `run`.
 
-Each command is a module of its own, imported when it is asked for, so that `cwsink --version`
-and `cwsink status --json` load neither rich nor botocore. None of them imports fapilog.
+A command's module is imported when it is asked for, so that `cwsink --version` and `cwsink status --json`
+load neither rich nor botocore. None of them imports fapilog.
 
 Exit codes: 0 done, 1 not done (stderr says why), 2 usage; `run` has those of its command. Never 3
 or 4 of our own: a gunicorn master would take those for its own worker's boot failure.
+
+The floors, each of which imports from below only (import-linter holds them):
+
+```text
+flush  replay  status  run  tail  demo     a command each
+serve  dead_letters  status_view           the larger half of one
+job                                        what was in one spool, until it is delivered
+flushing  sight                            tools of those that lead; what can be seen of a spool
+spools  progress  signals                  which spools, what is shown meanwhile, signals as a queue
+text                                       how things are worded
+arguments                                  what can be typed
+```
 """
 
 from __future__ import annotations
@@ -17,7 +29,6 @@ from typing import Final
 
 DONE: Final = 0
 NOT_DONE: Final = 1
-USAGE: Final = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,15 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a character shows its escape; no traceback for an umlaut.
             stream.reconfigure(errors="backslashreplace")
     try:
-        if words[:1] == ["demo"]:  # it has arguments of its own
-            from cwsink.cli import demo
-
-            return demo.run(words[1:])
-        parser = arguments.parser()
-        options = parser.parse_args(words)
-        if options.command is None:
-            parser.print_help(sys.stderr)
-            return USAGE
+        options = arguments.parse(words)
         code: int = import_module(f"cwsink.cli.{options.command}").run(options)
         sys.stdout.flush()
     except BrokenPipeError:

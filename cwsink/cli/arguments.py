@@ -1,9 +1,14 @@
-"""What can be typed: the parser of all commands, and their help. Imports nothing of ours but the version."""
+"""What can be typed: all commands with their options and help. Imports nothing of ours but the version.
+
+The parsers stand apart from the commands, so that none loads what another one imports.
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import Final
+import sys
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from cwsink import __version__
 
@@ -154,18 +159,7 @@ examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser. `command` is None if no command was given."""
-    top = argparse.ArgumentParser(
-        prog="cwsink",
-        description="Logs of many processes, spooled on local disk, to AWS CloudWatch Logs.",
-        epilog=_MAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"cwsink {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
-
-    status = _add(commands, "status", "is everything delivered, how far behind is it, and why", _STATUS)
+def _status_options(status: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="print one JSON object")
     status.add_argument(
         "--watch",
@@ -176,14 +170,17 @@ def parser() -> argparse.ArgumentParser:
         help=f"look again every SECONDS ({_WATCH_SECONDS:.0f}), until Ctrl-C; with --json one object a line",
     )
 
-    tail = _add(commands, "tail", "print the records that are in the spool", _TAIL)
+
+def _tail_options(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new records as they are appended")
-    tail.add_argument("-n", "--lines", metavar="N", type=_count, help="the last N records on disk, also delivered ones")
+    lines = "the last N records on disk, also delivered ones"
+    tail.add_argument("-n", "--lines", metavar="N", type=_at_least(0, "N"), help=lines)
     tail.add_argument("--grep", metavar="TEXT", help="only records that contain TEXT, in upper or lower case")
     tail.add_argument("--level", metavar="LEVEL", type=_level, help="only records of at least LEVEL, e.g. WARNING")
     tail.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    flush = _add(commands, "flush", "be a dedicated flusher: deliver what is in the spool", _FLUSH)
+
+def _flush_options(flush: argparse.ArgumentParser) -> None:
     flush.add_argument("--once", action="store_true", help="deliver what is there now, then exit")
     flush.add_argument(
         "--timeout",
@@ -192,10 +189,11 @@ def parser() -> argparse.ArgumentParser:
         help="give up after SECONDS: with --once in all (default: after 60 without any progress), else after TERM, "
         "waiting for workers included (default: 25)",
     )
-    # For `cwsink run`: wishes come on stdin (cwsink.cli.serve).
+    # For `cwsink run`, which says on stdin when to end (cwsink.cli.serve).
     flush.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
 
-    run = _command(commands, "run", "run a command, with one flusher beside it for all of its processes", _RUN)
+
+def _run_options(run: argparse.ArgumentParser) -> None:
     run.usage = "cwsink run [-h] [--drain-timeout SECONDS] [--spool PATH] -- COMMAND ..."
     run.add_argument(
         "--drain-timeout",
@@ -211,13 +209,12 @@ def parser() -> argparse.ArgumentParser:
         "(default: what both find, see `cwsink flush --help`)",
     )
     run.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
-    run.set_defaults(error=run.error)
 
-    replay = _add(commands, "replay", "send what spools left behind hold, or what CloudWatch refused", _REPLAY)
+
+def _replay_options(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("--all", action="store_true", help="every orphan at PATH, and nothing else")
-    replay.add_argument(
-        "--rate", metavar="RECORDS", type=_rate, help="the most records to send in a second (default: no limit)"
-    )
+    rate = "the most records to send in a second (default: no limit)"
+    replay.add_argument("--rate", metavar="RECORDS", type=_at_least(1, "RECORDS"), help=rate)
     replay.add_argument("--dead-letters", action="store_true", help="what is in dead_letters.jsonl")
     replay.add_argument(
         "--reason",
@@ -233,30 +230,61 @@ def parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
 
-    replay.set_defaults(error=replay.error)  # for what only all arguments together tell
 
-    commands.add_parser("demo", help="see it survive kills and outages", add_help=False)
-    return top
+class Command(NamedTuple):
+    """What `--help` says of a command, what adds its options, and whether it takes the PATH of spools."""
 
-
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str
-) -> argparse.ArgumentParser:
-    command = _command(commands, name, what, epilog)
-    command.add_argument("path", metavar="PATH", nargs="?", help=_PATH)
-    return command
+    what: str
+    epilog: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    has_path: bool = True
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, epilog: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
-        epilog=epilog,
+COMMANDS: Final = {
+    "status": Command("is everything delivered, how far behind is it, and why", _STATUS, _status_options),
+    "tail": Command("print the records that are in the spool", _TAIL, _tail_options),
+    "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
+    "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),
+    "replay": Command("send what spools left behind hold, or what CloudWatch refused", _REPLAY, _replay_options),
+    "demo": Command("see it survive kills and outages", "", lambda _: None, False),
+}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the options of `words`, and which `command` it is. Raises SystemExit: help was asked for, or is needed."""
+    if words[:1] == ["demo"]:  # it has arguments of its own
+        return argparse.Namespace(command="demo", words=words[1:])
+    top = parser()
+    options = top.parse_args(words)
+    if options.command is None:
+        top.print_help(sys.stderr)
+        top.exit(2)
+    return options
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. `error` is among its options, for what only all arguments together tell."""
+    top = argparse.ArgumentParser(
+        prog="cwsink",
+        description="Logs of many processes, spooled on local disk, to AWS CloudWatch Logs.",
+        epilog=_MAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"cwsink {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (what, epilog, add_options, has_path) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(error=command.error)
+        add_options(command)
+        if has_path:
+            command.add_argument("path", metavar="PATH", nargs="?", help=_PATH)
+    return top
 
 
 def _positive(text: str) -> float:
@@ -266,27 +294,21 @@ def _positive(text: str) -> float:
     return seconds
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return count
+_positive.__name__ = "SECONDS"  # what argparse calls it in "invalid ... value"
 
 
-def _rate(text: str) -> int:
-    rate = int(text)
-    if rate < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return rate
+def _at_least(least: int, name: str) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return number
+
+    convert.__name__ = name
+    return convert
 
 
 def _level(text: str) -> int:
     if text.upper() not in LEVELS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(LEVELS)}")
     return LEVELS[text.upper()]
-
-
-# What argparse calls them in "invalid ... value".
-_positive.__name__ = "SECONDS"
-_count.__name__ = "N"
-_rate.__name__ = "RECORDS"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from cwsink.cli import DONE, NOT_DONE, complain
@@ -14,15 +15,15 @@ It needs: pip install 'cwsink[demo]'
 """
 
 
-def run(argv: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Hand over to the demo."""
     try:
         from cwsink.demo import main  # type: ignore[attr-defined, unused-ignore]
     except ImportError as error:
-        if {"-h", "--help"} & set(argv):
+        if {"-h", "--help"} & set(options.words):
             sys.stdout.write(_HELP)
             return DONE
         complain(f"the demo cannot be loaded ({error}). Install what it needs: pip install 'cwsink[demo]'")
         return NOT_DONE
-    code: int = main(argv)
+    code: int = main(options.words)
     return code

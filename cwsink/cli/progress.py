@@ -1,12 +1,13 @@
-"""How `cwsink flush` shows that it gets on: bars on a terminal, a line now and then elsewhere."""
+"""How a command shows that it gets on: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from cwsink import diagnostics
 
@@ -17,54 +18,31 @@ if TYPE_CHECKING:
 _LINE_SECONDS: Final = 10.0
 
 
-class Display(Protocol):
-    """What both can do. A context manager."""
-
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-
-    def show(self, target: str, done: int, total: int | None, note: str = "") -> None:
-        """Show how far one spool is, in records; `total` None if there is no end."""
-
-    def __enter__(self) -> Display: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def display(*, has_end: bool) -> Display:
-    """Return what suits stdout. `has_end`: there will be totals."""
-    return Bars(has_end=has_end) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else Lines()
-
-
-class Lines:
+class Display:
     """Plain lines."""
+
+    is_live = False
+    """What is shown is redrawn in place, so any step is worth showing."""
 
     def __init__(self) -> None:
         self._shown: dict[str, tuple[float, int]] = {}
 
     def say(self, line: str) -> None:
-        """Print it."""
+        """Print a line that stays."""
         print(line, flush=True)
 
     def show(self, target: str, done: int, total: int | None, note: str = "") -> None:
-        """Print it if something was done, and the last line is a while ago."""
+        """Show how far one spool is, in records, if the last time is a while ago. `total` None: there is no end."""
         at, before = self._shown.setdefault(target, (time.monotonic(), 0))
         if done != before and time.monotonic() - at >= _LINE_SECONDS:
             self._shown[target] = (time.monotonic(), done)
             self.say(f"{target}: {done:,}{'' if total is None else f' of {total:,}'} records delivered")
 
-    def __enter__(self) -> Display:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-class Bars:
+class _Bars(Display):
     """A bar for each spool, redrawn in place; without totals a count."""
+
+    is_live = True
 
     def __init__(self, *, has_end: bool) -> None:
         from rich.console import Console
@@ -79,41 +57,50 @@ class Bars:
         if has_end:
             columns.insert(2, BarColumn(bar_width=None, complete_style="cyan", finished_style="green"))
             columns.insert(4, TimeRemainingColumn(compact=True, elapsed_when_finished=True))
-        self._progress = Progress(*columns, console=Console(highlight=False), expand=has_end)
+        self.progress = Progress(*columns, console=Console(highlight=False), expand=has_end)
         self._tasks: dict[str, TaskID] = {}
-        self._stderr: int | None = None
 
     def say(self, line: str) -> None:
-        """Print it above the bars."""
-        self._progress.console.print(line, markup=False, soft_wrap=True)
+        self.progress.console.print(line, markup=False, soft_wrap=True)
 
     def show(self, target: str, done: int, total: int | None, note: str = "") -> None:
-        """Redraw the bar. Without a total it is only a count."""
         count = f"{done:,} delivered" if total is None else f"{done:,} of {total:,}"
         if target not in self._tasks:
-            self._tasks[target] = self._progress.add_task(target, count=count, note=note, total=total)
-        self._progress.update(self._tasks[target], completed=done, total=total, count=count, note=note)
+            self._tasks[target] = self.progress.add_task(target, count=count, note=note, total=total)
+        self.progress.update(self._tasks[target], completed=done, total=total, count=count, note=note)
 
-    def __enter__(self) -> Display:
-        self._progress.start()
-        if os.isatty(2):
-            # Diagnostics write to the descriptor itself, in the middle of a bar: have them printed above.
-            self._stderr = os.dup(2)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
-            diagnostics.subscribe(self._tell)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-        if self._stderr is not None:
-            os.dup2(self._stderr, 2)
-            os.close(self._stderr)
-            self._stderr = None
+@contextlib.contextmanager
+def display(*, has_end: bool) -> Iterator[Display]:
+    """Give what suits stdout. `has_end`: there will be totals."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield Display()
+        return
+    bars = _Bars(has_end=has_end)
+    with _diagnostics_above(bars), bars.progress:
+        yield bars
 
-    def _tell(self, _: str, message: str) -> None:
-        if self._stderr is not None:
-            self.say(f"cwsink: {message}")
+
+@contextlib.contextmanager
+def _diagnostics_above(bars: _Bars) -> Iterator[None]:
+    """Have diagnostics printed above the bars. They write to descriptor 2 itself, which may be in the middle of one."""
+    if not os.isatty(2):
+        yield
+        return
+    is_over = False
+
+    def tell(_: str, message: str) -> None:
+        if not is_over:
+            bars.say(f"cwsink: {message}")
+
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    diagnostics.subscribe(tell)
+    try:
+        yield
+    finally:
+        is_over = True
+        os.dup2(stderr, 2)
+        os.close(stderr)

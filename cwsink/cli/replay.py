@@ -1,270 +1,54 @@
-"""`cwsink replay`: of orphans (cwsink.cli.orphans), and `--dead-letters`: what CloudWatch refused, once more.
+"""`cwsink replay PATH` and `--all`: send what lies in spools that nobody looks after.
 
-Dead letters become new records of a producer of their own, in the same ring, and whoever leads
-delivers them like any other: with a leader alive or without, through the same checks, and the
-ledger counts them as appended anew. Live records come first: nothing is evicted for a letter.
+An election (cwsink.flusher.election) for one spool after the other: it takes the lease like
+any leader, sends to the target in the spool's FORMAT and commits as it goes. So an
+interrupted replay goes on where it was, and workers that come back meanwhile lose nothing.
 
-A step of letters is appended, made durable, and only then taken out of the dead letters. A
-replay that is killed in between leaves that step in both places, and the next one sends it again
-(at most `_STEP_LETTERS` duplicates). The other order would lose it; a note of how far we are would
-have to be as durable as the removal itself, and could say no more than that does.
+An emptied spool stays, with its dead letters and its ledger, because a worker may be opening it at this very
+moment. But it gives its disk space back, and takes a few KiB then.
+
+`--dead-letters` is another thing: cwsink.cli.dead_letters.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import shlex
 import time
-from collections import Counter
-from collections.abc import Iterator
-from typing import Final, NamedTuple
 
 from cwsink import naming
-from cwsink.cli import DONE, NOT_DONE, complain, orphans, text
-from cwsink.cli.arguments import REPLAYABLE
-from cwsink.cli.progress import Bars, Display, display
-from cwsink.cli.spools import Spools
-from cwsink.errors import SpoolError
-from cwsink.flusher import dead_letter
-from cwsink.flusher.batch import message_bytes
-from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
-from cwsink.flusher.limits import MAX_FUTURE_MS, MAX_PAST_MS
-from cwsink.spool import descriptors, disk, leader_state, lease, record, sending
+from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli.flushing import StopRequests
+from cwsink.cli.job import SpoolDrain, follow
+from cwsink.cli.progress import Display, display
+from cwsink.cli.spools import Spools, leader_name, target
+from cwsink.errors import CwsinkError
+from cwsink.flusher.limits import MAX_PAST_MS
+from cwsink.spool import lease, orphans, survey
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import open_segments
-from cwsink.spool.record import Event
-from cwsink.spool.ring import Append, Ring
-
-# What a kill may duplicate. Each step rewrites the dead letters, which are 8 MiB at most.
-_STEP_LETTERS: Final = 1_000
-
-# Refused for their time, so another time may help.
-_REFUSED_FOR_TIME: Final = frozenset(("too_old", "too_new", "expired"))
-
-_NOT_ASKED_FOR: Final = "not asked for"
-_UNKNOWN: Final = "this cwsink does not know this reason"
-_NEEDS_RESTAMP: Final = "CloudWatch takes them only with --restamp"
-_TOO_LONG: Final = "still longer than {:,} bytes; sent all the same with --reason oversize"
-_TOO_LONG_RESTAMPED: Final = "longer than {:,} bytes with their own time inside"
-_DAMAGE: Final = "damage, there is no record to send"
-_BEGINNING: Final = "only the beginning was kept"
-
-_WHY_STOPPED: Final = {
-    Append.FULL: "the spool, or its disk, is full, and nothing that waits there is evicted for them. Deliver that, "
-    "e.g. by `cwsink flush --once {}`, and replay again",
-    Append.FAILED: "the spool cannot be written",
-    Append.GONE: "the spool was removed",
-}
-
-
-class Resend(NamedTuple):
-    """A letter gets a second chance: with this time and message."""
-
-    timestamp_ms: int
-    message: str
-
-
-class Skip(NamedTuple):
-    """It gets none now."""
-
-    why: str
-
-
-class Rules:
-    """Which letters get a second chance (pure: the time is handed in)."""
-
-    def __init__(self, reasons: frozenset[str] | None, *, restamp: bool, max_event_bytes: int) -> None:
-        """Remember.
-
-        Args:
-            reasons: those that were named; None for all that have a chance.
-            restamp: send with the present time what CloudWatch does not take with its own.
-            max_event_bytes: the longest message it takes.
-        """
-        self._reasons = reasons
-        self._restamp = restamp
-        self._limit = max_event_bytes
-
-    def judge(self, letter: DeadLetter, now_ms: int) -> Resend | Skip:
-        """Decide about one letter."""
-        if letter.reason not in REPLAYABLE:
-            return Skip(_UNKNOWN)
-        if self._reasons is not None and letter.reason not in self._reasons:
-            return Skip(_NOT_ASKED_FOR)
-        fits = message_bytes(letter.message) <= self._limit
-        if letter.reason == "oversize" and self._reasons is None and not fits:
-            return Skip(_TOO_LONG.format(self._limit))
-        in_time = now_ms - MAX_PAST_MS < letter.timestamp_ms < now_ms + MAX_FUTURE_MS
-        if self._restamp and (letter.reason in _REFUSED_FOR_TIME or not in_time):
-            message = restamped(letter.message, letter.timestamp_ms)
-            if fits and message_bytes(message) > self._limit:
-                return Skip(_TOO_LONG_RESTAMPED.format(self._limit))
-            return Resend(now_ms, message)
-        return Skip(_NEEDS_RESTAMP) if letter.reason == "too_old" else Resend(letter.timestamp_ms, letter.message)
-
-
-def restamped(message: str, timestamp_ms: int) -> str:
-    """Return a message with its original time inside: under "_cwsink" of a JSON object, else in brackets before it."""
-    moment = f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
-    note: dict[str, object] = {"original_timestamp_ms": timestamp_ms, "original_time": moment}
-    body = message.strip()
-    try:
-        content = json.loads(message)
-    except json.JSONDecodeError:
-        content = None
-    except (ValueError, RecursionError):  # JSON all the same: a number of thousands of digits, or nested too deep
-        content = {"?": None} if body.startswith("{") and body.endswith("}") else None
-    if not isinstance(content, dict):
-        return f"[{moment}] {message}"
-    if "_cwsink" in content:
-        had = content["_cwsink"]
-        # Replayed before: what was the original time then still is.
-        note = {**note, **had} if isinstance(had, dict) else {**note, "value": had}
-        with contextlib.suppress(ValueError, RecursionError):  # a number beyond a double's is no JSON in Python
-            return _dump({**content, "_cwsink": note})
-    # Spliced in: what the application wrote stays as it is, to the byte.
-    return f"{body[:-1]}{',' if content else ''}{_dump({'_cwsink': note})[1:]}"
-
-
-class Chosen(NamedTuple):
-    """A letter that gets a second chance."""
-
-    reason: str
-    line: bytes
-    resend: Resend
-
-
-class Replay:
-    """One spool's replay.
-
-    Attributes:
-        failure: why it could not be done, or None.
-    """
-
-    def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
-        """Raises ConfigError: `FAPILOG_CLOUDWATCH__*` are wrong."""
-        self._directory = directory
-        self._config = sending.config_of(directory)
-        self._rules = Rules(reasons, restamp=restamp, max_event_bytes=self._config.max_event_bytes)
-        self._letters = DeadLetters(directory.dead_letters)
-        self._producer = int.from_bytes(os.urandom(8), "little")
-        self._replayed: Counter[str] = Counter()
-        self._skipped: Counter[tuple[str, str]] = Counter()
-        self._unreadable = self._dropped = 0
-        self.failure: str | None = None
-
-    def pretend(self) -> None:
-        """Count what a replay would do."""
-        try:
-            self._replayed.update(each.reason for each in self._choose())
-        except OSError as error:
-            self.failure = f"cannot read the dead letters of {self._directory.path}: {error}"
-
-    def run(self, shown: Display) -> None:
-        """Append what gets a second chance, step by step; then it is no dead letter any more."""
-        try:
-            with _alone(self._directory):
-                self._append_all(self._choose(), shown)
-        except OSError as error:  # SpoolError is one too
-            self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
-
-    def tell(self, *, dry_run: bool) -> None:
-        """Say what was done."""
-        target = _target(self._directory)
-        replayed, skipped = self._replayed.total(), self._skipped.total()
-        if replayed or skipped:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self._replayed.items()))
-            whys = "; ".join(f"{reason}: {count:,}, {why}" for (reason, why), count in sorted(self._skipped.items()))
-            done, left = ("would replay", "skip") if dry_run else ("replayed", "skipped")
-            line = f"{done} {replayed:,}{reasons and f' ({reasons})'}, {left} {skipped:,}{whys and f' ({whys})'}."
-            print(f"{target}: {text.printable(line, one_line=True)}")
-        elif self.failure is None:
-            print(f"{target}: no dead letters.")
-        if replayed and not dry_run:
-            print(f"{target}: {_who_sends(self._directory)}")
-        if self._dropped:
-            most = text.size(dead_letter.MAX_BYTES)
-            print(f"{target}: {_letters(self._dropped)} lost before; the oldest go when all take {most}.")
-        if self._unreadable:
-            lines = f"{self._unreadable:,} line{'' if self._unreadable == 1 else 's'}"
-            complain(f"{lines} of {self._directory.dead_letters} cannot be read, and stay there.")
-        if self.failure is not None:
-            complain(self.failure)
-
-    def _choose(self) -> list[Chosen]:
-        """Read the letters; return those that get a second chance, and remember why the others do not."""
-        contents = self._letters.read()
-        now_ms = time.time_ns() // 1_000_000
-        chosen = []
-        for letter, line in contents.letters:
-            verdict = self._rules.judge(letter, now_ms)
-            if isinstance(verdict, Skip):
-                self._skipped[letter.reason, verdict.why] += 1
-            else:
-                chosen.append(Chosen(letter.reason, line, verdict))
-        for reason, count in contents.others.items():
-            self._skipped[reason, _DAMAGE if reason == "corrupt" else _BEGINNING] += count
-        self._unreadable, self._dropped = contents.unreadable, contents.dropped
-        return chosen
-
-    def _append_all(self, chosen: list[Chosen], shown: Display) -> None:
-        if not chosen:
-            return
-        # Not attached (cwsink.spool.attachment): the last worker to leave drains the spool, and must not
-        # leave that to us, who do not deliver.
-        config = self._config
-        ring = Ring(self._directory, config.spool_max_bytes, config.ring_segment_bytes, may_evict=False)
-        try:
-            for start in range(0, len(chosen), _STEP_LETTERS):
-                stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])
-                replayed = self._replayed.total()
-                if isinstance(shown, Bars):  # elsewhere the summary is soon enough
-                    shown.show(_target(self._directory), replayed, len(chosen))
-                if stopped is not None:
-                    path = self._directory.path
-                    why = _WHY_STOPPED[stopped].format(shlex.quote(path))
-                    self.failure = f"{_letters(len(chosen) - replayed)} of {path} stay: {why}."
-                if self.failure is not None:
-                    return
-        finally:
-            ring.close()
-
-    def _append(self, ring: Ring, step: list[Chosen]) -> Append | None:
-        """Append letters, and take them out. Returns what stopped it, or None."""
-        done: list[Chosen] = []
-        try:
-            for each in step:
-                timestamp_ms, message = each.resend
-                sequence = self._replayed.total() + len(done)
-                answer = ring.append(record.encode(Event(timestamp_ms, self._producer, sequence, message)))
-                if answer is not Append.APPENDED:
-                    return answer
-                done.append(each)
-            return None
-        finally:  # also when it is interrupted
-            if done:
-                self._take_out(done)
-
-    def _take_out(self, done: list[Chosen]) -> None:
-        self._replayed.update(each.reason for each in done)
-        try:
-            _sync(self._directory)
-            self._letters.remove(each.line for each in done)
-        except OSError as error:
-            self.failure = (
-                f"{_letters(len(done))} of {self._directory.path} replayed, but still kept as such: {error}. "
-                "A further replay sends them again."
-            )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replay what is asked for."""
+    """Replay what is asked for, or say what would be replayed."""
     if wrong := _contradiction(options):
         options.error(wrong)  # ends with code 2
-    return _replay_dead_letters(options) if options.dead_letters else orphans.run(options)
+    if options.dead_letters:
+        from cwsink.cli import dead_letters
+
+        return dead_letters.run(options)
+    spools = Spools(options.path, read_only=options.dry_run)
+    found = spools.find()
+    if not found and spools.is_whole:
+        return NOT_DONE
+    chosen = [directory for directory in found if orphans.is_orphan(directory)] if options.all else found
+    if options.all and not chosen:
+        print(f"No orphans in {spools.place}.")
+    if options.dry_run:
+        for directory in chosen:
+            print(_would_do(directory))
+        print("Dry run: nothing was changed.")
+        return DONE if spools.is_whole else NOT_DONE
+    return DONE if _replay_all(chosen, options.rate) and spools.is_whole else NOT_DONE
 
 
 def _contradiction(options: argparse.Namespace) -> str | None:
@@ -279,71 +63,84 @@ def _contradiction(options: argparse.Namespace) -> str | None:
     return None
 
 
-def _replay_dead_letters(options: argparse.Namespace) -> int:
-    """Replay the dead letters of every spool at PATH."""
-    spools = Spools(options.path, read_only=options.dry_run)
-    reasons = frozenset(options.reason) if options.reason else None
-    replays = [Replay(directory, reasons, restamp=options.restamp) for directory in spools.open()]
-    if not replays and spools.is_whole:
-        spools.say_there_is_none()
-    if options.dry_run:
-        for replay in replays:
-            replay.pretend()
-    else:
-        with display(has_end=True) as shown:
-            for replay in replays:
-                replay.run(shown)
-    for replay in replays:
-        replay.tell(dry_run=options.dry_run)
-    if options.dry_run and replays:
-        print("Dry run: nothing was changed.")
-    return DONE if replays and spools.is_whole and all(replay.failure is None for replay in replays) else NOT_DONE
+def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
+    """Send the spools, and tell whether all of it was done.
 
-
-@contextlib.contextmanager
-def _alone(directory: SpoolDirectory) -> Iterator[None]:
-    """Keep a second replay of the spool out, which would send all of it twice. Raises SpoolError, OSError.
-
-    The lock is on FORMAT: it is there, is never replaced, and nobody else locks it.
+    One after the other: `rate` is for all of them together, and each spool that is sent takes the memory of a client.
     """
-    fd = descriptors.acquire(f"{directory.path}/FORMAT", os.O_RDONLY)
+    stops = StopRequests()
+    lines: list[str] = []
+    failures: list[str] = []
+    sent: list[SpoolDrain] = []
+    with display(has_end=True) as shown:
+        for index, directory in enumerate(directories):
+            if stops.count:
+                failures.append(f"{text.counted(len(directories) - index, 'more spool')} not begun.")
+                break
+            try:
+                if orphans.is_led(directory):
+                    name = leader_name(directory)
+                    lines.append(f"{target(directory)}: left alone, {name} leads and sends it.")
+                    continue
+                drain = _replay(directory, rate, stops, shown)
+            except (CwsinkError, OSError) as error:  # the other spools must not wait for this one
+                failures.append(f"cannot replay {directory.path}: {error}")
+                continue
+            if drain.failure:
+                failures.append(drain.failure)
+            if drain.is_done:
+                lines.append(drain.summary())
+                sent.append(drain)
+    for line in lines:
+        print(line)
+    if len(sent) > 1:
+        records = sum(drain.backlog.records for drain in sent)
+        print(f"{len(sent):,} spools replayed: {text.records(records)}.", flush=True)
+    for failure in failures:
+        complain(failure)
+    return not failures
+
+
+def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, shown: Display) -> SpoolDrain:
+    """Send one spool, to its end or until it is given up."""
+    drain = SpoolDrain(directory, pace=rate)
+    if drain.backlog.is_empty:
+        drain.is_done = True
+    else:
+        shown.say(f"{drain.target}: {text.records(drain.backlog.records)} to send from {directory.path}")
+        drain.election.start()
+    follow([drain], stops, shown)
+    if drain.failure and stops.count:
+        drain.failure += f" `cwsink replay {shlex.quote(directory.path)}` goes on from there."
+    if drain.is_done:
+        _give_back(directory)
+    return drain
+
+
+def _give_back(directory: SpoolDirectory) -> None:
+    """Have an emptied spool take next to no space, unless a process leads it by now."""
+    claim = lease.Lease(directory)
     try:
-        if not descriptors.try_lock(fd, exclusive=True):
-            raise SpoolError("another replay is at it", directory.path)
-        yield
+        if claim.try_acquire():
+            orphans.give_back(directory)
     finally:
-        descriptors.release(fd, descriptors.incarnation())
+        claim.release()
 
 
-def _sync(directory: SpoolDirectory) -> None:
-    """Make what was appended durable: what is taken out of the dead letters next is nowhere else. Raises OSError."""
-    for opened in open_segments(directory):
-        disk.sync(opened.fd)
-    disk.sync_directory(directory.ring)
+def _would_do(directory: SpoolDirectory) -> str:
+    name = target(directory)
+    if orphans.is_led(directory):
+        return f"{name}: would be left alone, {leader_name(directory)} leads and sends it."
+    found = survey.pending(directory)
+    if not found.records:
+        return f"{name}: nothing is pending."
+    line = f"{name}: would send {text.records(found.records)} ({text.size(found.data_bytes)})"
+    if found.oldest_ms is not None and found.newest_ms is not None:
+        line += f" of {_utc(found.oldest_ms)} to {_utc(found.newest_ms)}"
+        if found.oldest_ms < time.time_ns() // 1_000_000 - MAX_PAST_MS:
+            line += ", the oldest too old for CloudWatch: they become dead letters"
+    return f"{line}; from {text.printable(directory.path, one_line=True)}"
 
 
-def _who_sends(directory: SpoolDirectory) -> str:
-    if lease.is_taken(directory):
-        published = leader_state.read(directory)
-        who = f"pid {published.pid} on {published.host}" if published else "another process"
-        return f"{who} leads, and sends them."
-    return (
-        "no process leads. They are sent when a worker logs again, or by "
-        f"`cwsink flush --once {shlex.quote(directory.path)}`."
-    )
-
-
-def _letters(count: int) -> str:
-    return f"{count:,} dead letter{'' if count == 1 else 's'}"
-
-
-def _target(directory: SpoolDirectory) -> str:
-    spool_format = directory.format
-    return text.printable(f"{spool_format.log_group_name} → {spool_format.log_stream_name}", one_line=True)
-
-
-def _dump(content: object) -> str:
-    """Encode as JSON. Raises ValueError, RecursionError."""
-    dumped = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A lone surrogate came from an escape; backslashreplace happens to write JSON's own.
-    return dumped.encode("utf-8", "backslashreplace").decode()
+def _utc(timestamp_ms: int) -> str:
+    return f"{naming.utc(timestamp_ms):%Y-%m-%d %H:%M:%S}Z"

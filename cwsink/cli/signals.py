@@ -1,11 +1,11 @@
 """Signals as a queue, for a process that is in front of another one (`cwsink run`).
 
-They are blocked, and taken one by one: what comes before the command is started waits, no
-handler can interrupt anything, and nothing comes in between a look and a wait. For process 1 it
+Signals are blocked, and taken one by one. So a signal that comes before the command is started waits, no
+handler can interrupt anything, and none is missed between a look and a wait. For process 1 this
 is the only way to see a signal that nobody handles.
 
-A terminal sends Ctrl-C to every process in its foreground, so also to the command: who forwards
-that one, too, has it quit at once instead of gracefully. Linux says where a signal is from.
+A terminal sends Ctrl-C to every process in its foreground, so to the command as well. If we forwarded it
+too, the command would quit at once instead of gracefully. Linux says where a signal is from.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _POLL_SECONDS: Final = 0.05
 
 
 class Arrival(NamedTuple):
-    """A signal that came. `is_for_all`: from the terminal, to the command as well."""
+    """A signal that came. `is_for_all`: the terminal sent it, and has sent it to the command as well."""
 
     number: int
     is_for_all: bool
 
 
 class Signals:
-    """Those that concern us. To be made before any child."""
+    """The queue. To be made before any child is started."""
 
     def __init__(self) -> None:
         self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
@@ -47,7 +47,7 @@ class Signals:
         self._child_before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def next(self, timeout_seconds: float | None) -> Arrival | None:
-        """Wait for one. None: the time is over."""
+        """Wait for the next signal. None: the time is over."""
         if not hasattr(signal, "sigtimedwait"):
             return self._poll(timeout_seconds)
         if timeout_seconds is None:
@@ -68,16 +68,17 @@ class Signals:
         return Arrival(number, number in (signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH) and _is_in_foreground())
 
     def restore(self) -> None:
-        """In a forked child, before exec: all as it was for us when we were started."""
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Python's own, which exec would end, but
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C that comes before it would be lost
+        """In a forked child, before exec: have signals as they were when this process was started."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # exec takes Python's own handler away. But a Ctrl-C that comes before exec would go to it, and be lost.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self._child_before is not None:
             signal.signal(signal.SIGCHLD, self._child_before)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
 
 
 def _is_in_foreground() -> bool:
-    """Tell whether we are in front of a terminal: then it is most likely the one that sent the signal."""
+    """Tell whether this process is in the foreground of a terminal, which then most likely sent the signal."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which spools a PATH on the command line means (reads directories).
+"""Which spools a PATH on the command line means, and what people call them (reads directories).
 
 One spool that is damaged or closed to us must not hide the others: it is told on
 stderr and remembered, and the others are returned.
@@ -11,14 +11,28 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from cwsink.cli import complain
+from cwsink.cli import complain, text
 from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.errors import SpoolError
-from cwsink.spool import segment
+from cwsink.spool import heartbeat, segment
 from cwsink.spool.directory import SpoolDirectory, choose_root, find_spools, open_existing
+from cwsink.spool.leadership import leader_of
 
 # What cwsink.naming.spool_name makes: a directory we cannot look into is only of interest if it is a spool.
 _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
+
+
+def target(directory: SpoolDirectory) -> str:
+    """Return what people call a spool."""
+    return text.target(directory.format.log_group_name, directory.format.log_stream_name)
+
+
+def leader_name(directory: SpoolDirectory) -> str:
+    """Return who leads a spool, of which it is known that somebody does."""
+    if other := heartbeat.elsewhere(directory):
+        return text.printable(f"host {other.mark.host}", one_line=True)
+    leader = leader_of(directory)
+    return text.printable(f"pid {leader.pid} on {leader.host}", one_line=True) if leader else "another process"
 
 
 class Spools:
@@ -28,8 +42,8 @@ class Spools:
         is_whole: False as soon as one of them could not be read.
     """
 
-    def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], None] = complain) -> None:
-        """Remember. `read_only`: for looking, also at other users' spools."""
+    def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], object] = complain) -> None:
+        """`read_only`: for looking, also at other users' spools. `tell`: what says which cannot be read."""
         self._path = path or os.path.expanduser(os.environ.get(f"{ENVIRONMENT_PREFIX}SPOOL_DIRECTORY", ""))
         self._read_only = read_only
         self._tell = tell
@@ -38,7 +52,7 @@ class Spools:
 
     @property
     def place(self) -> str:
-        """Where is looked, for people."""
+        """The directory that is looked at, for messages."""
         return os.path.abspath(self._path) if self._path else choose_root(None, os.environ, make=False)
 
     def open(self) -> list[SpoolDirectory]:
@@ -49,12 +63,13 @@ class Spools:
             self._look_for_others(set(paths))
         return found
 
-    def say_there_is_none(self) -> None:
-        """Tell that nothing was found, and what that may mean."""
-        if not os.path.isdir(self.place):
-            complain(f"{self.place} is not there: nothing was logged into it yet, or it is another PATH.")
-        elif self.is_whole:
-            complain(f"{self.place} holds no spool: nothing was logged into it yet, or it is another PATH.")
+    def find(self) -> list[SpoolDirectory]:
+        """Do as `open`; if there is none, say so, and what that may mean. What could not be opened was said already."""
+        found = self.open()
+        if not found and self.is_whole:
+            what = "holds no spool" if os.path.isdir(self.place) else "is not there"
+            complain(f"{self.place} {what}: nothing was logged into it yet, or it is another PATH.")
+        return found
 
     def _open(self, path: str) -> SpoolDirectory | None:
         try:
@@ -64,7 +79,7 @@ class Spools:
             return None
 
     def _look_for_others(self, known: set[str]) -> None:
-        """Notice what is a spool but could not be taken for one."""
+        """Complain of what seems to be a spool, but cannot be opened as one."""
         try:
             entries = [entry for entry in os.scandir(self.place) if entry.is_dir(follow_symlinks=False)]
         except OSError:
@@ -83,7 +98,7 @@ class Spools:
                 )
 
     def miss(self, path: str, message: str) -> None:
-        """Note that one could not be read; say so once."""
+        """Note that a spool could not be read, and say so the first time."""
         self.is_whole = False
         if path not in self._told:
             self._told.add(path)

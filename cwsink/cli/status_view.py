@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Console
@@ -13,20 +13,21 @@ from rich.live import Live
 from rich.text import Text
 
 from cwsink.cli import DONE, text
-from cwsink.cli.status import Sight, why
+from cwsink.cli.sight import SpoolView, why
 
 _LABEL_WIDTH: Final = 10
 # Lines of a pipe are not folded: they are for grep.
 _UNFOLDED: Final = 10_000
 _NEARLY_FULL: Final = 0.8
 
-_STYLES: Final = {
-    "idle": "green",
-    "delivering": "cyan",
-    "retrying": "yellow",
-    "circuit_open": "red",
-    "stalled": "red",
-    "no_leader": "yellow",
+# How a state looks, and what begins its verdict where that says no more than the state.
+_STATES: Final = {
+    "idle": ("green", ""),
+    "delivering": ("cyan", "Delivering"),
+    "retrying": ("yellow", "Retrying"),
+    "circuit_open": ("red", "Circuit open, trying every 30 s"),
+    "stalled": ("red", "Stalled"),
+    "no_leader": ("yellow", "Nobody sends"),
 }
 _KINDS: Final = {
     "own": "started by itself",
@@ -36,84 +37,84 @@ _KINDS: Final = {
 }
 
 
-def show(looks: Iterator[tuple[list[Sight], int]], watch: float | None) -> int:
+def show(looks: Iterator[tuple[list[SpoolView], int]], watch: float | None) -> int:
     """Print the first look, or keep showing the newest."""
     console = Console(highlight=False)
     if watch is None:
-        sights, code = next(looks)
-        _print(console, sights)
+        views, code = next(looks)
+        _print(console, views)
         return code
     if not console.is_terminal:
-        for sights, _ in looks:
+        for views, _ in looks:
             print(time.strftime("-- %Y-%m-%d %H:%M:%S"))
-            _print(console, sights)
+            _print(console, views)
             sys.stdout.flush()
             time.sleep(watch)
         return DONE
-    sights = []
+    views = []
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            for sights, _ in looks:
+            for views, _ in looks:
                 heading = Text(f"{time.strftime('%H:%M:%S')}, every {watch:g} s, Ctrl-C ends\n\n", "dim")
-                live.update(heading + page(sights, console.width), refresh=True)
+                live.update(heading + page(views, console.width), refresh=True)
                 time.sleep(watch)
     except KeyboardInterrupt:
-        _print(console, sights)  # the last look stays on the screen
+        _print(console, views)  # the last look stays on the screen
     return DONE
 
 
-def page(sights: list[Sight], width: int) -> Text:
+def page(views: list[SpoolView], width: int) -> Text:
     """Return all spools as text of at most `width` columns."""
-    blocks = [block(sight, width) for sight in sights]
-    if len(sights) > 1:
-        blocks.insert(0, _summary(sights))
+    blocks = [block(view, width) for view in views]
+    if len(views) > 1:
+        blocks.insert(0, _summary(views))
     return Text("\n").join(blocks)
 
 
-def block(sight: Sight, width: int) -> Text:
+def block(view: SpoolView, width: int) -> Text:
     """Return one spool: target and verdict, then why, then the books."""
-    report = sight.report
-    style = _STYLES[report.state]
+    report = view.report
+    style, _ = _STATES[report.state]
     lines = Text()
     lines.append("● ", style)
-    lines.append(text.printable(report.target, one_line=True), "bold")
+    lines.append(text.target(report.log_group_name, report.log_stream_name), "bold")
     if report.region:
         lines.append(f"  {text.printable(report.region, one_line=True)}", "dim")
     lines.append("\n")
-    for each in _fold(_verdict(sight), width - 2):
+    for each in _fold(_verdict(view), width - 2):
         lines.append(f"  {each}\n", style)
-    for label, value, value_style in _rows(sight):
+    for label, value, value_style in _rows(view):
         for index, each in enumerate(_fold(value, width - _LABEL_WIDTH - 2)):
             lines.append(f"  {label if index == 0 else '':{_LABEL_WIDTH}}", "dim")
             lines.append(f"{each}\n", value_style)
     return lines
 
 
-def _print(console: Console, sights: list[Sight]) -> None:
+def _print(console: Console, views: list[SpoolView]) -> None:
     is_folded = console.is_terminal or "COLUMNS" in os.environ
-    shown = page(sights, console.width if is_folded else _UNFOLDED)
+    shown = page(views, console.width if is_folded else _UNFOLDED)
     console.print(shown, end="", soft_wrap=True)
 
 
-def _summary(sights: list[Sight]) -> Text:
-    behind = [sight.report for sight in sights if sight.report.pending]
+def _summary(views: list[SpoolView]) -> Text:
+    behind = [view.report for view in views if view.report.pending]
     if not behind:
-        return Text(f"{len(sights)} spools: everything is delivered.\n", "green")
+        return Text(f"{len(views)} spools: everything is delivered.\n", "green")
     pending = sum(report.pending for report in behind)
     verb = "is" if len(behind) == 1 else "are"
-    summary = f"{len(behind)} of {len(sights)} spools {verb} behind: {text.records(pending)} in all.\n"
-    if (left := sum(sight.orphan is not None for sight in sights)) > 1:
+    summary = f"{len(behind)} of {len(views)} spools {verb} behind: {text.records(pending)} in all.\n"
+    if (left := sum(view.orphan_seconds is not None for view in views)) > 1:
         summary += f"{left} of them are orphans: `cwsink replay --all` sends those, with --dry-run it says which.\n"
     return Text(summary, "yellow")
 
 
-def _verdict(sight: Sight) -> str:
+def _verdict(view: SpoolView) -> str:
     """Answer the first question: is everything delivered?"""
-    report = sight.report
+    report = view.report
     if not report.pending:
         if not report.appended:
             return "Nothing was logged here yet."
-        when = "" if sight.success_seconds is None else f", the last {text.duration(sight.success_seconds)} ago"
+        when = "" if view.success_seconds is None else f", the last {text.duration(view.success_seconds)} ago"
         lost = sum(report.dead_lettered.values()) + report.evicted
         if lost:
             return f"Nothing waits: {text.records(report.delivered)} delivered{when}; {lost:,} could not be (below)."
@@ -122,46 +123,37 @@ def _verdict(sight: Sight) -> str:
     waiting += f" ({text.size(report.pending_bytes)})"
     if report.oldest_pending_seconds is not None:
         waiting += f", the oldest for {text.duration(report.oldest_pending_seconds)}"
-    if report.state == "delivering":
-        rate = sight.records_per_second
-        speed = f"; {rate:,.0f} a second, about {text.duration(report.pending / rate)} left" if rate >= 1 else ""
-        return f"Delivering: {waiting}{speed}."
-    return f"{_TROUBLE[report.state]}: {waiting}."
+    rate = view.records_per_second
+    if report.state == "delivering" and rate >= 1:
+        waiting += f"; {rate:,.0f} a second, about {text.duration(report.pending / rate)} left"
+    return f"{_STATES[report.state][1]}: {waiting}."
 
 
-_TROUBLE: Final = {
-    "retrying": "Retrying",
-    "circuit_open": "Circuit open, trying every 30 s",
-    "stalled": "Stalled",
-    "no_leader": "Nobody sends",
-}
-
-
-def _rows(sight: Sight) -> Iterator[tuple[str, str, str]]:
-    report = sight.report
+def _rows(view: SpoolView) -> Iterator[tuple[str, str, str]]:
+    report = view.report
     if report.state not in ("idle", "delivering"):
-        first, *rest = why(sight).split("\n")
+        first, *rest = why(view).split("\n")
         yield "why", first, "bold"
         for each in rest:
             yield "", each, ""
     if report.appended:
-        yield "records", _books(sight), ""
+        yield "records", _books(view), ""
     if report.evicted:
         yield "evicted", f"{text.records(report.evicted)}: the spool was full, and the oldest went", "red"
     if report.refused:
-        yield "refused", f"{_counts(report.refused)}: never entered the spool, told in the stream", "red"
+        yield "refused", f"{text.each_counted(report.refused)}: never entered the spool, told in the stream", "red"
     if report.dead_lettered:
-        yield "dead", f"{_counts(report.dead_lettered)}: kept in dead_letters.jsonl", "red"
+        yield "dead", f"{text.each_counted(report.dead_lettered)}: kept in dead_letters.jsonl", "red"
     if report.last_error and report.state in ("idle", "delivering"):
         yield "error", f"{report.last_error} (the last one; it is over)", "dim"
     elif report.last_error and report.state in ("no_leader", "stalled"):
         yield "error", f"{report.last_error} (the last one)", ""
-    yield "leader", _leader(sight), ""
+    yield "leader", _leader(view), ""
     if report.settings:
         differing = ", ".join(f"{name} {value}" for name, value in sorted(report.settings.items()))
         yield "settings", text.printable(f"{differing} (from {report.settings_from})", one_line=True), ""
-    fill = sight.used_bytes / report.capacity_bytes if report.capacity_bytes else 0.0
-    room = f"{text.size(sight.used_bytes)} of {text.size(report.capacity_bytes)} used"
+    fill = view.used_bytes / report.capacity_bytes if report.capacity_bytes else 0.0
+    room = f"{text.size(view.used_bytes)} of {text.size(report.capacity_bytes)} used"
     if report.pending and fill >= _NEARLY_FULL:
         yield "disk", f"{room} ({fill:.0%}): on_full decides what goes when it is full", "red"
     else:
@@ -169,8 +161,8 @@ def _rows(sight: Sight) -> Iterator[tuple[str, str, str]]:
     yield "spool", report.path, ""
 
 
-def _books(sight: Sight) -> str:
-    report = sight.report
+def _books(view: SpoolView) -> str:
+    report = view.report
     parts = [f"{report.delivered:,} delivered"]
     if dead := sum(report.dead_lettered.values()):
         parts.append(f"{dead:,} dead")
@@ -183,17 +175,13 @@ def _books(sight: Sight) -> str:
     return f"{books}  ({', '.join(extra)})" if extra else books
 
 
-def _leader(sight: Sight) -> str:
-    leader = sight.report.leader
+def _leader(view: SpoolView) -> str:
+    leader = view.report.leader
     if leader is None:
         return "none"
     kind = _KINDS.get(leader.kind, leader.kind)
     by = f" by {text.printable(leader.started_by, one_line=True)}" if leader.started_by else ""
     return f"pid {leader.pid} on {leader.host}, {kind}{by}, epoch {leader.epoch}"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
 
 
 def _fold(value: str, width: int) -> list[str]:

@@ -1,9 +1,6 @@
-"""`cwsink tail`: print the records of a spool, also while they are appended, delivered and reclaimed.
+"""`cwsink tail`: print the records of spools, also while they are appended, delivered and reclaimed.
 
-A `Follower` keeps every segment open that it has seen, with an offset of its own. So it reads a
-segment to its end even if the leader has unlinked it meanwhile, and takes no lock that could
-keep the leader from it. What it cannot read is a segment that came and went between two looks:
-numbers have no gaps, so that is noticed, and said.
+Each spool is read by a cwsink.spool.follower.
 """
 
 from __future__ import annotations
@@ -22,10 +19,9 @@ from typing import Final
 import msgspec
 
 from cwsink.cli import DONE, NOT_DONE, complain, text
-from cwsink.cli.spools import Spools
-from cwsink.spool import cursor, descriptors, frame, record, segment
+from cwsink.cli.spools import Spools, target
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import OpenSegment
+from cwsink.spool.follower import Follower
 from cwsink.spool.record import Event
 
 # A quiet spool is looked at five times a second, which costs nothing; a busy one often enough
@@ -33,59 +29,6 @@ from cwsink.spool.record import Event
 _QUIET_SECONDS: Final = 0.2
 _BUSY_SECONDS: Final = 0.01
 _NEW_SPOOLS_SECONDS: Final = 1.0
-
-
-class Follower:
-    """Reads one spool's records, each once, in arrival order (segment by segment)."""
-
-    def __init__(self, directory: SpoolDirectory, *, all_present: bool) -> None:
-        """Begin at what is pending, or with `all_present` at the oldest record on disk."""
-        self.directory = directory
-        self._open: dict[int, OpenSegment] = {}
-        self._newest = 0
-        # Open first, read the cursor then: nothing can be reclaimed between the two unseen.
-        self._attach()
-        if not all_present:
-            committed = cursor.read(directory.cursor).committed()
-            for opened in self._open.values():
-                opened.offset = committed.get(opened.key, opened.offset)
-
-    def read(self) -> Iterator[Event]:
-        """Yield what is new since the last call."""
-        self._attach()
-        for number, opened in sorted(self._open.items()):
-            is_gone = os.fstat(opened.fd).st_nlink == 0  # asked before the last read, so that nothing comes after it
-            while (block := opened.read()) is not None:
-                for each in block.frames:
-                    if each.kind == frame.EVENT and (event := record.event_of(each.payload)):
-                        yield event
-            if is_gone:
-                self._open.pop(number).close()
-
-    def close(self) -> None:
-        """Let go of all segments."""
-        for opened in self._open.values():
-            opened.close()
-        self._open.clear()
-
-    def _attach(self) -> None:
-        """Open the segments that are new."""
-        numbers = segment.numbers(self.directory.ring)
-        if numbers and numbers[-1] < self._newest:
-            self._newest = 0  # the spool was made anew
-        for number in numbers:
-            if number in self._open:
-                continue
-            missed = number - self._newest - 1
-            if self._newest and missed > 0:
-                complain(
-                    f"{missed} segment{'s' if missed > 1 else ''} of {self.directory.path} came and went unseen: "
-                    "delivered (or evicted), but not shown here."
-                )
-            with contextlib.suppress(FileNotFoundError):
-                fd = descriptors.acquire(segment.path_of(self.directory.ring, number), os.O_RDONLY)
-                self._open[number] = OpenSegment(fd, number)
-            self._newest = max(self._newest, number)
 
 
 class Printer:
@@ -97,12 +40,7 @@ class Printer:
         self._is_json = options.json
         self._has_colour = _wants_colour()
         self._heading = ""
-        self._today = ""
         self.has_headings = False
-
-    def look_at_the_date(self) -> None:
-        """Note which day it is; times of another day are printed with theirs."""
-        self._today = time.strftime("%Y-%m-%d")
 
     def wants(self, event: Event) -> bool:
         """Tell whether the filters let a record through."""
@@ -120,14 +58,12 @@ class Printer:
             sys.stdout.buffer.write(msgspec.json.encode(content) + b"\n")
             return
         if self.has_headings and self._heading != directory.path:
-            spool_format = directory.format
-            target = text.printable(f"{spool_format.log_group_name} → {spool_format.log_stream_name}", one_line=True)
-            print(f"{chr(10) if self._heading else ''}==> {target} <==")
+            print(f"{chr(10) if self._heading else ''}==> {target(directory)} <==")
             self._heading = directory.path
         print(self._line(event, colour=self._has_colour))
 
     def _line(self, event: Event, *, colour: bool) -> str:
-        return text.render(text.read(event), today=self._today, colour=colour)
+        return text.render(text.read(event), today=time.strftime("%Y-%m-%d"), colour=colour)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -138,13 +74,10 @@ def run(options: argparse.Namespace) -> int:
     followers: dict[str, Follower] = {}
     try:
         _begin(spools, followers, printer, options.lines)
-        if not followers:
-            if spools.is_whole:
-                spools.say_there_is_none()
-            if not options.follow:
-                return NOT_DONE
         if options.follow:
             _follow(spools, followers, printer)
+        elif not followers:
+            return NOT_DONE
     except KeyboardInterrupt:
         pass
     finally:
@@ -155,11 +88,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _begin(spools: Spools, followers: dict[str, Follower], printer: Printer, last: int | None) -> None:
     """Print what is there: all that is pending, or the last so many of all that is on disk."""
-    printer.look_at_the_date()
-    found = spools.open()
+    found = spools.find()
     printer.has_headings = len(found) > 1
     for directory in found:
-        follower = followers[directory.path] = Follower(directory, all_present=last is not None)
+        follower = followers[directory.path] = _follower_of(directory, all_present=last is not None)
         events: Iterator[Event] | deque[Event] = filter(printer.wants, follower.read())
         for event in events if last is None else deque(events, maxlen=last):
             printer.print(directory, event)
@@ -172,10 +104,9 @@ def _follow(spools: Spools, followers: dict[str, Follower], printer: Printer) ->
         if time.monotonic() >= look_for_spools_at:
             for directory in spools.open():
                 if directory.path not in followers:
-                    followers[directory.path] = Follower(directory, all_present=False)
+                    followers[directory.path] = _follower_of(directory)
             printer.has_headings = len(followers) > 1
             look_for_spools_at = time.monotonic() + _NEW_SPOOLS_SECONDS
-        printer.look_at_the_date()
         is_busy = False
         for follower in list(followers.values()):
             for event in follower.read():
@@ -187,13 +118,21 @@ def _follow(spools: Spools, followers: dict[str, Follower], printer: Printer) ->
         time.sleep(pause)
 
 
+def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Follower:
+    def say_missed(count: int) -> None:
+        segments = f"{text.counted(count, 'segment')} of {directory.path}"
+        complain(f"{segments} came and went unseen: delivered (or evicted), but not shown here.")
+
+    return Follower(directory, all_present=all_present, missed=say_missed)
+
+
 def _wants_colour() -> bool:
     """Colour is for a terminal whose user has not asked for none (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _is_nobody_reading() -> bool:
-    """Tell whether our output is a pipe that nobody reads any more: a quiet spool would let us wait for ever."""
+    """Tell whether stdout is a pipe that nobody reads any more. If the spool is quiet, no write would notice it."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
@@ -203,7 +142,7 @@ def _is_nobody_reading() -> bool:
 
 
 def _raise_file_limit() -> None:
-    """One descriptor for each segment: many small ones need more than the usual 1,024."""
+    """Allow more than the usual 1,024 descriptors: each segment takes one, and small segments may be many."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

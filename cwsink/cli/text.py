@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 
+from cwsink import naming
 from cwsink.cli.arguments import LEVELS
 from cwsink.spool.record import Event
 
@@ -22,7 +24,7 @@ from cwsink.spool.record import Event
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PLAIN: Final = re.compile(r"[^\s=\"']+")
 
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 # Deeper than this, data is shown as JSON.
 _MOST_FLAT: Final = 3
 _INDENT: Final = " " * 4
@@ -48,30 +50,46 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    for (size, name), (smaller, smaller_name) in zip(_UNITS, (*_UNITS[1:], (1, "s")), strict=True):
+    for (size, name), (smaller, smaller_name) in pairwise(_UNITS):
         if whole >= size:
             rest = whole % size // smaller
             return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
-    raise AssertionError("whole is at least a minute")
+    return f"{whole} s"
 
 
 def size(count: int) -> str:
     """Return "12 B", "1.5 KiB", "256 MiB", "1.2 GiB"."""
-    if count < 1024:
-        return f"{count} B"
-    amount = float(count)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        amount /= 1024
-        if amount < 1023.95 or unit == "TiB":
+    amount, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1023.95:
             break
+        amount, unit = amount / 1024, larger
     return f"{amount:.0f} {unit}" if amount >= 100 or amount == int(amount) else f"{amount:.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 line", "1,234 lines"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def records(count: int) -> str:
     """Return "1 record", "1,234 records"."""
-    return f"{count:,} record{'' if count == 1 else 's'}"
+    return counted(count, "record")
+
+
+def each_counted(counts: Mapping[str, int]) -> str:
+    """Return "1,234 expired, 2 oversize"."""
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+
+
+def target(log_group_name: str, log_stream_name: str) -> str:
+    """Return where a spool is sent, which is what people know it by."""
+    return printable(f"{log_group_name} → {log_stream_name}", one_line=True)
+
+
+def rfc3339(timestamp_ms: int) -> str:
+    """Return "2026-01-31T12:00:00.000Z"."""
+    return f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
 
 
 def stay(count: int) -> str:
@@ -121,9 +139,9 @@ def read(event: Event) -> Line:
     )
 
 
-def is_at_least(line: Line, rank: int | None) -> bool:
+def is_at_least(line: Line, rank: int) -> bool:
     """Tell whether a line's level is `rank` or above. A level we do not know passes, none does not."""
-    return rank is None or (line.level is not None and (line.rank is None or line.rank >= rank))
+    return line.level is not None and (line.rank is None or line.rank >= rank)
 
 
 def render(line: Line, *, today: str, colour: bool) -> str:

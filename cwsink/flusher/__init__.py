@@ -21,7 +21,7 @@ take over: epoch + 1 in the cursor
    Damage is noted. A loss marker becomes a notice. The chunk also knows up to where it settles each segment.
 2. **Wait for more**, until `batch_size` events are there, or the chunk is full, or the first has waited
    `batch_timeout_seconds`. What a new leader finds has waited long enough, and a writer may ask to hurry.
-3. **Cut** (`batch`, pure). A request holds one stream, spans less than 24 hours, and is in order of time, then of
+3. **Cut** (`chunk`, pure). A request holds one stream, spans less than 24 hours, and is in order of time, then of
    arrival. Nearly always there is one. The cut depends on the records and settings only, so the next leader makes the
    same, and goes on behind the requests that are committed. A checksum of their sizes, the cursor's `shape`, proves
    that they are the same; if they are not, it sends the chunk from its beginning.
@@ -115,8 +115,10 @@ What a leader's death repeats
 * Killed in the middle of a commit: the slot is torn, the other slot counts. The same request, once.
 * Killed between commit and unlink: nothing. The next leader unlinks.
 * Killed between a dead letter and the commit: the letter is there twice, and counted once.
-* Killed while it looks for the event that CloudWatch refuses, by halves: the whole request, with the accepted halves.
+* Killed while it looks for the event that CloudWatch refuses, by halves: only the half that was under way. Each half
+  that CloudWatch takes is committed at once.
 
-Also a lost answer, and a commit that fails, repeat their request; `resent` in the ledger counts what may have arrived
+Also a lost answer repeats its request. A commit that fails (no space, no descriptor) is tried again until it succeeds;
+its request is repeated only if the leader has to leave meanwhile. `resent` in the ledger counts what may have arrived
 already.
 """

@@ -28,6 +28,7 @@ from cwsink.errors import CwsinkError
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.spool import cursor, orphans, sending
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.lease import Lease
@@ -150,7 +151,7 @@ class Adopter:
             now = time.monotonic()
             if not is_wanted and now >= look_at:
                 look_at = now + _LOOK_SECONDS
-                is_wanted = orphans.is_attached(directory)
+                is_wanted = is_anyone_attached(directory)
             return is_wanted or now >= until or self.stop.is_set()
 
         return must_leave

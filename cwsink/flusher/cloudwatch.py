@@ -28,7 +28,7 @@ import msgspec
 from cwsink import __version__
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.flusher.batch import body
+from cwsink.flusher.chunk import body
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
@@ -129,7 +129,7 @@ class CloudWatch:
         self._body = b""
 
     def put(self, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> Answer:
-        """Send the events of one part."""
+        """Send the events of one request."""
         group = self._format.log_group_name
         self._body = body(group, stream, events, sequence_token, self._entity)
         try:

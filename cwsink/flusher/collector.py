@@ -7,7 +7,7 @@ Holds at most one block of a segment and one chunk, whatever the spool holds.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ from cwsink import naming
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher import oversize
-from cwsink.flusher.batch import ChunkBuilder, message_bytes
+from cwsink.flusher.chunk import ChunkBuilder, message_bytes
 from cwsink.spool import frame, record
 from cwsink.spool.cursor import Offset
 from cwsink.spool.frame import Damage, DamageKind, Frame
@@ -27,6 +27,9 @@ from cwsink.spool.segment import SegmentKey
 # Events that are set aside do not count for a request. Without a bound of their own a backlog of
 # them would be one chunk, in memory as a whole.
 _MOST_SET_ASIDE_BYTES: Final = record.MAX_PAYLOAD_BYTES
+_LAST_MS: Final = (1 << 63) - 1
+# The line that tells the stream of them is shorter.
+_NOTICE_BYTES: Final = 200
 
 
 class DamagedRange(NamedTuple):
@@ -71,6 +74,7 @@ class Collector:
         self._builder = ChunkBuilder(config.max_batch_events)
         self._chunk = Chunk()
         self._set_aside_bytes = 0
+        self._damage: deque[DamagedRange] = deque()  # of the block, and not in the chunk yet
         self._unread: list[Frame] = []
         self._next = 0  # index of the first frame in `_unread` that is not in the chunk yet
         self._block: Block | None = None
@@ -115,11 +119,14 @@ class Collector:
         self._set_aside_bytes = 0
         chunk.is_one_request = self._builder.is_one_request
         chunk.events = self._builder.take()
+        if chunk.oversize:
+            times = [event.timestamp_ms for event in chunk.oversize]
+            chunk.events.append(notice(Loss(len(times), min(times), max(times), "oversize", 0)))
         return chunk
 
     def _begin(self, block: Block) -> None:
         self._unread, self._next = block.frames, 0
-        self._chunk.damage.extend(DamagedRange(block.key, damage) for damage in block.damage)
+        self._damage = deque(DamagedRange(block.key, damage) for damage in block.damage)
 
     def _gather(self, block: Block, *, everything: bool = False) -> bool:
         """Move frames of `block` into the chunk. False: the next one does not fit."""
@@ -128,7 +135,7 @@ class Collector:
         while True:
             if not everything and (added := builder.add_while_it_fits(key, unread, self._next, self._max_event_bytes)):
                 self._next += added
-                chunk.ends[key] = unread[self._next - 1].end
+                self._reach(key, unread[self._next - 1].end)
             if self._next == len(unread):
                 break
             each = unread[self._next]
@@ -146,13 +153,22 @@ class Collector:
                     builder.add(key, event, size)
                 else:
                     return False
-                if each.kind == frame.LOSS:
-                    loss = record.decode_loss(each.payload)
+                if loss := frame.loss_of(each):
                     chunk.refused[loss.reason] += loss.count
-            chunk.ends[key] = each.end
+            self._reach(key, each.end)
             self._next += 1
-        chunk.ends[key] = block.end
+        self._reach(key, block.end)
         return True
+
+    def _reach(self, key: SegmentKey, end: int) -> None:
+        """Have the chunk end there.
+
+        Damage is counted when the chunk is committed. So a range goes into the chunk that ends behind it: in one that
+        ends before it, the next leader would read it, and count it, again.
+        """
+        self._chunk.ends[key] = end
+        while self._damage and self._damage[0].damage.end <= end:
+            self._chunk.damage.append(self._damage.popleft())
 
     def _add_oversize(self, key: SegmentKey, event: Event, size: int, everything: bool) -> bool:
         """Deal with an event that is too long, as the policy says. False: not in this chunk any more."""
@@ -160,8 +176,13 @@ class Collector:
         # A metric event that is cut is no metric: it goes whole, or not at all.
         policy = "drop" if oversize.is_embedded_metric(event.message) else self._oversize
         if policy == "drop":
-            if self._set_aside_bytes >= _MOST_SET_ASIDE_BYTES and not everything:
+            if not everything and (
+                self._set_aside_bytes >= _MOST_SET_ASIDE_BYTES
+                or not (self._chunk.oversize or self._builder.fits(_NOTICE_BYTES))
+            ):
                 return False
+            if not self._chunk.oversize:
+                self._builder.reserve(_NOTICE_BYTES)
             self._set_aside_bytes += size
             self._chunk.oversize.append(event)
             return True
@@ -170,7 +191,7 @@ class Collector:
         else:
             messages = oversize.split(event.message, limit, event.id)
         sizes = [message_bytes(message) for message in messages]
-        # The parts of one event may be more than one request takes; they are a chunk of their own then.
+        # The pieces of one event may be more than one request takes; they are a chunk of their own then.
         if not (everything or self._builder.count == 0 or (len(messages) == 1 and self._builder.fits(sizes[0]))):
             return False
         for index, (message, part_bytes) in enumerate(zip(messages, sizes, strict=True)):
@@ -179,21 +200,17 @@ class Collector:
         return True
 
     def _event_of(self, each: Frame, key: SegmentKey) -> Event | None:
-        try:
-            if each.version == frame.VERSION:
-                if each.kind == frame.EVENT:
-                    return record.decode_event(each.payload)
-                if each.kind == frame.LOSS:
-                    return notice(record.decode_loss(each.payload))
-        except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
-            start = each.end - frame.HEADER_BYTES - len(each.payload)
+        if loss := frame.loss_of(each):
+            return notice(loss)
+        event = frame.event_of(each)
+        if event is None and each.is_known:
+            start = each.end - each.size_bytes
             self._chunk.damage.append(DamagedRange(key, Damage(start, each.end, DamageKind.CORRUPT)))
-        return None
+        return event
 
     @staticmethod
     def _is_beyond_us(each: Frame) -> bool:
-        known = each.kind in frame.KNOWN_TYPES and each.version == frame.VERSION
-        if known or each.flags & frame.FLAG_OPTIONAL:
+        if each.is_known or each.flags & frame.FLAG_OPTIONAL:
             return False
         report("frame", f"a record of type {each.kind}, version {each.version} is left for a newer cwsink.")
         return True
@@ -203,7 +220,8 @@ def notice(loss: Loss) -> Event:
     """Return what the stream is told about lost records. Its sequence marks it as not a record."""
     count = f"{loss.count:,} record{'s' if loss.count != 1 else ''}"
     text = f"cwsink: {count} dropped {_clock(loss.first_ms)} to {_clock(loss.last_ms)}, reason {loss.reason}"
-    return Event(loss.last_ms, loss.producer, record.NOTICE, text)
+    # A marker may hold any time, but CloudWatch refuses a request in which one is negative, or of more than 64 bits.
+    return Event(min(max(0, loss.last_ms), _LAST_MS), loss.producer, record.NOTICE, text)
 
 
 def _clock(timestamp_ms: int) -> str:

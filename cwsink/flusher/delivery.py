@@ -1,32 +1,89 @@
-"""One part, sent until it is settled: delivered, or dead-lettered with a reason.
+"""One request, sent until each of its events is settled: delivered, or a dead letter with a reason.
 
-What to do about an answer is `outcome.classify`'s; how to do it is one method each,
-in a table. A part is the same in every try. Before every call `check` proves that
-this process still leads; `wait` returns False when the owner wants to leave, and the
-part stays in the spool for whoever leads next.
+What an answer means, and what the leader then does, is a row of cwsink.flusher.outcome; the methods that do it are
+here. The same events are sent in every try. Before every call the leader proves that it still leads (`check`). While it
+waits for the next try its owner may want to leave (`wait` returns False): what is not settled then stays in the spool,
+for whoever leads next.
+
+**An event that CloudWatch refuses.** CloudWatch refuses a request as a whole and does not say for which event. We send
+its halves, and their halves, the earlier one first, until the event is alone. A piece that is taken is settled at once,
+and the owner commits it, so that nothing is sent again because of what is refused beside it.
+
+**Is it the event, or the target?** A setting may be wrong in a way that has every event refused. So an event becomes a
+dead letter only if it is refused alone after CloudWatch has taken something else: an earlier piece of the request, or
+else the *canary*, a line of our own that is sent to the same stream. If the canary is refused too, the target is wrong:
+what is not settled stays in the spool and is tried again every few seconds, with two calls a try, until somebody has
+mended the target.
+
+What may be sent twice: a piece whose answer is lost, and a piece that was taken and not committed when the leader died.
+Either is at most one request. A leader that takes over before the commit may send the canary once more.
 """
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report, settled
 from cwsink.flusher.backoff import Backoff, Gathering
-from cwsink.flusher.batch import Part
-from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.flusher.dead_letter import DeadLetters
-from cwsink.flusher.outcome import THROTTLING, UNREACHABLE, Answer, Outcome, classify, rejected_indexes
+from cwsink.flusher.chunk import Request
+from cwsink.flusher.outcome import Act, Answer, Outcome, classify, rejected_indexes
 from cwsink.spool.directory import SpoolFormat
-from cwsink.spool.leader_state import LeaderState, Obstacle
+from cwsink.spool.leader_state import Obstacle
 from cwsink.spool.record import NOTICE, Event
 
 
 class Stopped(Exception):  # noqa: N818  # it is an answer, not a fault
     """The owner wants to leave; what was not settled stays in the spool."""
+
+
+class LogService(Protocol):
+    """The calls of CloudWatch that a delivery makes (cwsink.flusher.cloudwatch). None of them raises."""
+
+    def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
+        """Send events to a log stream."""
+
+    def create_group(self) -> Answer:
+        """Create the log group."""
+
+    def create_stream(self, stream: str) -> Answer:
+        """Create a log stream."""
+
+    def forget_session(self) -> None:
+        """Let the next call read credentials anew."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Leadership(Protocol):
+    """What a delivery asks its owner."""
+
+    def check(self) -> None:
+        """Raise Fenced unless the owner can prove that it still leads."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, unless the owner is to leave. Returns whether to go on."""
+
+
+class DeadLetterStore(Protocol):
+    """Where dead letters are kept (cwsink.flusher.dead_letter)."""
+
+    def add(self, reason: str, error: str, events: list[Event]) -> None:
+        """Keep events. Never raises."""
+
+
+class StateOfLeader(Protocol):
+    """Where the leader shows how it goes (cwsink.spool.leader_state)."""
+
+    def succeeded(self) -> None:
+        """CloudWatch took a request."""
+
+    def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
+        """CloudWatch did not."""
 
 
 class Tally(NamedTuple):
@@ -36,48 +93,45 @@ class Tally(NamedTuple):
     dead: Counter[str]
 
 
-class Refusal(NamedTuple):
-    """An event that CloudWatch did not take on its own, and why."""
+class Settled(NamedTuple):
+    """A further piece of a request is settled.
 
-    event: Event
-    answer: Answer
+    Attributes:
+        done: how many events of the request are settled by now; they are its first ones.
+        tally: what became of those that were not settled before.
+    """
 
-
-class _NothingAccepted(Exception):  # noqa: N818  # an answer, too
-    """Event after event was refused and none accepted: it is not the events that are wrong."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.code)
-        self.answer = answer
+    done: int
+    tally: Tally
 
 
-# So many single events refused, and none accepted, are no poison: something about the target or a
-# setting is wrong, and dead-lettering would go through the whole spool.
-_ALL_REFUSED: Final = 32
-_UNPROVEN_TRIES: Final = 3
+class _Try:
+    """What is known about sending one piece."""
 
-_SLOW: Final = frozenset({Outcome.CREDENTIALS, Outcome.DENIED})
-_WHAT_TO_DO: Final = {
-    Outcome.RETRY: "It is tried again until it succeeds.",
-    Outcome.CREDENTIALS: "Check the AWS credentials, the region and this host's clock; credentials are read anew "
-    "at each try.",
-    Outcome.DENIED: "Allow the action it names, or correct the setting; it is tried again every few seconds.",
-}
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        self.token: str | None = None
+        # One repair for each failure that is waited for, so that no answer makes the leader spin.
+        self.is_repaired = False
+
+
+# After CloudWatch has taken something, so many single events in a row are taken for wrong if they are refused.
+MOST_BELIEVED: Final = 16
+CANARY: Final = "cwsink: CloudWatch has just refused records of this stream. This line tests whether it takes any."
 
 
 class Delivery:
-    """Sends parts to one log group."""
+    """Sends requests to one log group."""
 
     def __init__(
         self,
-        cloudwatch: CloudWatch,
+        cloudwatch: LogService,
         spool_format: SpoolFormat,
         config: SinkConfig,
-        dead_letters: DeadLetters,
-        leader_state: LeaderState,
+        dead_letters: DeadLetterStore,
+        leader_state: StateOfLeader,
+        leadership: Leadership,
         *,
-        check: Callable[[], None],
-        wait: Callable[[float], bool],
         uniform: Callable[[], float],
     ) -> None:
         self._cloudwatch = cloudwatch
@@ -86,8 +140,7 @@ class Delivery:
         self._may_create_stream = config.create_log_stream
         self._dead_letters = dead_letters
         self._leader_state = leader_state
-        self._check = check
-        self._wait = wait
+        self._leadership = leadership
         self._uniform = uniform
         self._backoff = Backoff(
             config.retry_base_delay,
@@ -96,78 +149,47 @@ class Delivery:
         )
         self._gathering = Gathering(config.batch_timeout_seconds)
         self._resent = 0
-        self._requests_accepted = 0
         self._is_trouble_told = False
 
     @property
     def gather_seconds(self) -> float:
-        """How long records are to be gathered for the next part."""
+        """How long records are to be gathered for the next request."""
         return self._gathering.seconds
 
-    def send(self, part: Part) -> Tally:
-        """Settle every event of the part.
+    def send(self, request: Request) -> Iterator[Settled]:
+        """Settle every event of the request, the first ones first; yield each time more are settled.
+
+        Usually that is once, for all of them. The owner commits what is yielded before it asks for more.
 
         Raises:
-            Stopped: the owner wants to leave; nothing of the part is settled.
+            Stopped: the owner wants to leave; what was not yielded is not settled.
             Fenced: another process leads now.
         """
-        for suspicions in itertools.count():
-            refusals: list[Refusal] = []
-            accepted = self._requests_accepted
-            try:
-                tally = self._send(part, refusals)
-            except _NothingAccepted as doubt:
-                self._failed(Outcome.DENIED, doubt.answer)
-                continue
-            # Nothing accepted beside it proves little against an event: it gets a few more chances.
-            is_proven = self._requests_accepted > (accepted if len(part.events) > 1 else 0)
-            if refusals and not is_proven and suspicions < _UNPROVEN_TRIES:
-                self._failed(Outcome.DENIED, refusals[0].answer)
-                continue
-            for event, answer in refusals:
-                tally.dead.update(self._bury("poison", f"{answer.code}: {answer.message}", [event]))
-            return tally
-        raise AssertionError  # the count has no end
-
-    def _send(self, part: Part, refusals: list[Refusal]) -> Tally:
-        """Settle the part, but for the single events that CloudWatch refuses: they are added to `refusals`."""
-        token: str | None = None
-        # One repair at once for each failure that is waited for, so that no answer makes us spin.
-        may_repair = True
-        while True:
-            self._check()
-            answer = self._cloudwatch.put(part.stream, part.events, token)
-            outcome = classify(answer)
-            if answer.code in THROTTLING and not self._backoff.failures:
-                self._gathering.throttled()
-            if answer.rejected_entity:
-                report(
-                    "entity",
-                    f"CloudWatch rejects the entity ({answer.rejected_entity}), and takes the events without it. "
-                    "Correct the setting `entity`, or leave it out.",
-                )
-            if outcome is Outcome.DELIVERED:
-                return self._succeeded(part.events, {})
-            if outcome is Outcome.REJECTED:
-                reasons = rejected_indexes(answer.rejected or {}, len(part.events))
-                return self._succeeded(part.events, reasons)
-            if outcome is Outcome.BISECT:
-                return self._bisect(part, answer, refusals)
-            if answer.is_ambiguous:
-                self._resent += len(part.events)
-            if outcome is Outcome.RESEND:
-                token = answer.expected_token
-                if may_repair and token is not None:
-                    may_repair = False
-                    continue
-            if outcome is Outcome.CREATE_TARGET and may_repair:
-                may_repair = False
-                answer = self._create_target(part.stream)
-                outcome = classify(answer)
-                if outcome is Outcome.DELIVERED:
-                    continue
-            may_repair = True
-            self._failed(outcome, answer)
+        stream, events = request
+        pieces = [events]  # the next one is the last
+        done = believed = 0
+        is_in_doubt = False
+        while pieces:
+            piece = pieces.pop()
+            act, answer = self._put(stream, piece)
+            if act is Act.SETTLE:
+                is_in_doubt, believed = False, MOST_BELIEVED
+                done += len(piece)
+                yield Settled(done, self._taken(piece, answer))
+            elif not believed and (is_in_doubt or len(piece) == 1):
+                if self._takes_canary(stream):
+                    # The piece again: the target may have been mended since it was refused.
+                    is_in_doubt, believed = False, MOST_BELIEVED
+                    pieces.append(piece)
+                else:
+                    is_in_doubt, pieces = True, [events[done:]]
+            elif len(piece) > 1:
+                middle = len(piece) // 2
+                pieces += (piece[middle:], piece[:middle])
+            else:
+                believed -= 1
+                done += 1
+                yield Settled(done, Tally(0, self._bury("poison", f"{answer.code}: {answer.message}", piece)))
 
     def take_resent(self) -> int:
         """Return how many records were sent again since the last call, though the first send may have arrived."""
@@ -178,36 +200,122 @@ class Delivery:
         """Close the connection."""
         self._cloudwatch.close()
 
-    def _succeeded(self, events: list[Event], reasons: dict[int, str]) -> Tally:
+    def _put(self, stream: str, events: list[Event]) -> tuple[Act, Answer]:
+        """Send events until CloudWatch has taken or refused them: SETTLE or SPLIT, and the answer."""
+        attempt = _Try(stream)
+        while True:
+            self._leadership.check()
+            answer = self._cloudwatch.put(stream, events, attempt.token)
+            act = classify(answer).value.act
+            if (repair := self.REPAIRS.get(act)) is None:
+                return act, answer
+            if classify(answer).value.is_quota and not self._backoff.failures:
+                self._gathering.throttled()
+            if answer.is_ambiguous:
+                self._resent += sum(event.is_record for event in events)
+            trouble = repair(self, attempt, answer)
+            attempt.is_repaired = trouble is None
+            if trouble is not None:
+                self._failed(trouble)
+
+    # One for each act that ends in another try. It returns the trouble to wait for, or None to send again at once.
+
+    def _wait_only(self, attempt: _Try, answer: Answer) -> Answer | None:
+        return answer
+
+    def _renew_session(self, attempt: _Try, answer: Answer) -> Answer | None:
+        self._cloudwatch.forget_session()
+        return answer
+
+    def _use_token(self, attempt: _Try, answer: Answer) -> Answer | None:
+        attempt.token = answer.expected_token
+        return answer if attempt.is_repaired or attempt.token is None else None
+
+    def _create_target(self, attempt: _Try, answer: Answer) -> Answer | None:
+        """Create what is missing: the stream, and the group if that is missing too."""
+        if attempt.is_repaired:
+            return answer
+        stream = attempt.stream
+        if not self._may_create_stream:
+            return Answer(
+                code="ResourceNotFoundException",
+                status=400,
+                message=f"log stream {stream} of {self._format.log_group_name} does not exist, and "
+                "create_log_stream is off",
+            )
+        self._leadership.check()
+        answer = self._cloudwatch.create_stream(stream)
+        if answer.code == "ResourceNotFoundException" and self._may_create_group:
+            self._leadership.check()
+            answer = self._cloudwatch.create_group()
+            if classify(answer) is Outcome.DELIVERED:
+                self._leadership.check()
+                answer = self._cloudwatch.create_stream(stream)
+        return None if classify(answer) is Outcome.DELIVERED else answer
+
+    REPAIRS: ClassVar[Mapping[Act, Callable[[Delivery, _Try, Answer], Answer | None]]] = {
+        Act.WAIT: _wait_only,
+        Act.RENEW_SESSION: _renew_session,
+        Act.CREATE_TARGET: _create_target,
+        Act.USE_TOKEN: _use_token,
+    }
+
+    def _takes_canary(self, stream: str) -> bool:
+        """Tell whether CloudWatch takes a line of our own. If not, the target is wrong: say so, and wait."""
+        # Its time is that of now: the times of the refused events may be what is wrong with them.
+        act, answer = self._put(stream, [Event(int(time.time() * 1000), 0, NOTICE, CANARY)])
+        if act is Act.SETTLE:
+            self._succeeded()
+            return True
+        self._failed(answer)
+        return False
+
+    def _taken(self, events: list[Event], answer: Answer) -> Tally:
+        """Count events that were taken, and make dead letters of those that the answer rejects."""
+        self._succeeded()
+        if answer.rejected_entity:
+            report(
+                "entity",
+                f"CloudWatch rejects the entity ({answer.rejected_entity}), and takes the events without it. "
+                "Correct the setting `entity`, or leave it out.",
+            )
+        dead: Counter[str] = Counter()
+        delivered = len([True for event in events if event.sequence >= 0])  # is_record, spelled out: it is per event
+        reasons = rejected_indexes(answer.rejected or {}, len(events))
+        for reason in set(reasons.values()):
+            letters = [event for index, event in enumerate(events) if reasons.get(index) == reason]
+            buried = self._bury(reason, "rejectedLogEventsInfo", letters)
+            delivered -= sum(buried.values())
+            dead += buried
+        return Tally(delivered, dead)
+
+    def _succeeded(self) -> None:
+        """CloudWatch has taken something: trouble is over."""
         if self._is_trouble_told:
             # As rare as what it answers, which is held back while trouble comes and goes.
             self._is_trouble_told = False
             settled("recovered")
             report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
-        self._requests_accepted += 1
         self._backoff.succeeded()
         self._gathering.accepted()
         self._leader_state.succeeded()
-        dead: Counter[str] = Counter()
-        for reason in set(reasons.values()):
-            letters = [event for index, event in enumerate(events) if reasons.get(index) == reason]
-            dead += self._bury(reason, "rejectedLogEventsInfo", letters)
-        delivered = len([True for event in events if event.sequence >= 0])  # is_record, spelled out: it is per event
-        return Tally(delivered - sum(dead.values()), dead)
 
-    def _bisect(self, part: Part, answer: Answer, refusals: list[Refusal]) -> Tally:
-        """Find the event CloudWatch does not take: send the halves, each until it is settled."""
-        events = part.events
-        if len(events) == 1:
-            refusals.append(Refusal(events[0], answer))
-            return Tally(0, Counter())
-        middle = len(events) // 2
-        accepted = self._requests_accepted
-        first = self._send(Part(part.stream, events[:middle]), refusals)
-        second = self._send(Part(part.stream, events[middle:]), refusals)
-        if self._requests_accepted == accepted and len(refusals) >= _ALL_REFUSED:
-            raise _NothingAccepted(answer)
-        return Tally(first.delivered + second.delivered, first.dead + second.dead)
+    def _failed(self, answer: Answer) -> None:
+        """Say so, once, and wait. Raises Stopped."""
+        reaction = classify(answer).value
+        error = f"{answer.code}: {answer.message}"
+        delay = self._backoff.failed(self._uniform(), slow=reaction.is_slow)
+        self._leader_state.failed(error, reaction.obstacle, is_open=self._backoff.is_open)
+        if self._backoff.failures > 1 or reaction.is_slow:
+            # An outage may have time-outs and refused connections in turn. It is one trouble, and one line.
+            kind = reaction.obstacle if reaction.is_slow else "retry"
+            self._is_trouble_told |= report(
+                f"send_{kind}",
+                f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} The records "
+                "stay in the spool. It is tried again until it succeeds.",
+            )
+        if not self._leadership.wait(delay):
+            raise Stopped
 
     def _bury(self, reason: str, error: str, events: list[Event]) -> Counter[str]:
         """Keep `events`, but notices, as dead letters; return how many records they are, by reason."""
@@ -216,49 +324,3 @@ class Delivery:
             self._dead_letters.add(reason, error, letters)
         records = sum(event.is_record for event in letters)
         return Counter({reason: records} if records else {})
-
-    def _create_target(self, stream: str) -> Answer:
-        """Create what is missing: the stream, and the group if that is missing too."""
-        if not self._may_create_stream:
-            return Answer(
-                code="ResourceNotFoundException",
-                status=400,
-                message=f"log stream {stream} of {self._format.log_group_name} does not exist, and "
-                "create_log_stream is off",
-            )
-        self._check()
-        answer = self._cloudwatch.create_stream(stream)
-        if answer.code == "ResourceNotFoundException" and self._may_create_group:
-            self._check()
-            created = self._cloudwatch.create_group()
-            if classify(created) is not Outcome.DELIVERED:
-                return created
-            self._check()
-            answer = self._cloudwatch.create_stream(stream)
-        return answer
-
-    def _failed(self, outcome: Outcome, answer: Answer) -> None:
-        """Say so, once, and wait."""
-        if outcome is Outcome.CREATE_TARGET:
-            outcome = Outcome.DENIED
-        error = f"{answer.code}: {answer.message}"
-        if outcome is Outcome.CREDENTIALS:
-            self._cloudwatch.forget_session()
-        delay = self._backoff.failed(self._uniform(), slow=outcome in _SLOW)
-        self._leader_state.failed(error, _obstacle_of(outcome, answer), is_open=self._backoff.is_open)
-        if self._backoff.failures > 1 or outcome in _SLOW:
-            self._is_trouble_told |= report(
-                f"send_{outcome.value}",
-                f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. The records stay in the spool. "
-                f"{_WHAT_TO_DO.get(outcome, _WHAT_TO_DO[Outcome.RETRY])}",
-            )
-        if not self._wait(delay):
-            raise Stopped
-
-
-def _obstacle_of(outcome: Outcome, answer: Answer) -> Obstacle:
-    if outcome is Outcome.CREDENTIALS:
-        return "credentials"
-    if outcome is Outcome.DENIED:
-        return "denied"
-    return "unreachable" if answer.code in UNREACHABLE else "busy"

@@ -1,17 +1,23 @@
 """The leader's loop: read, batch, deliver, commit, reclaim.
 
 ```text
-take over (epoch + 1) -> [ gather a chunk -> for each part: fence, send until it is
+take over (epoch + 1) -> [ gather a chunk -> for each request: fence, send until it is
 delivered or proven undeliverable -> commit -> reclaim ] until stopped or fenced
 ```
 
 Nothing is remembered that the spool does not hold: whoever takes over reads the
 cursor and goes on. The lease is checked before every send, commit and unlink.
-A batch is kept, unchanged, until CloudWatch has answered for it; there is no last try.
+A request is kept, unchanged, until CloudWatch has answered for it; there is no last try.
+
+A request that was answered and is not committed is sent again by the next leader. So nothing between the two may fail
+for want of anything: what the commit needs is looked up before the request is sent, and a commit that fails (a full
+disk, an I/O error) is repeated until it succeeds. The one thing that is opened there is the file of dead letters, if
+there are any; when that fails, it is counted, and delivery goes on.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import random
@@ -25,13 +31,14 @@ from msgspec.structs import replace
 
 from cwsink import naming
 from cwsink.config import SinkConfig
-from cwsink.flusher import batch
+from cwsink.diagnostics import report
+from cwsink.flusher.chunk import Request, fingerprint, requests
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery, Tally
 from cwsink.spool import budget
-from cwsink.spool.cursor import Cursor, Fenced, Ledger, Offset, State
+from cwsink.spool.cursor import Cursor, Fenced, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
 from cwsink.spool.frame import DamageKind
@@ -44,6 +51,8 @@ from cwsink.spool.record import Loss
 POLL_SECONDS: Final = 0.1
 # durability="host": at most this much of a host's last records is lost with its power.
 SYNC_SECONDS: Final = 0.5
+# How long to wait before a commit that has failed is tried again.
+COMMIT_AGAIN_SECONDS: Final = 0.5
 
 
 class Orders:
@@ -119,8 +128,7 @@ class Flusher:
             config,
             self._dead_letters,
             self.leader_state,
-            check=self.check,
-            wait=self._wait,
+            self,
             uniform=random.random,
         )
         # What a new leader finds has waited long enough.
@@ -182,38 +190,45 @@ class Flusher:
         )
 
     def _deliver(self) -> None:
-        """Deliver and commit one chunk."""
+        """Deliver and commit what is gathered."""
         count = self._collector.count
-        self._settle(self._collector.take())
+        self._deliver_chunk(self._collector.take())
         self._pending_since = None
         if self._pace is not None:
-            self._wait(count / self._pace)
+            self.wait(count / self._pace)
 
     def _finish_chunk(self) -> None:
-        """Go on with a chunk of several parts that the leader before us did not finish."""
+        """Go on with a chunk that the leader before us did not finish."""
         state = self._state
         if state.chunk:
             is_whole = self._collector.replay(state.chunk)
-            self._settle(self._collector.take(), state if is_whole else None)
+            self._deliver_chunk(self._collector.take(), state if is_whole else None)
 
-    def _settle(self, chunk: Chunk, begun: State | None = None) -> None:
-        """Deliver a chunk, of which `begun` says how far another leader was, and commit it."""
+    def _deliver_chunk(self, chunk: Chunk, begun: State | None = None) -> None:
+        """Deliver a chunk, of which `begun` says how far another leader was, and commit it.
+
+        Each request is committed on its own, and so is each piece of one that CloudWatch refused as a whole. The last
+        piece is committed with the chunk.
+        """
+        existing = self._reader.existing()  # here, because it takes a descriptor: see the module's docstring
         is_dated = "{" in self._directory.format.log_stream_name
-        parts = batch.parts(chunk.events, self._stream_of, fits=chunk.is_one_request, is_dated=is_dated)
-        shape = batch.shape(parts) if begun or len(parts) > 1 else 0
-        parts_done, partial = 0, Ledger()
-        # With some of it evicted, or other settings for oversize events, the parts are not the same any more.
-        if begun and begun.shape == shape:
-            parts_done, partial = begun.parts_done, begun.partial
-        for done, part in enumerate(parts):
-            if done < parts_done:
-                continue
-            tally = self._delivery.send(part)
-            _add(partial, tally)
-            if len(parts) > 1:
-                self._commit(chunk=chunk.offsets(), parts_done=done + 1, partial=partial, shape=shape)
+        found = requests(chunk.events, self._stream_of, fits=chunk.is_one_request, is_dated=is_dated)
+        mark = functools.cache(lambda: fingerprint(found))  # it looks at each event, and is seldom needed
+        first, begin, partial = 0, 0, Ledger()
+        # With some of it evicted, or other settings for oversize events, the requests are not the same any more.
+        if begun and begun.fingerprint == mark() + begun.events_done:
+            first, begin, partial = begun.requests_done, begun.events_done, begun.partial
+        for number in range(first, len(found)):
+            stream, events = found[number]
+            for piece in self._delivery.send(Request(stream, events[begin:])):
+                _add(partial, piece.tally)
+                if (done := begin + piece.done) < len(events):
+                    self._commit_progress(chunk, number, done, partial, mark())
+                elif number + 1 < len(found):
+                    self._commit_progress(chunk, number + 1, 0, partial, mark())
+            begin = 0
         self._set_aside(chunk, partial)
-        self._commit(ends=chunk.offsets(), partial=partial, refused=chunk.refused)
+        self._commit_chunk(chunk, partial, existing)
         self.leader_state.delivered(partial.delivered)
 
     def _set_aside(self, chunk: Chunk, partial: Ledger) -> None:
@@ -223,7 +238,6 @@ class Flusher:
             limit = self._config.max_event_bytes
             self._dead_letters.add("oversize", f"longer than {limit:,} bytes", chunk.oversize)
             dead["oversize"] = len(chunk.oversize)
-            self._tell("oversize", chunk.oversize[0].timestamp_ms, chunk.oversize[-1].timestamp_ms, dead["oversize"])
         for key, damage in chunk.damage:
             partial.corrupt_bytes += damage.end - damage.start
             if damage.kind is DamageKind.CORRUPT:
@@ -232,56 +246,74 @@ class Flusher:
                 dead["corrupt"] += 1
         _add(partial, Tally(0, dead))
 
-    def _tell(self, reason: str, first_ms: int, last_ms: int, count: int) -> None:
-        """Tell the stream that records are missing from it."""
-        event = notice(Loss(count, first_ms, last_ms, reason, 0))
-        self._delivery.send(batch.Part(self._stream_of(event.timestamp_ms), [event]))
-
     def _report_evictions(self) -> None:
         evictions = budget.read_evictions(self._directory)
         ledger = self._state.ledger
         if count := max(0, evictions.records - ledger.evicted_reported):
-            self._tell("evicted (spool_full)", evictions.first_ms, evictions.last_ms, count)
+            self._tell(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0))
             ledger.evicted_reported = evictions.records
-            self._commit()
+            self._commit(self._state)
         # Loss markers that were evicted before they could be told of.
         if unsaid := Counter(evictions.refused) - Counter(ledger.refused_reported):
             for reason, count in unsaid.items():
-                self._tell(reason, evictions.first_ms, evictions.last_ms, count)
+                self._tell(Loss(count, evictions.first_ms, evictions.last_ms, reason, 0))
             ledger.refused_reported = dict(evictions.refused)
-            self._commit()
+            self._commit(self._state)
+
+    def _tell(self, loss: Loss) -> None:
+        """Tell the stream that records are missing from it."""
+        event = notice(loss)
+        for _ in self._delivery.send(Request(self._stream_of(event.timestamp_ms), [event])):
+            pass
 
     def _stream_of(self, timestamp_ms: int) -> str:
         return naming.stream_at(self._directory.format.log_stream_name, timestamp_ms)
 
-    def _commit(
-        self,
-        *,
-        ends: list[Offset] | None = None,
-        chunk: list[Offset] | None = None,
-        parts_done: int = 0,
-        partial: Ledger | None = None,
-        shape: int = 0,
-        refused: Counter[str] | None = None,
-    ) -> None:
-        """Write the cursor: `ends` settle a chunk, `chunk` and `parts_done` say how far one is."""
-        self.check()
+    def _commit_chunk(self, chunk: Chunk, partial: Ledger, existing: set[int]) -> None:
+        """Write down that a chunk is settled.
+
+        Args:
+            chunk: the chunk.
+            partial: what it adds to the ledger, but for what was refused by writers.
+            existing: the segments that existed when it was begun: of others no offset need be kept.
+        """
         state = self._state
-        ledger = state.ledger
-        if ends is not None:
-            existing = self._reader.existing()
-            offsets = {each.key: each for each in state.offsets if each.number in existing}
-            offsets.update((each.key, each) for each in ends)
-            if partial is not None:
-                ledger = _sum(ledger, partial)
-            for reason, count in (refused or {}).items():
-                ledger.refused[reason] = ledger.refused.get(reason, 0) + count
-            state = State(state.epoch, state.holder, list(offsets.values()), ledger=ledger)
-        elif chunk is not None:
-            partial = partial or Ledger()
-            state = State(state.epoch, state.holder, state.offsets, chunk, parts_done, ledger, partial, shape)
-        state.ledger.resent = ledger.resent + self._delivery.take_resent()
-        self._cursor.commit(state)
+        offsets = {each.key: each for each in state.offsets if each.number in existing}
+        offsets.update((each.key, each) for each in chunk.offsets())
+        ledger = _sum(state.ledger, partial)
+        for reason, count in chunk.refused.items():
+            ledger.refused[reason] = ledger.refused.get(reason, 0) + count
+        self._commit(State(state.epoch, state.holder, list(offsets.values()), ledger=ledger))
+
+    def _commit_progress(self, chunk: Chunk, requests_done: int, events_done: int, partial: Ledger, mark: int) -> None:
+        """Write down how far a chunk is settled. `mark`: the fingerprint of its requests."""
+        progress = {
+            "chunk": chunk.offsets(),
+            "requests_done": requests_done,
+            "events_done": events_done,
+            "partial": partial,
+            "fingerprint": mark + events_done,
+        }
+        self._commit(replace(self._state, **progress))
+
+    def _commit(self, state: State) -> None:
+        """Write the cursor, however often it takes. Raises Fenced; OSError if we are to leave before it succeeds."""
+        self.check()
+        state.ledger.resent += self._delivery.take_resent()
+        while True:
+            try:
+                self._cursor.commit(state)
+            except OSError as error:  # noqa: PERF203  # the first try succeeds, but on a full or failing disk
+                report(
+                    "commit",
+                    f"cannot write down how far {self._directory.path} is delivered: {error.strerror}. It is tried "
+                    f"again every {COMMIT_AGAIN_SECONDS} s. Until then nothing more is sent, and nothing again.",
+                )
+                if not self.wait(COMMIT_AGAIN_SECONDS):
+                    raise
+                self.check()
+            else:
+                break
         self._state = state
 
     def _reclaim(self) -> None:
@@ -294,12 +326,20 @@ class Flusher:
     def _sync(self) -> None:
         now = time.monotonic()
         if self._config.durability == "host" and now - self._synced_at >= SYNC_SECONDS:
-            self._reader.sync()
-            self._cursor.sync()
-            self.leader_state.touch()
             self._synced_at = now
+            try:
+                self._reader.sync()
+                self._cursor.sync()
+                self.leader_state.touch()
+            except OSError as error:
+                # It may happen while a commit is tried again: to end here would send a request twice.
+                report(
+                    "sync",
+                    f"cannot make {self._directory.path} durable: {error.strerror}. Until it succeeds, a power failure "
+                    "may take its last records. It is tried again all the time, and delivery goes on.",
+                )
 
-    def _wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Wait, unless told to leave. Returns whether to go on."""
         until = time.monotonic() + seconds
         while not self._orders.is_over:

@@ -1,29 +1,22 @@
-"""What an answer of CloudWatch means for the batch it answers (pure).
+"""What an answer of CloudWatch means for the request it answers (pure).
 
-`Answer` is what the client saw; `classify` looks it up in a table. Nothing in the
-table drops a record: the worst that can happen to one is a dead letter, with a reason.
+`Answer` is what the client saw, and `classify` says which `Outcome` that is. Each outcome is one row: the error codes
+that lead to it, what the leader does (an `Act`), and what the operator is told. Whoever adds an outcome adds its row
+here, and nothing elsewhere; only a new kind of act needs a method in cwsink.flusher.delivery too.
+
+No outcome drops a record. The worst that can happen to one is that it becomes a dead letter, with a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
-from typing import Any, Final
+from enum import Enum, auto, unique
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-
-class Outcome(Enum):
-    """How a call ended."""
-
-    DELIVERED = "delivered"  # CloudWatch has it
-    REJECTED = "rejected"  # it has most of it: dead-letter the indexes it names
-    RETRY = "retry"  # transient: keep the batch, back off
-    CREDENTIALS = "credentials"  # keep, retry slowly with a session built anew
-    DENIED = "denied"  # keep, retry slowly: somebody has to change a policy or a setting
-    CREATE_TARGET = "create_target"  # group or stream is missing: create it, send again
-    RESEND = "resend"  # send again at once with the sequence token it names
-    BISECT = "bisect"  # some event is not legal: find it
+if TYPE_CHECKING:  # that module opens files, and this one must not
+    from cwsink.spool.leader_state import Obstacle
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,55 +45,119 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     is_ambiguous: bool = False
 
 
-# The account's quota is used up.
-THROTTLING: Final = frozenset(
-    "ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled".split()
-)
+class Act(Enum):
+    """What the leader does with a request that was answered."""
 
-# No connection was made: nothing of ours can change that.
-UNREACHABLE: Final = frozenset(
-    "EndpointConnectionError ConnectTimeoutError ProxyConnectionError SSLError InvalidProxiesConfigError".split()
-)
+    SETTLE = auto()  # CloudWatch has taken it: count its events, make dead letters of those that it rejected
+    SPLIT = auto()  # CloudWatch has refused it for what is in it: send its halves
+    WAIT = auto()  # send the same again, later
+    RENEW_SESSION = auto()  # read credentials anew, and send the same again, later
+    CREATE_TARGET = auto()  # create the group or the stream, and send the same at once
+    USE_TOKEN = auto()  # send the same at once, with the sequence token that the answer names
 
-_BY_CODE: Final[Mapping[str, Outcome]] = {
-    **dict.fromkeys(THROTTLING, Outcome.RETRY),
-    **dict.fromkeys(
-        (
-            "ServiceUnavailableException ServiceUnavailable InternalFailure InternalServerError RequestTimeout "
-            "RequestTimeoutException OperationAbortedException LimitExceededException"
-        ).split(),
-        Outcome.RETRY,
-    ),
-    **dict.fromkeys(
-        (
-            "ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId "
-            "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException "
-            "MissingAuthenticationToken MissingAuthenticationTokenException NoCredentialsError "
-            "PartialCredentialsError CredentialRetrievalError TokenRetrievalError SSOTokenLoadError "
-            "UnauthorizedSSOTokenError NoRegionError ProfileNotFound"
-        ).split(),
-        Outcome.CREDENTIALS,
-    ),
-    **dict.fromkeys(("AccessDeniedException", "AccessDenied", "OptInRequired"), Outcome.DENIED),
-    **dict.fromkeys(
-        "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException".split(),
-        Outcome.BISECT,
-    ),
-    "ResourceNotFoundException": Outcome.CREATE_TARGET,
-    "InvalidSequenceTokenException": Outcome.RESEND,
-    "DataAlreadyAcceptedException": Outcome.DELIVERED,
-}
 
-# An invalid parameter that is not in the events cannot be found by bisection: every event would
-# be taken for the culprit and dead-lettered, one by one.
+class Reaction(NamedTuple):
+    """What follows from an outcome.
+
+    Attributes:
+        act: what the leader does.
+        advice: what the operator is told while the trouble lasts: its meaning, and what to do.
+        codes: the error codes that mean this outcome; of a call without an answer, the exception's name.
+        obstacle: how the leader publishes the trouble (cwsink.spool.leader_state).
+        is_slow: people or other programs have to change something: the leader tries again evenly, every few seconds.
+        is_quota: the account's quota is used up: the leader sends less often for a while.
+    """
+
+    act: Act
+    advice: str = ""
+    codes: str = ""
+    obstacle: Obstacle = "busy"
+    is_slow: bool = False
+    is_quota: bool = False
+
+
+@unique  # two rows that say the same would be one outcome with two names
+class Outcome(Enum):
+    """How a call ended, and what follows."""
+
+    DELIVERED = Reaction(Act.SETTLE, codes="DataAlreadyAcceptedException")
+    # CloudWatch has taken the request, but for the events that the answer names.
+    REJECTED = Reaction(Act.SETTLE)
+    BISECT = Reaction(
+        Act.SPLIT,
+        "CloudWatch takes nothing that is sent there, not even a line of cwsink's own: correct the setting it names.",
+        "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException",
+        obstacle="denied",
+        is_slow=True,
+    )
+    CREATE_TARGET = Reaction(
+        Act.CREATE_TARGET,
+        "The log group or stream is missing, and could not be created: create it, or let cwsink create it.",
+        "ResourceNotFoundException",
+        obstacle="denied",
+        is_slow=True,
+    )
+    RESEND = Reaction(
+        Act.USE_TOKEN,
+        "The endpoint asks for another sequence token at each call. Does another program write to this log stream?",
+        "InvalidSequenceTokenException",
+    )
+    THROTTLED = Reaction(
+        Act.WAIT,
+        "CloudWatch asks to send more slowly; there is nothing to do unless it lasts.",
+        "ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled",
+        is_quota=True,
+    )
+    # No connection was made.
+    UNREACHABLE = Reaction(
+        Act.WAIT,
+        "CloudWatch cannot be reached: is the network up, the endpoint or region right?",
+        "EndpointConnectionError ConnectTimeoutError ProxyConnectionError SSLError InvalidProxiesConfigError",
+        obstacle="unreachable",
+    )
+    NO_ANSWER = Reaction(
+        Act.WAIT,
+        "CloudWatch did not answer in time, or the connection was closed before it did.",
+        "ReadTimeoutError ConnectionClosedError",
+    )
+    CREDENTIALS = Reaction(
+        Act.RENEW_SESSION,
+        "Check the AWS credentials, the region and this host's clock; credentials are read anew at each try.",
+        "ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId "
+        "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException "
+        "MissingAuthenticationToken MissingAuthenticationTokenException NoCredentialsError PartialCredentialsError "
+        "CredentialRetrievalError TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError NoRegionError "
+        "ProfileNotFound",
+        obstacle="credentials",
+        is_slow=True,
+    )
+    DENIED = Reaction(
+        Act.WAIT,
+        "Allow the action it names, or correct the setting.",
+        "AccessDeniedException AccessDenied OptInRequired",
+        obstacle="denied",
+        is_slow=True,
+    )
+    # All other trouble of the service, and whatever is not known.
+    RETRY = Reaction(
+        Act.WAIT,
+        "CloudWatch is busy or out of reach.",
+        "ServiceUnavailableException ServiceUnavailable InternalFailure InternalServerError RequestTimeout "
+        "RequestTimeoutException OperationAbortedException LimitExceededException",
+    )
+
+
+_BY_CODE: Final[Mapping[str, Outcome]] = {code: each for each in Outcome for code in each.value.codes.split()}
+
+# An invalid parameter that is not in the events cannot be found by halving the request: somebody has to correct it.
 _NOT_IN_EVENTS: Final = ("logGroupName", "logStreamName", "entity", "sequenceToken")
-# Only these say which one it is ("... at 'logStreamName' failed to satisfy ..."); "Request entity too
-# large" does not. Where they name `logEvents`, the rest may be the quoted text of an event.
+# Only these codes come with the parameter's name ("... at 'logStreamName' failed to satisfy ..."); the entity of
+# "Request entity too large" is another one. Where `logEvents` is named, the rest may be the quoted text of an event.
 _NAMES_A_FIELD: Final = frozenset(("InvalidParameterException", "ValidationException"))
 
 
 def classify(answer: Answer) -> Outcome:
-    """Return what to do about `answer`."""
+    """Return how the call ended that was answered so."""
     if answer.status == 200 and not answer.code:
         if not answer.request_id:
             return Outcome.RETRY
@@ -115,6 +172,16 @@ def classify(answer: Answer) -> Outcome:
     if answer.status is not None and 400 <= answer.status < 500 and answer.status not in (408, 429):
         return Outcome.DENIED
     return Outcome.RETRY
+
+
+def advice_on(error: str) -> str:
+    """Return what an error means, and what to do about it.
+
+    Args:
+        error: its code, a colon and its message, as the leader publishes it.
+    """
+    code, _, message = error.partition(":")
+    return classify(Answer(code=code, message=message)).value.advice
 
 
 def rejected_indexes(info: Mapping[str, Any], count: int) -> dict[int, str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from cwsink.flusher.batch import message_bytes
+from cwsink.flusher.chunk import message_bytes
 
 _PART_ENVELOPE_BYTES: Final = 160
 _MARK: Final = "..."
@@ -45,7 +45,7 @@ def truncate(message: str, limit_bytes: int) -> str:
     if isinstance(content, dict) and (text := _shorten({**content, "_cwsink": note}, limit_bytes)):
         return text
     # The object of one text always gets short enough.
-    return _shorten({"_cwsink": note, "text": message}, limit_bytes) or _dump({"_cwsink": note}).decode()
+    return _shorten({"_cwsink": note, "text": message}, limit_bytes) or dump({"_cwsink": note}).decode()
 
 
 def split(message: str, limit_bytes: int, event_id: str) -> list[str]:
@@ -59,7 +59,7 @@ def split(message: str, limit_bytes: int, event_id: str) -> list[str]:
         start = end
     total = len(pieces)
     return [
-        _dump({"_cwsink_part": {"id": event_id, "index": index, "total": total}, "text": piece}).decode()
+        dump({"_cwsink_part": {"id": event_id, "index": index, "total": total}, "text": piece}).decode()
         for index, piece in enumerate(pieces)
     ]
 
@@ -86,7 +86,7 @@ class _Text(NamedTuple):
 def _shorten(content: dict[str, Any], limit_bytes: int) -> str | None:
     """Return `content` as JSON within the limit, its longest texts cut; None if they are not enough."""
     try:
-        excess = len(_dump(content)) - limit_bytes
+        excess = len(dump(content)) - limit_bytes
         texts = sorted(_texts(content), key=lambda text: text.size_bytes, reverse=True)
         most = _most_bytes([text.size_bytes for text in texts], excess)
         if most < _MIN_TEXT_BYTES:
@@ -96,7 +96,7 @@ def _shorten(content: dict[str, Any], limit_bytes: int) -> str | None:
                 break
             value = container[key]
             container[key] = value[: _fitting(value, 0, most - len(_MARK))] + _MARK
-        return _dump(content).decode()
+        return dump(content).decode()
     except (ValueError, RecursionError):
         return None  # a number beyond a double's, which is no JSON in Python; or nested too deep, see above
 
@@ -109,7 +109,7 @@ def _texts(content: dict[str, Any]) -> list[_Text]:
         container = pending.pop()
         for key, value in container.items() if isinstance(container, dict) else enumerate(container):
             if isinstance(value, str) and len(value) > _MIN_TEXT_BYTES:
-                found.append(_Text(len(_dump(value)), container, key))
+                found.append(_Text(len(dump(value)), container, key))
             elif isinstance(value, (dict, list)):
                 pending.append(value)
     return found
@@ -133,7 +133,7 @@ def _most_bytes(sizes: list[int], excess: int) -> int:
 
 def _fitting(text: str, start: int, room_bytes: int) -> int:
     """Return the end of the longest piece of `text` from `start` on that takes at most `room_bytes` as JSON."""
-    content = _dump(text[start : start + room_bytes])[1:-1]
+    content = dump(text[start : start + room_bytes])[1:-1]
     room_bytes -= 2  # the quotes
     kept = content[:room_bytes].decode("utf-8", "ignore")
     while True:
@@ -149,8 +149,8 @@ def _truncate_text(message: str, size: int, limit_bytes: int) -> str:
     return kept + note
 
 
-def _dump(content: object) -> bytes:
-    """Encode. Raises ValueError, RecursionError: see `_shorten`."""
+def dump(content: object) -> bytes:
+    """Encode as JSON. Raises ValueError, RecursionError: see `_shorten`."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # A lone surrogate came from an escape; backslashreplace happens to write JSON's own.
     return text.encode("utf-8", "backslashreplace")

@@ -30,7 +30,8 @@ from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.flusher import stderr
 from cwsink.flusher.election import Election
-from cwsink.spool import flusher_lock, hurry, orphans, segment, sending, survey
+from cwsink.spool import flusher_lock, hurry, segment, sending, survey
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
@@ -135,7 +136,7 @@ class OwnFlusher:
     def _begin(self, path: str) -> _Served | None:
         try:
             directory = open_existing(path)
-            is_in_use = orphans.is_attached(directory) or self._ends_before.get(path) != _end_of(path)
+            is_in_use = is_anyone_attached(directory) or self._ends_before.get(path) != _end_of(path)
             return _Served(directory, is_mute=self._is_mute) if is_in_use else None
         except (CwsinkError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started now
             report(f"serve_{path}", f"cannot deliver from {path}: {error}")
@@ -211,7 +212,7 @@ class _Served:
         directory, now = self.election.directory, time.monotonic()
         if not os.path.isdir(directory.path):
             self._leave()
-        elif orphans.is_attached(directory):
+        elif is_anyone_attached(directory):
             self._alone_since = self._empty_since = None
         else:
             self._look_after(directory, now, linger_seconds)

@@ -14,12 +14,13 @@ import contextlib
 import errno
 import os
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import cursor, descriptors, files, frame, record, segment
+from cwsink.spool import cursor, descriptors, files, frame, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import SegmentKey
 
@@ -185,16 +186,21 @@ class Budget:
         start = state.committed().get(header.key, header.length)
         size = os.fstat(fd).st_size
         found = frame.scan(os.pread(fd, max(0, size - start), start), header.key.salt, at_end=True, final=True)
-        events = [each.payload for each in found.frames if each.kind == frame.EVENT]
-        if events:
+        count = sum(each.is_event for each in found.frames)
+        if count:
             if evictions.records == state.ledger.evicted_reported:
-                evictions.first_ms = record.timestamp_of(events[0])
-            evictions.last_ms = record.timestamp_of(events[-1])
-            evictions.records += len(events)
+                evictions.first_ms = _first_time(found.frames)
+            evictions.last_ms = _first_time(reversed(found.frames))
+            evictions.records += count
         for each in found.frames:
-            if each.kind == frame.LOSS and (loss := record.loss_of(each.payload)):
+            if loss := frame.loss_of(each):
                 evictions.refused[loss.reason] = evictions.refused.get(loss.reason, 0) + loss.count
         evictions.number, evictions.salt = header.key
+
+
+def _first_time(frames: Iterable[frame.Frame]) -> int:
+    """Return the time of the first event that can be read, in ms; 0 if there is none."""
+    return next((event.timestamp_ms for event in map(frame.event_of, frames) if event), 0)
 
 
 def _copy(totals: Evictions) -> Evictions:

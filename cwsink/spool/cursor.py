@@ -82,21 +82,25 @@ class State(msgspec.Struct):
         holder: who that was, for people.
         offsets: how far each segment is settled; a segment that is not named: nothing of it.
         chunk: the ends of a range that is being sent in several requests, else empty.
-        parts_done: how many of those requests are delivered. The parts of a range are the same for
+        requests_done: how many of those requests are settled. The requests of a range are the same for
             whoever computes them with the same settings, so a new leader goes on at this one.
         ledger: totals of all that is settled.
-        partial: what the delivered parts of `chunk` will add to it.
-        shape: tells those parts from others that other settings would make of the range (see batch.shape).
+        partial: what is settled of `chunk`, and will be added to it.
+        fingerprint: tells those requests from others that other settings would make of the range
+            (cwsink.flusher.chunk.fingerprint), plus `events_done`: a leader that does not know that field finds another
+            fingerprint than its own, and begins the range anew, rather than to count those events twice.
+        events_done: how many events of the next request are settled, its first ones: CloudWatch refused it as a whole.
     """
 
     epoch: int = 0
     holder: str = ""
     offsets: list[Offset] = []
     chunk: list[Offset] = []
-    parts_done: int = 0
+    requests_done: int = msgspec.field(default=0, name="parts_done")
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     partial: Ledger = msgspec.field(default_factory=Ledger)
-    shape: int = 0
+    fingerprint: int = msgspec.field(default=0, name="shape")
+    events_done: int = 0
 
     def committed(self) -> dict[SegmentKey, int]:
         """Return the settled offset of each segment that has one."""
@@ -180,7 +184,9 @@ class Cursor:
             # More segments than a slot can name: forget the newest ones, and how far a range is sent. Costs
             # duplicates, never loss; a slot that ran into the other one would cost both.
             kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
-            state = msgspec.structs.replace(state, offsets=kept, chunk=[], parts_done=0, partial=Ledger())
+            state = msgspec.structs.replace(
+                state, offsets=kept, chunk=[], requests_done=0, events_done=0, partial=Ledger()
+            )
             body = _encode(state)
         checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
         slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked

@@ -36,13 +36,13 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.spool.record import MAX_PAYLOAD_BYTES
+from cwsink.spool import record
+from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event, Loss
 
 MAGIC: Final = b"\xf5CWF"
 VERSION: Final = 1
 EVENT: Final = 1
 LOSS: Final = 2
-KNOWN_TYPES: Final = frozenset({EVENT, LOSS})
 FLAG_OPTIONAL: Final = 1
 
 _CHECKED: Final = Struct("<III")  # what the header CRC covers; type, version and flags as one number
@@ -90,6 +90,31 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     def flags(self) -> int:
         """The flags."""
         return self.what >> 16
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the segment."""
+        return HEADER_BYTES + len(self.payload)
+
+    @property
+    def is_event(self) -> bool:
+        """Tell whether it stands for a record in the ledger, whether this version can read that or not."""
+        return self.what & 0xFF == EVENT
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether type and version are of this version. The payload may be damaged all the same."""
+        return self.version == VERSION and self.kind in (EVENT, LOSS)
+
+
+def event_of(each: Frame) -> Event | None:
+    """Return the event in a frame; None if there is none, or none that this version can read."""
+    return record.event_of(each.payload) if each.is_event and each.version == VERSION else None
+
+
+def loss_of(each: Frame) -> Loss | None:
+    """Return the loss in a frame; None if there is none, or none that this version can read."""
+    return record.loss_of(each.payload) if each.kind == LOSS and each.version == VERSION else None
 
 
 class DamageKind(Enum):
@@ -168,8 +193,8 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
 def find_salt(data: bytes) -> int | None:
     """Return the salt of the frame that `data` begins with; None if it is not a whole frame under any.
 
-    One checksum gives the salt, the other one proves it: but for a payload of 4 bytes, which no record has. Its
-    distance from its checksum is such that a wrong salt makes up for a wrong checksum.
+    The header's CRC is solved for its seed, and the payload's CRC then confirms that seed. A payload of 4 bytes or
+    less gives None: there the second CRC can agree with a wrong seed. No record is as short as that.
     """
     if len(data) < HEADER_BYTES:
         return None
@@ -249,7 +274,8 @@ def _are_cut(data: bytes, start: int, end: int, salt: int) -> bool:
     while start < end:
         following = data.find(MAGIC, start + 1, end)
         piece_end = following if following >= 0 else end
-        # A frame that would end where the range does is there as a whole, and quotes the magic.
+        # If the first frame's length ends exactly at `end`, nothing was cut: it is one whole, corrupt frame whose
+        # payload contains the magic.
         if not _is_cut(data, start, piece_end, salt) or _header_at(data, start, salt) == end:
             return False
         start = piece_end

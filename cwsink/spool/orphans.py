@@ -12,11 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+import time
+from typing import Final
 
-from cwsink.spool import cursor, descriptors, frame, heartbeat, lease, record, segment, survey
+from cwsink.spool import cursor, heartbeat, lease, segment, survey
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import OpenSegment, open_segments
+from cwsink.spool.reader import OpenSegment
+
+# A process that may lead tries to take the lease this often; twice that gives it time to succeed.
+_TAKEOVER_SECONDS: Final = 2 * lease.TRY_SECONDS
+_POLL_SECONDS: Final = 0.05
 
 
 def is_orphan(directory: SpoolDirectory) -> bool:
@@ -26,7 +32,7 @@ def is_orphan(directory: SpoolDirectory) -> bool:
 
 def is_left_alone(directory: SpoolDirectory) -> bool:
     """Tell whether no process leads the spool, and none that has appended to it is left."""
-    return not is_led(directory) and not is_attached(directory)
+    return not is_led(directory) and not is_anyone_attached(directory)
 
 
 def is_led(directory: SpoolDirectory) -> bool:
@@ -34,26 +40,19 @@ def is_led(directory: SpoolDirectory) -> bool:
     return lease.is_taken(directory) or heartbeat.elsewhere(directory) is not None
 
 
-def is_attached(directory: SpoolDirectory) -> bool:
-    """Tell whether a process that has appended lives (cwsink.spool.attachment); True if it cannot be told.
+def left_behind(directory: SpoolDirectory) -> int:
+    """Return how many records wait with nobody to send them, after a leader has ended.
 
-    The lock is got only if nobody has it, and given back at once.
+    Another process may be about to take over: it is waited for, for a moment.
     """
-    try:
-        return descriptors.is_locked(directory.attached_lock, shared=True)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-
-
-def last_append(directory: SpoolDirectory) -> float | None:
-    """Return when a record was appended last, in seconds since 1970; None if never."""
-    times = []
-    for number in segment.numbers(directory.ring):
-        with contextlib.suppress(FileNotFoundError):
-            times.append(os.stat(segment.path_of(directory.ring, number)).st_mtime)
-    return max(times, default=None)
+    until = time.monotonic() + _TAKEOVER_SECONDS
+    while survey.has_pending(directory):
+        if is_led(directory):
+            return 0
+        if time.monotonic() >= until or not is_anyone_attached(directory):
+            return survey.survey(directory).pending
+        time.sleep(_POLL_SECONDS)
+    return 0
 
 
 def give_back(directory: SpoolDirectory) -> None:
@@ -73,34 +72,3 @@ def give_back(directory: SpoolDirectory) -> None:
                 if opened.finalise() and opened.is_final and size <= committed.get(opened.key, 0) == opened.size():
                     opened.hollow(size)
                     os.ftruncate(fd, size)  # the same size: what was reserved behind it goes
-
-
-@dataclass
-class Pending:
-    """What waits in a spool: how much, and of what time (ms since 1970, of the events)."""
-
-    records: int = 0
-    data_bytes: int = 0
-    oldest_ms: int | None = None
-    newest_ms: int | None = None
-
-    def add(self, timestamp_ms: int | None, size_bytes: int) -> None:
-        """Count a record."""
-        self.records += 1
-        self.data_bytes += size_bytes
-        if timestamp_ms is not None:
-            self.oldest_ms = timestamp_ms if self.oldest_ms is None else min(self.oldest_ms, timestamp_ms)
-            self.newest_ms = timestamp_ms if self.newest_ms is None else max(self.newest_ms, timestamp_ms)
-
-
-def pending(directory: SpoolDirectory) -> Pending:
-    """Count what waits. Only looks. Raises OSError."""
-    found = Pending()
-    committed = cursor.read(directory.cursor).committed()
-    for opened in open_segments(directory):
-        opened.offset = committed.get(opened.key, opened.offset)
-        while (block := opened.read()) is not None:
-            for each in block.frames:
-                if each.kind == frame.EVENT:
-                    found.add(record.timestamp_of(each.payload), frame.HEADER_BYTES + len(each.payload))
-    return found

@@ -21,10 +21,11 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Final, NamedTuple
 
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors, disk, frame, record, segment
+from cwsink.spool import descriptors, disk, frame, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.frame import Damage, DamageKind, Frame
@@ -91,12 +92,12 @@ class Lane:
 
     def admit(self, block: Block) -> Block:
         """Return the part of a block that may go before the backlog; it may be empty."""
-        events = [_event_of(each) for each in block.frames]
+        events = [frame.event_of(each) for each in block.frames]
         for event in events:  # all of them first: threads do not write in the order of their sequences
             if event:
                 self._seen[event.producer].add(event.sequence)
         for index, (each, event) in enumerate(zip(block.frames, events, strict=True)):
-            may_go = event.sequence < self._seen[event.producer].next if event else _is_loss(each)
+            may_go = event.sequence < self._seen[event.producer].next if event else each.is_known and not each.is_event
             if not may_go:
                 end = block.frames[index - 1].end if index else block.begin
                 self.has_ended = self._waits_at == (block.key, end)
@@ -104,14 +105,6 @@ class Lane:
                 damage = [damaged for damaged in block.damage if damaged.end <= end]
                 return Block(block.key, block.begin, block.frames[:index], damage, end)
         return block
-
-
-def _event_of(each: Frame) -> record.Event | None:
-    return record.event_of(each.payload) if each.kind == frame.EVENT and each.version == frame.VERSION else None
-
-
-def _is_loss(each: Frame) -> bool:
-    return each.kind == frame.LOSS and each.version == frame.VERSION
 
 
 class OpenSegment:
@@ -167,6 +160,14 @@ class OpenSegment:
             return None
         begin, self.offset = self.offset, self.offset + found.consumed
         return Block(self.key, begin, found.frames, found.damage, self.offset)
+
+    def blocks(self) -> Iterator[Block]:
+        """Read all that is new, block by block."""
+        return iter(self.read, None)
+
+    def frames(self) -> Iterator[Frame]:
+        """Read all that is new, frame by frame."""
+        return chain.from_iterable(block.frames for block in self.blocks())
 
     def finalise(self) -> bool:
         """Take the exclusive lock if no writer has the segment open; it is kept from then on.

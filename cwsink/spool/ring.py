@@ -186,7 +186,7 @@ class Ring:
             data = os.pread(attached.fd, max(0, size - attached.end_seen), attached.end_seen)
             found = frame.scan(data, attached.salt, at_end=True, final=False)
             attached.end_seen += found.consumed
-            return [each.payload for each in found.frames if each.kind == frame.EVENT]
+            return [each.payload for each in found.frames if each.is_event]
         return []
 
     def _is_full(self, now: int) -> bool:

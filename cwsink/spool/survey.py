@@ -1,25 +1,29 @@
-"""Look at a spool without touching it: what is pending, and the ledger.
+"""Look at a spool without touching it: what is pending, how much, of when, and the books.
 
-For `cwsink status` and `cwsink tail`, and for tests. Takes no lock, so it works from
-any process while everything else is stuck, and disturbs nobody.
+Every question walks over the same ground, the segments from where each is settled (`walk`). No lock is taken, so
+this works from any process while everything else is stuck, and disturbs nobody. A writer asks when it ends, the
+flusher while it drains; `cwsink status`, `flush --once` and `replay` ask for people.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
-from cwsink.spool import cursor, frame, record, segment
+from cwsink.spool import cursor, frame, segment
 from cwsink.spool.budget import read_evictions
+from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import open_segments
+from cwsink.spool.reader import OpenSegment, open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.segment import SegmentKey
 
-# A look takes seconds at most, and what vanishes during one is the oldest, which is read first.
+# A look takes seconds at most. What vanishes meanwhile is the oldest, which is read first, so few looks are enough.
 _MOST_LOOKS: Final = 5
 
 
@@ -48,6 +52,20 @@ class Survey(msgspec.Struct):
         return self.appended == self.delivered + sum(self.dead_lettered.values()) + self.evicted + self.pending
 
 
+def walk(directory: SpoolDirectory, settled: Mapping[SegmentKey, int] | None = None) -> Iterator[OpenSegment]:
+    """Open each segment in turn, oldest first, to be read from where it is settled on.
+
+    Args:
+        directory: the spool.
+        settled: the end of what is settled in each segment; as the cursor has it now by default.
+    """
+    if settled is None:
+        settled = cursor.read(directory.cursor).committed()
+    for opened in open_segments(directory):
+        opened.offset = settled.get(opened.key, opened.offset)
+        yield opened
+
+
 def survey(directory: SpoolDirectory) -> Survey:
     """Read the cursor and count what lies behind it.
 
@@ -64,7 +82,6 @@ def survey(directory: SpoolDirectory) -> Survey:
 def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     """Return the books, and the numbers of the segments that were there to be counted."""
     state = cursor.read(directory.cursor)
-    committed = state.committed()
     evictions = read_evictions(directory)
     seen = {evictions.number}
     ledger = state.ledger
@@ -78,21 +95,19 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
         resent=ledger.resent,
         corrupt_bytes=ledger.corrupt_bytes,
     )
-    for opened in open_segments(directory):
+    for opened in walk(directory, state.committed()):
         seen.add(opened.key.number)
         if opened.key == evictions.void:
             continue
-        opened.offset = committed.get(opened.key, opened.offset)
-        while (block := opened.read()) is not None:
-            for each in block.frames:
-                if each.kind == frame.EVENT:
-                    books.pending += 1
-                    books.pending_bytes += frame.HEADER_BYTES + len(each.payload)
-                    # In arrival order the first one is the oldest, near enough for people.
-                    if books.oldest_pending_ms is None:
-                        books.oldest_pending_ms = record.timestamp_of(each.payload)
-                elif each.kind == frame.LOSS and (loss := record.loss_of(each.payload)):
-                    refused[loss.reason] += loss.count
+        for each in opened.frames():
+            if each.is_event:
+                books.pending += 1
+                books.pending_bytes += each.size_bytes
+                # In arrival order the first one is the oldest, near enough for people.
+                if books.oldest_pending_ms is None and (event := frame.event_of(each)):
+                    books.oldest_pending_ms = event.timestamp_ms
+            elif loss := frame.loss_of(each):
+                refused[loss.reason] += loss.count
     books.refused = dict(refused)
     books.appended = ledger.appended + books.evicted + books.pending
     return books, seen
@@ -105,22 +120,21 @@ def events(directory: SpoolDirectory, *, all_present: bool = False) -> Iterator[
         directory: the spool.
         all_present: also those delivered already that are still on disk.
     """
-    committed = {} if all_present else cursor.read(directory.cursor).committed()
-    for opened in open_segments(directory):
-        opened.offset = committed.get(opened.key, opened.offset)
-        while (block := opened.read()) is not None:
-            for each in block.frames:
-                if each.kind == frame.EVENT and (event := record.event_of(each.payload)):
-                    yield event
+    for opened in walk(directory, {} if all_present else None):
+        yield from filter(None, map(frame.event_of, opened.frames()))
+
+
+def has_pending(directory: SpoolDirectory) -> bool:
+    """Tell whether there is a frame that is not settled yet."""
+    return any(True for opened in walk(directory) for _ in opened.frames())
 
 
 def ends(directory: SpoolDirectory) -> dict[SegmentKey, int]:
     """Return where the valid frames of each segment now end, in bytes, for what is not settled yet."""
-    committed = cursor.read(directory.cursor).committed()
     found = {}
-    for opened in open_segments(directory):
-        start = opened.offset = committed.get(opened.key, opened.offset)
-        while opened.read() is not None:
+    for opened in walk(directory):
+        start = opened.offset
+        for _ in opened.blocks():
             pass
         if opened.offset > start:
             found[opened.key] = opened.offset
@@ -135,12 +149,96 @@ def unsettled(directory: SpoolDirectory, ends: Mapping[SegmentKey, int]) -> dict
     return {key: end for key, end in left.items() if key in present}
 
 
-def has_pending(directory: SpoolDirectory) -> bool:
-    """Tell whether there is a frame that is not settled yet."""
-    committed = cursor.read(directory.cursor).committed()
-    for opened in open_segments(directory):
-        opened.offset = committed.get(opened.key, opened.offset)
-        while (block := opened.read()) is not None:
-            if block.frames:
-                return True
-    return False
+def last_append(directory: SpoolDirectory) -> float | None:
+    """Return when a record was appended last, in seconds since 1970; None if never."""
+    times = []
+    for number in segment.numbers(directory.ring):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(os.stat(segment.path_of(directory.ring, number)).st_mtime)
+    return max(times, default=None)
+
+
+class Pending(msgspec.Struct):
+    """What waits in a spool: how much, and of what time (ms since 1970, of the events; None if none can be read)."""
+
+    records: int = 0
+    data_bytes: int = 0
+    oldest_ms: int | None = None
+    newest_ms: int | None = None
+
+
+def pending(directory: SpoolDirectory) -> Pending:
+    """Count what waits. Reads every record, unlike `survey`, for the oldest and newest time. Raises OSError."""
+    found = Pending()
+    for opened in walk(directory):
+        for each in filter(lambda each: each.is_event, opened.frames()):
+            found.records += 1
+            found.data_bytes += each.size_bytes
+            if event := frame.event_of(each):
+                moment = event.timestamp_ms
+                found.oldest_ms = moment if found.oldest_ms is None else min(found.oldest_ms, moment)
+                found.newest_ms = moment if found.newest_ms is None else max(found.newest_ms, moment)
+    return found
+
+
+class Backlog:
+    """The pending records of a spool as of one moment, and how many of them are settled by now.
+
+    Workers go on appending while `cwsink flush --once` delivers what was there when it began. So its end is known by
+    positions, not by an empty spool, and it makes no difference which process delivers.
+
+    Attributes:
+        records: how many there were.
+        foreign: numbers of the segments of a newer layout, which this version can neither read nor send.
+    """
+
+    def __init__(self, directory: SpoolDirectory) -> None:
+        """Look, which may take a second or two. Raises OSError."""
+        self._directory = directory
+        self.records = 0
+        self.foreign: list[int] = []
+        self._ends: dict[SegmentKey, int] = {}
+        state = cursor.read(directory.cursor)
+        self._before = _sum(state)
+        evictions = read_evictions(directory)
+        self._evicted = evictions.records
+        newest = (segment.numbers(directory.ring) or [0])[-1]
+        for opened in walk(directory, state.committed()):
+            if opened.is_foreign:
+                self.foreign.append(opened.key.number)
+            # Of a damaged one nothing can be delivered, and the leader leaves it until there is a newer one.
+            if opened.key == evictions.void or (opened.is_damaged and opened.key.number == newest):
+                continue
+            start = opened.offset
+            self.records += sum(each.is_event for each in opened.frames())
+            if opened.offset > start:
+                self._ends[opened.key] = opened.offset
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether there is nothing to do. The stream may have to be told of evictions all the same."""
+        return not self._ends and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
+
+    def is_settled(self) -> bool:
+        """Tell whether all of it is delivered, dead-lettered or evicted by now."""
+        self._ends = unsettled(self._directory, self._ends)
+        return self.is_empty
+
+    def settled_since(self) -> Ledger:
+        """Return what was settled since the beginning, by any process; of later records, too."""
+        now, before = _sum(cursor.read(self._directory.cursor)), self._before
+        return Ledger(
+            appended=now.appended - before.appended,
+            delivered=now.delivered - before.delivered,
+            dead_lettered=dict(Counter(now.dead_lettered) - Counter(before.dead_lettered)),
+        )
+
+
+def _sum(state: cursor.State) -> Ledger:
+    """Return the totals, with what is delivered of a chunk that is being sent in several requests."""
+    total, partial = state.ledger, state.partial
+    return Ledger(
+        appended=total.appended + partial.appended,
+        delivered=total.delivered + partial.delivered,
+        dead_lettered=dict(Counter(total.dead_lettered) + Counter(partial.dead_lettered)),
+    )

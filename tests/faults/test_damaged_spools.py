@@ -201,11 +201,9 @@ def _places(spool: directory.SpoolDirectory) -> dict[str, Spot]:
     """Return where each record of the ring lies."""
     places = {}
     for opened in _opened(spool):
-        while (block := opened.read()) is not None:
-            for each in block.frames:
-                if each.kind == frame.EVENT and (event := record.event_of(each.payload)):
-                    start = each.end - frame.HEADER_BYTES - len(each.payload)
-                    places[event.message] = Spot(f"ring/{opened.key.number:010d}.seg", start, each.end)
+        for each in opened.frames():
+            if event := frame.event_of(each):
+                places[event.message] = Spot(f"ring/{opened.key.number:010d}.seg", each.end - each.size_bytes, each.end)
     return places
 
 

@@ -173,11 +173,11 @@ def test_the_leader_delivers_while_the_disk_is_full(full_disk: FullDisk, server:
 
         send, filled = Delivery.send, []
 
-        def fill_and_send(self, part):
+        def fill_and_send(self, request):
             if not filled:
                 fill()
                 filled.append(True)
-            return send(self, part)
+            return send(self, request)
 
         Delivery.send = fill_and_send
         with leading(writer.directory, config()) as leader:

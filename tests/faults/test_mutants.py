@@ -43,21 +43,52 @@ class Mutant(NamedTuple):
 
 
 INTEGRATION: Final = "tests/integration/"
+REFUSALS: Final = "tests/integration/test_refusals.py::"
 MACHINE: Final = "tests/property/test_spool_machine.py::"
 STARTS: Final = "tests/faults/test_starts.py::"
 
 MUTANTS: Final = {
     "no check of the epoch before a request": Mutant(
         "flusher/delivery.py",
-        "            self._check()\n            answer = self._cloudwatch.put(",
+        "            self._leadership.check()\n            answer = self._cloudwatch.put(",
         "            answer = self._cloudwatch.put(",
         "tests/unit/test_delivery.py::test_no_call_is_made_without_a_check_before_it",
     ),
     "no check of the lease before a commit": Mutant(
         "flusher/flusher.py",
-        "        self.check()\n        state = self._state\n",
-        "        state = self._state\n",
+        "        self.check()\n        state.ledger.resent +=",
+        "        state.ledger.resent +=",
         "tests/faults/test_mutants.py::test_a_leader_whose_lock_file_is_gone_does_not_commit",
+    ),
+    "an event that is taken for wrong though nothing is taken at all": Mutant(
+        "flusher/delivery.py",
+        "elif not believed and (is_in_doubt or len(piece) == 1):",
+        "elif False:",
+        "tests/unit/test_delivery.py::test_a_target_that_takes_nothing_is_not_taken_for_poison",
+    ),
+    "a piece of a refused request that is not committed": Mutant(
+        "flusher/flusher.py",
+        "                    self._commit_progress(chunk, number, done, partial, mark())\n",
+        "                    pass\n",
+        f"{REFUSALS}test_a_leader_that_dies_among_refused_events_repeats_one_request_at_most",
+    ),
+    "a commit that fails and is not tried again": Mutant(
+        "flusher/flusher.py",
+        "if not self.wait(COMMIT_AGAIN_SECONDS):",
+        "if True:",
+        f"{REFUSALS}test_a_commit_that_fails_is_repeated_and_not_what_was_sent",
+    ),
+    "a listing between an answer and its commit": Mutant(
+        "flusher/flusher.py",
+        "each.number in existing}",
+        "each.number in self._reader.existing()}",
+        f"{REFUSALS}test_nothing_is_opened_between_an_answer_and_its_commit",
+    ),
+    "damage that counts before it is reached": Mutant(
+        "flusher/collector.py",
+        "while self._damage and self._damage[0].damage.end <= end:",
+        "while self._damage:",
+        f"{REFUSALS}test_damage_is_counted_once_however_many_leaders_read_it",
     ),
     "a commit that does not look whether it is fenced": Mutant(
         "spool/cursor.py",
@@ -213,7 +244,7 @@ MUTANTS: Final = {
         "flusher/flusher.py",
         "        if state.chunk:\n",
         "        if False:\n",
-        f"{INTEGRATION}test_flusher.py::test_the_next_leader_goes_on_with_the_part_after_the_last_committed",
+        f"{INTEGRATION}test_flusher.py::test_the_next_leader_goes_on_with_the_request_after_the_last_committed",
     ),
     "eviction counted after the unlink": Mutant(
         "spool/budget.py",
@@ -228,9 +259,11 @@ MUTANTS: Final = {
         f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
     ),
     "an interrupted replay that counts before its request is answered": Mutant(
-        "cli/orphans.py",
-        "            job.count()\n",
-        "",
+        "cli/job.py",
+        "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n"
+        "    for drain in drains:\n        drain.conclude()\n",
+        "    for drain in drains:\n        drain.conclude()\n"
+        "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n",
         f"{INTEGRATION}test_orphans.py::test_an_interrupted_replay_goes_on_where_it_was",
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cwsink.config import SinkConfig
-from cwsink.flusher.batch import body  # noqa: F401  # warm: the victim is not to import anything
+from cwsink.flusher.chunk import body  # noqa: F401  # warm: the victim is not to import anything
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.outcome import Answer
 from cwsink.frontends import presence

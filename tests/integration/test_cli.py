@@ -20,6 +20,7 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink import Writer, __version__
+from cwsink.cli.arguments import COMMANDS
 from cwsink.config import SinkConfig
 from cwsink.spool import segment
 from cwsink.spool.lease import Lease
@@ -636,7 +637,7 @@ def test_what_a_command_loads(spawn: Spawn, config: SinkConfig) -> None:
     assert finish(spawn(LOADED, "flush", "--once")).splitlines()[-1] == "loaded botocore"
 
 
-@pytest.mark.parametrize("command", [[], ["status"], ["tail"], ["flush"], ["run"], ["demo"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_every_command_has_help(command: list[str]) -> None:
     """--help prints usage and examples, and is code 0."""
     shown = cwsink(*command, "--help")

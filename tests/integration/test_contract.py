@@ -63,7 +63,7 @@ class Waits(list[float]):
         return True
 
     def replace_those_of_leaders(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Flusher, "_wait", self.wait)
+        monkeypatch.setattr(Flusher, "wait", self.wait)
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_after_a_torn_write_the_next_commit_counts(path: str) -> None:
 
 def slot_of(epoch: int, generation: int) -> bytes:
     """A valid slot, as a leader of that epoch would have written it."""
-    body = msgspec.msgpack.encode(State(epoch, f"holder {epoch}", parts_done=generation))
+    body = msgspec.msgpack.encode(State(epoch, f"holder {epoch}", requests_done=generation))
     checked = generation.to_bytes(8, "little") + len(body).to_bytes(4, "little") + body
     return (b"CWCU" + crc32(checked).to_bytes(4, "little") + checked).ljust(SLOT_BYTES, b"\0")
 
@@ -191,7 +191,7 @@ def test_the_highest_epoch_then_generation_counts(
     """A later leader's state wins over any number of writes by an earlier one."""
     Path(path).write_bytes(b"".join(slot_of(*slot) for slot in slots))
     state = cursor.read(path)
-    assert (state.epoch, state.parts_done) == counts
+    assert (state.epoch, state.requests_done) == counts
     held = Cursor(path)
     assert held.take_over("next").epoch == counts[0] + 1
     assert cursor.read(path).epoch == counts[0] + 1
@@ -216,12 +216,12 @@ def test_more_segments_than_a_slot_can_name_cost_no_slot(path: str, chunk: int) 
     for delivered in (1, 2, 3):
         full = next_of(state, delivered=delivered, offsets=many[::-1])
         full.chunk = many[:chunk]
-        full.parts_done = 1
+        full.requests_done = 1
         held.commit(full)
         assert held.is_ours()
         found = cursor.read(path)
         assert found.offsets == many[:1_000]
-        assert (found.chunk, found.parts_done, found.partial) == ([], 0, Ledger())
+        assert (found.chunk, found.requests_done, found.partial) == ([], 0, Ledger())
         assert found.ledger == full.ledger
         assert full.offsets == many[::-1]  # the leader itself still knows them
         assert os.path.getsize(path) <= 2 * SLOT_BYTES
@@ -233,7 +233,7 @@ def test_a_few_thousand_segments_are_all_named(path: str) -> None:
     held = Cursor(path)
     state = held.take_over("holder")
     full = next_of(state, delivered=1, offsets=[Offset(number, 2**32 - 1, 2**23) for number in range(3_000)])
-    full.chunk, full.parts_done = FEW, 1
+    full.chunk, full.requests_done = FEW, 1
     held.commit(full)
     assert cursor.read(path) == full
     held.close()

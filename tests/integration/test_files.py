@@ -25,7 +25,6 @@ from cwsink.spool import (
     heartbeat,
     leader_state,
     lease,
-    orphans,
     sending,
 )
 from cwsink.spool.directory import SpoolDirectory
@@ -101,7 +100,7 @@ READERS: list[tuple[Callable[[SpoolDirectory], str], Callable[[SpoolDirectory], 
     (lambda spool: spool.leader_host, heartbeat.elsewhere),
     (lambda spool: spool.evictions, budget.read_evictions),
     (lambda spool: spool.leader_lock, lease.is_taken),
-    (lambda spool: spool.attached_lock, orphans.is_attached),
+    (lambda spool: spool.attached_lock, attachment.is_anyone_attached),
     (lambda spool: spool.cursor, lambda spool: cursor.read(spool.cursor)),
     (lambda spool: f"{spool.path}/FORMAT", lambda spool: directory.open_existing(spool.path)),
     (lambda spool: flusher_lock.path_of(spool.root), lambda spool: flusher_lock.is_taken(spool.root)),
@@ -128,13 +127,12 @@ def test_whatever_lies_in_a_file_s_place_nobody_waits_there(
 
 LOOKS: list[Callable[[SpoolDirectory], object]] = [
     lease.is_taken,
-    orphans.is_attached,
     attachment.is_anyone_attached,
     lambda spool: flusher_lock.is_taken(spool.root),
 ]
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["lease", "orphan", "attached", "flusher"])
+@pytest.mark.parametrize("look", LOOKS, ids=["lease", "attached", "flusher"])
 def test_a_fork_in_the_middle_of_a_look_leaves_no_lock(
     spool: SpoolDirectory, look: Callable[[SpoolDirectory], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

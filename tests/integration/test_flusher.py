@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from msgspec.structs import asdict
 from cwsink import Writer, __version__
 from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
-from cwsink.flusher.delivery import Delivery, Tally
+from cwsink.flusher.chunk import Request
+from cwsink.flusher.delivery import Delivery, Settled
 from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.flusher.limits import MAX_EVENT_BYTES
@@ -203,10 +205,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("died_after", [1, 3, 5])
 @pytest.mark.parametrize("where", ["send", "commit"])
-def test_the_next_leader_goes_on_with_the_part_after_the_last_committed(
+def test_the_next_leader_goes_on_with_the_request_after_the_last_committed(
     external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, died_after: int, where: str
 ) -> None:
-    """Dead before sending part k + 1: no record twice. Dead before committing part k: only that part again.
+    """Dead before sending request k + 1: no record twice. Dead before committing request k: only that one again.
 
     Invariant 4.
     """
@@ -216,17 +218,17 @@ def test_the_next_leader_goes_on_with_the_part_after_the_last_committed(
     sent: list[int] = []
     send, commit = Delivery.send, Flusher._commit
 
-    def dying_send(self: Delivery, part: Any) -> Tally:
+    def dying_send(self: Delivery, request: Request) -> Iterator[Settled]:
         if where == "send" and len(sent) == died_after:
             raise Killed
-        tally = send(self, part)
-        sent.append(len(part.events))
-        return tally
+        for settled in send(self, request):
+            sent.append(len(request.events))
+            yield settled
 
-    def dying_commit(self: Flusher, **rest: Any) -> None:
+    def dying_commit(self: Flusher, state: cursor.State) -> None:
         if where == "commit" and len(sent) == died_after:
             raise Killed
-        commit(self, **rest)
+        commit(self, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(Delivery, "send", dying_send)
@@ -234,7 +236,7 @@ def test_the_next_leader_goes_on_with_the_part_after_the_last_committed(
         with pytest.raises(Killed):
             deliver(writer.directory, external)
     assert survey(writer.directory).adds_up
-    # The parts are computed again: what came in meanwhile must not change them.
+    # The requests are computed again: what came in meanwhile must not change them.
     assert writer.append("meanwhile", now_ms() - 3 * DAY_MS)
     deliver(writer.directory, external)
     counts = Counter(records(server))
@@ -255,11 +257,11 @@ def test_an_evicted_part_of_an_unfinished_range_is_not_waited_for(
     sent: list[int] = []
     send = Delivery.send
 
-    def dying(self: Delivery, part: Any) -> Tally:
+    def dying(self: Delivery, request: Request) -> Iterator[Settled]:
         if sent:
             raise Killed
         sent.append(1)
-        return send(self, part)
+        return send(self, request)
 
     with monkeypatch.context() as patch:
         patch.setattr(Delivery, "send", dying)
@@ -501,12 +503,12 @@ def test_a_leader_that_is_superseded_while_sending_does_not_commit(
     spool = writer.directory
     send = Delivery.send
 
-    def superseded(self: Delivery, part: Any) -> Tally:
-        tally = send(self, part)
-        other = cursor.Cursor(spool.cursor)
-        other.take_over("another")
-        other.close()
-        return tally
+    def superseded(self: Delivery, request: Request) -> Iterator[Settled]:
+        for settled in send(self, request):
+            other = cursor.Cursor(spool.cursor)
+            other.take_over("another")
+            other.close()
+            yield settled
 
     with monkeypatch.context() as patch:
         patch.setattr(Delivery, "send", superseded)

@@ -23,6 +23,8 @@ SENDERS = {"boto3", "botocore", "filelock", "s3transfer", "urllib3", "jmespath",
 OURS = {"cwsink", "msgspec", "typing_extensions"}
 # The standard library's large ones: none of them is needed to write to a file.
 HEAVY = {"asyncio", "concurrent", "email", "http", "multiprocessing", "ssl", "subprocess", "unittest", "urllib.request"}
+if sys.version_info < (3, 11):
+    HEAVY.remove("subprocess")  # msgspec loads uuid, which loads platform, which loads it there
 
 PRELUDE = """
 import _thread, json, os, signal, sys, threading, time

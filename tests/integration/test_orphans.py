@@ -27,7 +27,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import adoption
 from cwsink.spool import directory, leader_state, lease, orphans, sending
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.survey import survey
+from cwsink.spool.survey import pending, survey
 from cwsink.testing import StrictCloudWatch
 from tests.interleave import deliver, leading, ring_bytes, until
 from tests.support import CHILD_SECONDS, finish, quick_config
@@ -120,7 +120,7 @@ def test_an_orphan_is_told_by_locks(config: SinkConfig, leave_behind: Callable[[
     assert orphans.is_orphan(spool)  # it was opened, and nothing appended
     assert writer.append("left 3")
     assert not orphans.is_orphan(spool)
-    found = orphans.pending(spool)
+    found = pending(spool)
     assert found.records == 4
     assert found.oldest_ms is not None
     assert found.newest_ms is not None

@@ -337,7 +337,7 @@ def test_a_leader_with_other_settings_begins_a_split_event_anew(
 
     def die(cursor: Cursor, state: Any) -> None:
         commit(cursor, state)
-        if state.parts_done == 3:
+        if state.requests_done == 3:
             raise Died
 
     monkeypatch.setattr(Cursor, "commit", die)

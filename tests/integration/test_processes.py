@@ -417,7 +417,7 @@ assert Writer.open(settings).flush(30)
 print(json.dumps(sorted(name for name in sys.modules if name.startswith("cwsink."))))
 """)
     rooms = {name.split(".")[1] for name in json.loads(out)}
-    assert rooms <= {"config", "diagnostics", "errors", "frontends", "naming", "spool"}
+    assert rooms <= {"config", "diagnostics", "errors", "frontends", "host", "naming", "spool", "target"}
     assert server.messages() == list(bursts("a"))
 
 

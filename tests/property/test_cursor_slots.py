@@ -25,7 +25,7 @@ LEDGERS = st.builds(
     dead_lettered=st.dictionaries(st.text(max_size=5), NUMBERS, max_size=3),
     refused=st.dictionaries(st.text(max_size=5), NUMBERS, max_size=3),
 )
-STATES = st.builds(State, offsets=OFFSETS, chunk=OFFSETS, parts_done=NUMBERS, ledger=LEDGERS, partial=LEDGERS)
+STATES = st.builds(State, offsets=OFFSETS, chunk=OFFSETS, requests_done=NUMBERS, ledger=LEDGERS, partial=LEDGERS)
 EXAMPLES = 100
 
 
@@ -97,4 +97,4 @@ def test_any_file_at_all_is_read_without_an_exception(content: bytes) -> None:
         with open(path, "wb") as file:
             file.write(content)
         assert cursor.read(path) == State()
-        assert write(path, [State(parts_done=3)])[-1] == cursor.read(path)
+        assert write(path, [State(requests_done=3)])[-1] == cursor.read(path)

@@ -360,7 +360,7 @@ def test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_deli
         assert host.append(writer, "before 2")
         host.clock_offset_ns = 0
         leader = Leader(host)
-        while cursor.read(host.spool.cursor).parts_done == 0:
+        while cursor.read(host.spool.cursor).requests_done == 0:
             leader.step()
         leader.kill()
         host.forget(writer)

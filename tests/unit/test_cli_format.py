@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cwsink.cli import status, text
+from cwsink.cli import sight, text
 from cwsink.cli.arguments import LEVELS, parser
+from cwsink.flusher.outcome import advice_on
 from cwsink.spool.record import Event
 
 NOON_MS = 1_700_000_000_123
@@ -124,7 +125,7 @@ def test_the_state_of_a_spool(
     pending: int, is_led: bool, doing: Any, is_stopped: bool, is_silent: bool, expected: str
 ) -> None:
     """Nothing pending is idle, whatever else; a leader that waits for its next try is not stalled."""
-    state = status.state_of(pending=pending, is_led=is_led, doing=doing, is_stopped=is_stopped, is_silent=is_silent)
+    state = sight.state_of(pending=pending, is_led=is_led, doing=doing, is_stopped=is_stopped, is_silent=is_silent)
     assert state == expected
 
 
@@ -140,7 +141,7 @@ def test_the_state_of_a_spool(
 )
 def test_an_error_is_explained(error: str, meaning: str) -> None:
     """The last error comes with what it means."""
-    assert meaning in status.meaning_of(error)
+    assert meaning in advice_on(error)
 
 
 @pytest.mark.parametrize(

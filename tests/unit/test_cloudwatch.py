@@ -14,7 +14,7 @@ from botocore import exceptions, parsers
 
 from cwsink.config import SinkConfig
 from cwsink.flusher.cloudwatch import CloudWatch, take_credentials_only
-from cwsink.flusher.outcome import Answer, Outcome, classify
+from cwsink.flusher.outcome import Act, Answer, Outcome, classify
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
 
@@ -156,7 +156,7 @@ def test_an_exception_of_botocore_becomes_an_answer(error: Exception, is_ambiguo
     answer = answered(error)
     assert (answer.status, answer.code, answer.message) == (None, type(error).__name__, str(error))
     assert answer.is_ambiguous is is_ambiguous
-    assert classify(answer) in (Outcome.RETRY, Outcome.CREDENTIALS)
+    assert classify(answer).value.act in (Act.WAIT, Act.RENEW_SESSION)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a hook's own fault"), OSError(24, "Too many open files"), KeyError()])

@@ -1,12 +1,13 @@
-"""A part is sent until every event of it is settled, and nothing is dropped on the way.
+"""A request is sent until every event of it is settled, and nothing is dropped on the way.
 
 CloudWatch is a script: each put is answered by the next answer, the last one for ever.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
-from cwsink.flusher.batch import Part
-from cwsink.flusher.delivery import Delivery, Stopped, Tally
+from cwsink.flusher.chunk import Request
+from cwsink.flusher.delivery import CANARY, MOST_BELIEVED, Delivery, Settled, Stopped, Tally
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolFormat
@@ -71,27 +72,36 @@ class World:
         self.log: list[str] = []
         self.accepted: list[int] = []
         self.sent: list[list[int]] = []
+        self.messages: list[str] = []
         self.tokens: list[str | None] = []
         self.waits: list[float] = []
         self.letters: list[tuple[str, str, list[int]]] = []
         self.obstacles: list[str] = []
+        self.commits: list[Settled] = []
         self.most_waits = 1_000_000
         self.fence_at = -1
         self.uniform = 0.5
         config = SinkConfig(**{"circuit_breaker_enabled": False, **settings})
         self.delivery = Delivery(
-            self,  # type: ignore[arg-type]  # CloudWatch
+            self,  # CloudWatch
             FORMAT,
             config,
-            self,  # type: ignore[arg-type]  # DeadLetters
-            self,  # type: ignore[arg-type]  # LeaderState
-            check=self.check,
-            wait=self.wait,
+            self,  # the dead letters
+            self,  # leader.json
+            self,  # the leader
             uniform=lambda: self.uniform,
         )
 
     def send(self, sent: list[Event], stream: str = "host") -> Tally:
-        return self.delivery.send(Part(stream, sent))
+        """Send events until all are settled, commit each piece as the leader does, and return the sum."""
+        total = Tally(0, Counter())
+        for settled in self.delivery.send(Request(stream, sent)):
+            assert settled.done > (self.commits[-1].done if self.commits else 0), "each piece is new"
+            self.commits.append(settled)
+            total = Tally(total.delivered + settled.tally.delivered, total.dead + settled.tally.dead)
+        assert self.commits.pop().done == len(sent), "all of it is settled"
+        self.commits.clear()
+        return total
 
     def check(self) -> None:
         if len(self.log) == self.fence_at:
@@ -105,9 +115,11 @@ class World:
 
     # CloudWatch
 
-    def put(self, stream: str, sent: list[Event], sequence_token: str | None = None) -> Answer:
+    def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
+        sent = list(events)
         self.log.append(f"put {stream}")
         self.sent.append([event.sequence for event in sent])
+        self.messages += [event.message for event in sent]
         self.tokens.append(sequence_token)
         if callable(self._answers):
             answer = self._answers(sent)
@@ -136,8 +148,8 @@ class World:
 
     # DeadLetters
 
-    def add(self, reason: str, error: str, letters: list[Event]) -> None:
-        self.letters.append((reason, error, [event.sequence for event in letters]))
+    def add(self, reason: str, error: str, events: list[Event]) -> None:
+        self.letters.append((reason, error, [event.sequence for event in events]))
 
     # LeaderState
 
@@ -147,6 +159,11 @@ class World:
     def failed(self, error: str, obstacle: str, *, is_open: bool) -> None:
         self.log.append(f"failed {error}{' open' if is_open else ''}")
         self.obstacles.append(obstacle)
+
+    @property
+    def records(self) -> list[int]:
+        """The sequences of the records that were accepted."""
+        return [sequence for sequence in self.accepted if sequence >= 0]
 
     @property
     def actions(self) -> list[str]:
@@ -206,7 +223,7 @@ def test_each_wait_is_a_share_of_one_twice_as_long() -> None:
 
 
 def test_a_success_ends_the_growth_of_waits() -> None:
-    """The next part begins with a short wait again."""
+    """The next request begins with a short wait again."""
     world = World([THROTTLED, THROTTLED, THROTTLED, OK, THROTTLED, OK], retry_base_delay=0.5)
     world.send(events(1))
     world.send(events(1))
@@ -300,32 +317,99 @@ def poisoned(*sequences: int) -> Callable[[list[Event]], Answer]:
 def test_one_poison_event_is_found_and_the_rest_delivered_in_order(count: int, poison: int) -> None:
     """Whatever its place, it alone is dead-lettered, with CloudWatch's own words, and nothing is waited for."""
     world = World(poisoned(poison))
-    world.send([Event(1, 7, 99, "before")])  # the target takes events
     assert world.send(events(count)) == Tally(count - 1, Counter(poison=1))
     assert world.letters == [("poison", "InvalidParameterException: why InvalidParameterException", [poison])]
-    assert world.accepted == [99, *(number for number in range(count) if number != poison)]
+    assert world.records == [number for number in range(count) if number != poison]
     assert world.waits == []
 
 
-def test_a_lone_event_gets_more_chances_while_nothing_was_ever_accepted() -> None:
-    """It may be the target that is wrong: it is dead-lettered only after slow tries, and not if one succeeds."""
-    world = World(poisoned(0))
-    assert world.send(events(1)) == Tally(0, Counter(poison=1))
-    assert len(world.waits) == 3
-    repaired = World([INVALID, INVALID, OK])
-    assert repaired.send(events(1)) == Tally(1, Counter())
-    assert repaired.letters == []
+def test_an_event_that_nothing_is_accepted_before_is_proven_by_a_line_of_our_own() -> None:
+    """A test line to the same stream tells that the target is right; then the event is judged once more."""
+    world = World(poisoned(0, 1))
+    world.send(events(2), stream="host/2023")
+    assert world.sent == [[0, 1], [0], [NOTICE], [0], [1]]
+    assert world.actions == ["put host/2023"] * 5
+    assert CANARY in world.messages
+    assert [kept for _, _, kept in world.letters] == [[0], [1]]
+    assert world.waits == []
 
 
-def test_a_target_that_takes_nothing_is_not_taken_for_poison() -> None:
-    """Event after event refused and none accepted: nothing is dead-lettered, few calls are made, it is waited for."""
-    world = World(poisoned(*range(1_000)))
+def test_nothing_of_ours_is_sent_where_a_record_is_accepted_first() -> None:
+    """What is accepted before it proves the same."""
+    for poison in (1, 4, 5, 7):
+        world = World(poisoned(poison))
+        world.send(events(8))
+        assert NOTICE not in world.accepted
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 1_000])
+def test_a_target_that_takes_nothing_is_not_taken_for_poison(count: int) -> None:
+    """Our own line is refused too: nothing is dead-lettered, each try is two calls, and it is waited for."""
+    world = World(poisoned(NOTICE, *range(count)))
     world.most_waits = 5
     with pytest.raises(Stopped):
-        world.send(events(1_000))
+        world.send(events(count))
     assert world.letters == []
-    assert len(world.waits) == 5
-    assert len(world.sent) <= 5 * 100
+    assert world.waits == [7.5] * 5
+    assert set(world.obstacles) == {"denied"}
+    assert len(world.sent) <= math.log2(count) + 3 + 4 * 2
+    assert world.sent[-2:] == [list(range(count)), [NOTICE]]
+
+
+def test_a_target_that_is_wrong_says_so(said: list[tuple[str, str]]) -> None:
+    """The line has CloudWatch's words, and that it is the setting, not the records."""
+    world = World([INVALID] * 6 + [OK])
+    assert world.send(events(1)) == Tally(1, Counter())
+    assert [key for key, _ in said] == ["send_denied", "recovered"]
+    assert "InvalidParameterException: why InvalidParameterException" in said[0][1]
+    assert "correct the setting" in said[0][1]
+    assert "stay in the spool" in said[0][1]
+
+
+def test_a_target_that_has_become_right_has_all_events_judged_anew() -> None:
+    """Refused by a wrong target is no proof against an event; what is refused by the right one is a dead letter."""
+    for refused in range(20):
+        answers = iter([INVALID] * refused)
+        world = World(lambda sent, answers=answers: next(answers, poisoned(2)(sent)))  # type: ignore[misc]
+        assert world.send(events(4)) == Tally(3, Counter(poison=1))
+        assert world.records == [0, 1, 3]
+
+
+def test_a_target_that_becomes_wrong_on_the_way_costs_few_events() -> None:
+    """So many in a row are believed after one that was accepted; then our own line is refused, and all else waits."""
+    count = 1_000
+    world = World(lambda sent: OK if sent[0].sequence == 0 and len(sent) <= count // 4 else INVALID)
+    world.most_waits = 3
+    with pytest.raises(Stopped):
+        world.send(events(count))
+    assert world.accepted == list(range(count // 4))
+    assert len(world.letters) == MOST_BELIEVED
+    assert world.commits[-1].done == count // 4 + MOST_BELIEVED
+
+
+def test_each_piece_is_settled_as_soon_as_it_is_accepted() -> None:
+    """The owner commits each before the next call, so that no later refusal, stop or death repeats it."""
+    world = World(poisoned(3, 6))
+    pieces = world.delivery.send(Request("host", events(8)))
+    seen = [(settled.done, settled.tally, len(world.sent)) for settled in pieces]
+    one_dead = Tally(0, Counter(poison=1))
+    assert seen == [
+        (2, Tally(2, Counter()), 3),
+        (3, Tally(1, Counter()), 5),
+        (4, one_dead, 6),
+        (6, Tally(2, Counter()), 8),
+        (7, one_dead, 10),
+        (8, Tally(1, Counter()), 11),
+    ]
+
+
+def test_a_request_that_is_refused_for_its_size_goes_in_halves() -> None:
+    """A proxy takes small requests only: all arrive, and none is taken for poison."""
+    too_large = Answer(status=413, code="413", message="Request Entity Too Large")
+    world = World(lambda sent: too_large if len(sent) > 3 else OK)
+    assert world.send(events(16)) == Tally(16, Counter())
+    assert world.accepted == list(range(16))
+    assert world.letters == []
 
 
 @pytest.mark.parametrize("poison", [(0, 1), (0, 15), (3, 4, 11), tuple(range(16)), tuple(range(0, 16, 2))])
@@ -334,7 +418,7 @@ def test_several_poison_events_are_found(poison: tuple[int, ...]) -> None:
     world = World(poisoned(*poison))
     assert world.send(events(16)) == Tally(16 - len(poison), Counter(poison=len(poison)))
     assert [kept for _, _, kept in world.letters] == [[number] for number in poison]
-    assert world.accepted == [number for number in range(16) if number not in poison]
+    assert world.records == [number for number in range(16) if number not in poison]
 
 
 def test_finding_a_poison_event_takes_few_calls() -> None:
@@ -346,13 +430,13 @@ def test_finding_a_poison_event_takes_few_calls() -> None:
 
 def test_a_poison_notice_is_not_counted() -> None:
     """Should CloudWatch refuse a notice, no record was lost by it."""
-    world = World(poisoned(NOTICE))
+    world = World(lambda sent: INVALID if any(event.message.endswith("dropped") for event in sent) else OK)
     notice = Event(1, 7, NOTICE, "cwsink: 3 records dropped")
     assert world.send([*events(2), notice]) == Tally(2, Counter())
     assert world.letters == []
 
 
-def test_the_halves_of_a_bisection_are_retried_like_any_part() -> None:
+def test_the_halves_of_a_refused_request_are_retried_like_any() -> None:
     """Throttled in the middle of it: the half is sent again, nothing is lost or sent twice without need."""
     answers = iter([INVALID, THROTTLED, OK, INVALID, INVALID, OK])
     world = World(lambda _: next(answers))
@@ -361,7 +445,7 @@ def test_the_halves_of_a_bisection_are_retried_like_any_part() -> None:
     assert len(world.waits) == 1
 
 
-def test_a_missing_stream_is_created_and_the_part_sent_again_at_once() -> None:
+def test_a_missing_stream_is_created_and_the_request_sent_again_at_once() -> None:
     """No wait, no failure counted, and the lease is checked before each call."""
     world = World([MISSING, OK])
     assert world.send(events(2)) == Tally(2, Counter())
@@ -369,7 +453,7 @@ def test_a_missing_stream_is_created_and_the_part_sent_again_at_once() -> None:
 
 
 def test_a_missing_group_is_created_before_its_stream() -> None:
-    """Stream, group, stream, part: five calls, each after a check, without a wait."""
+    """Stream, group, stream, request: five calls, each after a check, without a wait."""
     world = World([MISSING, OK])
     world.creations["create_stream"] = [MISSING]
     assert world.send(events(2)) == Tally(2, Counter())
@@ -439,7 +523,7 @@ def test_a_creation_that_fails_for_a_while_is_tried_again(code: str) -> None:
 
 
 def test_an_expected_sequence_token_is_used_at_once() -> None:
-    """Emulators still ask for one: the same part with the named token, without a wait."""
+    """Emulators still ask for one: the same request with the named token, without a wait."""
     world = World([wrong_token("42"), OK])
     assert world.send(events(2)) == Tally(2, Counter())
     assert world.tokens == [None, "42"]
@@ -579,7 +663,7 @@ def test_close_closes_the_connection() -> None:
 
 
 def test_a_throttled_call_has_the_next_ones_sent_less_often() -> None:
-    """However often the same part is throttled, gathering doubles once; an accepted part shortens it again."""
+    """However often the same request is throttled, gathering doubles once; an accepted one shortens it again."""
     world = World([THROTTLED] * 5 + [OK])
     assert world.delivery.gather_seconds == 1.0
     world.send(events(3))

@@ -120,6 +120,20 @@ def test_what_is_encoded_comes_back() -> None:
     assert (found.damage, found.consumed, found.wanted) == ([], 43, 0)
 
 
+def test_which_event_or_loss_a_frame_holds() -> None:
+    """Only what this version can read is given; what is an event counts as one all the same."""
+    event, loss = record.Event(5, 7, 0, "x"), record.Loss(3, 1, 2, "spool_full", 7)
+    events = [(record.encode(event), frame.EVENT), (b"\xc1", frame.EVENT)]
+    payloads = [events[0], (record.encode(loss), frame.LOSS), events[1], (b"", 9)]
+    frames = scan(b"".join(frame.encode(payload, SALT, kind) for payload, kind in payloads)).frames
+    newer = frame.Frame(0, frame.EVENT | (frame.VERSION + 1) << 8, record.encode(event))
+    frames.append(newer)
+    assert [frame.event_of(each) for each in frames] == [event, None, None, None, None]
+    assert [frame.loss_of(each) for each in frames] == [None, loss, None, None, None]
+    assert [each.is_event for each in frames] == [True, False, True, False, True]
+    assert [each.is_known for each in frames] == [True, True, True, False, False]
+
+
 def test_nothing_is_nothing() -> None:
     """No bytes are no frames, no damage and no wish for more."""
     for final in (False, True):

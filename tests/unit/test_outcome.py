@@ -1,13 +1,16 @@
-"""Every answer CloudWatch and its libraries give maps to what must happen to the batch."""
+"""Every answer of CloudWatch and its libraries means one outcome, and each outcome says all there is to do."""
 
 from __future__ import annotations
 
 import pytest
 
-from cwsink.flusher.outcome import Answer, Outcome, classify, rejected_indexes
+from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.outcome import Act, Answer, Outcome, advice_on, classify, rejected_indexes
 
-RETRY = """
+THROTTLED = """
 ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled
+""".split()
+RETRY = """
 ServiceUnavailableException ServiceUnavailable InternalFailure InternalServerError RequestTimeout
 RequestTimeoutException OperationAbortedException LimitExceededException
 """.split()
@@ -25,12 +28,21 @@ NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetriev
 UnauthorizedSSOTokenError NoRegionError ProfileNotFound
 """.split()
 # Raised by botocore where no whole answer came.
-NO_ANSWER = """
-EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError SSLError ProxyConnectionError
-HTTPClientError ResponseParserError OverflowError
-""".split()
+NO_ANSWER = {
+    "EndpointConnectionError": Outcome.UNREACHABLE,
+    "ConnectTimeoutError": Outcome.UNREACHABLE,
+    "ProxyConnectionError": Outcome.UNREACHABLE,
+    "SSLError": Outcome.UNREACHABLE,
+    "InvalidProxiesConfigError": Outcome.UNREACHABLE,
+    "ReadTimeoutError": Outcome.NO_ANSWER,
+    "ConnectionClosedError": Outcome.NO_ANSWER,
+    "HTTPClientError": Outcome.RETRY,
+    "ResponseParserError": Outcome.RETRY,
+    "OverflowError": Outcome.RETRY,
+}
 
 EXPECTED = [
+    *((code, Outcome.THROTTLED) for code in THROTTLED),
     *((code, Outcome.RETRY) for code in RETRY),
     *((code, Outcome.CREDENTIALS) for code in CREDENTIALS),
     *((code, Outcome.DENIED) for code in DENIED),
@@ -39,6 +51,37 @@ EXPECTED = [
     ("InvalidSequenceTokenException", Outcome.RESEND),
     ("DataAlreadyAcceptedException", Outcome.DELIVERED),
 ]
+
+
+# The table.
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_each_outcome_says_what_the_leader_does_and_what_the_operator_is_told(outcome: Outcome) -> None:
+    """Its act has a method, unless it ends the request; whatever is waited for has advice of its own."""
+    reaction = outcome.value
+    ends = reaction.act in (Act.SETTLE, Act.SPLIT)
+    assert (reaction.act in Delivery.REPAIRS) is not ends
+    if reaction.act is Act.SETTLE:
+        assert (reaction.advice, reaction.is_slow, reaction.is_quota) == ("", False, False)
+    else:
+        assert reaction.advice.endswith((".", "?"))
+        assert [other for other in Outcome if other.value.advice == reaction.advice] == [outcome]
+    # The others pass by themselves: they are tried again at growing intervals.
+    assert reaction.is_slow is (reaction.obstacle in ("credentials", "denied"))
+
+
+def test_each_act_is_of_some_outcome_and_each_code_of_one() -> None:
+    """No method without a row that needs it; no code that means two things."""
+    assert {outcome.value.act for outcome in Outcome} == set(Act)
+    codes = [code for outcome in Outcome for code in outcome.value.codes.split()]
+    assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize(("code", "outcome"), EXPECTED)
+def test_what_the_leader_publishes_is_explained(code: str, outcome: Outcome) -> None:
+    """`cwsink status` shows the advice of the same row."""
+    assert advice_on(f"{code}: why: because") == outcome.value.advice
 
 
 @pytest.mark.parametrize(("code", "outcome"), EXPECTED)
@@ -57,7 +100,9 @@ def test_what_botocore_raises_for_want_of_credentials_rebuilds_the_session(code:
 @pytest.mark.parametrize("code", NO_ANSWER)
 def test_what_botocore_raises_without_an_answer_is_tried_again(code: str) -> None:
     """Timeouts, resets, proxies and junk keep the batch."""
-    assert classify(Answer(code=code, message="why", is_ambiguous=True)) is Outcome.RETRY
+    outcome = classify(Answer(code=code, message="why", is_ambiguous=True))
+    assert outcome is NO_ANSWER[code]
+    assert outcome.value.act is Act.WAIT
 
 
 def test_a_success_is_delivered() -> None:

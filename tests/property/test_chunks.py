@@ -1,4 +1,4 @@
-"""Batches under Hypothesis: every request is legal, every event is in one, and anyone makes the same."""
+"""Requests under Hypothesis: every request is legal, every event is in one, and anyone makes the same."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwsink import naming
-from cwsink.flusher import batch, limits
-from cwsink.flusher.batch import ChunkBuilder, Part
+from cwsink.flusher import chunk, limits
+from cwsink.flusher.chunk import ChunkBuilder, Request
 from cwsink.spool import frame, record
 from cwsink.spool.frame import Frame
 from cwsink.spool.record import Event
@@ -52,25 +52,25 @@ def frame_of(number: int, message: str) -> Frame:
     return Frame(0, kind | version << 8, content[:-1] if message == "not to be decoded" else content)
 
 
-def check_part(part: Part, template: str) -> None:
+def check_request(request: Request, template: str) -> None:
     """What the API reference asks of a request, but for its size."""
-    times = [event.timestamp_ms for event in part.events]
-    assert part.events
+    times = [event.timestamp_ms for event in request.events]
+    assert request.events
     assert times == sorted(times)
     assert times[-1] - times[0] < limits.MAX_BATCH_SPAN_MS
-    assert {naming.stream_at(template, time) for time in times} == {part.stream}
-    assert limits.LOG_STREAM_NAME.fullmatch(part.stream)
+    assert {naming.stream_at(template, time) for time in times} == {request.stream}
+    assert limits.LOG_STREAM_NAME.fullmatch(request.stream)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.tuples(TIMES, st.text(min_size=1, max_size=5)), max_size=40), TEMPLATES)
-def test_every_part_is_legal_and_every_event_in_one(pairs: list[tuple[int, str]], template: str) -> None:
+def test_every_request_is_legal_and_every_event_in_one(pairs: list[tuple[int, str]], template: str) -> None:
     """Any times, any template: chronological, under 24 h, one stream; each event once, stable within its time."""
     events = events_of(pairs)
-    found = batch.parts(events, lambda time: naming.stream_at(template, time))
-    for part in found:
-        check_part(part, template)
-    sent = [event for part in found for event in part.events]
+    found = chunk.requests(events, lambda time: naming.stream_at(template, time))
+    for request in found:
+        check_request(request, template)
+    sent = [event for request in found for event in request.events]
     assert sent == sorted(events, key=lambda event: (event.timestamp_ms, event.sequence))
     # No more requests than needed: neighbours differ in stream, or would span a day together.
     for one, next_one in itertools.pairwise(found):
@@ -85,7 +85,7 @@ def test_every_chunk_obeys_count_and_bytes(pairs: list[tuple[int, str]], most: i
     builder, chunks = ChunkBuilder(most), []
     events = events_of(pairs)
     for event in events:
-        size = batch.message_bytes(event.message)
+        size = chunk.message_bytes(event.message)
         if not builder.fits(size):
             full = builder.take()
             counted = sum(len(each.message.encode()) + 26 for each in full)
@@ -94,10 +94,10 @@ def test_every_chunk_obeys_count_and_bytes(pairs: list[tuple[int, str]], most: i
             assert builder.fits(size)
         builder.add(SegmentKey(1, 1), event, size)
     chunks.append(builder.take())
-    for chunk in chunks:
-        assert len(chunk) <= most
-        assert sum(len(each.message.encode()) + 26 for each in chunk) <= limits.MAX_BATCH_BYTES
-    assert [event for chunk in chunks for event in chunk] == events
+    for taken in chunks:
+        assert len(taken) <= most
+        assert sum(len(each.message.encode()) + 26 for each in taken) <= limits.MAX_BATCH_BYTES
+    assert [event for taken in chunks for event in taken] == events
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -115,7 +115,7 @@ def test_the_quick_way_into_a_chunk_ends_where_the_slow_one_would(
     quick, slow = ChunkBuilder(most), ChunkBuilder(most)
     expected = 0
     for number, message in list(enumerate(messages))[start:]:
-        size = batch.message_bytes(message)
+        size = chunk.message_bytes(message)
         if message in ODD or size > longest or not slow.fits(size):
             break
         slow.add(KEY, Event(NOW, 7, number, message), size)
@@ -127,7 +127,7 @@ def test_the_quick_way_into_a_chunk_ends_where_the_slow_one_would(
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.lists(TIMES, max_size=10), max_size=5), st.randoms(use_true_random=False), TEMPLATES)
-def test_parts_do_not_depend_on_how_segments_were_read(
+def test_requests_do_not_depend_on_how_segments_were_read(
     segments: list[list[int]], rng: random.Random, template: str
 ) -> None:
     """Two leaders that read the same segments in a different interleaving send the same requests."""
@@ -141,7 +141,7 @@ def test_parts_do_not_depend_on_how_segments_were_read(
         while waiting := [queue for queue in queues if queue]:
             key, event = rng.choice(waiting).pop(0)
             builder.add(key, event, 1)
-        made.append(batch.parts(builder.take(), lambda time: naming.stream_at(template, time)))
+        made.append(chunk.requests(builder.take(), lambda time: naming.stream_at(template, time)))
     assert made[0] == made[1]
 
 
@@ -150,7 +150,7 @@ def test_parts_do_not_depend_on_how_segments_were_read(
 def test_the_body_is_the_json_of_its_events(pairs: list[tuple[int, str]]) -> None:
     """Any text survives: what a JSON parser reads is what was spooled."""
     events = events_of(pairs)
-    assert json.loads(batch.body("/group", "stream", events)) == {
+    assert json.loads(chunk.body("/group", "stream", events)) == {
         "logGroupName": "/group",
         "logStreamName": "stream",
         "logEvents": [{"timestamp": event.timestamp_ms, "message": event.message} for event in events],
@@ -161,4 +161,4 @@ def test_the_body_is_the_json_of_its_events(pairs: list[tuple[int, str]]) -> Non
 @given(st.text())
 def test_a_message_is_measured_as_it_is_sent(message: str) -> None:
     """The counted bytes are those of the UTF-8 text."""
-    assert batch.message_bytes(message) == len(message.encode())
+    assert chunk.message_bytes(message) == len(message.encode())

@@ -1,13 +1,12 @@
 """Records into legal PutLogEvents requests (pure: feed, then ask).
 
-A *chunk* is a contiguous range of what was read, small enough for one request by
-count and bytes. Its *parts* are the requests: one for each stream, cut wherever a
-span would reach 24 hours, each in chronological order. Most chunks have one part.
+A *chunk* is a contiguous range of what was read, small enough for one request by count and bytes. It is sent in one
+*request* for each stream, cut wherever a span would reach 24 hours, each in chronological order. Most chunks are one
+request.
 
-The parts of a chunk depend on nothing but its records, and on the settings if one of them is
-oversize. So a leader that takes over in the middle of a chunk makes the same parts, which
-`shape` proves, and goes on after the last delivered one.
-The limits are those of cwsink.flusher.limits.
+The requests of a chunk depend on nothing but its records, and on the settings if one of them is oversize. So a leader
+that takes over in the middle of a chunk makes the same requests, which `fingerprint` proves, and goes on after the
+last event that is settled. The limits are those of cwsink.flusher.limits.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def message_bytes(message: str) -> int:
     return len(message) if message.isascii() else len(message.encode())
 
 
-class Part(NamedTuple):
+class Request(NamedTuple):
     """The events of one request: one stream, chronological, spanning less than 24 hours."""
 
     stream: str
@@ -61,6 +60,10 @@ class ChunkBuilder:
             self._events[key].append(event)
         except KeyError:
             self._events[key] = [event]
+        self.reserve(size_bytes)
+
+    def reserve(self, size_bytes: int) -> None:
+        """Keep room for an event with a message of at most so many bytes, which is added to the chunk later."""
         self.count += 1
         self.bytes += size_bytes + EVENT_OVERHEAD_BYTES
 
@@ -113,9 +116,9 @@ class ChunkBuilder:
         return events
 
 
-def parts(
+def requests(
     events: Iterable[Event], stream_of: Callable[[int], str], *, fits: bool = True, is_dated: bool = True
-) -> list[Part]:
+) -> list[Request]:
     """Divide a chunk into requests, oldest first.
 
     Args:
@@ -125,7 +128,7 @@ def parts(
         is_dated: the stream depends on the time at all; asking for each second costs something.
 
     Returns:
-        Parts that together hold each event once. Within one stream, events are in order of
+        Requests that together hold each event once. Within one stream, events are in order of
         time, then arrival.
     """
     ordered = sorted(events, key=_by_time)
@@ -133,13 +136,13 @@ def parts(
         return []
     first, last = ordered[0].timestamp_ms, ordered[-1].timestamp_ms
     if not is_dated and fits and last - first < MAX_BATCH_SPAN_MS:
-        return [Part(stream_of(first), ordered)]
+        return [Request(stream_of(first), ordered)]
     streams = {second: stream_of(second * 1000) for second in {each.timestamp_ms // 1000 for each in ordered}}
     stream = streams[first // 1000]
     # All of them, not only first and last: with {date:%H} the same name comes back a day later.
     if fits and last - first < MAX_BATCH_SPAN_MS and all(other == stream for other in streams.values()):
-        return [Part(stream, ordered)]
-    found = [Part(stream, [])]
+        return [Request(stream, ordered)]
+    found = [Request(stream, [])]
     room = ChunkBuilder()
     for event in ordered:
         stream, begun, size = streams[event.timestamp_ms // 1000], found[-1], message_bytes(event.message)
@@ -148,7 +151,7 @@ def parts(
             or event.timestamp_ms - begun.events[0].timestamp_ms >= MAX_BATCH_SPAN_MS
             or not room.fits(size)
         ):
-            found.append(begun := Part(stream, []))
+            found.append(begun := Request(stream, []))
             room = ChunkBuilder()
         begun.events.append(event)
         room.count += 1
@@ -156,8 +159,8 @@ def parts(
     return found
 
 
-def shape(found: Iterable[Part]) -> int:
-    """Return a number that is the same for the same parts: streams, counts and bytes, not the content."""
+def fingerprint(found: Iterable[Request]) -> int:
+    """Return a number that is the same for the same requests: streams, counts and bytes, not the content."""
     sizes = [(each.stream, [message_bytes(event.message) for event in each.events]) for each in found]
     return crc32(repr(sizes).encode())
 
@@ -167,7 +170,7 @@ class _LogEvent(msgspec.Struct, gc=False):
     message: str
 
 
-class _Request(msgspec.Struct, rename="camel", omit_defaults=True):
+class _Body(msgspec.Struct, rename="camel", omit_defaults=True):
     log_group_name: str
     log_stream_name: str
     log_events: list[_LogEvent]
@@ -187,4 +190,4 @@ def body(
 ) -> bytes:
     """Return the JSON body of the request."""
     log_events = [_LogEvent(event.timestamp_ms, event.message) for event in events]
-    return _encode(_Request(group, stream, log_events, sequence_token, entity))
+    return _encode(_Body(group, stream, log_events, sequence_token, entity))

@@ -12,8 +12,8 @@ import botocore.serialize
 import pytest
 
 from cwsink import naming
-from cwsink.flusher import batch, limits
-from cwsink.flusher.batch import ChunkBuilder, Part
+from cwsink.flusher import chunk, limits
+from cwsink.flusher.chunk import ChunkBuilder, Request
 from cwsink.spool.record import NOTICE, Event
 from cwsink.spool.segment import SegmentKey
 
@@ -27,12 +27,12 @@ def at(*times: int) -> list[Event]:
     return [Event(time, 7, number, f"m{number}") for number, time in enumerate(times)]
 
 
-def times(part: Part) -> list[int]:
-    return [event.timestamp_ms for event in part.events]
+def times(request: Request) -> list[int]:
+    return [event.timestamp_ms for event in request.events]
 
 
-def numbers(parts: Iterable[Part]) -> list[list[int]]:
-    return [[event.sequence for event in part.events] for part in parts]
+def numbers(requests: Iterable[Request]) -> list[list[int]]:
+    return [[event.sequence for event in request.events] for request in requests]
 
 
 def one_stream(_: int) -> str:
@@ -120,57 +120,57 @@ def test_a_builder_begins_anew_after_take() -> None:
 )
 def test_a_message_is_measured_in_utf8_bytes(message: str, size: int) -> None:
     """Characters are not bytes: the limit is counted as CloudWatch counts it."""
-    assert batch.message_bytes(message) == size == len(message.encode())
+    assert chunk.message_bytes(message) == size == len(message.encode())
 
 
 def test_no_events_make_no_request() -> None:
     """An empty chunk sends nothing."""
-    assert batch.parts([], one_stream) == []
+    assert chunk.requests([], one_stream) == []
 
 
-@pytest.mark.parametrize(("span", "parts"), [(DAY - 1, 1), (DAY, 2), (DAY + 1, 2)])
+@pytest.mark.parametrize(("span", "requests"), [(DAY - 1, 1), (DAY, 2), (DAY + 1, 2)])
 @pytest.mark.parametrize("between", [0, 1, 3])
-def test_a_part_spans_less_than_24_hours(span: int, parts: int, between: int) -> None:
+def test_a_request_spans_less_than_24_hours(span: int, requests: int, between: int) -> None:
     """A millisecond below 24 h is one request; exactly 24 h and more are two, cut before the late event."""
     middle = [NOON + (number + 1) * span // (between + 2) for number in range(between)]
-    found = batch.parts(at(NOON + span, NOON, *middle), one_stream)
-    assert len(found) == parts
-    for part in found:
-        assert times(part)[-1] - times(part)[0] < DAY
+    found = chunk.requests(at(NOON + span, NOON, *middle), one_stream)
+    assert len(found) == requests
+    for request in found:
+        assert times(request)[-1] - times(request)[0] < DAY
     assert times(found[-1])[-1] == NOON + span
-    assert [time for part in found for time in times(part)] == sorted([NOON, *middle, NOON + span])
-    if parts == 2:
+    assert [time for request in found for time in times(request)] == sorted([NOON, *middle, NOON + span])
+    if requests == 2:
         assert times(found[1]) == [NOON + span]
 
 
 def test_a_long_outage_is_cut_into_days_oldest_first() -> None:
-    """Ten days of hourly events: ten parts, in order, none of 24 h, each event once."""
+    """Ten days of hourly events: ten requests, in order, none of 24 h, each event once."""
     events = at(*(NOON + hour * 3_600_000 for hour in range(240)))
     random.Random(3).shuffle(events)
-    found = batch.parts(events, one_stream)
+    found = chunk.requests(events, one_stream)
     assert len(found) == 10
-    assert [time for part in found for time in times(part)] == [NOON + hour * 3_600_000 for hour in range(240)]
-    assert all(times(part)[-1] - times(part)[0] < DAY for part in found)
+    assert [time for request in found for time in times(request)] == [NOON + hour * 3_600_000 for hour in range(240)]
+    assert all(times(request)[-1] - times(request)[0] < DAY for request in found)
 
 
 def test_events_are_sent_in_order_of_time_then_arrival() -> None:
     """Clocks of different workers interleave; equal times keep the order of arrival. Invariant 3."""
-    found = batch.parts(at(5, 3, 5, 3, 4, 3), one_stream)
+    found = chunk.requests(at(5, 3, 5, 3, 4, 3), one_stream)
     assert numbers(found) == [[1, 3, 5, 4, 0, 2]]
 
 
 def test_each_day_goes_to_its_own_stream() -> None:
     """With {date}, the last millisecond of a day and the first of the next are in two streams."""
     midnight = NOON + 43_200_000
-    found = batch.parts(at(midnight, midnight - 1, midnight + 1, NOON), dated("host/{date}"))
-    assert [part.stream for part in found] == ["host/2023-11-15", "host/2023-11-16"]
+    found = chunk.requests(at(midnight, midnight - 1, midnight + 1, NOON), dated("host/{date}"))
+    assert [request.stream for request in found] == ["host/2023-11-15", "host/2023-11-16"]
     assert numbers(found) == [[3, 1], [0, 2]]
 
 
 def test_several_days_go_to_their_streams_oldest_first() -> None:
-    """A replay of a week with {date} is one part a day, each to the day it was logged on."""
-    found = batch.parts(at(*(NOON + day * DAY for day in (4, 2, 0, 3, 1))), dated("{date:%d}"))
-    assert [part.stream for part in found] == ["15", "16", "17", "18", "19"]
+    """A replay of a week with {date} is one request a day, each to the day it was logged on."""
+    found = chunk.requests(at(*(NOON + day * DAY for day in (4, 2, 0, 3, 1))), dated("{date:%d}"))
+    assert [request.stream for request in found] == ["15", "16", "17", "18", "19"]
     assert numbers(found) == [[2], [4], [1], [3], [0]]
 
 
@@ -188,15 +188,15 @@ def test_a_stream_name_that_comes_back_does_not_swallow_what_lies_between(
 ) -> None:
     """The first and the last event may be of one stream while those between them are not."""
     stream_of = dated(template)
-    found = batch.parts(at(*(NOON + each for each in spread)), stream_of)
-    assert sum(len(part.events) for part in found) == len(spread)
-    for part in found:
-        assert {stream_of(time) for time in times(part)} == {part.stream}
+    found = chunk.requests(at(*(NOON + each for each in spread)), stream_of)
+    assert sum(len(request.events) for request in found) == len(spread)
+    for request in found:
+        assert {stream_of(time) for time in times(request)} == {request.stream}
     assert len(found) == 3
 
 
 def test_segments_that_arrive_interleaved_make_the_same_chunk() -> None:
-    """However the reads of several segments interleave, the events, and so the parts, are the same."""
+    """However the reads of several segments interleave, the events, and so the requests, are the same."""
     rng = random.Random(5)
     segments = {
         SegmentKey(number, 9 - number): at(*(NOON + rng.randrange(2 * DAY) for _ in range(20))) for number in range(4)
@@ -208,9 +208,9 @@ def test_segments_that_arrive_interleaved_make_the_same_chunk() -> None:
         while any(queues.values()):
             key = rng.choice([key for key, queue in queues.items() if queue])
             event = queues[key].pop(0)
-            builder.add(key, event, batch.message_bytes(event.message))
-        made.append(batch.parts(builder.take(), dated("{date}")))
-    assert all(parts == made[0] for parts in made)
+            builder.add(key, event, chunk.message_bytes(event.message))
+        made.append(chunk.requests(builder.take(), dated("{date}")))
+    assert all(requests == made[0] for requests in made)
 
 
 def test_take_gives_segments_in_order_of_their_numbers() -> None:
@@ -242,10 +242,10 @@ def test_the_body_is_what_boto3_would_send(token: str | None) -> None:
     messages = ["plain", 'quote " \\ slash /', "NUL \0 tab \t line \n\r sep \u2028 del \x7f", "é € 😀 \U0010ffff", "{}"]
     events = [Event(NOON + number, 7, number, message) for number, message in enumerate(messages)]
     events.append(Event(0, 7, NOTICE, "cwsink: 3 records dropped"))
-    body = batch.body("/app/prod", "host/2023", events, token)
+    body = chunk.body("/app/prod", "host/2023", events, token)
     assert json.loads(body) == sent_by_boto3("/app/prod", "host/2023", events, token)
 
 
 def test_a_body_names_no_token_where_none_is_known() -> None:
     """Sequence tokens are ignored since 2023: the field is left out, not null."""
-    assert b"sequenceToken" not in batch.body("g", "s", at(1))
+    assert b"sequenceToken" not in chunk.body("g", "s", at(1))

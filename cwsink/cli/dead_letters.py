@@ -1,0 +1,226 @@
+"""`cwsink replay --dead-letters`: what CloudWatch refused, once more.
+
+Dead letters become new records of a producer of their own, in the same ring, and whoever leads
+delivers them like any other: with a leader alive or without, through the same checks, and the
+ledger counts them as appended anew. Live records come first: nothing is evicted for a letter.
+
+A step of letters is appended, made durable, and only then taken out of the dead letters. A
+replay that is killed in between leaves that step in both places, and the next one sends it again
+(at most `_STEP_LETTERS` duplicates). The other order would lose it. A note of how far a replay is would
+have to be made as durable as the removal, and would say no more than the removal does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli.arguments import REPLAYABLE
+from cwsink.cli.progress import Display, display
+from cwsink.cli.spools import Spools, leader_name, target
+from cwsink.errors import SpoolError
+from cwsink.flusher import dead_letter
+from cwsink.flusher.dead_letter import DeadLetters
+from cwsink.flusher.second_chance import Resend, Rules, Skip
+from cwsink.spool import descriptors, disk, lease, record, sending
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.reader import open_segments
+from cwsink.spool.record import Event
+from cwsink.spool.ring import Append, Ring
+
+# A killed replay may send so many letters twice. Each step rewrites the dead letters, which are 8 MiB at most.
+_STEP_LETTERS: Final = 1_000
+
+_DAMAGE: Final = "damage, there is no record to send"
+_BEGINNING: Final = "only the beginning was kept"
+
+_WHY_STOPPED: Final = {
+    Append.FULL: "the spool, or its disk, is full, and nothing that waits there is evicted for them. Deliver that, "
+    "e.g. by `cwsink flush --once {}`, and replay again",
+    Append.FAILED: "the spool cannot be written",
+    Append.GONE: "the spool was removed",
+}
+
+
+class Chosen(NamedTuple):
+    """A letter that gets a second chance."""
+
+    reason: str
+    line: bytes
+    resend: Resend
+
+
+class LetterReplay:
+    """Has the dead letters of one spool become records again.
+
+    Attributes:
+        failure: why it could not be done, or None.
+    """
+
+    def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
+        """Raises ConfigError: `FAPILOG_CLOUDWATCH__*` are wrong."""
+        self._directory = directory
+        self._config = sending.config_of(directory)
+        self._rules = Rules(REPLAYABLE, reasons, restamp, self._config.max_event_bytes)
+        self._letters = DeadLetters(directory.dead_letters)
+        self._producer = int.from_bytes(os.urandom(8), "little")
+        self._replayed: Counter[str] = Counter()
+        self._skipped: Counter[tuple[str, str]] = Counter()
+        self._unreadable = self._dropped = 0
+        self.failure: str | None = None
+
+    def pretend(self) -> None:
+        """Count what a replay would do."""
+        try:
+            self._replayed.update(each.reason for each in self._choose())
+        except OSError as error:
+            self.failure = f"cannot read the dead letters of {self._directory.path}: {error}"
+
+    def run(self, shown: Display) -> None:
+        """Append what gets a second chance, step by step; then it is no dead letter any more."""
+        try:
+            with _alone(self._directory):
+                self._append_all(self._choose(), shown)
+        except OSError as error:  # SpoolError is one too
+            self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
+
+    def tell(self, *, dry_run: bool) -> None:
+        """Say what was done."""
+        name = target(self._directory)
+        replayed, skipped = self._replayed.total(), self._skipped.total()
+        if replayed or skipped:
+            reasons = text.each_counted(self._replayed)
+            whys = "; ".join(f"{reason}: {count:,}, {why}" for (reason, why), count in sorted(self._skipped.items()))
+            done, left = ("would replay", "skip") if dry_run else ("replayed", "skipped")
+            line = f"{done} {replayed:,}{reasons and f' ({reasons})'}, {left} {skipped:,}{whys and f' ({whys})'}."
+            print(f"{name}: {text.printable(line, one_line=True)}")
+        elif self.failure is None:
+            print(f"{name}: no dead letters.")
+        if replayed and not dry_run:
+            print(f"{name}: {_who_sends(self._directory)}")
+        if self._dropped:
+            most = text.size(dead_letter.MAX_BYTES)
+            lost = text.counted(self._dropped, "dead letter")
+            print(f"{name}: {lost} lost before; the oldest go when all take {most}.")
+        if self._unreadable:
+            lines = text.counted(self._unreadable, "line")
+            complain(f"{lines} of {self._directory.dead_letters} cannot be read, and stay there.")
+        if self.failure is not None:
+            complain(self.failure)
+
+    def _choose(self) -> list[Chosen]:
+        """Read the letters; return those that get a second chance, and remember why the others do not."""
+        contents = self._letters.read()
+        now_ms = time.time_ns() // 1_000_000
+        chosen = []
+        for letter, line in contents.letters:
+            verdict = self._rules.judge(letter, now_ms)
+            if isinstance(verdict, Skip):
+                self._skipped[letter.reason, verdict.why] += 1
+            else:
+                chosen.append(Chosen(letter.reason, line, verdict))
+        for reason, count in contents.others.items():
+            self._skipped[reason, _DAMAGE if reason == "corrupt" else _BEGINNING] += count
+        self._unreadable, self._dropped = contents.unreadable, contents.dropped
+        return chosen
+
+    def _append_all(self, chosen: list[Chosen], shown: Display) -> None:
+        # Without an Attachment: the last worker to leave has the spool drained, and must not leave that to this
+        # process, which delivers nothing.
+        path, config = self._directory.path, self._config
+        ring = Ring(self._directory, config.spool_max_bytes, config.ring_segment_bytes, may_evict=False)
+        with contextlib.closing(ring):
+            for start in range(0, len(chosen), _STEP_LETTERS):
+                stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])
+                replayed = self._replayed.total()
+                if shown.is_live:  # elsewhere the summary is soon enough
+                    shown.show(target(self._directory), replayed, len(chosen))
+                if stopped is not None:
+                    why = _WHY_STOPPED[stopped].format(shlex.quote(path))
+                    self.failure = f"{text.counted(len(chosen) - replayed, 'dead letter')} of {path} stay: {why}."
+                if self.failure is not None:
+                    return
+
+    def _append(self, ring: Ring, step: list[Chosen]) -> Append | None:
+        """Append one step of letters, and take them out of the dead letters. Returns what stopped it, or None."""
+        done: list[Chosen] = []
+        try:
+            for each in step:
+                timestamp_ms, message = each.resend
+                sequence = self._replayed.total() + len(done)
+                answer = ring.append(record.encode(Event(timestamp_ms, self._producer, sequence, message)))
+                if answer is not Append.APPENDED:
+                    return answer
+                done.append(each)
+            return None
+        finally:  # also when it is interrupted
+            if done:
+                self._take_out(done)
+
+    def _take_out(self, done: list[Chosen]) -> None:
+        self._replayed.update(each.reason for each in done)
+        try:
+            _sync(self._directory)
+            self._letters.remove(each.line for each in done)
+        except OSError as error:
+            self.failure = (
+                f"{text.counted(len(done), 'dead letter')} of {self._directory.path} replayed, but still kept as such: "
+                f"{error}. A further replay sends them again."
+            )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replay the dead letters of every spool at PATH."""
+    spools = Spools(options.path, read_only=options.dry_run)
+    reasons = frozenset(options.reason) if options.reason else None
+    replays = [LetterReplay(directory, reasons, restamp=options.restamp) for directory in spools.find()]
+    if options.dry_run:
+        for replay in replays:
+            replay.pretend()
+    else:
+        with display(has_end=True) as shown:
+            for replay in replays:
+                replay.run(shown)
+    for replay in replays:
+        replay.tell(dry_run=options.dry_run)
+    if options.dry_run and replays:
+        print("Dry run: nothing was changed.")
+    return DONE if replays and spools.is_whole and all(replay.failure is None for replay in replays) else NOT_DONE
+
+
+@contextlib.contextmanager
+def _alone(directory: SpoolDirectory) -> Iterator[None]:
+    """Keep a second replay of the spool out, which would send all of it twice. Raises SpoolError, OSError.
+
+    The lock is on FORMAT: it is there, is never replaced, and nobody else locks it.
+    """
+    fd = descriptors.acquire(f"{directory.path}/FORMAT", os.O_RDONLY)
+    try:
+        if not descriptors.try_lock(fd, exclusive=True):
+            raise SpoolError("another replay is at it", directory.path)
+        yield
+    finally:
+        descriptors.release(fd, descriptors.incarnation())
+
+
+def _sync(directory: SpoolDirectory) -> None:
+    """Make what was appended durable: what is taken out of the dead letters next is nowhere else. Raises OSError."""
+    for opened in open_segments(directory):
+        disk.sync(opened.fd)
+    disk.sync_directory(directory.ring)
+
+
+def _who_sends(directory: SpoolDirectory) -> str:
+    if lease.is_taken(directory):
+        return f"{leader_name(directory)} leads, and sends them."
+    return (
+        "no process leads. They are sent when a worker logs again, or by "
+        f"`cwsink flush --once {shlex.quote(directory.path)}`."
+    )

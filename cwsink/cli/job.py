@@ -1,0 +1,138 @@
+"""One spool's part of `cwsink flush --once` and of `cwsink replay`: have delivered what was there at the beginning.
+
+The end is seen in the cursor, so it makes no difference whether this process delivers or a worker's flusher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from cwsink.cli import text
+from cwsink.cli.flushing import POLL_SECONDS, StopRequests, end_all, leader_note
+from cwsink.cli.progress import Display
+from cwsink.cli.sight import look, sentence, why
+from cwsink.cli.spools import target
+from cwsink.flusher.election import Election
+from cwsink.flusher.outcome import advice_on
+from cwsink.spool import segment
+from cwsink.spool.attachment import is_anyone_attached
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.survey import Backlog, survey
+
+# Without a time-out: an outage that lasts longer than this is not waited for.
+_PATIENCE_SECONDS: Final = 60.0
+# Delivered segments that are not taken away within this time are left to the next leader.
+_TIDY_SECONDS: Final = 1.0
+
+
+class SpoolDrain:
+    """Follows one spool until its backlog is settled, or given up.
+
+    Attributes:
+        target: what people call the spool.
+        backlog: what was there at the beginning.
+        election: of this process, which may deliver it; another process may, too.
+        is_done: the backlog is settled.
+        failure: what to complain of in the end, or None.
+    """
+
+    def __init__(self, directory: SpoolDirectory, *, timeout: float | None = None, pace: float | None = None) -> None:
+        """`timeout`: give up after so many seconds. `pace`: the most records a second, as long as nobody logs there."""
+        self.directory = directory
+        self.target = target(directory)
+        self.backlog = Backlog(directory)
+        self.election = Election(directory, kind="once", in_a_hurry=True)
+        self.election.pace = pace
+        self.is_done = False
+        self.failure: str | None = None
+        self._why = ""
+        self._began = self._moved = time.monotonic()
+        self._settled = 0
+        self._timeout = timeout
+        self._tidy_until = 0.0
+
+    @property
+    def is_tidy(self) -> bool:
+        """Tell whether one segment is left, as there is when all is delivered and no idle worker holds another."""
+        return len(segment.numbers(self.directory.ring)) <= 1
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it is neither done nor given up."""
+        return not self.is_done and not self._why
+
+    @property
+    def settled(self) -> int:
+        """How many records of the backlog are settled, near enough for a progress bar."""
+        return min(self.backlog.settled_since().appended, self.backlog.records)
+
+    def look(self) -> None:
+        """See how far it is, whoever delivers; give up if it takes too long."""
+        now = time.monotonic()
+        if self.election.pace is not None and is_anyone_attached(self.directory):
+            self.give_up("processes log there again, and a replay with --rate would slow them down")
+            return
+        if self.backlog.is_settled():
+            self._tidy_until = self._tidy_until or now + _TIDY_SECONDS
+            self.is_done = self.is_tidy or now >= self._tidy_until
+            return
+        if self.settled != self._settled:
+            self._settled, self._moved = self.settled, now
+        if self._timeout is not None and now - self._began >= self._timeout:
+            self.give_up(f"not delivered within {text.duration(self._timeout)}")
+        elif self._timeout is None and now - self._moved >= _PATIENCE_SECONDS:
+            self.give_up(f"no progress for {text.duration(_PATIENCE_SECONDS)}")
+
+    def give_up(self, reason: str) -> None:
+        """Follow it no further, and remember why while the leader's state still shows it."""
+        view = look(self.directory)
+        report = view.report
+        if trouble := self.election.trouble:
+            cause = sentence(trouble)
+        elif report.state in ("retrying", "circuit_open") and report.last_error:
+            cause = f"{sentence(report.last_error)} {advice_on(report.last_error)}"
+        else:
+            cause = why(view) if report.state == "stalled" else ""
+        self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and sent by whoever leads next."
+
+    def conclude(self) -> None:
+        """Say what stays. The election has ended, so the request that was in flight has got its answer."""
+        if self._why and self.backlog.is_settled():
+            self.is_done = True
+        elif self._why:
+            self.failure = f"{text.stay(survey(self.directory).pending)} in {self.directory.path}: {self._why}"
+        if self.backlog.foreign:
+            self.failure = (
+                f"segments {self.backlog.foreign} of {self.directory.path} are for a newer cwsink: they stay."
+            )
+
+    def summary(self) -> str:
+        """Say what was done."""
+        seconds = text.duration(time.monotonic() - self._began)
+        if not self.backlog.records:
+            return f"{self.target}: nothing was pending."
+        dead = self.backlog.settled_since().dead_lettered
+        settled = f"{text.records(self.backlog.records)} in {seconds}"
+        if dead:
+            letters = text.each_counted(dead)
+            return f"{self.target}: settled {settled}; not deliverable: {letters} (see dead_letters.jsonl)."
+        return f"{self.target}: delivered {settled}."
+
+
+def follow(drains: Sequence[SpoolDrain], stops: StopRequests, shown: Display) -> None:
+    """Show how far they are until each is done or given up. Then end their elections, and conclude."""
+    while still_open := [drain for drain in drains if drain.is_open]:
+        for drain in still_open:
+            if stops.count:
+                drain.give_up("interrupted")
+            else:
+                drain.look()
+            if drain.backlog.records:
+                shown.show(drain.target, drain.settled, drain.backlog.records, leader_note(drain.election))
+        if any(drain.is_open for drain in still_open):
+            time.sleep(POLL_SECONDS)
+    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)
+    for drain in drains:
+        drain.conclude()

@@ -1,0 +1,206 @@
+"""What can be seen of a spool: is everything delivered, how far behind is it, and why.
+
+`look` makes a `SpoolView` of one spool from its files. It needs no leader and no cooperation, so it works while
+everything else is stuck. `cwsink status` shows views, and `flush --once` says by one why it gives up. What is decided
+here (`state_of`, `why`) is pure.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from msgspec.structs import asdict
+
+from cwsink import host
+from cwsink.cli import text
+from cwsink.flusher.outcome import advice_on
+from cwsink.spool import heartbeat, leader_state, leadership, orphans, sending
+from cwsink.spool.budget import used_bytes
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.leadership import Leader, leader_of
+from cwsink.spool.survey import last_append, survey
+
+State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
+
+# Longer than any call of the leader's takes (connecting, waiting for the answer), and than a pause
+# of an open circuit.
+STALLED_SECONDS: Final = 30.0
+
+
+@dataclass
+class Report:
+    """One spool, as `--json` prints it. Counts are records unless the name has a unit.
+
+    Attributes:
+        settings: how it is sent, as far as that differs from the defaults; the newest writer's.
+        settings_from: that writer, as host/pid.
+    """
+
+    path: str
+    log_group_name: str
+    log_stream_name: str
+    region: str | None
+    state: State
+    leader: Leader | None
+    appended: int
+    delivered: int
+    pending: int
+    pending_bytes: int
+    oldest_pending_seconds: float | None
+    dead_lettered: dict[str, int]
+    evicted: int
+    refused: dict[str, int]
+    resent: int
+    corrupt_bytes: int
+    capacity_bytes: int
+    last_error: str | None
+    last_success: str | None
+    settings: dict[str, Any]
+    settings_from: str | None
+
+
+@dataclass
+class SpoolView:
+    """A report, and what only people are shown.
+
+    Attributes:
+        is_stopped: the leader is proven to be a stopped process (SIGSTOP, a debugger).
+        silent_seconds: how long the leader has written nothing.
+        success_seconds: how long ago CloudWatch took the last records, or None.
+        records_per_second: the leader's rate.
+        used_bytes: of the disk, by the ring.
+        written_by: the host whose processes log there.
+        orphan_seconds: how long nobody has logged there, if nobody looks after the spool; else None.
+        elsewhere: the host whose leader has the spool, if it is not this one.
+    """
+
+    report: Report
+    is_stopped: bool
+    silent_seconds: float
+    success_seconds: float | None
+    records_per_second: float
+    used_bytes: int
+    written_by: str
+    orphan_seconds: float | None
+    elsewhere: str | None
+
+
+def look(directory: SpoolDirectory) -> SpoolView:
+    """Look at one spool. Raises OSError."""
+    books = survey(directory)
+    published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
+    leader = leader_of(directory)
+    now = time.time()
+    written = [os.path.getmtime(path) for path in (directory.cursor, directory.leader_state) if os.path.exists(path)]
+    silent_seconds = max(0.0, now - max(written, default=0.0))
+    is_stopped = leader is not None and leadership.is_stopped(leader, directory)
+    age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
+    is_current = leader is not None and published.epoch == leader.epoch
+    last_success = published.last_success
+    other = heartbeat.elsewhere(directory)
+    found = sending.read(directory)
+    state = state_of(
+        pending=books.pending,
+        is_led=leader is not None,
+        doing=published.state if is_current else "idle",
+        is_stopped=is_stopped,
+        is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
+    )
+    counts = asdict(books)  # of the same names in a report, but for these two
+    del counts["epoch"], counts["oldest_pending_ms"]
+    is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
+    report = Report(
+        path=directory.path,
+        log_group_name=directory.format.log_group_name,
+        log_stream_name=directory.format.log_stream_name,
+        region=directory.format.region,
+        state=state,
+        leader=leader,
+        oldest_pending_seconds=None if age is None else round(age, 3),
+        capacity_bytes=published.capacity_bytes or directory.format.spool_max_bytes,
+        last_error=published.last_error,
+        last_success=None if last_success is None else text.rfc3339(int(last_success * 1000)),
+        settings=sending.shown(found.settings) if found else {},
+        settings_from=found.written_by if found else None,
+        **counts,
+    )
+    return SpoolView(
+        report,
+        is_stopped=is_stopped,
+        silent_seconds=silent_seconds,
+        success_seconds=None if last_success is None else max(0.0, now - last_success),
+        records_per_second=published.records_per_second if is_current else 0.0,
+        used_bytes=used_bytes(directory.ring),
+        written_by=directory.format.host,
+        orphan_seconds=max(0.0, now - (last_append(directory) or now)) if is_orphan else None,
+        elsewhere=other.mark.host if other else None,
+    )
+
+
+def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stopped: bool, is_silent: bool) -> State:
+    """Return the spool's state; the closed set is in `cwsink status --help`.
+
+    Args:
+        pending: records that are not settled.
+        is_led: some process holds the lease.
+        doing: what it said of itself.
+        is_stopped: it is proven to be a stopped process.
+        is_silent: it has written nothing for long although records were pending. A leader that waits
+            between two tries has nothing to write.
+    """
+    if not pending:
+        return "idle"
+    if not is_led:
+        return "no_leader"
+    if is_stopped:
+        return "stalled"
+    if doing in ("retrying", "circuit_open"):
+        return doing
+    return "stalled" if is_silent else "delivering"
+
+
+def sentence(error: str) -> str:
+    """Return an error's text as a sentence, to be followed by another."""
+    return f"{error.rstrip('. ')}."
+
+
+def why(view: SpoolView) -> str:
+    """Say why records are pending: one sentence or two, to be read after "why"."""
+    report, leader = view.report, view.report.leader
+    if report.state == "no_leader":
+        if view.elsewhere is not None:
+            return f"Host {view.elsewhere} leads this spool: two hosts must not share one. It sends them."
+        if view.orphan_seconds is not None:
+            return _why_orphan(view, view.orphan_seconds)
+        return "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
+    if report.state == "stalled" and leader is not None:
+        who = f"The leader (pid {leader.pid} on {leader.host})"
+        if view.is_stopped:
+            return (
+                f"{who} is a stopped process. `kill -CONT {leader.pid}` lets it go on; if it ends, another one leads."
+            )
+        return f"{who} has not moved for {text.duration(view.silent_seconds)}. If it ends, another one leads."
+    if report.state in ("retrying", "circuit_open") and report.last_error:
+        return (
+            f"{sentence(report.last_error)}\n{advice_on(report.last_error)} The leader tries again until it succeeds."
+        )
+    return "They are being sent."
+
+
+def _why_orphan(view: SpoolView, silent_seconds: float) -> str:
+    """Say how it came to be left behind, as far as can be known, and what to type."""
+    silent = text.duration(silent_seconds)
+    command = f"`cwsink replay {shlex.quote(view.report.path)}`"
+    if view.written_by != host.name():
+        return (
+            f"An orphan of host {view.written_by} (this one is {host.name()}): nobody has logged there for "
+            f"{silent}.\n{command} sends them where they were meant to go."
+        )
+    return (
+        f"No process leads, and none that logged there is left: nobody has for {silent}.\nThey are sent when a worker "
+        f"with these settings logs again. If none will: {command}."
+    )

@@ -1,0 +1,98 @@
+"""`cwsink replay --dead-letters`: which may be sent once more, with what time and message (pure).
+
+CloudWatch would refuse most of them for the same reason again. So each reason has its condition, and what was refused
+for its time can be sent with the present one, with its own time inside the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cwsink import naming
+from cwsink.flusher import oversize
+from cwsink.flusher.chunk import message_bytes
+from cwsink.flusher.limits import MAX_FUTURE_MS, MAX_PAST_MS
+
+if TYPE_CHECKING:
+    from cwsink.flusher.dead_letter import DeadLetter
+
+# Refused for their time, so another time may help.
+_REFUSED_FOR_TIME: Final = frozenset(("too_old", "too_new", "expired"))
+
+_NOT_ASKED_FOR: Final = "not asked for"
+_UNKNOWN: Final = "this cwsink does not know this reason"
+_NEEDS_RESTAMP: Final = "CloudWatch takes them only with --restamp"
+_TOO_LONG: Final = "still longer than {:,} bytes; sent all the same with --reason oversize"
+_TOO_LONG_RESTAMPED: Final = "longer than {:,} bytes with their own time inside"
+
+
+class Resend(NamedTuple):
+    """A letter gets a second chance: with this time and message."""
+
+    timestamp_ms: int
+    message: str
+
+
+class Skip(NamedTuple):
+    """It gets none now."""
+
+    why: str
+
+
+class Rules(NamedTuple):
+    """Which letters get a second chance.
+
+    Attributes:
+        replayable: the reasons that have a chance at all.
+        reasons: those of them that were named; None for all.
+        restamp: send with the present time what CloudWatch does not take with its own.
+        max_event_bytes: the longest message it takes.
+    """
+
+    replayable: Collection[str]
+    reasons: Collection[str] | None
+    restamp: bool
+    max_event_bytes: int
+
+    def judge(self, letter: DeadLetter, now_ms: int) -> Resend | Skip:
+        """Decide about one letter."""
+        if letter.reason not in self.replayable:
+            return Skip(_UNKNOWN)
+        if self.reasons is not None and letter.reason not in self.reasons:
+            return Skip(_NOT_ASKED_FOR)
+        fits = message_bytes(letter.message) <= self.max_event_bytes
+        if letter.reason == "oversize" and self.reasons is None and not fits:
+            return Skip(_TOO_LONG.format(self.max_event_bytes))
+        in_time = now_ms - MAX_PAST_MS < letter.timestamp_ms < now_ms + MAX_FUTURE_MS
+        if self.restamp and (letter.reason in _REFUSED_FOR_TIME or not in_time):
+            message = restamped(letter.message, letter.timestamp_ms)
+            if fits and message_bytes(message) > self.max_event_bytes:
+                return Skip(_TOO_LONG_RESTAMPED.format(self.max_event_bytes))
+            return Resend(now_ms, message)
+        return Skip(_NEEDS_RESTAMP) if letter.reason == "too_old" else Resend(letter.timestamp_ms, letter.message)
+
+
+def restamped(message: str, timestamp_ms: int) -> str:
+    """Return a message with its original time inside: under "_cwsink" of a JSON object, else in brackets before it."""
+    moment = f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
+    note: dict[str, object] = {"original_timestamp_ms": timestamp_ms, "original_time": moment}
+    body = message.strip()
+    try:
+        content = json.loads(message)
+    except json.JSONDecodeError:
+        content = None
+    except (ValueError, RecursionError):  # JSON all the same: a number of thousands of digits, or nested too deep
+        content = {"?": None} if body.startswith("{") and body.endswith("}") else None
+    if not isinstance(content, dict):
+        return f"[{moment}] {message}"
+    if "_cwsink" in content:
+        had = content["_cwsink"]
+        # Replayed before: what was the original time then still is.
+        note = {**note, **had} if isinstance(had, dict) else {**note, "value": had}
+        with contextlib.suppress(ValueError, RecursionError):  # a number beyond a double's is no JSON in Python
+            return oversize.dump({**content, "_cwsink": note}).decode()
+    # Spliced in: what the application wrote stays as it is, to the byte.
+    return f"{body[:-1]}{',' if content else ''}{oversize.dump({'_cwsink': note}).decode()[1:]}"

@@ -1,0 +1,60 @@
+"""Who leads a spool, for people (only looks). Nobody sends or commits by it: that is what the lease is for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from cwsink.spool import cursor, leader_state, lease
+from cwsink.spool.directory import SpoolDirectory
+
+
+@dataclass
+class Leader:
+    """Who holds the lease.
+
+    Attributes:
+        kind: "own" (started by a writer), "run", "service" (`cwsink flush`), "once" (`cwsink flush --once`).
+        started_by: the process that started it, or None if a person or a service manager did.
+    """
+
+    pid: int
+    host: str
+    epoch: int
+    kind: str
+    started_by: str | None = None
+
+
+def leader_of(directory: SpoolDirectory) -> Leader | None:
+    """Return who leads; None if nobody does, or nobody on this host."""
+    if not lease.is_taken(directory):
+        return None
+    state = cursor.read(directory.cursor)  # before leader.json, in which a new leader names its epoch later
+    published = leader_state.read(directory)
+    if published is not None and published.epoch >= state.epoch:
+        return Leader(published.pid, published.host, published.epoch, published.kind, published.started_by or None)
+    # It has not written leader.json (a full disk). The cursor names it, too.
+    host, _, pid = state.holder.rpartition("/")
+    return Leader(int(pid), host, state.epoch, "unknown") if pid.isdecimal() else None
+
+
+def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
+    """Return True only if the leader's pid is proven to have the lease's file open, and to be a stopped process.
+
+    A pid alone proves nothing: it may be of another container. False where there is no /proc.
+    """
+    process = f"/proc/{leader.pid}"
+    try:
+        with open(f"{process}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        if state not in "Tt":
+            return False
+        lock = os.stat(directory.leader_lock)
+        for fd in os.listdir(f"{process}/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(f"{process}/fd/{fd}"), lock):
+                    return True
+    except (OSError, IndexError):
+        pass
+    return False
