@@ -43,7 +43,7 @@ CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY":
 PROCESS: Final = """
 import atexit, json, sys, time
 from cwsink import Writer
-from cwsink.frontends import process_exit
+from cwsink.frontends import presence
 from cwsink.spool import leader_state, lease
 
 settings, part, records = json.loads(sys.argv[1])
@@ -59,9 +59,9 @@ while part == "known" and not ((led := leader_state.read(writer.directory)) and 
 if part != "at once":
     print("ready", flush=True)
     sys.stdin.read()
-atexit.unregister(process_exit._leave)
+atexit.unregister(presence.this.leave)
 began = time.perf_counter()
-process_exit._leave()
+presence.this.leave()
 print((time.perf_counter() - began) * 1000, flush=True)
 """
 

@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("tests.support", "tests.read_back", "tests.interl
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
-from cwsink.frontends import writer
+from cwsink.frontends import presence
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.flushers import end_flushers
 from tests.interleave import SMALL
@@ -48,7 +48,7 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     diagnostics._quiet.clear()
     yield
     end_flushers(tmp_path)
-    writer.forget_below("")  # also spools outside of the test's directory
+    presence.this.forget_below("")  # also spools outside of the test's directory
     books_balance(tmp_path)
 
 

@@ -213,7 +213,7 @@ class World:
             for leader in list(self.leaders_by_greenlet.values()):
                 leader.kill()
         finally:
-            if (mine := presence._present.pop(self.spool.path, None)) is not None:
+            if (mine := presence.this._presences.pop(self.spool.path, None)) is not None:
                 mine.detach()
             self._patches.close()
             self._root.cleanup()

@@ -23,9 +23,9 @@ from fapilog.plugins import loader
 from cwsink import diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
-from cwsink.frontends import fapilog_repairs, process_exit
+from cwsink.frontends import fapilog_repairs, presence
 from cwsink.frontends.inline import seam
-from cwsink.frontends.writer import Writer, flush_all
+from cwsink.frontends.writer import Writer
 from cwsink.spool.ring import Append
 from cwsink.version import __version__
 
@@ -167,7 +167,7 @@ def drain(timeout_seconds: float = 5.0) -> bool:
     until = time.monotonic() + timeout_seconds
     fapilog_repairs.drain(timeout_seconds)
     try:
-        return flush_all(max(0.0, until - time.monotonic()))
+        return presence.this.flush(max(0.0, until - time.monotonic()))
     except OSError as error:
         diagnostics.report("drain", f"cannot tell whether everything is delivered: {error}. It stays spooled.")
         return False
@@ -177,8 +177,7 @@ def enable_repairs() -> None:
     """Put in place the repairs, the hook for writing through, and the drain of fapilog's queues at exit. Idempotent."""
     fapilog_repairs.enable()
     seam.enable()
-    if fapilog_repairs.exit_drain not in process_exit.before_leaving:
-        process_exit.before_leaving.insert(0, fapilog_repairs.exit_drain)
+    presence.this.drain_queues = fapilog_repairs.exit_drain
     diagnostics.subscribe(_tell_fapilog)
 
 

@@ -16,8 +16,8 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
@@ -45,9 +45,6 @@ _LONGEST_OFFER_SECONDS: Final = 600.0
 
 _HOPELESS: Final = frozenset(("credentials", "denied", "unreachable"))
 
-_present: dict[str, Presence] = {}
-_starters: dict[str, Starter] = {}
-
 
 def refuse_lambda() -> None:
     """Raise ConfigError in AWS Lambda, where no process runs between two calls, and the disk goes with the sandbox."""
@@ -58,30 +55,11 @@ def refuse_lambda() -> None:
         )
 
 
-def of(directory: SpoolDirectory, config: SinkConfig) -> Presence:
-    """Return this process's presence in the spool; the first call attaches. Raises OSError."""
-    presence = _present.get(directory.path)
-    if presence is None:
-        process_exit.register()
-        mine = Presence(directory, config)
-        presence = _present.setdefault(directory.path, mine)
-        if presence is not mine:  # another thread was first. With two locks, no process could tell that it is the last
-            mine.detach()
-    else:
-        presence.renew(directory)
-    return presence
-
-
-def spools() -> list[tuple[SpoolDirectory, SinkConfig]]:
-    """Return the spools that this process is attached to, each with the config of its first writer."""
-    return [(presence.directory, presence.config) for presence in list(_present.values())]
-
-
 def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
     """Ask the leader to send the pending records at once. Start a flusher if no process leads. Never raises."""
     hurry_file.ask(directory)
     if config.flusher != "external":
-        _starter(directory).ensure(directory)
+        this.starter_of(directory).ensure(directory)
 
 
 def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
@@ -121,7 +99,7 @@ class Presence:
         self._attachment = Attachment(directory)
         hurry_file.take_word_back(directory)
         self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
-        self._starter = _starter(directory)
+        self._starter = this.starter_of(directory)
         self._look_at = 0.0
         self._offer_at = 0.0
         self._offer_seconds = _FIRST_OFFER_SECONDS
@@ -238,38 +216,118 @@ class Presence:
         self._offer_at = now + self._offer_seconds
 
 
-def _starter(directory: SpoolDirectory) -> Starter:
-    return _starters.setdefault(directory.root, Starter(directory.root))
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(each) for each in version.split(".") if each.isdecimal())
 
 
-def leave_all() -> None:
-    """Let go of every spool, then wait for those where this process is the last one attached."""
-    began = time.monotonic()
-    present = list(_present.values())
-    _present.clear()
-    last = [presence for presence in present if presence.leave()]
-    for presence in last:
-        with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
-            presence.await_delivery(began)
+class _Appender(Protocol):
+    """A writer (cwsink.frontends.writer)."""
+
+    directory: SpoolDirectory
+    config: SinkConfig
+
+    def forked(self) -> None:
+        """Become another producer, in a child."""
+
+    def mark_losses(self, *, still_full: bool) -> None:
+        """Write loss markers for refused records."""
 
 
-def leave_below(root: str) -> None:
-    """Let go of every spool in `root` or below it, and wait for nothing. See `writer.forget_below`."""
-    for path in [each for each in _present if each.startswith(f"{root}/")]:
-        if (presence := _present.pop(path, None)) is not None:
-            presence.leave()
-    for path in [each for each in _starters if f"{each}/".startswith(f"{root}/")]:
-        _starters.pop(path, None)
+class Process:
+    """All that this process holds of ours. What a fork and the end do with it, and in which order, is here.
+
+    Attributes:
+        writers: that are still in use.
+        drain_queues: empties fapilog's queues at the end, if fapilog is used.
+    """
+
+    def __init__(self) -> None:
+        self.writers: weakref.WeakSet[_Appender] = weakref.WeakSet()
+        self.drain_queues: Callable[[], None] | None = None
+        self._presences: dict[str, Presence] = {}
+        self._starters: dict[str, Starter] = {}
+        self._handles_end = False
+
+    def add(self, writer: _Appender) -> None:
+        """Know a writer from now on, and handle the end of this process."""
+        self.writers.add(writer)
+        self._handle_end()
+
+    def presence_in(self, directory: SpoolDirectory, config: SinkConfig) -> Presence:
+        """Return this process's presence in a spool; the first call attaches. Raises OSError."""
+        presence = self._presences.get(directory.path)
+        if presence is None:
+            self._handle_end()
+            mine = Presence(directory, config)
+            presence = self._presences.setdefault(directory.path, mine)
+            if presence is not mine:  # another thread was first. With two locks, no process could tell it is the last
+                mine.detach()
+        else:
+            presence.renew(directory)
+        return presence
+
+    def starter_of(self, directory: SpoolDirectory) -> Starter:
+        """Return what starts flushers for the spool's root."""
+        return self._starters.setdefault(directory.root, Starter(directory.root))
+
+    def presences(self) -> list[Presence]:
+        """Return this process's presence in each spool that it is attached to."""
+        return list(self._presences.values())
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until all records that this process has appended are delivered. False: some of them stay spooled.
+
+        The records of a writer that is gone already count, too.
+        """
+        users: list[_Appender | Presence] = [*self.writers, *self.presences()]
+        return flush({each.directory.path: (each.directory, each.config) for each in users}.values(), timeout_seconds)
+
+    def fork(self) -> None:
+        """Become a child of its own. Its descriptors are closed by now."""
+        self._presences.clear()
+        self._starters.clear()
+        self._handles_end = False
+        for writer in list(self.writers):
+            writer.forked()
+
+    def leave(self) -> None:
+        """Empty fapilog's queues, mark refused records, let go of every spool, wait where this process is the last."""
+        # In a child that C code forked and that never logged, all open descriptors and attachments are the parent's.
+        if not descriptors.here[0]:
+            descriptors.notice_fork()
+        if self.drain_queues is not None:
+            with contextlib.suppress(Exception):
+                self.drain_queues()
+        for writer in list(self.writers):
+            with contextlib.suppress(Exception):
+                writer.mark_losses(still_full=True)
+        with contextlib.suppress(Exception):
+            self._leave_spools()
+
+    def forget_below(self, root: str) -> None:
+        """Let go of everything below `root`, and wait for nothing. For a test whose directory is to be removed."""
+        for path in [each for each in self._presences if each.startswith(f"{root}/")]:
+            if (presence := self._presences.pop(path, None)) is not None:
+                presence.leave()
+        for path in [each for each in self._starters if f"{each}/".startswith(f"{root}/")]:
+            self._starters.pop(path, None)
+        for writer in [each for each in self.writers if each.directory.path.startswith(f"{root}/")]:
+            self.writers.discard(writer)
+
+    def _handle_end(self) -> None:
+        if not self._handles_end:
+            self._handles_end = True
+            process_exit.register(self.leave)
+
+    def _leave_spools(self) -> None:
+        began = time.monotonic()
+        presences = self.presences()
+        self._presences.clear()
+        last = [presence for presence in presences if presence.leave()]
+        for presence in last:
+            with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
+                presence.await_delivery(began)
 
 
-def _forked() -> None:
-    _present.clear()
-    _starters.clear()
-
-
-descriptors.after_fork(_forked)
-process_exit.leaving.append(leave_all)
+this: Final = Process()
+descriptors.after_fork(this.fork)

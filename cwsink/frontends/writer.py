@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import time
-import weakref
 from threading import Lock
 from time import monotonic, time_ns
 from typing import Any, Final
@@ -24,7 +23,7 @@ from zlib import crc32
 from cwsink import diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
-from cwsink.frontends import presence, process_exit
+from cwsink.frontends import presence
 from cwsink.frontends.losses import Losses
 from cwsink.spool import descriptors, directory, frame, record, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
@@ -51,8 +50,6 @@ _write = os.write
 
 UNENCODABLE: Final = "unencodable"
 
-_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
-
 
 class Writer:
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
@@ -77,8 +74,7 @@ class Writer:
         self._ring = self._open_ring()
         self._reopen_at = 0.0
         self._become_producer()
-        _writers.add(self)
-        process_exit.register()
+        presence.this.add(self)
 
     @classmethod
     def open(cls, config: object = None, **settings: Any) -> Writer:
@@ -224,7 +220,7 @@ class Writer:
         """Attach this process to the spool, and start a flusher if there is none. Never raises."""
         self._is_begun = True
         try:
-            self._presence = presence.of(self.directory, self.config)
+            self._presence = presence.this.presence_in(self.directory, self.config)
             self._presence.watch(self._ring)
             self._presence.look()
         except Exception as error:
@@ -360,36 +356,4 @@ def _text_of(message: object) -> str | None:
 
 def open_writers() -> list[Writer]:
     """Return the writers of this process that are still in use."""
-    return list(_writers)
-
-
-def flush_all(timeout_seconds: float) -> bool:
-    """Wait until all records that this process has appended are delivered. False: some of them stay spooled.
-
-    The records of a writer that is gone already count, too.
-    """
-    spools = {writer.directory.path: (writer.directory, writer.config) for writer in open_writers()}
-    spools.update((spool.path, (spool, config)) for spool, config in presence.spools())
-    return presence.flush(spools.values(), timeout_seconds)
-
-
-def forget_below(root: str) -> None:
-    """Let go of every spool below `root`, and wait for nothing. A test calls this before its directory is removed."""
-    presence.leave_below(root)
-    for writer in open_writers():
-        if writer.directory.path.startswith(f"{root}/"):
-            _writers.discard(writer)
-
-
-def _mark_losses_of_all() -> None:
-    for writer in open_writers():
-        writer.mark_losses(still_full=True)
-
-
-def _forked() -> None:
-    for writer in open_writers():
-        writer.forked()
-
-
-descriptors.after_fork(_forked)
-process_exit.before_leaving.append(_mark_losses_of_all)
+    return [each for each in presence.this.writers if isinstance(each, Writer)]

@@ -28,8 +28,8 @@ def end_flushers(root: Path, timeout_seconds: float = 30.0) -> None:
         TimeoutError: a flusher does not end in time.
     """
     # If this process has logged, the module is loaded. If not, there is nothing to let go of, and no need to import it.
-    if (writer := sys.modules.get("cwsink.frontends.writer")) is not None:
-        writer.forget_below(str(root.absolute()))
+    if (presence := sys.modules.get("cwsink.frontends.presence")) is not None:
+        presence.this.forget_below(str(root.absolute()))
     locks = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in root.rglob("flusher-*.lock")]
     try:
         for path in root.rglob("flusher-*.lock"):

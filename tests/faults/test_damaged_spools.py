@@ -135,7 +135,7 @@ def lead(spool: directory.SpoolDirectory, config: SinkConfig) -> None:
 def forget(writer: Writer) -> None:
     """Let go of all that a writer of this process holds."""
     writer._ring.close()
-    if (present := presence._present.pop(writer.directory.path, None)) is not None:
+    if (present := presence.this._presences.pop(writer.directory.path, None)) is not None:
         present.detach()
 
 

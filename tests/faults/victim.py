@@ -152,7 +152,7 @@ class World:
         self._oracle[: 2 * IDS] = self._image_oracle
         os.ftruncate(self.sent_fd, 0)
         os.write(self.sent_fd, self._image_sent)
-        presence._present.clear()  # their attachment is to files that are gone
+        presence.this._presences.clear()  # their attachment is to files that are gone
 
     # The fault, and what must hold after it.
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cwsink.config import SinkConfig
-from cwsink.frontends.writer import Writer, forget_below
+from cwsink.frontends import presence
+from cwsink.frontends.writer import Writer
 from cwsink.spool import (
     attachment,
     budget,
@@ -36,7 +37,7 @@ def spool(small: SinkConfig) -> SpoolDirectory:
     """A spool with one record in it, and nobody attached."""
     writer = Writer(small)
     assert writer.append("one")
-    forget_below(writer.directory.root)
+    presence.this.forget_below(writer.directory.root)
     writer.close()
     return writer.directory
 

@@ -66,8 +66,8 @@ def has_children():
 
 def wait_until_delivered():
     if WITH_US:
-        from cwsink.frontends.writer import flush_all
-        assert flush_all(60)
+        from cwsink.frontends.presence import this
+        assert this.flush(60)
 
 def story(log):
     "Log, and say at each point what can be seen."

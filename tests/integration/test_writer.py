@@ -289,7 +289,7 @@ def test_flush_waits_for_what_other_writers_appended_too(external: SinkConfig, s
 def test_all_that_this_process_has_appended_is_waited_for(server: StrictCloudWatch) -> None:
     """Also what a writer has appended that is no more, as `cwsink.drain` does."""
     assert Writer(quick_config(server.endpoint_url)).append("of a writer that is gone")
-    assert writer_module.flush_all(30)
+    assert presence.this.flush(30)
     assert server.messages() == ["of a writer that is gone"]
 
 
@@ -382,9 +382,9 @@ def test_of_two_threads_that_append_first_at_once_one_attachment_remains(
 
     monkeypatch.setattr(Attachment, "__init__", meanwhile)
     assert first.append("first")
-    assert len(presence._present) == 1
+    assert len(presence.this.presences()) == 1
     assert first.flush(30)
-    assert presence._present.pop(first.directory.path).leave(), "a mark was left behind"
+    assert presence.this._presences.pop(first.directory.path).leave(), "a mark was left behind"
 
 
 def test_a_writer_that_never_appends_starts_nothing(external: SinkConfig) -> None:
@@ -392,7 +392,7 @@ def test_a_writer_that_never_appends_starts_nothing(external: SinkConfig) -> Non
     before = threading.active_count()
     writer = Writer(quick_config("http://127.0.0.1:1"))
     assert threading.active_count() == before
-    assert not presence._present
+    assert not presence.this.presences()
     assert not flusher_lock.is_taken(writer.directory.root)
     assert not attachment.is_anyone_attached(writer.directory)
     assert segments(writer.directory) == []
