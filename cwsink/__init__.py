@@ -207,7 +207,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-__version__ = "0.1.0"
+from cwsink.version import __version__
 
 if TYPE_CHECKING:
     from cwsink.config import SinkConfig

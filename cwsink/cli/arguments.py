@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from cwsink import __version__
+from cwsink.version import __version__
 
 LEVELS: Final = {
     "TRACE": 5,

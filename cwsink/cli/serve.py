@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     with display(has_end=False) as shown:
         # Not `complain`, which fails if nobody reads stderr any more.
         spools = Spools(options.path, read_only=False, tell=lambda message: report(message, message))
-        service = Service(spools, options.timeout, stops, shown, "run" if options.supervised else "service")
+        service = FlushService(spools, options.timeout, stops, shown, "run" if options.supervised else "service")
         if not service.serve():
             return NOT_DONE
         service.await_writers()
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     return service.conclude(is_told=not options.supervised)
 
 
-class Service:
+class FlushService:
     """Stands for election for every spool at a place, as they appear."""
 
     def __init__(self, spools: Spools, timeout: float | None, stops: StopRequests, shown: Display, kind: Kind) -> None:

@@ -5,8 +5,8 @@ app          the web application, an example to copy: open this one first
 story        the sequence of events
 oracle       notes, outside of cwsink, each record whose logger.info has returned
 verdict      judges the evidence; pure
-load         the HTTP clients                takeover    finds the flusher, kills it, times the next one
-webserver    gunicorn                        cloudwatch  moto's server, and reading back
+load         the HTTP clients                succession  finds the flusher, kills it, times the next one
+webserver    gunicorn                        read_back   moto's server, and what it has got
 sandbox      directory, environment, processes
 report       the output on the screen
 ```

@@ -6,19 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from cwsink.demo.cloudwatch import LogEvent
+from cwsink.demo.read_back import LogEvent
 from cwsink.demo.sandbox import DemoError, Sandbox
-from cwsink.demo.verdict import Verdict
-
-if TYPE_CHECKING:
-    from cwsink.demo.story import Ending
+from cwsink.demo.verdict import Ending, Verdict
 
 _SHOULD_BE_NONE: Final = frozenset({"pending", "lost"})
 _SHOWN_FIELDS: Final = ("request_id", "path", "pid")

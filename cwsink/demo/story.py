@@ -14,20 +14,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from cwsink.demo import cloudwatch, oracle
-from cwsink.demo.cloudwatch import LogEvent, Reader
+from cwsink.demo import oracle, read_back
 from cwsink.demo.load import Load
+from cwsink.demo.read_back import LogEvent, Reader
 from cwsink.demo.report import Screen
 from cwsink.demo.sandbox import DemoError, Sandbox
-from cwsink.demo.takeover import Takeover, find_flusher, kill, wait_for_successor
-from cwsink.demo.verdict import Evidence, Verdict, judge
+from cwsink.demo.succession import Takeover, find_flusher, kill, wait_for_successor
+from cwsink.demo.verdict import Ending, Evidence, judge
 from cwsink.demo.webserver import WebServer
 from cwsink.spool import directory, survey
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.survey import Survey
 
 # Seconds since the beginning. With the other waits here, the demo stays below a minute, whatever fails.
 START_UNTIL_SECONDS: Final = 25.0
@@ -39,31 +37,6 @@ READ_SECONDS: Final = 4.0
 _POLL_SECONDS: Final = 0.05
 
 _Found = TypeVar("_Found")
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Everything that is shown at the end.
-
-    Attributes:
-        verdict: what became of the records.
-        books: the spool's ledger.
-        takeover: the flusher before and after the kill.
-        sent: the number of HTTP requests, with those sent again.
-        again: of these, the number that got no answer, and were sent again.
-        streams: all streams of the log group.
-        events: all events that were read back.
-        spool: the spool's directory.
-    """
-
-    verdict: Verdict
-    books: Survey
-    takeover: Takeover
-    sent: int
-    again: int
-    streams: list[str]
-    events: list[LogEvent]
-    spool: str
 
 
 class Story:
@@ -102,9 +75,9 @@ class Story:
 
     def _start_cloudwatch(self) -> str:
         if self._endpoint_url:
-            return cloudwatch.use_another(self._sandbox, self._endpoint_url)
+            return read_back.use_another(self._sandbox, self._endpoint_url)
         self._screen.doing("starting CloudWatch")
-        url = cloudwatch.start_moto(self._sandbox, START_UNTIL_SECONDS)
+        url = read_back.start_moto(self._sandbox, START_UNTIL_SECONDS)
         self._screen.say(f"CloudWatch (moto) listens on {url}")
         return url
 

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from cwsink.demo.read_back import LogEvent
+from cwsink.demo.succession import Takeover
 from cwsink.spool.survey import Survey
 
 
@@ -93,3 +95,28 @@ def _complain_of_books(books: Survey, settled: int) -> Iterator[str]:
         yield f"The ledger does not add up: {books}."
     if books.delivered != settled:
         yield f"The ledger says that {books.delivered:,} records are delivered; in CloudWatch are {settled:,}."
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Everything that is shown at the end.
+
+    Attributes:
+        verdict: what became of the records.
+        books: the spool's ledger.
+        takeover: the flusher before and after the kill.
+        sent: the number of HTTP requests, with those sent again.
+        again: of these, the number that got no answer, and were sent again.
+        streams: all streams of the log group.
+        events: all events that were read back.
+        spool: the spool's directory.
+    """
+
+    verdict: Verdict
+    books: Survey
+    takeover: Takeover
+    sent: int
+    again: int
+    streams: list[str]
+    events: list[LogEvent]
+    spool: str

@@ -25,13 +25,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from cwsink import __version__
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher.chunk import body
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
+from cwsink.version import __version__
 
 # A request of 1 MB of log lines becomes 248 KB in 6 ms of CPU; zlib's default, 6, makes it 205 KB in 15 ms,
 # 9 makes it 196 KB in 44 ms (python -m benchmarks.compression). CloudWatch charges for what comes out of it.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Final
+
+# The only attribute of ours that a logger has: its pipeline. None: we have looked at the logger, and it keeps
+# fapilog's queue.
+PIPELINE: Final = "cwsink_pipeline"
 
 
 def of_logger(names: str) -> tuple[str, ...]:

@@ -20,13 +20,14 @@ import msgspec
 from fapilog.core import diagnostics as fapilog_diagnostics
 from fapilog.plugins import loader
 
-from cwsink import __version__, diagnostics
+from cwsink import diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import fapilog_repairs, process_exit
 from cwsink.frontends.inline import seam
 from cwsink.frontends.writer import Writer, flush_all
 from cwsink.spool.ring import Append
+from cwsink.version import __version__
 
 PLUGIN_METADATA: Final = {
     "name": "cwsink",

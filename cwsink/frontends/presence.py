@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Iterable
 from typing import Final
 
-import cwsink
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
@@ -30,6 +29,7 @@ from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
+from cwsink.version import __version__
 
 _LOOK_SECONDS: Final = 1.0
 # Pauses between two looks whether all is delivered: by the last process at exit, and by a caller of `flush`.
@@ -222,7 +222,7 @@ class Presence:
         published = leader_state.read(self.directory)
         if published is None:
             return
-        is_older = _numbers(published.version) < _numbers(cwsink.__version__)
+        is_older = _numbers(published.version) < _numbers(__version__)
         is_gone = published.is_outdated and sending.installation_now() != ""
         if published.kind == "own" and (is_older or published.is_mute or is_gone):
             self._starter.replace(self.directory, "version")

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-import cwsink
+from cwsink import version
 from cwsink.diagnostics import report, settled
 from cwsink.spool import leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
@@ -224,7 +224,7 @@ def _environment() -> dict[str, str]:
 def _search_path() -> list[str]:
     """Return the application's import path with absolute directories, because the flusher has another working one."""
     paths = [os.path.abspath(each) for each in sys.path]
-    home = str(Path(cwsink.__file__).parent.parent)
+    home = str(Path(version.__file__).parent.parent)
     return paths if home in paths else [*paths, home]
 
 

@@ -18,9 +18,9 @@ from typing import Final, Literal
 
 import msgspec
 
-import cwsink
 from cwsink.spool import files, sending
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.version import __version__
 
 PUBLISH_SECONDS: Final = 1.0
 # While there is something to do, an old file means a leader that hangs.
@@ -84,7 +84,7 @@ class LeaderState:
             epoch=epoch,
             kind=kind,
             since=time.time(),
-            version=cwsink.__version__,
+            version=__version__,
             credentials=sending.credentials_stamp(os.environ),
             started_by=os.environ.get(STARTED_BY_VARIABLE, ""),
             last_success=before.last_success if (before := read(directory)) else None,

@@ -25,7 +25,7 @@ from zlib import crc32
 
 import msgspec
 
-import cwsink
+from cwsink import version
 from cwsink.config import SinkConfig, load_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
@@ -59,7 +59,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
     """Have leaders send as `config` says, from now on. Never raises: then the former settings hold."""
     mine = Sending(
-        cwsink=cwsink.__version__,
+        cwsink=version.__version__,
         installation=installation(),
         written_by=f"{socket.gethostname()}/{os.getpid()}",
         settings=_settings_of(config),
@@ -148,7 +148,7 @@ def installation() -> str:
 def installation_now() -> str:
     """Return `installation` as it is on disk now; "" if it is gone, or lies in an archive."""
     try:
-        status = os.stat(cwsink.__file__)
+        status = os.stat(version.__file__)
     except OSError:
         return ""
     return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}"

@@ -22,7 +22,7 @@ import msgspec
 
 from cwsink.testing.faults import Faults
 from cwsink.testing.store import Store
-from cwsink.testing.wire import Reply, Request
+from cwsink.testing.wire import HttpRequest, Reply
 
 PREFIX: Final = "/_cwsink/"
 
@@ -59,7 +59,7 @@ def summary(store: Store) -> dict[str, Any]:
         }
 
 
-def reply(store: Store, faults: Faults, request: Request) -> Reply:
+def reply(store: Store, faults: Faults, request: HttpRequest) -> Reply:
     """Answer one request of the control channel."""
     asked = f"{request.method} {request.path.removeprefix(PREFIX)}"
     if asked == "GET summary":

@@ -18,7 +18,7 @@ from cwsink.testing.actions import ACTIONS, AwsError, Call, Service, perform
 from cwsink.testing.faults import AFTER_STORING, PUT, Kind, Step
 from cwsink.testing.rules import ERRORS, Violation
 from cwsink.testing.store import StoredRequest
-from cwsink.testing.wire import Reply, Request
+from cwsink.testing.wire import HttpRequest, Reply
 
 TARGET_PREFIX: Final = "Logs_20140328."
 CONTENT_TYPE: Final = "application/x-amz-json-1.1"
@@ -53,7 +53,7 @@ class Gateway:
         self._faults = service.faults
         self._now_ms = now_ms
 
-    def judge(self, request: Request, host: str, peer: str) -> tuple[Reply | None, float]:
+    def judge(self, request: HttpRequest, host: str, peer: str) -> tuple[Reply | None, float]:
         """Carry out and record one call.
 
         Returns:
@@ -88,7 +88,7 @@ class Gateway:
         return reply, self._faults.latency_seconds
 
     def _record(
-        self, call: Call, request: Request, user_agent: str, sender: str, peer: str, status: int, error: str | None
+        self, call: Call, request: HttpRequest, user_agent: str, sender: str, peer: str, status: int, error: str | None
     ) -> None:
         if error is not None:
             self._store.errors[error] += 1
@@ -116,7 +116,7 @@ class Gateway:
     def _record_violation(self, where: str, violation: Violation) -> None:
         self._store.violations.append(f"{where}: {violation.message} [{violation.code}]")
 
-    def _answer(self, request: Request, call: Call, step: Step | None) -> tuple[Reply | None, str | None]:
+    def _answer(self, request: HttpRequest, call: Call, step: Step | None) -> tuple[Reply | None, str | None]:
         """Return the reply to a call and its error code, after the script's step for it. No reply: close."""
         kind = Kind.PASS if step is None else step.kind
         if step is not None and kind is Kind.FAIL:
@@ -142,7 +142,7 @@ class Gateway:
             self._faults.give_back(step)
         return reply, code
 
-    def _admit(self, request: Request, call: Call) -> None:
+    def _admit(self, request: HttpRequest, call: Call) -> None:
         authorization = request.headers.get("authorization")
         if authorization is None:
             raise AwsError("MissingAuthenticationTokenException", "Missing Authentication Token")
@@ -157,7 +157,7 @@ class Gateway:
                 f"logs:{call.action} because no identity-based policy allows the logs:{call.action} action",
             )
 
-    def _content(self, request: Request, call: Call) -> bytes | bytearray:
+    def _content(self, request: HttpRequest, call: Call) -> bytes | bytearray:
         try:
             return request.content()
         except ValueError as error:

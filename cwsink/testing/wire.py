@@ -28,7 +28,7 @@ _RECEIVE_BYTES: Final = 65_536
 _REASONS: Final = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 500: "Internal Server Error"}
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """One HTTP request. Header names are in lower case; the body is as it was sent."""
 
     method: str
@@ -85,7 +85,7 @@ class Wire:
         # Without this, Nagle's algorithm and delayed ACK add 40 ms to a reply on a kept-alive connection.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def receive(self) -> Request | None:
+    def receive(self) -> HttpRequest | None:
         """Wait for the next request. None: the client has closed the connection.
 
         Raises:
@@ -115,7 +115,7 @@ class Wire:
             self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         connection = headers.get("connection", "").lower()
         keep_alive = "close" not in connection if words[2] == "HTTP/1.1" else "keep-alive" in connection
-        return Request(words[0], words[1], headers, self._receive_body(int(length)), keep_alive)
+        return HttpRequest(words[0], words[1], headers, self._receive_body(int(length)), keep_alive)
 
     def _receive_head(self) -> bytes | None:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:

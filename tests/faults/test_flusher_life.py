@@ -77,7 +77,7 @@ class Installation:
         self._upgrades = 0
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(Path(cwsink.__file__).parent, place / "cwsink", ignore=ignored)
-        self._init = place / "cwsink" / "__init__.py"
+        self._init = place / "cwsink" / "version.py"
         self._text = self._init.read_text(encoding="utf-8")
         self.upgrade()
 

@@ -15,7 +15,7 @@ from tests.support import CHILD_SECONDS
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The URL of moto's server."""
-    command = [sys.executable, "-m", "cwsink.demo.cloudwatch"]
+    command = [sys.executable, "-m", "cwsink.demo.read_back"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None

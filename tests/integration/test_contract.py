@@ -35,7 +35,7 @@ from cwsink.spool import leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import Faults, StrictCloudWatch
-from cwsink.testing.wire import Reply, Request
+from cwsink.testing.wire import HttpRequest, Reply
 from tests.interleave import deliver, leading, segments
 from tests.support import books_balance, quick_config
 
@@ -80,12 +80,12 @@ class Door:
     def __init__(self, server: StrictCloudWatch) -> None:
         self._server = server
         self._judge = server._gateway.judge
-        self.requests: list[Request] = []
+        self.requests: list[HttpRequest] = []
         self.refuses: tuple[str, int] | None = None  # error code and status
         self.valid_key = ""
         self.on_the_way: dict[str, Callable[[], object]] = {}  # action -> what another does just before it
 
-    def judge(self, request: Request, host: str, peer: str) -> tuple[Reply | None, float]:
+    def judge(self, request: HttpRequest, host: str, peer: str) -> tuple[Reply | None, float]:
         self.requests.append(request)
         if (event := self.on_the_way.pop(action_of(request), None)) is not None:
             event()
@@ -118,11 +118,11 @@ def door(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> Door:
     return door
 
 
-def action_of(request: Request) -> str:
+def action_of(request: HttpRequest) -> str:
     return request.headers["x-amz-target"].partition(".")[2]
 
 
-def key_of(request: Request) -> str:
+def key_of(request: HttpRequest) -> str:
     return request.headers["authorization"].partition("Credential=")[2].partition("/")[0]
 
 
@@ -651,7 +651,7 @@ def test_every_body_is_what_was_signed(
         assert signature_of(server.endpoint_url, request) == request.headers["authorization"].rpartition("=")[2]
 
 
-def signature_of(url: str, request: Request) -> str:
+def signature_of(url: str, request: HttpRequest) -> str:
     """Return the SigV4 signature that AWS would compute of what arrived."""
     signed = request.headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
     arrived = AWSRequest(

@@ -317,7 +317,7 @@ def test_an_upgrade_in_place_needs_no_writer(
 
 def upgrade(package: Path) -> None:
     """Replace the files of an installation that `newer_installation` has made."""
-    init = package / "cwsink" / "__init__.py"
+    init = package / "cwsink" / "version.py"
     # Of another length: within one second Python would take what it had compiled before.
     text = init.read_text().replace("99.0.0", "99.0.10")
     init.unlink()
@@ -328,7 +328,7 @@ def newer_installation(tmp_path: Path) -> Path:
     """Return a directory with a copy of the package that says it is of a later version."""
     home = tmp_path / "newer"
     shutil.copytree(Path(cwsink.__file__).parent, home / "cwsink", ignore=shutil.ignore_patterns("__pycache__"))
-    init = home / "cwsink" / "__init__.py"
+    init = home / "cwsink" / "version.py"
     init.write_text(init.read_text().replace(f'__version__ = "{cwsink.__version__}"', '__version__ = "99.0.0"'))
     return home
 

@@ -2,7 +2,7 @@
 
 fapilog writes to its sinks through one function, behind which is either a `SinkWriterGroup`
 (every record to every sink) or a `RoutingSinkWriter` (by level). `find` looks behind that function
-and makes a `Target` of each sink, by which one sink can be written to alone. The circuit
+and makes an `Outlet` of each sink, by which one sink can be written to alone. The circuit
 breakers, the fallback sinks and the fallback to stderr stay fapilog's own.
 """
 
@@ -43,7 +43,7 @@ class SpoolSink(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Outlet:
     """One sink of a logger, and how to write to it alone.
 
     Attributes:
@@ -84,11 +84,11 @@ class Outlets:
 
     is_parallel: bool
 
-    def of(self, level: str) -> Sequence[Target]:
+    def of(self, level: str) -> Sequence[Outlet]:
         """Return the sinks that a record of this level goes to, in fapilog's order."""
         raise NotImplementedError
 
-    def all(self) -> Iterable[Target]:
+    def all(self) -> Iterable[Outlet]:
         """Return all sinks."""
         raise NotImplementedError
 
@@ -108,10 +108,10 @@ class _Group(Outlets):
         self.is_parallel = group._parallel
         self._targets = [_of_group(group, at, is_ours) for at in range(len(group._sinks))]
 
-    def of(self, level: str) -> Sequence[Target]:
+    def of(self, level: str) -> Sequence[Outlet]:
         return self._targets
 
-    def all(self) -> Iterable[Target]:
+    def all(self) -> Iterable[Outlet]:
         return self._targets
 
 
@@ -123,11 +123,11 @@ class _Routes(Outlets):
             id(entry): _of_routes(router, entry, is_ours(entry.sink)) for entry in router._sink_entries.values()
         }
 
-    def of(self, level: str) -> Sequence[Target]:
+    def of(self, level: str) -> Sequence[Outlet]:
         targets = self._targets
         return [targets[id(entry)] for entry in self._router.get_sinks_for_level(level)]
 
-    def all(self) -> Iterable[Target]:
+    def all(self) -> Iterable[Outlet]:
         return self._targets.values()
 
 
@@ -142,13 +142,13 @@ def find(sink_write: Any, is_ours: IsOurs) -> Outlets | None:
     return None
 
 
-def _of_group(group: Any, at: int, is_ours: IsOurs) -> Target:
+def _of_group(group: Any, at: int, is_ours: IsOurs) -> Outlet:
     sink, (write, write_serialized) = group._sinks[at], group._writers[at]
 
     def one(how: Any, written: Any) -> Write:
         return lambda record: how(at, written, record)
 
-    return Target(
+    return Outlet(
         sink=sink,
         ours=sink if is_ours(sink) else None,
         breaker=group._breakers.get(id(sink)),
@@ -159,13 +159,13 @@ def _of_group(group: Any, at: int, is_ours: IsOurs) -> Target:
     )
 
 
-def _of_routes(router: Any, entry: Any, is_ours: bool) -> Target:
+def _of_routes(router: Any, entry: Any, is_ours: bool) -> Outlet:
     refused = dataclasses.replace(entry, write=_answer_false, write_serialized=_answer_false)
 
     def one(to: Any, serialized: bool) -> Write:
         return lambda record: router._write_one(to, record, serialized=serialized)
 
-    return Target(
+    return Outlet(
         sink=entry.sink,
         ours=entry.sink if is_ours else None,
         breaker=entry.breaker,

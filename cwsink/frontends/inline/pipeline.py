@@ -25,16 +25,16 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from cwsink import diagnostics
+from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import handover, outlets, stages, waiting
 from cwsink.frontends.inline.handover import Passed
-from cwsink.frontends.inline.seam import ATTRIBUTE
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
 
 # A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
 
 # The records that an async caller must await room for, each as (target, encoded record, entry, view).
-_Waiting = list[tuple[outlets.Target, bytes, Entry, Any]]
+_Waiting = list[tuple[outlets.Outlet, bytes, Entry, Any]]
 _waiting: Final[ContextVar[_Waiting | None]] = ContextVar("cwsink_waiting", default=None)
 
 
@@ -289,7 +289,7 @@ class Pipeline:
             if target.ours is not None:
                 self._write(target, entry, None)
 
-    def _write(self, target: outlets.Target, entry: Entry, view: Any) -> bool:
+    def _write(self, target: outlets.Outlet, entry: Entry, view: Any) -> bool:
         """Write to a sink of ours. False: there is no room, and this thread must not wait: it runs an event loop."""
         sink = target.ours
         assert sink is not None
@@ -353,7 +353,7 @@ def _is_unsafe(entry: Entry) -> bool:
     return isinstance(data, dict) and data.get("_fapilog_unsafe") is True
 
 
-def _refused(target: outlets.Target, entry: Entry, view: Any) -> Any:
+def _refused(target: outlets.Outlet, entry: Entry, view: Any) -> Any:
     return target.refuse(entry) if view is None else target.refuse_serialized(view)
 
 
@@ -367,7 +367,7 @@ def give_back(logger: Any, suspended: Suspended) -> None:
     """Make a logger use fapilog's queue from now on, and report why."""
     for name in _TAKEN:
         vars(logger).pop(name, None)
-    vars(logger)[ATTRIBUTE] = None
+    vars(logger)[PIPELINE] = None
     kind = stages.KINDS[suspended.stage if suspended.kind is None else suspended.kind]
     plugin = suspended.plugin
     who = f"one of its {kind}s" if plugin is None else f"its {kind} {getattr(plugin, 'name', type(plugin).__name__)!r}"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
-from cwsink.frontends.fapilog_names import exists, module, of_logger
+from cwsink.frontends.fapilog_names import PIPELINE, exists, module, of_logger
 
 if TYPE_CHECKING:
     from cwsink.frontends.inline.pipeline import Pipeline
@@ -50,9 +50,6 @@ NEEDS: Final = (
     "fapilog.plugins.filters:_record_filter_metrics",
 )
 
-# The attribute of a logger that holds its pipeline. None: we have looked at the logger, and it keeps fapilog's queue.
-ATTRIBUTE: Final = "cwsink_pipeline"
-
 _is_enabled = False
 
 
@@ -84,7 +81,7 @@ def missing() -> list[str]:
 
 def pipeline_of(logger: Any) -> Pipeline | None:
     """Return the pipeline of a logger; None if it keeps fapilog's queue, or was given back to it."""
-    found: Pipeline | None = vars(logger).get(ATTRIBUTE)
+    found: Pipeline | None = vars(logger).get(PIPELINE)
     return found
 
 
@@ -94,7 +91,7 @@ def _hook(take_over: Callable[[Any], bool]) -> None:
 
     def start_or_take_over(logger: Any) -> None:
         try:
-            if ATTRIBUTE not in vars(logger) and take_over(logger):
+            if PIPELINE not in vars(logger) and take_over(logger):
                 return
         except Exception as error:
             name = getattr(logger, "_name", "?")

@@ -11,15 +11,15 @@ from typing import Any
 from fapilog.core import shutdown
 from fapilog.core.logger import AsyncLoggerFacade
 
+from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import outlets
 from cwsink.frontends.inline.pipeline import Pipeline, give_back
-from cwsink.frontends.inline.seam import ATTRIBUTE
 from cwsink.frontends.inline.stages import Suspended
 
 
 def take_over(logger: Any) -> bool:
     """Put a pipeline into a logger. False: it has no sink of ours, or a plugin might wait; it keeps its queue."""
-    vars(logger)[ATTRIBUTE] = None
+    vars(logger)[PIPELINE] = None
     found = outlets.find(logger._sink_write, _is_ours)
     ours = [] if found is None else [target.ours for target in found.all() if target.ours is not None]
     if found is None or not ours:
@@ -30,7 +30,7 @@ def take_over(logger: Any) -> bool:
         give_back(logger, suspended)
         return False
     vars(logger).update(
-        {ATTRIBUTE: pipeline},
+        {PIPELINE: pipeline},
         start=_nothing,
         _try_enqueue_with_metrics=pipeline.log,
         _make_worker=pipeline.make_worker,

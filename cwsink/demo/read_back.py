@@ -1,6 +1,6 @@
 """Starts a CloudWatch on this machine, and reads the events back.
 
-`python -m cwsink.demo.cloudwatch` is moto's server on a free port of 127.0.0.1. It prints its
+`python -m cwsink.demo.read_back` is moto's server on a free port of 127.0.0.1. It prints its
 URL, and ends when its stdin is closed. Therefore it cannot outlive the demo, however that ends.
 moto accepts more than AWS does, so the demo proves nothing about limits. (The tests run against
 `cwsink.testing`, which is as strict as AWS.)
@@ -54,7 +54,7 @@ def start_moto(sandbox: Sandbox, timeout_seconds: float) -> str:
     for name in [name for name in sandbox.environment if name.startswith("AWS_")]:
         del sandbox.environment[name]
     sandbox.environment.update(_FOR_MOTO)
-    child = sandbox.run_python("moto", "-m", "cwsink.demo.cloudwatch", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = sandbox.run_python("moto", "-m", "cwsink.demo.read_back", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None, "asked for a pipe"
     # readline() has no time-out. If the server takes too long, the timer kills it, and the line is empty.
     guard = threading.Timer(timeout_seconds, child.kill)

@@ -16,7 +16,7 @@ _POLL_SECONDS: Final = 0.002
 
 
 @dataclass(frozen=True)
-class Flusher:
+class FoundFlusher:
     """The process that sends, the epoch it leads in, and the process that started it ("pid 17 (gunicorn)")."""
 
     pid: int
@@ -28,27 +28,29 @@ class Flusher:
 class Takeover:
     """`after` began its epoch `ms` milliseconds after `before` was killed."""
 
-    before: Flusher
-    after: Flusher
+    before: FoundFlusher
+    after: FoundFlusher
     ms: float
 
 
-def find_flusher(spool: SpoolDirectory) -> Flusher | None:
+def find_flusher(spool: SpoolDirectory) -> FoundFlusher | None:
     """Return the flusher that leads the spool now. None: no process does."""
     published = leader_state.read(spool)
     if published is None or published.epoch != cursor.read(spool.cursor).epoch or not lease.is_taken(spool):
         return None
-    return Flusher(published.pid, published.epoch, published.started_by)
+    return FoundFlusher(published.pid, published.epoch, published.started_by)
 
 
-def kill(flusher: Flusher) -> float:
+def kill(flusher: FoundFlusher) -> float:
     """SIGKILL the flusher, but not its guard. Returns the time of it, on the monotonic clock."""
     killed_at = time.monotonic()  # read before the kill, because after it this process may have to wait for the CPU
     os.kill(flusher.pid, signal.SIGKILL)
     return killed_at
 
 
-def wait_for_successor(spool: SpoolDirectory, before: Flusher, killed_at: float, timeout_seconds: float) -> Takeover:
+def wait_for_successor(
+    spool: SpoolDirectory, before: FoundFlusher, killed_at: float, timeout_seconds: float
+) -> Takeover:
     """Wait until the guard's next flusher has begun its epoch. Raises DemoError.
 
     Args:
