@@ -170,7 +170,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
         if self.tags is not None and not 1 <= len(self.tags) <= MAX_TAGS:
             raise ConfigError(f"tags: {len(self.tags)} given; a log group takes 1 to {MAX_TAGS}.")
         if self.external_id is not None and self.role_arn is None:
-            raise ConfigError("external_id is set and role_arn is not: it is sent only when a role is assumed.")
+            raise ConfigError("external_id is set and role_arn is not: an external_id is sent only to assume a role.")
         if self.entity is not None:
             self.entity.check()
         if self.spool_directory is not None and not os.path.isabs(os.path.expanduser(self.spool_directory)):

@@ -54,6 +54,6 @@ class SpoolFormatError(SpoolError):
 
 
 class UnsafeFilesystemError(SpoolError):
-    """The spool lies on a file system whose appends or locks are not those of one host."""
+    """The spool lies on a file system (such as NFS) where appends and locks may not work as on a local disk."""
 
     code = "unsafe_filesystem"

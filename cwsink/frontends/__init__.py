@@ -1,4 +1,4 @@
-"""The front ends: what the application touches, and what of ours runs in its processes.
+"""The front ends: the code of cwsink that runs in the application's processes.
 
 There are three ways in. `Writer.append` takes a text, `SpoolHandler` a record of the logging module,
 `CloudWatchSpoolSink` an entry of fapilog. All three end in one `write()` to the spool, in the thread that logs. The

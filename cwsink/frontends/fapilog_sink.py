@@ -169,7 +169,9 @@ def drain(timeout_seconds: float = 5.0) -> bool:
     try:
         return presence.this.flush(max(0.0, until - time.monotonic()))
     except OSError as error:
-        diagnostics.report("drain", f"cannot tell whether everything is delivered: {error}. It stays spooled.")
+        diagnostics.report(
+            "drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool."
+        )
         return False
 
 

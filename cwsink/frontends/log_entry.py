@@ -150,7 +150,7 @@ def _raw(value: object, *, deeper: bool = False) -> msgspec.Raw:
     if deeper and isinstance(value, dict):
         return msgspec.Raw(_encode({shown(key): _raw(each) for key, each in value.items()}))
     if not isinstance(value, str):
-        try:  # integers of more than 64 bits; surrogates, as escapes
+        try:  # json can encode an integer of more than 64 bits, and writes a lone surrogate as an escape
             return msgspec.Raw(json.dumps(value, default=str, allow_nan=False).encode())
         except Exception:
             pass

@@ -93,6 +93,6 @@ class SpoolHandler(logging.Handler):
 
 def _unshown(record: logging.LogRecord) -> str:
     """Return the text for a record that is nested too deep, made without a call to any object of the application."""
-    message = record.msg if type(record.msg) is str else f"a record made while a {type(record.msg).__name__} was shown"
+    message = record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
     return log_entry.encode_record(logging.makeLogRecord(own), message)

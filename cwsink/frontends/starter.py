@@ -150,7 +150,7 @@ class Starter:
         self._look_again_at = time.monotonic() + _RETRY_SECONDS
         report(
             "starter",
-            f"the flusher cannot be started: {why}. Records wait in {self._root}; it is tried again every "
+            f"the flusher cannot be started: {why}. Records wait in {self._root}, and the start is tried again every "
             f"{_RETRY_SECONDS:.0f} s. `cwsink flush` sends them, too.",
         )
 

@@ -84,7 +84,7 @@ class Writer:
             writer = Writer.open(log_group_name="/myapp/prod")
 
         Raises:
-            ConfigError, SpoolError: as above.
+            ConfigError, SpoolError: as for the constructor.
         """
         return cls(load_config(config, env=None, **settings))
 
@@ -323,7 +323,10 @@ class Writer:
             )
             return ring.append(payload)
         except CwsinkError as error:
-            diagnostics.report("reopen", f"the spool was removed and cannot be made anew: {error}")
+            why = str(error).rstrip(".")
+            diagnostics.report(
+                "reopen", f"the spool was removed and cannot be made anew: {why}. Records are refused and counted."
+            )
             return Append.FAILED
         finally:
             self._reopening.release()

@@ -57,8 +57,8 @@ class Gateway:
         """Carry out and record one call.
 
         Returns:
-            The reply, or None to close the connection without one; and how many
-            seconds to wait before either.
+            The reply, or None to close the connection without one. Then the seconds
+            to wait before the caller does either.
         """
         target = request.headers.get("x-amz-target", "")
         action = target.removeprefix(TARGET_PREFIX)

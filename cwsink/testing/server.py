@@ -1,4 +1,4 @@
-"""`StrictCloudWatch`: the strict server in a thread of this process (I/O).
+"""`StrictCloudWatch`: the strict server in threads of this process (I/O).
 
 Tests use it directly, and `__main__` uses it for a process of its own. This module
 has the methods for tests. `listener` has the threads, and `gateway` judges the calls.
