@@ -40,7 +40,6 @@ class Listener:
         self.stopping = threading.Event()
         self.port = port
         self._serve = serve
-        self._lock = threading.Lock()
         self._live: dict[threading.Thread, Wire] = {}
         self._socket: socket.socket | None = None
         self._wake: socket.socket | None = None
@@ -75,8 +74,7 @@ class Listener:
         self.stopping.set()
         self._wake.close()
         acceptor.join()
-        with self._lock:
-            live = dict(self._live)
+        live, self._live = self._live, {}
         for wire in live.values():
             wire.interrupt()
         for thread in live:
@@ -113,9 +111,9 @@ class Listener:
         thread = threading.Thread(
             target=self._serve_and_close, args=(wire,), name=f"strict-cloudwatch-{wire.peer}", daemon=True
         )
-        with self._lock:
-            self._live[thread] = wire
         thread.start()
+        # `stop` joins every thread, so a thread that ends does not remove itself: it would do so while it still runs.
+        self._live = {each: served for each, served in self._live.items() if each.is_alive()} | {thread: wire}
 
     def _serve_and_close(self, wire: Wire) -> None:
         try:
@@ -123,19 +121,15 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._serve(wire)
         finally:
-            with self._lock:
-                self._live.pop(threading.current_thread(), None)
             wire.close()
 
     def abandon(self) -> None:
         """Close the inherited descriptors in a forked child. The server lives in the parent."""
-        # Without the lock: a thread that the child does not have may hold it.
         for wire in list(self._live.values()):
             wire.abandon()
         for held in (self._socket, self._wake):
             if held is not None:
                 held.close()
-        self._lock = threading.Lock()
         self._live = {}
         self._acceptor = self._wake = self._socket = None
 
