@@ -111,9 +111,9 @@ class Listener:
         thread = threading.Thread(
             target=self._serve_and_close, args=(wire,), name=f"strict-cloudwatch-{wire.peer}", daemon=True
         )
-        thread.start()
         # `stop` joins every thread, so a thread that ends does not remove itself: it would do so while it still runs.
         self._live = {each: served for each, served in self._live.items() if each.is_alive()} | {thread: wire}
+        thread.start()
 
     def _serve_and_close(self, wire: Wire) -> None:
         try:
