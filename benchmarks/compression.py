@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.report import Report, add_options
 from cwsink.flusher import chunk
-from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES
+from cwsink.limits import EVENT_OVERHEAD_BYTES
 from cwsink.spool import record
 
 LEVELS = (1, 6, 9)

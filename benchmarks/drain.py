@@ -38,8 +38,9 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from benchmarks.report import Report, add_options
+from cwsink import limits
 from cwsink.config import SinkConfig
-from cwsink.flusher import chunk, limits
+from cwsink.flusher import chunk
 from cwsink.frontends.writer import Writer
 from cwsink.spool import record, survey
 from cwsink.testing import spawn

@@ -41,7 +41,7 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks.report import Report, add_options
 from benchmarks.staging.flushers import kill_flushers
-from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES
+from cwsink.limits import EVENT_OVERHEAD_BYTES
 from cwsink.spool import leader_state
 from cwsink.spool.directory import open_existing
 from cwsink.testing import SpawnedCloudWatch, spawn

@@ -20,6 +20,16 @@ from msgspec.structs import asdict
 
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
+from cwsink.limits import (
+    ENTITY_KEYS,
+    MAX_BATCH_EVENTS,
+    MAX_ENTITY_ATTRIBUTES,
+    MAX_ENTITY_KEYS,
+    MAX_EVENT_BYTES,
+    MAX_TAGS,
+    MIN_ENTITY_KEYS,
+    RETENTION_DAYS,
+)
 from cwsink.naming import check_group
 
 ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
@@ -29,18 +39,6 @@ MIN_SEGMENTS: Final = 4
 DEFAULT_SEGMENT_BYTES: Final = 8 * 1024 * 1024
 MIN_SEGMENT_BYTES: Final = 4096
 
-# sum(message) + 26 per event may be 1,048,576 (cwsink.flusher.limits): the longest legal message.
-_MAX_EVENT_BYTES: Final = 1_048_550
-
-# PutRetentionPolicy, "retentionInDays".
-RETENTION_DAYS: Final = (
-    1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653,
-)  # fmt: skip
-# CreateLogGroup, "tags".
-MAX_TAGS: Final = 50
-# Entity: "keyAttributes" and "attributes".
-ENTITY_KEYS: Final = ("Type", "ResourceType", "Identifier", "Name", "Environment")
-MAX_ENTITY_ATTRIBUTES: Final = 10
 # An event that is cut to size must hold a note about the cut, a few texts that were cut, and some content.
 MIN_SHORTENED_BYTES: Final = 1024
 
@@ -83,7 +81,7 @@ class Entity(msgspec.Struct, frozen=True, kw_only=True, rename={"key_attributes"
     def check(self) -> None:
         """Raise ConfigError if CloudWatch would reject the entity for its keys or its number of attributes."""
         wrong = self.key_attributes.keys() - ENTITY_KEYS
-        if wrong or not 2 <= len(self.key_attributes) <= 4:
+        if wrong or not MIN_ENTITY_KEYS <= len(self.key_attributes) <= MAX_ENTITY_KEYS:
             raise ConfigError(
                 f"entity: keyAttributes has {sorted(self.key_attributes)}; it takes 2 to 4 of {', '.join(ENTITY_KEYS)}."
             )
@@ -117,8 +115,8 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     circuit_breaker_threshold: Annotated[int, msgspec.Meta(ge=1)] = 5
     # Settings that the built-in sink does not have.
     app_name: str | None = None
-    max_batch_events: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
-    max_event_bytes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_EVENT_BYTES)] = _MAX_EVENT_BYTES
+    max_batch_events: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH_EVENTS)] = MAX_BATCH_EVENTS
+    max_event_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVENT_BYTES)] = MAX_EVENT_BYTES
     spool_directory: str | None = None
     spool_max_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENTS * MIN_SEGMENT_BYTES, le=_MOST_SPOOL_BYTES)] = (
         256 * 1024 * 1024

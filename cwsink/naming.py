@@ -16,11 +16,9 @@ from datetime import datetime, timezone
 from typing import Final
 
 from cwsink.errors import ConfigError
+from cwsink.limits import LOG_GROUP_NAME, MAX_NAME_CHARACTERS, RESERVED_GROUP_PREFIX
 
-# CreateLogGroup and CreateLogStream, see cwsink.flusher.limits for the quotations.
-_GROUP: Final = re.compile(r"[.\-_/#A-Za-z0-9]{1,512}")
 _NOT_IN_STREAM: Final = re.compile(r"[:*]")
-_MAX_NAME_CHARACTERS: Final = 512
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _DATES_AND_VARIABLES: Final = ("{date}", "{date:%Y/%m/%d}", "{env:NAME}", "{env:NAME:default}")
@@ -32,12 +30,12 @@ _LAST_SECOND: Final = 253_402_300_799
 
 def check_group(name: str) -> None:
     """Raise ConfigError unless CloudWatch accepts `name` as a log group name."""
-    if not _GROUP.fullmatch(name):
+    if not LOG_GROUP_NAME.fullmatch(name):
         raise ConfigError(
             f"log_group_name {name!r} is not a legal log group name: 1 to 512 of the characters "
             "a-z A-Z 0-9 . - _ / #. Nothing was created."
         )
-    if name.startswith("aws/"):
+    if name.startswith(RESERVED_GROUP_PREFIX):
         raise ConfigError(f"log_group_name {name!r} starts with 'aws/', which AWS keeps for itself.")
 
 
@@ -79,7 +77,7 @@ def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping
     if resolved.count("{") != resolved.count("{date") or resolved.count("{") != resolved.count("}"):
         raise ConfigError(f"log_stream_name {template!r} has a brace without a partner. Known: {known(values)}.")
     name = stream_at(resolved, 0)
-    if not 1 <= len(name) <= _MAX_NAME_CHARACTERS:
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
         raise ConfigError(f"log_stream_name {template!r} gives a name of {len(name)} characters; 1 to 512 are legal.")
     return resolved
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.flusher.limits import MAX_EVENT_BYTES
 from cwsink.flusher.outcome import Answer
+from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool.record import Event
 from cwsink.testing import rules
 

@@ -23,7 +23,7 @@ from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
 from cwsink.errors import CwsinkError
-from cwsink.flusher.limits import MAX_PAST_MS
+from cwsink.limits import MAX_PAST_MS
 from cwsink.spool import lease, orphans, survey
 from cwsink.spool.directory import SpoolDirectory
 

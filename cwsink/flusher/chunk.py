@@ -6,7 +6,7 @@ request.
 
 The requests of a chunk depend on nothing but its records, and on the settings if one of them is oversize. So a leader
 that takes over in the middle of a chunk makes the same requests, which `fingerprint` proves, and goes on after the
-last event that is settled. The limits are those of cwsink.flusher.limits.
+last event that is settled. The limits are those of cwsink.limits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.flusher.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BATCH_SPAN_MS
+from cwsink.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BATCH_SPAN_MS
 from cwsink.spool.frame import PLAIN_EVENT, Frame
 from cwsink.spool.record import Event, decode_event
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cwsink import naming
 from cwsink.flusher import oversize
 from cwsink.flusher.chunk import message_bytes
-from cwsink.flusher.limits import MAX_FUTURE_MS, MAX_PAST_MS
+from cwsink.limits import MAX_FUTURE_MS, MAX_PAST_MS
 
 if TYPE_CHECKING:
     from cwsink.flusher.dead_letter import DeadLetter

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from cwsink.flusher.limits import MAX_EVENT_BYTES
+from cwsink.limits import MAX_EVENT_BYTES, MAX_TAGS
 from cwsink.testing import queries, rules, shapes
 from cwsink.testing.entity import entity_error
 from cwsink.testing.faults import Faults
@@ -153,8 +153,8 @@ def tag_resource(service: Service, call: Call, args: shapes.TagResource) -> Answ
     assert named is not None, "check_tag_resource let a malformed ARN through"
     group = service.group(named["group"])
     tags = {**group.tags, **args.tags}
-    if len(tags) > rules.MAX_TAGS:
-        raise AwsError("TooManyTagsException", f"A resource can have at most {rules.MAX_TAGS} tags.")
+    if len(tags) > MAX_TAGS:
+        raise AwsError("TooManyTagsException", f"A resource can have at most {MAX_TAGS} tags.")
     group.tags = tags
     return {}
 

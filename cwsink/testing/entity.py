@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-# "Entity": keyAttributes 2 to 4 items, key 1 to 32, value 1 to 512 characters, "five allowed
-# attributes (key names)"; attributes 0 to 10 items, key 1 to 256, value 1 to 512.
-ENTITY_KEYS: Final = frozenset(("Type", "ResourceType", "Identifier", "Name", "Environment"))
-MIN_ENTITY_KEYS: Final = 2
-MAX_ENTITY_KEYS: Final = 4
-MAX_ENTITY_ATTRIBUTES: Final = 10
+from cwsink.limits import ENTITY_KEYS, MAX_ENTITY_ATTRIBUTES, MAX_ENTITY_KEYS, MIN_ENTITY_KEYS
+
+# "Entity": keyAttributes: key 1 to 32, value 1 to 512 characters; attributes: key 1 to 256, value 1 to 512.
 MAX_ENTITY_NAME_CHARACTERS: Final = 256
 MAX_ENTITY_VALUE_CHARACTERS: Final = 512
 
@@ -41,7 +38,7 @@ def entity_error(
         return "UnsupportedLogGroupType"
     if not keys or "Type" not in keys:
         return "MissingRequiredFields"
-    if not MIN_ENTITY_KEYS <= len(keys) <= MAX_ENTITY_KEYS or not ENTITY_KEYS.issuperset(keys):
+    if not MIN_ENTITY_KEYS <= len(keys) <= MAX_ENTITY_KEYS or not set(ENTITY_KEYS).issuperset(keys):
         return "InvalidKeyAttributes"
     if keys["Type"] not in ENTITY_TYPES:
         return "InvalidTypeValue"

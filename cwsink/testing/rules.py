@@ -3,7 +3,7 @@
 Called by `actions`. Each check takes one decoded input, and yields every rule that
 the input breaks, in the order in which the service would check them. The first is
 answered, and all are recorded. The limits of PutLogEvents are those of
-`cwsink.flusher.limits`. The limits of the other actions stand here.
+`cwsink.limits`. The limits of the other actions stand here.
 
 Source: CloudWatch Logs API reference and botocore's service model "logs-2014-03-28".
 """
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from cwsink.flusher.limits import (
+from cwsink.limits import (
     EVENT_OVERHEAD_BYTES,
     LOG_GROUP_NAME,
     LOG_STREAM_NAME,
@@ -27,20 +27,16 @@ from cwsink.flusher.limits import (
     MAX_BATCH_SPAN_MS,
     MAX_FUTURE_MS,
     MAX_PAST_MS,
+    MAX_TAGS,
     RESERVED_GROUP_PREFIX,
-)
-
-# PutRetentionPolicy: "Possible values are ...".
-RETENTION_DAYS: Final = frozenset(
-    (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653)
+    RETENTION_DAYS,
 )
 
 # CreateLogGroup, "logGroupClass": "Valid Values".
 GROUP_CLASSES: Final = frozenset(("STANDARD", "INFREQUENT_ACCESS", "ESSENTIALS", "DELIVERY"))
 
-# CreateLogGroup and TagResource, "tags": 1 to 50 items, key 1 to 128, value 0 to 256 characters
+# CreateLogGroup and TagResource, "tags": key 1 to 128, value 0 to 256 characters
 # out of [\p{L}\p{Z}\p{N}_.:/=+\-@]; keys that start with "aws:" are AWS's own.
-MAX_TAGS: Final = 50
 MAX_TAG_KEY_CHARACTERS: Final = 128
 MAX_TAG_VALUE_CHARACTERS: Final = 256
 TAG_PUNCTUATION: Final = frozenset("_.:/=+-@")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from cwsink.flusher.limits import MAX_EVENT_BYTES
+from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.testing import control
 from cwsink.testing.actions import Service
 from cwsink.testing.faults import Faults

@@ -23,7 +23,7 @@ from cwsink.flusher.chunk import Request
 from cwsink.flusher.delivery import Delivery, Settled
 from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.flusher.limits import MAX_EVENT_BYTES
+from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, leader_state
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory

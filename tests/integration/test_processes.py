@@ -417,7 +417,9 @@ assert Writer.open(settings).flush(30)
 print(json.dumps(sorted(name for name in sys.modules if name.startswith("cwsink."))))
 """)
     rooms = {name.split(".")[1] for name in json.loads(out)}
-    assert rooms <= {"config", "diagnostics", "errors", "frontends", "host", "naming", "spool", "target"}
+    assert rooms <= {
+        *("config", "diagnostics", "errors", "frontends", "host", "limits", "naming", "spool", "target", "version")
+    }
     assert server.messages() == list(bursts("a"))
 
 

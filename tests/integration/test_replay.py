@@ -22,8 +22,8 @@ from cwsink.cli import dead_letters, main
 from cwsink.cli.arguments import REPLAYABLE
 from cwsink.config import SinkConfig
 from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
-from cwsink.flusher.limits import MAX_EVENT_BYTES
 from cwsink.flusher.second_chance import Resend, Rules, Skip, restamped
+from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import budget, descriptors, disk
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event

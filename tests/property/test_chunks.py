@@ -9,8 +9,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwsink import naming
-from cwsink.flusher import chunk, limits
+from cwsink import limits, naming
+from cwsink.flusher import chunk
 from cwsink.flusher.chunk import ChunkBuilder, Request
 from cwsink.spool import frame, record
 from cwsink.spool.frame import Frame

@@ -11,8 +11,8 @@ import botocore.model
 import botocore.serialize
 import pytest
 
-from cwsink import naming
-from cwsink.flusher import chunk, limits
+from cwsink import limits, naming
+from cwsink.flusher import chunk
 from cwsink.flusher.chunk import ChunkBuilder, Request
 from cwsink.spool.record import NOTICE, Event
 from cwsink.spool.segment import SegmentKey

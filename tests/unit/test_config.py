@@ -10,9 +10,9 @@ import pytest
 from fapilog.plugins.sinks.contrib.cloudwatch import CloudWatchSinkConfig
 
 import cwsink.errors
+from cwsink import limits
 from cwsink.config import ENVIRONMENT_PREFIX, MIN_SEGMENT_BYTES, MIN_SEGMENTS, SinkConfig, load_config
 from cwsink.errors import ConfigError
-from cwsink.flusher import limits
 
 DEFAULTS = SinkConfig()
 

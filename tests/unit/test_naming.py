@@ -6,9 +6,8 @@ from functools import partial
 
 import pytest
 
-from cwsink import naming
+from cwsink import limits, naming
 from cwsink.errors import ConfigError
-from cwsink.flusher import limits
 
 MIDNIGHT = 1_700_092_800_000  # 2023-11-16T00:00:00Z
 FOR_EVER_MS = (1 << 53) - 1  # the latest time a writer accepts

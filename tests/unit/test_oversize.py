@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwsink.flusher import oversize
-from cwsink.flusher.limits import MAX_EVENT_BYTES
 from cwsink.flusher.oversize import is_embedded_metric, split, truncate
+from cwsink.limits import MAX_EVENT_BYTES
 
 LIMIT = 1024
 QUARTER_MIB = 262_118

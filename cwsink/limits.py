@@ -1,9 +1,8 @@
-"""PutLogEvents' documented limits, each in this one place (pure).
+"""CloudWatch Logs' documented limits, each in this one place (pure).
 
-Source: CloudWatch Logs API reference, "PutLogEvents" and "InputLogEvent"
-(docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutLogEvents.html),
-and "CloudWatch Logs quotas". Used by the batch builder, and by the strict test
-server in `cwsink.testing` as the judge of what the builder made.
+Source: CloudWatch Logs API reference, the page of the action or type that each comment names
+(docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/), and "CloudWatch Logs quotas". The settings are checked
+against them, requests are cut by them, and the strict test server in `cwsink.testing` judges requests by them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# "The maximum number of log events in a batch is 10,000."
+# PutLogEvents: "The maximum number of log events in a batch is 10,000."
 MAX_BATCH_EVENTS: Final = 10_000
 
 # "The maximum batch size is 1,048,576 bytes. This size is calculated as the sum of all event
@@ -39,3 +38,18 @@ RESERVED_GROUP_PREFIX: Final = "aws/"
 
 # CreateLogStream: "1 to 512 characters; don't use ':' (colon) or '*' (asterisk) characters."
 LOG_STREAM_NAME: Final = re.compile(r"[^:*]{1,512}")
+MAX_NAME_CHARACTERS: Final = 512
+
+# PutRetentionPolicy, "retentionInDays": "Possible values are ...".
+RETENTION_DAYS: Final = (
+    1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653,
+)  # fmt: skip
+
+# CreateLogGroup and TagResource, "tags": 1 to 50 items.
+MAX_TAGS: Final = 50
+
+# "Entity": keyAttributes 2 to 4 items, "five allowed attributes (key names)"; attributes 0 to 10 items.
+ENTITY_KEYS: Final = ("Type", "ResourceType", "Identifier", "Name", "Environment")
+MIN_ENTITY_KEYS: Final = 2
+MAX_ENTITY_KEYS: Final = 4
+MAX_ENTITY_ATTRIBUTES: Final = 10
