@@ -81,7 +81,7 @@ class State(msgspec.Struct):
         epoch: the fencing number of the leader that wrote this; 0 before the first.
         holder: who that was, for people.
         offsets: how far each segment is settled; a segment that is not named: nothing of it.
-        chunk: the ends of a range that is being sent in several requests, else empty.
+        chunk: the ends of a range that is being sent in several requests, or in pieces of a refused one; else empty.
         requests_done: how many of those requests are settled. The requests of a range are the same for
             whoever computes them with the same settings, so a new leader goes on at this one.
         ledger: totals of all that is settled.

@@ -102,6 +102,8 @@ class LeaderState:
 
     def succeeded(self) -> None:
         """CloudWatch took a request."""
+        if self._now.obstacle:
+            self._published_at = -math.inf  # with the next look: a process that ends may be waiting to know this, too
         self._now.state = "delivering"
         self._now.obstacle = ""
         self._now.last_success = time.time()

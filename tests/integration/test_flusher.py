@@ -640,7 +640,7 @@ def test_leader_json_is_written_at_most_once_a_second(external: SinkConfig, monk
 
 
 def test_leader_json_says_at_once_what_a_process_that_ends_wants_to_know(external: SinkConfig) -> None:
-    """Why it cannot deliver, and that its lines reach nobody: neither waits for the second to be over."""
+    """Why it cannot deliver, that it can again, that its lines reach nobody: none of it waits for the next second."""
     spool = filled(external, ["one"]).directory
     state = leader_state.LeaderState(spool, 1, "own", 1)
     for obstacle in ("busy", "credentials", "denied", "unreachable"):
@@ -650,6 +650,10 @@ def test_leader_json_says_at_once_what_a_process_that_ends_wants_to_know(externa
     state.went_mute()
     assert (found := leader_state.read(spool)) is not None
     assert found.is_mute
+    state.succeeded()
+    state.delivered(1)
+    assert (found := leader_state.read(spool)) is not None
+    assert (found.obstacle, found.state) == ("", "delivering")
 
 
 def test_host_durability_syncs_ring_and_cursor_at_most_every_half_second(

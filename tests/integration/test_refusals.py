@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -24,6 +24,7 @@ from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.spool import disk, record
 from cwsink.spool.cursor import Cursor
+from cwsink.spool.cursor import read as read_cursor
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -235,6 +236,26 @@ def test_a_leader_that_dies_among_refused_events_repeats_one_request_at_most(
         assert_settled(spool, messages)
         if not died:
             return
+
+
+def test_a_leader_that_does_not_know_how_far_a_request_is_counts_nothing_twice(
+    external: SinkConfig, server: StrictCloudWatch
+) -> None:
+    """An older version in between drops what it does not know: that request is begun anew, and the ledger is right."""
+    messages = texts("9 good, 1 bad, 6 good")
+    spool = spooled(external, messages)
+    with pytest.MonkeyPatch.context() as patch:
+        assert die_at(patch, "commit", 3) == []
+        with pytest.raises(Killed):
+            deliver(spool, external)
+    assert read_cursor(spool.cursor).events_done == 8 + 1
+    older = Cursor(spool.cursor)
+    older.commit(replace(older.take_over("older"), events_done=0))
+    older.close()
+    deliver(spool, external)
+    assert set(arrived(server)) == set(good(messages))
+    assert max(Counter(arrived(server)).values()) == 2
+    assert_settled(spool, messages)
 
 
 # Commits that fail, and descriptors that are short.
