@@ -77,20 +77,27 @@ def look_up(name: str, env: Mapping[str, str]) -> str | None:
     return found if found and _ID.fullmatch(found) else None
 
 
+def service_of(name: str, env: Mapping[str, str]) -> str | None:
+    """Return the address of the service that a placeholder is asked of; None if none is asked."""
+    if name == "instance_id" and env.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+        return env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _IMDS).rstrip("/")
+    if name == "task_id" and (base := env.get("ECS_CONTAINER_METADATA_URI_V4")):
+        return base.rstrip("/")
+    return None
+
+
 def _instance_id(env: Mapping[str, str]) -> str | None:
-    if env.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+    if (base := service_of("instance_id", env)) is None:
         return None
     until = time.monotonic() + BUDGET_SECONDS
-    base = env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _IMDS).rstrip("/")
     token = _ask("PUT", f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}, until)
     return _ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until)
 
 
 def _task_id(env: Mapping[str, str]) -> str | None:
-    base = env.get("ECS_CONTAINER_METADATA_URI_V4")
-    if not base:
+    if (base := service_of("task_id", env)) is None:
         return None
-    task = json.loads(_ask("GET", f"{base.rstrip('/')}/task", {}, time.monotonic() + BUDGET_SECONDS))
+    task = json.loads(_ask("GET", f"{base}/task", {}, time.monotonic() + BUDGET_SECONDS))
     arn: str = task["TaskARN"]  # arn:aws:ecs:region:account:task/cluster/id
     return arn.rpartition("/")[2]
 

@@ -50,15 +50,25 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Asker(NamedTuple):
-    """Who asks for a name, and where."""
+    """The application's settings and environment, and what gives the value of a placeholder of `host.LOOKED_UP`."""
 
     config: SinkConfig
     env: Mapping[str, str]
+    look_up: Callable[[str], str | None]
 
 
-def resolve(config: SinkConfig, env: Mapping[str, str]) -> Target:
-    """Return the target of `config` on this host. Raises ConfigError: the stream's name cannot be resolved."""
-    asker = _Asker(config, env)
+def resolve(config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str], str | None]) -> Target:
+    """Return the target of `config` on this host.
+
+    Args:
+        config: the settings.
+        env: the environment that `{env:NAME}` reads.
+        look_up: gives the value of a placeholder of `host.LOOKED_UP`, or None if there is none here.
+
+    Raises:
+        ConfigError: the stream's name cannot be resolved.
+    """
+    asker = _Asker(config, env, look_up)
     values = {name: lambda how=how: how(asker) for name, how in _PLACEHOLDERS.items()}
     stream = naming.resolve(config.log_stream_name, values, env)
     fields = {name: getattr(config, name) for name in Target.__struct_fields__}
@@ -71,7 +81,7 @@ def _app(asker: _Asker) -> str:
 
 def _looked_up(name: str) -> Callable[[_Asker], str]:
     def look_up(asker: _Asker) -> str:
-        if (found := host.look_up(name, asker.env)) is not None:
+        if (found := asker.look_up(name)) is not None:
             return found
         report(f"name_{name}", f"{{{name}}} cannot be found here; the stream is named after the host, {host.name()}.")
         return host.name()

@@ -306,7 +306,7 @@ class Writer:
             if monotonic() < self._reopen_at:
                 return Append.FAILED
             self._reopen_at = monotonic() + _REOPEN_SECONDS
-            self.directory = directory.open_for(self.config)
+            self.directory = directory.open_for(self.config, None, self.directory.format)
             ring = self._open_ring()
             mine = self._salvaged(old)
             for each in mine:

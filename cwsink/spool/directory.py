@@ -15,6 +15,7 @@
     dead_letters.jsonl  what can never be delivered           (leader writes)
     hurry           touched by who waits for delivery         (writers)
 <root>/flusher-<user>.lock  the one flusher that starts by itself  (cwsink.spool.flusher_lock)
+<root>/host-<user>.json     what the host is called, if a stream's name asks for it  (cwsink.spool.host_names)
 ```
 
 The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usable of
@@ -41,7 +42,7 @@ from cwsink import host, target
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
-from cwsink.spool import files
+from cwsink.spool import files, host_names
 from cwsink.target import Target
 
 FORMAT_VERSION: Final = 1
@@ -94,16 +95,28 @@ class SpoolDirectory:
             return False
 
 
-def open_for(config: SinkConfig, env: Mapping[str, str] | None = None) -> SpoolDirectory:
+def open_for(
+    config: SinkConfig, env: Mapping[str, str] | None = None, resolved: Target | None = None
+) -> SpoolDirectory:
     """Open the spool of `config`'s target; make it if it is not there.
+
+    Args:
+        config: the settings.
+        env: the environment; that of this process by default.
+        resolved: the target, if it is known: a spool that was removed is made anew in the middle of an append, which
+            must not ask a metadata service.
 
     Raises:
         ConfigError: the stream template cannot be resolved.
         SpoolError: see the subclasses; nothing was written.
     """
     env = os.environ if env is None else env
-    wanted = target.resolve(config, env)
-    root = choose_root(config.spool_directory, env)
+
+    def look_up(name: str) -> str | None:
+        return host_names.look_up(choose_root(config.spool_directory, env), name, env)
+
+    wanted = resolved or target.resolve(config, env, look_up)
+    root = choose_root(config.spool_directory, env)  # made only now: a wrong name makes no directory
     spool_format = SpoolFormat(
         format=FORMAT_VERSION,
         spool_id=os.urandom(16).hex(),

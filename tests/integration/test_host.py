@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from cwsink import SinkConfig, Writer, diagnostics, host, target
-from cwsink.spool import directory
+from cwsink.spool import directory, host_names
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver
+from tests.interleave import deliver, until
 from tests.support import quick_config
 
 Answers = dict[tuple[str, str], Callable[[BaseHTTPRequestHandler], "str | None"]]
@@ -223,11 +227,80 @@ def test_a_stream_is_named_after_its_place(
 def test_a_stream_keeps_its_name_over_restarts(
     cloud: tuple[dict[str, str], list[tuple[str, str]]], tmp_path: object
 ) -> None:
-    """Each start asks again and finds the same spool."""
+    """Each start finds the same spool."""
     env, _ = cloud
     config = SinkConfig(log_stream_name="{task_id}-{pod}", spool_directory=f"{tmp_path}/named")
     first, again = (directory.open_for(config, env) for _ in range(2))
     assert (first.path, first.format) == (again.path, again.format)
+
+
+def test_what_the_service_has_told_once_is_kept_for_the_boot(
+    metadata: tuple[str, Answers, list[tuple[str, str]]],
+    cloud: tuple[dict[str, str], list[tuple[str, str]]],
+    tmp_path: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A later worker does not ask; after the next boot, and of another service, one does."""
+    env, asked = cloud
+    assert stream_of("{instance_id}", env, tmp_path) == "i-0abc"
+    metadata[1].clear()
+    assert stream_of("{instance_id}", env, tmp_path) == "i-0abc"
+    assert len(asked) == 2
+    monkeypatch.setattr(host, "boot_id", lambda: "the next one")
+    assert stream_of("{instance_id}", env, tmp_path) == socket.gethostname()
+    assert len(asked) == 3
+
+
+def test_a_service_that_is_slow_once_splits_no_host(
+    metadata: tuple[str, Answers, list[tuple[str, str]]], tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight workers start at once, and the first question gets no answer in time: all have the same stream."""
+    url, answers, asked = metadata
+    release = threading.Event()
+    answers["PUT", "/latest/api/token"] = lambda _: "late" if len(asked) == 1 and release.wait(30) else "secret"
+    answers["GET", "/latest/meta-data/instance-id"] = lambda _: "i-0abc"
+    monkeypatch.setattr(host, "BUDGET_SECONDS", 0.2)
+    env = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}
+    try:
+        with ThreadPoolExecutor(8) as workers:
+            streams = set(workers.map(lambda _: stream_of("{instance_id}", env, tmp_path), range(8)))
+    finally:
+        release.set()
+    assert streams == {"i-0abc"}
+    assert len(asked) == 3, "each has asked for itself"
+
+
+def test_a_spool_that_was_removed_is_made_anew_without_a_question(
+    cloud: tuple[dict[str, str], list[tuple[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append finds its spool and root gone: it waits for no service, and keeps the stream's name."""
+    env, asked = cloud
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
+    root = tmp_path / "named"
+    writer = Writer(SinkConfig(log_stream_name="{instance_id}", spool_directory=str(root), flusher="external"))
+    assert writer.append("before")
+    shutil.rmtree(root)
+    until(lambda: writer.append("after") and root.exists(), "it is made anew")
+    assert writer.directory.format.log_stream_name == "i-0abc"
+    assert len(asked) == 2
+
+
+def test_a_root_that_cannot_be_written_keeps_nobody_from_asking(
+    cloud: tuple[dict[str, str], list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    """The name is found all the same; what is wrong with the root is told elsewhere."""
+    assert host_names.look_up(str(tmp_path / "is" / "not" / "there"), "instance_id", cloud[0]) == "i-0abc"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"boot_id": 1}', b"\xff", b"[" * 100_000])
+def test_damaged_names_are_asked_for_anew(
+    cloud: tuple[dict[str, str], list[tuple[str, str]]], tmp_path: Path, content: bytes
+) -> None:
+    """Whatever lies there."""
+    (tmp_path / f"host-{os.geteuid()}.json").write_bytes(content)
+    assert host_names.look_up(str(tmp_path), "instance_id", cloud[0]) == "i-0abc"
 
 
 @pytest.mark.parametrize("name", ["instance_id", "task_id", "pod"])

@@ -1,0 +1,95 @@
+"""`host-<user>.json` in the root: what this host is called, as its metadata service has said it once in this boot.
+
+A stream that is named `{instance_id}` or `{task_id}` asks a service. One worker may get an answer, and the next one may
+not, because the service was slow for a second. Their records would go into two spools and two streams. So the first
+process that asks writes the answer down for all others, until the host is booted again. The others wait for it.
+
+"There is no such service" is an answer, too, and stays for as long. A service that has not answered in time is asked
+`_TRIES` times before that is believed. To have it asked again, remove the file.
+
+```text
+{"boot_id": "...", "names": {"instance_id": "i-0abc", "task_id http://169.254.170.2/v4/...": null}}
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from cwsink import host
+from cwsink.spool import descriptors, files
+
+_TRIES: Final = 3
+# A process waits so long for another one that asks: for all its tries, and a moment.
+_LONGEST_WAIT_SECONDS: Final = _TRIES * host.BUDGET_SECONDS + 1.0
+_POLL_SECONDS: Final = 0.01
+_MOST_BYTES: Final = 64 * 1024
+
+
+class Names(msgspec.Struct):
+    """The content of the file. `names`: by what was asked; None: there is no such name here."""
+
+    boot_id: str = ""
+    names: dict[str, str | None] = {}
+
+
+def look_up(root: str, name: str, env: Mapping[str, str]) -> str | None:
+    """Return the value of a placeholder of `host.LOOKED_UP`, the same in all processes of this boot. Never raises.
+
+    Args:
+        root: the directory that holds the spools.
+        name: "instance_id", "task_id" or "pod".
+        env: where the service is, or what the name is.
+    """
+    service = host.service_of(name, env)
+    if service is None or not host.boot_id():
+        return host.look_up(name, env)
+    path, asked = f"{root}/host-{os.geteuid()}.json", f"{name} {service}"
+    try:
+        with _alone(f"{path[:-5]}.lock"):
+            known = _read(path)
+            if asked not in known.names:
+                known.names[asked] = _ask(name, env)
+                files.replace(path, msgspec.json.encode(known))
+            return known.names[asked]
+    except OSError:  # no root, no space: what is wrong with it is told when the spool is made
+        return host.look_up(name, env)
+
+
+def _ask(name: str, env: Mapping[str, str]) -> str | None:
+    for _ in range(_TRIES):
+        began = time.monotonic()
+        if (found := host.look_up(name, env)) is not None:
+            return found
+        if time.monotonic() - began < host.BUDGET_SECONDS / 2:
+            break  # an answer, or a refusal: only a service that keeps silent is asked again
+    return None
+
+
+def _read(path: str) -> Names:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = msgspec.json.decode(files.read(path, _MOST_BYTES)[0], type=Names)
+        if found.boot_id == host.boot_id():
+            return found
+    return Names(host.boot_id(), {})
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Hold a lock while the block asks. Raises OSError; TimeoutError: another process keeps it for too long."""
+    fd, incarnation = descriptors.acquire(path, os.O_RDWR | os.O_CREAT), descriptors.incarnation()
+    try:
+        until = time.monotonic() + _LONGEST_WAIT_SECONDS
+        while not descriptors.try_lock(fd, exclusive=True):
+            if time.monotonic() >= until:
+                raise TimeoutError(path)
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        descriptors.release(fd, incarnation)
