@@ -47,7 +47,8 @@ The files
 
 A FORMAT that is damaged is kept as FORMAT.damaged and made anew: the directory's name says which target it was for.
 Beside the spools, in the root: `flusher-<user>.lock` (the one flusher that starts by itself) and
-`flusher-<user>.next` (a process that wants to take its place). `directory` has all the paths.
+`flusher-<user>.next` (a process that wants to take its place), and `host-<user>.json` (what the host is called, if a
+stream's name asks for it). `directory` has all the paths.
 
 Nobody sends, commits or unlinks by what leader.json says: that is decided by lease and cursor. It only advises: a
 process that ends reads there whether waiting makes sense, a writer whether to offer another flusher.
