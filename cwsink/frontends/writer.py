@@ -116,11 +116,11 @@ class Writer:
         try:
             payload = _encode((timestamp_ms, self._producer, sequence, message))
             salt = attached.salt  # type: ignore[union-attr]  # None after a close in another thread: caught below
-        except (UnicodeEncodeError, AttributeError):
+        except (UnicodeEncodeError, AttributeError, MemoryError):
             return self._append_any(message, timestamp_ms, sequence)
         size = len(payload)
         if size > ring.small_bytes:
-            return self._finish_append(ring.append(payload), payload)
+            return self._append_payload(payload)
         crc = _crc32(payload, salt)
         header_crc = _crc32(_pack_checked(size, crc, _PLAIN_EVENT), salt)
         data = _pack_header(_MAGIC, header_crc, size, crc, _PLAIN_EVENT) + payload
@@ -147,11 +147,7 @@ class Writer:
         if sequence is None:
             sequence = next(self._sequence)
         payload = _encode(Event(timestamp_ms, self._producer, sequence, text))
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            what = f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most"
-            self._count_refusal(UNENCODABLE, now_ms, what)
-            return None
-        return payload
+        return None if self._is_too_long(payload) else payload
 
     def try_append(self, payload: bytes) -> Append:
         """Append a prepared record if there is room now.
@@ -266,9 +262,25 @@ class Writer:
         """Append a message of any type, also when a check of the ring is due or this process was forked."""
         try:
             payload = self.prepare(message, timestamp_ms, sequence)
-            return payload is not None and self._finish_append(self._ring.append(payload), payload)
+            return payload is not None and self._append_payload(payload)
         except Exception as error:
             return self.count_internal_error(error)
+
+    def _append_payload(self, payload: bytes) -> bool:
+        try:
+            if self._is_too_long(payload):
+                return False
+            return self._finish_append(self._ring.append(payload), payload)
+        except Exception as error:
+            return self.count_internal_error(error)
+
+    def _is_too_long(self, payload: bytes) -> bool:
+        """Tell whether no reader would take the record for one. The refusal is counted."""
+        if len(payload) <= MAX_PAYLOAD_BYTES:
+            return False
+        what = f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most"
+        self._count_refusal(UNENCODABLE, time_ns() // 1_000_000, what)
+        return True
 
     def _finish_append(self, answer: Append, payload: bytes) -> bool:
         """Do what is due after an append, and wait for room under `on_full="block"`."""

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import stat
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,37 @@ def test_all_that_this_process_has_appended_is_waited_for(server: StrictCloudWat
     assert Writer(quick_config(server.endpoint_url)).append("of a writer that is gone")
     assert presence.this.flush(30)
     assert server.messages() == ["of a writer that is gone"]
+
+
+def test_a_message_that_no_reader_would_take_is_refused_at_every_append(external: SinkConfig) -> None:
+    """The second one goes the quick way: it is refused and counted as the first one, and nothing else is lost."""
+    writer = Writer(external)
+    long = "x" * (record.MAX_PAYLOAD_BYTES + 1)
+    assert writer.append("before")
+    assert not writer.append(long)
+    assert writer.append("between")
+    assert not writer.append(long)
+    assert writer.append("after")
+    assert [event.message for event in events(writer.directory)] == ["before", "between", "after"]
+    assert survey(writer.directory).refused == {"unencodable": 2}
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError(5, "Input/output error"), struct.error("size")])
+def test_no_exception_of_a_long_append_reaches_the_application(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """Also outside of the write itself: it is refused and counted."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise trouble
+
+    writer = Writer(external)
+    assert writer.append("before")
+    monkeypatch.setattr(frame, "encode", fail)
+    assert not writer.append("x" * 100_000)
+    monkeypatch.undo()
+    assert writer.append("after")
+    assert survey(writer.directory).refused == {"io_error": 1}
 
 
 def test_a_spool_that_nobody_serves_delays_no_other(server: StrictCloudWatch, tmp_path: Path) -> None:
