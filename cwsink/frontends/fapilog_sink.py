@@ -11,7 +11,6 @@ uses its own fallback, which shows the entry on stderr.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +24,7 @@ from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import fapilog_repairs, presence
 from cwsink.frontends.inline import seam
+from cwsink.frontends.plain import encode
 from cwsink.frontends.writer import Writer
 from cwsink.spool.ring import Append
 from cwsink.version import __version__
@@ -184,26 +184,12 @@ def enable_repairs() -> None:
 
 
 def _text_of(entry: dict[str, Any]) -> tuple[str, int | None]:
-    return encode_entry(entry).decode("utf-8", "backslashreplace"), entry_time(entry.get("timestamp"))
+    return encode(entry).decode(), entry_time(entry.get("timestamp"))
 
 
 def _text_of_view(view: Any) -> tuple[str, int | None]:
     data = bytes(view.data)
     return data.decode("utf-8", "backslashreplace"), envelope_time(data)
-
-
-def encode_entry(entry: dict[str, Any]) -> bytes:
-    """Return the entry as JSON. A value that JSON cannot hold becomes its `str()`; no entry is lost by it."""
-    try:
-        return _encode(entry)
-    except Exception:
-        pass
-    try:
-        return json.dumps(entry, default=str, allow_nan=False).encode("utf-8", "backslashreplace")
-    except Exception:
-        pass
-    plain = {str(key): _repr(value) for key, value in entry.items()}
-    return json.dumps(plain).encode()
 
 
 def entry_time(timestamp: object) -> int | None:
@@ -232,7 +218,6 @@ class _Envelope(msgspec.Struct, gc=False):
 
 
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
-_encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def envelope_time(data: bytes) -> int | None:
@@ -242,13 +227,6 @@ def envelope_time(data: bytes) -> int | None:
     except msgspec.MsgspecError:
         return None
     return entry_time(envelope.log.timestamp if envelope.log else envelope.timestamp)
-
-
-def _repr(value: object) -> str:
-    try:
-        return str(value)
-    except Exception as error:
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
 def _tell_fapilog(key: str, message: str) -> None:

@@ -8,15 +8,12 @@
  "data": {the `extra` of the call}}
 ```
 
-A record may hold any object, and nothing here raises an Exception because of it. An object that
-JSON cannot hold becomes its `str()` or `repr()`. If both fail, the text names its type and the
-error. A level that is not one of logging's or fapilog's keeps its name, and its number is in
-`diagnostics.levelno`.
+A record may hold any object, and nothing here raises an Exception because of it (cwsink.frontends.plain). A level
+that is not one of logging's or fapilog's keeps its name, and its number is in `diagnostics.levelno`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import traceback
@@ -26,11 +23,13 @@ from typing import Any, Final
 
 import msgspec
 
+from cwsink.frontends.plain import encode, is_flat
+
 # The attributes that a record has by itself; all others come from `extra`. Formatters and newer Pythons add the last.
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "exc_text", "message", "stack_info", "taskName"}
 _KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
-_encode: Final = msgspec.json.Encoder(enc_hook=str).encode
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class _Diagnostics(msgspec.Struct):
@@ -59,18 +58,18 @@ class _Entry(msgspec.Struct):
 def encode_record(record: logging.LogRecord, message: str) -> str:
     """Return the record as JSON, with `message` for its message."""
     fields = vars(record)
-    entry = _Entry(
-        _rfc3339(record.created),
-        record.levelname,
-        message,
-        record.name,
-        _diagnostics(record),
-        {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN},
-    )
+    data = {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN}
+    entry = _Entry(_rfc3339(record.created), record.levelname, message, record.name, _diagnostics(record), data)
     try:
-        return _encode(entry).decode()
-    except Exception:
-        return _encode_each(entry).decode()
+        if is_flat(data):
+            return _encode(entry).decode()
+    except Exception:  # a text that is no Unicode, or a field that the application has replaced
+        pass
+    return encode({**_set_fields(entry), "diagnostics": _set_fields(entry.diagnostics)}).decode()
+
+
+def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
+    return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
 
 
 def unformatted(record: logging.LogRecord) -> str:
@@ -132,29 +131,6 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
             text = shown(error)
         return {"error.type": type(error).__name__, "error.message": text, "error.stack": stack}
     return {"error.stack": record.exc_text} if record.exc_text else {}
-
-
-def _encode_each(entry: msgspec.Struct) -> bytes:
-    """Encode each field, and each key of a mapping, by itself: one that fails does not spoil the others."""
-    fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
-    return _encode({name: _raw(value, deeper=True) for name, value in fields.items() if value is not msgspec.UNSET})
-
-
-def _raw(value: object, *, deeper: bool = False) -> msgspec.Raw:
-    try:
-        return msgspec.Raw(_encode(value))
-    except Exception:
-        pass
-    if deeper and isinstance(value, _Diagnostics):
-        return msgspec.Raw(_encode_each(value))
-    if deeper and isinstance(value, dict):
-        return msgspec.Raw(_encode({shown(key): _raw(each) for key, each in value.items()}))
-    if not isinstance(value, str):
-        try:  # json can encode an integer of more than 64 bits, and writes a lone surrogate as an escape
-            return msgspec.Raw(json.dumps(value, default=str, allow_nan=False).encode())
-        except Exception:
-            pass
-    return msgspec.Raw(_encode(shown(value)))
 
 
 def _rfc3339(created: object) -> str:

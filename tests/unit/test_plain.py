@@ -1,0 +1,271 @@
+"""JSON of whatever an application logs: nothing crashes, nothing hidden is shown, no value spoils another."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import logging
+import threading
+from collections import OrderedDict, defaultdict, namedtuple
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+from uuid import UUID
+
+import attrs
+import msgspec
+import numpy
+import pydantic
+import pytest
+
+from cwsink.frontends import log_entry, plain
+
+SECRET = "hunter2"
+
+
+def shown(value: object) -> Any:
+    """Return what arrives of a value in a dict, beside another one that must not suffer."""
+    found = json.loads(plain.encode({"value": value, "beside": 17}))
+    assert found["beside"] == 17
+    return found["value"]
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Text(str):
+    __slots__ = ()
+
+
+Point = namedtuple("Point", "x y")  # as older code has it
+
+
+@dataclasses.dataclass
+class Order:
+    number: int
+    items: list[object]
+
+
+class Struct(msgspec.Struct):
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ({"a": [1, (2.5, None, True)], "b": {}}, {"a": [1, [2.5, None, True]], "b": {}}),
+        (OrderedDict(a=1), {"a": 1}),
+        (defaultdict(list, a=[1]), {"a": [1]}),
+        (Point(1, 2), [1, 2]),
+        ({1}, [1]),
+        (Text("text"), "text"),
+        (Colour.RED, "red"),
+        (Level.HIGH, 3),
+        (b"hello \xff", "hello \\xff"),
+        (bytearray(b"hello"), "hello"),
+        (memoryview(b"hello"), "hello"),
+        (date(2026, 1, 2), "2026-01-02"),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc), "2026-01-02T03:04:05Z"),
+        (time(3, 4, 5), "03:04:05"),
+        (timedelta(days=1), "1 day, 0:00:00"),
+        (UUID(int=1), str(UUID(int=1))),
+        (Decimal("1.50"), "1.50"),
+        (Fraction(1, 3), "1/3"),
+        (1j, "1j"),
+        (1 << 70, 1 << 70),
+        (float("inf"), None),
+        ("\ud800", "\\ud800"),
+        ({"\ud800": 1}, {"\\ud800": 1}),
+        ({None: 1, (1, 2): 2}, {"None": 1, "(1, 2)": 2}),
+        (Order(1, [Order(2, [])]), {"number": 1, "items": [{"number": 2, "items": []}]}),
+        (attrs.make_class("Made", ["x"])(1), {"x": 1}),
+        (Struct(1), {"number": 1}),
+        (numpy.int64(7), 7),
+        (numpy.float64(1.5), 1.5),
+        (numpy.float32(1.5), 1.5),
+        (numpy.bool_(True), True),
+        (numpy.array([1, 2]), "[1 2]"),
+        (ValueError("no"), "no"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_arrives_as_documented(value: object, wanted: object) -> None:
+    """By itself, and within containers."""
+    assert shown(value) == wanted
+    assert shown([{"deep": value}]) == [{"deep": wanted}]
+
+
+class MaskedText(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "***"
+
+
+class MaskedNumber(int):
+    def __repr__(self) -> str:
+        return "***"
+
+
+class MaskedStruct(msgspec.Struct):
+    password: str
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+@dataclasses.dataclass
+class Hidden:
+    user: str
+    password: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass
+class Masked:
+    password: str
+
+    def __str__(self) -> str:
+        return "***"
+
+
+@dataclasses.dataclass(repr=False)
+class MaskedByRepr:
+    password: str
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+@dataclasses.dataclass(repr=False)
+class Silent:
+    password: str
+
+
+@attrs.define
+class HiddenAttrs:
+    user: str
+    password: str = attrs.field(repr=False)
+
+
+@attrs.define
+class MaskedAttrs:
+    user: str
+    password: str = attrs.field(repr=lambda _: "***")
+
+
+class HiddenModel(pydantic.BaseModel):
+    user: str
+    password: str = pydantic.Field(repr=False)
+
+
+HIDING = [
+    MaskedText(SECRET),
+    MaskedNumber(4711),
+    MaskedStruct(SECRET),
+    Hidden("ann", SECRET),
+    Masked(SECRET),
+    MaskedByRepr(SECRET),
+    Silent(SECRET),
+    HiddenAttrs("ann", SECRET),
+    MaskedAttrs("ann", SECRET),
+    HiddenModel(user="ann", password=SECRET),
+    pydantic.SecretStr(SECRET),
+]
+
+
+@pytest.mark.parametrize("value", HIDING, ids=lambda value: type(value).__name__)
+def test_a_value_that_hides_something_is_not_shown_in_full(value: object) -> None:
+    """As `repr=False`, a `__str__` or a `__repr__` of the application's asks for; also within others."""
+    for each in (value, [value], {"a": (value,)}, Order(1, [value])):
+        text = json.dumps(shown(each))
+        assert SECRET not in text
+        assert "4711" not in text
+        record = logging.makeLogRecord({"msg": "x", "login": each})
+        assert SECRET not in log_entry.encode_record(record, "x")
+
+
+class Shrinking:
+    """Its `__str__` empties the list that holds it, and fills the freed memory with something else."""
+
+    def __init__(self, holder: Any) -> None:
+        self._holder = holder
+
+    def __str__(self) -> str:
+        self._holder.clear()
+        globals()["junk"] = [bytes(64) for _ in range(1000)]
+        return "job"
+
+
+class Offset(tzinfo):
+    """A time zone in Python, whose code empties the list that holds the time."""
+
+    def __init__(self, holder: Any) -> None:
+        self._holder = holder
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        self._holder.clear()
+        return timedelta(hours=1)
+
+
+@pytest.mark.parametrize("make", [Shrinking, lambda holder: datetime(2026, 1, 2, tzinfo=Offset(holder))])
+def test_a_value_that_changes_its_container_crashes_nothing(make: Any) -> None:
+    """Of the container, what it held when its turn came arrives."""
+    jobs: list[object] = []
+    jobs += [make(jobs), *(f"job {number}" for number in range(5000))]
+    assert len(shown(jobs)) == 5001
+    named: dict[object, object] = {}
+    named.update({0: make(named), **{number: f"job {number}" for number in range(1, 5000)}})
+    assert len(shown(named)) == 5000
+
+
+def test_another_thread_may_change_what_is_logged() -> None:
+    """Each record arrives, with what the containers held at some moment."""
+    jobs: dict[str, list[object]] = {"jobs": []}
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            jobs["jobs"] = [object(), *range(50)]
+            jobs["jobs"].clear()
+            jobs[str(len(jobs) % 100)] = []
+            jobs.pop("1", None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert isinstance(json.loads(plain.encode(jobs)), dict)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_container_that_holds_itself_ends() -> None:
+    """So does one that is nested deeper than a person reads."""
+    loop: list[object] = [1]
+    loop.append(loop)
+    assert shown(loop) == [1, "[...]"]
+    deep: list[object] = []
+    for _ in range(10_000):
+        deep = [deep]
+    assert "levels deep" in json.dumps(shown(deep))
+
+
+class Hostile:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __hash__ = __str__  # type: ignore[assignment]
+
+
+def test_a_value_that_cannot_be_shown_is_named() -> None:
+    """Whatever of it fails."""
+    assert shown(Hostile()) == "<Hostile that cannot be shown: RuntimeError>"
+    assert shown([Hostile(), 1]) == ["<Hostile that cannot be shown: RuntimeError>", 1]
