@@ -2,8 +2,17 @@
 
 `server` uses one `Wire` for each connection, in a thread of its own. It speaks only the
 HTTP that AWS clients send: Content-Length bodies, keep-alive, `Expect: 100-continue`,
-gzip. It parses the head itself, because `http.server` spends more time on it than a
-small call costs.
+gzip.
+
+It parses the head itself. A library takes more of the server's CPU, and a sender in a
+benchmark waits for each answer. With h11 0.16, a PutLogEvents of 1.1 MB without gzip
+cost 18 to 23 % more CPU (about 0.5 ms on 3.0 ms), most of it because h11 copies the body
+several times. One of 1 KB cost twice as much (0.39 ms, not 0.17 ms). `http.server`
+spends more time on a head than a small call costs.
+
+To measure it again, start `python -m cwsink.testing --forget-events`, send equal
+requests on one connection, and before and after them add up the first numbers of
+`cat /proc/PID/task/*/schedstat`, which are nanoseconds of CPU.
 """
 
 from __future__ import annotations
