@@ -1,4 +1,4 @@
-"""The flusher: what reads a spool and sends it, in a process of its own.
+"""The flusher: it reads spools and sends their records, in a process of its own.
 
 Think of it as three things, one within the other. A *process* looks after the spools of one root. In it an *election*
 for each spool, a thread, tries to get that spool's lease. With the lease it *leads*: it reads, delivers, commits and
@@ -20,7 +20,7 @@ take over: epoch + 1 in the cursor
    1,048,576 bytes with 26 for each event. Events that are too long are set aside, cut or split, as `oversize` says.
    Damage is noted. A loss marker becomes a notice. The chunk also knows up to where it settles each segment.
 2. **Wait for more**, until `batch_size` events are there, or the chunk is full, or the first has waited
-   `batch_timeout_seconds`. What a new leader finds has waited long enough, and a writer may ask to hurry.
+   `batch_timeout_seconds`. Records that a new leader finds have waited long enough. A writer may ask to hurry.
 3. **Cut** (`chunk`, pure). A request holds one stream, spans less than 24 hours, and is in order of time, then of
    arrival. Nearly always there is one. The cut depends on the records and settings only, so the next leader makes the
    same, and goes on behind the last event that is committed. A checksum of their sizes, the cursor's `shape`, proves
@@ -100,8 +100,8 @@ Giving way, and handing over
 The end
 -------
 
-A signal does not end it, it only takes the 2 s below from it: when a whole unit is told to end, workers may still
-log. It ends when it is not needed any more.
+A signal does not end the flusher, because workers may still log when a whole unit is told to end. The signal only
+skips the 2 s below. The flusher ends when it is not needed any more.
 
 * Nobody is attached to a spool any more: send what is there at once. All is delivered: wait 2 s for the next program,
   then leave the spool. Not delivered in `drain_timeout_seconds`: say how many records stay, and leave it.

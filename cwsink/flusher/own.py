@@ -36,7 +36,7 @@ from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
 _LOOK_SECONDS: Final = 0.1
-# A program may be started again and again (cron, `manage.py`). It finds the last flusher, if that waits so long.
+# A program may be started again and again (cron, `manage.py`). The flusher waits this long for the next start.
 LINGER_SECONDS: Final = 2.0
 # How often the flusher looks whether another process is to take over.
 _QUESTION_SECONDS: Final = 1.0

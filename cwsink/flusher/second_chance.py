@@ -90,7 +90,7 @@ def restamped(message: str, timestamp_ms: int) -> str:
         return f"[{moment}] {message}"
     if "_cwsink" in content:
         had = content["_cwsink"]
-        # It was replayed before. Its original time is the one that it had then.
+        # A message that was replayed before keeps the original time of its first replay.
         note = {**note, **had} if isinstance(had, dict) else {**note, "value": had}
         with contextlib.suppress(ValueError, RecursionError):  # Python does not write a number too large for a double
             return oversize.dump({**content, "_cwsink": note}).decode()
