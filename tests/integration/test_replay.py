@@ -395,7 +395,7 @@ def test_what_cannot_be_taken_out_is_told(
     captured = capsys.readouterr()
     assert "replayed 2" in captured.out
     assert "2 dead letters of" in captured.err
-    assert "A further replay sends them again." in captured.err
+    assert "Another replay sends them again." in captured.err
     assert pending(spool) == buried(spool) == ["1", "2"]
 
 
