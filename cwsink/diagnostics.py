@@ -66,7 +66,7 @@ def report(key: str, message: str) -> bool:
     return True
 
 
-def settled(key: str) -> None:
+def reset_quiet(key: str) -> None:
     """Note that the trouble of `key` is over: its next line is not held back."""
     _quiet.pop(key, None)
 

@@ -1,13 +1,13 @@
-"""What this host, task or pod is called, and which of its boots this is.
+"""The names of this host, task or pod, and the id of its boot.
 
-The names are asked for only when a stream template wants them:
+A name is looked up only if a stream template has its placeholder:
 
-* `{instance_id}`: EC2's metadata service, IMDSv2 (token, then the id).
-* `{task_id}`: the ECS task metadata endpoint, version 4, which ECS names in the environment.
-* `{pod}`: Kubernetes: `POD_NAME` (downward API), else `HOSTNAME`, which a pod sets to its name.
+* `{instance_id}`: from EC2's metadata service, IMDSv2 (first a token, then the id).
+* `{task_id}`: from the ECS task metadata endpoint, version 4. ECS gives its address in the environment.
+* `{pod}`: in Kubernetes, `POD_NAME` (downward API), else `HOSTNAME`, which a pod sets to its name.
 
-All of it within `BUDGET_SECONDS`. Botocore's own variables are honoured:
-`AWS_EC2_METADATA_DISABLED`, `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
+A look-up takes at most `BUDGET_SECONDS`. It honours botocore's own variables `AWS_EC2_METADATA_DISABLED` and
+`AWS_EC2_METADATA_SERVICE_ENDPOINT`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Final
 
-# A link-local service answers in milliseconds; where there is none, a start must not wait for it.
+# A link-local service answers in milliseconds. On a host without one, an application must not wait for it.
 BUDGET_SECONDS: Final = 1.0
 
 _IMDS: Final = "http://169.254.169.254"
@@ -35,13 +35,13 @@ _MOST_BOOT_ID_BYTES: Final = 64
 
 
 def name() -> str:
-    """Return the host's name, or the container's."""
+    """Return the name of this host, or of the container."""
     return socket.gethostname()
 
 
 @cache
 def boot_id() -> str:
-    """Return what tells this boot of this host from all others, the same in all its containers; "" if unknown."""
+    """Return the id of this boot of this host, which is the same in all containers. "" if it is not known."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if sys.platform == "darwin":
             return _sysctl("kern.bootsessionuuid")
@@ -51,14 +51,14 @@ def boot_id() -> str:
 
 
 def uptime_seconds() -> float:
-    """Return for how long this host is up, with the time it was suspended."""
-    # macOS has no CLOCK_BOOTTIME; its CLOCK_MONOTONIC counts a sleep, too.
+    """Return how long ago this host was booted, with the time for which it was suspended."""
+    # macOS has no CLOCK_BOOTTIME, but its CLOCK_MONOTONIC also counts while the host sleeps.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _sysctl(key: str) -> str:
-    """Return a text the kernel knows (macOS, sysctlbyname(3)). Raises OSError, UnicodeDecodeError."""
-    import ctypes  # a megabyte, and only here
+    """Return a text of the kernel (macOS, sysctlbyname(3)). Raises OSError, UnicodeDecodeError."""
+    import ctypes  # it takes a megabyte, so only if needed
 
     value = ctypes.create_string_buffer(_MOST_BOOT_ID_BYTES)
     size = ctypes.c_size_t(_MOST_BOOT_ID_BYTES)
@@ -68,12 +68,12 @@ def _sysctl(key: str) -> str:
 
 
 def look_up(name: str, env: Mapping[str, str]) -> str | None:
-    """Return the value of a placeholder of `LOOKED_UP`, or None if this is not such a place. Never raises."""
+    """Return the value of a placeholder of `LOOKED_UP`, or None if it has none here. Never raises."""
     try:
         found = LOOKED_UP[name](env)
-    except Exception:  # whatever answers there, and however: it is no such place
+    except Exception:  # whatever went wrong, the placeholder has no value here
         return None
-    # A proxy's error page is no id, and would make a stream name that is refused.
+    # A proxy may answer with an error page. CloudWatch would refuse a stream with such a name.
     return found if found and _ID.fullmatch(found) else None
 
 
@@ -111,12 +111,12 @@ LOOKED_UP: Final[dict[str, Callable[[Mapping[str, str]], str | None]]] = {
     "task_id": _task_id,
     "pod": _pod,
 }
-"""The placeholders that are asked of where the host runs, and how. Only a template that holds one costs a look."""
+"""The placeholders whose values come from the surroundings of the host, and how to look each of them up."""
 
 
 def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:
-    """Make one request without a proxy: these addresses are of this host. Raises OSError, ValueError."""
-    from urllib import request  # loaded only where a template asks
+    """Make one request without a proxy, because these addresses are on this host. Raises OSError, ValueError."""
+    from urllib import request  # loaded only if a template needs it
 
     opener = request.build_opener(request.ProxyHandler({}))
     left = until - time.monotonic()

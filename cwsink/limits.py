@@ -1,8 +1,8 @@
-"""CloudWatch Logs' documented limits, each in this one place (pure).
+"""The documented limits of CloudWatch Logs, all in one place (pure).
 
-Source: CloudWatch Logs API reference, the page of the action or type that each comment names
+Their source is the CloudWatch Logs API reference, at the action or type that each comment names
 (docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/), and "CloudWatch Logs quotas". The settings are checked
-against them, requests are cut by them, and the strict test server in `cwsink.testing` judges requests by them.
+against these limits, the flusher cuts requests by them, and the strict server in `cwsink.testing` judges by them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MAX_BATCH_EVENTS: Final = 10_000
 MAX_BATCH_BYTES: Final = 1_048_576
 EVENT_OVERHEAD_BYTES: Final = 26
 
-# "Each log event can be no larger than 1 MB" (raised from 256 KB in April 2025). The 26 bytes
-# count here too, so this is the longest message that always fits.
+# "Each log event can be no larger than 1 MB" (raised from 256 KB in April 2025). The 26 bytes count here, too. So this
+# is the longest message that always fits.
 MAX_EVENT_BYTES: Final = MAX_BATCH_BYTES - EVENT_OVERHEAD_BYTES
 
 # "A batch of log events in a single request cannot span more than 24 hours. Otherwise, the
-# operation fails." Exactly 24 h is refused in practice, so a span must be below this.
+# operation fails." In practice exactly 24 h is refused, too, so a span must be below this.
 MAX_BATCH_SPAN_MS: Final = 86_400_000
 
 # "None of the log events in the batch can be more than 2 hours in the future." / "None of the

@@ -1,7 +1,8 @@
-"""Where records go: log group, stream, region, endpoint, and who may write there.
+"""Targets: where records go (log group, stream, region, endpoint), and with which role or profile.
 
-An application names a target in its settings, with placeholders in the stream's name. `resolve` fills in what is fixed
-for the life of a host. The result is kept in the spool's FORMAT, so that any later leader sends to the same place.
+An application names a target in its settings, and the stream's name may have placeholders. `resolve` fills in those
+that are fixed for the life of a host. The spool keeps the result in FORMAT, so that each later leader sends to the same
+place.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from cwsink import host, naming
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 
-# What fapilog itself takes the application's name from.
+# fapilog, too, takes the application's name from this variable.
 APP_VARIABLE: Final = "FAPILOG_CORE__APP_NAME"
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """All that another process needs to send, and to create, as the writers would. Each field is a setting."""
+    """What a leader needs to know to send, and to create group and stream. Each field is a setting of the writers."""
 
     log_group_name: str
     log_stream_name: str
@@ -39,12 +40,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     log_group_class: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return it as settings of a SinkConfig."""
+        """Return the target as settings of a SinkConfig."""
         return {name: getattr(self, name) for name in Target.__struct_fields__}
 
     @property
     def spool_name(self) -> str:
-        """The directory name of its spool. Groups of the same name in two accounts are two targets."""
+        """The directory name of the target's spool. Groups of one name in two accounts are two targets."""
         account = self.role_arn or self.profile
         return naming.spool_name(self.log_group_name, self.log_stream_name, self.region, self.endpoint_url, account)
 
@@ -83,13 +84,13 @@ def _looked_up(name: str) -> Callable[[_Asker], str]:
     def look_up(asker: _Asker) -> str:
         if (found := asker.look_up(name)) is not None:
             return found
-        report(f"name_{name}", f"{{{name}}} cannot be found here; the stream is named after the host, {host.name()}.")
+        report(f"name_{name}", f"{{{name}}} cannot be found here. The stream is named after the host, {host.name()}.")
         return host.name()
 
     return look_up
 
 
-# What a stream's name may hold, beside `{date}` and `{env:NAME}`, and where each comes from.
+# The placeholders of a stream's name, beside `{date}` and `{env:NAME}`, and how to resolve each.
 _PLACEHOLDERS: Final[dict[str, Callable[[_Asker], str]]] = {
     "hostname": lambda _: host.name(),
     "app": _app,

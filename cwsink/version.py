@@ -1,4 +1,4 @@
-"""The version, and the file by which an upgrade of the installation is noticed (cwsink.spool.sending)."""
+"""The version. A process looks at this file to notice an upgrade of the installation (cwsink.spool.sending)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What can be typed: all commands with their options and help. Imports nothing of ours but the version.
+"""All commands with their options and help texts. Imports nothing of ours but the version.
 
-The parsers stand apart from the commands, so that none loads what another one imports.
+The parsers stand apart from the commands, so that no command loads what another one imports.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ LEVELS: Final = {
     "SECURITY": 70,
 }
 
-# Reasons of dead letters that may have a second chance. Damage has none: there is no record in it.
+# Reasons of dead letters that may have a second chance. Damage has none, because it holds no record.
 REPLAYABLE: Final = ("too_old", "too_new", "expired", "oversize", "poison")
 
 _WATCH_SECONDS: Final = 2.0
-# What `docker stop` leaves for everything; most of the time there is next to nothing to deliver.
+# `docker stop` leaves this time for everything. Nearly always there is next to nothing to deliver.
 _DRAIN_SECONDS: Final = 10.0
 
 _PATH = """\
-a spool (the directory with the file FORMAT), or a directory that holds several. Left out: where a
+a spool (the directory with the file FORMAT), or a directory that holds several. The default is where a
 worker would put its spool: FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY, CWSINK_SPOOL_DIRECTORY, or the first of
 /var/lib/cwsink, ~/.local/state/cwsink, /var/tmp/cwsink-<uid>"""
 
@@ -61,22 +61,22 @@ states:
   retrying      the last send failed; the leader tries again until it succeeds
   circuit_open  many sends failed in a row; the leader tries again about every 30 s
   stalled       a process leads, but is stopped or has not moved for 30 s
-  no_leader     records are pending and no process leads: they are sent when a worker logs
-                again, or by `cwsink flush`; if none is left that does, by `cwsink replay`
+  no_leader     records are pending and no process leads. They are sent when a worker logs
+                again, or by `cwsink flush`. If no worker will, send them by `cwsink replay`
 
 The books add up: appended = delivered + dead_lettered + evicted + pending (records).
-Status only looks: it writes nothing, needs no leader, and works on another user's spool as root.
+This command only looks. It writes nothing, needs no leader, and as root works on another user's spool.
 
 examples:
   cwsink status
   cwsink status /var/lib/cwsink --watch
   cwsink status --json | jq '.spools[] | {{path, state, pending}}'
 
-{_EXIT_CODES}; 1 also if there is no spool, or one cannot be read.
+{_EXIT_CODES}; 1 also if there is no spool, or if one cannot be read.
 """
 
 _TAIL = f"""\
-Without -n: the records that are not delivered yet. Delivered ones stay on disk for a short while only.
+Without -n it prints the records that are not delivered yet. Delivered records stay on disk for a short while only.
 With --level, records that have no level (plain text) are left out.
 
 examples:
@@ -89,32 +89,32 @@ examples:
 """
 
 _FLUSH = f"""\
-Delivers as a sidecar or a unit of systemd. While it leads, workers start no flusher of their own; with
-FAPILOG_CLOUDWATCH__FLUSHER=external they never do. Where to send is in the spool's FORMAT, how is in its
-settings.json, and credentials are where boto3 would find them.
+It delivers as a sidecar or as a unit of systemd. While it leads, workers start no flusher. With
+FAPILOG_CLOUDWATCH__FLUSHER=external they never start one. The spool's FORMAT says where to send, its settings.json
+says how, and credentials are found as boto3 finds them.
 
-TERM, which a process manager sends to a sidecar and to the application at once: deliver until no process is
-left that has logged (at most 20 s), then what is there (at most drain_timeout_seconds), and exit.
-Ctrl-C: deliver what is there, and exit. A second one of either: exit now. Records are never lost by it.
+TERM: a process manager sends it to a sidecar and to the application at once. So wait until no process is left
+that has logged (at most 20 s), and deliver meanwhile. Then deliver the rest (at most drain_timeout_seconds), and exit.
+Ctrl-C: deliver what is there, and exit. A second TERM or Ctrl-C: exit now. No record is lost by that.
 
 examples:
   cwsink flush /var/lib/cwsink                every spool there, until TERM
-  cwsink flush --once                         what crashed workers left; whoever leads may send it
+  cwsink flush --once                         have delivered what crashed workers left
   cwsink flush --once --timeout 30 SPOOL      exit 1 if it takes longer
 
 {_EXIT_CODES}
 """
 
 _RUN = """\
-Meant as the entry point of a container: works as process 1. The flusher is a process of its own, started again
-if it dies; the command gets FAPILOG_CLOUDWATCH__FLUSHER=external, unless that is set, so its processes only
-append, and their end makes no network call. stdin, stdout, stderr, working directory, signals and inherited
-descriptors are the command's own, as if it were started without us.
+It is meant as the entry point of a container, and works as process 1. The flusher is a process of its own, and is
+started again if it dies. The processes of the command only append: they start a flusher only if this one stays away
+for 5 s, and do not wait for delivery at their end. stdin, stdout, stderr, working directory, signals and inherited
+descriptors are as if the command was started without cwsink.
 
-Forwarded to the command: TERM INT HUP QUIT USR1 USR2 WINCH TTIN TTOU. When it has ended, what is left is delivered
-for at most --drain-timeout; a second TERM or Ctrl-C cuts that short. What stays in the spool is said on stderr.
-A gunicorn that is upgraded by USR2 is followed to the new master (Linux); other processes that the command leaves
-behind are not waited for.
+Signals forwarded to the command: TERM INT HUP QUIT USR1 USR2 WINCH TTIN TTOU. After its end, the flusher delivers what
+is left for at most --drain-timeout. A second TERM or Ctrl-C cuts that short. stderr says what stays in the spool.
+If a gunicorn is upgraded by USR2, the new master is the command from then on (Linux). Other processes that the command
+leaves behind are not waited for.
 
 examples:
   cwsink run -- gunicorn app:app --workers 4
@@ -125,37 +125,37 @@ Exit codes: the command's; 128 + N if it died of signal N; 127 not found, 126 no
 """
 
 _REPLAY = f"""\
-An orphan is a spool with pending records, without a leader, and without any process left that has logged there:
-its host or container has another name now, or its configuration changed. A replay sends it to the log group and
-stream written in its FORMAT; a spool that has a leader is left alone. What was sent is remembered at once, so one
-that is interrupted goes on where it was; records keep their own times. The emptied spool stays, and takes a few KiB.
+An orphan is a spool with pending records, without a leader, and without any process left that has logged there.
+Its host or container may have another name now, or the configuration was changed. A replay sends the records to the
+log group and stream in the spool's FORMAT. It leaves a spool alone that has a leader. It remembers at once what was
+sent, so an interrupted replay goes on where it was. Records keep their own times. The emptied spool takes a few KiB.
 
 dead letters:
-What CloudWatch refused is kept in dead_letters.jsonl of its spool. A replay appends it to the spool again,
-as new records, and takes it out of there; the leader, or `cwsink flush --once`, sends it.
-Killed in between, it may send some of it twice, and loses nothing.
+What CloudWatch refused is kept in dead_letters.jsonl of its spool. A replay appends these records to the spool
+again, and takes them out of that file. Then the leader sends them, or `cwsink flush --once`.
+A replay that is killed in between may send some of them twice, and loses none.
 
 reasons:
   too_old    more than 14 days: only with --restamp
   too_new    more than 2 hours ahead of CloudWatch's clock
   expired    older than the group's retention
-  oversize   if it is short enough by now, or if named: for workers that truncate or split
+  oversize   if it is short enough by now; or if named, which helps with oversize=truncate or split
   poison     CloudWatch found it invalid
   corrupt    damage, which holds no record: never
 
---restamp sends too_old, too_new and expired with the present time, and keeps their own inside: in a JSON object as
+--restamp sends too_old, too_new and expired with the present time. Their own time goes inside, in a JSON object as
 {{"_cwsink": {{"original_timestamp_ms": 1700000000000, "original_time": "2023-11-14T22:13:20.000Z"}}}},
 before plain text as [2023-11-14T22:13:20.000Z].
 
 examples:
-  cwsink replay --all --dry-run                        which orphans there are: how many records, of when
+  cwsink replay --all --dry-run                        which orphans there are, with how many records
   cwsink replay --all --rate 500                       send them, at most 500 records a second
   cwsink replay SPOOL                                  send this one (or all below a root), orphan or not
   cwsink replay --dead-letters --dry-run               how many, and why
   cwsink replay --dead-letters --restamp               also what is too old by now
   cwsink replay --dead-letters --reason poison SPOOL   nothing but these
 
-{_EXIT_CODES}; 1 also if a spool is full: live records come first, and the rest of its dead letters stays.
+{_EXIT_CODES}; 1 also if a spool is full. Live records come first, and the rest of the letters stays.
 """
 
 
@@ -173,7 +173,7 @@ def _status_options(status: argparse.ArgumentParser) -> None:
 
 def _tail_options(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new records as they are appended")
-    lines = "the last N records on disk, also delivered ones"
+    lines = "print the last N records on disk, also delivered ones"
     tail.add_argument("-n", "--lines", metavar="N", type=_at_least(0, "N"), help=lines)
     tail.add_argument("--grep", metavar="TEXT", help="only records that contain TEXT, in upper or lower case")
     tail.add_argument("--level", metavar="LEVEL", type=_level, help="only records of at least LEVEL, e.g. WARNING")
@@ -186,10 +186,10 @@ def _flush_options(flush: argparse.ArgumentParser) -> None:
         "--timeout",
         metavar="SECONDS",
         type=_positive,
-        help="give up after SECONDS: with --once in all (default: after 60 without any progress), else after TERM, "
-        "waiting for workers included (default: 25)",
+        help="with --once, give up after SECONDS in all (default: after 60 s without progress); else, end SECONDS "
+        "after TERM, with the wait for workers (default: 25)",
     )
-    # For `cwsink run`, which says on stdin when to end (cwsink.cli.serve).
+    # Only `cwsink run` uses it. It says on stdin when to end (cwsink.cli.serve).
     flush.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -205,17 +205,17 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--spool",
         metavar="PATH",
-        help="the directory below which spools lie, for the command and the flusher "
-        "(default: what both find, see `cwsink flush --help`)",
+        help="the directory of the spools, for the command and the flusher "
+        "(default: as for PATH of `cwsink flush --help`)",
     )
     run.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
 
 
 def _replay_options(replay: argparse.ArgumentParser) -> None:
-    replay.add_argument("--all", action="store_true", help="every orphan at PATH, and nothing else")
+    replay.add_argument("--all", action="store_true", help="send every orphan at PATH, and no other spool")
     rate = "the most records to send in a second (default: no limit)"
     replay.add_argument("--rate", metavar="RECORDS", type=_at_least(1, "RECORDS"), help=rate)
-    replay.add_argument("--dead-letters", action="store_true", help="what is in dead_letters.jsonl")
+    replay.add_argument("--dead-letters", action="store_true", help="replay dead_letters.jsonl")
     replay.add_argument(
         "--reason",
         metavar="REASON",
@@ -226,13 +226,13 @@ def _replay_options(replay: argparse.ArgumentParser) -> None:
     replay.add_argument(
         "--restamp",
         action="store_true",
-        help="send what was refused for its time with the present time, and its own inside",
+        help="send what was refused for its time with the present time, with its own time inside",
     )
     replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
 
 
 class Command(NamedTuple):
-    """What `--help` says of a command, what adds its options, and whether it takes the PATH of spools."""
+    """A command: its help text, the function that adds its options, and whether it takes a PATH of spools."""
 
     what: str
     epilog: str
@@ -251,8 +251,8 @@ COMMANDS: Final = {
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Return the options of `words`, and which `command` it is. Raises SystemExit: help was asked for, or is needed."""
-    if words[:1] == ["demo"]:  # it has arguments of its own
+    """Return the options of `words`, with the `command`. Raises SystemExit: help was asked for, or words are wrong."""
+    if words[:1] == ["demo"]:  # the demo has arguments of its own
         return argparse.Namespace(command="demo", words=words[1:])
     top = parser()
     options = top.parse_args(words)
@@ -263,7 +263,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands. `error` is among its options, for what only all arguments together tell."""
+    """Return the parser of all commands. Its option `error` is for a command that finds its arguments wrong."""
     top = argparse.ArgumentParser(
         prog="cwsink",
         description="Logs of many processes, spooled on local disk, to AWS CloudWatch Logs.",
@@ -294,7 +294,7 @@ def _positive(text: str) -> float:
     return seconds
 
 
-_positive.__name__ = "SECONDS"  # what argparse calls it in "invalid ... value"
+_positive.__name__ = "SECONDS"  # argparse says "invalid SECONDS value"
 
 
 def _at_least(least: int, name: str) -> Callable[[str], int]:

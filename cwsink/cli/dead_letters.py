@@ -1,13 +1,13 @@
-"""`cwsink replay --dead-letters`: what CloudWatch refused, once more.
+"""`cwsink replay --dead-letters`: send what CloudWatch refused once more.
 
-Dead letters become new records of a producer of their own, in the same ring, and whoever leads
-delivers them like any other: with a leader alive or without, through the same checks, and the
-ledger counts them as appended anew. Live records come first: nothing is evicted for a letter.
+Dead letters become new records in the same ring, with a producer of their own. The leader delivers them like any other
+record, and the ledger counts them as appended anew. The replay needs no leader: the next one finds them. Live records
+come first, so nothing is evicted for a letter.
 
-A step of letters is appended, made durable, and only then taken out of the dead letters. A
-replay that is killed in between leaves that step in both places, and the next one sends it again
-(at most `_STEP_LETTERS` duplicates). The other order would lose it. A note of how far a replay is would
-have to be made as durable as the removal, and would say no more than the removal does.
+A killed replay must not lose a letter. So a step of letters is appended, made durable, and only then taken out of the
+dead letters. A replay that is killed in between leaves the step in both places, and the next one sends it again (at
+most `_STEP_LETTERS` duplicates). A note of how far a replay is would have to be made as durable as the removal, and
+would say no more than the removal does.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
 
-# A killed replay may send so many letters twice. Each step rewrites the dead letters, which are 8 MiB at most.
+# A killed replay may send so many letters twice. A smaller step would rewrite the file, up to 8 MiB, more often.
 _STEP_LETTERS: Final = 1_000
 
-_DAMAGE: Final = "damage, there is no record to send"
+_DAMAGE: Final = "damage, which holds no record to send"
 _BEGINNING: Final = "only the beginning was kept"
 
 _WHY_STOPPED: Final = {
-    Append.FULL: "the spool, or its disk, is full, and nothing that waits there is evicted for them. Deliver that, "
-    "e.g. by `cwsink flush --once {}`, and replay again",
+    Append.FULL: "the spool, or its disk, is full, and no record that waits there is evicted for them. Deliver those, "
+    "for instance by `cwsink flush --once {}`, and replay again",
     Append.FAILED: "the spool cannot be written",
     Append.GONE: "the spool was removed",
 }
@@ -58,10 +58,10 @@ class Chosen(NamedTuple):
 
 
 class LetterReplay:
-    """Has the dead letters of one spool become records again.
+    """Makes records of the dead letters of one spool.
 
     Attributes:
-        failure: why it could not be done, or None.
+        failure: why the replay failed, or None.
     """
 
     def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
@@ -77,22 +77,22 @@ class LetterReplay:
         self.failure: str | None = None
 
     def pretend(self) -> None:
-        """Count what a replay would do."""
+        """Count what a replay would do, and change nothing."""
         try:
             self._replayed.update(each.reason for each in self._choose())
         except OSError as error:
             self.failure = f"cannot read the dead letters of {self._directory.path}: {error}"
 
     def run(self, shown: Display) -> None:
-        """Append what gets a second chance, step by step; then it is no dead letter any more."""
+        """Append the letters that get a second chance, step by step, and take them out of the dead letters."""
         try:
             with _alone(self._directory):
                 self._append_all(self._choose(), shown)
-        except OSError as error:  # SpoolError is one too
+        except OSError as error:  # a SpoolError is an OSError
             self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
 
     def tell(self, *, dry_run: bool) -> None:
-        """Say what was done."""
+        """Print what was done, or what would be done."""
         name = target(self._directory)
         replayed, skipped = self._replayed.total(), self._skipped.total()
         if replayed or skipped:
@@ -108,7 +108,7 @@ class LetterReplay:
         if self._dropped:
             most = text.size(dead_letter.MAX_BYTES)
             lost = text.counted(self._dropped, "dead letter")
-            print(f"{name}: {lost} lost before; the oldest go when all take {most}.")
+            print(f"{name}: {lost} lost before. The oldest go when all together take {most}.")
         if self._unreadable:
             lines = text.counted(self._unreadable, "line")
             complain(f"{lines} of {self._directory.dead_letters} cannot be read, and stay there.")
@@ -116,7 +116,7 @@ class LetterReplay:
             complain(self.failure)
 
     def _choose(self) -> list[Chosen]:
-        """Read the letters; return those that get a second chance, and remember why the others do not."""
+        """Read the letters. Return those that get a second chance, and remember why the others do not."""
         contents = self._letters.read()
         now_ms = time.time_ns() // 1_000_000
         chosen = []
@@ -132,15 +132,15 @@ class LetterReplay:
         return chosen
 
     def _append_all(self, chosen: list[Chosen], shown: Display) -> None:
-        # Without an Attachment: the last worker to leave has the spool drained, and must not leave that to this
-        # process, which delivers nothing.
+        # A worker that leaves last has the spool drained. If this process were attached, the worker would not be the
+        # last one, and this process delivers nothing. So there is no Attachment here.
         path, config = self._directory.path, self._config
         ring = Ring(self._directory, config.spool_max_bytes, config.ring_segment_bytes, may_evict=False)
         with contextlib.closing(ring):
             for start in range(0, len(chosen), _STEP_LETTERS):
                 stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])
                 replayed = self._replayed.total()
-                if shown.is_live:  # elsewhere the summary is soon enough
+                if shown.is_live:  # elsewhere the summary says it soon enough
                     shown.show(target(self._directory), replayed, len(chosen))
                 if stopped is not None:
                     why = _WHY_STOPPED[stopped].format(shlex.quote(path))
@@ -149,7 +149,7 @@ class LetterReplay:
                     return
 
     def _append(self, ring: Ring, step: list[Chosen]) -> Append | None:
-        """Append one step of letters, and take them out of the dead letters. Returns what stopped it, or None."""
+        """Append a step of letters, and take these out of the dead letters. Returns what stopped it, or None."""
         done: list[Chosen] = []
         try:
             for each in step:
@@ -160,7 +160,7 @@ class LetterReplay:
                     return answer
                 done.append(each)
             return None
-        finally:  # also when it is interrupted
+        finally:  # also after Ctrl-C
             if done:
                 self._take_out(done)
 
@@ -171,8 +171,8 @@ class LetterReplay:
             self._letters.remove(each.line for each in done)
         except OSError as error:
             self.failure = (
-                f"{text.counted(len(done), 'dead letter')} of {self._directory.path} replayed, but still kept as such: "
-                f"{error}. A further replay sends them again."
+                f"{text.counted(len(done), 'dead letter')} of {self._directory.path} replayed, but could not be taken "
+                f"out of the dead letters: {error}. Another replay sends them again."
             )
 
 
@@ -197,21 +197,21 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _alone(directory: SpoolDirectory) -> Iterator[None]:
-    """Keep a second replay of the spool out, which would send all of it twice. Raises SpoolError, OSError.
+    """Keep out a second replay of the spool, which would send all letters twice. Raises SpoolError, OSError.
 
-    The lock is on FORMAT: it is there, is never replaced, and nobody else locks it.
+    The lock is on the file FORMAT, because that is there, is never replaced, and has no other lock.
     """
     fd = descriptors.acquire(f"{directory.path}/FORMAT", os.O_RDONLY)
     try:
         if not descriptors.try_lock(fd, exclusive=True):
-            raise SpoolError("another replay is at it", directory.path)
+            raise SpoolError("another replay is at work", directory.path)
         yield
     finally:
         descriptors.release(fd, descriptors.incarnation())
 
 
 def _sync(directory: SpoolDirectory) -> None:
-    """Make what was appended durable: what is taken out of the dead letters next is nowhere else. Raises OSError."""
+    """Make the ring durable, because the letters are about to be taken out of their file. Raises OSError."""
     for opened in open_segments(directory):
         disk.sync(opened.fd)
     disk.sync_directory(directory.ring)

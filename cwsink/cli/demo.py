@@ -1,4 +1,4 @@
-"""`cwsink demo`: runs `cwsink.demo`, and says what to install if that cannot be."""
+"""`cwsink demo`: run `cwsink.demo`, or say what to install if it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from cwsink.cli import DONE, NOT_DONE, complain
 
 _HELP = """\
-usage: cwsink demo [arguments of its own]
+usage: cwsink demo [arguments of the demo]
 
 A real web server that logs, workers that are killed, a CloudWatch that fails, and a count of what arrived.
 It needs: pip install 'cwsink[demo]'
@@ -16,7 +16,7 @@ It needs: pip install 'cwsink[demo]'
 
 
 def run(options: argparse.Namespace) -> int:
-    """Hand over to the demo."""
+    """Run the demo. Returns its exit code."""
     try:
         from cwsink.demo import main  # type: ignore[attr-defined, unused-ignore]
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""`cwsink flush`: a dedicated flusher, for what is there now (`--once`), or until told to end (cwsink.cli.serve).
+"""`cwsink flush`: a dedicated flusher. With `--once` it delivers what is there now, else it serves (cwsink.cli.serve).
 
-The main thread looks at files, shows what it sees and listens to signals; each spool has a
-thread that stands for election and leads (cwsink.flusher.election).
+The main thread looks at files, shows what it sees and listens to signals. For each spool another thread stands for
+election and leads (cwsink.flusher.election).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cwsink.cli.spools import Spools
 
 
 def run(options: argparse.Namespace) -> int:
-    """Flush until told to end, or once."""
+    """Flush once, or until told to end. Returns the exit code."""
     if options.once:
         return _once(Spools(options.path, read_only=False), options.timeout)
     from cwsink.cli import serve

@@ -1,4 +1,4 @@
-"""What the commands that lead have in common: requests to stop, who leads, and the end of an election."""
+"""What all commands that lead need: requests to stop, the name of the leader, and the end of their elections."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cwsink.flusher.election import Election
 from cwsink.spool import cursor, leader_state, lease
 
 POLL_SECONDS: Final = 0.1
-# After the last request's time is over, what is left to do is to commit.
+# After the time for the last request is over, a leader may still have to commit.
 _COMMIT_SECONDS: Final = 1.0
-# Share of the time that is left in which new requests may begin. The rest is for the last one to finish.
+# In this share of the remaining time, new requests may begin. The rest is for the last request to finish.
 _DRAIN_SHARE: Final = 0.9
 
 
 class StopRequests:
-    """How often TERM or INT asked this process to end, and how.
+    """Requests to end, from the signals TERM and INT.
 
     A signal handler may interrupt any line of the main thread. So it only sets plain values, which that thread polls.
 
     Attributes:
         count: how many requests came.
-        is_patient: the first one was TERM, which a process manager sends, perhaps to our workers at the same time.
-        is_orphaned: who started us has ended without asking.
+        is_patient: the first request was TERM. A process manager may have sent it to the writers at the same time.
+        is_orphaned: the process that started this one has ended without a request.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class StopRequests:
             signal.signal(number, self._note)
 
     def look(self) -> None:
-        """See whether there are requests that do not come as signals."""
+        """Look for requests that do not come as signals. A subclass may have some."""
 
     def _note(self, number: int, *_: object) -> None:
         if not self.count:
@@ -48,13 +48,13 @@ class StopRequests:
 def end_all(
     elections: Collection[Election], drain_seconds: float | None, stops: StopRequests, ends_at: float | None = None
 ) -> None:
-    """Have all of them leave, and wait for it; a request beyond the first makes them leave at once.
+    """Have all elections leave, and wait until they have. A second request to stop makes them leave at once.
 
     Args:
-        elections: of all spools.
-        drain_seconds: how long each may deliver; its drain_timeout_seconds by default.
-        stops: to be asked again.
-        ends_at: when it has to be over (monotonic), a request in flight or not. None: that one is waited for.
+        elections: the elections of all spools.
+        drain_seconds: how long each may deliver. None: its drain_timeout_seconds.
+        stops: the requests to stop.
+        ends_at: the monotonic time at which all must be over, even with a request in flight. None: wait for that.
     """
     began = until = time.monotonic()
     for election in elections:
@@ -76,12 +76,12 @@ def end_all(
 
 
 def delivered(election: Election) -> int:
-    """Return how many records of the spool were delivered ever, by any process."""
+    """Return how many records of the spool any process has delivered so far."""
     return cursor.read(election.directory.cursor).ledger.delivered
 
 
 def leader_note(election: Election) -> str:
-    """Say who leads, and whether it gets on."""
+    """Return a note for the progress bar: which process leads, and whether it gets on."""
     directory = election.directory
     if not election.epoch:
         return f"{leader_name(directory)} leads" if lease.is_taken(directory) else "being elected"

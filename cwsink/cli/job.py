@@ -1,6 +1,6 @@
-"""One spool's part of `cwsink flush --once` and of `cwsink replay`: have delivered what was there at the beginning.
+"""Have what is in one spool now delivered, for `cwsink flush --once` and `cwsink replay`.
 
-The end is seen in the cursor, so it makes no difference whether this process delivers or a worker's flusher.
+The cursor shows when all of it is settled. So it makes no difference whether this process delivers or another flusher.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Backlog, survey
 
-# Without a time-out: an outage that lasts longer than this is not waited for.
+# Without --timeout the command gives up after this time without progress, and does not wait for an outage to end.
 _PATIENCE_SECONDS: Final = 60.0
-# Delivered segments that are not taken away within this time are left to the next leader.
+# If the leader does not take delivered segments away within this time, they are left to the next one.
 _TIDY_SECONDS: Final = 1.0
 
 
 class SpoolDrain:
-    """Follows one spool until its backlog is settled, or given up.
+    """Follows one spool until its backlog is settled, or until the command gives it up.
 
     Attributes:
-        target: what people call the spool.
-        backlog: what was there at the beginning.
-        election: of this process, which may deliver it; another process may, too.
+        target: the spool's name for people.
+        backlog: the records that were there at the beginning.
+        election: this process stands for election, but another process may deliver as well.
         is_done: the backlog is settled.
-        failure: what to complain of in the end, or None.
+        failure: the line to complain with in the end, or None.
     """
 
     def __init__(self, directory: SpoolDirectory, *, timeout: float | None = None, pace: float | None = None) -> None:
-        """`timeout`: give up after so many seconds. `pace`: the most records a second, as long as nobody logs there."""
+        """`timeout`: give up after so many seconds. `pace`: the most records to send in a second."""
         self.directory = directory
         self.target = target(directory)
         self.backlog = Backlog(directory)
@@ -55,24 +55,24 @@ class SpoolDrain:
 
     @property
     def is_tidy(self) -> bool:
-        """Tell whether one segment is left, as there is when all is delivered and no idle worker holds another."""
+        """Tell whether at most one segment is left. More are left as long as an idle worker has them open."""
         return len(segment.numbers(self.directory.ring)) <= 1
 
     @property
     def is_open(self) -> bool:
-        """Tell whether it is neither done nor given up."""
+        """Tell whether the backlog is neither settled nor given up."""
         return not self.is_done and not self._why
 
     @property
     def settled(self) -> int:
-        """How many records of the backlog are settled, near enough for a progress bar."""
+        """About how many records of the backlog are settled, for a progress bar."""
         return min(self.backlog.settled_since().appended, self.backlog.records)
 
     def look(self) -> None:
-        """See how far it is, whoever delivers; give up if it takes too long."""
+        """Look how far the backlog is settled, by whatever process. Give up if it takes too long."""
         now = time.monotonic()
         if self.election.pace is not None and is_anyone_attached(self.directory):
-            self.give_up("processes log there again, and a replay with --rate would slow them down")
+            self.give_up("processes log there again, and a replay with --rate would slow their delivery down")
             return
         if self.backlog.is_settled():
             self._tidy_until = self._tidy_until or now + _TIDY_SECONDS
@@ -86,7 +86,7 @@ class SpoolDrain:
             self.give_up(f"no progress for {text.duration(_PATIENCE_SECONDS)}")
 
     def give_up(self, reason: str) -> None:
-        """Follow it no further, and remember why while the leader's state still shows it."""
+        """Follow the spool no further. Remember why now, as long as the leader's state shows it."""
         view = look(self.directory)
         report = view.report
         if trouble := self.election.trouble:
@@ -95,21 +95,21 @@ class SpoolDrain:
             cause = f"{sentence(report.last_error)} {advice_on(report.last_error)}"
         else:
             cause = why(view) if report.state == "stalled" else ""
-        self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and sent by whoever leads next."
+        self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and the next leader sends them."
 
     def conclude(self) -> None:
-        """Say what stays. The election has ended, so the request that was in flight has got its answer."""
+        """Set `failure` if records stay. To be called after the election has ended, so that no request is in flight."""
         if self._why and self.backlog.is_settled():
             self.is_done = True
         elif self._why:
             self.failure = f"{text.stay(survey(self.directory).pending)} in {self.directory.path}: {self._why}"
         if self.backlog.foreign:
             self.failure = (
-                f"segments {self.backlog.foreign} of {self.directory.path} are for a newer cwsink: they stay."
+                f"segments {self.backlog.foreign} of {self.directory.path} are of a newer cwsink. They are kept for it."
             )
 
     def summary(self) -> str:
-        """Say what was done."""
+        """Return a line that says what was delivered."""
         seconds = text.duration(time.monotonic() - self._began)
         if not self.backlog.records:
             return f"{self.target}: nothing was pending."
@@ -122,7 +122,7 @@ class SpoolDrain:
 
 
 def follow(drains: Sequence[SpoolDrain], stops: StopRequests, shown: Display) -> None:
-    """Show how far they are until each is done or given up. Then end their elections, and conclude."""
+    """Show how far the spools are until each is done or given up. Then end their elections, and conclude."""
     while still_open := [drain for drain in drains if drain.is_open]:
         for drain in still_open:
             if stops.count:

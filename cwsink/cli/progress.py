@@ -1,4 +1,4 @@
-"""How a command shows that it gets on: bars on a terminal, a line now and then elsewhere."""
+"""Shows how far a command is: by bars on a terminal, elsewhere by a line now and then."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cwsink import diagnostics
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-# In a log file a line says that it is alive; more would only fill it.
+# In a log file, a line now and then says that the command is alive. More lines would only fill the file.
 _LINE_SECONDS: Final = 10.0
 
 
 class Display:
-    """Plain lines."""
+    """Shows progress as plain lines."""
 
     is_live = False
-    """What is shown is redrawn in place, so any step is worth showing."""
+    """Whether progress is redrawn in place, so that each small step may be shown."""
 
     def __init__(self) -> None:
         self._shown: dict[str, tuple[float, int]] = {}
@@ -32,7 +32,7 @@ class Display:
         print(line, flush=True)
 
     def show(self, target: str, done: int, total: int | None, note: str = "") -> None:
-        """Show how far one spool is, in records, if the last time is a while ago. `total` None: there is no end."""
+        """Show how many records of a spool are done, if the last line is a while ago. `total` None: no end is known."""
         at, before = self._shown.setdefault(target, (time.monotonic(), 0))
         if done != before and time.monotonic() - at >= _LINE_SECONDS:
             self._shown[target] = (time.monotonic(), done)
@@ -40,7 +40,7 @@ class Display:
 
 
 class _Bars(Display):
-    """A bar for each spool, redrawn in place; without totals a count."""
+    """Shows a bar for each spool, or a count if there is no total. Both are redrawn in place."""
 
     is_live = True
 
@@ -72,7 +72,7 @@ class _Bars(Display):
 
 @contextlib.contextmanager
 def display(*, has_end: bool) -> Iterator[Display]:
-    """Give what suits stdout. `has_end`: there will be totals."""
+    """Yield the display that suits stdout. `has_end`: totals are known."""
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         yield Display()
         return
@@ -83,7 +83,7 @@ def display(*, has_end: bool) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def _diagnostics_above(bars: _Bars) -> Iterator[None]:
-    """Have diagnostics printed above the bars. They write to descriptor 2 itself, which may be in the middle of one."""
+    """Print diagnostics above the bars. They are written to descriptor 2 itself, and could end up inside a bar."""
     if not os.isatty(2):
         yield
         return

@@ -1,13 +1,13 @@
-"""`cwsink replay PATH` and `--all`: send what lies in spools that nobody looks after.
+"""`cwsink replay PATH` and `cwsink replay --all`: send the records of spools that nobody looks after.
 
-An election (cwsink.flusher.election) for one spool after the other: it takes the lease like
-any leader, sends to the target in the spool's FORMAT and commits as it goes. So an
-interrupted replay goes on where it was, and workers that come back meanwhile lose nothing.
+A replay runs an election (cwsink.flusher.election) for one spool after the other. It takes the lease like any leader,
+sends to the target in the spool's FORMAT, and commits as it goes. So an interrupted replay goes on where it was, and
+workers that come back meanwhile lose nothing.
 
-An emptied spool stays, with its dead letters and its ledger, because a worker may be opening it at this very
-moment. But it gives its disk space back, and takes a few KiB then.
+An emptied spool stays, with its dead letters and its ledger, because a worker may be opening it at this moment. But its
+disk space is given back, and it takes only a few KiB then.
 
-`--dead-letters` is another thing: cwsink.cli.dead_letters.
+`cwsink replay --dead-letters` is in cwsink.cli.dead_letters.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cwsink.spool.directory import SpoolDirectory
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replay what is asked for, or say what would be replayed."""
+    """Replay what is asked for, or print what would be replayed. Returns the exit code."""
     if wrong := _contradiction(options):
-        options.error(wrong)  # ends with code 2
+        options.error(wrong)  # it exits with code 2
     if options.dead_letters:
         from cwsink.cli import dead_letters
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _contradiction(options: argparse.Namespace) -> str | None:
-    """Say what of the arguments does not belong together, or is missing."""
+    """Return which arguments do not go together, or which one is missing. None: all is well."""
     if options.dead_letters:
         wrong = [name for name, value in (("--all", options.all), ("--rate", options.rate)) if value]
         return f"{' and '.join(wrong)} cannot be combined with --dead-letters." if wrong else None
@@ -64,9 +64,9 @@ def _contradiction(options: argparse.Namespace) -> str | None:
 
 
 def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
-    """Send the spools, and tell whether all of it was done.
+    """Send the spools one after the other. Tell whether all were sent.
 
-    One after the other: `rate` is for all of them together, and each spool that is sent takes the memory of a client.
+    Not at once, because `rate` is for all of them together, and because each spool takes the memory of a client.
     """
     stops = StopRequests()
     lines: list[str] = []
@@ -80,10 +80,10 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
             try:
                 if orphans.is_led(directory):
                     name = leader_name(directory)
-                    lines.append(f"{target(directory)}: left alone, {name} leads and sends it.")
+                    lines.append(f"{target(directory)}: left alone, because {name} leads and sends it.")
                     continue
                 drain = _replay(directory, rate, stops, shown)
-            except (CwsinkError, OSError) as error:  # the other spools must not wait for this one
+            except (CwsinkError, OSError) as error:  # the other spools are sent all the same
                 failures.append(f"cannot replay {directory.path}: {error}")
                 continue
             if drain.failure:
@@ -102,7 +102,7 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
 
 
 def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, shown: Display) -> SpoolDrain:
-    """Send one spool, to its end or until it is given up."""
+    """Send one spool until all is delivered, or until it is given up."""
     drain = SpoolDrain(directory, pace=rate)
     if drain.backlog.is_empty:
         drain.is_done = True
@@ -118,7 +118,7 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
 
 
 def _give_back(directory: SpoolDirectory) -> None:
-    """Have an emptied spool take next to no space, unless a process leads it by now."""
+    """Give the disk space of an emptied spool back, unless another process leads it by now."""
     claim = lease.Lease(directory)
     try:
         if claim.try_acquire():
@@ -130,7 +130,7 @@ def _give_back(directory: SpoolDirectory) -> None:
 def _would_do(directory: SpoolDirectory) -> str:
     name = target(directory)
     if orphans.is_led(directory):
-        return f"{name}: would be left alone, {leader_name(directory)} leads and sends it."
+        return f"{name}: would be left alone, because {leader_name(directory)} leads and sends it."
     found = survey.pending(directory)
     if not found.records:
         return f"{name}: nothing is pending."
@@ -138,7 +138,7 @@ def _would_do(directory: SpoolDirectory) -> str:
     if found.oldest_ms is not None and found.newest_ms is not None:
         line += f" of {_utc(found.oldest_ms)} to {_utc(found.newest_ms)}"
         if found.oldest_ms < time.time_ns() // 1_000_000 - MAX_PAST_MS:
-            line += ", the oldest too old for CloudWatch: they become dead letters"
+            line += "; the oldest are too old for CloudWatch, and become dead letters"
     return f"{line}; from {text.printable(directory.path, one_line=True)}"
 
 

@@ -1,16 +1,17 @@
-"""`cwsink run -- COMMAND ...`: a command, and one flusher beside it for all that it logs.
+"""`cwsink run -- COMMAND ...`: run a command, and beside it one flusher for all that it logs.
 
 ```text
 start the command, then the flusher --> forward signals, reap, restart the flusher --> the command ends
-   --> the flusher drains, for so long at most --> say what stays --> the command's exit code
+   --> the flusher drains, for --drain-timeout at most --> say what stays --> the command's exit code
 ```
 
-This process holds no spool and loads neither botocore nor fapilog. It takes signals from a queue
-(cwsink.cli.signals) and reaps whatever it is the parent of: as process 1 every orphan of the container,
-elsewhere on Linux those of the command (PR_SET_CHILD_SUBREAPER).
+This process, the supervisor, holds no spool and loads neither botocore nor fapilog. It takes signals from a queue
+(cwsink.cli.signals) and reaps all its children. As process 1 it is also the parent of every orphan of the container,
+elsewhere on Linux of those that the command leaves behind (PR_SET_CHILD_SUBREAPER).
 
-The flusher has a session of its own, so no terminal reaches it, and it ignores what is sent to a whole unit.
-It is told to end over a pipe, whose closing tells it that we are gone (`ParentPipe` in cwsink.cli.serve).
+A terminal or a service manager may signal all processes at once, while the command still logs. So the flusher has a
+session of its own, and ignores such signals. The supervisor tells it to end over a pipe. If the pipe closes, the
+supervisor is gone (`ParentPipe` in cwsink.cli.serve).
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from typing import Final
 import cwsink
 from cwsink.cli.signals import FORWARDED, Arrival, Signals
 
-# What a shell answers.
+# The exit codes of a shell.
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
 _SIGNAL_BASE: Final = 128
 
-# Pauses before the flusher is started again: doubled each time, and short again once it has lived that long.
+# Pauses before the flusher is started again. Each is twice the last, until a flusher has lived for the third time.
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 60.0
-# The flusher keeps its time by itself. One that does not is killed.
+# The flusher keeps its time limit by itself. If it is late by this much, the supervisor kills it.
 _PATIENCE_SECONDS: Final = 1.0
 _LEAST_DRAIN_SECONDS: Final = 0.1
 
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# `python -m` would look for modules in the working directory first, where an application may have its `queue.py`.
+# `python -m` would look for modules in the working directory first, and an application may have a `queue.py` there.
 _FLUSHER: Final = """\
 import sys
 sys.path[:] = [each for each in sys.path if each] + [sys.argv.pop(1)]
@@ -58,20 +59,20 @@ def run(options: argparse.Namespace) -> int:
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     if not words:
         options.error("run what? The command goes last: cwsink run -- COMMAND ...")
-    # For the command and for the flusher: both take these from their environment.
-    os.environ["CWSINK_HOSTED"] = "run"  # cwsink.frontends.starter: the workers need not start one at once
+    # The command and the flusher both take these from their environment.
+    os.environ["CWSINK_HOSTED"] = "run"  # the workers need not start a flusher at once (cwsink.frontends.starter)
     if options.spool is not None:
-        # cwsink.config has this prefix, too; but it would be in memory for as long as the command runs.
+        # cwsink.config has this prefix, too, but would stay in memory for as long as the command runs.
         os.environ["FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
     return Supervisor(words, options.drain_timeout).run()
 
 
 class FlusherProcess:
-    """The process that flushes. Between its end and its next start there is none.
+    """The flusher, as a child of this process. Between its end and its next start there is none.
 
     Attributes:
-        start_at: when the next one is to be started (monotonic); None while one runs, or if none is wanted any more.
-        was_killed: the last one died of a signal.
+        start_at: the monotonic time of the next start. None while a flusher runs, or if none is to be started.
+        was_killed: a signal ended the last one.
     """
 
     def __init__(self, signals: Signals, drain_seconds: float) -> None:
@@ -87,11 +88,11 @@ class FlusherProcess:
 
     @property
     def pid(self) -> int | None:
-        """Its pid, if there is one now."""
+        """The pid of the flusher, or None if there is none now."""
         return None if self._process is None else self._process.pid
 
     def start(self, drain_seconds: float | None = None) -> None:
-        """Start one. If that fails, say so and plan another try."""
+        """Start a flusher. If that fails, say so and plan another try."""
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
         root = str(Path(cwsink.__file__).parent.parent)
         command = [sys.executable, "-c", _FLUSHER, root, "flush", "--supervised", "--timeout", f"{seconds:.3f}"]
@@ -109,28 +110,28 @@ class FlusherProcess:
                 )
             finally:
                 os.close(reading)
-        except (OSError, subprocess.SubprocessError, TypeError) as error:  # TypeError: there is no sys.executable
+        except (OSError, subprocess.SubprocessError, TypeError) as error:  # TypeError: sys.executable is None
             self._close()
             self._plan(f"the flusher cannot be started: {error}")
 
     def tell_to_end(self) -> None:
-        """Have it drain and end; a second call has it end at once. No other one is started by itself after that."""
+        """Have it drain and end. A second call has it end at once. After that no flusher is started by itself."""
         self._is_ending = True
         with contextlib.suppress(OSError):
             os.write(self._pipe, b".")
 
     def kill(self) -> None:
-        """End it for good."""
+        """Kill it, if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._close()
 
     def ended(self, status: int) -> None:
-        """Note that it was reaped with `status`. Plan to start another one, unless it was told to end."""
+        """Note that it was reaped with `status`. Unless it was told to end, plan to start another one."""
         pid, code = self.pid, os.waitstatus_to_exitcode(status)
         assert self._process is not None
-        self._process.returncode = code  # it must not wait for a pid that may be another's by now
+        self._process.returncode = code  # Popen must not wait for this pid, which may be another process's by now
         self._close()
         self.was_killed = code < 0
         if not self._is_ending:
@@ -154,10 +155,10 @@ class FlusherProcess:
 
 
 class Supervisor:
-    """Runs one command."""
+    """Runs one command, and keeps a flusher beside it."""
 
     def __init__(self, words: list[str], drain_seconds: float) -> None:
-        """Begin to collect signals. `drain_seconds`: the most that is spent on delivering after the command."""
+        """Begin to collect signals. `drain_seconds`: how long the flusher may deliver after the end of the command."""
         self._words = words
         self._drain_seconds = drain_seconds
         self._signals = Signals()
@@ -168,10 +169,10 @@ class Supervisor:
         self._late: list[Arrival] = []
 
     def run(self) -> int:
-        """Run it to its end. Returns the exit code."""
+        """Run the command to its end. Returns its exit code."""
         _adopt_orphans()
         try:
-            # No descriptor is closed: it may have been given some (systemd's sockets). Ours are closed by exec.
+            # Some descriptors may be for the command (systemd's sockets). So none is closed. Ours are closed by exec.
             process = subprocess.Popen(self._words, close_fds=False, preexec_fn=self._become_command)  # noqa: PLW1509  # no threads here
         except OSError as error:
             return self._say_why_not(error)
@@ -183,7 +184,7 @@ class Supervisor:
             if arrival is None:
                 self._flusher.start()
                 continue
-            # SIGTERM is handed out before SIGCHLD. So see whether the command has ended before any is forwarded.
+            # The kernel hands out SIGTERM before SIGCHLD. So look whether the command has ended before forwarding one.
             if self._reap():
                 self._late.append(arrival)
             elif arrival.number != signal.SIGCHLD:
@@ -194,8 +195,8 @@ class Supervisor:
         return self._code
 
     def _become_command(self) -> None:
-        """In the forked child, before exec: undo what would show the command that it has a supervisor."""
-        if os.environ.get("LISTEN_PID") == str(os.getppid()):  # systemd's sockets are for whom it names
+        """In the forked child, before exec: undo what a command without a supervisor would not see."""
+        if os.environ.get("LISTEN_PID") == str(os.getppid()):  # the pid for which systemd's sockets are meant
             os.environ["LISTEN_PID"] = str(os.getpid())
         self._signals.restore()
 
@@ -210,11 +211,11 @@ class Supervisor:
     def _forward(self, arrival: Arrival) -> None:
         self._stops += arrival.number in _STOPS
         if arrival.number in FORWARDED and not arrival.is_for_all:
-            with contextlib.suppress(OSError):  # it is not reaped yet, so the pid is its own; it may be another user's
+            with contextlib.suppress(OSError):  # not reaped yet, so the pid is the command's; it may be another user's
                 os.kill(self._command, arrival.number)
 
     def _reap(self) -> bool:
-        """Reap all children that have ended, and tell whether the command is one of them."""
+        """Reap all children that have ended. Tell whether the command has ended."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
@@ -234,7 +235,7 @@ class Supervisor:
     def _drain(self) -> None:
         """Have the flusher deliver what is left."""
         until = time.monotonic() + self._drain_seconds
-        for _ in range(2):  # a second time if the flusher is killed meanwhile
+        for _ in range(2):  # once more if the flusher is killed meanwhile
             if self._flusher.pid is None:
                 self._flusher.start(max(_LEAST_DRAIN_SECONDS, until - time.monotonic()))
             self._flusher.tell_to_end()
@@ -244,7 +245,7 @@ class Supervisor:
         self._flusher.kill()
 
     def _await_flusher(self, until: float) -> float:
-        """Wait for the flusher's end, until the time is over or a second stop signal comes. Returns until when."""
+        """Wait for the flusher to end. A second signal to stop shortens the time. Returns when the time is over."""
         while self._flusher.pid is not None:
             left = until + _PATIENCE_SECONDS - time.monotonic()
             arrival = self._late.pop() if self._late else self._signals.next(left)
@@ -260,7 +261,7 @@ class Supervisor:
         return until
 
     def _say_what_stays(self) -> None:
-        from cwsink.cli import text  # 8 MiB, which need not be held all the time
+        from cwsink.cli import text  # imported here, because it would hold 8 MiB while the command runs
         from cwsink.cli.spools import Spools
         from cwsink.errors import CwsinkError
         from cwsink.spool import orphans
@@ -277,25 +278,25 @@ class Supervisor:
 
 
 def _say(message: str) -> None:
-    """Say one line on stderr, if anybody listens: the command must not end because nobody does."""
+    """Write one line to stderr. If nobody reads it, that must not end the command."""
     with contextlib.suppress(OSError):
         os.write(2, f"cwsink: {message}\n".encode("utf-8", "backslashreplace"))
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of every orphan among our descendants, as process 1 is of all."""
+    """Become the parent of all orphans among our descendants, as process 1 is of all orphans."""
     if sys.platform != "linux" or os.getpid() == 1:
         return
-    with contextlib.suppress(Exception):  # then they are reaped by process 1, and no upgrade is followed
+    with contextlib.suppress(Exception):  # then process 1 reaps them, and no upgrade is followed
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _upgrade_of(pid: int) -> int | None:
-    """Return the child of ours that gunicorn `pid` has started to take its place (USR2), if there is one.
+    """Return the pid of our child that gunicorn `pid` has started to take its place (USR2), or None.
 
-    The new master is told by whom in its environment. No other orphan is followed: a daemon that the
+    The new master has the pid of the old one in its environment. No other orphan is followed, because a daemon that the
     command leaves behind must not keep a container alive.
     """
     mark = f"GUNICORN_PID={pid}".encode()

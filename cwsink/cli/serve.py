@@ -1,4 +1,4 @@
-"""`cwsink flush` without `--once`: a sidecar, a unit of systemd, or the flusher of `cwsink run`.
+"""`cwsink flush` without `--once`: the flusher as a sidecar, as a unit of systemd, or as a child of `cwsink run`.
 
 ```text
 serve --TERM----------------> await the writers --> drain --> end     a sidecar: the application got TERM, too
@@ -6,8 +6,8 @@ serve --INT, a byte on stdin--------------------> drain --> end       a person; 
 serve --stdin ends--> serve until no writer is left --> drain --> end  `cwsink run` was killed
 ```
 
-Writers are known from the kernel, by the shared lock each of them holds (cwsink.spool.attachment).
-A second request of any kind ends it at once. Nothing is lost by any of this: what is not delivered stays.
+Each writer holds a shared lock, by which the kernel tells whether any is left (cwsink.spool.attachment). A second
+request of any kind ends the command at once. No record is lost by that: what is not delivered stays in the spool.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from cwsink.spool import flusher_lock, orphans
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.survey import survey
 
-# How often it looks for new spools, and for processes that want to lead where it cannot deliver.
+# How often the command looks for new spools, and for processes that ask to lead where it cannot deliver.
 _LOOK_SECONDS: Final = 1.0
-# Time for all that comes after TERM. Kubernetes sends TERM to all containers of a pod at once, and KILL 30 s later.
+# All that comes after TERM must be over by then, because Kubernetes sends KILL 30 s after TERM.
 _GRACE_SECONDS: Final = 25.0
-# Share of that time in which writers may end by themselves. The rest is for delivering what they have appended.
+# In this share of that time, writers may end by themselves. The rest is for delivering what they have appended.
 _WRITERS_SHARE: Final = 0.8
 
 
 class ParentPipe(StopRequests):
-    """The requests of `cwsink run`, on stdin: each byte is one, and the end of the pipe is our parent's death.
+    """Requests from `cwsink run`, our parent, on stdin. A byte is one, and the end of the pipe is the parent's death.
 
-    Signals do not count as long as the parent lives. It decides when we end: systemd sends TERM to a whole unit
-    while the command still logs.
+    systemd sends TERM to a whole unit, while the command still logs. So signals do not count as long as the parent
+    lives: it decides when the flusher ends.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class ParentPipe(StopRequests):
         os.set_blocking(0, False)
 
     def look(self) -> None:
-        """Read what came."""
+        """Read the requests that have come."""
         if self.is_orphaned:
             return
         try:
@@ -64,10 +64,10 @@ class ParentPipe(StopRequests):
 
 
 def run(options: argparse.Namespace) -> int:
-    """Flush until told to end."""
+    """Flush until told to end. Returns the exit code."""
     stops = ParentPipe() if options.supervised else StopRequests()
     with display(has_end=False) as shown:
-        # Not `complain`, which fails if nobody reads stderr any more.
+        # `complain` would fail if nobody reads stderr any more. `report` does not.
         spools = Spools(options.path, read_only=False, tell=lambda message: report(message, message))
         service = FlushService(spools, options.timeout, stops, shown, "run" if options.supervised else "service")
         if not service.serve():
@@ -78,22 +78,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 class FlushService:
-    """Stands for election for every spool at a place, as they appear."""
+    """Stands for election for every spool at a place, also for those that appear later."""
 
     def __init__(self, spools: Spools, timeout: float | None, stops: StopRequests, shown: Display, kind: Kind) -> None:
-        """`timeout`: for everything after the first request to stop, in seconds. `kind`: who hosts it."""
+        """`timeout`: seconds for all that comes after the first request to stop. `kind`: which command hosts it."""
         self._spools = spools
         self._timeout = timeout
         self._stops = stops
         self._shown = shown
         self._kind = kind
-        self._elections: dict[Election, int] = {}  # and how many records were delivered before
+        self._elections: dict[Election, int] = {}  # with the number of records delivered before
         self._find_at = self._give_way_at = 0.0
         self._is_waiting = False
         self._ends_at: float | None = None
 
     def serve(self) -> bool:
-        """Deliver until told to end, or until no writer needs an orphaned flusher. False: no spool can be opened."""
+        """Deliver until told to end, or until an orphaned flusher has no writer left. False: no spool can be opened."""
         while not self._stops.count:
             self._find()
             if not self._elections and not self._spools.is_whole:
@@ -107,7 +107,7 @@ class FlushService:
         return True
 
     def await_writers(self) -> None:
-        """After TERM: go on as long as processes are left that log, but not for ever."""
+        """After TERM, go on as long as processes are left that log, but not for ever."""
         if not self._stops.is_patient:
             return
         total = _GRACE_SECONDS if self._timeout is None else self._timeout
@@ -123,8 +123,8 @@ class FlushService:
             self._show()
 
     def end(self) -> None:
-        """Deliver what is there, and let go of the spools."""
-        self._find_at = 0.0  # a short program's spool may be younger than the last look
+        """Deliver what is there, and give up the leases."""
+        self._find_at = 0.0  # a short program may have made a spool since the last look
         self._find()
         for election in self._elections:
             if election.epoch:
@@ -132,13 +132,13 @@ class FlushService:
         end_all(self._elections, self._timeout, self._stops, self._ends_at)
 
     def conclude(self, *, is_told: bool) -> int:
-        """Say what was delivered and what stays; the latter only if `is_told`. Returns the exit code."""
+        """Print what was delivered, and complain of what stays if `is_told`. Returns the exit code."""
         code = DONE
         for election, before in self._elections.items():
             sent = delivered(election) - before
             print(f"{target(election.directory)}: ended; {text.records(sent)} delivered meanwhile.", flush=True)
             directory = election.directory
-            is_stuck = not election.has_ended(0.0)  # then it still holds the lease
+            is_stuck = not election.has_ended(0.0)  # it still holds the lease then
             if pending := survey(directory).pending if is_stuck else orphans.left_behind(directory):
                 code = NOT_DONE
                 if is_told:
@@ -146,7 +146,7 @@ class FlushService:
         return code
 
     def _give_way(self) -> None:
-        """Let a process with other credentials lead where ours fail, if one asks for it."""
+        """If our credentials fail for a spool, and a process with others asks to lead, let it."""
         if time.monotonic() < self._give_way_at:
             return
         self._give_way_at = time.monotonic() + _LOOK_SECONDS
@@ -159,7 +159,7 @@ class FlushService:
         return any(is_anyone_attached(election.directory) for election in self._elections)
 
     def _find(self) -> None:
-        """Stand for election for new spools, if the last look for them is a while ago."""
+        """If the last look is a while ago, look for new spools and stand for election there."""
         if time.monotonic() < self._find_at:
             return
         self._find_at = time.monotonic() + _LOOK_SECONDS
@@ -175,7 +175,7 @@ class FlushService:
             self._is_waiting = True
 
     def _show(self) -> None:
-        """Show how far it is, and wait a little."""
+        """Show how far delivery is, and wait a little."""
         for election, before in self._elections.items():
             sent = delivered(election) - before
             self._shown.show(target(election.directory), sent, None, leader_note(election))

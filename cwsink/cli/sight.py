@@ -1,8 +1,8 @@
 """What can be seen of a spool: is everything delivered, how far behind is it, and why.
 
-`look` makes a `SpoolView` of one spool from its files. It needs no leader and no cooperation, so it works while
-everything else is stuck. `cwsink status` shows views, and `flush --once` says by one why it gives up. What is decided
-here (`state_of`, `why`) is pure.
+`look` makes a `SpoolView` of one spool from its files. It asks no other process, so it works while all others are
+stuck. `cwsink status` shows views. `flush --once` takes from a view why it gives up. The decisions (`state_of`, `why`)
+are pure.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cwsink.spool.survey import last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
 
-# Longer than any call of the leader's takes (connecting, waiting for the answer), and than a pause
-# of an open circuit.
+# A leader that has written nothing for this long does not move. No call (connecting, waiting for the answer) takes
+# longer, and no pause of an open circuit.
 STALLED_SECONDS: Final = 30.0
 
 
@@ -36,7 +36,7 @@ class Report:
     """One spool, as `--json` prints it. Counts are records unless the name has a unit.
 
     Attributes:
-        settings: how it is sent, as far as that differs from the defaults; the newest writer's.
+        settings: the newest writer's settings for sending that differ from the defaults.
         settings_from: that writer, as host/pid.
     """
 
@@ -65,17 +65,17 @@ class Report:
 
 @dataclass
 class SpoolView:
-    """A report, and what only people are shown.
+    """A report, and what only `cwsink status` for people shows.
 
     Attributes:
         is_stopped: the leader is proven to be a stopped process (SIGSTOP, a debugger).
         silent_seconds: how long the leader has written nothing.
         success_seconds: how long ago CloudWatch took the last records, or None.
         records_per_second: the leader's rate.
-        used_bytes: of the disk, by the ring.
+        used_bytes: the disk space that the ring takes.
         written_by: the host whose processes log there.
-        orphan_seconds: how long nobody has logged there, if nobody looks after the spool; else None.
-        elsewhere: the host whose leader has the spool, if it is not this one.
+        orphan_seconds: how long no process has logged there, if the spool is an orphan; else None.
+        elsewhere: the host of the leader, if that is another host; else None.
     """
 
     report: Report
@@ -110,7 +110,7 @@ def look(directory: SpoolDirectory) -> SpoolView:
         is_stopped=is_stopped,
         is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
     )
-    counts = asdict(books)  # of the same names in a report, but for these two
+    counts = asdict(books)  # a report has fields of the same names, except for these two
     del counts["epoch"], counts["oldest_pending_ms"]
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     report = Report(
@@ -142,15 +142,15 @@ def look(directory: SpoolDirectory) -> SpoolView:
 
 
 def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stopped: bool, is_silent: bool) -> State:
-    """Return the spool's state; the closed set is in `cwsink status --help`.
+    """Return the spool's state. All states are explained in `cwsink status --help`.
 
     Args:
-        pending: records that are not settled.
-        is_led: some process holds the lease.
-        doing: what it said of itself.
-        is_stopped: it is proven to be a stopped process.
-        is_silent: it has written nothing for long although records were pending. A leader that waits
-            between two tries has nothing to write.
+        pending: how many records are not settled.
+        is_led: a process holds the lease.
+        doing: the state that the leader has published.
+        is_stopped: the leader is proven to be a stopped process.
+        is_silent: the leader has written nothing for long although records were pending. That proves nothing while it
+            waits between two tries, because it has nothing to write then.
     """
     if not pending:
         return "idle"
@@ -164,16 +164,16 @@ def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stoppe
 
 
 def sentence(error: str) -> str:
-    """Return an error's text as a sentence, to be followed by another."""
+    """Return an error's text with one full stop at its end."""
     return f"{error.rstrip('. ')}."
 
 
 def why(view: SpoolView) -> str:
-    """Say why records are pending: one sentence or two, to be read after "why"."""
+    """Return why records are pending: a few sentences, which are shown after the label "why"."""
     report, leader = view.report, view.report.leader
     if report.state == "no_leader":
         if view.elsewhere is not None:
-            return f"Host {view.elsewhere} leads this spool: two hosts must not share one. It sends them."
+            return f"Host {view.elsewhere} leads this spool, and sends them. Two hosts must not share a spool."
         if view.orphan_seconds is not None:
             return _why_orphan(view, view.orphan_seconds)
         return "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
@@ -181,7 +181,7 @@ def why(view: SpoolView) -> str:
         who = f"The leader (pid {leader.pid} on {leader.host})"
         if view.is_stopped:
             return (
-                f"{who} is a stopped process. `kill -CONT {leader.pid}` lets it go on; if it ends, another one leads."
+                f"{who} is a stopped process. `kill -CONT {leader.pid}` lets it go on. If it ends, another one leads."
             )
         return f"{who} has not moved for {text.duration(view.silent_seconds)}. If it ends, another one leads."
     if report.state in ("retrying", "circuit_open") and report.last_error:
@@ -192,7 +192,7 @@ def why(view: SpoolView) -> str:
 
 
 def _why_orphan(view: SpoolView, silent_seconds: float) -> str:
-    """Say how it came to be left behind, as far as can be known, and what to type."""
+    """Return how the spool came to be left behind, as far as that can be known, and which command sends it."""
     silent = text.duration(silent_seconds)
     command = f"`cwsink replay {shlex.quote(view.report.path)}`"
     if view.written_by != host.name():

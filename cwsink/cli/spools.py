@@ -1,7 +1,7 @@
-"""Which spools a PATH on the command line means, and what people call them (reads directories).
+"""Finds the spools that a PATH on the command line means, and names them for people (reads directories).
 
-One spool that is damaged or closed to us must not hide the others: it is told on
-stderr and remembered, and the others are returned.
+A spool that is damaged or closed to us must not hide the others. So it is told on stderr and remembered, and the others
+are returned.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from cwsink.spool import heartbeat, segment
 from cwsink.spool.directory import SpoolDirectory, choose_root, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
 
-# What cwsink.naming.spool_name makes: a directory we cannot look into is only of interest if it is a spool.
+# The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
 _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
 
 
 def target(directory: SpoolDirectory) -> str:
-    """Return what people call a spool."""
+    """Return the name of a spool for people: its target."""
     return text.target(directory.format.log_group_name, directory.format.log_stream_name)
 
 
 def leader_name(directory: SpoolDirectory) -> str:
-    """Return who leads a spool, of which it is known that somebody does."""
+    """Return the name of the process that leads a spool, or of its host. The caller knows that one does."""
     if other := heartbeat.elsewhere(directory):
         return text.printable(f"host {other.mark.host}", one_line=True)
     leader = leader_of(directory)
@@ -36,14 +36,14 @@ def leader_name(directory: SpoolDirectory) -> str:
 
 
 class Spools:
-    """The spools at a PATH: `open()` them, and again later for those that are new.
+    """The spools at a PATH. `open()` returns them, and later also those that are new.
 
     Attributes:
-        is_whole: False as soon as one of them could not be read.
+        is_whole: False once a spool could not be read.
     """
 
     def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], object] = complain) -> None:
-        """`read_only`: for looking, also at other users' spools. `tell`: what says which cannot be read."""
+        """`read_only`: only look, also at other users' spools. `tell`: gets a line for each that cannot be read."""
         self._path = path or os.path.expanduser(os.environ.get(f"{ENVIRONMENT_PREFIX}SPOOL_DIRECTORY", ""))
         self._read_only = read_only
         self._tell = tell
@@ -52,11 +52,11 @@ class Spools:
 
     @property
     def place(self) -> str:
-        """The directory that is looked at, for messages."""
+        """The directory of PATH, for messages."""
         return os.path.abspath(self._path) if self._path else choose_root(None, os.environ, make=False)
 
     def open(self) -> list[SpoolDirectory]:
-        """Return those that can be opened. Raises SpoolAccessError: the place itself cannot be looked into."""
+        """Return the spools that can be opened. Raises SpoolAccessError: the directory itself cannot be read."""
         paths = find_spools(self._path or None)
         found = [directory for path in paths if (directory := self._open(path))]
         if paths != [self.place]:
@@ -64,11 +64,11 @@ class Spools:
         return found
 
     def find(self) -> list[SpoolDirectory]:
-        """Do as `open`; if there is none, say so, and what that may mean. What could not be opened was said already."""
+        """Do as `open`, and complain if there is no spool. `open` has told which cannot be opened."""
         found = self.open()
         if not found and self.is_whole:
             what = "holds no spool" if os.path.isdir(self.place) else "is not there"
-            complain(f"{self.place} {what}: nothing was logged into it yet, or it is another PATH.")
+            complain(f"{self.place} {what}: nothing was logged into it yet, or the spools are at another PATH.")
         return found
 
     def _open(self, path: str) -> SpoolDirectory | None:
@@ -79,7 +79,7 @@ class Spools:
             return None
 
     def _look_for_others(self, known: set[str]) -> None:
-        """Complain of what seems to be a spool, but cannot be opened as one."""
+        """Complain of directories that seem to be spools, but cannot be opened."""
         try:
             entries = [entry for entry in os.scandir(self.place) if entry.is_dir(follow_symlinks=False)]
         except OSError:

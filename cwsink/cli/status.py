@@ -1,4 +1,4 @@
-"""`cwsink status`: looks at spools (cwsink.cli.sight), and prints JSON, or text for people (cwsink.cli.status_view)."""
+"""`cwsink status`: look at spools (cwsink.cli.sight), and print JSON, or text for people (cwsink.cli.status_view)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cwsink.spool.directory import SpoolDirectory
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print once, or until Ctrl-C."""
+    """Print once, or with --watch until Ctrl-C. Returns the exit code."""
     with contextlib.suppress(KeyboardInterrupt):
         looks = _looks_at(Spools(options.path, read_only=True))
         if options.json:
@@ -38,7 +38,7 @@ def _print_json(looks: Iterator[tuple[list[SpoolView], int]], watch: float | Non
 
 
 def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolView], int]]:
-    """Look again and again. Yields what was seen, and the exit code it means."""
+    """Look again and again. Yields the views of all spools, and the exit code."""
     while True:
         views = [view for directory in spools.find() if (view := _try_to_look(directory, spools))]
         yield views, DONE if views and spools.is_whole else NOT_DONE

@@ -1,4 +1,4 @@
-"""What `cwsink status` shows to people: a block for each spool, the important thing first."""
+"""What `cwsink status` shows to people: a block for each spool, with the verdict first."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cwsink.cli import DONE, text
 from cwsink.cli.sight import SpoolView, why
 
 _LABEL_WIDTH: Final = 10
-# Lines of a pipe are not folded: they are for grep.
+# Lines in a pipe are for grep, so they are not folded.
 _UNFOLDED: Final = 10_000
 _NEARLY_FULL: Final = 0.8
 
-# How a state looks, and what begins its verdict where that says no more than the state.
+# The colour of each state, and the beginning of its verdict.
 _STATES: Final = {
     "idle": ("green", ""),
     "delivering": ("cyan", "Delivering"),
@@ -38,7 +38,7 @@ _KINDS: Final = {
 
 
 def show(looks: Iterator[tuple[list[SpoolView], int]], watch: float | None) -> int:
-    """Print the first look, or keep showing the newest."""
+    """Print the first look, or with `watch` show each look. Returns the exit code."""
     console = Console(highlight=False)
     if watch is None:
         views, code = next(looks)
@@ -72,7 +72,7 @@ def page(views: list[SpoolView], width: int) -> Text:
 
 
 def block(view: SpoolView, width: int) -> Text:
-    """Return one spool: target and verdict, then why, then the books."""
+    """Return the block of one spool: target and verdict, then why, then the books."""
     report = view.report
     style, _ = _STATES[report.state]
     lines = Text()
@@ -104,12 +104,12 @@ def _summary(views: list[SpoolView]) -> Text:
     verb = "is" if len(behind) == 1 else "are"
     summary = f"{len(behind)} of {len(views)} spools {verb} behind: {text.records(pending)} in all.\n"
     if (left := sum(view.orphan_seconds is not None for view in views)) > 1:
-        summary += f"{left} of them are orphans: `cwsink replay --all` sends those, with --dry-run it says which.\n"
+        summary += f"{left} of them are orphans. `cwsink replay --all` sends those, and --dry-run only lists them.\n"
     return Text(summary, "yellow")
 
 
 def _verdict(view: SpoolView) -> str:
-    """Answer the first question: is everything delivered?"""
+    """Return the answer to the first question: is everything delivered?"""
     report = view.report
     if not report.pending:
         if not report.appended:

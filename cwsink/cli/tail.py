@@ -1,6 +1,6 @@
 """`cwsink tail`: print the records of spools, also while they are appended, delivered and reclaimed.
 
-Each spool is read by a cwsink.spool.follower.
+A follower (cwsink.spool.follower) reads each spool.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.follower import Follower
 from cwsink.spool.record import Event
 
-# A quiet spool is looked at five times a second, which costs nothing; a busy one often enough
-# that a small segment is not filled, delivered and reclaimed unseen.
+# A look at a quiet spool five times a second costs nearly nothing. In a busy one, a small segment may be filled,
+# delivered and reclaimed within moments. So the command looks more often there.
 _QUIET_SECONDS: Final = 0.2
 _BUSY_SECONDS: Final = 0.01
 _NEW_SPOOLS_SECONDS: Final = 1.0
 
 
 class Printer:
-    """Filters records and prints them."""
+    """Prints the records that the filters let through."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._grep = options.grep.casefold() if options.grep else None
@@ -48,7 +48,7 @@ class Printer:
             return False
         if self._grep is None or self._grep in event.message.casefold():
             return True
-        # People see JSON spelled in another way: "order_id=17".
+        # People see a record as it is printed ("order_id=17"), not as JSON. So they may look for that.
         return self._grep in self._line(event, colour=False).casefold()
 
     def print(self, directory: SpoolDirectory, event: Event) -> None:
@@ -67,7 +67,7 @@ class Printer:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print until there is no more, or with -f until Ctrl-C or a closed pipe."""
+    """Print the records that are there. With -f go on until Ctrl-C, or until nobody reads the output."""
     _raise_file_limit()
     spools = Spools(options.path, read_only=True)
     printer = Printer(options)
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _begin(spools: Spools, followers: dict[str, Follower], printer: Printer, last: int | None) -> None:
-    """Print what is there: all that is pending, or the last so many of all that is on disk."""
+    """Print all pending records, or the `last` records of all that are on disk."""
     found = spools.find()
     printer.has_headings = len(found) > 1
     for directory in found:
@@ -121,28 +121,28 @@ def _follow(spools: Spools, followers: dict[str, Follower], printer: Printer) ->
 def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Follower:
     def say_missed(count: int) -> None:
         segments = f"{text.counted(count, 'segment')} of {directory.path}"
-        complain(f"{segments} came and went unseen: delivered (or evicted), but not shown here.")
+        complain(f"{segments} came and went unseen. Their records were delivered (or evicted), but not shown here.")
 
     return Follower(directory, all_present=all_present, missed=say_missed)
 
 
 def _wants_colour() -> bool:
-    """Colour is for a terminal whose user has not asked for none (no-color.org)."""
+    """Tell whether stdout is a terminal whose user has not turned colours off (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _is_nobody_reading() -> bool:
-    """Tell whether stdout is a pipe that nobody reads any more. If the spool is quiet, no write would notice it."""
+    """Tell whether stdout is a pipe that nobody reads any more. In a quiet spool, no write would notice that."""
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (OSError, ValueError):  # no descriptor behind it, or one that cannot be polled
+    except (OSError, ValueError):  # stdout has no descriptor, or it cannot be polled
         return False
 
 
 def _raise_file_limit() -> None:
-    """Allow more than the usual 1,024 descriptors: each segment takes one, and small segments may be many."""
+    """Allow more than the usual 1,024 descriptors. Each segment takes one, and there may be many small ones."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,7 +1,7 @@
-"""What people read: durations, sizes, and a record as a line (pure).
+"""Words for people: durations, sizes, and a record as a line (pure).
 
-Everything that comes from a spool is foreign text: `printable` takes its control
-characters away before it reaches a terminal, where they could do more than be read.
+All that comes from a spool is foreign text. Its control characters could do harm on a terminal, so `printable` replaces
+them by escapes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 # Deeper than this, data is shown as JSON.
 _MOST_FLAT: Final = 3
 _INDENT: Final = " " * 4
-# Context that tells nothing to a reader: fapilog draws a message_id at random for each entry.
+# This context tells a reader nothing, because fapilog draws a message_id at random for each entry.
 _NOISE: Final = frozenset({"message_id"})
 
 _RESET: Final = "\x1b[0m"
 _DIM: Final = "2"
 _AUDIT: Final = LEVELS["AUDIT"]
 _ERROR: Final = LEVELS["ERROR"]
-# From this rank on: magenta, bold red, yellow, green, dim.
+# Colours from these ranks on: magenta, bold red, yellow, green, dim.
 _LEVEL_COLOURS: Final = ((_AUDIT, "35"), (_ERROR, "1;31"), (LEVELS["WARNING"], "33"), (LEVELS["INFO"], "32"), (0, "2"))
 
 
@@ -83,7 +83,7 @@ def each_counted(counts: Mapping[str, int]) -> str:
 
 
 def target(log_group_name: str, log_stream_name: str) -> str:
-    """Return where a spool is sent, which is what people know it by."""
+    """Return the name of a spool for people: where its records are sent."""
     return printable(f"{log_group_name} → {log_stream_name}", one_line=True)
 
 
@@ -102,10 +102,10 @@ class Line:
     """A record as people read it.
 
     Attributes:
-        level: its name, or None for plain text.
-        rank: of the level, as in `logging`; None if there is no level.
-        details: key and value, in order.
-        more: what needs lines of its own: a traceback.
+        level: the name of the level, or None for plain text.
+        rank: the number of the level, as in `logging`; None if it is not known.
+        details: pairs of key and value, in order.
+        more: text for lines of its own: a traceback.
     """
 
     timestamp_ms: int
@@ -118,7 +118,7 @@ class Line:
 
 
 def read(event: Event) -> Line:
-    """Take a record apart: one of fapilog's two shapes of JSON, or any text."""
+    """Return a record as a line. Its message is one of fapilog's two shapes of JSON, or any text."""
     entry = _entry_of(event.message)
     if entry is None:
         return Line(event.timestamp_ms, None, None, "", event.message)
@@ -126,7 +126,7 @@ def read(event: Event) -> Line:
     name = level.upper() if isinstance(level, str) else None
     diagnostics = _mapping(entry.get("diagnostics"))
     rank = LEVELS.get(name) if name else None
-    if rank is None and isinstance(number := diagnostics.get("levelno"), int):  # the application's own level
+    if rank is None and isinstance(number := diagnostics.get("levelno"), int):  # a level that the application has made
         rank = number
     return Line(
         event.timestamp_ms,
@@ -140,17 +140,17 @@ def read(event: Event) -> Line:
 
 
 def is_at_least(line: Line, rank: int) -> bool:
-    """Tell whether a line's level is `rank` or above. A level we do not know passes, none does not."""
+    """Tell whether a line's level is `rank` or above. An unknown level passes. A line without a level does not."""
     return line.level is not None and (line.rank is None or line.rank >= rank)
 
 
 def render(line: Line, *, today: str, colour: bool) -> str:
-    """Return the line in local time, with escape sequences if `colour`.
+    """Return the line as text, with its time as local time.
 
     Args:
         line: what to show.
-        today: the local date, "2026-01-31"; other dates are shown.
-        colour: whether it goes to a terminal.
+        today: the local date, such as "2026-01-31". Other dates are part of the line.
+        colour: whether to use escape sequences.
     """
 
     def paint(text: str, code: str) -> str:
@@ -165,7 +165,7 @@ def render(line: Line, *, today: str, colour: bool) -> str:
     first, *rest = printable(line.message).splitlines() or [""]
     parts.append(paint(first, "1") if _ERROR <= (line.rank or 0) < _AUDIT else first)
     if line.details:
-        parts.append("")  # two spaces part the message from what belongs to it
+        parts.append("")  # two spaces between the message and its details
     parts.extend(
         f"{paint(f'{printable(key, one_line=True)}=', _DIM)}{printable(value, one_line=True)}"
         for key, value in line.details
@@ -175,7 +175,7 @@ def render(line: Line, *, today: str, colour: bool) -> str:
 
 
 def _entry_of(message: str) -> Mapping[str, Any] | None:
-    """Return fapilog's entry, if the message is one."""
+    """Return fapilog's entry, or None if the message is none."""
     if not message.startswith("{"):
         return None
     try:
@@ -227,7 +227,7 @@ def _clock(timestamp_ms: int, today: str) -> str:
 def _local(second: int) -> str:
     """Return the local date and time, or "" if there is none."""
     try:
-        # Naive on purpose: what the clock on the reader's wall showed.
+        # Naive on purpose, because people expect the time that their own clock showed.
         return datetime.fromtimestamp(second).isoformat(sep=" ")  # noqa: DTZ006
     except (ValueError, OverflowError, OSError):
         return ""

@@ -1,10 +1,10 @@
-"""The flusher: what reads a spool and sends it, in a process of its own.
+"""The flusher: it reads spools and sends their records, in a process of its own.
 
 Think of it as three things, one within the other. A *process* looks after the spools of one root. In it an *election*
 for each spool, a thread, tries to get that spool's lease. With the lease it *leads*: it reads, delivers, commits and
 reclaims. The words are explained in `cwsink`, the files in `cwsink.spool`.
 
-Nothing is remembered that the spool does not hold. Whoever takes over reads the cursor, and goes on behind it.
+Nothing is remembered that the spool does not hold. A leader that takes over reads the cursor, and goes on behind it.
 
 Chunk, request, outcome, commit
 -------------------------------
@@ -20,17 +20,22 @@ take over: epoch + 1 in the cursor
    1,048,576 bytes with 26 for each event. Events that are too long are set aside, cut or split, as `oversize` says.
    Damage is noted. A loss marker becomes a notice. The chunk also knows up to where it settles each segment.
 2. **Wait for more**, until `batch_size` events are there, or the chunk is full, or the first has waited
-   `batch_timeout_seconds`. What a new leader finds has waited long enough, and a writer may ask to hurry.
+   `batch_timeout_seconds`. Records that a new leader finds have waited long enough. A writer may ask to hurry.
 3. **Cut** (`chunk`, pure). A request holds one stream, spans less than 24 hours, and is in order of time, then of
    arrival. Nearly always there is one. The cut depends on the records and settings only, so the next leader makes the
-   same, and goes on behind the requests that are committed. A checksum of their sizes, the cursor's `shape`, proves
+   same, and goes on behind the last event that is committed. A checksum of their sizes, the cursor's `shape`, proves
    that they are the same; if they are not, it sends the chunk from its beginning.
 4. **Send** (`delivery`). Before each call the leader proves that it still leads. A request is not changed while it is
    tried, and there is no last try. An outcome is one row of one table in flusher/outcome.py: what it means, what the
    leader does, what the operator is told. No outcome drops a record: the worst that can happen to one is a dead
-   letter.
+   letter. CloudWatch refuses a request as a whole, and does not say for which event, so the leader sends its halves,
+   and their halves. An event that is refused alone becomes a dead letter only if CloudWatch has taken something else:
+   an earlier piece, or the *canary*, a line of our own. If it refuses the canary too, a setting is wrong: all stays
+   in the spool until somebody has corrected it.
 5. **Commit**. Offsets, epoch and ledger go into one slot of the cursor, in one write. A chunk of several requests is
-   committed after each of them, with the number of those that are done.
+   committed after each of them, and a refused request after each piece that is settled. The slot then says how many
+   requests are done, and how many events of the next one. A commit that fails (a full disk, an I/O error) is
+   repeated, and nothing is sent before it succeeds.
 6. **Reclaim** what is final and committed to its end.
 
 A call is believed to have succeeded only with a 200 and AWS's request id. botocore does not retry for us: it would
@@ -95,8 +100,8 @@ Giving way, and handing over
 The end
 -------
 
-A signal does not end it, it only takes the 2 s below from it: when a whole unit is told to end, workers may still
-log. It ends when it is not needed any more.
+A signal does not end the flusher, because workers may still log when a whole unit is told to end. The signal only
+skips the 2 s below. The flusher ends when it is not needed any more.
 
 * Nobody is attached to a spool any more: send what is there at once. All is delivered: wait 2 s for the next program,
   then leave the spool. Not delivered in `drain_timeout_seconds`: say how many records stay, and leave it.
@@ -115,10 +120,10 @@ What a leader's death repeats
 * Killed in the middle of a commit: the slot is torn, the other slot counts. The same request, once.
 * Killed between commit and unlink: nothing. The next leader unlinks.
 * Killed between a dead letter and the commit: the letter is there twice, and counted once.
-* Killed while it looks for the event that CloudWatch refuses, by halves: only the half that was under way. Each half
-  that CloudWatch takes is committed at once.
+* Killed while it looks for the event that CloudWatch refuses, by halves: only the half that was under way, and
+  perhaps the canary. Each half that CloudWatch takes is committed at once.
 
-Also a lost answer repeats its request. A commit that fails (no space, no descriptor) is tried again until it succeeds;
-its request is repeated only if the leader has to leave meanwhile. `resent` in the ledger counts what may have arrived
-already.
+Also a lost answer repeats its request. If a commit fails, its request is repeated only if the leader has to leave
+before the commit succeeds. `resent` in the ledger counts what a leader has sent again although it may have
+arrived already.
 """

@@ -1,15 +1,15 @@
-"""`adopt_orphans`: a leader sends, beside its own, the spools nobody looks after.
+"""`adopt_orphans`: a leader also sends the spools beside its own that nobody looks after.
 
-A thread of its own, so that live records never wait for it, looks through the root every
-`SCAN_SECONDS` for orphans (cwsink.spool.orphans) of the same owner and leads one at a time:
+Live records must never wait for old ones. So the adopter is a thread of its own. Every `SCAN_SECONDS` it looks
+through the root for orphans (cwsink.spool.orphans) of the same owner, and leads one at a time:
 
 ```text
 lease of the orphan -> at most PACE records a second, for at most STINT_SECONDS
--> on to the next one; sooner if it is empty, if a process logs there again, or if we leave
+-> on to the next one; sooner if the orphan is empty, if a process logs there again, or if the leader stops
 ```
 
-Of several leaders that adopt, the orphan's own lease decides. An orphan that cannot be delivered
-(no permission, a region out of reach) holds up the others for one stint in each round.
+If several leaders adopt, the orphan's own lease decides between them. An orphan that cannot be delivered (no
+permission, a region out of reach) holds up the other orphans for one stint in each round.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.lease import Lease
 
-# Records a second, in about one request: 4 ms of a core.
+# Records a second. This is about one request a second, which takes 4 ms of a core.
 PACE: Final = 1_000.0
 STINT_SECONDS: Final = 60.0
 SCAN_SECONDS: Final = 10.0
-# A leader that only drains at the end of a short program adopts nothing.
+# A leader that only drains at the end of a short program has ended before the first look, and adopts nothing.
 _FIRST_SCAN_SECONDS: Final = 1.0
-# How soon one that logs again has its spool back.
+# How often the adopter looks whether a process logs to the orphan again, which then gets its spool back.
 _LOOK_SECONDS: Final = 0.25
 
 
 @contextlib.contextmanager
 def beside(directory: SpoolDirectory, config: SinkConfig, *, kind: str) -> Iterator[None]:
-    """Adopt orphans while the block leads `directory`, if the config says so; the end waits for nothing."""
+    """Adopt orphans while the block leads `directory`, if the config says so. Its end waits for nothing."""
     if not config.adopt_orphans:
         yield
         return
@@ -58,7 +58,7 @@ def beside(directory: SpoolDirectory, config: SinkConfig, *, kind: str) -> Itera
 
 
 class _Stint(Orders):
-    """Deliver all there is, then leave; or sooner, once `must_leave` says so."""
+    """Orders to deliver all there is and leave, or to leave sooner, once `must_leave` says so."""
 
     def __init__(self, must_leave: Callable[[], bool]) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Adopter:
     """Adopts the orphans that lie in the same root as one spool.
 
     Attributes:
-        stop: set it to have `run` return as soon as the request in flight is over.
+        stop: set it, and `run` returns as soon as the request in flight is over.
     """
 
     def __init__(self, directory: SpoolDirectory, *, kind: str) -> None:
@@ -85,7 +85,7 @@ class Adopter:
         self.stop = threading.Event()
 
     def run(self) -> None:
-        """Adopt until told to stop."""
+        """Adopt orphans until `stop` is set."""
         wait_seconds = _FIRST_SCAN_SECONDS
         while not self.stop.wait(wait_seconds):
             wait_seconds = SCAN_SECONDS
@@ -99,13 +99,13 @@ class Adopter:
                     return
                 if path == self._own.path:
                     continue
-                with contextlib.suppress(CwsinkError, OSError):  # another user's, damaged, or just removed
+                with contextlib.suppress(CwsinkError, OSError):  # it is another user's, or damaged, or was just removed
                     directory = open_existing(path)
                     if orphans.is_orphan(directory):
                         yield directory
 
     def _try_to_adopt(self, directory: SpoolDirectory) -> None:
-        """Send one orphan, for a stint. What goes wrong is said, and tried again in the next round."""
+        """Send one orphan for a stint. If anything goes wrong, say so; the next round tries again."""
         claim = Lease(directory)
         try:
             if claim.try_acquire():

@@ -1,14 +1,14 @@
-"""AWS's descriptions of its services, as far as we call them: botocore's loader, with less to load.
+"""A loader for botocore that keeps only what we need of AWS's descriptions of its services.
 
-botocore reads what it knows of AWS from JSON files: every operation of CloudWatch Logs (133, of which we call 4), the
+botocore reads what it knows of AWS from JSON files: all 133 operations of CloudWatch Logs, of which we call 4, and the
 endpoints of 300 services in 8 partitions. That is 11 MiB of dicts in the guard, and again in the flusher that is forked
-from it; and a client with 133 methods takes 10 ms to make, one with 4 takes 3.
+from it. A client with 133 methods takes 10 ms to make, and one with 4 takes 3.
 
-So what is read is cut down: to our operations and the shapes that they name, to the endpoints of the services that are
-called here. A service that is not listed has its partition's default pattern, which is botocore's own rule. Services
-that credential providers call have their whole model. A file that does not look as expected is left to botocore.
+So this loader keeps our operations with the shapes that they name, and the endpoints of the services that are called
+here. A service without an endpoint gets its partition's default pattern, which is botocore's own rule. The services
+that credential providers call keep their whole model. A file that does not look as expected is left to botocore.
 
-Imported by `cwsink.flusher.cloudwatch` alone, and as late as botocore.
+Only `cwsink.flusher.cloudwatch` imports this module, and as late as botocore.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from botocore.loaders import JSONFileLoader, Loader
 
 _OPERATIONS: Final = ("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy")
-# As endpoints.json names them: CloudWatch Logs, and what credential providers call.
+# CloudWatch Logs, and the services that credential providers call, by their names in endpoints.json.
 _SERVICES: Final = ("logs", "sts", "portal.sso", "oidc", "signin")
 
 _Raw = dict[str, msgspec.Raw]
@@ -36,13 +36,13 @@ class AwsData(Loader):  # type: ignore[misc]  # botocore has no types
         super().__init__(search_paths, file_loader=_Files(), include_default_search_paths=False)
 
     def list_available_services(self, type_name: str) -> list[str]:
-        """Return what has a directory. botocore looks into each of 400 for a file of the type, which takes 30 ms."""
+        """Return the services with a directory. botocore looks into each of 400 for the file, which takes 30 ms."""
         return sorted({name for path in self.search_paths if os.path.isdir(path) for name in os.listdir(path)})
 
 
 class _Files(JSONFileLoader):  # type: ignore[misc]  # as above
     def load_file(self, file_path: str) -> Any:
-        """Return the content of a file, whose name is given without its ending; None if there is none."""
+        """Return the content of a file, or None if there is none. The path comes without the ending."""
         parts = file_path.split(os.sep)
         reduced: Callable[[_Raw], dict[str, Any]] | None = None
         if parts[-1] == "endpoints":
@@ -71,7 +71,7 @@ def _read(path: str) -> bytes | None:
 
 
 def _endpoints(data: _Raw) -> dict[str, Any]:
-    """Return endpoints.json with our services."""
+    """Return endpoints.json with only our services."""
     partitions = []
     for partition in msgspec.json.decode(data.pop("partitions"), type=list[_Raw]):
         services = msgspec.json.decode(partition.pop("services"), type=_Raw)
@@ -81,7 +81,7 @@ def _endpoints(data: _Raw) -> dict[str, Any]:
 
 
 def _model(data: _Raw) -> dict[str, Any]:
-    """Return service-2.json with our operations, and with the shapes that they lead to."""
+    """Return service-2.json with only our operations and the shapes that they lead to."""
     every = msgspec.json.decode(data.pop("operations"), type=_Raw)
     operations = {name: _plain(every[name]) for name in _OPERATIONS}
     raw = msgspec.json.decode(data.pop("shapes"), type=_Raw)
@@ -115,7 +115,7 @@ def _all_plain(parts: _Raw) -> dict[str, Any]:
 
 
 def _without_words(part: Any) -> Any:
-    """Return a part of a model without what it says to people."""
+    """Return a part of a model without its documentation."""
     if isinstance(part, dict):
         return {
             name: _without_words(each)

@@ -1,12 +1,12 @@
-"""Records into legal PutLogEvents requests (pure: feed, then ask).
+"""Makes legal PutLogEvents requests of records (pure: feed, then ask).
 
-A *chunk* is a contiguous range of what was read, small enough for one request by count and bytes. It is sent in one
-*request* for each stream, cut wherever a span would reach 24 hours, each in chronological order. Most chunks are one
-request.
+A *chunk* is a contiguous range of what was read, small enough for one request by count and bytes. Its events may be
+for several streams, or span 24 hours or more, and CloudWatch takes neither in one request. So a chunk is cut into
+*requests*: each holds one stream, spans less than 24 hours, and is in order of time. Most chunks are one request.
 
-The requests of a chunk depend on nothing but its records, and on the settings if one of them is oversize. So a leader
-that takes over in the middle of a chunk makes the same requests, which `fingerprint` proves, and goes on after the
-last event that is settled. The limits are those of cwsink.limits.
+The requests of a chunk depend only on its records, and on the settings if a record is oversize. So a leader that takes
+over in the middle of a chunk makes the same requests, which `fingerprint` proves, and goes on after the last event that
+is settled. The limits are those of cwsink.limits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cwsink.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_EVENT
 from cwsink.spool.frame import PLAIN_EVENT, Frame
 from cwsink.spool.record import Event, decode_event
 
-if TYPE_CHECKING:  # the module opens files, this one must not
+if TYPE_CHECKING:  # that module opens files, and this one must not
     from cwsink.spool.segment import SegmentKey
 
 _by_time: Final = attrgetter("timestamp_ms")
@@ -35,14 +35,14 @@ def message_bytes(message: str) -> int:
 
 
 class Request(NamedTuple):
-    """The events of one request: one stream, chronological, spanning less than 24 hours."""
+    """The events of one request: of one stream, in order of time, spanning less than 24 hours."""
 
     stream: str
     events: list[Event]
 
 
 class ChunkBuilder:
-    """Collects records until the next one would not fit into one request."""
+    """Collects events until the next one would not fit into one request."""
 
     def __init__(self, max_events: int = MAX_BATCH_EVENTS) -> None:
         self._max_events = max_events
@@ -63,23 +63,26 @@ class ChunkBuilder:
         self.reserve(size_bytes)
 
     def reserve(self, size_bytes: int) -> None:
-        """Keep room for an event with a message of at most so many bytes, which is added to the chunk later."""
+        """Keep room for an event that is added to the chunk later. Its message has at most `size_bytes` bytes."""
         self.count += 1
         self.bytes += size_bytes + EVENT_OVERHEAD_BYTES
 
     def add_while_it_fits(self, key: SegmentKey, frames: Sequence[Frame], start: int, max_event_bytes: int) -> int:
-        """Add the events of `frames` from index `start` on, as many as fit, up to the first that needs care.
+        """Add events of `frames` from index `start` on, until one does not fit or needs care.
 
-        The leader's hot loop, so `fits`, `add`, `message_bytes` are spelled out.
+        A frame needs care, which this method does not give, if it is not a plain event, if it cannot be decoded, or if
+        its message is too long.
+
+        This is the leader's hot loop. Therefore `fits`, `add` and `message_bytes` are spelled out.
 
         Args:
-            key: the segment they are from.
-            frames: one that is not a plain event, or cannot be decoded, needs care.
-            start: of the first one to add.
+            key: the segment of the frames.
+            frames: in the order in which they were appended.
+            start: index of the first frame to add.
             max_event_bytes: a longer message needs care.
 
         Returns:
-            How many were added.
+            How many events were added.
         """
         events = self._events.setdefault(key, [])
         before = len(events)
@@ -105,11 +108,11 @@ class ChunkBuilder:
 
     @property
     def is_one_request(self) -> bool:
-        """Tell whether what was added is within one request by count and bytes."""
+        """Tell whether all that was added fits into one request by count and bytes."""
         return self.count <= MAX_BATCH_EVENTS and self.bytes <= MAX_BATCH_BYTES
 
     def take(self) -> list[Event]:
-        """Return the events, by segment and then in the order they were appended, and begin anew."""
+        """Return the events by segment, and then in the order in which they were appended. Begin anew."""
         events = [event for key in sorted(self._events) for event in self._events[key]]
         self._events = {}
         self.count = self.bytes = 0
@@ -123,13 +126,12 @@ def requests(
 
     Args:
         events: in arrival order.
-        stream_of: the stream for an event's time in ms; the same for all of a second.
-        fits: all of them fit into one request by count and bytes (they do, unless one was split).
-        is_dated: the stream depends on the time at all; asking for each second costs something.
+        stream_of: gives the stream for an event's time in ms. It is the same for all of a second.
+        fits: whether all events fit into one request by count and bytes. They do, unless one was split.
+        is_dated: whether the stream depends on the time. If it does not, it need not be asked for each second.
 
     Returns:
-        Requests that together hold each event once. Within one stream, events are in order of
-        time, then arrival.
+        Requests that together hold each event once. Within one stream, events are in order of time, then of arrival.
     """
     ordered = sorted(events, key=_by_time)
     if not ordered:
@@ -139,7 +141,7 @@ def requests(
         return [Request(stream_of(first), ordered)]
     streams = {second: stream_of(second * 1000) for second in {each.timestamp_ms // 1000 for each in ordered}}
     stream = streams[first // 1000]
-    # All of them, not only first and last: with {date:%H} the same name comes back a day later.
+    # The first and the last stream prove nothing: with {date:%H} the same name comes back a day later. Look at all.
     if fits and last - first < MAX_BATCH_SPAN_MS and all(other == stream for other in streams.values()):
         return [Request(stream, ordered)]
     found = [Request(stream, [])]
@@ -160,7 +162,7 @@ def requests(
 
 
 def fingerprint(found: Iterable[Request]) -> int:
-    """Return a number that is the same for the same requests: streams, counts and bytes, not the content."""
+    """Return a number that is equal for equal requests. It is made of streams, counts and sizes, not of the content."""
     sizes = [(each.stream, [message_bytes(event.message) for event in each.events]) for each in found]
     return crc32(repr(sizes).encode())
 
@@ -188,6 +190,6 @@ def body(
     sequence_token: str | None = None,
     entity: Mapping[str, Mapping[str, str]] | None = None,
 ) -> bytes:
-    """Return the JSON body of the request."""
+    """Return the JSON body of a PutLogEvents request."""
     log_events = [_LogEvent(event.timestamp_ms, event.message) for event in events]
     return _encode(_Body(group, stream, log_events, sequence_token, entity))

@@ -1,16 +1,15 @@
-"""The CloudWatch Logs client: the only module that imports botocore, but for its loader (cwsink.flusher.aws_data).
+"""The CloudWatch Logs client. Beside cwsink.flusher.aws_data it is the only module that imports botocore.
 
-Every call gives an `Answer`; no exception of botocore leaves this module. The
-body of PutLogEvents is encoded once, with msgspec, and put in place by a
-`before-call` hook, which keeps botocore's credentials, endpoints and signing and
-saves its serialising and validating (measured: 2.5 ms for a 1 MB call against 21.8).
+Every call gives an `Answer`; no exception of botocore leaves this module.
 
-With `compression="gzip"` the body is compressed as the CloudWatch agent does it. A role is
-assumed with credentials that refresh themselves before they expire.
+botocore would serialise and validate the body of PutLogEvents, which takes 21.8 ms for 1 MB. We encode the body with
+msgspec, and a `before-call` hook puts it in place, which takes 2.5 ms. Credentials, endpoints and signing stay
+botocore's. With `compression="gzip"` the body is compressed as the CloudWatch agent does it. A role is assumed with
+credentials that refresh themselves before they expire.
 
-We retry ourselves (`total_max_attempts=1`): botocore's retries would send inside a
-call, where the lease cannot be checked. boto3 itself is not needed: botocore alone is loaded in 0.19 s instead of
-0.35, and takes 3 MiB less. Of what it reads about AWS's services, only what is called here is kept.
+botocore's retries would send inside a call, where the leader cannot check its lease. So botocore does not retry
+(`total_max_attempts=1`), and the leader does. boto3 is not needed: botocore alone is loaded in 0.19 s instead of 0.35,
+and takes 3 MiB less. Of what botocore reads about AWS's services, we keep only what is called here (aws_data).
 """
 
 from __future__ import annotations
@@ -33,34 +32,34 @@ from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
 from cwsink.version import __version__
 
-# A request of 1 MB of log lines becomes 248 KB in 6 ms of CPU; zlib's default, 6, makes it 205 KB in 15 ms,
-# 9 makes it 196 KB in 44 ms (python -m benchmarks.compression). CloudWatch charges for what comes out of it.
+# Level 1 makes 248 KB of 1 MB of log lines in 6 ms of CPU, zlib's default of 6 makes 205 KB in 15 ms, and 9 makes
+# 196 KB in 44 ms (python -m benchmarks.compression). CloudWatch charges for the size before compression.
 _GZIP_LEVEL: Final = 1
 
-_NO_ID: Final = "the answer has no AWS request id. Is that a proxy's? Check endpoint_url and the proxy settings"
+_NO_ID: Final = "the answer has no AWS request id. Has a proxy answered? Check endpoint_url and the proxy settings"
 
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
-# An error of any other operation is one of fetching credentials (AssumeRole, GetRoleCredentials). Its code
-# must not be taken for a word about the events.
+# botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
+# must not be taken for an answer about the events.
 _OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy"))
 
 
-# What sessions of one process share: what botocore has read of AWS, and its handlers of events.
+# All sessions of one process share these: what botocore has read of AWS, and its event handlers.
 _data: Any = None
 _emitter: Any = None
 
 
 def import_botocore() -> None:
-    """Import all that a call needs: 0.15 s."""
+    """Import all that a call needs. It takes 0.15 s."""
     for name in ("botocore.session", "botocore.handlers", "botocore.parsers", "cwsink.flusher.aws_data"):
         import_module(name)
-    import_module("encodings.idna")  # of the first look-up of a host name
+    import_module("encodings.idna")  # Python would import it at the first look-up of a host name
 
 
 def load() -> None:
-    """Import it, and read AWS's descriptions of our calls: 0.2 s, once for all clients of this process.
+    """Import botocore, and read AWS's descriptions of our calls. It takes 0.2 s, once for all clients of this process.
 
-    A client made after it takes 5 ms, also in a forked child. No credentials are looked for.
+    A client that is made afterwards takes 5 ms, also in a forked child. No credentials are looked for.
     """
     import_botocore()
     session = _new_session(None)
@@ -68,16 +67,17 @@ def load() -> None:
     session.create_client("logs", region_name="us-east-1").close()
 
 
-# What a spool's FORMAT says, or leaves to the profile's file. The environment is that of whoever started this process.
+# The spool's FORMAT says where to send, or leaves it to the profile's file. These variables must not: see below.
 _OF_THE_TARGET: Final = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", "AWS_ENDPOINT_URL")
-# Services that give credentials; an endpoint for all services (LocalStack) is theirs, too.
+# Services that give credentials. An endpoint for all services (LocalStack) is also meant for them.
 _CREDENTIAL_SERVICES: Final = ("STS", "SSO", "SSO_OIDC")
 
 
 def take_credentials_only(env: MutableMapping[str, str]) -> None:
-    """Keep the environment from saying where to send: it gives credentials, and no more.
+    """Take the variables that say where to send out of the environment. It may give credentials only.
 
-    A spool without a region or an endpoint of its own would else go where another application's variables point.
+    The environment is that of the application that happened to start this process. A spool of another application may
+    have no region or endpoint of its own, and would be sent where these variables point.
     """
     if url := env.get("AWS_ENDPOINT_URL"):
         for service in _CREDENTIAL_SERVICES:
@@ -87,7 +87,7 @@ def take_credentials_only(env: MutableMapping[str, str]) -> None:
 
 
 def _new_session(profile: str | None) -> Any:
-    """Return a session of botocore of its own. The first one of a process takes 20 ms, the others 1."""
+    """Return a new session of botocore. The first one of a process takes 20 ms, and each other one takes 1."""
     global _data, _emitter
     import botocore.session
 
@@ -116,10 +116,10 @@ class _LogsClient(Protocol):
 
 
 class CloudWatch:
-    """Sends to one log group, for one epoch."""
+    """Calls CloudWatch Logs for one log group, for one epoch."""
 
     def __init__(self, spool_format: SpoolFormat, config: SinkConfig, epoch: int) -> None:
-        """Remember; the client is made by the first call (it reads files, and may ask for credentials)."""
+        """Remember. The first call makes the client, because that reads files and may ask for credentials."""
         self._format = spool_format
         self._config = config
         self._epoch = epoch
@@ -138,7 +138,7 @@ class CloudWatch:
             self._body = b""
 
     def create_group(self) -> Answer:
-        """Create the log group; that it exists already is a success, and leaves it as it is."""
+        """Create the log group. If it exists already, that is a success, and the group stays as it is."""
         config, group = self._config, self._format.log_group_name
         wanted = {"kmsKeyId": config.kms_key_id, "tags": config.tags, "logGroupClass": config.log_group_class}
         options = {name: value for name, value in wanted.items() if value is not None}
@@ -149,16 +149,16 @@ class CloudWatch:
                 report(
                     "retention",
                     f"{group} was created, but its retention could not be set to {config.retention_days} days: "
-                    f"{kept.code}: {kept.message}. Records are delivered; set it by hand.",
+                    f"{kept.code}: {kept.message}. Records are delivered. Set the retention by hand.",
                 )
         return answer
 
     def create_stream(self, stream: str) -> Answer:
-        """Create a log stream; that it exists already is a success."""
+        """Create a log stream. If it exists already, that is a success."""
         return self._call("create_log_stream", logGroupName=self._format.log_group_name, logStreamName=stream)
 
     def forget_session(self) -> None:
-        """Let the next call read credentials anew: a cached provider can hand out expired ones for ever."""
+        """Let the next call read credentials anew, because a cached provider can hand out expired ones for ever."""
         self.close()
 
     def close(self) -> None:
@@ -180,17 +180,17 @@ class CloudWatch:
                 return Answer(code="CredentialRetrievalError", message=str(error))
             return _failure(error.response, str(error))
         except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
-            # A connection that was never made cannot have carried the call out; all else may have.
+            # If no connection was made, the call cannot have reached CloudWatch. In all other cases it may have.
             never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
             message = str(error)
             if isinstance(error, exceptions.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
-                message += f" (AWS_CA_BUNDLE is {bundle})"  # "No such file" does not say which
+                message += f" (AWS_CA_BUNDLE is {bundle})"  # the error says "No such file", not which one
             return Answer(code=type(error).__name__, message=message, is_ambiguous=not never_sent)
         except ResponseParserError as error:
             return Answer(code="ResponseParserError", message=str(error), is_ambiguous=True)
         except Exception as error:
-            # NoCredentials, NoRegion, a broken credential_process, a proxy's surprise: all keep the batch.
-            # What is none of botocore's own comes from a client that is not made yet, or from parsing an answer.
+            # No credentials, no region, a broken credential_process, a surprise of a proxy: the records stay.
+            # An exception that is not botocore's comes from making the client, or from parsing an answer.
             may_have_arrived = self._client is not None and not isinstance(error, exceptions.BotoCoreError)
             return Answer(code=type(error).__name__, message=str(error), is_ambiguous=may_have_arrived)
         metadata = answer.get("ResponseMetadata", {})
@@ -223,7 +223,7 @@ class CloudWatch:
         return client
 
     def _session(self, botocore_config: Any) -> Any:
-        """Return a session of the profile, or of the role that is assumed with it."""
+        """Return a session of the profile, or of the role that the profile assumes."""
         config = self._config
         source = _new_session(config.profile)
         self._region = self._format.region or source.get_config_variable("region")

@@ -1,8 +1,8 @@
-"""What was read, gathered into chunks: frames in, `Chunk`s out.
+"""Gathers what was read into chunks: frames in, `Chunk`s out.
 
-Decodes events, turns loss markers into notices, sets aside what is damaged or too
-large, and remembers up to where each segment is settled once the chunk is delivered.
-Holds at most one block of a segment and one chunk, whatever the spool holds.
+The collector decodes events, turns loss markers into notices, and sets aside what is damaged or too long. It remembers
+up to where each segment is settled once the chunk is delivered. It holds at most one block of a segment and one chunk,
+however much the spool holds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from cwsink.spool.reader import Block, RingReader
 from cwsink.spool.record import Event, Loss
 from cwsink.spool.segment import SegmentKey
 
-# Events that are set aside do not count for a request. Without a bound of their own a backlog of
-# them would be one chunk, in memory as a whole.
+# Events that are set aside do not count for a request. Without a bound of their own, a whole backlog of such events
+# would be one chunk in memory.
 _MOST_SET_ASIDE_BYTES: Final = record.MAX_PAYLOAD_BYTES
 _LAST_MS: Final = (1 << 63) - 1
-# The line that tells the stream of them is shorter.
+# The notice that tells the stream of events that were set aside is shorter than this.
 _NOTICE_BYTES: Final = 200
 
 
@@ -44,12 +44,12 @@ class Chunk:
     """A range of the ring, and all that has to happen before it is committed.
 
     Attributes:
-        events: what to send, notices included.
-        oversize: events CloudWatch cannot take.
+        events: what to send, with the notices.
+        oversize: events that are too long, and become dead letters.
         damage: ranges that hold no record any more.
         refused: what loss markers in the range add to the ledger, by reason.
-        ends: up to where each segment is settled then.
-        is_one_request: they fit into one request by count and bytes.
+        ends: up to where each segment is settled once the chunk is.
+        is_one_request: the events fit into one request by count and bytes.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -74,19 +74,19 @@ class Collector:
         self._builder = ChunkBuilder(config.max_batch_events)
         self._chunk = Chunk()
         self._set_aside_bytes = 0
-        self._damage: deque[DamagedRange] = deque()  # of the block, and not in the chunk yet
+        self._damage: deque[DamagedRange] = deque()  # in the block, and not in the chunk yet
         self._unread: list[Frame] = []
         self._next = 0  # index of the first frame in `_unread` that is not in the chunk yet
         self._block: Block | None = None
 
     @property
     def count(self) -> int:
-        """How many events are gathered."""
+        """How many events the chunk has so far."""
         return self._builder.count
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether nothing at all was read since the last `take`."""
+        """Tell whether nothing was read since the last `take`, not even damage or a loss marker."""
         return not self._chunk.ends
 
     def fill(self) -> bool:
@@ -102,9 +102,10 @@ class Collector:
             self._block = None
 
     def replay(self, ends: Iterable[Offset]) -> bool:
-        """Gather exactly the range that ends at `ends`, as the leader before us had it.
+        """Gather exactly the range that ends at `ends`, which the leader before this one was sending.
 
-        Returns whether all of it was still there.
+        Returns:
+            Whether all of the range is still there.
         """
         wanted = {end.key: end.offset for end in ends}
         for end in sorted(ends, key=lambda each: each.key):
@@ -114,7 +115,7 @@ class Collector:
         return wanted == self._chunk.ends
 
     def take(self) -> Chunk:
-        """Return the chunk and begin the next one."""
+        """Return the chunk, and begin the next one."""
         chunk, self._chunk = self._chunk, Chunk()
         self._set_aside_bytes = 0
         chunk.is_one_request = self._builder.is_one_request
@@ -129,7 +130,7 @@ class Collector:
         self._damage = deque(DamagedRange(block.key, damage) for damage in block.damage)
 
     def _gather(self, block: Block, *, everything: bool = False) -> bool:
-        """Move frames of `block` into the chunk. False: the next one does not fit."""
+        """Move frames of `block` into the chunk. Returns False if the next frame does not fit."""
         builder, chunk, key = self._builder, self._chunk, block.key
         unread = self._unread
         while True:
@@ -161,19 +162,20 @@ class Collector:
         return True
 
     def _reach(self, key: SegmentKey, end: int) -> None:
-        """Have the chunk end there.
+        """Have the chunk end at `end` of the segment.
 
-        Damage is counted when the chunk is committed. So a range goes into the chunk that ends behind it: in one that
-        ends before it, the next leader would read it, and count it, again.
+        Damage is counted when its chunk is committed, and a leader that takes over reads on behind the chunk. If the
+        damaged range lay behind the end of its chunk, the next leader would read and count it again. So the range goes
+        into the chunk that ends behind it.
         """
         self._chunk.ends[key] = end
         while self._damage and self._damage[0].damage.end <= end:
             self._chunk.damage.append(self._damage.popleft())
 
     def _add_oversize(self, key: SegmentKey, event: Event, size: int, everything: bool) -> bool:
-        """Deal with an event that is too long, as the policy says. False: not in this chunk any more."""
+        """Deal with an event that is too long, as `oversize` says. Returns False if it must wait for the next chunk."""
         limit = self._max_event_bytes
-        # A metric event that is cut is no metric: it goes whole, or not at all.
+        # An embedded metric that is cut is no metric any more. So it is never cut.
         policy = "drop" if oversize.is_embedded_metric(event.message) else self._oversize
         if policy == "drop":
             if not everything and (
@@ -191,7 +193,7 @@ class Collector:
         else:
             messages = oversize.split(event.message, limit, event.id)
         sizes = [message_bytes(message) for message in messages]
-        # The pieces of one event may be more than one request takes; they are a chunk of their own then.
+        # The pieces of one event may be too much for one request. So they begin a chunk of their own.
         if not (everything or self._builder.count == 0 or (len(messages) == 1 and self._builder.fits(sizes[0]))):
             return False
         for index, (message, part_bytes) in enumerate(zip(messages, sizes, strict=True)):
@@ -217,10 +219,10 @@ class Collector:
 
 
 def notice(loss: Loss) -> Event:
-    """Return what the stream is told about lost records. Its sequence marks it as not a record."""
+    """Return the notice that tells the stream of lost records. Its sequence says that it is not a record."""
     count = f"{loss.count:,} record{'s' if loss.count != 1 else ''}"
     text = f"cwsink: {count} dropped {_clock(loss.first_ms)} to {_clock(loss.last_ms)}, reason {loss.reason}"
-    # A marker may hold any time, but CloudWatch refuses a request in which one is negative, or of more than 64 bits.
+    # A loss marker may hold any time. CloudWatch refuses a request with a time below 0 or above 63 bits, so clamp it.
     return Event(min(max(0, loss.last_ms), _LAST_MS), loss.producer, record.NOTICE, text)
 
 

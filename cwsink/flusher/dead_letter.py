@@ -1,20 +1,20 @@
-"""What can never be delivered, kept: one JSON line each, with the reason.
+"""Dead letters: what can never be delivered is kept in a file, one JSON line each, with the reason.
 
 ```text
 letter   {"time": "...Z", "reason": "too_old", "error": "...", "id": "producer-sequence",
           "timestamp_ms": 1700000000000, "message": "..."}
 damage   {"time", "reason": "corrupt", "segment", "offset", "bytes", "data": base64}
 too long {"time", "reason", "error", "id", "timestamp_ms", "bytes", "beginning"}
-dropped  {"dropped": 1234}     how many the cap has cost so far; the last such line counts
+dropped  {"dropped": 1234}     how many letters the cap has cost so far; the last such line counts
 ```
 
-The file and its predecessor (`.1`) together stay below the cap, oldest out. What goes out is
-counted first, so a kill in between makes the count too high, never too low. A letter is whole;
-only of one that is longer than the cap no more than the beginning is kept, and it counts as dropped.
+The file and its predecessor (`.1`) together stay below the cap: the oldest letters go. They are counted before they go,
+so a kill between the two makes the count too high, never too low. A letter is kept whole, unless it alone is longer
+than the cap. Then only its beginning is kept, and it counts as dropped.
 
-The leader appends, `cwsink replay` takes out what it has appended to the ring again. Both hold a
-flock on the spool's directory meanwhile: unlike the files it is never replaced, and unlike a lock
-file it needs no room on a full disk. Files are replaced whole, in one rename.
+The leader appends letters. `cwsink replay` takes out those that it has appended to the ring again. Each of them holds a
+flock on the spool's directory meanwhile, because the directory is never replaced as the files are, and needs no room
+on a full disk as a lock file would. Files are replaced whole, in one rename.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from cwsink.spool import descriptors
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-# Damage, and the beginning of what is too long, are kept for a look at what happened, not for a replay.
+# Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
-# Lines are written some at a time, so that few large letters in memory are encoded at once.
+# Lines are written in portions of this size, so that few large letters are in memory in encoded form.
 _PORTION_BYTES: Final = 64 * 1024
-# A line of the count is shorter, whatever the number. Each file may end up with two beyond its share.
+# A line with the count is shorter, whatever the number. Each file may end up with two such lines beyond its share.
 _COUNT_BYTES: Final = 32
 _COUNT: Final = b'{"dropped":'
-# The lock is held for milliseconds. Longer than this only by a process that is stopped: then the leader
-# appends all the same, which could lose a letter, and waiting for ever would keep all records from delivery.
+# A process holds the lock for milliseconds. If it is stopped meanwhile (SIGSTOP), a leader that waited for it would
+# deliver nothing. So after this time the leader appends without the lock, which could lose a letter.
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.005
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A record that could not be delivered, as its line has it."""
+    """A record that could not be delivered, with the fields of its line."""
 
     time: str
     reason: str
@@ -65,9 +65,9 @@ class Contents(NamedTuple):
     """What the files hold.
 
     Attributes:
-        letters: with the line of each, oldest first.
-        others: what holds no whole record (damage, too long), counted by reason.
-        unreadable: how many lines are neither.
+        letters: each letter with its line, oldest first.
+        others: how many lines hold no whole record (damage, too long), by reason.
+        unreadable: how many lines cannot be read.
         dropped: how many letters the cap has cost since the spool was made.
     """
 
@@ -78,7 +78,7 @@ class Contents(NamedTuple):
 
 
 class _Other(msgspec.Struct):
-    """What damage and what is too long have in common."""
+    """The common fields of lines without a whole record: damage, and a letter that was too long."""
 
     reason: str
     bytes: int
@@ -104,12 +104,12 @@ class DeadLetters:
         self._older = f"{path}.1"
         self._temporary = f"{path}.tmp"
         self._max_bytes = max_bytes
-        self._longest = max_bytes - 2 * _COUNT_BYTES  # a letter, if it is the only one
+        self._longest = max_bytes - 2 * _COUNT_BYTES  # the longest letter, if it is the only one
         self._half = max_bytes // 2 - 3 * _COUNT_BYTES
-        self._uncounted = 0  # lost to a full disk, and not written down yet for the same reason
+        self._uncounted = 0  # letters that a full disk has cost; the count cannot be written yet, either
 
     def add(self, reason: str, error: str, events: list[Event]) -> None:
-        """Keep events. Never raises: a full disk must not stop what can be delivered."""
+        """Keep events. Never raises, because a full disk must not stop the delivery of other records."""
         now = _now()
         self._keep(reason, len(events), (self._line(now, reason, error, event) for event in events))
 
@@ -120,7 +120,7 @@ class DeadLetters:
         self._keep("corrupt", 1, iter([_line_of({"time": _now(), **line})]))
 
     def read(self) -> Contents:
-        """Return what is there; changes nothing. Raises OSError."""
+        """Return what the files hold. Changes nothing. Raises OSError."""
         with self._locked(strict=True):
             lines = _lines(self._older) + _lines(self._path)
         contents = Contents([], Counter(), 0, 0)
@@ -137,10 +137,10 @@ class DeadLetters:
         return contents._replace(unreadable=unreadable, dropped=dropped)
 
     def remove(self, lines: Iterable[bytes]) -> None:
-        """Take out lines that `read` gave; what was added since stays. Raises OSError: some may still be there."""
+        """Take out lines that `read` gave. Lines added since stay. Raises OSError: some of them may still be there."""
         gone = Counter(lines)
         with self._locked(strict=True):
-            # Known by content, not by place: the leader may have begun a new file since.
+            # The leader may have begun a new file since. So lines are known by their content, not by their place.
             for path in (self._older, self._path):
                 present, kept = _lines(path), []
                 for line in present:
@@ -159,8 +159,8 @@ class DeadLetters:
         self._uncounted += 1
         report(
             "dead_letter_too_long",
-            f"record {event.id} of {len(event.message):,} characters cannot be delivered ({reason}), and is longer "
-            f"than all dead letters may be: only its beginning is kept in {self._path}.",
+            f"record {event.id} of {len(event.message):,} characters cannot be delivered ({reason}). It is longer than "
+            f"all dead letters together may be, so only its beginning is kept in {self._path}.",
         )
         beginning = event.message[: min(_MOST_DAMAGE_BYTES, self._half // 8)]
         content = {**msgspec.structs.asdict(letter), "bytes": len(event.message.encode()), "beginning": beginning}
@@ -173,7 +173,7 @@ class DeadLetters:
             with self._locked() as is_locked:
                 if is_locked:
                     with contextlib.suppress(OSError):
-                        os.unlink(self._temporary)  # of a replay that was killed
+                        os.unlink(self._temporary)  # a replay that was killed has left it
                 for portion, number in self._portions(lines):
                     if is_locked:
                         self._make_room(len(portion))
@@ -188,12 +188,12 @@ class DeadLetters:
         if left < count:
             report(
                 f"dead_{reason}",
-                f"{count - left:,} records cannot be delivered ({reason}). They are kept in {self._path}; the rest "
-                "goes on.",
+                f"{count - left:,} records cannot be delivered ({reason}). They are kept in {self._path}. All "
+                "other records are delivered.",
             )
 
     def _portions(self, lines: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
-        """Yield lines, some at a time, and how many they are."""
+        """Yield the lines in portions, each with the number of its lines."""
         most = min(_PORTION_BYTES, self._half // 8)
         portion: list[bytes] = []
         size = 0
@@ -207,14 +207,14 @@ class DeadLetters:
             yield b"".join(portion), len(portion)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Let the oldest go until this much may be appended. Raises OSError."""
+        """Let the oldest letters go until `size_bytes` may be appended. Raises OSError."""
         current = _size(self._path)
         if current and current + size_bytes > self._half:
             if _size(self._older):
                 self._drop(_lines(self._older))
             os.replace(self._path, self._older)
             current = 0
-        # Only with a letter longer than a half: then there is not room for two halves.
+        # A letter may be longer than half the cap. Then there is no room for two full halves, and older letters go.
         excess = current + _size(self._older) + size_bytes + _COUNT_BYTES - self._max_bytes
         if excess > 0:
             oldest, kept = [], _lines(self._older)[::-1]
@@ -225,18 +225,18 @@ class DeadLetters:
             self._replace(self._older, kept[::-1])
 
     def _drop(self, lines: list[bytes]) -> None:
-        """Count lines that will go. Raises OSError; then they must stay."""
+        """Count lines that are about to go. Raises OSError: the lines must stay."""
         letters = sum(not line.startswith(_COUNT) for line in lines)
         total = self._count(letters)
         if letters:
             report(
                 "dead_letters_dropped",
-                f"{letters:,} of the oldest dead letters were dropped to keep {self._path} below its cap; "
+                f"{letters:,} of the oldest dead letters were dropped to keep {self._path} below its cap, "
                 f"{total:,} in all so far. `cwsink replay --dead-letters` sends those that are left.",
             )
 
     def _count(self, more: int) -> int:
-        """Write down that so many more are lost; return how many in all. Raises OSError."""
+        """Write down that so many more letters are lost. Returns how many are in all. Raises OSError."""
         counts = [line for path in (self._older, self._path) for line in _lines(path) if line.startswith(_COUNT)]
         last = _decoded(_count_of, counts[-1]) if counts else None
         total = more + (last.dropped if last else 0)
@@ -244,12 +244,12 @@ class DeadLetters:
         return total
 
     def _write(self, data: bytes) -> None:
-        """Append whole lines. Raises OSError; then nothing of them is there."""
+        """Append whole lines. Raises OSError: none of them is there."""
         fd = _open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
-                data = b"\n" + data  # after the fragment of a leader that was killed
+                data = b"\n" + data  # a leader was killed while it wrote: end its fragment first
             try:
                 _write_all(fd, data)
             except OSError:
@@ -260,7 +260,7 @@ class DeadLetters:
             descriptors.release(fd, descriptors.incarnation())
 
     def _replace(self, path: str, lines: list[bytes]) -> None:
-        """Have `path` hold these lines, or be gone. Raises OSError; then it is as it was."""
+        """Have `path` hold these lines, or no file if there are none. Raises OSError: it is as it was."""
         if not lines:
             os.unlink(path)
             return
@@ -268,7 +268,7 @@ class DeadLetters:
             fd = _open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 _write_all(fd, b"\n".join([*lines, b""]))
-                os.fsync(fd)  # a rename may be on disk before the content is
+                os.fsync(fd)  # else the rename may be on disk before the content is
             finally:
                 descriptors.release(fd, descriptors.incarnation())
             os.replace(self._temporary, path)
@@ -279,7 +279,7 @@ class DeadLetters:
 
     @contextlib.contextmanager
     def _locked(self, *, strict: bool = False) -> Iterator[bool]:
-        """Hold the lock on the files. Yields whether it is held. Raises OSError, and TimeoutError if `strict`."""
+        """Take the lock on the files, and yield whether it is held. Raises OSError, and TimeoutError if `strict`."""
         spool = os.path.dirname(self._path)
         fd, incarnation = descriptors.acquire(spool, os.O_RDONLY | os.O_DIRECTORY), descriptors.incarnation()
         try:
@@ -288,12 +288,12 @@ class DeadLetters:
                 time.sleep(_LOCK_POLL_SECONDS)
             if strict and not is_locked:
                 raise TimeoutError(
-                    f"another process has held the lock on {spool} for {LOCK_SECONDS:.0f} s. Is it stopped? Nothing "
-                    "was changed."
+                    f"another process has held the lock on {spool} for {LOCK_SECONDS:.0f} s. Is that process stopped? "
+                    "Nothing was changed."
                 )
             yield is_locked
         finally:
-            # Not by closing alone: a child that C code has forked holds the same lock.
+            # To close the descriptor is not enough, because a child that C code has forked holds the same lock.
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_UN)
             descriptors.release(fd, incarnation)
@@ -308,15 +308,15 @@ def _line_of(content: object) -> bytes:
 
 
 def _decoded(decode: Callable[[bytes], _T], line: bytes) -> _T | None:
-    """Return what a line holds; None if it is not that."""
+    """Return the content of a line, or None if `decode` cannot read it."""
     try:
         return decode(line)
-    except (ValueError, RecursionError):  # msgspec's errors are of the first kind, and so is UnicodeDecodeError
+    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
         return None
 
 
 def _lines(path: str) -> list[bytes]:
-    """Return the lines of a file; none if it is not there. Raises OSError."""
+    """Return the lines of a file, or none if there is no file. Raises OSError."""
     try:
         fd = _open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -337,7 +337,7 @@ def _size(path: str) -> int:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open a file of ours. Raises OSError: also for what is no file, and would be waited for, or hold nothing."""
+    """Open a regular file. Raises OSError, also for a pipe or a device, which would block or hold nothing."""
     fd = descriptors.acquire(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         descriptors.release(fd, descriptors.incarnation())
@@ -346,7 +346,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _write_all(fd: int, data: bytes) -> None:
-    """Write all of it. Raises OSError (ENOSPC); then a part may be written."""
+    """Write all of `data`. Raises OSError (ENOSPC, for instance): a part may be written."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]

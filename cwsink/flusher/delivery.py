@@ -1,22 +1,22 @@
-"""One request, sent until each of its events is settled: delivered, or a dead letter with a reason.
+"""Sends one request until each of its events is settled: delivered, or a dead letter with a reason.
 
-What an answer means, and what the leader then does, is a row of cwsink.flusher.outcome; the methods that do it are
-here. The same events are sent in every try. Before every call the leader proves that it still leads (`check`). While it
-waits for the next try its owner may want to leave (`wait` returns False): what is not settled then stays in the spool,
-for whoever leads next.
+A row of cwsink.flusher.outcome says what an answer means, and what the leader then does. The methods that do it are
+here. Every try sends the same events. Before every call the leader proves that it still leads (`check`). While it waits
+for the next try, its owner may want to leave (`wait` returns False). Events that are not settled then stay in the spool
+for the next leader.
 
-**An event that CloudWatch refuses.** CloudWatch refuses a request as a whole and does not say for which event. We send
-its halves, and their halves, the earlier one first, until the event is alone. A piece that is taken is settled at once,
-and the owner commits it, so that nothing is sent again because of what is refused beside it.
+**An event that CloudWatch refuses.** CloudWatch refuses a request as a whole and does not say for which event. So the
+leader sends its halves, and their halves, the earlier one first, until the event is alone. A piece that is taken is
+settled at once, and the owner commits it. Therefore no event is sent again because one beside it is refused.
 
-**Is it the event, or the target?** A setting may be wrong in a way that has every event refused. So an event becomes a
-dead letter only if it is refused alone after CloudWatch has taken something else: an earlier piece of the request, or
-else the *canary*, a line of our own that is sent to the same stream. If the canary is refused too, the target is wrong:
-what is not settled stays in the spool and is tried again every few seconds, with two calls a try, until somebody has
-mended the target.
+**Is it the event, or the target?** A wrong setting may have every event refused. So an event becomes a dead letter only
+if it is refused alone after CloudWatch has taken something else: an earlier piece of the request, or else the *canary*,
+a line of our own that is sent to the same stream. If CloudWatch refuses the canary too, the target is wrong. Then the
+events stay in the spool, and the leader tries again every few seconds, with two calls each time, until somebody has
+corrected the target.
 
-What may be sent twice: a piece whose answer is lost, and a piece that was taken and not committed when the leader died.
-Either is at most one request. A leader that takes over before the commit may send the canary once more.
+Two pieces may be sent twice: one whose answer is lost, and one that CloudWatch had taken when the leader died before
+the commit. Each is one request at most. A leader that takes over before the commit may also send the canary again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 from cwsink.config import SinkConfig
-from cwsink.diagnostics import report, settled
-from cwsink.flusher.backoff import Backoff, Gathering
+from cwsink.diagnostics import report, reset_quiet
+from cwsink.flusher.backoff import Backoff, SendInterval
 from cwsink.flusher.chunk import Request
 from cwsink.flusher.outcome import Act, Answer, Outcome, classify, rejected_indexes
 from cwsink.spool.directory import SpoolFormat
@@ -37,7 +37,7 @@ from cwsink.spool.record import NOTICE, Event
 
 
 class Stopped(Exception):  # noqa: N818  # it is an answer, not a fault
-    """The owner wants to leave; what was not settled stays in the spool."""
+    """The owner wants to leave. Events that are not settled stay in the spool."""
 
 
 class LogService(Protocol):
@@ -60,13 +60,13 @@ class LogService(Protocol):
 
 
 class Leadership(Protocol):
-    """What a delivery asks its owner."""
+    """What a delivery asks of its owner."""
 
     def check(self) -> None:
         """Raise Fenced unless the owner can prove that it still leads."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait, unless the owner is to leave. Returns whether to go on."""
+        """Wait, but no longer than until the owner is to leave. Returns False if it is to leave."""
 
 
 class DeadLetterStore(Protocol):
@@ -77,28 +77,28 @@ class DeadLetterStore(Protocol):
 
 
 class StateOfLeader(Protocol):
-    """Where the leader shows how it goes (cwsink.spool.leader_state)."""
+    """Where the leader publishes how delivery goes (cwsink.spool.leader_state)."""
 
     def succeeded(self) -> None:
-        """CloudWatch took a request."""
+        """Publish that CloudWatch has taken a request."""
 
     def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
-        """CloudWatch did not."""
+        """Publish that CloudWatch has not taken a request, and what stands in the way."""
 
 
 class Tally(NamedTuple):
-    """What became of records: `delivered`, and dead letters by reason. Notices are not records."""
+    """How many records were delivered, and how many became dead letters, by reason. Notices are not records."""
 
     delivered: int
     dead: Counter[str]
 
 
 class Settled(NamedTuple):
-    """A further piece of a request is settled.
+    """One more piece of a request is settled.
 
     Attributes:
-        done: how many events of the request are settled by now; they are its first ones.
-        tally: what became of those that were not settled before.
+        done: how many events of the request are settled by now, always its first ones.
+        tally: what became of the events of this piece.
     """
 
     done: int
@@ -106,16 +106,16 @@ class Settled(NamedTuple):
 
 
 class _Try:
-    """What is known about sending one piece."""
+    """What the leader remembers between two tries of one piece."""
 
     def __init__(self, stream: str) -> None:
         self.stream = stream
         self.token: str | None = None
-        # One repair for each failure that is waited for, so that no answer makes the leader spin.
+        # An answer must not make the leader repair and send without a pause. So it repairs once for each wait.
         self.is_repaired = False
 
 
-# After CloudWatch has taken something, so many single events in a row are taken for wrong if they are refused.
+# So many single events may become dead letters, after CloudWatch has taken something, until it is tested again.
 MOST_BELIEVED: Final = 16
 CANARY: Final = "cwsink: CloudWatch has just refused records of this stream. This line tests whether it takes any."
 
@@ -147,26 +147,26 @@ class Delivery:
             config.max_retries,
             config.circuit_breaker_threshold if config.circuit_breaker_enabled else None,
         )
-        self._gathering = Gathering(config.batch_timeout_seconds)
+        self._interval = SendInterval(config.batch_timeout_seconds)
         self._resent = 0
         self._is_trouble_told = False
 
     @property
     def gather_seconds(self) -> float:
-        """How long records are to be gathered for the next request."""
-        return self._gathering.seconds
+        """How many seconds to gather records for the next request."""
+        return self._interval.seconds
 
     def send(self, request: Request) -> Iterator[Settled]:
-        """Settle every event of the request, the first ones first; yield each time more are settled.
+        """Settle every event of the request, the first ones first. Yields each time that more of them are settled.
 
-        Usually that is once, for all of them. The owner commits what is yielded before it asks for more.
+        Usually that is once, for all events. The owner commits each piece before it asks for the next.
 
         Raises:
-            Stopped: the owner wants to leave; what was not yielded is not settled.
+            Stopped: the owner wants to leave. Events of pieces that were not yielded are not settled.
             Fenced: another process leads now.
         """
         stream, events = request
-        pieces = [events]  # the next one is the last
+        pieces = [events]  # the next piece to send is the last of the list
         done = believed = 0
         is_in_doubt = False
         while pieces:
@@ -178,7 +178,7 @@ class Delivery:
                 yield Settled(done, self._taken(piece, answer))
             elif not believed and (is_in_doubt or len(piece) == 1):
                 if self._takes_canary(stream):
-                    # The piece again: the target may have been mended since it was refused.
+                    # The target may have been corrected since the piece was refused. So send the piece again.
                     is_in_doubt, believed = False, MOST_BELIEVED
                     pieces.append(piece)
                 else:
@@ -192,7 +192,7 @@ class Delivery:
                 yield Settled(done, Tally(0, self._bury("poison", f"{answer.code}: {answer.message}", piece)))
 
     def take_resent(self) -> int:
-        """Return how many records were sent again since the last call, though the first send may have arrived."""
+        """Return how many records were sent again since the last call of this, although they may have arrived."""
         resent, self._resent = self._resent, 0
         return resent
 
@@ -201,7 +201,7 @@ class Delivery:
         self._cloudwatch.close()
 
     def _put(self, stream: str, events: list[Event]) -> tuple[Act, Answer]:
-        """Send events until CloudWatch has taken or refused them: SETTLE or SPLIT, and the answer."""
+        """Send events until CloudWatch takes or refuses them. Returns SETTLE or SPLIT, and the answer."""
         attempt = _Try(stream)
         while True:
             self._leadership.check()
@@ -210,7 +210,7 @@ class Delivery:
             if (repair := self.REPAIRS.get(act)) is None:
                 return act, answer
             if classify(answer).value.is_quota and not self._backoff.failures:
-                self._gathering.throttled()
+                self._interval.throttled()
             if answer.is_ambiguous:
                 self._resent += sum(event.is_record for event in events)
             trouble = repair(self, attempt, answer)
@@ -218,7 +218,8 @@ class Delivery:
             if trouble is not None:
                 self._failed(trouble)
 
-    # One for each act that ends in another try. It returns the trouble to wait for, or None to send again at once.
+    # One method for each act that ends in another try. It returns None to send again at once, or the trouble for which
+    # the leader has to wait.
 
     def _wait_only(self, attempt: _Try, answer: Answer) -> Answer | None:
         return answer
@@ -232,7 +233,7 @@ class Delivery:
         return answer if attempt.is_repaired or attempt.token is None else None
 
     def _create_target(self, attempt: _Try, answer: Answer) -> Answer | None:
-        """Create what is missing: the stream, and the group if that is missing too."""
+        """Create the stream, and the group if that is missing too."""
         if attempt.is_repaired:
             return answer
         stream = attempt.stream
@@ -262,7 +263,7 @@ class Delivery:
 
     def _takes_canary(self, stream: str) -> bool:
         """Tell whether CloudWatch takes a line of our own. If not, the target is wrong: say so, and wait."""
-        # Its time is that of now: the times of the refused events may be what is wrong with them.
+        # CloudWatch may have refused the events for their times. So the canary has the time of now.
         act, answer = self._put(stream, [Event(int(time.time() * 1000), 0, NOTICE, CANARY)])
         if act is Act.SETTLE:
             self._succeeded()
@@ -271,7 +272,7 @@ class Delivery:
         return False
 
     def _taken(self, events: list[Event], answer: Answer) -> Tally:
-        """Count events that were taken, and make dead letters of those that the answer rejects."""
+        """Count the events that CloudWatch has taken, and make dead letters of those that its answer rejects."""
         self._succeeded()
         if answer.rejected_entity:
             report(
@@ -280,7 +281,8 @@ class Delivery:
                 "Correct the setting `entity`, or leave it out.",
             )
         dead: Counter[str] = Counter()
-        delivered = len([True for event in events if event.sequence >= 0])  # is_record, spelled out: it is per event
+        # `is_record` is spelled out, because it is asked of each event.
+        delivered = len([True for event in events if event.sequence >= 0])
         reasons = rejected_indexes(answer.rejected or {}, len(events))
         for reason in set(reasons.values()):
             letters = [event for index, event in enumerate(events) if reasons.get(index) == reason]
@@ -290,35 +292,35 @@ class Delivery:
         return Tally(delivered, dead)
 
     def _succeeded(self) -> None:
-        """CloudWatch has taken something: trouble is over."""
+        """Note that CloudWatch has taken something, so that the trouble is over."""
         if self._is_trouble_told:
-            # As rare as what it answers, which is held back while trouble comes and goes.
+            # The line about the trouble is held back while trouble comes and goes. So this answer to it is as rare.
             self._is_trouble_told = False
-            settled("recovered")
+            reset_quiet("recovered")
             report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
         self._backoff.succeeded()
-        self._gathering.accepted()
+        self._interval.accepted()
         self._leader_state.succeeded()
 
     def _failed(self, answer: Answer) -> None:
-        """Say so, once, and wait. Raises Stopped."""
+        """Tell the operator and `cwsink status` of the trouble, and wait. Raises Stopped."""
         reaction = classify(answer).value
         error = f"{answer.code}: {answer.message}"
         delay = self._backoff.failed(self._uniform(), slow=reaction.is_slow)
         self._leader_state.failed(error, reaction.obstacle, is_open=self._backoff.is_open)
         if self._backoff.failures > 1 or reaction.is_slow:
-            # An outage may have time-outs and refused connections in turn. It is one trouble, and one line.
+            # In one outage, time-outs and refused connections may take turns. They are one trouble, and get one line.
             kind = reaction.obstacle if reaction.is_slow else "retry"
             self._is_trouble_told |= report(
                 f"send_{kind}",
                 f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} The records "
-                "stay in the spool. It is tried again until it succeeds.",
+                "stay in the spool. The leader tries again until it succeeds.",
             )
         if not self._leadership.wait(delay):
             raise Stopped
 
     def _bury(self, reason: str, error: str, events: list[Event]) -> Counter[str]:
-        """Keep `events`, but notices, as dead letters; return how many records they are, by reason."""
+        """Keep `events` as dead letters, except notices. Returns how many records they are, by reason."""
         letters = [event for event in events if event.sequence != NOTICE]
         if letters:
             self._dead_letters.add(reason, error, letters)

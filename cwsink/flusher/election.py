@@ -1,11 +1,11 @@
-"""One spool's candidate in a process that may lead: it stands for election, and delivers while it leads.
+"""An election: a process stands for election for one spool, and delivers while it leads.
 
-Every process that delivers hosts this class: the flusher that starts by itself, `cwsink run`, `cwsink flush`. It is a
-thread that tries to take the lease several times a second. Who has it leads until it is told to leave, until it is
-superseded, or until the spool is gone.
+Every process that delivers hosts this class: the flusher that starts by itself, `cwsink run`, `cwsink flush` and
+`cwsink replay`. An election is a thread that tries to take the spool's lease several times a second. With the lease it
+leads until it is told to leave, until another process supersedes it, or until the spool is gone.
 
-How to send is read from the spool when it begins to lead (cwsink.spool.sending). When a writer leaves other settings
-there, the leader ends after the request that is under way, and leads anew.
+When it begins to lead, it reads from the spool how to send (cwsink.spool.sending). When a writer leaves other settings
+there, the leader ends after the request that is under way, and leads anew with these.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cwsink.spool import hurry, lease, sending, survey
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
 
-# Who hosts the election: a process that started by itself, `cwsink run`, `cwsink flush`, `cwsink flush --once`.
+# The host of an election: the flusher that starts by itself; `cwsink run`; `cwsink flush`; `flush --once` or `replay`.
 Kind = Literal["own", "run", "service", "once"]
 
 _TROUBLE_SECONDS: Final = 1.0
 _HANDOVER_POLL_SECONDS: Final = 0.02
-# How often the one that leads is asked to hurry while we wait to leave.
+# How often this process asks another leader to hurry while it waits to leave.
 _ASK_SECONDS: Final = 0.5
-# One that could not deliver lets others try: at first for so long, then for twice that, and so on.
+# A leader that could not deliver lets others try, at first for so long, then for twice that, and so on.
 _FIRST_STAY_OUT_SECONDS: Final = 30.0
 _LONGEST_STAY_OUT_SECONDS: Final = 600.0
 
@@ -41,20 +41,23 @@ class Election:
     """Stands for election for one spool, and leads it.
 
     Attributes:
-        directory: the spool; opened anew if it was removed and made again.
+        directory: the spool. It is opened anew if it was removed and made again.
         config: how to send.
-        epoch: of its leadership; 0 while it does not lead.
+        epoch: the epoch of its leadership, or 0 while it does not lead.
         trouble: what kept it from leading when it tried last, or None.
-        pace: the most records to send in a second; None for as many as it takes.
+        pace: the most records to send in a second; None for no limit.
     """
 
     def __init__(self, directory: SpoolDirectory, *, kind: Kind, in_a_hurry: bool = False) -> None:
-        """Raises ConfigError: the spool has no settings, and `FAPILOG_CLOUDWATCH__*` are wrong.
+        """Prepare; `start` begins.
 
         Args:
             directory: the spool.
-            kind: who hosts it; `cwsink status` shows it.
-            in_a_hurry: send what is there without waiting for batch_size or batch_timeout_seconds.
+            kind: which program hosts the election. `cwsink status` shows it.
+            in_a_hurry: send records without waiting for batch_size or batch_timeout_seconds.
+
+        Raises:
+            ConfigError: the spool has no settings, and `FAPILOG_CLOUDWATCH__*` are wrong.
         """
         self.directory = directory
         self.config: SinkConfig = sending.config_of(directory)
@@ -78,45 +81,45 @@ class Election:
 
     @property
     def is_started(self) -> bool:
-        """Tell whether it has been started, ended or not."""
+        """Tell whether `start` was called, even if the election has ended since."""
         return self._thread.ident is not None
 
     def leave(self, drain_seconds: float) -> None:
-        """Deliver the rest, for at most this long, and end. A later call shortens it."""
+        """Deliver the rest for at most `drain_seconds`, and end. A later call sets the time anew."""
         self._drain_until = time.monotonic() + drain_seconds
         self._leaving.set()
         self._instruct()
 
     def give_way(self) -> None:
-        """Hand the lease to another process, because this one cannot deliver, and stay out of elections for a while."""
+        """Give up the lease, because this process cannot deliver, and do not try to take it for a while."""
         self._stand_at = time.monotonic() + self._stay_out_seconds
         self._stay_out_seconds = min(2 * self._stay_out_seconds, _LONGEST_STAY_OUT_SECONDS)
         if (orders := self._orders) is not None:
             orders.drain(0.0)
 
     def hurry(self) -> None:
-        """Send what is there now without waiting for more, if it leads."""
+        """If it leads, have it send what is there without waiting for more."""
         if (orders := self._orders) is not None:
             orders.hurry.set()
 
     def has_ended(self, timeout_seconds: float) -> bool:
-        """Wait for the end for so long; tell whether it has come. A request in flight is waited for."""
+        """Wait at most `timeout_seconds` for its end, after any request in flight. Tell whether it has ended."""
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
     @property
     def request_seconds(self) -> float:
-        """How long a request in flight may take."""
+        """How many seconds a request in flight may take."""
         return self.config.connect_timeout_seconds + self.config.read_timeout_seconds
 
     @property
     def cannot_deliver(self) -> bool:
-        """Tell whether it leads, and fails for a reason that another process may not have: its credentials."""
+        """Tell whether it leads, and fails because of its credentials. Another process may have better ones."""
         flusher = self._flusher
         return flusher is not None and flusher.leader_state.obstacle in ("credentials", "denied")
 
     def went_mute(self) -> None:
-        """Publish that lines of this process reach nobody any more, now and whenever it leads."""
+        """Publish in leader.json, now or when it leads, that lines of this process reach nobody any more."""
         self._is_mute = True
         if (flusher := self._flusher) is not None:
             flusher.leader_state.went_mute()
@@ -139,7 +142,7 @@ class Election:
                 return
 
     def _drain(self) -> None:
-        """Deliver the rest, or see another leader do it, at once."""
+        """Deliver the rest at once, or wait while another leader does."""
         assert self._drain_until is not None, "told to leave"
         ask_at = 0.0
         while (now := time.monotonic()) < self._drain_until and survey.has_pending(self.directory):
@@ -151,18 +154,18 @@ class Election:
             time.sleep(_HANDOVER_POLL_SECONDS)
 
     def _try_to_lead(self) -> bool:
-        """Lead if elected. Returns whether this process has led; what goes wrong is said, and tried again."""
+        """Lead if elected. Returns whether this process has led. Trouble is reported, and the caller tries again."""
         try:
             if not self.directory.is_present():
                 self.directory = open_existing(self.directory.path)
             return self._lead_if_elected()
         except SpoolError:
-            return False  # it is gone: nothing to flush until somebody makes it again
+            return False  # the spool is gone: there is nothing to flush until a writer makes it anew
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
             report(
                 f"flusher_{self.directory.path}",
-                f"cannot flush {self.directory.path}: {self.trouble}. The records stay in the spool; it is tried "
+                f"cannot flush {self.directory.path}: {self.trouble}. The records stay in the spool. It is tried "
                 f"again every {_TROUBLE_SECONDS:.0f} s.",
             )
             self._leaving.wait(_TROUBLE_SECONDS)
@@ -182,7 +185,7 @@ class Election:
             claim.release()
 
     def _lead(self, claim: lease.Lease) -> _OrdersOfSpool:
-        """Lead, with the settings of now, until told to stop. Raises Fenced."""
+        """Lead with the present settings until told to stop. Raises Fenced."""
         orders = _OrdersOfSpool(self.directory)
         try:
             self.config = sending.config_of(self.directory)
@@ -190,7 +193,7 @@ class Election:
             self._orders, self._flusher = orders, flusher
             if self._is_mute:
                 flusher.leader_state.went_mute()
-            self._instruct()  # the wish to leave may have come while we were being elected
+            self._instruct()  # the host may have told it to leave while it was being elected
             self.epoch, self.trouble = flusher.epoch, None
             with adoption.beside(self.directory, self.config, kind=self._kind):
                 flusher.lead()
@@ -203,7 +206,7 @@ class Election:
 
 
 class _OrdersOfSpool(Orders):
-    """Orders that also come from the spool's files: to hurry, and to lead anew with other settings."""
+    """Orders that also come from writers, by files in the spool: to hurry, and to lead anew with other settings."""
 
     def __init__(self, directory: SpoolDirectory) -> None:
         super().__init__()
@@ -213,7 +216,7 @@ class _OrdersOfSpool(Orders):
         self.are_new_settings = False
 
     def look(self) -> None:
-        """See whether a writer wants anything."""
+        """See whether a writer asks to hurry, or has left other settings."""
         if (wish := hurry.stamp(self._directory)) != self._hurry:
             self._hurry = wish
             self.hurry.set()
@@ -222,5 +225,5 @@ class _OrdersOfSpool(Orders):
 
     @property
     def is_over(self) -> bool:
-        """Tell whether to leave now, delivered or not."""
+        """Tell whether to leave now, whether all is delivered or not."""
         return self.are_new_settings or super().is_over

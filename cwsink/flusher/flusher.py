@@ -1,18 +1,12 @@
-"""The leader's loop: read, batch, deliver, commit, reclaim.
+"""The leader's loop: gather, deliver, commit, reclaim. The whole story is in `cwsink.flusher`.
 
-```text
-take over (epoch + 1) -> [ gather a chunk -> for each request: fence, send until it is
-delivered or proven undeliverable -> commit -> reclaim ] until stopped or fenced
-```
+Nothing is remembered that the spool does not hold, so a leader that takes over reads the cursor and goes on. The leader
+checks its lease before every send, commit and unlink.
 
-Nothing is remembered that the spool does not hold: whoever takes over reads the
-cursor and goes on. The lease is checked before every send, commit and unlink.
-A request is kept, unchanged, until CloudWatch has answered for it; there is no last try.
-
-A request that was answered and is not committed is sent again by the next leader. So nothing between the two may fail
-for want of anything: what the commit needs is looked up before the request is sent, and a commit that fails (a full
-disk, an I/O error) is repeated until it succeeds. The one thing that is opened there is the file of dead letters, if
-there are any; when that fails, it is counted, and delivery goes on.
+If a request was answered and its commit fails, the next leader sends the request again. So nothing between the answer
+and the commit may fail. What the commit needs is looked up before the request is sent. A commit that fails (a full
+disk, an I/O error) is repeated until it succeeds. Only the file of dead letters is opened in between, if there are any.
+If that fails, the lost letters are counted, and delivery goes on.
 """
 
 from __future__ import annotations
@@ -47,34 +41,34 @@ from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Loss
 
-# How often an idle leader looks for new records. Ten looks a second cost about 0.4 % of a core.
+# How often an idle leader looks for new records. Ten looks a second take about 0.4 % of a core.
 POLL_SECONDS: Final = 0.1
-# durability="host": at most this much of a host's last records is lost with its power.
+# durability="host": a power failure takes at most the records of this time.
 SYNC_SECONDS: Final = 0.5
-# How long to wait before a commit that has failed is tried again.
+# How long the leader waits before it repeats a commit that has failed.
 COMMIT_AGAIN_SECONDS: Final = 0.5
 
 
 class Orders:
-    """What the owner of a flusher wants of it. Safe to give from any thread or signal handler."""
+    """What the owner of a flusher wants of it. Any thread and any signal handler may give orders."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self.hurry = threading.Event()  # send what is pending without waiting for batch_size or batch_timeout
+        self.hurry = threading.Event()  # send what is pending without waiting for batch_size or batch_timeout_seconds
         self._drain_until = 0.0
 
     def look(self) -> None:
-        """See whether there are wishes that do not come by a call."""
+        """See whether there are orders that do not come by a call. A subclass may have some."""
 
     def drain(self, timeout_seconds: float) -> None:
-        """Deliver what is there, for at most this long, then stop."""
+        """Deliver what is there for at most `timeout_seconds`, then stop."""
         self._drain_until = time.monotonic() + timeout_seconds
         self.hurry.set()
         self.stop.set()
 
     @property
     def is_over(self) -> bool:
-        """Tell whether to leave now, delivered or not."""
+        """Tell whether to leave now, whether all is delivered or not."""
         return self.stop.is_set() and time.monotonic() >= self._drain_until
 
 
@@ -95,11 +89,11 @@ class Flusher:
 
         Args:
             directory: the spool.
-            config: how to send; where to is in the spool's FORMAT.
-            lease: held by the caller, who releases it.
+            config: how to send. Where to send is in the spool's FORMAT.
+            lease: the caller holds it, and releases it.
             orders: when to stop.
-            kind: who hosts it (cwsink.flusher.election.Kind), for `cwsink status`.
-            pace: the most records to send in a second, in about one request; None for as many as it takes.
+            kind: which program hosts it (cwsink.flusher.election.Kind), for `cwsink status`.
+            pace: the most records to send in a second, in about one request; None for no limit.
 
         Raises:
             OSError: the cursor cannot be read or written.
@@ -131,7 +125,7 @@ class Flusher:
             self,
             uniform=random.random,
         )
-        # What a new leader finds has waited long enough.
+        # Records that a new leader finds have waited long enough.
         self._pending_since: float | None = -math.inf
         self._synced_at = 0.0
 
@@ -139,14 +133,14 @@ class Flusher:
         """Deliver until told to stop.
 
         Raises:
-            Fenced: the lease or the epoch is another's; nothing was sent or committed after it.
+            Fenced: the lease or the epoch is another process's. Nothing was sent or committed after that was found.
         """
         try:
             remove_stale_temporaries(self._directory.path)
             remove_stale_temporaries(self._directory.ring)
             self._finish_chunk()
             while not self._orders.is_over:
-                self.check()  # also with nothing to send: the spool may have been removed and made anew
+                self.check()  # even if there is nothing to send, because the spool may have been removed and made anew
                 self._orders.look()
                 self._sync()
                 self._report_evictions()
@@ -183,14 +177,14 @@ class Flusher:
         return (
             is_full
             or collector.count >= self._config.batch_size
-            or collector.count == 0  # damage or markers only: nothing to wait for
+            or collector.count == 0  # damage alone need not wait for anything
             or now - self._pending_since >= self._delivery.gather_seconds - POLL_SECONDS
             or self._orders.hurry.is_set()
             or self._orders.stop.is_set()
         )
 
     def _deliver(self) -> None:
-        """Deliver and commit what is gathered."""
+        """Deliver and commit the chunk that is gathered."""
         count = self._collector.count
         self._deliver_chunk(self._collector.take())
         self._pending_since = None
@@ -198,24 +192,28 @@ class Flusher:
             self.wait(count / self._pace)
 
     def _finish_chunk(self) -> None:
-        """Go on with a chunk that the leader before us did not finish."""
+        """Go on with the chunk that the leader before this one did not finish, if there is one."""
         state = self._state
         if state.chunk:
             is_whole = self._collector.replay(state.chunk)
             self._deliver_chunk(self._collector.take(), state if is_whole else None)
 
     def _deliver_chunk(self, chunk: Chunk, begun: State | None = None) -> None:
-        """Deliver a chunk, of which `begun` says how far another leader was, and commit it.
+        """Deliver a chunk and commit it.
 
-        Each request is committed on its own, and so is each piece of one that CloudWatch refused as a whole. The last
-        piece is committed with the chunk.
+        Each request is committed on its own, and so is each piece of a request that CloudWatch refused as a whole. The
+        last piece is committed with the chunk.
+
+        Args:
+            chunk: what to deliver.
+            begun: the cursor of another leader, which has settled a part of the chunk; None: nothing is settled.
         """
-        existing = self._reader.existing()  # here, because it takes a descriptor: see the module's docstring
+        existing = self._reader.existing()  # it takes a descriptor, so not after the answer
         is_dated = "{" in self._directory.format.log_stream_name
         found = requests(chunk.events, self._stream_of, fits=chunk.is_one_request, is_dated=is_dated)
-        mark = functools.cache(lambda: fingerprint(found))  # it looks at each event, and is seldom needed
+        mark = functools.cache(lambda: fingerprint(found))  # asked for only if needed: it looks at each event
         first, begin, partial = 0, 0, Ledger()
-        # With some of it evicted, or other settings for oversize events, the requests are not the same any more.
+        # The requests differ if some of the chunk was evicted, or if there are other settings for oversize events.
         if begun and begun.fingerprint == mark() + begun.events_done:
             first, begin, partial = begun.requests_done, begun.events_done, begun.partial
         for number in range(first, len(found)):
@@ -232,7 +230,7 @@ class Flusher:
         self.leader_state.delivered(partial.delivered)
 
     def _set_aside(self, chunk: Chunk, partial: Ledger) -> None:
-        """Dead-letter what never was a candidate: too large, or damaged."""
+        """Make dead letters of what is never sent: events that are too long, and damage."""
         dead: Counter[str] = Counter()
         if chunk.oversize:
             limit = self._config.max_event_bytes
@@ -253,7 +251,7 @@ class Flusher:
             self._tell(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0))
             ledger.evicted_reported = evictions.records
             self._commit(self._state)
-        # Loss markers that were evicted before they could be told of.
+        # Loss markers may be evicted before the stream is told of their losses. The evictor has counted them.
         if unsaid := Counter(evictions.refused) - Counter(ledger.refused_reported):
             for reason, count in unsaid.items():
                 self._tell(Loss(count, evictions.first_ms, evictions.last_ms, reason, 0))
@@ -274,8 +272,8 @@ class Flusher:
 
         Args:
             chunk: the chunk.
-            partial: what it adds to the ledger, but for what was refused by writers.
-            existing: the segments that existed when it was begun: of others no offset need be kept.
+            partial: what it adds to the ledger, except what writers have refused.
+            existing: the segments that existed before the chunk was sent. Offsets of others are dropped.
         """
         state = self._state
         offsets = {each.key: each for each in state.offsets if each.number in existing}
@@ -286,7 +284,7 @@ class Flusher:
         self._commit(State(state.epoch, state.holder, list(offsets.values()), ledger=ledger))
 
     def _commit_progress(self, chunk: Chunk, requests_done: int, events_done: int, partial: Ledger, mark: int) -> None:
-        """Write down how far a chunk is settled. `mark`: the fingerprint of its requests."""
+        """Write down how far a chunk is settled. `mark` is the fingerprint of its requests."""
         progress = {
             "chunk": chunk.offsets(),
             "requests_done": requests_done,
@@ -297,17 +295,17 @@ class Flusher:
         self._commit(replace(self._state, **progress))
 
     def _commit(self, state: State) -> None:
-        """Write the cursor, however often it takes. Raises Fenced; OSError if we are to leave before it succeeds."""
+        """Write the cursor, and repeat that until it succeeds. Raises Fenced, or OSError if it is to leave before."""
         self.check()
         state.ledger.resent += self._delivery.take_resent()
         while True:
             try:
                 self._cursor.commit(state)
-            except OSError as error:  # noqa: PERF203  # the first try succeeds, but on a full or failing disk
+            except OSError as error:  # noqa: PERF203  # nearly always the first try succeeds
                 report(
                     "commit",
                     f"cannot write down how far {self._directory.path} is delivered: {error.strerror}. It is tried "
-                    f"again every {COMMIT_AGAIN_SECONDS} s. Until then nothing more is sent, and nothing again.",
+                    f"again every {COMMIT_AGAIN_SECONDS} s. Until it succeeds, nothing is sent.",
                 )
                 if not self.wait(COMMIT_AGAIN_SECONDS):
                     raise
@@ -320,7 +318,8 @@ class Flusher:
         if self._reader.has_reclaimable(committed := self._state.committed()):
             self.check()
             if self._reader.reclaim(committed):
-                # One may be a second link to a segment that is gone by its name, and so keep all its blocks.
+                # A writer killed between `link` and `unlink` leaves a second name on the segment's file. Until that
+                # name goes, the disk blocks of a reclaimed segment are not freed.
                 remove_stale_temporaries(self._directory.ring)
 
     def _sync(self) -> None:
@@ -332,15 +331,15 @@ class Flusher:
                 self._cursor.sync()
                 self.leader_state.touch()
             except OSError as error:
-                # It may happen while a commit is tried again: to end here would send a request twice.
+                # A commit may be under repetition. If the leader ended here, the next one would send the request again.
                 report(
                     "sync",
                     f"cannot make {self._directory.path} durable: {error.strerror}. Until it succeeds, a power failure "
-                    "may take its last records. It is tried again all the time, and delivery goes on.",
+                    f"may take its last records. It is tried again every {SYNC_SECONDS} s, and delivery goes on.",
                 )
 
     def wait(self, seconds: float) -> bool:
-        """Wait, unless told to leave. Returns whether to go on."""
+        """Wait, but no longer than until told to leave. Returns False if told to leave."""
         until = time.monotonic() + seconds
         while not self._orders.is_over:
             self._orders.look()

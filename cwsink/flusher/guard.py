@@ -1,19 +1,19 @@
-"""The process that a writer starts: it loads what delivering needs, forks the flusher, and forks it again if it dies.
+"""The guard: a writer starts it. It loads what delivering needs, forks the flusher, and forks it again if it dies.
 
 ```text
 writer --posix_spawn--> guard --fork--> flusher (cwsink.flusher.own)
                           |  the flusher is killed: fork another one, which has its client 10 ms later
-                          |  its files were replaced (an upgrade): begin anew with the new ones, keep the lock
+                          |  cwsink's files were replaced (an upgrade): begin anew with the new ones, keep the lock
                           |  the flusher has ended by itself: end, too
 ```
 
-The guard has no thread, holds no spool and sends nothing. It can be killed as well: the flusher goes on without it, and
-if that dies, too, the next append starts both anew.
+The guard has no thread, holds no spool and sends nothing. If the guard is killed, the flusher goes on without it. If
+both are killed, the next append starts both anew.
 
-It is a guest on the host: a session of its own (no terminal reaches it), `/` as directory (no mount is kept busy),
-stdin from /dev/null (no credential helper asks anybody), stderr as inherited for its lines, no other descriptor but the
-lock that says that it is there. No variable and no `.pth` file of the application makes
-it load a tracer or a coverage tool (cwsink.frontends.starter).
+The guard must not disturb its host. So it has a session of its own (no terminal reaches it), `/` as its directory (no
+mount is kept busy), and stdin from /dev/null (no credential helper asks anybody). It inherits stderr for its lines, and
+no other descriptor but the lock, which says that a flusher is there. No variable and no `.pth` file of the application
+makes it load a tracer or a coverage tool (cwsink.frontends.starter).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from cwsink.spool import disk, flusher_lock, lease
 from cwsink.spool.directory import open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
-# The descriptor of the lock, if the writer that started us holds it; what `posix_spawn` made of it.
+# The writer that starts the guard hands over its lock, by `posix_spawn`, as this descriptor.
 LOCK_FD: Final = 3
-# Pauses before the flusher is forked again: none at first, then doubled each time that it dies within a second.
+# Pauses before the guard forks again: none after a flusher that lived a second, else the first, then twice the last.
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 1.0
-# How the flusher ends if it is to begin anew.
+# The exit code by which the flusher asks the guard to begin anew.
 _RENEW: Final = 75
 _LEFT_BEHIND_VARIABLE: Final = "CWSINK_FLUSHER_LEFT_BEHIND"
 _MUTE_VARIABLE: Final = "CWSINK_FLUSHER_MUTE"
-# How long one that is to take over waits for the one that leads now.
+# How long a guard that is to take over waits for the present leader to end.
 _CHALLENGE_SECONDS: Final = 30.0
 _CHALLENGE_POLL_SECONDS: Final = 0.05
 # mallopt(3) of glibc.
@@ -55,7 +55,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _LARGE_BYTES: Final = 64 * 1024
-# What belongs to the writer's application or to its service manager, not to us.
+# These are for the application, from its service manager. The guard must not act on them.
 _NOT_OURS: Final = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> NoReturn:
     """Be the guard, or the flusher that it forks.
 
     Args:
-        argv: the root; the spool to serve first, or ""; why the one that is there is to be replaced, or "".
+        argv: the root; the spool that the writer logs to, or ""; why the present flusher is to be replaced, or "".
     """
     root, spool, reason = argv
     _settle_in(keep_lock=not reason)
@@ -97,7 +97,7 @@ _flusher_pid = 0
 
 
 def _mute(*_: object) -> None:
-    """Let go of stderr, and have those who come after us know."""
+    """Let go of stderr. The variable tells the flushers and guards that come after."""
     os.environ[_MUTE_VARIABLE] = "1"
     with contextlib.suppress(OSError):
         fd = os.open(os.devnull, os.O_WRONLY)
@@ -106,7 +106,7 @@ def _mute(*_: object) -> None:
 
 
 def _watch(work: Callable[[], bool]) -> None:
-    """Have a forked child do the work, as often as it takes. Returns if the work says that it is to begin anew."""
+    """Have a forked child do the work, and another one if it dies. Returns if the guard is to begin anew."""
     global _flusher_pid
     pause_seconds = 0.0
     while True:
@@ -126,22 +126,22 @@ def _watch(work: Callable[[], bool]) -> None:
         )
         pause_seconds = min(pause_seconds, _LONGEST_PAUSE_SECONDS)
         again = f"in {pause_seconds:.1f} s" if pause_seconds else "at once"
-        report("guard", f"the flusher {how}. It is started again {again}; records wait in the spool.")
+        report("guard", f"the flusher {how}. It is started again {again}. Records wait in the spool.")
         time.sleep(pause_seconds)
 
 
 def _left_behind(root: str, lock: FlusherLock, spool: str) -> Ends:
-    """Return which spools are none of our business unless somebody logs there again: an earlier guard's, or now's."""
+    """Return the spools that were left behind before the guard began: the first one, if this one began anew."""
     if before := os.environ.pop(_LEFT_BEHIND_VARIABLE, ""):
         return msgspec.json.decode(before, type=Ends)
     return {path: end for path, end in own.left_behind(root, lock.taken_at_ns).items() if path != spool}
 
 
 def _begin_anew(lock: FlusherLock, left_behind: Ends) -> NoReturn:
-    """Be a new process with the files of now, under the same pid and with the same lock."""
+    """Replace this process by one that runs the new files. The pid and the lock stay the same."""
     if lock.fd != LOCK_FD:
         os.dup2(lock.fd, LOCK_FD)
-    os.set_inheritable(LOCK_FD, True)  # a dup2 onto itself would leave it to be closed
+    os.set_inheritable(LOCK_FD, True)  # `dup2` would not do it if the lock has that number already
     env = {
         **os.environ,
         "CWSINK_FLUSHER_PATH": "\n".join(sys.path),
@@ -173,7 +173,7 @@ def _forward(number: int, *_: object) -> None:
 
 def _settle_in(*, keep_lock: bool) -> None:
     os.chdir("/")
-    with contextlib.suppress(OSError):  # it is done already where posix_spawn knows of sessions
+    with contextlib.suppress(OSError):  # it fails if posix_spawn has made the session already
         os.setsid()
     highest = os.sysconf("SC_OPEN_MAX")
     os.closerange(LOCK_FD + keep_lock, min(highest, 1 << 20) if highest > 0 else 65_536)
@@ -182,35 +182,35 @@ def _settle_in(*, keep_lock: bool) -> None:
 
 
 def _load() -> None:
-    """Load what delivering needs. What is shared with the forked child stays shared: it is frozen."""
-    gc.disable()  # to look for garbage in what is loaded, where there is none, takes 40 ms
+    """Load what delivering needs. It is frozen, so that its memory stays shared with the forked child."""
+    gc.disable()  # there is no garbage in what is loaded, and to look for it takes 40 ms
     import filelock  # noqa: F401
 
     disk.load()
     cloudwatch.import_botocore()
     gc.freeze()
     cloudwatch.load()
-    gc.collect()  # of the client that was made as a rehearsal
+    gc.collect()  # `load` has made a client, and dropped it
     gc.freeze()
     gc.enable()
 
 
 def _give_memory_back() -> None:
-    """Have glibc keep one heap for all threads, and free what is large (a request has 1 MB) at once: 2 MiB less."""
+    """Have glibc keep one heap for all threads, and free large blocks (a request has 1 MB) at once. It saves 2 MiB."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # no glibc, no such habits
+    if mallopt is not None:  # only glibc has it
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _LARGE_BYTES), (_M_TRIM_THRESHOLD, _LARGE_BYTES)):
             mallopt(option, value)
 
 
 def _take_over(root: str, spool: str, reason: str) -> FlusherLock | None:
-    """Ask the flusher that is there to end, and take its lock. None: it does not end, or another process asks."""
+    """Ask the present flusher to end, and take its lock. None: it does not end, or another process asks already."""
     lock = FlusherLock(root, is_shared=True)
     directory = open_existing(spool)
     with flusher_lock.challenging(root, "version" if reason == "version" else "trouble") as is_ours:
         until = time.monotonic() + _CHALLENGE_SECONDS
         while is_ours and time.monotonic() < until:
-            # `cwsink run` and `cwsink flush` do not hold the lock, and give way all the same.
+            # A flusher of `cwsink run` or `cwsink flush` does not hold the lock. So ask for the lease, too.
             if lock.try_acquire() and not lease.is_taken(directory):
                 return lock
             time.sleep(_CHALLENGE_POLL_SECONDS)
@@ -218,6 +218,6 @@ def _take_over(root: str, spool: str, reason: str) -> FlusherLock | None:
 
 
 def _name_process(name: str) -> None:
-    """Have `ps` and `top` show what this process is."""
+    """Have `ps` and `top` show this name."""
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write(name)

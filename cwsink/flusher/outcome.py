@@ -1,8 +1,8 @@
 """What an answer of CloudWatch means for the request it answers (pure).
 
 `Answer` is what the client saw, and `classify` says which `Outcome` that is. Each outcome is one row: the error codes
-that lead to it, what the leader does (an `Act`), and what the operator is told. Whoever adds an outcome adds its row
-here, and nothing elsewhere; only a new kind of act needs a method in cwsink.flusher.delivery too.
+that lead to it, what the leader does (an `Act`), and what the operator is told. To add an outcome, add its row here and
+nothing elsewhere. Only a new kind of act also needs a method in cwsink.flusher.delivery.
 
 No outcome drops a record. The worst that can happen to one is that it becomes a dead letter, with a reason.
 """
@@ -24,14 +24,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         status: the HTTP status, or None if no whole answer came.
-        code: the error code, or the exception's name where no answer came; empty for success.
-        message: for people.
-        request_id: AWS's id of the call; a success without one is not believed.
+        code: the error code, or the exception's name if no answer came; empty for success.
+        message: the error's text, for people.
+        request_id: AWS's id of the call. A success without one is not believed.
         rejected: `rejectedLogEventsInfo`, as received.
-        rejected_entity: the error type of a `rejectedEntityInfo`; the events are accepted all the same.
-        already_existed: what was to be created is there.
-        expected_token: of an InvalidSequenceTokenException.
-        is_ambiguous: the call may have been carried out although no success was seen.
+        rejected_entity: the error type of a `rejectedEntityInfo`. CloudWatch takes the events all the same.
+        already_existed: the group or stream that was to be created was there already.
+        expected_token: the sequence token that an InvalidSequenceTokenException names.
+        is_ambiguous: CloudWatch may have carried out the call, although the client may have seen no success.
     """
 
     status: int | None = None
@@ -48,8 +48,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Act(Enum):
     """What the leader does with a request that was answered."""
 
-    SETTLE = auto()  # CloudWatch has taken it: count its events, make dead letters of those that it rejected
-    SPLIT = auto()  # CloudWatch has refused it for what is in it: send its halves
+    SETTLE = auto()  # CloudWatch has taken it: count its events, make dead letters of those that the answer rejects
+    SPLIT = auto()  # CloudWatch has refused it because of an event: send its halves
     WAIT = auto()  # send the same again, later
     RENEW_SESSION = auto()  # read credentials anew, and send the same again, later
     CREATE_TARGET = auto()  # create the group or the stream, and send the same at once
@@ -62,10 +62,10 @@ class Reaction(NamedTuple):
     Attributes:
         act: what the leader does.
         advice: what the operator is told while the trouble lasts: its meaning, and what to do.
-        codes: the error codes that mean this outcome; of a call without an answer, the exception's name.
+        codes: the error codes that mean this outcome, and names of exceptions, for calls without an answer.
         obstacle: how the leader publishes the trouble (cwsink.spool.leader_state).
-        is_slow: people or other programs have to change something: the leader tries again evenly, every few seconds.
-        is_quota: the account's quota is used up: the leader sends less often for a while.
+        is_slow: people or other programs must change something, so the leader tries again every 5 to 10 seconds.
+        is_quota: the account's quota is used up, so the leader sends less often for a while.
     """
 
     act: Act
@@ -78,10 +78,10 @@ class Reaction(NamedTuple):
 
 @unique  # two rows that say the same would be one outcome with two names
 class Outcome(Enum):
-    """How a call ended, and what follows."""
+    """How a call ended, and what follows from it."""
 
     DELIVERED = Reaction(Act.SETTLE, codes="DataAlreadyAcceptedException")
-    # CloudWatch has taken the request, but for the events that the answer names.
+    # CloudWatch has taken the request, except the events that the answer names.
     REJECTED = Reaction(Act.SETTLE)
     BISECT = Reaction(
         Act.SPLIT,
@@ -104,7 +104,7 @@ class Outcome(Enum):
     )
     THROTTLED = Reaction(
         Act.WAIT,
-        "CloudWatch asks to send more slowly; there is nothing to do unless it lasts.",
+        "CloudWatch asks to send more slowly. There is nothing to do unless it lasts.",
         "ThrottlingException Throttling RequestLimitExceeded TooManyRequestsException RequestThrottled",
         is_quota=True,
     )
@@ -122,7 +122,7 @@ class Outcome(Enum):
     )
     CREDENTIALS = Reaction(
         Act.RENEW_SESSION,
-        "Check the AWS credentials, the region and this host's clock; credentials are read anew at each try.",
+        "Check the AWS credentials, the region and this host's clock. Credentials are read anew at each try.",
         "ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId "
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException "
         "MissingAuthenticationToken MissingAuthenticationTokenException NoCredentialsError PartialCredentialsError "
@@ -133,12 +133,12 @@ class Outcome(Enum):
     )
     DENIED = Reaction(
         Act.WAIT,
-        "Allow the action it names, or correct the setting.",
+        "Allow the action that the error names, or correct the setting.",
         "AccessDeniedException AccessDenied OptInRequired",
         obstacle="denied",
         is_slow=True,
     )
-    # All other trouble of the service, and whatever is not known.
+    # All other trouble of the service, and all codes that this table does not know.
     RETRY = Reaction(
         Act.WAIT,
         "CloudWatch is busy or out of reach.",
@@ -149,15 +149,15 @@ class Outcome(Enum):
 
 _BY_CODE: Final[Mapping[str, Outcome]] = {code: each for each in Outcome for code in each.value.codes.split()}
 
-# An invalid parameter that is not in the events cannot be found by halving the request: somebody has to correct it.
+# If an invalid parameter is not in the events, halving the request cannot find it. Somebody has to correct the setting.
 _NOT_IN_EVENTS: Final = ("logGroupName", "logStreamName", "entity", "sequenceToken")
-# Only these codes come with the parameter's name ("... at 'logStreamName' failed to satisfy ..."); the entity of
-# "Request entity too large" is another one. Where `logEvents` is named, the rest may be the quoted text of an event.
+# Only these codes come with the parameter's name ("... at 'logStreamName' failed to satisfy ..."). The entity in
+# "Request entity too large" is not the parameter. If `logEvents` is named, the other names may be text of an event.
 _NAMES_A_FIELD: Final = frozenset(("InvalidParameterException", "ValidationException"))
 
 
 def classify(answer: Answer) -> Outcome:
-    """Return how the call ended that was answered so."""
+    """Return how the call that got this answer has ended."""
     if answer.status == 200 and not answer.code:
         if not answer.request_id:
             return Outcome.RETRY
@@ -178,17 +178,17 @@ def advice_on(error: str) -> str:
     """Return what an error means, and what to do about it.
 
     Args:
-        error: its code, a colon and its message, as the leader publishes it.
+        error: the code, a colon and the message, as the leader publishes them.
     """
     code, _, message = error.partition(":")
     return classify(Answer(code=code, message=message)).value.advice
 
 
 def rejected_indexes(info: Mapping[str, Any], count: int) -> dict[int, str]:
-    """Return index -> reason of the events that a `rejectedLogEventsInfo` names, of `count` sent.
+    """Return which of `count` events a `rejectedLogEventsInfo` names: index -> reason.
 
-    `tooOldLogEventEndIndex` and `expiredLogEventEndIndex` are exclusive ends from the beginning,
-    `tooNewLogEventStartIndex` an inclusive start to the end (API reference, RejectedLogEventsInfo).
+    `tooOldLogEventEndIndex` and `expiredLogEventEndIndex` are exclusive ends of a range from the first event on.
+    `tooNewLogEventStartIndex` is the first event of a range to the end (API reference, RejectedLogEventsInfo).
     """
     reasons: dict[int, str] = {}
     for name, reason in (("tooOldLogEventEndIndex", "too_old"), ("expiredLogEventEndIndex", "expired")):

@@ -1,16 +1,14 @@
-"""Events longer than CloudWatch takes: cut to size, or in pieces (pure).
+"""Cuts events that are longer than CloudWatch takes: to size, or in pieces (pure).
 
-`truncate` keeps one event. JSON stays JSON: the longest texts of an object are cut to one
-length, and it says so under `"_cwsink"`; JSON without long texts becomes the `"text"` of such
-an object. What is no JSON is cut at a character and ends in a note. `split` keeps everything,
-as several events:
+`truncate` keeps one event. JSON stays JSON: the longest texts of an object are cut to one length, and `"_cwsink"` says
+so. JSON without long texts becomes the `"text"` of such an object. Plain text is cut at a character, and ends with a
+note. `split` keeps everything, as several events:
 
 ```text
 {"_cwsink_part": {"id": "<producer>-<sequence>", "index": 0, "total": 3}, "text": "..."}
 ```
 
-Reassembly: take the events of one `id`, sort by `index`, join `text`; the result is the
-message as it was logged.
+To put a message together again, take the events of one `id`, sort them by `index` and join their `text`.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from cwsink.flusher.chunk import message_bytes
 
 _PART_ENVELOPE_BYTES: Final = 160
 _MARK: Final = "..."
-# An object with so many texts that each would be cut below this says more as the beginning of its own text.
+# An object may have so many texts that each would be cut below this. Then the beginning of its JSON says more.
 _MIN_TEXT_BYTES: Final = 32
 
 
 def truncate(message: str, limit_bytes: int) -> str:
-    """Return `message` in at most `limit_bytes` of UTF-8, its original size noted.
+    """Return `message` in at most `limit_bytes` of UTF-8, with a note of its original size if it is cut.
 
-    A JSON object stays a JSON object; no character is cut in two.
+    A JSON object stays a JSON object. No character is cut in two.
     """
     size = message_bytes(message)
     if size <= limit_bytes:
@@ -40,11 +38,11 @@ def truncate(message: str, limit_bytes: int) -> str:
     except json.JSONDecodeError:
         return _truncate_text(message, size, limit_bytes)
     except (ValueError, RecursionError):
-        pass  # JSON all the same: a number of thousands of digits, or nested deeper than Python goes
+        pass  # it is JSON that Python cannot read: a number of thousands of digits, or nested too deep
     note = {"truncated": True, "original_bytes": size}
     if isinstance(content, dict) and (text := _shorten({**content, "_cwsink": note}, limit_bytes)):
         return text
-    # The object of one text always gets short enough.
+    # An object with one text always gets short enough.
     return _shorten({"_cwsink": note, "text": message}, limit_bytes) or dump({"_cwsink": note}).decode()
 
 
@@ -76,7 +74,7 @@ def is_embedded_metric(message: str) -> bool:
 
 
 class _Text(NamedTuple):
-    """A text somewhere in an object: `container[key]`, and what it takes as JSON."""
+    """A text somewhere in an object: `container[key]`, and its size as JSON."""
 
     size_bytes: int
     container: Any
@@ -84,7 +82,7 @@ class _Text(NamedTuple):
 
 
 def _shorten(content: dict[str, Any], limit_bytes: int) -> str | None:
-    """Return `content` as JSON within the limit, its longest texts cut; None if they are not enough."""
+    """Return `content` as JSON within the limit, its longest texts cut. None: that is not enough."""
     try:
         excess = len(dump(content)) - limit_bytes
         texts = sorted(_texts(content), key=lambda text: text.size_bytes, reverse=True)
@@ -98,7 +96,7 @@ def _shorten(content: dict[str, Any], limit_bytes: int) -> str | None:
             container[key] = value[: _fitting(value, 0, most - len(_MARK))] + _MARK
         return dump(content).decode()
     except (ValueError, RecursionError):
-        return None  # a number beyond a double's, which is no JSON in Python; or nested too deep, see above
+        return None  # a number too large for a double, which Python does not write as JSON; or nested too deep
 
 
 def _texts(content: dict[str, Any]) -> list[_Text]:
@@ -116,11 +114,14 @@ def _texts(content: dict[str, Any]) -> list[_Text]:
 
 
 def _most_bytes(sizes: list[int], excess: int) -> int:
-    """Return the size to cut the longest to, so that all together lose `excess`; below 0 if they cannot.
+    """Return the size to which the longest texts must be cut, so that all together lose `excess` bytes.
 
     Args:
-        sizes: longest first.
-        excess: how much to lose.
+        sizes: of the texts in bytes, longest first.
+        excess: how many bytes are too many.
+
+    Returns:
+        The size in bytes; below 0 if the texts are not long enough.
     """
     most, total = -1, 0
     for count, size in enumerate(sizes, start=1):
@@ -132,14 +133,14 @@ def _most_bytes(sizes: list[int], excess: int) -> int:
 
 
 def _fitting(text: str, start: int, room_bytes: int) -> int:
-    """Return the end of the longest piece of `text` from `start` on that takes at most `room_bytes` as JSON."""
+    """Return the end of the longest piece of `text` that begins at `start` and takes at most `room_bytes` as JSON."""
     content = dump(text[start : start + room_bytes])[1:-1]
     room_bytes -= 2  # the quotes
     kept = content[:room_bytes].decode("utf-8", "ignore")
     while True:
         try:
             return start + len(json.loads(f'"{kept}"'))
-        except json.JSONDecodeError:  # noqa: PERF203  # six rounds at most, the length of the longest escape
+        except json.JSONDecodeError:  # noqa: PERF203  # at most six rounds, the length of the longest escape
             kept = kept[:-1]  # an escape was cut in two
 
 
@@ -150,7 +151,7 @@ def _truncate_text(message: str, size: int, limit_bytes: int) -> str:
 
 
 def dump(content: object) -> bytes:
-    """Encode as JSON. Raises ValueError, RecursionError: see `_shorten`."""
+    """Encode as JSON. Raises ValueError and RecursionError, as `_shorten` explains."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A lone surrogate came from an escape; backslashreplace happens to write JSON's own.
+    # A lone surrogate came from an escape. `backslashreplace` writes it as JSON would.
     return text.encode("utf-8", "backslashreplace")

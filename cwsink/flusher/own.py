@@ -1,20 +1,20 @@
-"""The flusher that starts by itself: leads the spools of one root that are in use, and ends when none is.
+"""The flusher that starts by itself: it leads the spools of one root that are in use, and ends when none is.
 
-It is forked by a guard (cwsink.flusher.guard), which a writer has started (cwsink.frontends.starter). One user and
-root has one, for all spools in it: a lock tells the next writer that it is there (cwsink.spool.flusher_lock).
+A writer starts a guard (cwsink.frontends.starter), and the guard forks the flusher (cwsink.flusher.guard). Each user
+has one flusher for all spools of a root. A lock tells the next writer that it is there (cwsink.spool.flusher_lock).
 
 ```text
 look at the root, ten times a second:
-    a spool in which a process is attached, or was since we began --> an Election leads it
-    nobody is attached any more --> deliver what is pending: at most drain_timeout_seconds, then say what stays
-    all delivered, and nobody attached, for LINGER_SECONDS --> leave the spool
-no spool left --> free the lock, look once more, end
+    a spool in which a process is attached, or has appended since the guard began --> an Election leads it
+    no process is attached any more --> deliver what is pending: at most drain_timeout_seconds, then say what stays
+    all is delivered, and no process was attached for LINGER_SECONDS --> leave the spool
+no spool is left --> free the lock, look once more, end
 ```
 
-It ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock, or if it cannot deliver with
-its credentials and a writer with others asks. If its own files were replaced (an upgrade in place), its guard begins
-anew with the new ones, and keeps the lock meanwhile. A spool that was left behind before it began is an orphan,
-and stays one, unless `adopt_orphans` says otherwise.
+The flusher ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock, or if its
+credentials fail and a writer with others asks. If cwsink's files were replaced (an upgrade in place), the guard begins
+anew with the new ones, and keeps the lock meanwhile. A spool that was left behind before the guard began is an orphan.
+The flusher does not touch it, unless `adopt_orphans` is set.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
 _LOOK_SECONDS: Final = 0.1
-# A program that is started again and again (cron, `manage.py`) finds a flusher that is warm.
+# A program may be started again and again (cron, `manage.py`). The flusher waits this long for the next start.
 LINGER_SECONDS: Final = 2.0
-# How often it asks whether another process is to take over.
+# How often the flusher looks whether another process is to take over.
 _QUESTION_SECONDS: Final = 1.0
-# A request in flight is waited for so long, when another process is to take over, or nobody is attached any more.
+# How long the flusher waits for a request in flight when it has to leave.
 _HANDOVER_SECONDS: Final = 3.0
 
-# Why it ends although it is needed: its files were replaced, or another process takes over.
+# Why the flusher ends although it is needed: cwsink's files were replaced, or another process takes over.
 End = Literal["renew", "replaced"]
-# Where rings end: the newest segment's number and size. Both change with an append.
+# Where the ring of each spool ends: the newest segment's number and size. An append changes one of them.
 Ends = dict[str, tuple[int, int] | None]
 
 
@@ -55,15 +55,15 @@ class OwnFlusher:
     def __init__(
         self, root: str, lock: FlusherLock, *, mute: Callable[[], None], is_mute: bool, left_behind: Ends
     ) -> None:
-        """Begin.
+        """Prepare; `run` delivers.
 
         Args:
             root: the directory that holds the spools.
-            lock: held by this process and its guard.
-            mute: lets go of stderr, in the guard, too.
-            is_mute: the flusher before us has done that.
-            left_behind: where the rings ended that nobody logged to any more when the guard began. It began for
-                the writers of the others, some of which may be gone by now.
+            lock: this process and its guard hold it.
+            mute: lets go of stderr, in this process and in the guard.
+            is_mute: an earlier flusher has let go of stderr.
+            left_behind: where the rings ended that no process logged to any more when the guard began. All other
+                spools are in use, even if their writers have ended since.
         """
         self._root = root
         self._lock = lock
@@ -77,8 +77,8 @@ class OwnFlusher:
         self._files_seen = ""
 
     def run(self) -> bool:
-        """Deliver until nobody needs us any more. Returns whether to begin anew, with the files of now."""
-        # The flusher before us may have been killed after it had freed the lock, and another one may have it.
+        """Deliver until no process needs it any more. Returns whether the guard is to begin anew, with new files."""
+        # An earlier flusher may have been killed after it had freed the lock, and another one may have it.
         if not self._lock.try_acquire():
             return False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -96,11 +96,11 @@ class OwnFlusher:
             time.sleep(_LOOK_SECONDS)
 
     def _note(self, number: int, *_: object) -> None:
-        """Told to end: with all processes of a unit, which may still log. So it goes on until they are gone."""
+        """Note a signal to end. All processes of a unit get it, and may still log. So go on until they are gone."""
         self._is_told = True
 
     def _serve(self) -> None:
-        """Begin with spools that came into use, and leave those that are not any more."""
+        """Begin with spools that came into use, and leave those that are not in use any more."""
         linger_seconds = 0.0 if self._is_told else LINGER_SECONDS
         for path in _spools(self._root):
             if path not in self._serving and (served := self._begin(path)) is not None:
@@ -113,9 +113,10 @@ class OwnFlusher:
             self._go_mute()
 
     def _is_awaited(self) -> bool:
-        """Tell whether a reader of our stderr may be waiting for its end: who logged has ended, and all is delivered.
+        """Tell whether the reader of our stderr may be waiting for its end.
 
-        If other programs log, it is enough that none of them has it. What is left of one that has ended is said first.
+        It may be if all programs that logged have ended and all is delivered. It may also be if other programs still
+        log, and none of them has this stderr. While a program that has ended leaves records, stderr is kept to say so.
         """
         served = self._serving.values()
         if all(each.is_done for each in served):
@@ -125,7 +126,7 @@ class OwnFlusher:
     def _go_mute(self) -> None:
         """Let go of stderr if it is a pipe.
 
-        A process that logs here later starts another flusher, which has its stderr (see `is_mute` in leader.json).
+        A process that logs here later sees `is_mute` in leader.json, and starts another flusher, which gets its stderr.
         """
         if stderr.is_pipe():
             self._is_mute = True
@@ -143,7 +144,10 @@ class OwnFlusher:
             return None
 
     def _has_ended(self) -> bool:
-        """Free the lock, and tell whether to end: nobody came while it was still held, and so started nobody."""
+        """Free the lock, and tell whether to end.
+
+        A writer that came before found the lock taken, and started no flusher. So look once more afterwards.
+        """
         self._lock.give_up()
         self._serve()
         if not self._serving:
@@ -154,12 +158,12 @@ class OwnFlusher:
         return True
 
     def _why_end(self) -> End | None:
-        """Say why another process is to take over, if one is. Looks once a second."""
+        """Return why to end although the flusher is needed, or None. Looks once a second."""
         if time.monotonic() < self._question_at:
             return None
         self._question_at = time.monotonic() + _QUESTION_SECONDS
         files, self._files_seen = self._files_seen, sending.installation_now()
-        # Seen twice: an upgrade takes a moment, in which some of the files are the old ones.
+        # An upgrade takes a moment, in which some files are still old. So the new ones must be the same twice.
         if self._files_seen and self._files_seen == files != sending.installation():
             return "renew"
         challenge = flusher_lock.challenge(self._root)
@@ -181,8 +185,8 @@ class _Served:
     """One spool that is in use.
 
     Attributes:
-        election: that leads it.
-        end: where the ring ended when it was last looked at. What is appended after that brings us back.
+        election: leads the spool.
+        end: where the ring ended at the last look. If a process appends after that, the flusher comes back.
     """
 
     def __init__(self, directory: SpoolDirectory, *, is_mute: bool) -> None:
@@ -202,11 +206,11 @@ class _Served:
 
     @property
     def is_done(self) -> bool:
-        """Tell whether nobody is attached, and all is delivered."""
+        """Tell whether no process is attached, and all is delivered or the spool is left."""
         return self._empty_since is not None or self._left_at is not None
 
     def has_ended(self, linger_seconds: float) -> bool:
-        """See whether anybody needs it; tell whether it is left."""
+        """Look whether a process still needs it. Tell whether the flusher has left it."""
         if self._left_at is not None:
             return self.election.has_ended(0.0) or time.monotonic() - self._left_at >= _HANDOVER_SECONDS
         directory, now = self.election.directory, time.monotonic()
@@ -219,7 +223,7 @@ class _Served:
         return False
 
     def _look_after(self, directory: SpoolDirectory, now: float, linger_seconds: float) -> None:
-        """Deliver what the last writer has left, within its time, and leave."""
+        """After the last writer: deliver what is there within drain_timeout_seconds, and leave."""
         self._alone_since = self._alone_since if self._alone_since is not None else now
         self.election.hurry()
         self.end = _end_of(directory.path)
@@ -232,15 +236,15 @@ class _Served:
         self._empty_since = None
         if now - self._alone_since >= max(self.election.config.drain_timeout_seconds, _LOOK_SECONDS):
             self._leave()
-            if hurry.has_word(directory):  # who logged here has said it
+            if hurry.has_word(directory):  # the process that logged here has said it
                 return
             with contextlib.suppress(OSError):
                 pending = survey.survey(directory).pending
                 report(
                     f"stay_{directory.path}",
-                    f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {directory.path}: nobody "
-                    "logs there any more, and CloudWatch did not take them in time. The next process that logs there "
-                    "sends them, or `cwsink flush --once`.",
+                    f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {directory.path}: no "
+                    "process logs there any more, and CloudWatch did not take them in time. The next process that logs "
+                    "there has them sent; so does `cwsink flush --once`.",
                 )
 
     def _leave(self) -> None:
@@ -249,12 +253,12 @@ class _Served:
 
 
 def left_behind(root: str, since_ns: int) -> Ends:
-    """Return where the rings end that nobody has appended to since then (ns since 1970, by the file system)."""
+    """Return where the rings end that no process has appended to since `since_ns`, a time of the file system."""
     return {path: _end_of(path) for path in _spools(root) if _appended_at_ns(path) < since_ns}
 
 
 def _spools(root: str) -> list[str]:
-    """Return the spools of this user: in a root that several share, each user has a flusher of its own."""
+    """Return the spools of this user. Several users may share a root, and each has a flusher of its own."""
     with contextlib.suppress(CwsinkError, OSError):
         return [path for path in find_spools(root) if os.lstat(path).st_uid == os.geteuid()]
     return []

@@ -1,7 +1,7 @@
-"""`cwsink replay --dead-letters`: which may be sent once more, with what time and message (pure).
+"""Decides which dead letters `cwsink replay --dead-letters` sends again, with what time and message (pure).
 
-CloudWatch would refuse most of them for the same reason again. So each reason has its condition, and what was refused
-for its time can be sent with the present one, with its own time inside the message.
+CloudWatch would refuse most of them for the same reason again. So each reason has its condition. A letter that was
+refused for its time can be sent with the present time, with its own time inside the message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cwsink.limits import MAX_FUTURE_MS, MAX_PAST_MS
 if TYPE_CHECKING:
     from cwsink.flusher.dead_letter import DeadLetter
 
-# Refused for their time, so another time may help.
+# CloudWatch refused these for their time, so another time may help.
 _REFUSED_FOR_TIME: Final = frozenset(("too_old", "too_new", "expired"))
 
 _NOT_ASKED_FOR: Final = "not asked for"
@@ -30,14 +30,14 @@ _TOO_LONG_RESTAMPED: Final = "longer than {:,} bytes with their own time inside"
 
 
 class Resend(NamedTuple):
-    """A letter gets a second chance: with this time and message."""
+    """A letter gets a second chance, with this time and message."""
 
     timestamp_ms: int
     message: str
 
 
 class Skip(NamedTuple):
-    """It gets none now."""
+    """A letter gets no second chance now, and why."""
 
     why: str
 
@@ -46,10 +46,10 @@ class Rules(NamedTuple):
     """Which letters get a second chance.
 
     Attributes:
-        replayable: the reasons that have a chance at all.
-        reasons: those of them that were named; None for all.
-        restamp: send with the present time what CloudWatch does not take with its own.
-        max_event_bytes: the longest message it takes.
+        replayable: the reasons of letters that may have a second chance at all.
+        reasons: the reasons that the operator named; None for all.
+        restamp: whether to send letters that CloudWatch does not take with their own time, with the present time.
+        max_event_bytes: the longest message that CloudWatch takes.
     """
 
     replayable: Collection[str]
@@ -76,7 +76,7 @@ class Rules(NamedTuple):
 
 
 def restamped(message: str, timestamp_ms: int) -> str:
-    """Return a message with its original time inside: under "_cwsink" of a JSON object, else in brackets before it."""
+    """Return `message` with its original time: in a JSON object under "_cwsink", else in brackets before the text."""
     moment = f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
     note: dict[str, object] = {"original_timestamp_ms": timestamp_ms, "original_time": moment}
     body = message.strip()
@@ -84,15 +84,15 @@ def restamped(message: str, timestamp_ms: int) -> str:
         content = json.loads(message)
     except json.JSONDecodeError:
         content = None
-    except (ValueError, RecursionError):  # JSON all the same: a number of thousands of digits, or nested too deep
+    except (ValueError, RecursionError):  # it is JSON that Python cannot read: a number too long, or nested too deep
         content = {"?": None} if body.startswith("{") and body.endswith("}") else None
     if not isinstance(content, dict):
         return f"[{moment}] {message}"
     if "_cwsink" in content:
         had = content["_cwsink"]
-        # Replayed before: what was the original time then still is.
+        # A message that was replayed before keeps the original time of its first replay.
         note = {**note, **had} if isinstance(had, dict) else {**note, "value": had}
-        with contextlib.suppress(ValueError, RecursionError):  # a number beyond a double's is no JSON in Python
+        with contextlib.suppress(ValueError, RecursionError):  # Python does not write a number too large for a double
             return oversize.dump({**content, "_cwsink": note}).decode()
-    # Spliced in: what the application wrote stays as it is, to the byte.
+    # What the application wrote must stay the same to the byte. So the note is put in as text.
     return f"{body[:-1]}{',' if content else ''}{oversize.dump({'_cwsink': note}).decode()[1:]}"

@@ -1,10 +1,11 @@
-"""The stderr that we have from the program that started us, and when to let go of it.
+"""The flusher has its stderr from the program that started it. This module says when to let go of it.
 
-Who reads a pipe to its end (`subprocess.run(capture_output=True)`, a shell's `$(...)`, a test runner) waits until
-nobody holds the other end any more. The program has ended, and we go on for other programs, for months perhaps: its
-reader would wait for us. So we let go of a pipe that nobody else has for its stdout or stderr.
+A process that reads a pipe to its end (`subprocess.run(capture_output=True)`, a shell's `$(...)`, a test runner) waits
+until no process holds the other end any more. After the program has ended, the flusher may go on for other programs,
+perhaps for months, and the reader would wait for it. So the flusher lets go of a pipe that no other process has for its
+stdout or stderr.
 
-Nobody tells us who has it. Linux shows it in /proc; elsewhere we hold the pipe for as long as we are needed.
+Linux shows in /proc which processes have the pipe. On other systems the flusher holds it for as long as it is needed.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from typing import Final
 from cwsink.spool.leader_state import STARTED_BY_VARIABLE
 
 _PROC: Final = "/proc"
-# Flushers of other roots, which the same program has started, must not wait for each other.
+# One program may have started flushers of several roots. They must not wait for each other to let go.
 _FLUSHERS: Final = ("cwsink-guard", "cwsink-flusher")
 _STDS: Final = (1, 2)
 
 
 class Stderr:
-    """Our stderr. Looking costs 10 us while the process that we know to have it lives, else 5 us for each process."""
+    """Our stderr. A look takes 10 us while the process that was found to have it lives, else 5 us a process."""
 
     def __init__(self) -> None:
         self._pipe = _link(os.getpid(), 2) if is_pipe() else None
         self._holder = self._find()
         if self._holder is None and _is_alive(_starter()):
-            self._pipe = None  # it may well have it: we are not allowed to see that, so we cannot judge of others
+            self._pipe = None  # the starter may have it, hidden from us. Then others may have it, too
 
     def is_held_by_us_alone(self) -> bool:
-        """Tell whether it is a pipe that no other process has for its stdout or stderr; False if it cannot be told."""
+        """Tell whether it is a pipe that no other process has for its stdout or stderr. False if unknown."""
         if self._pipe is None:
             return False
         if self._holder is None or _link(*self._holder) != self._pipe:
@@ -59,7 +60,7 @@ def is_pipe() -> bool:
 
 
 def _link(pid: int, fd: int) -> str | None:
-    """Return what a descriptor of a process is; None if it is closed, only read from, or cannot be seen."""
+    """Return which file a process has as this descriptor. None if it is closed, only for reading, or hidden from us."""
     path = f"{_PROC}/{pid}/fd/{fd}"
     try:
         return os.readlink(path) if os.lstat(path).st_mode & stat.S_IWUSR else None

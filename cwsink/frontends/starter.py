@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from cwsink import version
-from cwsink.diagnostics import report, settled
+from cwsink.diagnostics import report, reset_quiet
 from cwsink.spool import leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
@@ -99,7 +99,7 @@ class Starter:
         if _is_led(directory):
             self._led_before = self._vacant_since = None
             self._ended_early = 0
-            settled("starter")
+            reset_quiet("starter")
             return
         if now < self._look_again_at or self._is_hosted(now):
             return

@@ -24,7 +24,7 @@ from enum import Enum
 from time import time_ns
 from typing import Final
 
-from cwsink.diagnostics import report, settled
+from cwsink.diagnostics import report, reset_quiet
 from cwsink.spool import cursor, descriptors, disk, frame, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions
@@ -331,7 +331,7 @@ class Ring:
         # Never back to an older one, which another thread found a moment ago: readers take the segments in turn.
         if current is None or current.key.number < attached.key.number:
             self.attached = current = attached
-        settled("append")
+        reset_quiet("append")
         return current
 
     def not_written(self, error: OSError) -> Append:

@@ -294,7 +294,7 @@ def test_status_says_why(spawn: Spawn, server: StrictCloudWatch, config: SinkCon
     spool = status_when(lambda spool: spool["state"] == "retrying")
     assert spool["last_error"].startswith("AccessDeniedException: ")
     table = cwsink("status").stdout
-    for words in ("Retrying: 3 records wait", "AccessDeniedException", "Allow the action it names"):
+    for words in ("Retrying: 3 records wait", "AccessDeniedException", "Allow the action that the error names"):
         assert words in table
 
 

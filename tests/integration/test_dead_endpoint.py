@@ -389,7 +389,7 @@ def test_it_is_said_once_and_so_is_the_end_of_it(outage: Outage, start: Start) -
     gunicorn.stop()
     trouble, end = gunicorn.said()
     assert trouble.startswith(f"cwsink: cannot deliver to {GROUP}: {outage.says}: ")
-    assert trouble.endswith("The records stay in the spool. It is tried again until it succeeds.")
+    assert trouble.endswith("The records stay in the spool. The leader tries again until it succeeds.")
     assert end == "cwsink: CloudWatch accepts records again. What is pending is being delivered."
     assert books().pending == 0
 

@@ -255,7 +255,7 @@ def test_a_led_spool_is_left_alone(server: StrictCloudWatch, small: SinkConfig, 
         assert writer.flush(CHILD_SECONDS)
         assert flusher.epoch == 1
     out = capsys.readouterr().out
-    assert f"left alone, pid {os.getpid()} on {socket.gethostname()} leads and sends it." in out
+    assert f"left alone, because pid {os.getpid()} on {socket.gethostname()} leads and sends it." in out
     assert "would be left alone" in out
     assert server.senders_by_epoch() == {1: {str(os.getpid())}}
 

@@ -298,7 +298,7 @@ def test_the_summary_says_why(spool: SpoolDirectory, capsys: Capture) -> None:
     cwsink(spool.path)
     out = capsys.readouterr().out
     assert (
-        "replayed 2 (1 expired, 1 poison), skipped 4 (corrupt: 1, damage, there is no record to send; "
+        "replayed 2 (1 expired, 1 poison), skipped 4 (corrupt: 1, damage, which holds no record to send; "
         "oversize: 1, still longer than 1,048,550 bytes; sent all the same with --reason oversize; "
         "too_old: 2, CloudWatch takes them only with --restamp)." in out
     )
@@ -345,7 +345,7 @@ def test_what_the_cap_has_cost_is_told(spool: SpoolDirectory, monkeypatch: pytes
         cwsink(spool.path)
         out = capsys.readouterr().out
         assert replayed in out
-        assert f"{100 - left} dead letters lost before; the oldest go when all take 8 MiB." in out
+        assert f"{100 - left} dead letters lost before. The oldest go when all together take 8 MiB." in out
 
 
 def test_a_full_spool_stops_it(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -395,7 +395,7 @@ def test_what_cannot_be_taken_out_is_told(
     captured = capsys.readouterr()
     assert "replayed 2" in captured.out
     assert "2 dead letters of" in captured.err
-    assert "A further replay sends them again." in captured.err
+    assert "Another replay sends them again." in captured.err
     assert pending(spool) == buried(spool) == ["1", "2"]
 
 
@@ -405,7 +405,7 @@ def test_two_replays_do_not_send_twice(spool: SpoolDirectory, capsys: Capture) -
     fd = os.open(f"{spool.path}/FORMAT", os.O_RDONLY)
     assert descriptors.try_lock(fd, exclusive=True)
     cwsink(spool.path, code=1)
-    assert "another replay is at it" in capsys.readouterr().err
+    assert "another replay is at work" in capsys.readouterr().err
     cwsink(spool.path, "--dry-run")
     os.close(fd)
     assert (pending(spool), buried(spool)) == ([], ["1"])

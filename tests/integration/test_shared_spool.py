@@ -417,9 +417,10 @@ def test_while_another_host_leads_records_are_appended(
     assert all(writer.append(f"meanwhile {number}") for number in range(100))
     until(lambda: "leads" in capfd.readouterr().err, "it is said why nothing is sent")
     assert main(["status"]) == 0
-    assert "Host web-2 leads this spool: two hosts must not share one." in " ".join(capfd.readouterr().out.split())
+    out = " ".join(capfd.readouterr().out.split())
+    assert "Host web-2 leads this spool, and sends them. Two hosts must not share a spool." in out
     assert main(["replay", spool.path]) == 0
-    assert "left alone, host web-2 leads and sends it." in capfd.readouterr().out
+    assert "left alone, because host web-2 leads and sends it." in capfd.readouterr().out
     assert server.requests == []
     mark(spool, age_seconds=heartbeat.FRESH_SECONDS + 1)
     assert writer.flush(CHILD_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cwsink.flusher.backoff import MAX_DELAY_SECONDS, OPEN_SECONDS, SLOW_DELAY_SECONDS, Backoff, Gathering
+from cwsink.flusher.backoff import MAX_DELAY_SECONDS, OPEN_SECONDS, SLOW_DELAY_SECONDS, Backoff, SendInterval
 
 ALMOST_ONE = 1 - 2**-53
 
@@ -84,24 +84,24 @@ def test_a_breaker_that_is_off_never_opens() -> None:
 
 
 def test_who_is_throttled_sends_less_often_and_comes_back() -> None:
-    """Gathering doubles with each throttled call, up to 20 s; a hundred accepted ones, and it is what was asked for."""
-    gathering = Gathering(1.0)
+    """It doubles with each throttled call, up to 20 s; a hundred accepted ones, and it is what was asked for."""
+    interval = SendInterval(1.0)
     seconds = []
     for _ in range(6):
-        gathering.throttled()
-        seconds.append(gathering.seconds)
+        interval.throttled()
+        seconds.append(interval.seconds)
     assert seconds == [2.0, 4.0, 8.0, 16.0, MAX_DELAY_SECONDS, MAX_DELAY_SECONDS]
     for _ in range(100):
-        before = gathering.seconds
-        gathering.accepted()
-        assert gathering.seconds <= before
-    assert gathering.seconds == 1.0
+        before = interval.seconds
+        interval.accepted()
+        assert interval.seconds <= before
+    assert interval.seconds == 1.0
 
 
-def test_gathering_is_never_shorter_than_asked_for() -> None:
+def test_a_send_interval_is_never_shorter_than_asked_for() -> None:
     """A batch time-out beyond the ceiling stays as it is, throttled or not."""
-    gathering = Gathering(60.0)
-    gathering.throttled()
-    assert gathering.seconds == 60.0
-    gathering.accepted()
-    assert gathering.seconds == 60.0
+    interval = SendInterval(60.0)
+    interval.throttled()
+    assert interval.seconds == 60.0
+    interval.accepted()
+    assert interval.seconds == 60.0

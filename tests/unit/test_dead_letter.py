@@ -344,7 +344,7 @@ def test_a_stopped_replay_does_not_stop_the_leader(path: str, monkeypatch: pytes
     with paused(monkeypatch, "fsync", lambda: letters.remove([line])):
         leader.add_damage(1, 64, b"x")
         assert b'"segment":1' in Path(path).read_bytes()
-        with pytest.raises(TimeoutError, match="Is it stopped"):
+        with pytest.raises(TimeoutError, match="Is that process stopped"):
             DeadLetters(path).read()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cwsink import diagnostics
-from cwsink.diagnostics import QUIET_SECONDS, report, settled, subscribe
+from cwsink.diagnostics import QUIET_SECONDS, report, reset_quiet, subscribe
 
 
 class Clock:
@@ -91,11 +91,11 @@ def test_matters_do_not_silence_each_other(heard: list[tuple[str, str]]) -> None
 
 
 def test_a_matter_that_has_ended_may_speak_again_at_once(heard: list[tuple[str, str]]) -> None:
-    """After `settled`, the next failure is news; settling what was never told is nothing."""
+    """After `reset_quiet`, the next failure is news; to reset what was never told changes nothing."""
     report("send", "down")
     report("send", "still down")
-    settled("send")
-    settled("never told")
+    reset_quiet("send")
+    reset_quiet("never told")
     report("send", "down again")
     assert [text for _, text in heard] == ["down", "down again"]
 
