@@ -161,7 +161,7 @@ class Presence:
         """
         for ring in list(self._rings):
             ring.close()
-        is_last = self._attachment.leave()
+        is_last = self._attachment.detach()
         return is_last and self.config.flusher != "external" and HOSTED_VARIABLE not in os.environ
 
     def await_delivery(self, began: float) -> None:

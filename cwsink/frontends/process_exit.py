@@ -49,8 +49,8 @@ def register() -> None:
 
 def _leave() -> None:
     # In a child that C code forked and that never logged, all open descriptors and attachments are still the parent's.
-    if not descriptors.here[0]:
-        descriptors.notice_fork()
+    if not descriptors.fork_sentinel[0]:
+        descriptors.become_child()
     for call in (*before_leaving, *leaving):
         with contextlib.suppress(Exception):
             call()

@@ -11,7 +11,7 @@ These come first, since the rest follows from them:
 
 * A record is one frame, and a frame is written by one `os.write` to a descriptor that was opened O_APPEND. The kernel
   puts the writes of all processes one after the other: this is the order of the ring, and the only one there is.
-* A frame's payload is at most 16 MiB. A segment begins with 64 bytes of header; frames begin at offset 64.
+* A frame's payload is at most 16 MiB. A segment begins with 576 bytes of header; frames begin at offset 576.
 * Numbers of segments begin at 1, grow by 1, and are not used again: the newest segment is never removed, so its
   number is the ring's memory. A segment is known by number and salt, so a spool that was made anew has none of the
   old ones.
@@ -95,8 +95,9 @@ time.
 * A range that does not parse and has a valid frame behind it is damage. It is torn if it looks like the beginning of
   a frame, or is zeros; else it is corrupt, and kept in the dead letters. Its bytes are counted either way.
 * In a final segment nothing can come any more, so a tail that does not parse is damage, too.
-* If a segment's header is damaged, its first frame's checksums give the salt. If that frame is damaged as well,
-  nothing in the segment can be proven. It counts as one corrupt range, once writers have gone on to the next segment.
+* A segment's header stands in it twice, in two sectors of the disk: if one copy is damaged, the other one gives the
+  salt. If both are, nothing in the segment can be proven. It counts as one corrupt range, once writers have gone on to
+  the next segment.
 * A segment with a newer layout, and the rest of one from a frame on that is newer and not optional, is left for a
   newer cwsink.
 
@@ -194,23 +195,23 @@ A worked example
 ----------------
 
 `segment_bytes` is 4,096, `max_batch_events` is 50, and each frame has 100 bytes. With segments as small as that a
-writer looks before each append. It leaves a segment that has 4,096 bytes or more: after 41 frames, at 64 + 41 * 100 =
-4,164.
+writer looks before each append. It leaves a segment that has 4,096 bytes or more: after 36 frames, at 576 + 36 * 100 =
+4,176.
 
 ```text
-90 appends       1.seg  64..4164  records 0 to 40      cursor: none
-                 2.seg  64..4164  records 41 to 81
-                 3.seg  64..864   records 82 to 89
-first request    records 0 to 49 are all of 1.seg, and 9 of 2.seg
-commit           cursor: 1.seg 4164, 2.seg 964         ledger: delivered 50
+90 appends       1.seg  576..4176  records 0 to 35     cursor: none
+                 2.seg  576..4176  records 36 to 71
+                 3.seg  576..2376  records 72 to 89
+first request    records 0 to 49 are all of 1.seg, and 14 of 2.seg
+commit           cursor: 1.seg 4176, 2.seg 1976        ledger: delivered 50
 reclaim          1.seg is final, and committed to its end: unlinked
 second request   records 50 to 89
-commit           cursor: 2.seg 4164, 3.seg 864         ledger: delivered 90
+commit           cursor: 2.seg 4176, 3.seg 2376        ledger: delivered 90
 reclaim          2.seg is unlinked; 3.seg is the newest, and stays
-a kill           a writer is killed 30 bytes into a frame: 3.seg ends at 894
-1 append         of another writer: its frame is 894..994
-next leader      864..894 is torn; the record is delivered
-commit           cursor: 3.seg 994                     ledger: delivered 91, corrupt_bytes 30
+a kill           a writer is killed 30 bytes into a frame: 3.seg ends at 2406
+1 append         of another writer: its frame is 2406..2506
+next leader      2376..2406 is torn; the record is delivered
+commit           cursor: 3.seg 2506                    ledger: delivered 91, corrupt_bytes 30
 ```
 
 Had the leader been killed between the first request and its commit, the next one would have sent records 0 to 49

@@ -190,42 +190,6 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
     return Scan(frames, damage, offset, 0 if at_end else HEADER_BYTES)
 
 
-def find_salt(data: bytes) -> int | None:
-    """Return the salt of the frame that `data` begins with; None if it is not a whole frame under any.
-
-    The header's CRC is solved for its seed, and the payload's CRC then confirms that seed. A payload of 4 bytes or
-    less gives None: there the second CRC can agree with a wrong seed. No record is as short as that.
-    """
-    if len(data) < HEADER_BYTES:
-        return None
-    magic, header_crc, size, payload_crc, *_ = _unpack(data, 0)
-    payload = data[HEADER_BYTES : HEADER_BYTES + size]
-    if magic != MAGIC_NUMBER or len(payload) != size or size <= 4:
-        return None
-    salt = _seed(data[8:HEADER_BYTES], header_crc)
-    return salt if crc32(payload, salt) == payload_crc else None
-
-
-def _seed(data: bytes, checksum: int) -> int:
-    """Return the seed with which `data` (4 bytes or more) has this CRC-32.
-
-    There is exactly one: but for a constant, the checksum is a linear function of the seed's bits.
-    """
-    constant = crc32(data)
-    basis: dict[int, tuple[int, int]] = {}  # {position of the highest bit: (checksum, the seed that has it)}
-
-    def reduced(value: int, seed: int) -> tuple[int, int]:
-        while value.bit_length() in basis:
-            other, other_seed = basis[value.bit_length()]
-            value, seed = value ^ other, seed ^ other_seed
-        return value, seed
-
-    for bit in range(32):
-        value, seed = reduced(crc32(data, 1 << bit) ^ constant, 1 << bit)
-        basis[value.bit_length()] = value, seed
-    return reduced(checksum ^ constant, 0)[1]
-
-
 def _header_at(data: bytes, offset: int, salt: int) -> int:
     """Return where the frame at `offset` would end, or -1 if its header is not valid."""
     if len(data) - offset < HEADER_BYTES:

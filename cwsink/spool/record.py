@@ -53,6 +53,11 @@ class Event(msgspec.Struct, array_like=True, gc=False):
         return self.sequence >= 0
 
     @property
+    def is_notice(self) -> bool:
+        """Tell whether this tells the stream of a loss. It stands for no record, and never becomes a dead letter."""
+        return self.sequence == NOTICE
+
+    @property
     def id(self) -> str:
         """The event's stable id: the same in every send, so a duplicate is evident."""
         return f"{self.producer:016x}-{self.sequence}"

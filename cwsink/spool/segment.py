@@ -4,7 +4,7 @@
 offset  size  field               little-endian
      0     8  magic               "CWSINKSG"
      8     2  layout major        1
-    10     2  header length       64; frames begin there
+    10     2  header length       576; frames begin there
     12     4  compatible flags    unknown bits may be ignored
     16     4  incompatible flags  an unknown bit: leave the segment alone, and say so
     20     4  salt                seeds both checksums of every frame in this segment
@@ -13,14 +13,17 @@ offset  size  field               little-endian
     48     8  creation time       ms since 1970 UTC
     56     4  header CRC          zlib.crc32 of bytes 0..56
     60     4  zero
-    64        frames, one after the other (cwsink.spool.frame)
+    64   448  gap                 zero
+   512    64  second copy         bytes 0..64 once more
+   576        frames, one after the other (cwsink.spool.frame)
 ```
+
+No frame can be read without the salt. So the header stands there twice, in two sectors of the disk: if one of them is
+damaged, readers and writers take the other copy, and no record is lost.
 
 A segment is named by its number, `0000000001.seg`. It is written whole into a
 temporary file and `link`ed to its name: link fails if the name exists, so of
 several writers that rotate at once one wins and the others find its segment.
-
-What a reader needs of a damaged header its first frame tells, if that is whole: its checksums give the salt.
 """
 
 from __future__ import annotations
@@ -36,17 +39,18 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from cwsink.spool import descriptors, disk, files, frame
+from cwsink.spool import descriptors, disk, files
 
 MAGIC: Final = b"CWSINKSG"
 LAYOUT_MAJOR: Final = 1
 KNOWN_INCOMPATIBLE_FLAGS: Final = 0
 _FIELDS: Final = Struct("<8sHHIII16sQQ")
 _CRC: Final = Struct("<I4x")
-HEADER_BYTES: Final = _FIELDS.size + _CRC.size
-
-# Enough for the longest event that CloudWatch takes, and read of damaged segments only.
-_FIRST_FRAME_BYTES: Final = 2 * 1024 * 1024
+COPY_BYTES: Final = _FIELDS.size + _CRC.size
+# A disk writes and loses whole sectors, of 512 bytes or more. 4,096 would keep the copies apart on each disk, but is as
+# much as the smallest segment may hold; and where a page of the file is lost as a whole, the first records are, too.
+SECOND_COPY_AT: Final = 512
+HEADER_BYTES: Final = SECOND_COPY_AT + COPY_BYTES
 
 # The header has 64 bits for the number; what does not fit is not a segment.
 _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
@@ -76,13 +80,11 @@ class Header(NamedTuple):
         key: the segment.
         length: where frames begin.
         readable: False for a foreign layout.
-        is_restored: the header itself is damaged.
     """
 
     key: SegmentKey
     length: int
     readable: bool
-    is_restored: bool = False
 
 
 def path_of(ring: str, number: int) -> str:
@@ -128,28 +130,33 @@ def open_file(ring: str, number: int, flags: int) -> int | None:
 
 
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
-    """Return the 64 bytes of a segment's header."""
+    """Return a segment's header with both copies, `HEADER_BYTES` long."""
     fields = _FIELDS.pack(MAGIC, LAYOUT_MAJOR, HEADER_BYTES, 0, 0, key.salt, spool_id, key.number, created_ms)
-    return fields + _CRC.pack(crc32(fields))
+    copy = fields + _CRC.pack(crc32(fields))
+    return copy.ljust(SECOND_COPY_AT, b"\0") + copy
 
 
 def decode_header(data: bytes) -> Header | None:
-    """Read a header; None if these are not the bytes of one."""
-    if len(data) < HEADER_BYTES:
-        return None
-    magic, major, length, _, incompatible, salt, _, number, _ = _FIELDS.unpack_from(data)
-    if magic != MAGIC or _CRC.unpack_from(data, _FIELDS.size)[0] != crc32(data[: _FIELDS.size]):
-        return None
-    readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
-    return Header(SegmentKey(number, salt), length, readable)
+    """Read the first copy of a header that is intact; None if neither is, or if the file ends inside the header.
+
+    A file that ends there (a power failure, or somebody who cut it) holds no frame. A writer that appended to it would
+    append before the offset at which readers begin.
+    """
+    for start in (0, SECOND_COPY_AT):
+        copy = data[start : start + COPY_BYTES]
+        if len(copy) < COPY_BYTES or _CRC.unpack_from(copy, _FIELDS.size)[0] != crc32(copy[: _FIELDS.size]):
+            continue
+        magic, major, length, _, incompatible, salt, _, number, _ = _FIELDS.unpack_from(copy)
+        if magic != MAGIC:
+            continue
+        readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
+        return Header(SegmentKey(number, salt), length, readable) if len(data) >= HEADER_BYTES or not readable else None
+    return None
 
 
-def read_header(fd: int, number: int) -> Header | None:
-    """Return the header of segment `number`, or what its first frame tells of it; None if that is damaged, too."""
-    header = decode_header(os.pread(fd, HEADER_BYTES, 0))
-    if header is None and (salt := frame.find_salt(os.pread(fd, _FIRST_FRAME_BYTES, HEADER_BYTES))) is not None:
-        return Header(SegmentKey(number, salt), HEADER_BYTES, readable=True, is_restored=True)
-    return header
+def read_header(fd: int) -> Header | None:
+    """Return the header of an open segment; None if both copies are damaged."""
+    return decode_header(os.pread(fd, HEADER_BYTES, 0))
 
 
 def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
@@ -234,7 +241,7 @@ def attach_newest(ring: str) -> AttachedSegment | None:
                 continue
         except FileNotFoundError:
             continue
-        header = decode_header(os.pread(fd, HEADER_BYTES, 0))
+        header = read_header(fd)
         if header is None or not header.readable or header.key.number != newest[0]:
             return None
         attached.key, attached.salt = header.key, header.key.salt

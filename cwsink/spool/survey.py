@@ -97,7 +97,7 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     )
     for opened in walk(directory, state.committed()):
         seen.add(opened.key.number)
-        if opened.key == evictions.void:
+        if opened.key == evictions.last_evicted:
             continue
         for each in opened.frames():
             if each.is_event:
@@ -207,7 +207,7 @@ class Backlog:
             if opened.is_foreign:
                 self.foreign.append(opened.key.number)
             # Of a damaged one nothing can be delivered, and the leader leaves it until there is a newer one.
-            if opened.key == evictions.void or (opened.is_damaged and opened.key.number == newest):
+            if opened.key == evictions.last_evicted or (opened.is_damaged and opened.key.number == newest):
                 continue
             start = opened.offset
             self.records += sum(each.is_event for each in opened.frames())

@@ -146,14 +146,14 @@ MUTANTS: Final = {
     ),
     "a fork by C code that each thread of the child notices": Mutant(
         "spool/descriptors.py",
-        "if not here[0] and not _is_noticing:",
-        "if not _is_noticing:",
+        "if not fork_sentinel[0] and not _is_becoming:",
+        "if not _is_becoming:",
         f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
     ),
     "a fork by C code that an interrupting handler notices once more": Mutant(
         "spool/descriptors.py",
-        "if not here[0] and not _is_noticing:",
-        "if not here[0]:",
+        "if not fork_sentinel[0] and not _is_becoming:",
+        "if not fork_sentinel[0]:",
         f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
     ),
     "a lock that is freed when it is handed over": Mutant(
@@ -248,13 +248,13 @@ MUTANTS: Final = {
     ),
     "eviction counted after the unlink": Mutant(
         "spool/budget.py",
-        "if header is not None and header.key != evictions.void:",
+        "if header is not None and header.key != evictions.last_evicted:",
         "if header is not None:",
         f"{INTEGRATION}test_budget.py::test_the_next_evictor_removes_a_void_segment_without_counting_it_again",
     ),
     "a void segment that waits for its turn": Mutant(
         "spool/budget.py",
-        "if self._is_present(evictions.void):",
+        "if self._is_present(evictions.last_evicted):",
         "if False:",
         f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
     ),
@@ -268,8 +268,8 @@ MUTANTS: Final = {
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         "spool/ring.py",
-        "if is_cut or is_void else",
-        "if is_void else",
+        "if is_cut or is_evicted else",
+        "if is_evicted else",
         f"{MACHINE}test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered",
     ),
     "appends where a chunk that is delivered in part was cut": Mutant(
@@ -280,7 +280,7 @@ MUTANTS: Final = {
     ),
     "appends to a segment that counts as evicted": Mutant(
         "spool/ring.py",
-        "if is_cut or is_void else",
+        "if is_cut or is_evicted else",
         "if is_cut else",
         f"{MACHINE}test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to",
     ),
