@@ -252,7 +252,7 @@ MUTANTS: Final = {
         "if header is not None:",
         f"{INTEGRATION}test_budget.py::test_the_next_evictor_removes_a_void_segment_without_counting_it_again",
     ),
-    "a void segment that waits for its turn": Mutant(
+    "a segment counted as evicted that waits for its turn": Mutant(
         "spool/budget.py",
         "if self._is_present(evictions.last_evicted):",
         "if False:",
@@ -305,8 +305,8 @@ MUTANTS: Final = {
     ),
     "a lock on a segment that could not be removed": Mutant(
         "spool/reader.py",
-        "        except BaseException:  # who stays",
-        "        except ZeroDivisionError:  # who stays",
+        "        except BaseException:  # this process may live on",
+        "        except ZeroDivisionError:  # this process may live on",
         f"{MACHINE}test_a_leader_that_fails_to_remove_an_evicted_segment_keeps_no_lock_on_it",
     ),
     "a lane in which anybody may pass the backlog": Mutant(
