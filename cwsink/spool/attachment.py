@@ -1,4 +1,4 @@
-"""Who has appended to a spool and still lives: a shared flock on `attached.lock`.
+"""The lock of each process that has appended to a spool and still lives: a shared flock on `attached.lock`.
 
 The last process that ends waits for delivery, so each one has to know whether others are left. Pids cannot tell: a pid
 in one container says nothing in another one. So each process that appends holds a shared lock on this file, and the

@@ -26,7 +26,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
-# The errors that say: nothing was evicted yet, or what has this name is no file of ours. Then no totals can be lost.
+# These errors mean that nothing was evicted yet, or that the name belongs to something else than a file of ours. There
+# are no totals then that could be lost.
 _NOT_OURS: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
 )
@@ -178,13 +179,13 @@ class Budget:
             descriptors.release(fd, descriptors.incarnation())
 
     def _write_down(self, evictions: Evictions) -> None:
-        """Replace the totals. Raises OSError: what could not be written is remembered, and added the next time."""
+        """Replace the totals. Raises OSError: then the difference is remembered, and added the next time."""
         self._unwritten = _difference(evictions, self._written)
         _replace(self._directory.evictions, evictions)
         self._written, self._unwritten = _copy(evictions), Evictions()
 
     def _count(self, fd: int, header: segment.Header, evictions: Evictions) -> None:
-        """Add to the totals what is not settled of a segment, and name the segment there."""
+        """Add a segment's unsettled records and loss markers to the totals, and name the segment there."""
         state = cursor.read(self._directory.cursor)
         start = state.committed().get(header.key, header.length)
         size = os.fstat(fd).st_size

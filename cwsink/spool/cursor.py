@@ -22,6 +22,7 @@ own, one higher than any before it, and `commit` reads the file again under a lo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from struct import Struct
@@ -196,7 +197,7 @@ class Cursor:
         checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
         slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked
         if os.pwrite(self._fd, slot, (generation % 2) * SLOT_BYTES) != len(slot):
-            raise OSError(28, "the cursor could not be written whole")
+            raise OSError(errno.ENOSPC, "the cursor could not be written whole")
 
 
 def _best(fd: int) -> tuple[State, int]:

@@ -5,8 +5,8 @@ parent's descriptors, it would hold the parent's locks for as long as it lives: 
 no process could tell whether another one is still attached. So the descriptors of a spool are opened here, by
 `acquire`. A hook of `os.register_at_fork` closes them in the child. There `incarnation()` then differs, and each owner
 opens its own. Three kinds of descriptors are opened elsewhere: the guard's lock, because its child is to share it
-(cwsink.spool.flusher_lock), the lease, because filelock closes it in a child, and what is closed at once and takes no
-lock.
+(cwsink.spool.flusher_lock), the lease, because filelock closes it in a child, and files that take no lock and are
+closed at once.
 
 A fork waits for no thread. So another thread may be in the middle of `acquire` or `release` at the moment of the fork.
 The child then has a descriptor that is not recorded yet, or not any more. It finds such a descriptor by its file. That

@@ -35,7 +35,7 @@ class Follower:
         self._missed = missed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
-        # Open first, and read the cursor then: what a leader reclaims in between is open already.
+        # Open first, and read the cursor then: a segment that a leader reclaims in between is open already.
         self._attach()
         if not all_present:
             committed = cursor.read(directory.cursor).committed()

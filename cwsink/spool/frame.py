@@ -48,7 +48,7 @@ EVENT: Final = 1
 LOSS: Final = 2
 FLAG_OPTIONAL: Final = 1
 
-_CHECKED: Final = Struct("<III")  # what the header CRC covers; type, version and flags as one number
+_CHECKED: Final = Struct("<III")  # the fields that the header CRC covers; type, version and flags as one number
 _HEADER: Final = Struct("<IIIII")
 HEADER_BYTES: Final = _HEADER.size
 

@@ -54,7 +54,7 @@ HEADER_BYTES: Final = SECOND_COPY_AT + COPY_BYTES
 
 # The header has 64 bits for the number, so a file whose number needs more is no segment.
 _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
-# What has a segment's name is a directory, a symbolic link, a FIFO or a device that nobody reads, or another user's.
+# Errors of opening a directory, a symbolic link, a FIFO or device that nobody reads, or a file of another user.
 _NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
 
 # A leader sends this much in about a third of a second. New records do not wait for a larger backlog: the first writer
@@ -111,7 +111,7 @@ def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
 
 
 def open_file(ring: str, number: int, flags: int) -> int | None:
-    """Open segment `number`. None: what has its name is no regular file, or not ours to open, so it is no segment.
+    """Open segment `number`. None: the name belongs to something else, which is no regular file or not ours.
 
     Raises:
         FileNotFoundError: it is gone.

@@ -1,4 +1,4 @@
-"""`settings.json`: how a spool is to be sent, written by its writers, read by whoever leads.
+"""`settings.json`: how a spool is to be sent, written by its writers, read by the leader.
 
 The flusher is a process of its own, and any writer may happen to start it. FORMAT tells it the target. The other
 settings must not come from the environment of that writer, so each writer leaves its own here: batch, oversize,

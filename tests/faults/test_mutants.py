@@ -266,6 +266,19 @@ MUTANTS: Final = {
         "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n",
         f"{INTEGRATION}test_orphans.py::test_an_interrupted_replay_goes_on_where_it_was",
     ),
+    "a header of which only the first copy is read": Mutant(
+        "spool/segment.py",
+        "for start in (0, SECOND_COPY_AT):",
+        "for start in (0,):",
+        f"{INTEGRATION}test_reader.py::test_a_damaged_header_costs_no_record",
+    ),
+    "appends into a header that was cut": Mutant(
+        "spool/segment.py",
+        "if len(data) >= HEADER_BYTES or not readable else None",
+        "if True else None",
+        f"{INTEGRATION}test_reader.py::test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_"
+        "and_others_flow",
+    ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         "spool/ring.py",
         "if is_cut or is_evicted else",
