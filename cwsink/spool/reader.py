@@ -83,7 +83,7 @@ class FreshLane:
     The lane stops at a record that may not leave it yet. A thread may be just about to write the missing sequence, so
     the reader looks once more. If the sequence is still missing then, the lane has ended: what is left of it is read
     after the backlog. A leader that takes over in the middle has not seen the producers' first records, so its lane
-    ends at once.
+    ends there, too.
 
     It would be simpler to mark a segment in its header as begun when nobody was attached, to take such segments for the
     lane, and to count no sequences. But between the moment in which a writer finds nobody attached and the moment in
@@ -119,7 +119,7 @@ class OpenSegment:
     """One segment as a reader has it open: a descriptor, and how far the reader has read.
 
     Attributes:
-        is_damaged: both copies of its header are damaged. Without the salt no frame in it can be proven.
+        is_damaged: it has no header that can be read. Without the salt no frame in it can be proven.
         is_foreign: it has a newer layout, or holds something of a newer version: it is not read, and not removed.
         is_final: no writer can append to it any more.
         begin, offset: where its frames begin, and how far it was read.
