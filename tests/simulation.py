@@ -17,6 +17,7 @@ import random
 import tempfile
 import threading
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from unittest import mock
@@ -184,7 +185,7 @@ class World:
         self.buried: set[str] = set()
         self.kills = 0
         self.is_damaged = False
-        self._lost_headers: set[SegmentKey] = set()
+        self._damaged_copies: defaultdict[SegmentKey, set[int]] = defaultdict(set)  # of each segment's header
         self._keys: dict[tuple[int, int], SegmentKey] = {}
         self._durable: dict[SegmentKey, int] = {}
         self._durable_names: set[str] = set()
@@ -349,11 +350,15 @@ class World:
         key = self._key(fd)
         if key is None:
             return
-        if start < segment.HEADER_BYTES:
-            self._lost_headers.add(key)
+        for copy_at in (0, segment.SECOND_COPY_AT):
+            if start < copy_at + segment.COPY_BYTES and copy_at < end:
+                self._damaged_copies[key].add(copy_at)
         for message, place in self.written.items():
-            if place.key == key and (key in self._lost_headers or (place.start < end and start < place.end)):
+            if place.key == key and (self._is_header_lost(key) or (place.start < end and start < place.end)):
                 self.excused.add(message)
+
+    def _is_header_lost(self, key: SegmentKey) -> bool:
+        return len(self._damaged_copies[key]) == 2
 
     # The seams.
 
@@ -410,14 +415,14 @@ class World:
         if event is not None and key is not None:
             end = os.lseek(fd, 0, os.SEEK_CUR)
             self.written[event.message] = Place(key, end - len(data), end)
-            if key in self._lost_headers:
+            if self._is_header_lost(key):
                 self.excused.add(event.message)
 
     def _key(self, fd: int) -> SegmentKey | None:
         """Return which segment a file is, also if its header has been damaged since."""
         status = os.fstat(fd)
         file = status.st_dev, status.st_ino
-        if (header := segment.decode_header(os.pread(fd, segment.HEADER_BYTES, 0))) is not None:
+        if (header := segment.read_header(fd)) is not None:
             self._keys[file] = header.key
         return self._keys.get(file)
 
@@ -452,7 +457,7 @@ class World:
                 key = self._key(file.fileno())
                 self._unlinked[path] = file.read()
                 # By a writer, or by a leader that finishes what an evictor has begun.
-                if getcurrent() is self.main or key == read_evictions(self.spool).void:
+                if getcurrent() is self.main or key == read_evictions(self.spool).last_evicted:
                     self.evicted |= {message for message, place in self.written.items() if place.key == key}
         elif self._is_dying:
             raise Killed

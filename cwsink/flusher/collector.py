@@ -143,7 +143,7 @@ class Collector:
             event = self._event_of(each, key)
             if event is None:
                 if self._is_beyond_us(each):
-                    self._reader.leave(key)
+                    self._reader.stop_reading(key)
                     return True
             else:
                 size = message_bytes(event.message)

@@ -321,7 +321,7 @@ class Delivery:
 
     def _bury(self, reason: str, error: str, events: list[Event]) -> Counter[str]:
         """Keep `events` as dead letters, except notices. Returns how many records they are, by reason."""
-        letters = [event for event in events if event.sequence != NOTICE]
+        letters = [event for event in events if not event.is_notice]
         if letters:
             self._dead_letters.add(reason, error, letters)
         records = sum(event.is_record for event in letters)

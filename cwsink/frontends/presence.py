@@ -139,7 +139,7 @@ class Presence:
         """
         for ring in list(self._rings):
             ring.close()
-        is_last = self._attachment.leave()
+        is_last = self._attachment.detach()
         return is_last and self.config.flusher != "external" and HOSTED_VARIABLE not in os.environ
 
     def await_delivery(self, began: float) -> None:
@@ -293,8 +293,8 @@ class Process:
     def leave(self) -> None:
         """Empty fapilog's queues, mark refused records, let go of every spool, wait where this process is the last."""
         # In a child that C code forked and that never logged, all open descriptors and attachments are the parent's.
-        if not descriptors.here[0]:
-            descriptors.notice_fork()
+        if not descriptors.fork_sentinel[0]:
+            descriptors.become_child()
         if self.drain_queues is not None:
             with contextlib.suppress(Exception):
                 self.drain_queues()

@@ -39,7 +39,7 @@ _MOST_MS: Final = 1 << 53
 
 _APPENDED: Final = Append.APPENDED
 _encode = record.encode
-_here: Final = descriptors.here
+_fork_sentinel: Final = descriptors.fork_sentinel
 _pack_checked = frame.pack_checked
 _pack_header = frame.pack_header
 _MAGIC: Final = frame.MAGIC_NUMBER
@@ -105,7 +105,12 @@ class Writer:
         # the two would cost a tenth of what the system call does. Everything else goes by `_append_any`.
         now = time_ns()
         ring = self._ring
-        if message.__class__ is not str or not message or not ring.looked_at <= now < ring.look_at or not _here[0]:
+        if (
+            message.__class__ is not str
+            or not message
+            or not ring.checked_at_ns <= now < ring.check_due_ns
+            or not _fork_sentinel[0]
+        ):
             return self._append_any(message, timestamp_ms)
         if timestamp_ms is None:
             timestamp_ms = now // 1_000_000
@@ -128,14 +133,14 @@ class Writer:
             written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
             return self._finish_append(ring.not_written(error), payload)
-        if sequence & ring.look_mask and written == size + _HEADER_BYTES:
+        if sequence & ring.check_mask and written == size + _HEADER_BYTES:
             return True
         return self._finish_append(ring.appended(written, len(data)), payload)
 
     def prepare(self, message: object, timestamp_ms: object = None, sequence: int | None = None) -> bytes | None:
         """Encode a message of any type as a record. Return None if that cannot be done; the refusal is counted."""
-        if not _here[0]:
-            descriptors.notice_fork()
+        if not _fork_sentinel[0]:
+            descriptors.become_child()
         now_ms = time_ns() // 1_000_000
         text = _text_of(message)
         if not text:
@@ -302,7 +307,7 @@ class Writer:
 
     def _count_refusal(self, reason: str, timestamp_ms: int, what: str) -> None:
         self._losses.add(reason, timestamp_ms)
-        self._ring.look_at = 0  # the next append then goes by `after_append`, which writes the loss marker
+        self._ring.check_due_ns = 0  # the next append then goes by `after_append`, which writes the loss marker
         diagnostics.report(f"refused_{reason}", f"refused {what}. It is counted; the application goes on.")
         if self._losses.is_due(monotonic()):
             self.mark_losses(still_full=True)

@@ -1,7 +1,8 @@
-"""Who has appended to a spool and still lives: a shared flock on `attached.lock`.
+"""The lock of each process that has appended to a spool and still lives: a shared flock on `attached.lock`.
 
-The kernel drops it with the process, however it ends, so "am I the last one out?"
-has an answer without pids, which lie in containers.
+The last process that ends waits for delivery, so each one has to know whether others are left. Pids cannot tell: a pid
+in one container says nothing in another one. So each process that appends holds a shared lock on this file, and the
+kernel frees it with the process, however that ends.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from typing import Final
 from cwsink.spool import descriptors
 from cwsink.spool.directory import SpoolDirectory
 
-# A process that asks whether anybody is attached holds the lock for a few microseconds. Another one that asks at
-# that moment must not take it for a writer, so it tries again. Without a sleep: this may be an append.
+# A process that asks whether anybody is attached takes the lock for a few microseconds. Another process that asks at
+# that moment must not take it for a writer, so it tries again. It does not sleep in between: this may be an append.
 _TRIES: Final = 50
 
 
 def is_anyone_attached(directory: SpoolDirectory) -> bool:
     """Tell whether a process that has appended to the spool still lives; True if that cannot be told.
 
-    It only looks: no file is made, and the lock, which is got only if nobody has it, is given back at once.
+    No file is made. To find out, this takes the lock; if that works, nobody is attached, and the lock is freed at once.
     """
     try:
         return descriptors.is_locked(directory.attached_lock, shared=True, tries=_TRIES)
@@ -31,7 +32,7 @@ def is_anyone_attached(directory: SpoolDirectory) -> bool:
 
 
 class Attachment:
-    """This process's mark on the spool, from its first append to its end."""
+    """This process's shared lock on the spool, from its first append to its end."""
 
     def __init__(self, directory: SpoolDirectory) -> None:
         """Attach. Raises OSError."""
@@ -41,21 +42,22 @@ class Attachment:
         self.hold()
 
     def hold(self) -> None:
-        """Attach again if, at the first try, another process was just asking whether it is the last."""
+        """Take the lock if it could not be had before: another process held it, just to ask whether it is alone."""
         if not self._is_held:
             self._is_held = any(descriptors.try_lock(self._fd, exclusive=False) for _ in range(_TRIES))
 
-    def leave(self) -> bool:
+    def detach(self) -> bool:
         """Detach for good, and tell whether no other process is attached.
 
-        Who is told that others are left is detached already (a failed conversion drops the shared
-        lock, flock(2)), so of several that leave at once the last to ask is told that it is alone.
+        To find out, the process tries to convert its shared lock into an exclusive one. A conversion that fails drops
+        the shared lock (flock(2)). So if several processes detach at once, each that is told "others are left" is gone
+        for the others by then, and the last one to ask is told that it is alone.
         """
         is_last = descriptors.try_lock(self._fd, exclusive=True)
         self.close()
         return is_last
 
     def close(self) -> None:
-        """Detach."""
-        self._is_held = True  # nothing to hold any more
+        """Detach, without asking whether others are left."""
+        self._is_held = True  # so that `hold` takes no lock on a closed descriptor
         descriptors.release(self._fd, self._incarnation)

@@ -1,11 +1,12 @@
-"""The byte budget of the ring: is there room for a segment, and what goes if not.
+"""The byte budget of the ring: is there room for a segment, and if not, which segments go?
 
-Decided by the writer that needs a new segment, with or without a leader alive.
-Eviction is exact under a kill at any point: first the totals, with the number of
-the segment they now include, replace the `evictions` file in one rename; then the
-segment is unlinked. Between the two the segment is void: readers skip it, and the
-next evictor unlinks it. Only one process evicts at a time (`budget.lock`, a try-lock:
-who does not get it appends on to the segment it has).
+The writer that needs a new segment decides, with or without a leader alive. Only one process evicts at a time: it has
+`budget.lock`, which a writer only tries to take. A writer that does not get it appends on to the segment it has.
+
+An evictor may be killed at any point, and the totals must be exact all the same. So it works in two steps. First it
+replaces the file `evictions`, in one rename, by new totals with the number of the segment that they now include. Then
+it unlinks that segment. If it is killed in between, the segment counts as evicted although it exists: readers skip it,
+and the next evictor unlinks it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
-# Nothing was evicted yet; or what has the file's name is no file of ours, and no totals are lost by ignoring it.
-# There is no such file, or something else lies in its place.
+# These errors mean that nothing was evicted yet, or that the name belongs to something else than a file of ours. There
+# are no totals then that could be lost.
 _NOT_OURS: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
 )
@@ -40,7 +41,7 @@ class Evictions(msgspec.Struct, array_like=True):
         records: how many events, ever.
         first_ms, last_ms: the times of those not yet reported into the stream.
         refused: counts of loss markers that went with an evicted segment, by reason.
-        number, salt: the segment evicted last; if it still exists it is void.
+        number, salt: the segment that was evicted last. It may still exist, if its evictor was killed.
     """
 
     records: int = 0
@@ -51,16 +52,17 @@ class Evictions(msgspec.Struct, array_like=True):
     salt: int = 0
 
     @property
-    def void(self) -> SegmentKey:
-        """The segment whose records are counted here already."""
+    def last_evicted(self) -> SegmentKey:
+        """The segment that the totals include last. If it still exists, nobody may read it or count it again."""
         return SegmentKey(self.number, self.salt)
 
 
 def read_evictions(directory: SpoolDirectory) -> Evictions:
-    """Return the totals; zero if nothing was evicted, or the file was damaged.
+    """Return the totals; zero if nothing was evicted, or if the file was damaged.
 
     Raises:
-        OSError: EMFILE, EIO and so on. Zero would be written as the new totals, and the old ones forgotten.
+        OSError: EMFILE, EIO and so on. If we returned zero here, an evictor would write that down, and the totals
+            would be lost.
     """
     try:
         data, _ = files.read(directory.evictions, _MOST_BYTES)
@@ -75,7 +77,7 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
 
 
 def used_bytes(ring: str) -> int:
-    """Return the disk space the segments take: by blocks, so that a hollowed segment counts little."""
+    """Return the disk space of all segments, by their blocks: a segment whose blocks were given back takes little."""
     total = 0
     for number in segment.numbers(ring):
         with contextlib.suppress(FileNotFoundError):
@@ -84,7 +86,7 @@ def used_bytes(ring: str) -> int:
 
 
 def usage_of(status: os.stat_result) -> int:
-    """Return the disk space of one file, in bytes (its size where the file system counts no blocks)."""
+    """Return the disk space of one file, in bytes; where the file system counts no blocks, the file's size."""
     return status.st_blocks * 512 or status.st_size
 
 
@@ -95,21 +97,21 @@ class Budget:
         self._directory = directory
         self._most = max_bytes
         self._segment_bytes = segment_bytes
-        self._written = Evictions()  # as the file was when we last had the lock
-        self._unwritten = Evictions()  # evicted, but the disk was too full to write it down
+        self._written = Evictions()  # what the file said when we last had the lock
+        self._unwritten = Evictions()  # what we evicted since, while the disk was too full to write it down
 
     def has_room(self) -> bool:
-        """Tell whether another segment fits. Needs no lock: only one writer can make the next number."""
+        """Tell whether another segment fits. No lock is needed, because only one writer can make the next number."""
         return used_bytes(self._directory.ring) + self._segment_bytes <= self._most
 
     def evict(self, *, at_least_one: bool = False) -> bool:
-        """Evict the oldest segments that nobody reads or writes until another segment fits.
+        """Evict the oldest segments that nobody reads or writes, until another segment fits.
 
         Args:
-            at_least_one: evict one even if the budget has room (the disk is full, not the budget).
+            at_least_one: evict one even if the budget has room: the disk is full before the budget is.
 
         Returns:
-            Whether there is room now. False also if another process is at it.
+            Whether there is room now. False also if another process is evicting.
         """
         lock = descriptors.acquire(self._directory.budget_lock, os.O_RDWR | os.O_CREAT)
         try:
@@ -117,13 +119,14 @@ class Budget:
                 return False
             self._written = read_evictions(self._directory)
             evictions = _sum(_copy(self._written), self._unwritten)
-            # What a killed evictor has counted goes first, though it be not the oldest: once the totals name
-            # another one it would count, or be delivered, again.
-            if self._is_present(evictions.void):
+            # First unlink the segment that an evictor had counted before it was killed, even if it is not the oldest.
+            # The totals remember only one such segment; once they name the next, readers would take this one for live
+            # again.
+            if self._is_present(evictions.last_evicted):
                 if not self._evict(evictions.number, evictions):
                     return False
                 at_least_one = False
-            # The newest stays: its number is the ring's memory of where it is.
+            # The newest one stays: the next segment's number is counted from it.
             for number in segment.numbers(self._directory.ring)[:-1]:
                 if not at_least_one and self.has_room():
                     return True
@@ -140,11 +143,12 @@ class Budget:
             return False
         if fd is None:
             return False
-        header = segment.read_header(fd, key.number)
+        header = segment.read_header(fd)
         descriptors.release(fd, descriptors.incarnation())
         return header is not None and header.key == key
 
     def _evict(self, number: int, evictions: Evictions) -> bool:
+        """Count and unlink a segment. False if a process has it open, if it is another version's, or if it is gone."""
         path = segment.path_of(self._directory.ring, number)
         try:
             fd = segment.open_file(self._directory.ring, number, os.O_RDONLY)
@@ -155,17 +159,17 @@ class Budget:
         try:
             if not descriptors.try_lock(fd, exclusive=True):
                 return False
-            header = segment.read_header(fd, number)
+            header = segment.read_header(fd)
             if header is not None and not header.readable:
-                return False  # another version's: not ours to throw away
-            if header is not None and header.key != evictions.void:
+                return False  # another version's: we do not know what we would throw away
+            if header is not None and header.key != evictions.last_evicted:
                 self._count(fd, header, evictions)
                 try:
                     self._write_down(evictions)
-                except OSError:  # the disk is full to the last block: make room first, then write it down
+                except OSError:  # the disk is full to the last block: make room first, then write the totals down
                     os.unlink(path)
                     descriptors.release(fd, descriptors.incarnation())
-                    fd = -1  # only now are its blocks free
+                    fd = -1  # the blocks are free only once the descriptor is closed, too
                     with contextlib.suppress(OSError):
                         self._write_down(evictions)
                     return True
@@ -175,13 +179,13 @@ class Budget:
             descriptors.release(fd, descriptors.incarnation())
 
     def _write_down(self, evictions: Evictions) -> None:
-        """Replace the totals. Raises OSError; what is not written then is remembered for the next time."""
+        """Replace the totals. Raises OSError: then the difference is remembered, and added the next time."""
         self._unwritten = _difference(evictions, self._written)
         _replace(self._directory.evictions, evictions)
         self._written, self._unwritten = _copy(evictions), Evictions()
 
     def _count(self, fd: int, header: segment.Header, evictions: Evictions) -> None:
-        """Add what is not settled of a segment to the totals."""
+        """Add a segment's unsettled records and loss markers to the totals, and name the segment there."""
         state = cursor.read(self._directory.cursor)
         start = state.committed().get(header.key, header.length)
         size = os.fstat(fd).st_size
@@ -199,7 +203,7 @@ class Budget:
 
 
 def _first_time(frames: Iterable[frame.Frame]) -> int:
-    """Return the time of the first event that can be read, in ms; 0 if there is none."""
+    """Return the time of the first event that this version can read, in ms; 0 if there is none."""
     return next((event.timestamp_ms for event in map(frame.event_of, frames) if event), 0)
 
 

@@ -11,14 +11,18 @@ offset  size  field            little-endian
     20     n  state            MessagePack, the struct `State`
 ```
 
-The valid slot with the highest (epoch, generation) counts. A torn write leaves the
-other slot; with both lost, reading starts at the oldest segment again: duplicates,
-never loss. Only the holder of the lease writes, and only with the epoch it won:
-`commit` re-reads under a lock and raises `Fenced` if a later leader has written.
+The valid slot with the highest (epoch, generation) counts. If a leader is killed in the middle of a write, that slot is
+torn and the other one counts. With both slots lost, reading begins at the oldest segment again: that costs duplicates,
+never a record.
+
+A process may believe that it still leads after another one has taken the lease. Each leader begins an epoch of its
+own, one higher than any before it, and `commit` reads the file again under a lock. If a later epoch is there, it raises
+`Fenced`, and nothing is written.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from struct import Struct
@@ -36,12 +40,12 @@ SLOT_BYTES: Final = 65_536
 _HEADER: Final = Struct("<4sIQI")
 _CHECKED_FROM: Final = 8
 _FIRST_READ_BYTES: Final = 4096
-# What is kept when a slot is too small; an offset takes at most 24 bytes.
+# So many offsets are kept if a slot is too small for all. An offset takes at most 24 bytes.
 _MOST_OFFSETS: Final = 1_000
 
 
 class Fenced(Exception):  # noqa: N818  # it is an answer, "you are not the leader any more", not a fault
-    """A leader with a later epoch has written the cursor: drop everything, stand for election again."""
+    """A leader with a later epoch has written the cursor: drop all that is in flight, and stand for election again."""
 
 
 class Offset(msgspec.Struct, array_like=True, frozen=True):
@@ -53,15 +57,15 @@ class Offset(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def key(self) -> SegmentKey:
-        """The segment this is about."""
+        """The segment that this offset is in."""
         return SegmentKey(self.number, self.salt)
 
 
 class Ledger(msgspec.Struct):
-    """Totals of this spool's life, in records; `appended` counts those settled or evicted so far.
+    """Totals since the spool was made, in records. `appended` counts what is settled so far.
 
-    `appended == delivered + sum(dead_lettered)` holds in every commit; what is still pending, and
-    what writers evicted, is added by whoever looks (cwsink.spool.survey).
+    `appended == delivered + sum(dead_lettered)` holds in every commit. Here pending and evicted records are in neither
+    count; `cwsink.spool.survey` adds them to both.
     """
 
     appended: int = 0
@@ -78,18 +82,19 @@ class State(msgspec.Struct):
     """What one slot holds.
 
     Attributes:
-        epoch: the fencing number of the leader that wrote this; 0 before the first.
-        holder: who that was, for people.
-        offsets: how far each segment is settled; a segment that is not named: nothing of it.
-        chunk: the ends of a range that is being sent in several requests, or in pieces of a refused one; else empty.
-        requests_done: how many of those requests are settled. The requests of a range are the same for
-            whoever computes them with the same settings, so a new leader goes on at this one.
-        ledger: totals of all that is settled.
-        partial: what is settled of `chunk`, and will be added to it.
-        fingerprint: tells those requests from others that other settings would make of the range
-            (cwsink.flusher.chunk.fingerprint), plus `events_done`: a leader that does not know that field finds another
-            fingerprint than its own, and begins the range anew, rather than to count those events twice.
-        events_done: how many events of the next request are settled, its first ones: CloudWatch refused it as a whole.
+        epoch: of the leader that wrote this, see above; 0 before the first leader.
+        holder: the host and pid of that leader, for people.
+        offsets: how far each segment is settled. Of a segment that is not named, nothing is settled.
+        chunk: where in each segment the chunk ends that is being sent in several requests; empty if none is.
+        requests_done: how many of those requests are settled. A new leader goes on after them.
+        ledger: totals of all that is settled, except of the chunk.
+        partial: totals of what is settled of the chunk. They are added to `ledger` with its last request.
+        fingerprint: of the requests the chunk was cut into (cwsink.flusher.chunk.fingerprint), plus `events_done`. A
+            new leader goes on after `requests_done` only if its own cut has the same fingerprint; else it sends the
+            chunk from its beginning (duplicates, never loss). `events_done` is in it because a leader of a version
+            without that field would count those events twice: it must find another fingerprint than its own.
+        events_done: how many of the first events of the next request are settled, one by one or in halves, because
+            CloudWatch refused the request as a whole.
     """
 
     epoch: int = 0
@@ -107,7 +112,7 @@ class State(msgspec.Struct):
         return {each.key: each.offset for each in self.offsets}
 
     def reached(self) -> dict[SegmentKey, int]:
-        """Return the same, and where the range ends that is delivered in part."""
+        """Return the same, but for each segment of the chunk that is being sent, where the chunk ends in it."""
         return {each.key: each.offset for each in [*self.offsets, *self.chunk]}
 
 
@@ -116,7 +121,7 @@ _decode = msgspec.msgpack.Decoder(State).decode
 
 
 def read(path: str) -> State:
-    """Return the state that counts; a new one if there is none. Works for anyone, at any time."""
+    """Return the state that counts; a new one if there is none. Any process may ask, and it takes no lock."""
     try:
         fd, incarnation = descriptors.acquire(path, os.O_RDONLY), descriptors.incarnation()
     except FileNotFoundError:
@@ -136,7 +141,8 @@ class Cursor:
         self._incarnation = descriptors.incarnation()
         self._epoch = 0
         try:
-            # On a disk that fills up later, a commit that fails after its batch was sent sends it again.
+            # If the disk fills up later, a commit must not fail after its request was sent: the next leader would send
+            # that again. So reserve the blocks now.
             for slot in (0, 1):
                 disk.reserve(self._fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
         except OSError:
@@ -144,7 +150,7 @@ class Cursor:
             raise
 
     def take_over(self, holder: str) -> State:
-        """Begin a new epoch: one more than any before. Returns the state to go on from."""
+        """Begin a new epoch, one more than any before it, and return the state to go on from. Raises OSError."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
             state, generation = _best(self._fd)
@@ -171,18 +177,18 @@ class Cursor:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def sync(self) -> None:
-        """Make the last commit durable against a crash of the host."""
+        """Make the last commit durable against a crash of the host. Raises OSError."""
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         descriptors.release(self._fd, self._incarnation)
 
     def _write(self, state: State, generation: int) -> None:
         body = _encode(state)
         if len(body) > SLOT_BYTES - _HEADER.size:
-            # More segments than a slot can name: forget the newest ones, and how far a range is sent. Costs
-            # duplicates, never loss; a slot that ran into the other one would cost both.
+            # There are more segments than a slot can name, and a longer slot would run into the other one. So forget
+            # the offsets of the newest segments, and how far the chunk is sent: duplicates, never loss.
             kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
             state = msgspec.structs.replace(
                 state, offsets=kept, chunk=[], requests_done=0, events_done=0, partial=Ledger()
@@ -191,11 +197,11 @@ class Cursor:
         checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
         slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked
         if os.pwrite(self._fd, slot, (generation % 2) * SLOT_BYTES) != len(slot):
-            raise OSError(28, "the cursor could not be written whole")
+            raise OSError(errno.ENOSPC, "the cursor could not be written whole")
 
 
 def _best(fd: int) -> tuple[State, int]:
-    """Return the state that counts and the highest generation seen."""
+    """Return the state that counts, and its generation; an empty state and 0 if both slots are damaged."""
     found: list[tuple[int, int, State]] = []
     for index in (0, 1):
         slot = os.pread(fd, _FIRST_READ_BYTES, index * SLOT_BYTES)

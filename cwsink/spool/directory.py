@@ -2,20 +2,20 @@
 
 ```text
 <root>/<group.stream>.<hash>/          one per target, 0700
-    FORMAT          JSON, immutable: layout version, spool id, target. No secret
+    FORMAT          JSON, never changed: layout version, spool id, target. No secret
     ring/           the segments
-    cursor          committed offsets, epoch, ledger          (leader writes)
-    settings.json   how to send (cwsink.spool.sending)        (writers)
-    evictions       what was evicted, ever                    (writers, under budget.lock)
-    leader.lock     the lease                                 (filelock)
-    leader.json     what the leader is doing, for people      (leader writes)
-    leader.host     which host leads (cwsink.spool.heartbeat) (leader writes)
-    attached.lock   shared flock: who has appended and lives  (every writer)
-    budget.lock     try-lock: who may evict                   (writers)
-    dead_letters.jsonl  what can never be delivered           (leader writes)
-    hurry           touched by who waits for delivery         (writers)
-<root>/flusher-<user>.lock  the one flusher that starts by itself  (cwsink.spool.flusher_lock)
-<root>/host-<user>.json     what the host is called, if a stream's name asks for it  (cwsink.spool.host_names)
+    cursor          committed offsets, epoch, ledger                 (a leader writes it)
+    settings.json   how to send (cwsink.spool.sending)               (writers)
+    evictions       totals of what was evicted                       (writers, under budget.lock)
+    leader.lock     the lease                                        (filelock)
+    leader.json     what the leader is doing                         (a leader)
+    leader.host     which host leads (cwsink.spool.heartbeat)        (a leader)
+    attached.lock   shared flock: a process that has appended lives  (every writer)
+    budget.lock     flock of the one that evicts; never waited for   (writers)
+    dead_letters.jsonl  records that can never be delivered          (a leader)
+    hurry           touched by a process that waits for delivery     (writers)
+<root>/flusher-<user>.lock, .next   the flusher that starts by itself (cwsink.spool.flusher_lock)
+<root>/host-<user>.json              the host's name, if a stream's name asks for it (cwsink.spool.host_names)
 ```
 
 The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usable of
@@ -50,7 +50,7 @@ _MOST_FORMAT_BYTES: Final = 64 * 1024
 DIRECTORY_MODE: Final = 0o700
 ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 
-# Appends of several writers, flock and link are those of one kernel only on a local file system.
+# On these file systems an append, a flock and a `link` may concern several kernels, which do not know of each other.
 _UNSAFE_FILESYSTEMS: Final = frozenset(
     "nfs nfs4 cifs smb smb3 smbfs ncpfs afs 9p ceph glusterfs lustre gpfs ocfs2 gfs2 beegfs fuse fuseblk".split()
 )
@@ -59,7 +59,7 @@ _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
 class SpoolFormat(Target, frozen=True, kw_only=True):
-    """The FORMAT file: all that a replay needs to know, written once."""
+    """The FORMAT file: what `cwsink replay` needs to know to send the spool. It is written once."""
 
     format: int
     spool_id: str
@@ -69,7 +69,7 @@ class SpoolFormat(Target, frozen=True, kw_only=True):
 
 
 class SpoolDirectory:
-    """An opened spool: its paths and its FORMAT. Holds no descriptor."""
+    """A spool: its paths and its FORMAT. It holds no descriptor."""
 
     def __init__(self, path: str, spool_format: SpoolFormat) -> None:
         self.path = path
@@ -88,7 +88,7 @@ class SpoolDirectory:
         self.hurry = f"{path}/hurry"
 
     def is_present(self) -> bool:
-        """Tell whether the directory is still the spool it was (nobody removed or replaced it)."""
+        """Tell whether the directory is still this spool: nobody has removed or replaced it."""
         try:
             return _read_format(self.path) == self.format
         except OSError:  # SpoolError is one too
@@ -129,10 +129,10 @@ def open_for(
 
 
 def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
-    """Open the spool at `path`. `read_only` is for looking at a spool of another user (as root).
+    """Open the spool at `path`. `read_only`: only to look at it, so it may be another user's (for root).
 
     Raises:
-        SpoolError: it is not a spool, not ours, or of a newer version.
+        SpoolError: there is no spool, it is not ours, or it is of a newer version.
     """
     path = os.path.abspath(path)
     if not read_only:
@@ -148,7 +148,7 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
 
 
 def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:
-    """Return the spool at `path`, or those directly below it; without a path, those below a writer's root."""
+    """Return the spool at `path`, or the spools directly below it; without a path, those below a writer's root."""
     path = os.path.abspath(path) if path else choose_root(None, os.environ if env is None else env, make=False)
     if os.path.lexists(f"{path}/FORMAT"):
         return [path]
@@ -162,10 +162,10 @@ def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -
 
 
 def choose_root(configured: str | None, env: Mapping[str, str], *, make: bool = True) -> str:
-    """Return the directory under which spools lie, making it if `make`.
+    """Return the root: the directory that holds the spools. `make`: make it if it is not there.
 
     Raises:
-        SpoolAccessError: the one asked for cannot be used, or none of the default ones can.
+        SpoolAccessError: the configured root cannot be used, or none of the default ones can.
     """
     named = configured or env.get(ROOT_VARIABLE)
     if named:
@@ -210,7 +210,7 @@ def filesystem_of(path: str, mountinfo: str) -> str:
         fields = before.split(" ")
         if len(fields) < 5 or not after:
             continue
-        # Spaces and the like in a mount point are written as octal escapes, all else as it is.
+        # The kernel writes spaces and the like in a mount point as octal escapes.
         mount = _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4])
         if (path == mount or path.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
             best, kind = mount, after.split(" ")[0]
@@ -256,10 +256,10 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
 
 
 def _make_directory(path: str) -> None:
-    """Make a directory that is ours alone, if there is none. Raises OSError."""
+    """Make a directory that only its owner may enter, if there is none. Raises OSError."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, DIRECTORY_MODE)
-        os.chmod(path, DIRECTORY_MODE)  # a umask such as 0177 would keep ourselves out
+        os.chmod(path, DIRECTORY_MODE)  # under a umask such as 0177 even its owner could not enter
 
 
 def _check_access(path: str) -> None:
@@ -303,8 +303,8 @@ def _check_filesystem(path: str) -> None:
 def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
     """Return the FORMAT that is there; write ours if there is none, or if it is damaged.
 
-    The directory's name already says which target it is for, so a damaged FORMAT costs nothing: it
-    is kept aside and written anew. Only an intact FORMAT of another version is refused.
+    The directory's name says which target the spool is for, so a damaged FORMAT costs nothing: it is renamed, and
+    written anew. Only an intact FORMAT of another version is refused.
     """
     try:
         found = _read_format(path)
@@ -341,7 +341,7 @@ def _write_format(path: str, wanted: SpoolFormat) -> None:
 
 
 class _DamagedFormatError(SpoolFormatError):
-    """The bytes are not those that were written, as the checksum proves."""
+    """FORMAT was changed since it was written: its checksum is wrong, or it cannot be parsed."""
 
 
 def _checksum(content: Mapping[str, object]) -> str:

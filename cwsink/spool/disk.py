@@ -1,9 +1,9 @@
-"""Reserving and giving back blocks: two Linux calls Python does not offer.
+"""Reserve disk blocks, give them back, and sync: calls of the kernel, some of which Python does not offer.
 
-`fallocate` with KEEP_SIZE reserves a segment's blocks when it is made, so that
-"disk full" happens there and not in the middle of a record; with PUNCH_HOLE it
-gives back what a delivered segment holds while an idle worker keeps it open.
-Where the platform or the file system has neither, both do nothing and say so.
+A full disk must show when a segment is made, and not in the middle of a record. So `reserve` asks `fallocate` for the
+segment's blocks in advance (KEEP_SIZE: the file's size stays). And an idle worker may keep a segment open that is
+delivered. So `punch_hole` gives the segment's blocks back (PUNCH_HOLE). Where the platform or the file system has
+neither, both do nothing and return False.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:
 
 
 def punch_hole(fd: int, start: int, end: int) -> bool:
-    """Give the blocks of [start, end) back to the file system; the size stays."""
+    """Give the blocks of [start, end) back to the file system. The file's size stays. Raises OSError."""
     return _call(fd, _KEEP_SIZE | _PUNCH_HOLE, start, end - start)
 
 
@@ -47,7 +47,7 @@ def sync_directory(path: str) -> None:
 
 
 def load() -> None:
-    """Load what the calls need: ctypes, a megabyte, so who makes a segment or leads does it, not every worker."""
+    """Load ctypes. It takes a megabyte, so only a process that makes a segment or leads loads it."""
     global _fallocate, _looked
     if _looked:
         return
@@ -55,7 +55,7 @@ def load() -> None:
     if sys.platform == "linux":
         try:
             import ctypes
-        except ImportError:  # the interpreter is being taken apart; the append that is under way is not
+        except ImportError:  # the interpreter is shutting down; an append that is under way then must still work
             return
         function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
         if function is not None:

@@ -1,11 +1,11 @@
 """Small files of a spool, read and replaced in one way.
 
-Whoever may write to a spool's directory may put anything in the place of a file: a FIFO, which blocks who opens it, a
-symlink to somewhere else, gigabytes. So every file is opened without following links and without waiting
-(cwsink.spool.descriptors), and `read` takes regular files only, and so many bytes at most.
+Anybody who may write to a spool's directory may put something else in the place of a file: a FIFO, at which a process
+that opens it waits for ever, a symlink to somewhere else, gigabytes. So every file is opened without following links
+and without waiting (cwsink.spool.descriptors), and `read` accepts only regular files, up to a given length.
 
-A process may be killed, and the disk may be full, in the middle of a write. So `replace` writes a temporary file beside
-the old one, makes sure that all of it is there, and renames it: a reader sees the old content or the new one.
+A process may be killed, and the disk may become full, in the middle of a write. So `replace` writes a temporary file
+beside the old one, makes sure that all of it is there, and renames it: a reader sees the old content or the new one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from typing import Final
 from cwsink.spool import descriptors
 
 TEMPORARY_SUFFIX: Final = ".tmp"
-# A temporary file this old belongs to a process that was killed.
+# A process keeps a temporary file for a moment only. One as old as this was left by a process that was killed.
 _STALE_SECONDS: Final = 60.0
 
 
 def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
-    """Return a file's content, and its status at that time.
+    """Return a file's content and its status at that time.
 
-    By descriptor, so that a network file system asks its server anew.
+    The status is that of the opened file, not of its name: a network file system may answer a question about a name
+    from its cache, but on opening a file it asks its server.
 
     Raises:
-        OSError: it is not there, cannot be read (EMFILE, EIO ...), is no regular file (EINVAL), or is larger than
-            `most_bytes` (EFBIG).
+        OSError: the file is not there, cannot be read (EMFILE, EIO ...), is no regular file (EINVAL), or is larger
+            than `most_bytes` (EFBIG).
     """
     fd, incarnation = descriptors.acquire(path, os.O_RDONLY), descriptors.incarnation()
     try:
@@ -46,7 +47,7 @@ def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
 
 
 def replace(path: str, data: bytes) -> None:
-    """Put a new file in the place of the old one, whole or not at all. Raises OSError: the old one is still there."""
+    """Replace a file as a whole. Raises OSError: then the old file is still there, unchanged."""
     temporary = f"{path}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
     fd, incarnation = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), descriptors.incarnation()
     try:
@@ -62,7 +63,7 @@ def replace(path: str, data: bytes) -> None:
 
 
 def remove_stale_temporaries(directory: str) -> None:
-    """Remove what processes that were killed left of files they were writing. Never raises."""
+    """Remove temporary files that are a minute old: the processes that made them were killed. Never raises."""
     oldest = time.time() - _STALE_SECONDS
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:

@@ -1,14 +1,15 @@
-"""One flusher a user and root starts by itself: a flock on `<root>/flusher-<user>.lock`.
+"""The lock of the flusher that starts by itself: a flock on `<root>/flusher-<user>.lock`.
 
-Two writers may find at the same moment that nobody leads. Each would start a process. So a writer takes this lock
-first, and hands it over: the new process inherits the locked descriptor, and keeps it for as long as it lives. There
-is no moment between the two in which the lock is free.
+Two writers may find at the same moment that nobody leads. Each would start a flusher, and one is enough for all spools
+of a root and user. So a writer takes this lock first. It then hands the lock over: the new process inherits the locked
+descriptor, and keeps it for as long as it lives. So there is no moment in between in which the lock is free.
 
-The lock only spares processes. Who sends is decided by the lease of each spool (cwsink.spool.lease): whatever is
-started twice, there is one sender.
+The lock only spares processes. The lease of each spool (cwsink.spool.lease) decides who sends: however many flushers
+are started, one sends.
 
-A process that is to take the place of the one that has the lock (of an older version, or without credentials) holds
-`flusher-<user>.next` while it waits, and writes there why. Who has the lock looks there once a second.
+A flusher may have to give way to another process: to one of a newer version, or, if it has no credentials that work, to
+one with others. Such a process locks `flusher-<user>.next` while it waits, and writes the reason into it. The flusher
+that has the lock looks there once a second.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Reason = Literal["version", "trouble"]
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """Why another process wants to take over: it is of a newer version, or ours cannot deliver."""
+    """Why another process wants to take over: it has a newer version, or the flusher with the lock cannot deliver."""
 
     reason: Reason
 
@@ -40,19 +41,19 @@ def path_of(root: str) -> str:
 
 
 class FlusherLock:
-    """A descriptor of the lock, and whether it is held by us (and by whom we have handed it to).
+    """A descriptor of the lock. A process that inherits it shares the lock with us, once we have taken it.
 
     Attributes:
         fd: the descriptor; -1 once it is closed.
     """
 
     def __init__(self, root: str, *, fd: int | None = None, is_shared: bool = False) -> None:
-        """Open it, making the file if need be. Raises OSError.
+        """Open the file, and make it if it is not there. Raises OSError.
 
         Args:
             root: the directory that holds the spools.
-            fd: the locked descriptor that we were started with, if we were.
-            is_shared: a forked child is to have it, too: the guard's is, a writer's is not.
+            fd: the locked descriptor that this process was started with; None to open one.
+            is_shared: forked children are to share the descriptor. The guard's flusher does; a writer's child does not.
         """
         self._path = path_of(root)
         self._incarnation = descriptors.incarnation()
@@ -67,7 +68,7 @@ class FlusherLock:
             self.fd = descriptors.acquire(self._path, flags)
 
     def try_acquire(self) -> bool:
-        """Take it, if nobody has it. Raises OSError."""
+        """Take the lock if nobody has it, and tell whether it is ours now. Raises OSError."""
         if not descriptors.try_lock(self.fd, exclusive=True):
             return False
         os.utime(self.fd)
@@ -75,23 +76,23 @@ class FlusherLock:
 
     @property
     def taken_at_ns(self) -> int:
-        """When it was taken, in ns since 1970, by the file system's clock."""
+        """When the lock was taken, in ns since 1970, by the file system's clock."""
         return os.fstat(self.fd).st_mtime_ns
 
     def is_in_place(self) -> bool:
-        """Tell whether the file is still what its name leads to. Who removes it wants the flusher to end."""
+        """Tell whether the file's name still leads to our file. A person may remove it, to make the flusher end."""
         try:
             return os.path.samestat(os.fstat(self.fd), os.stat(self._path, follow_symlinks=False))
         except OSError:
             return False
 
     def give_up(self) -> None:
-        """Free the lock, for whoever else has its descriptor, too."""
+        """Free the lock, also for all processes that share the descriptor."""
         with contextlib.suppress(OSError):
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close our descriptor. The lock is free once nobody has one that we have handed over."""
+        """Close our descriptor. The lock stays taken while another process has the one that we handed over."""
         fd, self.fd = self.fd, -1
         if self._is_shared and fd >= 0:
             os.close(fd)
@@ -100,7 +101,7 @@ class FlusherLock:
 
 
 def is_taken(root: str) -> bool:
-    """Tell whether a flusher that has started by itself lives, or starts now."""
+    """Tell whether a flusher that was started by a writer lives, or is just starting."""
     try:
         return descriptors.is_locked(path_of(root))
     except OSError:
@@ -109,7 +110,7 @@ def is_taken(root: str) -> bool:
 
 @contextlib.contextmanager
 def challenging(root: str, reason: Reason) -> Iterator[bool]:
-    """Ask whoever has the lock to give it up. Yields False if another process asks already."""
+    """Ask the flusher that has the lock to give it up. Yields False if another process is asking already."""
     fd, incarnation = descriptors.acquire(_next(root), os.O_RDWR | os.O_CREAT), descriptors.incarnation()
     try:
         if descriptors.try_lock(fd, exclusive=True):
@@ -123,7 +124,7 @@ def challenging(root: str, reason: Reason) -> Iterator[bool]:
 
 
 def challenge(root: str) -> Challenge | None:
-    """Return why another process waits for the lock; None if none does."""
+    """Return why another process wants to take over; None if none waits."""
     try:
         if descriptors.is_locked(_next(root)):
             return msgspec.json.decode(files.read(_next(root), _MOST_BYTES)[0], type=Challenge)

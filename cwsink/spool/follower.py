@@ -1,9 +1,11 @@
 """Read a spool's records while they are appended, delivered and reclaimed: `cwsink tail -f` (only looks).
 
-A `Follower` keeps every segment open that it has seen, with an offset of its own. So it reads a
-segment to its end even if the leader has unlinked it meanwhile, and takes no lock that could
-keep the leader from it. What it cannot read is a segment that came and went between two looks:
-numbers have no gaps, so that is noticed.
+A leader may reclaim a segment before `tail` has shown all of it. A lock would prevent that, but it would also keep the
+leader from its work. So a `Follower` takes none. It keeps each segment open that it has seen, with an offset of its
+own, and so reads the segment to its end even after the leader has unlinked it.
+
+What a follower cannot read is a segment that came and went between two looks. Segment numbers have no gaps, so the
+follower notices, and says how many it has missed.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ class Follower:
     """Reads one spool's records, each once, in arrival order (segment by segment)."""
 
     def __init__(self, directory: SpoolDirectory, *, all_present: bool, missed: Callable[[int], None]) -> None:
-        """Begin at what is pending, or with `all_present` at the oldest record on disk.
+        """Begin at the oldest record that is pending.
 
-        `missed` is told how many segments came and went unseen.
+        Args:
+            directory: the spool.
+            all_present: begin at the oldest record on disk instead.
+            missed: called with the number of segments that came and went unseen.
         """
         self.directory = directory
         self._missed = missed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
-        # Open first, read the cursor then: nothing can be reclaimed between the two unseen.
+        # Open first, and read the cursor then: a segment that a leader reclaims in between is open already.
         self._attach()
         if not all_present:
             committed = cursor.read(directory.cursor).committed()
@@ -38,16 +43,16 @@ class Follower:
                 opened.offset = committed.get(opened.key, opened.offset)
 
     def read(self) -> Iterator[Event]:
-        """Yield what is new since the last call."""
+        """Yield the events that are new since the last call."""
         self._attach()
         for number, opened in sorted(self._open.items()):
-            is_gone = os.fstat(opened.fd).st_nlink == 0  # asked before the last read, so that nothing comes after it
+            is_gone = os.fstat(opened.fd).st_nlink == 0  # asked before the read: nothing can come after it
             yield from filter(None, map(frame.event_of, opened.frames()))
             if is_gone:
                 self._open.pop(number).close()
 
     def close(self) -> None:
-        """Let go of all segments."""
+        """Close all segments."""
         for opened in self._open.values():
             opened.close()
         self._open.clear()

@@ -12,13 +12,16 @@ offset  size  field            little-endian, fixed width
     20     n  payload          see cwsink.spool.record
 ```
 
-Both checksums are seeded with the salt of the segment (random, in its header), so a
-log line that quotes a spool, or a block recycled by the file system, never
-validates. The header has a checksum of its own because its length steers the
-reader: with one checksum only, a hostile region of 256 KiB takes seconds to get over.
+A log line may quote the bytes of a spool, and the file system may hand a block of an old segment to a new one. Such
+bytes must not be taken for a record. So both checksums are seeded with the salt of the segment, a random number in its
+header.
 
-`scan` takes bytes and gives values; every byte ends up as a frame, as proven
-damage, or as "not yet": the tail that a live writer may still be writing.
+The length in a header decides where a reader goes on. With one checksum over all, the reader would have to read a whole
+payload before it knows that the length is wrong, and a hostile region of 256 KiB would take it seconds. So the header
+has a checksum of its own.
+
+`scan` takes bytes and returns values. Each byte becomes part of a frame, part of a range that is proven to be damaged,
+or part of the tail that a live writer may still be writing.
 
 Worked example (salt 0, an empty payload, type 1):
 
@@ -45,7 +48,7 @@ EVENT: Final = 1
 LOSS: Final = 2
 FLAG_OPTIONAL: Final = 1
 
-_CHECKED: Final = Struct("<III")  # what the header CRC covers; type, version and flags as one number
+_CHECKED: Final = Struct("<III")  # the fields that the header CRC covers; type, version and flags as one number
 _HEADER: Final = Struct("<IIIII")
 HEADER_BYTES: Final = _HEADER.size
 
@@ -69,7 +72,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         end: the offset just after it (in the file, if `scan` was told the base).
         what: type, version and flags as one number, the last 4 bytes of its header.
-        payload: as it was written.
+        payload: the bytes of the record (cwsink.spool.record).
     """
 
     end: int
@@ -78,7 +81,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def kind(self) -> int:
-        """The type."""
+        """The type: `EVENT`, `LOSS`, or one that only a later version knows."""
         return self.what & 0xFF
 
     @property
@@ -88,44 +91,44 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def flags(self) -> int:
-        """The flags."""
+        """The flags; of these this version knows `FLAG_OPTIONAL`."""
         return self.what >> 16
 
     @property
     def size_bytes(self) -> int:
-        """What it takes of the segment."""
+        """The bytes that the frame takes of the segment, with its header."""
         return HEADER_BYTES + len(self.payload)
 
     @property
     def is_event(self) -> bool:
-        """Tell whether it stands for a record in the ledger, whether this version can read that or not."""
+        """Tell whether the frame counts as a record in the ledger, also if this version cannot read the record."""
         return self.what & 0xFF == EVENT
 
     @property
     def is_known(self) -> bool:
-        """Tell whether type and version are of this version. The payload may be damaged all the same."""
+        """Tell whether this version knows the frame's type and version. Its payload may be no record all the same."""
         return self.version == VERSION and self.kind in (EVENT, LOSS)
 
 
 def event_of(each: Frame) -> Event | None:
-    """Return the event in a frame; None if there is none, or none that this version can read."""
+    """Return the event in a frame; None if the frame has none, or one that this version cannot read."""
     return record.event_of(each.payload) if each.is_event and each.version == VERSION else None
 
 
 def loss_of(each: Frame) -> Loss | None:
-    """Return the loss in a frame; None if there is none, or none that this version can read."""
+    """Return the loss in a frame; None if the frame has none, or one that this version cannot read."""
     return record.loss_of(each.payload) if each.kind == LOSS and each.version == VERSION else None
 
 
 class DamageKind(Enum):
-    """What a range that does not parse was."""
+    """How a range came about that does not parse."""
 
-    TORN = "torn"  # a write that was cut: never acknowledged, so no record is lost
-    CORRUPT = "corrupt"  # bytes changed after they were written: at least one record is lost
+    TORN = "torn"  # a write was cut: it was never acknowledged, so no record is lost
+    CORRUPT = "corrupt"  # bytes were changed after they were written: at least one record is lost
 
 
 class Damage(NamedTuple):
-    """A proven bad range [start, end), with offsets like those of `Frame`."""
+    """A range [start, end) that is proven to hold no valid frame; offsets as in `Frame`."""
 
     start: int
     end: int
@@ -133,9 +136,12 @@ class Damage(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What `scan` found: frames and damage in order, `consumed` bytes settled, `wanted` to get on.
+    """The result of `scan`.
 
-    `wanted` is 0, or how many bytes from `consumed` on the next frame needs.
+    Attributes:
+        frames, damage: each in the order of the bytes.
+        consumed: how many bytes are in `frames` or in `damage`. The next scan is to begin behind them.
+        wanted: how many bytes the next scan needs to get on; 0 if only a writer can add what is missing, or nothing is.
     """
 
     frames: list[Frame]
@@ -151,8 +157,8 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
         data: bytes of one segment, beginning at a frame boundary.
         salt: of the segment.
         base: where in the file `data` begins; it is added to the offsets of frames and damage.
-        at_end: `data` ends where the file now ends (else: where the read block ends).
-        final: no writer can append to the segment any more, so an unparsable tail is torn.
+        at_end: `data` ends where the file now ends; if False, it ends where the block that was read ends.
+        final: no writer can append to the segment any more, so a tail that does not parse is damage.
 
     Never raises, whatever the bytes are.
     """
@@ -185,49 +191,13 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
         damage.append(_judge(data, offset, length, salt, base))
         return Scan(frames, damage, length, 0)
     if not at_end and length - offset >= HEADER_BYTES:
-        # A whole block without one valid frame: ask for more, so that the bad range is judged as one.
+        # No frame of this block is valid from here on. Ask for more bytes, so that the bad range is judged as a whole.
         return Scan(frames, damage, offset, 2 * (length - offset))
     return Scan(frames, damage, offset, 0 if at_end else HEADER_BYTES)
 
 
-def find_salt(data: bytes) -> int | None:
-    """Return the salt of the frame that `data` begins with; None if it is not a whole frame under any.
-
-    The header's CRC is solved for its seed, and the payload's CRC then confirms that seed. A payload of 4 bytes or
-    less gives None: there the second CRC can agree with a wrong seed. No record is as short as that.
-    """
-    if len(data) < HEADER_BYTES:
-        return None
-    magic, header_crc, size, payload_crc, *_ = _unpack(data, 0)
-    payload = data[HEADER_BYTES : HEADER_BYTES + size]
-    if magic != MAGIC_NUMBER or len(payload) != size or size <= 4:
-        return None
-    salt = _seed(data[8:HEADER_BYTES], header_crc)
-    return salt if crc32(payload, salt) == payload_crc else None
-
-
-def _seed(data: bytes, checksum: int) -> int:
-    """Return the seed with which `data` (4 bytes or more) has this CRC-32.
-
-    There is exactly one: but for a constant, the checksum is a linear function of the seed's bits.
-    """
-    constant = crc32(data)
-    basis: dict[int, tuple[int, int]] = {}  # {position of the highest bit: (checksum, the seed that has it)}
-
-    def reduced(value: int, seed: int) -> tuple[int, int]:
-        while value.bit_length() in basis:
-            other, other_seed = basis[value.bit_length()]
-            value, seed = value ^ other, seed ^ other_seed
-        return value, seed
-
-    for bit in range(32):
-        value, seed = reduced(crc32(data, 1 << bit) ^ constant, 1 << bit)
-        basis[value.bit_length()] = value, seed
-    return reduced(checksum ^ constant, 0)[1]
-
-
 def _header_at(data: bytes, offset: int, salt: int) -> int:
-    """Return where the frame at `offset` would end, or -1 if its header is not valid."""
+    """Return where the frame at `offset` should end, by its header; -1 if the header is not valid."""
     if len(data) - offset < HEADER_BYTES:
         return -1
     magic, header_crc, size, *_ = _unpack(data, offset)
@@ -252,7 +222,7 @@ def _next_valid(data: bytes, offset: int, salt: int) -> int:
 
 
 def _judge(data: bytes, start: int, end: int, salt: int, base: int) -> Damage:
-    """Tell cut writes from changed bytes."""
+    """Say of a bad range whether it is made of cut writes, or of bytes that were changed."""
     is_cut = _is_cut(data, start, end, salt) or _are_cut(data, start, end, salt)
     return Damage(base + start, base + end, DamageKind.TORN if is_cut else DamageKind.CORRUPT)
 
@@ -260,9 +230,9 @@ def _judge(data: bytes, start: int, end: int, salt: int, base: int) -> Damage:
 def _is_cut(data: bytes, start: int, end: int, salt: int) -> bool:
     """Tell whether [start, end) is one cut write.
 
-    A cut write leaves the beginning of a correct frame: less than a header, or a correct header
-    with less than its payload. Zeros were given back (a hollowed segment) or never reached the
-    disk. All else was whole once.
+    A cut write leaves the beginning of a correct frame: a part of its header, or all of the header and a part of the
+    payload. Zeros count as cut, too: the leader has given these blocks back, or the write never reached the disk. All
+    other bytes were a whole frame once.
     """
     if end - start < HEADER_BYTES and MAGIC.startswith(data[start : min(start + 4, end)]):
         return True
@@ -270,7 +240,7 @@ def _is_cut(data: bytes, start: int, end: int, salt: int) -> bool:
 
 
 def _are_cut(data: bytes, start: int, end: int, salt: int) -> bool:
-    """Tell whether [start, end) is several cut writes, one after the other: each begins with the magic."""
+    """Tell whether [start, end) is several cut writes, one after the other. Each of them begins with the magic."""
     while start < end:
         following = data.find(MAGIC, start + 1, end)
         piece_end = following if following >= 0 else end

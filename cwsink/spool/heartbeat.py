@@ -1,21 +1,21 @@
 """Which host leads a spool: `leader.host`, written when the lease is won, touched while it is held.
 
-A flock is one kernel's. On a file system that two hosts see (`allow_unsafe_filesystem`, or one we do
-not know for what it is), each may be granted "the" lease. So a leader leaves the id of its host's boot
-here, and touches the file every `BEAT_SECONDS`; who wins the lease and finds a fresh beat of another
-boot does not lead. Writers append all the same.
+A flock is known to one kernel only. Two hosts may see the same file system (`allow_unsafe_filesystem`, or a file system
+that we do not recognise), and then each may get "the" lease. So a leader writes the id of its host's boot here, and
+touches the file every `BEAT_SECONDS`. A process that wins the lease and finds a fresh beat of another boot does not
+lead. Its writers append all the same.
 
 ```text
 {"boot_id": "...", "host": "web-1"}       removed when a leader leaves in order
 ```
 
-Containers of one host share its boot id, so a restarted one is never held up. A host that was
-rebooted finds the id of its former boot, but a beat from before it was up: that one is dead, however
-fresh. So only a beat of another boot that came after our own start holds us up, and, whatever is
-on disk, for at most `2 * FRESH_SECONDS`. Ages are told by the file system's clock alone (our own touch
-against the other's), not by two hosts' clocks.
+This must not keep a host from leading without need. Containers of one host share its boot id, so a restarted container
+never waits. After a reboot, a host finds the id of its own former boot, with a beat from before the host was up. That
+leader is dead, however fresh its beat is. So only a beat of another boot that came after our own start counts, and,
+whatever is on disk, for at most `2 * FRESH_SECONDS`. Clocks of two hosts may differ, so ages are measured by the file
+system's clock alone: our own touch against the other host's.
 
-This is the belt to the braces: the epoch in the cursor still fences whoever leads second.
+If two leaders send after all, the epoch in the cursor stops the first one (cwsink.spool.cursor).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 
 BEAT_SECONDS: Final = 2.0
-# Longer than a request that hangs (connecting 3 s, waiting 10 s), in which a leader cannot beat.
+# A leader cannot beat during a request, and a request that hangs takes 13 s (3 s to connect, 10 s to wait).
 FRESH_SECONDS: Final = 20.0
 _MOST_BYTES: Final = 4096
 
@@ -45,21 +45,21 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Elsewhere(NamedTuple):
-    """Another host leads: its mark, and how long ago it beat, in seconds."""
+    """The mark of a leader on another host, and how many seconds ago that leader touched it."""
 
     mark: Mark
     age_seconds: float
 
 
 class Heartbeat:
-    """This host's mark on a spool, for as long as its leader holds the lease."""
+    """The mark of a leader of this host, for as long as the leader holds the lease."""
 
     def __init__(self, directory: SpoolDirectory) -> None:
         self._path = directory.leader_host
         self._beaten_at = 0.0
 
     def begin(self) -> None:
-        """Leave the mark. Never raises: a full disk must not keep anybody from leading."""
+        """Write the mark. Never raises: a full disk must not keep a process from leading."""
         self._beaten_at = time.monotonic()
         if not (boot_id := host.boot_id()):
             return
@@ -67,7 +67,7 @@ class Heartbeat:
             files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
 
     def beat(self) -> None:
-        """Show that the leader lives, if it is time."""
+        """Touch the mark if `BEAT_SECONDS` have passed. Never raises."""
         if time.monotonic() - self._beaten_at >= BEAT_SECONDS:
             self._beaten_at = time.monotonic()
             try:
@@ -78,7 +78,7 @@ class Heartbeat:
                 pass
 
     def end(self) -> None:
-        """Take the mark away, if it is still this host's: the next host need not wait."""
+        """Remove the mark if it is still this host's, so that a leader on the next host need not wait."""
         found = _read(self._path)
         if found is not None and found[0].boot_id == host.boot_id():
             with contextlib.suppress(OSError):
@@ -86,12 +86,12 @@ class Heartbeat:
 
 
 def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhere | None:
-    """Return who leads on another host, or None.
+    """Return the mark of a leader on another host that lives; None if there is none.
 
     Args:
         directory: the spool.
-        touch: a file of it that the caller may touch, to learn the file system's time; else our own
-            clock is taken, which is good enough for people.
+        touch: a file of the spool that the caller may touch, to learn the file system's time. None: our own clock
+            counts, which is good enough to tell a person.
     """
     found = _read(directory.leader_host)
     boot_id = host.boot_id()
@@ -99,7 +99,7 @@ def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhe
         return None
     mark, beaten_at = found
     age = _now(touch) - beaten_at
-    # A beat from the future: its host's clock was wrong, or ours is. It must not hold us up for ever.
+    # A beat from the future comes from a clock that was wrong, there or here. It must not hold us up for ever.
     is_fresh = -FRESH_SECONDS < age < min(FRESH_SECONDS, host.uptime_seconds())
     return Elsewhere(mark, max(0.0, age)) if is_fresh else None
 
@@ -113,7 +113,7 @@ def _now(touch: str | None) -> float:
 
 
 def _read(path: str) -> tuple[Mark, float] | None:
-    """Return the mark and the time of its last beat; None if there is none, or it is damaged."""
+    """Return the mark and the time of its last beat; None if there is no mark, or if it is damaged."""
     try:
         data, status = files.read(path, _MOST_BYTES)
         return msgspec.json.decode(data, type=Mark), status.st_mtime

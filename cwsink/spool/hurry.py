@@ -1,9 +1,11 @@
-"""`hurry`: a writer that waits for delivery touches it, and the leader does not wait for more records.
+"""`hurry`: a process that ends and waits for delivery touches it, so that the leader sends at once.
 
-The leader is another process. It looks at the file's time whenever it looks for records, ten times a second.
+The leader is another process, and it may be waiting for more records to fill a request. It looks at the file's time
+whenever it looks for records, ten times a second.
 
-The last process out that could not wait for delivery says so on stderr, and leaves a word in this file: then the
-flusher, whose own time ends a few seconds later, does not say it once more, in the middle of somebody's next command.
+The last process that ends waits for a few seconds only. If records are left then, it says so on stderr. The flusher's
+own time ends a few seconds later, and it would say the same once more, in the middle of the next command of a person
+at that terminal. So the process leaves a word in this file, and the flusher that finds it says nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _WORD: Final = b"told"
 
 
 def ask(directory: SpoolDirectory) -> None:
-    """Have the leader send what is there now. Never raises: it is sent a little later then."""
+    """Have the leader send what is there now. Never raises: on an error it is sent a little later."""
     with contextlib.suppress(OSError):
         try:
             os.utime(directory.hurry, follow_symlinks=False)
@@ -30,18 +32,18 @@ def ask(directory: SpoolDirectory) -> None:
 
 
 def leave_word(directory: SpoolDirectory) -> None:
-    """Note that a person was told what stays. Never raises."""
+    """Note that this process has said on stderr that records are left. Never raises."""
     _write(directory, _WORD)
 
 
 def take_word_back(directory: SpoolDirectory) -> None:
-    """Forget that: a new process logs here. Never raises."""
+    """Remove that note, because a new process logs to the spool. Never raises."""
     if has_word(directory):
         _write(directory, b"")
 
 
 def has_word(directory: SpoolDirectory) -> bool:
-    """Tell whether a person was told what stays."""
+    """Tell whether a process has said on stderr that records are left."""
     try:
         return os.stat(directory.hurry, follow_symlinks=False).st_size > 0
     except OSError:
@@ -58,7 +60,7 @@ def _write(directory: SpoolDirectory, data: bytes) -> None:
 
 
 def stamp(directory: SpoolDirectory) -> int | None:
-    """Return what changes when somebody asks."""
+    """Return the time of the last `ask`, in ns, to be compared with an earlier one; None if there was none."""
     try:
         return os.stat(directory.hurry, follow_symlinks=False).st_mtime_ns
     except OSError:

@@ -1,10 +1,11 @@
 """`leader.json`: what the leader is doing, for people and for writers.
 
-Who leads is decided by the lease, never by this file. A writer that is the last one out reads here whether waiting for
-delivery makes sense, and a writer with other credentials, or of a newer version, whether to offer itself.
+The lease decides who leads, never this file. It only advises. The last process that ends reads here whether it makes
+sense to wait for delivery. A writer with other credentials, or of a newer version, reads here whether to start another
+flusher.
 
-Replaced atomically, at most once a second, when something changed, and every ten seconds
-while records wait: a leader whose file is older than that hangs. `cwsink status` shows it.
+The leader replaces the file as a whole when something has changed, at most once a second. While records wait it also
+does so every ten seconds, so a leader whose file is older than that hangs. `cwsink status` shows it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.version import __version__
 
 PUBLISH_SECONDS: Final = 1.0
-# While there is something to do, an old file means a leader that hangs.
+# While records wait the file is rewritten this often; if it is older, the leader hangs.
 ALIVE_SECONDS: Final = 10.0
 _MOST_BYTES: Final = 256 * 1024
 
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
-# What keeps the leader from delivering: "busy" passes by itself, the others rarely do.
+# The reason why the leader cannot deliver. "busy" passes by itself, the others rarely do.
 Obstacle = Literal["", "credentials", "denied", "unreachable", "busy"]
-# Who started this process: set by the flusher that starts by itself, at its start.
+# Names the process that started a flusher. A writer sets it for the flusher that it starts.
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 
 
@@ -38,13 +39,15 @@ class Published(msgspec.Struct, kw_only=True):
     """The content of leader.json. Times are seconds since 1970 UTC, rates are per second.
 
     Attributes:
-        kind: who hosts the leader (cwsink.flusher.election.Kind).
-        obstacle: what keeps it from delivering now; "" if nothing does.
+        kind: which kind of process hosts the leader (cwsink.flusher.election.Kind).
+        obstacle: the reason why the leader cannot deliver now; "" if it can.
         version: of the leader's cwsink.
-        is_outdated: that version's files have been replaced or removed since the leader has started.
-        is_mute: its lines reach nobody any more: it let go of a pipe whose reader waits for the end of it.
-        credentials: tells its environment from another one (see cwsink.spool.sending.credentials_stamp).
-        started_by: the process that started it, for people; "" if a person or a service did.
+        is_outdated: the files of that version were replaced or removed since the leader started.
+        is_mute: nobody sees its messages any more. Its stderr was a pipe, the pipe's reader waits for the end of it,
+            and so the leader has closed its end.
+        credentials: a number that differs if its environment gives other AWS credentials
+            (cwsink.spool.sending.credentials_stamp).
+        started_by: the process that started it, for people; "" if a person or a service manager did.
     """
 
     pid: int
@@ -66,7 +69,7 @@ class Published(msgspec.Struct, kw_only=True):
 
 
 def read(directory: SpoolDirectory) -> Published | None:
-    """Return what the last leader published; None if there is nothing to read."""
+    """Return what the last leader published; None if there is no such file, or if it is damaged."""
     try:
         return msgspec.json.decode(files.read(directory.leader_state, _MOST_BYTES)[0], type=Published)
     except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
@@ -97,11 +100,11 @@ class LeaderState:
 
     @property
     def obstacle(self) -> Obstacle:
-        """What keeps the leader from delivering now; "" if nothing does."""
+        """The reason why the leader cannot deliver now; "" if it can."""
         return self._now.obstacle
 
     def succeeded(self) -> None:
-        """CloudWatch took a request."""
+        """Note that CloudWatch has accepted a request."""
         if self._now.obstacle:
             self._published_at = -math.inf  # with the next look: a process that ends may be waiting to know this, too
         self._now.state = "delivering"
@@ -109,7 +112,7 @@ class LeaderState:
         self._now.last_success = time.time()
 
     def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
-        """CloudWatch did not."""
+        """Note that a request has failed, and publish that. `is_open`: the leader sends none for a while."""
         if self._now.obstacle != obstacle:
             self._published_at = -math.inf  # a process that ends may be waiting to know
         self._now.state = "circuit_open" if is_open else "retrying"
@@ -118,23 +121,23 @@ class LeaderState:
         self.publish()
 
     def went_mute(self) -> None:
-        """The process has let go of its stderr."""
+        """Note and publish that the process has closed its stderr."""
         self._now.is_mute = True
         self._published_at = -math.inf
         self.publish()
 
     def delivered(self, records: int) -> None:
-        """Count for the rate, and publish if it is time."""
+        """Add to the rate, and publish if `PUBLISH_SECONDS` have passed."""
         self._delivered += records
         self.publish()
 
     def touch(self) -> None:
-        """Show writers that somebody syncs the spool (they look at the file's time)."""
+        """Set the file's time to now. Writers look at it to know whether a leader syncs the spool."""
         with contextlib.suppress(OSError):
             os.utime(self._path)
 
     def publish(self) -> None:
-        """Write the file if it is out of date. Never raises."""
+        """Write the file if its content has changed or is old, at most once in `PUBLISH_SECONDS`. Never raises."""
         elapsed = time.monotonic() - self._published_at
         if elapsed < PUBLISH_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""Who leads a spool, for people (only looks). Nobody sends or commits by it: that is what the lease is for."""
+"""Which process leads a spool, for people (only looks). Nobody sends or commits by it: the lease decides that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cwsink.spool.directory import SpoolDirectory
 
 @dataclass
 class Leader:
-    """Who holds the lease.
+    """The process that holds the lease.
 
     Attributes:
         kind: "own" (started by a writer), "run", "service" (`cwsink flush`), "once" (`cwsink flush --once`).
@@ -27,22 +27,22 @@ class Leader:
 
 
 def leader_of(directory: SpoolDirectory) -> Leader | None:
-    """Return who leads; None if nobody does, or nobody on this host."""
+    """Return the process that leads; None if none does on this host, or if nothing tells which one it is."""
     if not lease.is_taken(directory):
         return None
-    state = cursor.read(directory.cursor)  # before leader.json, in which a new leader names its epoch later
+    state = cursor.read(directory.cursor)  # first: a new leader writes its epoch here, then leader.json
     published = leader_state.read(directory)
     if published is not None and published.epoch >= state.epoch:
         return Leader(published.pid, published.host, published.epoch, published.kind, published.started_by or None)
-    # It has not written leader.json (a full disk). The cursor names it, too.
+    # The leader has not written leader.json (a full disk). The cursor names it, too.
     host, _, pid = state.holder.rpartition("/")
     return Leader(int(pid), host, state.epoch, "unknown") if pid.isdecimal() else None
 
 
 def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
-    """Return True only if the leader's pid is proven to have the lease's file open, and to be a stopped process.
+    """Return True only if the leader's pid is proven to be a stopped process that has the lease's file open.
 
-    A pid alone proves nothing: it may be of another container. False where there is no /proc.
+    A pid alone proves nothing, because it may be one of another container. Where there is no /proc, this is False.
     """
     process = f"/proc/{leader.pid}"
     try:

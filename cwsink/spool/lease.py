@@ -1,14 +1,15 @@
-"""Who flushes: a file lock, and the proof before every step that it is still ours.
+"""The right to send a spool: a file lock, and the proof before every step that it is still ours.
 
-`filelock.FileLock` on `leader.lock`: the kernel drops it when the process dies,
-however it dies, so there is no time-based lease, no pid file and no `kill(pid, 0)`.
-What a lock cannot tell is that its file was removed or replaced while held (then
-two processes hold "it"): `is_held` compares the inode, and the epoch in the cursor
-settles the rest (cwsink.spool.cursor). Nor is a lock any good between hosts: who is
-granted one while another host leads gives it back (cwsink.spool.heartbeat).
+The lock is `filelock.FileLock` on `leader.lock`. The kernel frees it when the process dies, however that dies. So there
+is no lease that ends by time, no pid file and no `kill(pid, 0)`.
 
-filelock takes up to a megabyte (0.8 MiB beside `logging`), so it is imported by who is about to lead. A writer looks
-at the lock by the kernel's `flock` (`is_taken`), in a tenth of the time.
+Two things a lock cannot tell. Somebody may remove or replace its file while it is held, and then two processes hold
+"it": so `is_held` compares the inode, and the epoch in the cursor stops the first of two leaders (cwsink.spool.cursor).
+And two hosts may share the disk, and each may get the lock: a process that gets it while another host leads gives it
+back (cwsink.spool.heartbeat).
+
+filelock takes up to a megabyte (0.8 MiB beside `logging`), so only a process that is about to lead imports it. A writer
+asks the kernel by `flock` (`is_taken`), in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from cwsink.diagnostics import report
 from cwsink.spool import descriptors, heartbeat
 from cwsink.spool.directory import SpoolDirectory
 
-# A follower looks this often, plus up to half of it in jitter: takeover in about 0.3 s at most.
+# A process that may lead tries this often, plus up to half of it in jitter. So a free lease is found within 0.375 s.
 TRY_SECONDS: Final = 0.25
 
 
 class Lease:
-    """This process's hold on, or claim to, the right to flush a spool."""
+    """The right to send a spool, for a process that has it or tries to get it."""
 
     def __init__(self, directory: SpoolDirectory) -> None:
         from filelock import FileLock
@@ -48,10 +49,14 @@ class Lease:
         self._inode: tuple[int, int] | None = None
 
     def try_acquire(self) -> bool:
-        """Take the lease if nobody has it. Raises OSError (the directory is gone, EMFILE ...)."""
+        """Take the lease if nobody has it, and tell whether it is ours now.
+
+        Raises:
+            OSError: the directory is gone, EMFILE and so on.
+        """
         from filelock import Timeout
 
-        # FileLock would make a directory that was removed, with whatever mode the umask gives.
+        # If the directory was removed, FileLock would make it, with whatever mode the umask gives. So ask first.
         os.stat(os.path.dirname(self._path))
         try:
             self._lock.acquire(blocking=False)
@@ -68,7 +73,7 @@ class Lease:
         return True
 
     def beat(self) -> None:
-        """Show other hosts that this one leads; to be called several times a second."""
+        """Show other hosts that this one leads. The leader calls this several times a second."""
         self._heartbeat.beat()
 
     def is_held(self) -> bool:
@@ -82,7 +87,7 @@ class Lease:
         return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode
 
     def release(self) -> None:
-        """Let another process lead."""
+        """Give the lease back, if this process has it, so that another one can lead."""
         if self._pid == os.getpid():
             if self.is_held():
                 self._heartbeat.end()
@@ -94,7 +99,8 @@ class Lease:
 def is_taken(directory: SpoolDirectory) -> bool:
     """Tell whether some process holds the lease now.
 
-    It may change at the next moment, so nobody sends or commits by this. Writers ask before they start a flusher.
+    That may change at the next moment, so nobody sends or commits by this. Writers ask before they start a flusher, and
+    adoption and `cwsink replay` ask to know which spools nobody looks after.
     """
     try:
         return descriptors.is_locked(directory.leader_lock)

@@ -1,11 +1,11 @@
-"""Spools nobody looks after: records are pending, no process leads, and none that logs is left.
+"""Orphans: spools that nobody looks after. Records are pending, no process leads, and none that logs there is left.
 
-So it is when a host or container got another name, when its configuration changed (group, stream, region and
-endpoint each make a spool of their own), or when what logged there is just not running. The kernel
-tells, by the locks that processes hold; never by pids, which lie in containers.
+That happens when a host or container got another name, when its configuration changed (each group, stream, region and
+endpoint makes a spool of its own), or when the application that logged there is just not running. Pids cannot tell,
+because a pid in one container says nothing in another one. The locks tell that processes hold.
 
-Whoever sends an orphan takes its lease like any leader, so nothing is lost or sent twice if
-its workers come back at that very moment.
+A process that sends an orphan takes its lease, like any leader. So nothing is lost or sent twice if the application
+comes back at that very moment.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import OpenSegment
 
-# A process that may lead tries to take the lease this often; twice that gives it time to succeed.
+# A process that may lead tries to take the lease every `TRY_SECONDS`. Within twice that time it has succeeded.
 _TAKEOVER_SECONDS: Final = 2 * lease.TRY_SECONDS
 _POLL_SECONDS: Final = 0.05
 
 
 def is_orphan(directory: SpoolDirectory) -> bool:
-    """Tell whether records are pending that nobody here will send. Raises OSError."""
+    """Tell whether records are pending in a spool that is left alone. Raises OSError."""
     return is_left_alone(directory) and survey.has_pending(directory)
 
 
 def is_left_alone(directory: SpoolDirectory) -> bool:
-    """Tell whether no process leads the spool, and none that has appended to it is left."""
+    """Tell whether no process leads the spool, and no process that has appended to it lives."""
     return not is_led(directory) and not is_anyone_attached(directory)
 
 
 def is_led(directory: SpoolDirectory) -> bool:
-    """Tell whether a process leads it, on this host or on another one."""
+    """Tell whether a process leads the spool, on this host or on another one."""
     return lease.is_taken(directory) or heartbeat.elsewhere(directory) is not None
 
 
 def left_behind(directory: SpoolDirectory) -> int:
-    """Return how many records wait with nobody to send them, after a leader has ended.
+    """Return how many records are pending that no process will send, after a leader has ended.
 
-    Another process may be about to take over: it is waited for, for a moment.
+    Another process may be about to take over, so wait for that for a moment.
     """
     until = time.monotonic() + _TAKEOVER_SECONDS
     while survey.has_pending(directory):
@@ -56,11 +56,11 @@ def left_behind(directory: SpoolDirectory) -> int:
 
 
 def give_back(directory: SpoolDirectory) -> None:
-    """Give the disk blocks of an emptied spool back; never raises. The caller holds the lease.
+    """Give the disk blocks of a spool back in which all is settled. Never raises. The caller holds the lease.
 
-    Its last segment stays, as the end of what was settled, but an orphan may never be needed again, and
-    there may be one for each container that ever ran: with a segment's reservation each, they would fill the disk.
-    A writer that has it open, or opens it now, keeps us out by its lock.
+    The last segment of a spool stays, with the blocks that were reserved for it. There may be an orphan for each
+    container that ever ran, and none of them may be needed again: their reserved blocks would fill the disk. If a
+    writer has the segment open, or opens it now, its lock keeps us out.
     """
     with contextlib.suppress(OSError):
         committed = cursor.read(directory.cursor).committed()
@@ -71,4 +71,4 @@ def give_back(directory: SpoolDirectory) -> None:
                 size = opened.size()
                 if opened.finalise() and opened.is_final and size <= committed.get(opened.key, 0) == opened.size():
                     opened.hollow(size)
-                    os.ftruncate(fd, size)  # the same size: what was reserved behind it goes
+                    os.ftruncate(fd, size)  # the size stays the same; the blocks reserved behind it are given back

@@ -1,18 +1,18 @@
-"""The leader's side of the ring: read every segment, oldest first, and reclaim.
+"""The leader's side of the ring: read every segment, oldest first, and reclaim what is settled.
 
-What is logged after a start does not wait for the backlog that was found: see `Lane`.
+A worker that attached to an old segment and fell idle may append to it hours later. Such a segment must not hold back
+the newer ones, and the late record must not be missed. So the leader reads every segment that exists, each from an
+offset of its own.
 
-Every segment that exists is read from its own offset: a worker that attached to
-an old segment and fell idle may append to it hours later, and must neither hold
-back the newer ones nor be missed. A segment is final when it is not the newest and
-its exclusive lock could be taken: no process has it open for writing, and none can
-attach any more while the lock is held. Then, and only then, its unparsable tail is
-torn, and once it is committed to its end it is unlinked.
+A segment is final if it is not the newest one and the leader has its exclusive lock: no process has it open for
+writing, and none can attach while the lock is held. Only then is a tail that does not parse judged to be damage, and
+only then is the segment unlinked, once it is committed to its end.
 
-The lock is tried only when nothing of the segment is in flight: converting a shared
-flock may drop it for a moment, in which a writer may evict the segment.
+To convert a shared flock may drop it for a moment, and in that moment a writer may evict the segment. So the leader
+tries to convert it only if nothing of the segment is in flight.
 
-Every pass over a segment either advances or goes on to the next one.
+Each look at a segment either advances or goes on to the next segment, so a reader cannot spin. After a restart, new
+records do not wait for the backlog: see `FreshLane`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cwsink.spool.frame import Damage, DamageKind, Frame
 from cwsink.spool.segment import SegmentKey
 
 READ_BLOCK_BYTES: Final = 1024 * 1024
-# Blocks are given back in whole pages; the first one holds the header and stays.
+# Disk blocks are given back in whole pages. The first page stays, because it holds the header.
 _PAGE_BYTES: Final = 4096
 
 
@@ -43,8 +43,8 @@ class Block(NamedTuple):
         key: the segment.
         begin: where the read began.
         frames: the valid frames, in order; `frame.end` is the offset after it.
-        damage: the proven bad ranges, each already behind `end`.
-        end: everything before it is settled by this block.
+        damage: the ranges that are proven bad.
+        end: where the read ended. All between `begin` and this offset is in `frames` or in `damage`.
     """
 
     key: SegmentKey
@@ -55,13 +55,14 @@ class Block(NamedTuple):
 
 
 class _Seen:
-    """The sequences of one producer that were seen: all before `next`, and some after it."""
+    """The sequences of one producer that were seen in the lane: all below `next`, and some above it."""
 
     def __init__(self) -> None:
         self.next = 0
-        self._later: set[int] = set()
+        self._later: set[int] = set()  # seen, but above a gap
 
     def add(self, sequence: int) -> None:
+        """Note one. If it fills the gap at `next`, go on to the gap after it."""
         if sequence > self.next:
             self._later.add(sequence)
         elif sequence == self.next:
@@ -71,16 +72,23 @@ class _Seen:
                 self.next += 1
 
 
-class Lane:
-    """The segments that are read beside a backlog, as far as that keeps each thread's order.
+class FreshLane:
+    """The newest segments, as far as they may be read before the older ones that are behind.
 
-    A record may go before the older segments if they hold none that its thread wrote before it: if all earlier ones
-    of its producer are in the lane. The first writer after a start begins a segment (`Ring`), so that they are.
-    That the producer's very first is there proves nothing: another of its threads may have been quicker.
+    After a restart with a large backlog, segments begun since then (the *lane*) are read in turn with the old ones, so
+    that live records need not wait. One thread's records must stay in order, so a record may leave the lane early only
+    once every earlier sequence of its producer has been seen in the lane. Seeing sequence 0 is not enough: another
+    thread of that producer may still be about to write an earlier number elsewhere.
 
-    At a record that may not go, the lane waits: an earlier one may be on its way to the ring. If it is not there
-    by the next look, the lane ends: the rest waits for the backlog. A leader that takes over in the middle has not
-    seen the first records, and goes on in order.
+    The lane stops at a record that may not leave it yet. A thread may be just about to write the missing sequence, so
+    the reader looks once more. If the sequence is still missing then, the lane has ended: what is left of it is read
+    after the backlog. A leader that takes over in the middle has not seen the producers' first records, so its lane
+    ends there, too.
+
+    It would be simpler to mark a segment in its header as begun when nobody was attached, to take such segments for the
+    lane, and to count no sequences. But between the moment in which a writer finds nobody attached and the moment in
+    which it links its segment, another process may open the older segment and append to it. That process goes on to
+    the marked segment at its next check, and the leader would send its later records before its earlier ones.
     """
 
     def __init__(self, begin: int) -> None:
@@ -91,7 +99,7 @@ class Lane:
         self._waits_at: tuple[SegmentKey, int] | None = None
 
     def admit(self, block: Block) -> Block:
-        """Return the part of a block that may go before the backlog; it may be empty."""
+        """Return the first part of a block, as far as it may go before the backlog. It may be empty."""
         events = [frame.event_of(each) for each in block.frames]
         for event in events:  # all of them first: threads do not write in the order of their sequences
             if event:
@@ -108,15 +116,21 @@ class Lane:
 
 
 class OpenSegment:
-    """One segment as a reader has it open: a descriptor, and how far it was read."""
+    """One segment as a reader has it open: a descriptor, and how far the reader has read.
+
+    Attributes:
+        is_damaged: it has no header that can be read. Without the salt no frame in it can be proven.
+        is_foreign: it has a newer layout, or holds something of a newer version: it is not read, and not removed.
+        is_final: no writer can append to it any more.
+        begin, offset: where its frames begin, and how far it was read.
+    """
 
     def __init__(self, fd: int, number: int, offset: int | None = None) -> None:
-        """Begin at `offset`, or at the first frame. The descriptor is owned from now on."""
+        """Take over the descriptor. Begin to read at `offset`, or at the first frame."""
         self.fd = fd
         self._incarnation = descriptors.incarnation()
-        header = segment.read_header(fd, number)
-        self.is_damaged = header is None  # no salt, so no frame in it can be proven
-        self.is_restored = header is not None and header.is_restored
+        header = segment.read_header(fd)
+        self.is_damaged = header is None
         self.is_foreign = header is not None and not header.readable
         self.key = header.key if header else SegmentKey(number, 0)
         self.begin = header.length if header else 0
@@ -130,10 +144,10 @@ class OpenSegment:
         return os.fstat(self.fd).st_size
 
     def read(self, limit: int | None = None) -> Block | None:
-        """Return what is new, or None. Advances `offset` past it.
+        """Return what is new, and advance `offset` past it; None if there is nothing.
 
         Args:
-            limit: an offset at which a frame is known to end; nothing after it is read.
+            limit: read up to this offset only. The caller knows that a frame ends there.
         """
         size = self.size() if limit is None else limit
         if size < self.offset and limit is None:
@@ -170,17 +184,17 @@ class OpenSegment:
         return chain.from_iterable(block.frames for block in self.blocks())
 
     def finalise(self) -> bool:
-        """Take the exclusive lock if no writer has the segment open; it is kept from then on.
+        """Try to take the exclusive lock, for good. That works if no writer has the segment open.
 
-        Returns False if the segment was lost to an evicting writer meanwhile.
+        Return False if we have no lock any more, because a writer is evicting the segment.
         """
         if not self.is_final:
             self.is_final = descriptors.try_lock(self.fd, exclusive=True)
-        # A failed conversion drops the shared lock (flock(2)): take it again.
+        # A conversion that fails may have dropped the shared lock (flock(2)), so take it again.
         return self.is_final or descriptors.try_lock(self.fd, exclusive=False)
 
     def hollow(self, end: int) -> None:
-        """Give the blocks before `end` back: delivered, but an idle writer keeps the file."""
+        """Give the disk blocks before `end` back. All of that is settled, but an idle writer has the file open."""
         end -= end % _PAGE_BYTES
         if end > self._hollowed_to:
             with contextlib.suppress(OSError):
@@ -188,19 +202,19 @@ class OpenSegment:
             self._hollowed_to = end
 
     def close(self) -> None:
-        """Let go of the segment."""
+        """Close the descriptor, which frees the lock."""
         descriptors.release(self.fd, self._incarnation)
 
 
 def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
-    """Open each segment in turn, oldest first, read-only and without a lock; but none that is evicted."""
-    void = read_evictions(directory).void
+    """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted."""
+    last_evicted = read_evictions(directory).last_evicted
     for number in segment.numbers(directory.ring):
         with contextlib.suppress(FileNotFoundError):
             if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
                 continue
             with contextlib.closing(OpenSegment(fd, number)) as opened:
-                if opened.key != void:
+                if opened.key != last_evicted:
                     yield opened
 
 
@@ -214,14 +228,15 @@ class RingReader:
         self._committed = committed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
-        self._lane: Lane | None = None
+        self._lane: FreshLane | None = None
         self._is_lanes_turn = False
         self._synced: dict[int, int] = {}
 
     def read(self) -> Block | None:
-        """Return the next block of unread frames; None if all is read.
+        """Return the next block that was not read yet; None if all is read.
 
-        It is from the oldest segment that has any. Where others are behind it, their lane has every other turn.
+        It is from the oldest segment that has something new. While a fresh lane is read beside a backlog, every other
+        block is from the lane.
         """
         numbers = segment.numbers(self._ring)
         self._newest = numbers[-1] if numbers else 0
@@ -235,9 +250,9 @@ class RingReader:
         if block is None or block.key.number == self._newest:
             self._lane = None
         elif self._lane is None:
-            self._lane = Lane(self._newest) if self._has_backlog() else None
+            self._lane = FreshLane(self._newest) if self._has_backlog() else None
         elif self._lane.has_ended and self._lane.begin < self._newest:
-            self._lane = Lane(self._newest)
+            self._lane = FreshLane(self._newest)
         return block
 
     def _has_backlog(self) -> bool:
@@ -245,8 +260,8 @@ class RingReader:
         done.update((number, opened.offset) for number, opened in self._open.items())
         return segment.pending_bytes(self._ring, done) >= segment.BACKLOG_BYTES
 
-    def _read_lane(self, lane: Lane, numbers: list[int]) -> Block | None:
-        """Return the next block that may go before the backlog."""
+    def _read_lane(self, lane: FreshLane, numbers: list[int]) -> Block | None:
+        """Return what may go before the backlog of the lane's next block; None if nothing of it may."""
         if lane.has_ended:
             return None
         block = self._read_oldest([number for number in numbers if number >= lane.begin])
@@ -265,8 +280,9 @@ class RingReader:
             before = opened.offset
             block = opened.read()
             if block is not None:
-                # Since we looked there, a writer may have appended to an older segment and then gone on
-                # to this one: what it wrote first comes first. It is there by now, so one look is enough.
+                # A writer may have appended to an older segment after we read it, and before it moved to this one.
+                # Read the older ones once more and return those records first; whatever precedes what we hold is
+                # already on disk.
                 for each in older:
                     earlier = each.read()
                     if earlier is not None:
@@ -277,22 +293,22 @@ class RingReader:
         return None
 
     def read_to(self, key: SegmentKey, end: int) -> Block | None:
-        """Return the next unread block of segment `key` before offset `end`; None if all is read, or it is gone."""
+        """Return the next block of segment `key` before offset `end`. None: all is read, or the segment is gone."""
         opened = self._open.get(key.number) or self._attach(key.number)
         return opened.read(limit=end) if opened and opened.key == key else None
 
-    def leave(self, key: SegmentKey) -> None:
-        """Read no further in segment `key`, and do not reclaim it: it holds what we do not understand."""
+    def stop_reading(self, key: SegmentKey) -> None:
+        """Read no further in segment `key`, and do not reclaim it: only a newer version understands what it holds."""
         if opened := self._open.get(key.number):
             opened.is_foreign = True
 
     def data_of(self, key: SegmentKey, start: int, end: int) -> bytes:
-        """Return the bytes of a range of an open segment, for the dead letters."""
+        """Return a range of a segment as it is on disk, for the dead letters. b"": the segment is not open."""
         opened = self._open.get(key.number)
         return os.pread(opened.fd, end - start, start) if opened and opened.key == key else b""
 
     def has_reclaimable(self, committed: Mapping[SegmentKey, int]) -> bool:
-        """Tell whether `reclaim` would have something to try."""
+        """Tell whether a segment that is not the newest is settled as far as it was read, so that `reclaim` may try."""
         return any(
             number != self._newest
             and not opened.is_foreign
@@ -301,14 +317,14 @@ class RingReader:
         )
 
     def reclaim(self, committed: Mapping[SegmentKey, int]) -> int:
-        """Unlink what is final and committed to its end; hollow what only an idle writer keeps.
+        """Unlink each segment that is final and committed to its end, and return how many these were.
 
-        Returns the number of segments unlinked. The caller has checked that it still leads.
+        If an idle writer has such a segment open, give its disk blocks back instead. The caller still leads.
         """
         removed = 0
         for number in [number for number in self._open if number != self._newest]:
             opened = self._open[number]
-            # Nothing of it is committed if it holds no whole frame, as a power failure may leave it.
+            # A segment without a whole frame, as a power failure may leave it, has no committed offset.
             end = committed.get(opened.key, opened.begin)
             if opened.is_foreign or end < opened.offset:
                 continue  # something of it is in flight
@@ -328,18 +344,18 @@ class RingReader:
         return set(segment.numbers(self._ring))
 
     def sync(self) -> None:
-        """Make every segment durable against a crash of the host, whether it was read yet or not. Raises OSError."""
+        """Make every segment durable against a crash of the host, also what is not read yet. Raises OSError."""
         sizes: dict[int, int] = {}
         for opened in open_segments(self._directory):
             sizes[opened.key.number] = opened.size()
             if self._synced.get(opened.key.number) != sizes[opened.key.number]:
                 disk.sync(opened.fd)
         if sizes.keys() - self._synced.keys():
-            disk.sync_directory(self._ring)  # a new file is durable once its name is
+            disk.sync_directory(self._ring)  # a new file survives only if its name does
         self._synced = sizes
 
     def close(self) -> None:
-        """Let go of all segments."""
+        """Close all segments."""
         for opened in self._open.values():
             opened.close()
         self._open.clear()
@@ -355,7 +371,7 @@ class RingReader:
         opened = OpenSegment(fd, number)
         try:
             is_readable = self._is_readable(opened, number)
-        except BaseException:  # who stays alive after it must keep no lock on the segment
+        except BaseException:  # this process may live on, and must not keep a lock on the segment
             opened.close()
             raise
         if not is_readable:
@@ -363,22 +379,20 @@ class RingReader:
             return None
         opened.offset = self._committed.get(opened.key, opened.offset)
         if opened.is_damaged:
-            report("segment", f"{self._ring}: segment {number} has a damaged header; what it held is lost.")
-        if opened.is_restored:
-            report("segment", f"{self._ring}: segment {number} has a damaged header; its records are not lost.")
+            report("segment", f"{self._ring}: segment {number} has a damaged header. What it held is lost.")
         if opened.is_foreign:
             report("layout", f"{self._ring}: segment {number} has a newer layout. It is left for a newer cwsink.")
         self._open[number] = opened
         return opened
 
     def _is_readable(self, opened: OpenSegment, number: int) -> bool:
-        """Tell whether a segment may be read from now on; then it is locked. One that counts as evicted is removed."""
-        if opened.key == read_evictions(self._directory).void:
-            # Its evictor holds this lock until it has unlinked it: if we get it, the evictor was killed.
+        """Lock a segment, and tell whether it may be read. A segment that counts as evicted is removed instead."""
+        if opened.key == read_evictions(self._directory).last_evicted:
+            # The evictor holds this lock until it has unlinked the segment. If we get the lock, it was killed.
             if descriptors.try_lock(opened.fd, exclusive=True):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(segment.path_of(self._ring, number))
             return False
         if opened.is_damaged and number == self._newest:
-            return False  # its writers have not gone on to the next one yet
-        return descriptors.try_lock(opened.fd, exclusive=False)  # if not: it is being evicted
+            return False  # writers that have it open append on, until they begin the next one
+        return descriptors.try_lock(opened.fd, exclusive=False)  # False: a writer is evicting it

@@ -1,16 +1,15 @@
-"""What is spooled: one msgspec-encoded record a frame (pure).
+"""The payload of a frame: one record, encoded by msgspec (pure).
 
-A record is a MessagePack array, so that it is small and a reader of another
-language needs no schema:
+A record is a MessagePack array, so that it is small and a reader of another language needs no schema:
 
 ```text
 EVENT  [timestamp_ms, producer, sequence, message]
 LOSS   [count, first_ms, last_ms, reason, producer]
 ```
 
-`producer` is 64 random bits, drawn anew by each writer incarnation (process start,
-fork), never reused. `sequence` counts that producer's records from 0: a gap in
-it is a loss, and (producer, sequence) is the event's stable id.
+`producer` is a number of 64 random bits. Each writer draws a new one when its process starts, and again after a fork.
+`sequence` counts the records of one producer from 0. A gap in it means that a record was lost, and (producer, sequence)
+is the stable id of the event.
 
 Worked example: the record of "hi" at 1,700,000,000,000 ms by producer 7, its third:
 
@@ -29,18 +28,18 @@ from typing import Final
 
 import msgspec
 
-# The longest payload a frame may carry. Far above CloudWatch's 1 MB event, so that an oversize
-# event is kept whole for the dead letters; low enough that a damaged length cannot ask for GiBs.
+# The longest payload of a frame. An event that is too long for CloudWatch (1 MB) is to be kept whole for the dead
+# letters, so this is far above that; and a damaged length must not make a reader ask for GiBs of memory.
 MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 
-# Sequences of events that are sent and are not records, so not counted as such: what tells the
-# stream about a loss, and the second and further parts of a record that was split.
+# Some events are sent that stand for no record, so no ledger counts them. Their sequence says so: NOTICE tells the
+# stream about a loss, and FURTHER_PART is the second, third ... part of a record that was split.
 NOTICE: Final = -1
 FURTHER_PART: Final = -2
 
 
 class Event(msgspec.Struct, array_like=True, gc=False):
-    """A log event as spooled. `timestamp_ms` is the event's own time, ms since 1970 UTC."""
+    """A log event. `timestamp_ms` is the event's own time, in ms since 1970 UTC, not the time of the append."""
 
     timestamp_ms: int
     producer: int
@@ -49,12 +48,17 @@ class Event(msgspec.Struct, array_like=True, gc=False):
 
     @property
     def is_record(self) -> bool:
-        """Tell whether this stands for a record in the ledger."""
+        """Tell whether the ledger counts this event as a record."""
         return self.sequence >= 0
 
     @property
+    def is_notice(self) -> bool:
+        """Tell whether this tells the stream of a loss. It stands for no record, and never becomes a dead letter."""
+        return self.sequence == NOTICE
+
+    @property
     def id(self) -> str:
-        """The event's stable id: the same in every send, so a duplicate is evident."""
+        """The event's stable id. It is the same in every request, so a person can recognise a duplicate."""
         return f"{self.producer:016x}-{self.sequence}"
 
 
@@ -78,7 +82,7 @@ decode_loss = _loss_decoder.decode
 
 
 def event_of(payload: bytes) -> Event | None:
-    """Return an event payload's content; None if this version cannot read it."""
+    """Decode the payload of an event; None if this version cannot read it."""
     try:
         return decode_event(payload)
     except ValueError:  # msgspec's errors are of that kind, and so is UnicodeDecodeError
@@ -86,7 +90,7 @@ def event_of(payload: bytes) -> Event | None:
 
 
 def loss_of(payload: bytes) -> Loss | None:
-    """Return a loss payload's content; None if this version cannot read it."""
+    """Decode the payload of a loss; None if this version cannot read it."""
     try:
         return decode_loss(payload)
     except ValueError:
@@ -94,6 +98,6 @@ def loss_of(payload: bytes) -> Loss | None:
 
 
 def timestamp_of(payload: bytes) -> int:
-    """Return an event payload's time in ms; 0 if this version cannot read it."""
+    """Return the time of an event in ms, from its payload; 0 if this version cannot read it."""
     event = event_of(payload)
     return event.timestamp_ms if event else 0

@@ -1,16 +1,15 @@
 """The writer's side of the ring: append a frame to the newest segment.
 
-One `os.write` of one frame to an O_APPEND descriptor: the kernel's inode lock
-serialises all writers of the host, and arrival order is the total order. There is
-no lock of ours on this path, in the process or across processes, so `append` may
-be called from threads, signal handlers and `__del__`, and no other process can
-make it wait, whatever it was doing when it was stopped or killed.
+An append is one `os.write` of one frame to a descriptor that was opened O_APPEND. The kernel's inode lock puts the
+writes of all processes of the host one after the other, and this order of arrival is the total order. No lock of ours
+is taken for it, neither in the process nor across processes. So threads, signal handlers and `__del__` may call
+`append`, and no other process can make it wait, whatever that process was doing when it was stopped or killed.
 
-What is not an append happens in `_look`, at most once a second or once in
-`segment_bytes / 64` of our own bytes: is the segment full, is there a newer one, is
-the directory still there. Only one thread of a process looks; others append on.
+All other work is a check of the segment (`_check`): is it full, is there a newer one, is the directory still there? A
+check is due once a second, and after about `segment_bytes / 32` of our own small records (`/ 64` of large ones). One
+thread of a process checks at a time, and the others append on meanwhile.
 
-`append` answers with a closed set (`Append`). It never raises.
+`append` never raises. It answers with one of a closed set (`Append`).
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ from cwsink.spool.budget import Budget, read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import AttachedSegment, SegmentKey
 
-_LOOK_NS: Final = 1_000_000_000
+_CHECK_NS: Final = 1_000_000_000
 _SMALL_BYTES: Final = 1024
-_SMALL_LOOKS: Final = 32
-_LOOKS: Final = 64
-# How long a refusal stands before the room is looked at again: a full spool must not cost a
-# directory listing per record.
+_SMALL_CHECKS: Final = 32
+_CHECKS: Final = 64
+# To look for room takes a directory listing. A full spool must not cost one for each record, so a refusal stands this
+# long; the shorter time holds where a segment may be evicted.
 _FULL_NS: Final = 20_000_000
 _EVICTING_NS: Final = 1_000_000
-# Twice a segment is where a writer stops that cannot rotate, whatever the reason.
+# A writer that cannot rotate appends on to its segment, and stops at this many times `segment_bytes`.
 _MOST_SEGMENT_FACTOR: Final = 2
-# Loss markers still fit then: some 60 bytes each, and few (cwsink.frontends.losses).
+# Loss markers may go so far beyond that. There are few, of some 60 bytes each (cwsink.frontends.losses).
 _MARKERS_BYTES: Final = 16 * 1024
 
-# No segment is begun at a start if the last one holds next to nothing: a service that starts and dies again and
-# again, while CloudWatch is away, must not leave a segment for each time. Each takes a mebibyte of the disk.
+# While CloudWatch is away, a service may start and die again and again. If each start began a segment, each would take
+# a mebibyte of the disk. So a start begins none if the newest one holds less than this that is not settled.
 _WORTH_LEAVING_BYTES: Final = 64 * 1024
 _RESERVED_AT_START_BYTES: Final = 1024 * 1024
 
@@ -74,33 +73,35 @@ class Ring:
         self._segment_bytes = segment_bytes
         self._may_evict = may_evict
         self._budget = Budget(directory, max_bytes, segment_bytes)
-        self._looking = threading.Lock()
+        self._checking = threading.Lock()
         self._full_until = 0
         self._removed = False
-        self._unlooked_bytes = 0
-        # For Writer.append. A look is due outside [looked_at, look_at): the clock may be set back.
+        self._unchecked_bytes = 0
+        # `Writer.append` reads the attributes from here on. A check is due if the time is not in
+        # [checked_at_ns, check_due_ns): too late, or too early because the clock was set back.
         self.attached: AttachedSegment | None = None
-        self.looked_at = self.look_at = 0
-        # A writer looks once in `look_mask + 1` small payloads, or `_look_bytes` of larger ones. 64 writers
-        # that all append unseen for that long exceed a segment by about one segment.
+        self.checked_at_ns = self.check_due_ns = 0
+        # Checking the file's size at each append would cost a system call. It is checked once in `check_mask + 1` small
+        # records, or `_check_bytes` of large ones. Even 64 writers then overshoot a segment by no more than about its
+        # own size.
         self.small_bytes = _SMALL_BYTES
-        self.look_mask = (1 << max(0, (segment_bytes // _SMALL_LOOKS // _SMALL_BYTES).bit_length() - 1)) - 1
-        self._look_bytes = segment_bytes // _LOOKS
+        self.check_mask = (1 << max(0, (segment_bytes // _SMALL_CHECKS // _SMALL_BYTES).bit_length() - 1)) - 1
+        self._check_bytes = segment_bytes // _CHECKS
         with contextlib.suppress(OSError):
             if not segment.numbers(directory.ring):
-                disk.load()  # our first append may have to make a segment, and is not to wait for an import
+                disk.load()  # our first append will have to make a segment, and must not wait for an import then
 
     def append(self, payload: bytes, kind: int = frame.EVENT) -> Append:
-        """Append one frame. When this returns APPENDED the record survives this process.
+        """Append one frame. If this returns APPENDED, the record survives this process.
 
-        `Writer.append` has this spelled out for small events; a change here is due there too.
+        `Writer.append` has the same steps spelled out for small events. Change both or none.
         """
-        if not descriptors.here[0]:
-            descriptors.notice_fork()
+        if not descriptors.fork_sentinel[0]:
+            descriptors.become_child()
         now = time_ns()
         attached = self.attached
-        if attached is None or not self.looked_at <= now < self.look_at:
-            attached = self._look(now)
+        if attached is None or not self.checked_at_ns <= now < self.check_due_ns:
+            attached = self._check(now)
             if attached is None:
                 return self._refusal(now)
         data = frame.encode(payload, attached.salt, kind)
@@ -108,27 +109,27 @@ class Ring:
             written = _write(attached.fd, data)
         except OSError as error:
             return self.not_written(error)
-        self._unlooked_bytes += written
-        if self._unlooked_bytes > self._look_bytes or written != len(data):
+        self._unchecked_bytes += written
+        if self._unchecked_bytes > self._check_bytes or written != len(data):
             return self.appended(written, len(data))
         return _APPENDED
 
     def appended(self, written: int, length: int) -> Append:
-        """Judge a write of `written` out of `length` bytes, and have the next append look at the segment."""
-        self.look_at = 0
+        """Judge a write of `written` out of `length` bytes, and make a check due at the next append."""
+        self.check_due_ns = 0
         if written == length:
             return _APPENDED
-        # The disk is full: the part that was written is skipped by readers. Never truncate: others append.
+        # The disk is full. Never truncate the part that was written: others have appended since. Readers skip it.
         return self.not_written(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def append_marker(self, payload: bytes) -> bool:
-        """Append a loss marker, even if the spool is full: it is small, rare, and tells of it."""
+        """Append a loss marker, which is small and rare, even if the spool is full. Tell whether it was written."""
         attached = self.attached
         if attached is None or attached.end_seen >= _MOST_SEGMENT_FACTOR * self._segment_bytes + _MARKERS_BYTES:
             return False
         data = frame.encode(payload, attached.salt, frame.LOSS)
         try:
-            # What goes into a removed segment is salvaged, but not a marker.
+            # Not into a removed segment: `salvage` brings back the events in one, but no marker.
             return os.fstat(attached.fd).st_nlink > 0 and _write(attached.fd, data) == len(data)
         except OSError:
             return False
@@ -145,28 +146,28 @@ class Ring:
 
     @property
     def is_removed(self) -> bool:
-        """Tell whether the last look found that somebody has removed the ring."""
+        """Tell whether the last check found that somebody has removed the ring."""
         return self._removed
 
     def refresh(self) -> None:
-        """Leave a segment that is not the newest (so that the leader can reclaim it)."""
-        self.look_at = 0
+        """Go on to the newest segment, so that the leader can reclaim the one that we have."""
+        self.check_due_ns = 0
         with contextlib.suppress(OSError):
-            if self.attached is not None and self._looking.acquire(blocking=False):
+            if self.attached is not None and self._checking.acquire(blocking=False):
                 try:
                     self._follow(self.attached)
                 finally:
-                    self._looking.release()
+                    self._checking.release()
 
     def close(self) -> None:
         """Let go of the segment; the next append opens it again."""
         self.attached = None
 
     def forked(self) -> None:
-        """Forget what the parent had open (it is closed already) and what its threads held."""
+        """In a forked child: forget the parent's segment, which is closed already, and the locks of its threads."""
         self.attached = None
-        self._looking = threading.Lock()
-        self.look_at = self._full_until = 0
+        self._checking = threading.Lock()
+        self.check_due_ns = self._full_until = 0
 
     def sync(self) -> None:
         """Make what was appended durable against a crash of the host (fdatasync). Raises OSError."""
@@ -174,9 +175,10 @@ class Ring:
             disk.sync(attached.fd)
 
     def salvage(self) -> list[bytes]:
-        """Return the event payloads that went into a segment after it was removed under us.
+        """Return the event payloads that were written to our segment since our last check (or call of this).
 
-        That is what any process wrote there since our last look, or salvage; the caller knows its own.
+        Somebody has removed the segment, so no leader will read them. Other processes may have written some of them.
+        The caller keeps those that are its own.
         """
         attached = self.attached
         if attached is None:
@@ -197,46 +199,46 @@ class Ring:
             return Append.GONE
         return Append.FULL if self._full_until else Append.FAILED
 
-    def _look(self, now: int) -> AttachedSegment | None:
-        """Return the segment to append to, or None: no room (then `_full_until` is set) or no access."""
-        if self._looking.acquire(blocking=False):
+    def _check(self, now: int) -> AttachedSegment | None:
+        """Check the segment, and return the one to append to. None: no room (`_full_until` is set), or no access."""
+        if self._checking.acquire(blocking=False):
             try:
-                return self._examine(now)
+                return self._check_segment(now)
             finally:
-                self._looking.release()
-        # Another thread looks, or we are a signal handler that interrupted it: append on. But not for ever:
-        # not if the last look found no room, and past twice a segment we look ourselves. That is safe, as it
-        # is beside other processes; the lock only spares work.
+                self._checking.release()
+        # Another thread is checking, or we are a signal handler that has interrupted the check. So append on without
+        # one, with two exceptions. If the last check found no room, refuse. If the segment has grown to twice its size,
+        # check here as well: the lock only spares work, and a second check is as safe as one in another process.
         if self._full_until:
             return None
         attached = self.attached or self._first()
         if attached is None or os.fstat(attached.fd).st_size < _MOST_SEGMENT_FACTOR * self._segment_bytes:
             return attached
-        return self._examine(now)
+        return self._check_segment(now)
 
-    def _examine(self, now: int) -> AttachedSegment | None:
+    def _check_segment(self, now: int) -> AttachedSegment | None:
         try:
             if self._is_full(now):
                 return None
             attached = self.attached or self._first()
             if attached is None:
                 return None
-            end_seen = attached.end_seen  # read before the size: another thread may look, too
+            end_seen = attached.end_seen  # read before the size, because another thread may be checking, too
             status = os.fstat(attached.fd)
             if not self._is_there(attached.key.number, status):
                 self._removed = True
-                return None  # the writer opens the directory anew
+                return None  # the writer then opens the directory anew
             truncated = status.st_size < end_seen
             attached.end_seen = status.st_size
-            if truncated:  # by somebody else; what is appended behind the cut might never be read
+            if truncated:  # by somebody who meddles: a leader may never read what is appended behind the cut
                 attached = self._swap(self._make(attached.key.number))
             elif attached.end_seen >= self._segment_bytes:
                 attached = self._rotate(attached, now)
             elif os.path.lexists(segment.path_of(self._directory.ring, attached.key.number + 1)):
                 attached = self._follow(attached)
             if attached is not None:
-                self.looked_at, self.look_at = now, now + _LOOK_NS
-                self._unlooked_bytes = self._full_until = 0
+                self.checked_at_ns, self.check_due_ns = now, now + _CHECK_NS
+                self._unchecked_bytes = self._full_until = 0
                 self._removed = False
             return attached
         except OSError as error:
@@ -244,7 +246,7 @@ class Ring:
             return None
 
     def _is_there(self, number: int, status: os.stat_result) -> bool:
-        """Tell whether the segment's name leads to it: nobody removed it, or moved the spool away with it."""
+        """Tell whether the segment's name leads to this file: if not, it was removed, or moved away with the spool."""
         try:
             return os.path.samestat(os.lstat(segment.path_of(self._directory.ring, number)), status)
         except OSError as error:
@@ -254,14 +256,15 @@ class Ring:
         try:
             return self._swap(self._newest())
         except OSError as error:
-            # Without its directory there is nothing to attach to, and ENOENT says so.
+            # ENOENT: the directory is gone, so the spool was removed.
             self._removed = error.errno == errno.ENOENT
             if not self._removed:
                 self.not_written(error)
             return None
 
     def _newest(self) -> AttachedSegment:
-        # Asked before the look: who comes while the first one begins a segment finds nobody either, or that segment.
+        # Ask before listing. A process that starts at the same moment then either sees an empty spool too (and loses
+        # the `link`, harmlessly), or sees the segment we are making.
         is_start = not is_anyone_attached(self._directory)
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
@@ -273,28 +276,28 @@ class Ring:
         unsettled_bytes = attached.end_seen - committed.get(attached.key, 0)
         if is_start and unsettled_bytes >= _WORTH_LEAVING_BYTES and self._is_behind(committed):
             return self._make(attached.key.number, min(_RESERVED_AT_START_BYTES, self._segment_bytes))
-        # A power failure may take more of the segment than of the cursor: what is appended up to there would count
-        # as delivered, or be cut off where a chunk ended. Or it brings an evicted segment back as the newest: readers
-        # pass that by.
+        # After a power failure the segment may be shorter than the offset the cursor holds. Records appended now would
+        # land below that offset and be taken for delivered, so begin a new segment. It may also bring back a segment
+        # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either.
         is_cut = attached.end_seen < state.reached().get(attached.key, 0)
-        is_void = attached.key == read_evictions(self._directory).void
-        return self._make(attached.key.number) if is_cut or is_void else attached
+        is_evicted = attached.key == read_evictions(self._directory).last_evicted
+        return self._make(attached.key.number) if is_cut or is_evicted else attached
 
     def _is_behind(self, committed: Mapping[SegmentKey, int]) -> bool:
-        """Tell whether there is a backlog to keep new records out of, and room for a segment to do so."""
+        """Tell whether a backlog waits that new records should not stand behind, and a segment more has room."""
         pending = segment.pending_bytes(self._directory.ring, {key.number: end for key, end in committed.items()})
         return pending >= segment.BACKLOG_BYTES and self._budget.has_room()
 
     def _rotate(self, attached: AttachedSegment, now: int) -> AttachedSegment | None:
-        """Leave a full segment: for the next one if there is one, or make it if there is room."""
+        """Leave a full segment for the next one, and make that if there is none. None: there is no room for it."""
         newer = self._follow(attached)
         if newer.end_seen < self._segment_bytes:
             return newer
         if self._budget.has_room() or (self._may_evict and self._budget.evict()):
             return self._swap(self._make(newer.key.number))
         if self._may_evict and newer.end_seen < _MOST_SEGMENT_FACTOR * self._segment_bytes:
-            return newer  # another process is making room: go on meanwhile
-        # The next one to evict may have to wait only for the one who is evicting now.
+            return newer  # another process is evicting: append on meanwhile
+        # Where evicting is allowed, another process may be at it and have room for us soon: ask again after a moment.
         self._full_until = now + (_EVICTING_NS if self._may_evict else _FULL_NS)
         return None
 
@@ -306,11 +309,11 @@ class Ring:
             attached = segment.attach_newest(self._directory.ring)
             if attached is not None and attached.key.number > after:
                 return attached
-            after = newest  # it cannot be written: another version's, or damaged
+            after = newest  # that segment cannot be appended to: it is another version's, or damaged
         try:
             segment.create(self._directory.ring, after + 1, self._spool_id, reserve_bytes)
         except OSError as error:
-            # Disk full, not budget full: our own oldest segment is what we can free.
+            # The disk is full before the budget is: all that we can free is our own oldest segment.
             if error.errno not in _NO_ROOM or not self._may_evict or not self._budget.evict(at_least_one=True):
                 raise
             segment.create(self._directory.ring, after + 1, self._spool_id, reserve_bytes)
@@ -328,15 +331,16 @@ class Ring:
 
     def _swap(self, attached: AttachedSegment) -> AttachedSegment:
         current = self.attached
-        # Never back to an older one, which another thread found a moment ago: readers take the segments in turn.
+        # Another thread may have gone on meanwhile. Never go back to an older segment than that: readers take the
+        # segments in turn, and would read the later record first.
         if current is None or current.key.number < attached.key.number:
             self.attached = current = attached
         reset_quiet("append")
         return current
 
     def not_written(self, error: OSError) -> Append:
-        """Turn an I/O error into an answer. Looks again at the next append: things get repaired."""
-        self.look_at = 0
+        """Turn an I/O error into an answer. The next append checks again, because the cause may be gone by then."""
+        self.check_due_ns = 0
         if error.errno in _NO_ROOM:
             self._full_until = time_ns() + _FULL_NS
             return Append.FULL

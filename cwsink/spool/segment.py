@@ -4,7 +4,7 @@
 offset  size  field               little-endian
      0     8  magic               "CWSINKSG"
      8     2  layout major        1
-    10     2  header length       64; frames begin there
+    10     2  header length       576; frames begin there
     12     4  compatible flags    unknown bits may be ignored
     16     4  incompatible flags  an unknown bit: leave the segment alone, and say so
     20     4  salt                seeds both checksums of every frame in this segment
@@ -13,14 +13,17 @@ offset  size  field               little-endian
     48     8  creation time       ms since 1970 UTC
     56     4  header CRC          zlib.crc32 of bytes 0..56
     60     4  zero
-    64        frames, one after the other (cwsink.spool.frame)
+    64   448  gap                 zero
+   512    64  second copy         bytes 0..64 once more
+   576        frames, one after the other (cwsink.spool.frame)
 ```
 
-A segment is named by its number, `0000000001.seg`. It is written whole into a
-temporary file and `link`ed to its name: link fails if the name exists, so of
-several writers that rotate at once one wins and the others find its segment.
+No frame can be read without the salt. So the header stands there twice, in two sectors of the disk: if one of them is
+damaged, readers and writers take the other copy, and no record is lost.
 
-What a reader needs of a damaged header its first frame tells, if that is whole: its checksums give the salt.
+A segment is named by its number, `0000000001.seg`. Several writers may want to make the same one at once. Each writes
+its header into a temporary file and `link`s that to the name. `link` fails if the name exists, so one writer wins, and
+the others find its segment.
 """
 
 from __future__ import annotations
@@ -36,34 +39,35 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from cwsink.spool import descriptors, disk, files, frame
+from cwsink.spool import descriptors, disk, files
 
 MAGIC: Final = b"CWSINKSG"
 LAYOUT_MAJOR: Final = 1
 KNOWN_INCOMPATIBLE_FLAGS: Final = 0
 _FIELDS: Final = Struct("<8sHHIII16sQQ")
 _CRC: Final = Struct("<I4x")
-HEADER_BYTES: Final = _FIELDS.size + _CRC.size
+COPY_BYTES: Final = _FIELDS.size + _CRC.size
+# A disk writes and loses whole sectors, of 512 bytes or more. 4,096 would keep the copies apart on each disk, but is as
+# much as the smallest segment may hold; and where a page of the file is lost as a whole, the first records are, too.
+SECOND_COPY_AT: Final = 512
+HEADER_BYTES: Final = SECOND_COPY_AT + COPY_BYTES
 
-# Enough for the longest event that CloudWatch takes, and read of damaged segments only.
-_FIRST_FRAME_BYTES: Final = 2 * 1024 * 1024
-
-# The header has 64 bits for the number; what does not fit is not a segment.
+# The header has 64 bits for the number, so a file whose number needs more is no segment.
 _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
-# A directory, a symbolic link, a FIFO or a device that nobody reads, a file of another user.
+# Errors of opening a directory, a symbolic link, a FIFO or device that nobody reads, or a file of another user.
 _NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
 
-# What a leader in a thread needs about a third of a second for. New records do not wait for more than that:
-# the first writer after a start begins a segment, which the leader reads beside the backlog.
+# A leader sends this much in about a third of a second. New records do not wait for a larger backlog: the first writer
+# after a start begins a segment for them, and the leader reads it in turn with the backlog (reader.FreshLane).
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
 
-# Each try can only fail because the segment was removed that very moment. Bounded all the same:
-# whatever state the directory is in, an append must not spin.
+# A try to attach fails only if the segment was removed at that very moment. The tries are limited all the same, because
+# an append must not spin, whatever state the directory is in.
 _ATTACH_TRIES: Final = 100
 
 
 class SegmentKey(NamedTuple):
-    """Which segment: its number, and the salt that tells it from a namesake in a spool made anew."""
+    """The identity of a segment: its number, and its salt, because a spool that was made anew has the same numbers."""
 
     number: int
     salt: int
@@ -75,14 +79,12 @@ class Header(NamedTuple):
     Attributes:
         key: the segment.
         length: where frames begin.
-        readable: False for a foreign layout.
-        is_restored: the header itself is damaged.
+        readable: False if the layout is of another version.
     """
 
     key: SegmentKey
     length: int
     readable: bool
-    is_restored: bool = False
 
 
 def path_of(ring: str, number: int) -> str:
@@ -100,7 +102,7 @@ def numbers(ring: str) -> list[int]:
 
 
 def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
-    """Return the bytes behind the offset that `done` has for each segment (0 if it has none)."""
+    """Return how many bytes are not done: `done` has an offset by number, and of other segments nothing is done."""
     pending = 0
     for number in numbers(ring):
         with contextlib.suppress(FileNotFoundError):
@@ -109,7 +111,7 @@ def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
 
 
 def open_file(ring: str, number: int, flags: int) -> int | None:
-    """Open segment `number`. None: what has its name is not a file we may open, and none of our business.
+    """Open segment `number`. None: the name belongs to something else, which is no regular file or not ours.
 
     Raises:
         FileNotFoundError: it is gone.
@@ -128,35 +130,40 @@ def open_file(ring: str, number: int, flags: int) -> int | None:
 
 
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
-    """Return the 64 bytes of a segment's header."""
+    """Return a segment's header with both copies, `HEADER_BYTES` long."""
     fields = _FIELDS.pack(MAGIC, LAYOUT_MAJOR, HEADER_BYTES, 0, 0, key.salt, spool_id, key.number, created_ms)
-    return fields + _CRC.pack(crc32(fields))
+    copy = fields + _CRC.pack(crc32(fields))
+    return copy.ljust(SECOND_COPY_AT, b"\0") + copy
 
 
 def decode_header(data: bytes) -> Header | None:
-    """Read a header; None if these are not the bytes of one."""
-    if len(data) < HEADER_BYTES:
-        return None
-    magic, major, length, _, incompatible, salt, _, number, _ = _FIELDS.unpack_from(data)
-    if magic != MAGIC or _CRC.unpack_from(data, _FIELDS.size)[0] != crc32(data[: _FIELDS.size]):
-        return None
-    readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
-    return Header(SegmentKey(number, salt), length, readable)
+    """Read the first copy of a header that is intact; None if neither is, or if the file ends inside the header.
+
+    A file that ends there (a power failure, or somebody who cut it) holds no frame. A writer that appended to it would
+    append before the offset at which readers begin.
+    """
+    for start in (0, SECOND_COPY_AT):
+        copy = data[start : start + COPY_BYTES]
+        if len(copy) < COPY_BYTES or _CRC.unpack_from(copy, _FIELDS.size)[0] != crc32(copy[: _FIELDS.size]):
+            continue
+        magic, major, length, _, incompatible, salt, _, number, _ = _FIELDS.unpack_from(copy)
+        if magic != MAGIC:
+            continue
+        readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
+        return Header(SegmentKey(number, salt), length, readable) if len(data) >= HEADER_BYTES or not readable else None
+    return None
 
 
-def read_header(fd: int, number: int) -> Header | None:
-    """Return the header of segment `number`, or what its first frame tells of it; None if that is damaged, too."""
-    header = decode_header(os.pread(fd, HEADER_BYTES, 0))
-    if header is None and (salt := frame.find_salt(os.pread(fd, _FIRST_FRAME_BYTES, HEADER_BYTES))) is not None:
-        return Header(SegmentKey(number, salt), HEADER_BYTES, readable=True, is_restored=True)
-    return header
+def read_header(fd: int) -> Header | None:
+    """Return the header of an open segment; None if both copies are damaged."""
+    return decode_header(os.pread(fd, HEADER_BYTES, 0))
 
 
 def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
-    """Make segment `number`, its blocks reserved. False: another writer was first.
+    """Make segment `number` and reserve its disk blocks. False: another writer was first.
 
     Raises:
-        OSError: ENOSPC, EDQUOT and so on; nothing is left behind, unless another writer has it already.
+        OSError: ENOSPC, EDQUOT and so on. The segment is removed again, unless another writer has opened it already.
     """
     temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
     fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -170,7 +177,7 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
         except FileExistsError:
             return False
         try:
-            # Only now: of many writers that rotate at once one reserves, not all for a moment.
+            # Only after the link: many writers may rotate at once, and only the one that wins is to reserve blocks.
             disk.reserve(fd, reserve_bytes)
         except OSError:
             if descriptors.try_lock(fd, exclusive=True):
@@ -185,13 +192,13 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
 
 
 class AttachedSegment:
-    """A writer's hold on a segment: an O_APPEND descriptor with a shared lock.
+    """A segment as a writer has it open: an O_APPEND descriptor with a shared lock.
 
-    The descriptor is closed when the last reference goes. A thread that is between
-    looking up the segment and `os.write` holds a reference, so the descriptor
-    number cannot be reused under it, and descriptor and salt always belong together.
-    (Rejected: swapping the descriptor with dup2 under a fixed number. A thread in flight
-    then writes a frame salted for the old segment into the new one, where it is noise.)
+    One thread may rotate while another one has chosen the segment and has not written yet. That thread must not find
+    its descriptor closed, or the number given to another file. So the descriptor is closed only when the last reference
+    to this object goes, and that thread still has one: descriptor and salt always belong together. (Rejected: to swap
+    the file under a fixed descriptor number with dup2. That thread would write a frame with the old segment's salt into
+    the new one, where no reader can prove it.)
     """
 
     __slots__ = ("_incarnation", "end_seen", "fd", "key", "salt")
@@ -200,7 +207,7 @@ class AttachedSegment:
         self.fd = fd
         self.key = key
         self.salt = key.salt
-        self.end_seen = end_seen  # the file's size when it was last looked at
+        self.end_seen = end_seen  # the file's size at the last check
         self._incarnation = descriptors.incarnation()
 
     def __del__(self) -> None:
@@ -208,10 +215,10 @@ class AttachedSegment:
 
 
 def attach_newest(ring: str) -> AttachedSegment | None:
-    """Attach to the newest readable segment, or None if there is none. Raises OSError.
+    """Attach to the newest segment. None if there is none that we can append to. Raises OSError.
 
-    If the newest has another layout version, is damaged or is no file the answer is None too: the
-    writer then makes a segment of its own after it.
+    That is so if there is no segment at all, or if the newest one has another layout, is damaged or is no file. The
+    writer then makes a segment after it.
     """
     for _ in range(_ATTACH_TRIES):
         newest = numbers(ring)[-1:]
@@ -224,17 +231,18 @@ def attach_newest(ring: str) -> AttachedSegment | None:
         if fd is None:
             return None
         attached = AttachedSegment(fd, SegmentKey(newest[0], 0), 0)
-        # The leader holds the exclusive lock only while it removes a segment: look again.
+        # A leader or an evictor has the exclusive lock, and is about to remove the segment: look again.
         if not descriptors.try_lock(fd, exclusive=False):
             continue
         status = os.fstat(fd)
-        # By its name, not by st_nlink: whoever was killed while it made a segment has left a second link to it.
+        # Was it removed before we had the lock? Its name tells. st_nlink does not: a writer that was killed while it
+        # made the segment has left its temporary name, a second link, on the file.
         try:
             if not os.path.samestat(os.lstat(path_of(ring, newest[0])), status):
                 continue
         except FileNotFoundError:
             continue
-        header = decode_header(os.pread(fd, HEADER_BYTES, 0))
+        header = read_header(fd)
         if header is None or not header.readable or header.key.number != newest[0]:
             return None
         attached.key, attached.salt = header.key, header.key.salt

@@ -1,16 +1,16 @@
-"""`settings.json`: how a spool is to be sent, written by its writers, read by whoever leads.
+"""`settings.json`: how a spool is to be sent, written by its writers, read by the leader.
 
-The flusher is a process of its own. What it needs to know beside the target (which FORMAT names) must not come from the
-environment of whoever happened to start it, so each writer leaves its settings here: batch, oversize, compression,
-entity, time-outs, the profile or role to send with. There is no secret in it: a flusher takes credentials from its own
-environment.
+The flusher is a process of its own, and any writer may happen to start it. FORMAT tells it the target. The other
+settings must not come from the environment of that writer, so each writer leaves its own here: batch, oversize,
+compression, entity, time-outs, the profile or role to send with. There is no secret among them: a flusher takes
+credentials from its own environment.
 
 ```text
 {"cwsink": "0.1.0", "installation": "...", "written_by": "web-1/4711", "settings": {"batch_size": 1000, ...}}
 ```
 
-A writer with other settings replaces the file, and says so if another writer lives: the newer settings hold from then
-on. The leader looks at the file several times a second.
+A writer with other settings replaces the file, and the newer settings hold from then on. If another writer lives, the
+new one says so on stderr. The leader looks at the file several times a second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cwsink.errors import ConfigError
 from cwsink.spool import attachment, files
 from cwsink.spool.directory import SpoolDirectory
 
-# What only concerns the process that writes: where its spool is, and what it does when that is full.
+# Settings that concern only the writer's own process: where its spool is, and what it does when that is full.
 _OF_THE_WRITER: Final = frozenset(
     "spool_directory allow_unsafe_filesystem app_name on_full block_timeout_seconds segment_bytes flusher "
     "log_group_name log_stream_name region endpoint_url pipeline".split()
@@ -45,9 +45,9 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cwsink: the version of the writer.
-        installation: of the writer; see `installation`.
+        installation: of the writer (see the function `installation`).
         written_by: host and pid of the writer, for people.
-        settings: those of SinkConfig that differ from their defaults.
+        settings: the fields of SinkConfig that differ from their defaults.
     """
 
     cwsink: str
@@ -57,7 +57,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
-    """Have leaders send as `config` says, from now on. Never raises: then the former settings hold."""
+    """Have leaders send as `config` says from now on. Never raises: on an error the former settings go on to hold."""
     mine = Sending(
         cwsink=version.__version__,
         installation=installation(),
@@ -80,19 +80,19 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
 
 
 def read(directory: SpoolDirectory) -> Sending | None:
-    """Return what the newest writer left; None if there is nothing, or nothing that can be read."""
+    """Return what the newest writer left; None if there is no such file, or if it is damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         return msgspec.json.decode(files.read(directory.sending, _MOST_BYTES)[0], type=Sending)
     return None
 
 
 def config_of(directory: SpoolDirectory) -> SinkConfig:
-    """Return how to send this spool: the target as FORMAT has it, the rest as its newest writer left it.
+    """Return how to send this spool: the target as FORMAT names it, the rest as the newest writer left it.
 
-    A spool without settings (an older cwsink made it) is sent as `FAPILOG_CLOUDWATCH__*` say.
+    Where no writer has left settings, the environment variables `FAPILOG_CLOUDWATCH__*` say how.
 
     Raises:
-        ConfigError: the variables are wrong.
+        ConfigError: these variables are wrong.
     """
     found = read(directory)
     target = directory.format.settings()
@@ -111,12 +111,12 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
 
 
 def shown(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as people may see them: an external id is a secret of two parties."""
+    """Return settings as people may see them: without the external id, which is a secret of two parties."""
     return {name: "(not shown)" if name == "external_id" else value for name, value in settings.items()}
 
 
 def stamp(directory: SpoolDirectory) -> tuple[int, int] | None:
-    """Return what changes when the settings are replaced; None if there are none."""
+    """Return a value that differs once the settings were replaced; None if there are none."""
     try:
         status = os.stat(directory.sending, follow_symlinks=False)
     except OSError:
@@ -125,9 +125,9 @@ def stamp(directory: SpoolDirectory) -> tuple[int, int] | None:
 
 
 def credentials_stamp(env: Mapping[str, str]) -> int:
-    """Return a number that tells an environment, as far as AWS credentials come from it, from another one.
+    """Return a number that differs if another environment gives other AWS credentials.
 
-    Nothing of what it is made of can be learnt from it: it is a checksum of 32 bits of all of it together.
+    It is a checksum of 32 bits over all of the variables together, so nobody can learn one of them from it.
     """
     known = sorted(f"{name}={value}" for name, value in env.items() if _gives_credentials(name))
     return crc32("\0".join(known).encode("utf-8", "surrogateescape"))
@@ -141,12 +141,12 @@ def _gives_credentials(name: str) -> bool:
 
 @cache
 def installation() -> str:
-    """Return what tells this installation of cwsink from another, and from what an upgrade makes of it."""
+    """Return a text that differs in another installation of cwsink, and after an upgrade of this one."""
     return installation_now()
 
 
 def installation_now() -> str:
-    """Return `installation` as it is on disk now; "" if it is gone, or lies in an archive."""
+    """Return `installation` as it is on disk now; "" if it was removed, or if it lies in an archive."""
     try:
         status = os.stat(version.__file__)
     except OSError:

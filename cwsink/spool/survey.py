@@ -1,8 +1,8 @@
-"""Look at a spool without touching it: what is pending, how much, of when, and the books.
+"""Look at a spool without touching it: how many records are pending, of what time, and the books.
 
-Every question walks over the same ground, the segments from where each is settled (`walk`). No lock is taken, so
-this works from any process while everything else is stuck, and disturbs nobody. A writer asks when it ends, the
-flusher while it drains; `cwsink status`, `flush --once` and `replay` ask for people.
+Each question here is answered by the same walk: over the segments, each from where it is settled on (`walk`). No lock
+is taken, so any process can ask while everything else is stuck, and disturbs nobody. A writer asks when its process
+ends, the flusher while it drains; `cwsink status`, `flush --once` and `replay` ask for people.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cwsink.spool.reader import OpenSegment, open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.segment import SegmentKey
 
-# A look takes seconds at most. What vanishes meanwhile is the oldest, which is read first, so few looks are enough.
+# A look takes seconds at most. Only the oldest segments vanish meanwhile, and they are read first. So few are enough.
 _MOST_LOOKS: Final = 5
 
 
 class Survey(msgspec.Struct):
-    """A spool's books at one moment. Counts are records, unless the name has a unit.
+    """A spool's books at one moment. Counts are of records, unless the name has a unit.
 
-    `appended` is counted from what was read, the other side from what became of it, so
-    `appended == delivered + sum(dead_lettered) + evicted + pending` is a real check.
+    Leaders count `appended` when they read a record, and `delivered` and `dead_lettered` when they know what became of
+    it. So `appended == delivered + sum(dead_lettered) + evicted + pending` is a real check.
     """
 
     epoch: int = 0
@@ -67,9 +67,10 @@ def walk(directory: SpoolDirectory, settled: Mapping[SegmentKey, int] | None = N
 
 
 def survey(directory: SpoolDirectory) -> Survey:
-    """Read the cursor and count what lies behind it.
+    """Read the cursor and count the records behind it.
 
-    A segment that is delivered and reclaimed between the two would be in neither count: look again.
+    A leader may deliver and reclaim a segment after the cursor was read and before the segment was. Its records would
+    be in neither count, so look again then.
     """
     for _ in range(_MOST_LOOKS):
         expected = set(segment.numbers(directory.ring))
@@ -80,7 +81,7 @@ def survey(directory: SpoolDirectory) -> Survey:
 
 
 def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
-    """Return the books, and the numbers of the segments that were there to be counted."""
+    """Return the books, and the numbers of the segments that are in them."""
     state = cursor.read(directory.cursor)
     evictions = read_evictions(directory)
     seen = {evictions.number}
@@ -97,13 +98,13 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     )
     for opened in walk(directory, state.committed()):
         seen.add(opened.key.number)
-        if opened.key == evictions.void:
+        if opened.key == evictions.last_evicted:
             continue
         for each in opened.frames():
             if each.is_event:
                 books.pending += 1
                 books.pending_bytes += each.size_bytes
-                # In arrival order the first one is the oldest, near enough for people.
+                # The first one to arrive is not always the oldest, but near enough for people.
                 if books.oldest_pending_ms is None and (event := frame.event_of(each)):
                     books.oldest_pending_ms = event.timestamp_ms
             elif loss := frame.loss_of(each):
@@ -118,7 +119,7 @@ def events(directory: SpoolDirectory, *, all_present: bool = False) -> Iterator[
 
     Args:
         directory: the spool.
-        all_present: also those delivered already that are still on disk.
+        all_present: yield also the events that are settled but still on disk.
     """
     for opened in walk(directory, {} if all_present else None):
         yield from filter(None, map(frame.event_of, opened.frames()))
@@ -130,7 +131,7 @@ def has_pending(directory: SpoolDirectory) -> bool:
 
 
 def ends(directory: SpoolDirectory) -> dict[SegmentKey, int]:
-    """Return where the valid frames of each segment now end, in bytes, for what is not settled yet."""
+    """Return the offset at which the valid frames of each segment end now, for segments that are not settled."""
     found = {}
     for opened in walk(directory):
         start = opened.offset
@@ -142,7 +143,7 @@ def ends(directory: SpoolDirectory) -> dict[SegmentKey, int]:
 
 
 def unsettled(directory: SpoolDirectory, ends: Mapping[SegmentKey, int]) -> dict[SegmentKey, int]:
-    """Return those of `ends` that no commit has reached yet, in segments that still exist."""
+    """Return those of `ends` that the cursor has not reached yet, in segments that still exist."""
     committed = cursor.read(directory.cursor).committed()
     left = {key: end for key, end in ends.items() if committed.get(key, 0) < end}
     present = {opened.key for opened in open_segments(directory)} if left else set()
@@ -150,7 +151,7 @@ def unsettled(directory: SpoolDirectory, ends: Mapping[SegmentKey, int]) -> dict
 
 
 def last_append(directory: SpoolDirectory) -> float | None:
-    """Return when a record was appended last, in seconds since 1970; None if never."""
+    """Return the time of the last append, in seconds since 1970; None if there was none."""
     times = []
     for number in segment.numbers(directory.ring):
         with contextlib.suppress(FileNotFoundError):
@@ -159,7 +160,7 @@ def last_append(directory: SpoolDirectory) -> float | None:
 
 
 class Pending(msgspec.Struct):
-    """What waits in a spool: how much, and of what time (ms since 1970, of the events; None if none can be read)."""
+    """The pending records: how many, how large, and the oldest and newest event's time (None if none can be read)."""
 
     records: int = 0
     data_bytes: int = 0
@@ -168,7 +169,7 @@ class Pending(msgspec.Struct):
 
 
 def pending(directory: SpoolDirectory) -> Pending:
-    """Count what waits. Reads every record, unlike `survey`, for the oldest and newest time. Raises OSError."""
+    """Count the pending records, and decode each for its time, which `survey` does not do. Raises OSError."""
     found = Pending()
     for opened in walk(directory):
         for each in filter(lambda each: each.is_event, opened.frames()):
@@ -182,18 +183,19 @@ def pending(directory: SpoolDirectory) -> Pending:
 
 
 class Backlog:
-    """The pending records of a spool as of one moment, and how many of them are settled by now.
+    """The records of a spool that were pending at one moment, and how many of them are settled by now.
 
-    Workers go on appending while `cwsink flush --once` delivers what was there when it began. So its end is known by
-    positions, not by an empty spool, and it makes no difference which process delivers.
+    `cwsink flush --once` delivers what was there when it began. Workers go on appending meanwhile, so the spool may
+    never be empty. So the end of each segment is noted at the beginning, and all is done once the cursor has reached
+    these offsets. It makes no difference which process delivers.
 
     Attributes:
-        records: how many there were.
-        foreign: numbers of the segments of a newer layout, which this version can neither read nor send.
+        records: how many records there were.
+        foreign: the numbers of segments with a newer layout, which this version can neither read nor send.
     """
 
     def __init__(self, directory: SpoolDirectory) -> None:
-        """Look, which may take a second or two. Raises OSError."""
+        """Count the records, which may take a second or two. Raises OSError."""
         self._directory = directory
         self.records = 0
         self.foreign: list[int] = []
@@ -206,8 +208,8 @@ class Backlog:
         for opened in walk(directory, state.committed()):
             if opened.is_foreign:
                 self.foreign.append(opened.key.number)
-            # Of a damaged one nothing can be delivered, and the leader leaves it until there is a newer one.
-            if opened.key == evictions.void or (opened.is_damaged and opened.key.number == newest):
+            # Of a segment with a damaged header nothing can be delivered. While it is the newest, the leader leaves it.
+            if opened.key == evictions.last_evicted or (opened.is_damaged and opened.key.number == newest):
                 continue
             start = opened.offset
             self.records += sum(each.is_event for each in opened.frames())
@@ -216,16 +218,16 @@ class Backlog:
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether there is nothing to do. The stream may have to be told of evictions all the same."""
+        """Tell whether nothing is left to do: no record, and no eviction that the stream was not told of yet."""
         return not self._ends and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
 
     def is_settled(self) -> bool:
-        """Tell whether all of it is delivered, dead-lettered or evicted by now."""
+        """Tell whether each of these records is delivered, dead-lettered or evicted by now."""
         self._ends = unsettled(self._directory, self._ends)
         return self.is_empty
 
     def settled_since(self) -> Ledger:
-        """Return what was settled since the beginning, by any process; of later records, too."""
+        """Return what any process has settled since then, later records included."""
         now, before = _sum(cursor.read(self._directory.cursor)), self._before
         return Ledger(
             appended=now.appended - before.appended,
@@ -235,7 +237,7 @@ class Backlog:
 
 
 def _sum(state: cursor.State) -> Ledger:
-    """Return the totals, with what is delivered of a chunk that is being sent in several requests."""
+    """Return the totals, with what is settled of the chunk that is being sent."""
     total, partial = state.ledger, state.partial
     return Ledger(
         appended=total.appended + partial.appended,

@@ -19,7 +19,7 @@ from zlib import crc32
 import msgspec
 
 SEGMENT_HEADER = struct.Struct("<8sHHIII16sQQ")
-HEADER_BYTES = 64
+COPIES_AT, HEADER_BYTES = (0, 512), 576
 FRAME_HEADER = struct.Struct("<4sIIIBBH")
 SEGMENT_MAGIC, FRAME_MAGIC = b"CWSINKSG", b"\xf5CWF"
 EVENT, VERSION = 1, 1
@@ -43,11 +43,14 @@ def numbers(ring: str) -> list[int]:
 
 def salt_of(header: bytes) -> int | None:
     """Return the salt; None for a segment that format 1 does not understand."""
-    magic, major, length, _, incompatible, salt, _, _, _ = SEGMENT_HEADER.unpack_from(header)
-    checked = header[: SEGMENT_HEADER.size]
-    if magic != SEGMENT_MAGIC or struct.unpack_from("<I", header, SEGMENT_HEADER.size)[0] != crc32(checked):
+    if len(header) < HEADER_BYTES:
         return None
-    return int(salt) if major == 1 and not incompatible and length == HEADER_BYTES else None
+    for start in COPIES_AT:
+        end = start + SEGMENT_HEADER.size
+        magic, major, length, _, incompatible, salt, _, _, _ = SEGMENT_HEADER.unpack_from(header, start)
+        if magic == SEGMENT_MAGIC and struct.unpack_from("<I", header, end)[0] == crc32(header[start:end]):
+            return int(salt) if major == 1 and not incompatible and length == HEADER_BYTES else None
+    return None
 
 
 def frame(payload: bytes, salt: int) -> bytes:
@@ -103,7 +106,8 @@ def make(ring: str, number: int, spool_id: bytes) -> None:
     )
     temporary = f"{ring}/{os.getpid()}.tmp"
     with open(temporary, "xb") as file:
-        file.write(fields + struct.pack("<I4x", crc32(fields)))
+        copy = fields + struct.pack("<I4x", crc32(fields))
+        file.write(copy + bytes(COPIES_AT[1] - len(copy)) + copy)
     try:
         os.link(temporary, path_of(ring, number))
     except FileExistsError:

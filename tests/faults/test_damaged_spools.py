@@ -28,7 +28,7 @@ from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, directory, disk, frame, record, segment, sending
 from cwsink.spool.lease import Lease
-from cwsink.spool.segment import HEADER_BYTES
+from cwsink.spool.segment import COPY_BYTES, HEADER_BYTES, SECOND_COPY_AT
 from cwsink.spool.survey import survey
 from tests.simulation import SEGMENT_BYTES
 from tests.soak import SEED_VARIABLE
@@ -88,14 +88,12 @@ class Damage(NamedTuple):
 
     def touches(self, spot: Spot) -> bool:
         """Tell whether a record may be lost to it."""
-        if self.kind in ("flip", "zero") and self.start < self._end <= HEADER_BYTES:
-            return False  # what its first frame tells is enough
-        if spot.file != self.file or self.kind == "double":
-            # Doubling moves what follows, whole.
-            return spot.file == self.file and (
-                self.start < HEADER_BYTES or spot.start < self.end < spot.end or spot.start < self.start < spot.end
-            )
-        return self.start < max(HEADER_BYTES, spot.start + 1) or (self.start < spot.end and spot.start < self._end)
+        if spot.file != self.file:
+            return False
+        if self.kind == "double":  # it moves what follows, whole
+            return self.start < COPY_BYTES or spot.start < self.end < spot.end or spot.start < self.start < spot.end
+        is_header_lost = self.start < COPY_BYTES and self._end > SECOND_COPY_AT  # of both copies
+        return is_header_lost or (self.start < spot.end and spot.start < self._end)
 
     @property
     def _end(self) -> int:

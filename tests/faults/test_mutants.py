@@ -146,14 +146,14 @@ MUTANTS: Final = {
     ),
     "a fork by C code that each thread of the child notices": Mutant(
         "spool/descriptors.py",
-        "if not here[0] and not _is_noticing:",
-        "if not _is_noticing:",
+        "if not fork_sentinel[0] and not _is_becoming:",
+        "if not _is_becoming:",
         f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
     ),
     "a fork by C code that an interrupting handler notices once more": Mutant(
         "spool/descriptors.py",
-        "if not here[0] and not _is_noticing:",
-        "if not here[0]:",
+        "if not fork_sentinel[0] and not _is_becoming:",
+        "if not fork_sentinel[0]:",
         f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
     ),
     "a lock that is freed when it is handed over": Mutant(
@@ -248,13 +248,13 @@ MUTANTS: Final = {
     ),
     "eviction counted after the unlink": Mutant(
         "spool/budget.py",
-        "if header is not None and header.key != evictions.void:",
+        "if header is not None and header.key != evictions.last_evicted:",
         "if header is not None:",
         f"{INTEGRATION}test_budget.py::test_the_next_evictor_removes_a_void_segment_without_counting_it_again",
     ),
-    "a void segment that waits for its turn": Mutant(
+    "a segment counted as evicted that waits for its turn": Mutant(
         "spool/budget.py",
-        "if self._is_present(evictions.void):",
+        "if self._is_present(evictions.last_evicted):",
         "if False:",
         f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
     ),
@@ -266,10 +266,23 @@ MUTANTS: Final = {
         "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n",
         f"{INTEGRATION}test_orphans.py::test_an_interrupted_replay_goes_on_where_it_was",
     ),
+    "a header of which only the first copy is read": Mutant(
+        "spool/segment.py",
+        "for start in (0, SECOND_COPY_AT):",
+        "for start in (0,):",
+        f"{INTEGRATION}test_reader.py::test_a_damaged_header_costs_no_record",
+    ),
+    "appends into a header that was cut": Mutant(
+        "spool/segment.py",
+        "if len(data) >= HEADER_BYTES or not readable else None",
+        "if True else None",
+        f"{INTEGRATION}test_reader.py::test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_"
+        "and_others_flow",
+    ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         "spool/ring.py",
-        "if is_cut or is_void else",
-        "if is_void else",
+        "if is_cut or is_evicted else",
+        "if is_evicted else",
         f"{MACHINE}test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered",
     ),
     "appends where a chunk that is delivered in part was cut": Mutant(
@@ -280,7 +293,7 @@ MUTANTS: Final = {
     ),
     "appends to a segment that counts as evicted": Mutant(
         "spool/ring.py",
-        "if is_cut or is_void else",
+        "if is_cut or is_evicted else",
         "if is_cut else",
         f"{MACHINE}test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to",
     ),
@@ -305,8 +318,8 @@ MUTANTS: Final = {
     ),
     "a lock on a segment that could not be removed": Mutant(
         "spool/reader.py",
-        "        except BaseException:  # who stays",
-        "        except ZeroDivisionError:  # who stays",
+        "        except BaseException:  # this process may live on",
+        "        except ZeroDivisionError:  # this process may live on",
         f"{MACHINE}test_a_leader_that_fails_to_remove_an_evicted_segment_keeps_no_lock_on_it",
     ),
     "a lane in which anybody may pass the backlog": Mutant(

@@ -317,26 +317,26 @@ C_FORK: Final = """
     def slowly():
         became.append(threading.get_ident())
         time.sleep(0.2)  # the others come meanwhile
-        descriptors.notice_fork()  # and so does a signal handler
+        descriptors.become_child()  # and so does a signal handler
 
     descriptors.after_fork(slowly)
     pid = ctypes.PyDLL(None).fork()
     if pid == 0:
         signal.alarm(60)
         together = threading.Barrier(8)
-        threads = [threading.Thread(target=lambda: (together.wait(), descriptors.notice_fork())) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: (together.wait(), descriptors.become_child())) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        descriptors.notice_fork()
+        descriptors.become_child()
         os.write(1, f"{len(became)} {descriptors.incarnation()}\\n".encode())
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
 """
 
 
-@pytest.mark.skipif(descriptors.here == b"\1", reason="not run: needs MADV_WIPEONFORK")
+@pytest.mark.skipif(descriptors.fork_sentinel == b"\1", reason="not run: needs MADV_WIPEONFORK")
 def test_a_fork_by_c_code_is_noticed_once(spawn: Spawn) -> None:
     """Eight threads of the child, and a handler that interrupts the first of them: it becomes a process once."""
     assert finish(spawn(C_FORK)).split() == ["1", "1"]

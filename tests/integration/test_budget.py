@@ -447,9 +447,9 @@ def test_an_evictor_that_dies_counts_nothing_twice(
         patch.setattr(os, "unlink", unlink)
         with pytest.raises(Killed):
             budget.Budget(spool, CAP, SEGMENT).evict()
-    is_void = step in ("replace", "unlink")
+    is_evicted = step in ("replace", "unlink")
     assert os.path.exists(path) == (step != "unlinked")
-    assert (budget.read_evictions(spool).void.number == oldest) == (step != "open")
+    assert (budget.read_evictions(spool).last_evicted.number == oldest) == (step != "open")
 
     books = survey(spool)
     assert books.adds_up
@@ -459,7 +459,7 @@ def test_an_evictor_that_dies_counts_nothing_twice(
 
     deliver(spool, full_config(server.endpoint_url, "drop_oldest"))
     assert len(records(server)) == books.pending
-    assert len(segments(spool)) == 1, "the void segment stays for ever" if is_void else ""
+    assert len(segments(spool)) == 1, "the void segment stays for ever" if is_evicted else ""
     after = survey(spool)
     assert (after.appended, after.evicted, after.delivered) == (count, books.evicted, books.pending)
 

@@ -216,7 +216,7 @@ def test_a_writer_never_goes_back_to_an_older_segment(small: SinkConfig, monkeyp
         return found
 
     monkeypatch.setattr(segment, "attach_newest", meanwhile)
-    writer._ring.look_at = 0
+    writer._ring.check_due_ns = 0
     assert writer.append("this one")
     assert segments(writer.directory) == [1, 2, 3]
     assert [text for text in pending(writer.directory) if text not in fillers] == ["first", *others, "this one"]

@@ -10,7 +10,7 @@ from unittest import mock
 import cwsink.spool
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, frame
+from cwsink.spool import cursor, frame, segment
 from cwsink.spool.cursor import Cursor, State
 from tests.interleave import SMALL, deliver, segment_path, segments
 from tests.stand_in import StandIn
@@ -46,7 +46,7 @@ def test_the_worked_example_is_what_happens() -> None:
     stand_in = StandIn(lambda: time.time_ns() // 1_000_000)
     with mock.patch.object(CloudWatch, "put", stand_in.method()), mock.patch.object(Cursor, "commit", commit):
         append(90, writer)
-        story += [f"{number}.seg 64..{end}" for number, end in sizes().items()]
+        story += [f"{number}.seg {segment.HEADER_BYTES}..{end}" for number, end in sizes().items()]
         deliver(spool, config)
         assert [list(each) for each in ended] == [[1, 2, 3], [2, 3]]
         assert list(sizes()) == [3]

@@ -194,7 +194,7 @@ def test_who_stands_for_election_does_not_make_a_removed_spool(external: SinkCon
         with pytest.raises(FileNotFoundError):
             Lease(writer.directory).try_acquire()
         assert not os.path.exists(writer.directory.path)
-        writer._ring.look_at = 0
+        writer._ring.check_due_ns = 0
         assert writer.append("after")
     finally:
         os.umask(previous)
@@ -209,7 +209,7 @@ def test_a_removed_spool_is_made_anew_while_a_flusher_leads(server: StrictCloudW
     assert writer.append("before")
     assert writer.flush(30)
     shutil.rmtree(writer.directory.path if what == "spool" else writer.directory.root)
-    writer._ring.look_at = 0
+    writer._ring.check_due_ns = 0
     assert writer.append("after")
     assert writer.flush(30)
     assert server.messages()[0] == "before"
@@ -238,7 +238,7 @@ def test_what_threads_append_while_the_spool_is_made_anew_is_not_lost(
         return open_for(*args)
 
     monkeypatch.setattr(directory, "open_for", meanwhile)
-    old_ring.look_at = 0
+    old_ring.check_due_ns = 0
     assert writer.append("finds out")
     assert sorted(pending(writer)) == ["before", "finds out", "in the middle"]
 

@@ -18,7 +18,7 @@ HEADER = segment.encode_header(KEY, SPOOL_ID, 1_700_000_000_000)
 EXPECTED = {
     "magic": b"CWSINKSG",
     "layout major": (1).to_bytes(2, "little"),
-    "header length": (64).to_bytes(2, "little"),
+    "header length": (576).to_bytes(2, "little"),
     "compatible flags": bytes(4),
     "incompatible flags": bytes(4),
     "salt": KEY.salt.to_bytes(4, "little"),
@@ -27,13 +27,16 @@ EXPECTED = {
     "creation time": (1_700_000_000_000).to_bytes(8, "little"),
     "header CRC": zlib.crc32(HEADER[:56]).to_bytes(4, "little"),
     "zero": bytes(4),
+    "gap": bytes(448),
+    "second copy": HEADER[:64],
 }
 
 
 def resealed(offset: int, data: bytes) -> bytes:
-    """The header with other bytes at `offset`, and a checksum that is right again."""
+    """The header with other bytes at `offset` of both copies, and checksums that are right again."""
     fields = HEADER[:offset] + data + HEADER[offset + len(data) : 56]
-    return fields + zlib.crc32(fields).to_bytes(4, "little") + HEADER[60:]
+    copy = fields + zlib.crc32(fields).to_bytes(4, "little") + bytes(4)
+    return copy + bytes(448) + copy
 
 
 def test_the_header_is_laid_out_as_its_table_says() -> None:
@@ -45,36 +48,54 @@ def test_the_header_is_laid_out_as_its_table_says() -> None:
         assert int(offset) == reached, name
         reached += int(size)
         assert HEADER[int(offset) : reached] == EXPECTED[name], name
-    assert reached == len(HEADER) == segment.HEADER_BYTES == 64
+    assert reached == len(HEADER) == segment.HEADER_BYTES == 576
 
 
 def test_a_header_comes_back() -> None:
     """Number, salt and length survive the round trip, whatever follows the header."""
     for data in (HEADER, HEADER + b"frames"):
-        assert segment.decode_header(data) == segment.Header(KEY, 64, readable=True)
+        assert segment.decode_header(data) == segment.Header(KEY, 576, readable=True)
 
 
-def test_every_flipped_bit_of_a_header_is_noticed() -> None:
-    """No bit of the 60 meaningful bytes can change unseen; the padding means nothing."""
-    for bit in range(len(HEADER) * 8):
-        flipped = bytearray(HEADER)
-        flipped[bit // 8] ^= 1 << bit % 8
+@pytest.mark.parametrize("copy_at", [0, 512])
+def test_every_flipped_bit_of_a_header_is_noticed(copy_at: int) -> None:
+    """No bit of the 60 meaningful bytes of a copy can change unseen, if the other copy is gone; its padding is free."""
+    alone = bytearray(bytes(576))
+    alone[copy_at : copy_at + 64] = HEADER[:64]
+    for bit in range(64 * 8):
+        flipped = bytearray(alone)
+        flipped[copy_at + bit // 8] ^= 1 << bit % 8
         header = segment.decode_header(bytes(flipped))
         assert (header is None) == (bit // 8 < 60), f"bit {bit}"
 
 
+@pytest.mark.parametrize("sector_at", [0, 512])
+def test_a_damaged_sector_costs_one_copy_of_the_header(sector_at: int) -> None:
+    """Whatever happens to either sector, the copy in the other one says the same."""
+    for junk in (b"\0", b"\xff", b"\xf5"):
+        damaged = (HEADER[:sector_at] + junk * 512 + HEADER[sector_at + 512 :])[:576]
+        assert segment.decode_header(damaged) == segment.Header(KEY, 576, readable=True)
+
+
 def test_a_header_cut_anywhere_is_none() -> None:
-    """A header that is not whole is not read."""
+    """A header that is not whole is not read, though its first copy is: a writer would append in the middle of it."""
     for cut in range(len(HEADER)):
         assert segment.decode_header(HEADER[:cut]) is None
+
+
+def test_a_short_segment_of_a_later_layout_is_known_for_what_it_is() -> None:
+    """The length of our header says nothing about theirs."""
+    header = segment.decode_header(resealed(8, b"\x02\x00")[:64])
+    assert header is not None
+    assert not header.readable
 
 
 @pytest.mark.parametrize(
     ("change", "readable"),
     [
         pytest.param(resealed(8, b"\x02\x00"), False, id="a later layout"),
-        pytest.param(resealed(10, b"\x3f\x00"), False, id="a header too short to be one"),
-        pytest.param(resealed(10, b"\x80\x00"), True, id="a longer header"),
+        pytest.param(resealed(10, b"\x3f\x02"), False, id="a header too short to be one"),
+        pytest.param(resealed(10, b"\x80\x02"), True, id="a longer header"),
         pytest.param(resealed(12, b"\x01\x00\x00\x80"), True, id="unknown compatible flags"),
         pytest.param(resealed(16, b"\x01\x00\x00\x00"), False, id="an unknown incompatible flag"),
         pytest.param(resealed(16, b"\x00\x00\x00\x80"), False, id="the last incompatible flag"),
