@@ -20,7 +20,7 @@ from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, segment
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
-from tests.simulation import Leader, world
+from tests.harness.simulation import Leader, simulated_host
 
 REPOSITORY: Final = Path(__file__).parents[2]
 HANG_SECONDS: Final = 300
@@ -389,7 +389,7 @@ def test_a_mutant_is_killed_by_its_test(name: str, copy: Path) -> None:
 
 def test_a_leader_whose_lock_file_is_gone_does_not_commit() -> None:
     """Removed between the request and its commit, with nobody else leading yet: nothing is committed."""
-    with world() as host:
+    with simulated_host() as host:
         assert host.append(Writer(host.config), "sent")
         leader = Leader(host)
         while leader.step() != "stored":
@@ -402,7 +402,7 @@ def test_a_leader_whose_lock_file_is_gone_does_not_commit() -> None:
 
 def test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing() -> None:
     """Its commit went through, then another one took over: what is unlinked is the other one's business."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         while segment.numbers(host.spool.ring)[-1:] != [2]:
             assert host.append(writer, f"{len(host.issued)} " + "." * 900)
@@ -419,7 +419,7 @@ def test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing() -> Non
 
 def test_a_frame_of_one_segment_is_no_frame_in_the_next() -> None:
     """A block of an old segment that the file system hands to a new one holds no record there."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         while segment.numbers(host.spool.ring)[-1:] != [2]:
             assert host.append(writer, f"{len(host.issued)} " + "." * 900)
@@ -434,7 +434,7 @@ def test_a_frame_of_one_segment_is_no_frame_in_the_next() -> None:
 
 def test_a_lease_is_not_that_of_another_process() -> None:
     """A child that C code has forked has the parent's lock object as it was: the process id tells."""
-    with world() as host:
+    with simulated_host() as host:
         held = Lease(host.spool)
         assert held.try_acquire()
         assert held.is_held()
@@ -445,7 +445,7 @@ def test_a_lease_is_not_that_of_another_process() -> None:
 
 def test_what_is_read_and_not_committed_is_not_unlinked() -> None:
     """A reader that has seen all of a segment does not take it for delivered."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         while segment.numbers(host.spool.ring)[-1:] != [2]:
             assert host.append(writer, f"{len(host.issued)} " + "." * 900)

@@ -15,8 +15,8 @@ import pytest
 from cwsink import SinkConfig, Writer, diagnostics, host, target
 from cwsink.spool import directory
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver
-from tests.support import quick_config
+from tests.harness.interleave import deliver
+from tests.harness.support import quick_config
 
 Answers = dict[tuple[str, str], Callable[[BaseHTTPRequestHandler], "str | None"]]
 

@@ -12,8 +12,8 @@ import cwsink
 from cwsink.config import SinkConfig
 from cwsink.frontends.inline.pipeline import MOST_NESTED
 from cwsink.frontends.inline.seam import pipeline_of
-from tests.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
-from tests.support import quick_config
+from tests.harness.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
+from tests.harness.support import quick_config
 
 
 @pytest.fixture
