@@ -104,7 +104,7 @@ def check_takeovers(config: SinkConfig, takeovers: int) -> None:
                 before, objects = footprint(os.getpid(), writer.directory), len(gc.get_objects())
     gc.collect()
     assert footprint(os.getpid(), writer.directory) == before
-    # What the stand-in keeps is two objects a record at most.
+    # What the fake CloudWatch keeps is two objects a record at most.
     assert len(gc.get_objects()) < objects + 3 * takeovers + 200
     assert len(cloudwatch.messages()) == takeovers
     assert len(segments(writer.directory)) <= 2
