@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.support", "tests.read_back", "tests.interleave", "tests.nursery")
+pytest.register_assert_rewrite("tests.harness")
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.flushers import end_flushers
-from tests.interleave import SMALL
+from tests.harness.interleave import SMALL
+from tests.harness.support import CHILD_SECONDS, books_balance, quick_config
 from tests.soak import SEED_VARIABLE
-from tests.support import CHILD_SECONDS, books_balance, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 

@@ -2,12 +2,12 @@
 
 A failpoint is a function of cwsink, which of its calls, and what happens before that call is made:
 
-    CWSINK_FAILPOINT=flusher.flusher.Flusher._commit:2:kill
+    failpoint(Flusher._commit, 2, "kill")
 
-The name is qualified below `cwsink`; calls are counted from 1, in each process for itself; the actions are `kill`
-(SIGKILL), `stop` (SIGSTOP) and `raise` (an OSError, EIO). The variable does nothing by itself: a test gives a process
-`environment(failpoint)`, whose `armed/sitecustomize.py` arms it before anything else is imported, also in
-`cwsink run`, gunicorn and what they start. A process that a test has forked calls `arm` or `at_bytecode`.
+Calls are counted from 1, in each process for itself; the actions are `kill` (SIGKILL), `stop` (SIGSTOP) and `raise`
+(an OSError, EIO). A process is told by text, `flusher.flusher.Flusher._commit:2:kill`, which `failpoint` returns: a
+test gives a process `environment(failpoint)`, whose `armed/sitecustomize.py` arms it before anything else is imported,
+also in `cwsink run`, gunicorn and what they start. A process that a test has forked calls `arm` or `at_bytecode`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ ACTIONS: Final = {"kill": kill_me, "stop": stop_me, "raise": fail}
 
 
 # By the name of a function.
+
+
+def failpoint(function: Callable[..., object], nth: int, action: str) -> str:
+    """Return the text that has this done before the `nth` call of a function.
+
+    Raises:
+        LookupError: `arm` would not find the function: it is none of cwsink's, or is nested or decorated.
+        ValueError: there is no such action, or no such call.
+    """
+    name = f"{function.__module__}.{function.__qualname__}".removeprefix(f"{_PACKAGE}.")
+    if _find(name)[2] is not function:
+        raise LookupError(f"{_PACKAGE} has no function {name}, or another one")
+    text = f"{name}:{nth}:{action}"
+    Failpoint.parse(text)
+    return text
 
 
 class Failpoint(NamedTuple):

@@ -168,5 +168,5 @@ def log(oracle: Oracle, lane: int, seconds: float, settings: dict[str, Any]) -> 
 
 def flush(settings: dict[str, Any]) -> None:
     """Be a dedicated flusher, until SIGTERM."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it shows is not for the nursery
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # stdout is the pipe on which the warm process answers the test
     assert command_line(["flush", directory.open_for(load_config(settings)).path]) == 0

@@ -11,47 +11,52 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig, load_config
+from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.flusher import Flusher
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, segment
+from cwsink.spool.cursor import Cursor
+from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.faults import failpoints
-from tests.faults.failpoints import kill_me
+from tests.faults.failpoints import failpoint, kill_me
 from tests.faults.test_every_bytecode import days, two_segments
-from tests.faults.victim import World, told, wait
-from tests.interleave import deliver
-from tests.nursery import Nursery
-from tests.support import finish, quick_config
+from tests.faults.victim import FaultTrial, told, wait
+from tests.harness.interleave import deliver
+from tests.harness.support import finish, program_calling, quick_config
+from tests.harness.warm_forker import WarmForker
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 RECORDS, BATCHES = 20, 5
 HANG_SECONDS = 30.0
 # Each is called, in this order, after CloudWatch has answered and before the commit is on disk; the last two after it.
-AFTER_THE_ANSWER = """
-    flusher.delivery.Delivery._succeeded
-    flusher.flusher.Flusher._set_aside
-    flusher.flusher.Flusher._commit
-    spool.cursor.Cursor.commit
-    spool.cursor.Cursor._write
-    spool.leader_state.LeaderState.delivered
-    flusher.flusher.Flusher._reclaim
-""".split()
-COMMITTED = frozenset(AFTER_THE_ANSWER[-2:])
+AFTER_THE_ANSWER: list[Callable[..., object]] = [
+    Delivery._succeeded,
+    Flusher._set_aside,
+    Flusher._commit,
+    Cursor.commit,
+    Cursor._write,
+    LeaderState.delivered,
+    Flusher._reclaim,
+]
+COMMITTED = AFTER_THE_ANSWER[-2:]
 
 
-def lead(settings: dict[str, object], failpoint: str = "") -> None:
-    """Lead until all is delivered, or something happens at the failpoint."""
+def lead(settings: dict[str, object], text: str = "") -> None:
+    """Lead until all is delivered, or something happens at the failpoint of that text."""
     config = load_config(settings)
-    if failpoint:
-        failpoints.arm(failpoint)
+    if text:
+        failpoints.arm(text)
     deliver(directory.open_for(config), config)
 
 
@@ -103,55 +108,54 @@ def test_a_kill_between_store_and_answer_repeats_that_batch(
     number: int,
 ) -> None:
     """CloudWatch has it and has not said so: exactly that batch is sent again, by the next leader."""
-    nursery = Nursery(spawn, lead)
+    forker = WarmForker(spawn, lead)
     server.create_group("/test/group")
     server.create_stream("/test/group", "stream")
     server.faults.pass_next(number - 1)
     server.faults.hang(HANG_SECONDS, after_storing=True)
-    leader = nursery.fork(settings)
+    leader = forker.fork(settings)
     assert server.wait_for_events(number * len(batch(1)), HANG_SECONDS)
-    nursery.kill(leader)
-    assert nursery.wait(nursery.fork(settings)) == 0
+    forker.kill(leader)
+    assert forker.wait(forker.fork(settings)) == 0
     assert settled(spool, server) == batch(number)
 
 
-@pytest.mark.parametrize("function", AFTER_THE_ANSWER)
+@pytest.mark.parametrize("function", AFTER_THE_ANSWER, ids=lambda function: function.__qualname__)
 def test_a_kill_between_answer_and_commit_repeats_at_most_that_batch(
     spool: directory.SpoolDirectory,
     server: StrictCloudWatch,
     spawn: Spawn,
     settings: dict[str, object],
-    function: str,
+    function: Callable[..., object],
 ) -> None:
     """The answer was read, the commit is not on disk: that batch again. With the commit on disk: nothing."""
-    nursery = Nursery(spawn, lead)
-    nth = 3 if function.endswith("_write") else 2  # the first write is the takeover's
-    assert nursery.wait(nursery.fork(settings, f"{function}:{nth}:kill")) == -signal.SIGKILL
-    assert nursery.wait(nursery.fork(settings)) == 0
+    forker = WarmForker(spawn, lead)
+    nth = 3 if function is Cursor._write else 2  # the first write is the takeover's
+    assert forker.wait(forker.fork(settings, failpoint(function, nth, "kill"))) == -signal.SIGKILL
+    assert forker.wait(forker.fork(settings)) == 0
     assert settled(spool, server) == ([] if function in COMMITTED else batch(2))
 
 
 @pytest.mark.parametrize("name", ["whole", "parts"])
 def test_a_commit_torn_at_any_byte_repeats_at_most_one_batch(spawn: Spawn, memory_disk: Path, name: str) -> None:
     """The leader dies in the middle of writing the cursor, at each byte of each of its commits."""
-    code = "import sys\nfrom tests.faults.test_ambiguous import tear\ntear(*sys.argv[1:])"
-    torn = int(finish(spawn(code, memory_disk, name), seconds=300.0).split()[-1])
+    torn = int(finish(spawn(program_calling(tear), memory_disk, name), seconds=300.0).split()[-1])
     assert torn > 500
 
 
 def tear(root: str, name: str) -> None:
     """Cut each write of the cursor after each of its bytes."""
-    world = World(Path(root))
+    trial = FaultTrial(Path(root))
     pwrite = os.pwrite
     torn = 0
-    with world.cloudwatch_is_a_file():
-        (two_segments if name == "whole" else days)(world)
-        world.remember()
+    with trial.cloudwatch_is_a_file():
+        (two_segments if name == "whole" else days)(trial)
+        trial.remember()
         for commit in range(1, 4):  # the first is the takeover
             length = 1
             cut = 0
             while cut < length:
-                world.restore()
+                trial.restore()
 
                 def victim(commit: int = commit, cut: int = cut) -> None:
                     writes = 0
@@ -160,18 +164,18 @@ def tear(root: str, name: str) -> None:
                         nonlocal writes
                         writes += 1
                         if writes == commit:
-                            world.note(len(data))
+                            trial.note(len(data))
                             pwrite(fd, data[:cut], offset)
                             kill_me()
                         return pwrite(fd, data, offset)
 
                     os.pwrite = torn_write  # type: ignore[assignment]
-                    deliver(world.spool, world.config)
+                    deliver(trial.spool, trial.config)
 
-                assert wait(world.fork(victim)) == -signal.SIGKILL
+                assert wait(trial.fork(victim)) == -signal.SIGKILL
                 with told(f"{name}: write {commit} of the cursor torn after {cut} bytes"):
-                    world.recover(flusher_deaths=1)
-                length = world.noted
+                    trial.recover(flusher_deaths=1)
+                length = trial.noted
                 cut += 1
                 torn += 1
     print(torn)

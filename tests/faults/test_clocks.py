@@ -15,8 +15,8 @@ from cwsink.spool import directory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import deliver
-from tests.support import finish, quick_config
+from tests.harness.interleave import deliver
+from tests.harness.support import finish, quick_config
 
 pytestmark = pytest.mark.faults
 

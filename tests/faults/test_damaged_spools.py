@@ -1,7 +1,7 @@
 """Any region of any file of a spool flipped, cut, zeroed or doubled: it starts, ends, and delivers what is intact.
 
 One spool with one of everything is made once; each case damages a copy, has a writer append to it and a leader
-empty it (against `tests.stand_in`), and compares with what the damage did not touch.
+empty it (against `tests.harness.fake_cloudwatch`), and compares with what the damage did not touch.
 
 Invariant 7.
 """
@@ -30,10 +30,10 @@ from cwsink.spool import cursor, directory, disk, frame, record, segment, sendin
 from cwsink.spool.lease import Lease
 from cwsink.spool.segment import COPY_BYTES, HEADER_BYTES, SECOND_COPY_AT
 from cwsink.spool.survey import survey
-from tests.simulation import SEGMENT_BYTES
+from tests.harness.fake_cloudwatch import POISON, FakeCloudWatch
+from tests.harness.simulation import SEGMENT_BYTES
+from tests.harness.support import quick_config
 from tests.soak import SEED_VARIABLE
-from tests.stand_in import POISON, StandIn
-from tests.support import quick_config
 
 pytestmark = pytest.mark.faults
 
@@ -140,7 +140,7 @@ def forget(writer: Writer) -> None:
 @pytest.fixture(scope="module")
 def image() -> Image:
     """A spool of four segments: partly delivered, with dead letters, evictions, fragments, markers, a hole."""
-    cloudwatch = StandIn(lambda: time.time_ns() // 1_000_000)
+    cloudwatch = FakeCloudWatch(lambda: time.time_ns() // 1_000_000)
     with (
         tempfile.TemporaryDirectory() as root,
         mock.patch.object(CloudWatch, "put", cloudwatch.method()),
@@ -228,7 +228,7 @@ def check(image: Image, damage: Damage, root: Path) -> None:
     for name, content in image.files.items():
         (path / name).write_bytes(damage.of(content) if name == damage.file else content)
     os.utime(path / "leader.host", (1, 1))  # a beat of long ago
-    cloudwatch = StandIn(lambda: time.time_ns() // 1_000_000)
+    cloudwatch = FakeCloudWatch(lambda: time.time_ns() // 1_000_000)
     with mock.patch.object(CloudWatch, "put", cloudwatch.method()):
         if damage.file == "settings.json":  # before a writer comes, which replaces it
             spool = directory.open_existing(str(path))

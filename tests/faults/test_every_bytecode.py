@@ -24,9 +24,9 @@ from cwsink.frontends.writer import Writer
 from cwsink.spool import segment
 from tests.conftest import Spawn
 from tests.faults.failpoints import at_bytecode, kill_me
-from tests.faults.victim import LANE, World, message_of, told, wait
-from tests.interleave import SMALL, deliver
-from tests.support import finish
+from tests.faults.victim import LANE, FaultTrial, message_of, told, wait
+from tests.harness.interleave import SMALL, deliver
+from tests.harness.support import finish, program_calling
 
 pytestmark = pytest.mark.faults
 
@@ -47,121 +47,121 @@ class Operation(NamedTuple):
         evicts: whether records are evicted.
     """
 
-    prepare: Callable[[World], None]
-    begin: Callable[[World], Callable[[], object]]
+    prepare: Callable[[FaultTrial], None]
+    begin: Callable[[FaultTrial], Callable[[], object]]
     settings: Mapping[str, object] = MappingProxyType({})
     flusher_deaths: int = 0
     evicts: bool = False
 
 
-def fill(world: World, lane: int, count: int) -> Writer:
-    writer = Writer(world.config)
+def fill(trial: FaultTrial, lane: int, count: int) -> Writer:
+    writer = Writer(trial.config)
     for number in range(lane * LANE, lane * LANE + count):
-        assert world.log(writer, number)
+        assert trial.log(writer, number)
     return writer
 
 
-def nothing(world: World) -> None:
+def nothing(trial: FaultTrial) -> None:
     """A spool nobody has appended to."""
 
 
-def some(world: World) -> None:
-    fill(world, 1, 3).close()
+def some(trial: FaultTrial) -> None:
+    fill(trial, 1, 3).close()
 
 
-def full_segment(world: World) -> None:
+def full_segment(trial: FaultTrial) -> None:
     """The next append must rotate."""
-    writer = fill(world, 1, 2)
+    writer = fill(trial, 1, 2)
     number = LANE + 2
-    while os.path.getsize(segment.path_of(world.spool.ring, 1)) < SMALL:
-        assert world.log(writer, number)
+    while os.path.getsize(segment.path_of(trial.spool.ring, 1)) < SMALL:
+        assert trial.log(writer, number)
         number += 1
     writer.close()
 
 
-def full_spool(world: World, first: int = LANE) -> None:
+def full_spool(trial: FaultTrial, first: int = LANE) -> None:
     """The next append must evict."""
-    writer = Writer(SinkConfig(**{**asdict(world.config), "on_full": "drop_newest"}))
+    writer = Writer(SinkConfig(**{**asdict(trial.config), "on_full": "drop_newest"}))
     number = first
-    while world.log(writer, number):
+    while trial.log(writer, number):
         number += 1
     writer.close()
 
 
-def two_segments(world: World) -> None:
+def two_segments(trial: FaultTrial) -> None:
     """A segment to reclaim, and some records in the next one: three batches."""
-    fill(world, 1, 12).close()
+    fill(trial, 1, 12).close()
 
 
-def delivered_once(world: World) -> None:
+def delivered_once(trial: FaultTrial) -> None:
     """A cursor, of another leader; more to deliver since."""
-    fill(world, 1, 6).close()
-    deliver(world.spool, world.config)
-    fill(world, 2, 7).close()
+    fill(trial, 1, 6).close()
+    deliver(trial.spool, trial.config)
+    fill(trial, 2, 7).close()
 
 
-def days(world: World) -> None:
+def days(trial: FaultTrial) -> None:
     """One chunk whose requests would span more than 24 hours: it is sent in several parts."""
-    writer = Writer(world.config)
+    writer = Writer(trial.config)
     now = int(time.time() * 1000)
     for number, age in enumerate((3, 2, 1)):
-        assert world.log(writer, LANE + number, now - age * DAY_MS - number)
+        assert trial.log(writer, LANE + number, now - age * DAY_MS - number)
     writer.close()
 
 
-def damaged(world: World) -> None:
+def damaged(trial: FaultTrial) -> None:
     """A range that is no record any more, and an event that is too large."""
-    writer = fill(world, 1, 2)
-    with open(segment.path_of(world.spool.ring, 1), "ab") as file:
+    writer = fill(trial, 1, 2)
+    with open(segment.path_of(trial.spool.ring, 1), "ab") as file:
         file.write(b"\xff" * 50)
     for number in (LANE + 2, LANE + 3):
-        assert world.log(writer, number)
+        assert trial.log(writer, number)
     writer.close()
 
 
-def open_writer(world: World) -> Callable[[], object]:
+def open_writer(trial: FaultTrial) -> Callable[[], object]:
     """Open a writer, append, and close it."""
 
     def work() -> None:
-        writer = Writer(world.config)
-        assert world.log(writer, 2 * LANE)
+        writer = Writer(trial.config)
+        assert trial.log(writer, 2 * LANE)
         writer.close()
 
     return work
 
 
-def first_appends(world: World) -> Callable[[], object]:
+def first_appends(trial: FaultTrial) -> Callable[[], object]:
     """The first two appends of a process: attach, and whatever that makes necessary; stand for election."""
-    writer = Writer(world.config)
-    return lambda: [world.log(writer, number) for number in (2 * LANE, 2 * LANE + 1)]
+    writer = Writer(trial.config)
+    return lambda: [trial.log(writer, number) for number in (2 * LANE, 2 * LANE + 1)]
 
 
-def append(world: World) -> Callable[[], object]:
+def append(trial: FaultTrial) -> Callable[[], object]:
     """The plain append of a writer that is attached."""
-    writer = Writer(world.config)
-    world.log(writer, 3 * LANE)
-    return lambda: [world.log(writer, number) for number in range(3 * LANE + 1, 3 * LANE + 4)]
+    writer = Writer(trial.config)
+    trial.log(writer, 3 * LANE)
+    return lambda: [trial.log(writer, number) for number in range(3 * LANE + 1, 3 * LANE + 4)]
 
 
-def append_odd(world: World) -> Callable[[], object]:
+def append_odd(trial: FaultTrial) -> Callable[[], object]:
     """An append that goes the long way: bytes, a text that is no Unicode, one that is refused, and its marker."""
-    writer = Writer(world.config)
-    world.log(writer, 3 * LANE)
+    writer = Writer(trial.config)
+    trial.log(writer, 3 * LANE)
 
     def work() -> None:
         number = 3 * LANE + 1
-        world.issue(number)
+        trial.issue(number)
         if writer.append(message_of(number).encode(), int(time.time() * 1000)):
-            world.acknowledge(number)
+            trial.acknowledge(number)
         assert not writer.append("")
-        assert world.log(writer, number + 1)
+        assert trial.log(writer, number + 1)
 
     return work
 
 
-def lead(world: World) -> Callable[[], object]:
+def lead(trial: FaultTrial) -> Callable[[], object]:
     """Be elected, take over, deliver, commit and reclaim until nothing is left."""
-    return lambda: deliver(world.spool, world.config)
+    return lambda: deliver(trial.spool, trial.config)
 
 
 OPERATIONS = {
@@ -202,8 +202,7 @@ def test_a_kill_before_any_bytecode_loses_nothing(spawn: Spawn, memory_disk: Pat
 
 def run(spawn: Spawn, disk: Path, name: str, points: str) -> int:
     """Sweep in a process of its own, warm and without threads. Returns the number of kills."""
-    code = "import sys\nfrom tests.faults.test_every_bytecode import sweep\nsweep(*sys.argv[1:])"
-    kills, last = map(int, finish(spawn(code, name, disk, points), seconds=LONGEST_SECONDS).split())
+    kills, last = map(int, finish(spawn(program_calling(sweep), name, disk, points), seconds=LONGEST_SECONDS).split())
     print(f"{name}: killed before each of {kills} {points}")
     # The bytecodes of one operation vary by a few: times have more or fewer digits, dictionaries another order.
     assert abs(kills - last) <= last // 10
@@ -213,37 +212,37 @@ def run(spawn: Spawn, disk: Path, name: str, points: str) -> int:
 def sweep(name: str, root: str, points: str) -> None:
     """Kill a victim at each of its "calls" or "bytecodes" in turn, until one comes to its end."""
     operation = OPERATIONS[name]
-    world = World(Path(root), **operation.settings)
-    with world.cloudwatch_is_a_file():
-        operation.prepare(world)
-        world.remember()
-        warm_up(world, operation)
+    trial = FaultTrial(Path(root), **operation.settings)
+    with trial.cloudwatch_is_a_file():
+        operation.prepare(trial)
+        trial.remember()
+        warm_up(trial, operation)
         number, kills, code = 1, 0, -signal.SIGKILL
         while code:
-            world.restore()
+            trial.restore()
 
             def victim(number: int = number) -> None:
-                work = operation.begin(world)
+                work = operation.begin(trial)
                 end = at_bytecode(number, kill_me, calls_only=points == "calls")
                 work()
-                world.note(end())
+                trial.note(end())
 
-            code = wait(world.fork(victim))
+            code = wait(trial.fork(victim))
             assert code in (0, -signal.SIGKILL), (
                 f"it ended with {code} when killed before number {number} of its {points}"
             )
             kills += code != 0
             with told(f"{name}: killed before number {number} of its {points}"):
-                books = world.recover(evicting=operation.evicts, flusher_deaths=operation.flusher_deaths)
+                books = trial.recover(evicting=operation.evicts, flusher_deaths=operation.flusher_deaths)
             number += 1
         assert bool(books.evicted) == operation.evicts
-    print(kills, world.noted)
+    print(kills, trial.noted)
 
 
-def warm_up(world: World, operation: Operation) -> None:
+def warm_up(trial: FaultTrial, operation: Operation) -> None:
     """Run the operation here once: what it imports, and where its calls are, its victims then know."""
-    swept = operation.begin(world)
+    swept = operation.begin(trial)
     end = at_bytecode(0, kill_me, calls_only=True)
     swept()
     end()
-    world.restore()
+    trial.restore()

@@ -31,9 +31,9 @@ from cwsink.spool.survey import survey
 from tests.conftest import Spawn
 from tests.faults.test_every_bytecode import OPERATIONS as SWEPT
 from tests.faults.test_every_bytecode import Operation, fill, full_spool, two_segments
-from tests.faults.victim import HANG_SECONDS, LANE, World, told, wait
-from tests.interleave import SMALL
-from tests.support import finish
+from tests.faults.victim import HANG_SECONDS, LANE, FaultTrial, told, wait
+from tests.harness.interleave import SMALL
+from tests.harness.support import finish, program_calling
 
 STRACE = shutil.which("strace")
 
@@ -59,7 +59,7 @@ LONGEST_SECONDS = 3000.0
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")
 
 
-class Call(NamedTuple):
+class SystemCall(NamedTuple):
     """The `nth` call of that name since strace was attached."""
 
     name: str
@@ -67,26 +67,26 @@ class Call(NamedTuple):
     arguments: str
 
 
-def append_and_close(world: World) -> Callable[[], object]:
+def append_and_close(trial: FaultTrial) -> Callable[[], object]:
     """What a worker does in its life. Each answer that is False is counted in the note."""
-    writer = Writer(world.config)
+    writer = Writer(trial.config)
 
     def work() -> None:
-        world.note(sum(not world.log(writer, number) for number in range(2 * LANE, 2 * LANE + 4)))
+        trial.note(sum(not trial.log(writer, number) for number in range(2 * LANE, 2 * LANE + 4)))
         writer.close()
 
     return work
 
 
-def stand_once(world: World) -> Callable[[], object]:
+def stand_once(trial: FaultTrial) -> Callable[[], object]:
     """What an election does each time it stands: a fault may end its leadership, and it says so."""
 
     def attempt() -> None:
-        lease = Lease(world.spool)
+        lease = Lease(trial.spool)
         try:
             if lease.try_acquire():
                 orders = Orders()
-                flusher = Flusher(world.spool, world.config, lease, orders, kind="own")
+                flusher = Flusher(trial.spool, trial.config, lease, orders, kind="own")
                 orders.drain(HANG_SECONDS)
                 flusher.lead()
         except (OSError, Fenced) as error:
@@ -97,12 +97,12 @@ def stand_once(world: World) -> Callable[[], object]:
     return attempt
 
 
-def evicted_before(world: World) -> None:
+def evicted_before(trial: FaultTrial) -> None:
     """A full spool, of which some is evicted already that nobody was told of yet."""
-    full_spool(world, first=LANE)
-    fill(world, 3, 12).close()
-    full_spool(world, first=4 * LANE)
-    assert survey(world.spool).evicted > 0
+    full_spool(trial, first=LANE)
+    fill(trial, 3, 12).close()
+    full_spool(trial, first=4 * LANE)
+    assert survey(trial.spool).evicted > 0
 
 
 OPERATIONS = {
@@ -133,15 +133,15 @@ def test_no_failing_call_at_all_reaches_the_application_or_loses_a_record(
 
 def test_a_disk_that_is_read_only_for_a_while_costs_counted_records_only(spawn: Spawn, memory_disk: Path) -> None:
     """Under load every change fails with EROFS, and then none: the application goes on, and all is accounted for."""
-    code = "import sys\nfrom tests.faults.test_every_syscall import read_only_for_a_while as run\nrun(sys.argv[1])"
-    refused = int(finish(spawn(code, memory_disk)).split()[-1])
+    refused = int(finish(spawn(program_calling(read_only_for_a_while), memory_disk)).split()[-1])
     assert 20 <= refused <= 60
 
 
 def run(spawn: Spawn, disk: Path, name: str, most: int) -> dict[str, int]:
     """Sweep in a process of its own. Returns how often each fault was met."""
-    code = "import sys\nfrom tests.faults.test_every_syscall import sweep\nsweep(*sys.argv[1:])"
-    met: dict[str, int] = json.loads(finish(spawn(code, name, disk, most), seconds=LONGEST_SECONDS).splitlines()[-1])
+    met: dict[str, int] = json.loads(
+        finish(spawn(program_calling(sweep), name, disk, most), seconds=LONGEST_SECONDS).splitlines()[-1]
+    )
     print(f"{name}: {met}")
     return met
 
@@ -149,36 +149,36 @@ def run(spawn: Spawn, disk: Path, name: str, most: int) -> dict[str, int]:
 def sweep(name: str, root: str, most: str) -> None:
     """Have the calls of an operation fail, one in each run."""
     operation = OPERATIONS[name]
-    world = World(Path(root), **operation.settings)
+    trial = FaultTrial(Path(root), **operation.settings)
     log = Path(root, "calls")
     met: Counter[str] = Counter()
-    with world.cloudwatch_is_a_file():
-        operation.prepare(world)
-        world.remember()
-        operation.begin(world)()  # so that no call is one of an import
-        world.restore()
-        evicted = survey(world.spool).evicted
-        assert traced(world, operation, log, None) == (0, False)
-        books = world.recover(evicting=operation.evicts)
+    with trial.cloudwatch_is_a_file():
+        operation.prepare(trial)
+        trial.remember()
+        operation.begin(trial)()  # so that no call is one of an import
+        trial.restore()
+        evicted = survey(trial.spool).evicted
+        assert traced(trial, operation, log, None) == (0, False)
+        books = trial.recover(evicting=operation.evicts)
         assert (books.evicted > evicted) == operation.evicts
-        calls = listed(log, world)
+        calls = listed(log, trial)
         for fault in FAULTS:
             for call in spread([call for call in calls if fault != SHORT or call.name in WRITES], int(most)):
-                met[fault] += suffers(world, operation, log, call, fault)
+                met[fault] += suffers(trial, operation, log, call, fault)
     print(json.dumps(met))
 
 
-def suffers(world: World, operation: Operation, log: Path, call: Call, fault: str) -> bool:
+def suffers(trial: FaultTrial, operation: Operation, log: Path, call: SystemCall, fault: str) -> bool:
     """Run the operation with one fault, and what must hold then. Returns whether the fault was met."""
-    world.restore()
+    trial.restore()
     what = {KILL: "signal=KILL", SHORT: f"retval={SHORT_BYTES}"}.get(fault, f"error={fault}")
-    code, was_met = traced(world, operation, log, f"inject={call.name}:{what}:when={call.nth}")
+    code, was_met = traced(trial, operation, log, f"inject={call.name}:{what}:when={call.nth}")
     with told(f"{fault} at {call.name} number {call.nth}, {call.arguments[:90]}"):
         assert code == (-signal.SIGKILL if fault == KILL and was_met else 0), f"exit code {code}"
-        world.recover(
+        trial.recover(
             evicting=operation.evicts,
             flusher_deaths=operation.flusher_deaths,
-            refused=None if fault == KILL or operation.flusher_deaths else world.noted,
+            refused=None if fault == KILL or operation.flusher_deaths else trial.noted,
             # A segment we may not open is not ours: it is left alone, and what comes after it is not held back.
             in_order=not (fault == "EACCES" and ".seg" in call.arguments),
         )
@@ -188,41 +188,41 @@ def suffers(world: World, operation: Operation, log: Path, call: Call, fault: st
 def read_only_for_a_while(root: str) -> None:
     """Append 200 records; all that changes the disk fails in the middle."""
 
-    def load(world: World) -> Callable[[], object]:
-        writer = Writer(world.config)
+    def load(trial: FaultTrial) -> Callable[[], object]:
+        writer = Writer(trial.config)
 
         def work() -> None:
-            answers = [world.log(writer, number) for number in range(2 * LANE, 10 * LANE, 2)]
+            answers = [trial.log(writer, number) for number in range(2 * LANE, 10 * LANE, 2)]
             writer.close()
             assert answers[0]
             assert answers[-1]
-            world.note(answers.count(False))
+            trial.note(answers.count(False))
 
         return work
 
-    world = World(Path(root))
-    with world.cloudwatch_is_a_file():
-        world.remember()
+    trial = FaultTrial(Path(root))
+    with trial.cloudwatch_is_a_file():
+        trial.remember()
         changes = "write,link,linkat,fallocate,rename,unlink"
         operation = Operation(two_segments, load)
-        answer = traced(world, operation, Path(root, "calls"), f"inject={changes}:error=EROFS:when=40..100")
+        answer = traced(trial, operation, Path(root, "calls"), f"inject={changes}:error=EROFS:when=40..100")
         assert answer == (0, True)
-        refused = world.noted
-        world.recover(refused=refused)
+        refused = trial.noted
+        trial.recover(refused=refused)
     print(refused)
 
 
-def spread(calls: list[Call], most: int) -> list[Call]:
+def spread(calls: list[SystemCall], most: int) -> list[SystemCall]:
     """Return at most so many, evenly, the first and the last included."""
     if len(calls) <= most:
         return calls
     return [calls[index * (len(calls) - 1) // (most - 1)] for index in range(most)]
 
 
-def listed(log: Path, world: World) -> list[Call]:
+def listed(log: Path, trial: FaultTrial) -> list[SystemCall]:
     """Return the calls after the marker, but those that stand for CloudWatch."""
     counts: Counter[str] = Counter()
-    calls: list[Call] = []
+    calls: list[SystemCall] = []
     has_begun = False
     for line in log.read_text(errors="replace").splitlines():
         match = _CALL.match(line)
@@ -230,33 +230,33 @@ def listed(log: Path, world: World) -> list[Call]:
             continue
         name, arguments = match.groups()
         counts[name] += 1
-        if has_begun and name not in NOT_OURS and not arguments.startswith(f"{world.sent_fd}, "):
-            calls.append(Call(name, counts[name], arguments))
+        if has_begun and name not in NOT_OURS and not arguments.startswith(f"{trial.sent_fd}, "):
+            calls.append(SystemCall(name, counts[name], arguments))
         has_begun = has_begun or MARKER in arguments
     assert has_begun, log.read_text(errors="replace")
     return calls
 
 
-def traced(world: World, operation: Operation, log: Path, injection: str | None) -> tuple[int, bool]:
+def traced(trial: FaultTrial, operation: Operation, log: Path, injection: str | None) -> tuple[int, bool]:
     """Run the operation under strace. Returns the victim's exit code, and whether the fault was met."""
-    world.note(NOT_READY)
+    trial.note(NOT_READY)
 
     def victim() -> None:
-        work = operation.begin(world)
-        world.note(READY)
-        while world.noted == READY:  # by a sleep, which is not traced: a call under way may be counted or not
+        work = operation.begin(trial)
+        trial.note(READY)
+        while trial.noted == READY:  # by a sleep, which is not traced: a call under way may be counted or not
             time.sleep(0.0005)
         os.access(MARKER, os.F_OK)
         work()
 
-    pid = world.fork(victim)
-    until(lambda: world.noted == READY)
+    pid = trial.fork(victim)
+    until(lambda: trial.noted == READY)
     command = [STRACE or "strace", "-f", "-qq", "-o", str(log), "-p", str(pid), "-e", f"trace={TRACED}"]
     tracer = subprocess.Popen([*command, *(["-e", injection] if injection else [])], stdin=subprocess.DEVNULL)
     try:
         status = Path(f"/proc/{pid}/status")
         until(lambda: "TracerPid:\t0" not in status.read_text())
-        world.note(0)
+        trial.note(0)
         code = wait(pid)
     finally:
         tracer.wait()

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.flusher import Flusher
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor
+from cwsink.spool.cursor import Cursor
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.faults import failpoints
-from tests.interleave import deliver
-from tests.support import finish
+from tests.faults.failpoints import failpoint
+from tests.harness.interleave import deliver, leading
+from tests.harness.support import finish
 
 pytestmark = pytest.mark.faults
 
@@ -35,8 +41,8 @@ def spool(small: SinkConfig) -> SpoolDirectory:
     return writer.directory
 
 
-def flush(spawn: Spawn, spool: SpoolDirectory, failpoint: str) -> subprocess.Popen[str]:
-    return spawn(FLUSH, spool.path, env=failpoints.environment(failpoint))
+def flush(spawn: Spawn, spool: SpoolDirectory, text: str) -> subprocess.Popen[str]:
+    return spawn(FLUSH, spool.path, env=failpoints.environment(text))
 
 
 def delivered(server: StrictCloudWatch) -> list[str]:
@@ -46,18 +52,23 @@ def delivered(server: StrictCloudWatch) -> list[str]:
 @pytest.mark.parametrize(
     ("function", "repeats"),
     [
-        ("spool.lease.Lease.try_acquire", 0),
-        ("spool.cursor.Cursor.take_over", 0),
-        ("flusher.delivery.Delivery.send", 0),
-        ("flusher.flusher.Flusher._commit", RECORDS),
-        ("flusher.flusher.Flusher._reclaim", 0),
+        (Lease.try_acquire, 0),
+        (Cursor.take_over, 0),
+        (Delivery.send, 0),
+        (Flusher._commit, RECORDS),
+        (Flusher._reclaim, 0),
     ],
 )
 def test_a_flusher_is_killed_where_the_environment_says(
-    spool: SpoolDirectory, server: StrictCloudWatch, spawn: Spawn, small: SinkConfig, function: str, repeats: int
+    spool: SpoolDirectory,
+    server: StrictCloudWatch,
+    spawn: Spawn,
+    small: SinkConfig,
+    function: Callable[..., object],
+    repeats: int,
 ) -> None:
     """SIGKILL of a whole process there: the next one delivers all, and repeats the batch in flight, if there is one."""
-    finish(flush(spawn, spool, f"{function}:1:kill"), code=-signal.SIGKILL)
+    finish(flush(spawn, spool, failpoint(function, 1, "kill")), code=-signal.SIGKILL)
     deliver(spool, small)
     assert len(delivered(server)) == RECORDS + repeats
     assert set(delivered(server)) == {f"{number:02d}" for number in range(RECORDS)}
@@ -68,7 +79,7 @@ def test_a_flusher_that_fails_where_the_environment_says_tries_that_again(
     spool: SpoolDirectory, server: StrictCloudWatch, spawn: Spawn
 ) -> None:
     """An EIO in its commit ends nothing: the commit is repeated, and not what was sent."""
-    finish(flush(spawn, spool, "spool.cursor.Cursor.commit:1:raise"))
+    finish(flush(spawn, spool, failpoint(Cursor.commit, 1, "raise")))
     assert delivered(server) == [f"{number:02d}" for number in range(RECORDS)]
     assert (survey(spool).delivered, survey(spool).pending) == (RECORDS, 0)
     assert survey(spool).epoch == 1
@@ -78,7 +89,7 @@ def test_a_flusher_stopped_in_its_commit_is_waited_for_by_no_writer(
     spool: SpoolDirectory, server: StrictCloudWatch, spawn: Spawn, small: SinkConfig
 ) -> None:
     """Stopped with the cursor locked, while others append; continued, it delivers that too, in the same epoch."""
-    child = flush(spawn, spool, "spool.cursor.Cursor._write:2:stop")
+    child = flush(spawn, spool, failpoint(Cursor._write, 2, "stop"))
     assert os.WIFSTOPPED(os.waitpid(child.pid, os.WUNTRACED)[1])
     writer = Writer(small)
     assert all(writer.append(f"{number:02d}") for number in range(RECORDS, 2 * RECORDS))
@@ -92,7 +103,7 @@ def test_a_flusher_stopped_in_its_commit_is_waited_for_by_no_writer(
 
 def test_without_the_variable_nothing_is_armed(spool: SpoolDirectory, server: StrictCloudWatch, spawn: Spawn) -> None:
     """The path alone does nothing."""
-    path = failpoints.environment("spool.cursor.Cursor.commit:1:kill")["PYTHONPATH"]
+    path = failpoints.environment(failpoint(Cursor.commit, 1, "kill"))["PYTHONPATH"]
     finish(spawn(FLUSH, spool.path, env={"PYTHONPATH": path}))
     assert len(delivered(server)) == RECORDS
 
@@ -109,6 +120,16 @@ def test_a_failpoint_is_a_function_of_the_package(name: str) -> None:
     """A function that was renamed fails the tests that name it."""
     with pytest.raises(LookupError, match=name):
         failpoints.arm(f"{name}:1:kill")
+
+
+def test_a_failpoint_is_made_from_a_function_that_can_be_found_again() -> None:
+    """Its text names that function; one of another package, a nested or a decorated one cannot be armed."""
+    assert failpoint(Flusher._commit, 2, "kill") == "flusher.flusher.Flusher._commit:2:kill"
+    for other in (os.kill, Path.is_file, lambda: None, leading):
+        with pytest.raises(LookupError):
+            failpoint(other, 1, "kill")
+    with pytest.raises(ValueError, match="name:nth:action"):
+        failpoint(Flusher._commit, 0, "kill")
 
 
 def test_the_package_knows_nothing_of_failpoints() -> None:

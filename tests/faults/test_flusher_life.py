@@ -29,8 +29,8 @@ from cwsink.spool.directory import open_existing
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.faults.own_processes import FLUSHER, GUARD, kill, named, ours
+from tests.harness.support import CHILD_SECONDS
 from tests.soak import SEED_VARIABLE
-from tests.support import CHILD_SECONDS
 
 pytestmark = [
     pytest.mark.faults,

@@ -16,7 +16,7 @@ import pytest
 
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.support import finish
+from tests.harness.support import finish
 
 pytestmark = pytest.mark.faults
 
@@ -37,7 +37,7 @@ PROLOGUE = f"""
     from cwsink.flusher.election import Election
     from cwsink.spool.survey import survey
     from cwsink.testing.flushers import end_flushers
-    from tests.support import quick_config
+    from tests.harness.support import quick_config
 
     def config(**settings):
         return quick_config(url, spool_directory=f"{{root}}/spools", on_full=on_full, block_timeout_seconds=0.02,
@@ -138,7 +138,7 @@ def test_a_disk_filled_by_somebody_else_costs_counted_records_only(
         after = sum(writer.append(f"after {number} {'x' * 300}") for number in range(300))
         writer.close()
 
-        from tests.interleave import deliver
+        from tests.harness.interleave import deliver
         deliver(writer.directory, config())
         print(json.dumps({"before": before, "during": during, "after": after, "attempts": attempts,
                           "full": full, "recovered": recovered, "books": books(writer)}))
@@ -168,7 +168,7 @@ def test_the_leader_delivers_while_the_disk_is_full(full_disk: FullDisk, server:
         """
         writer = Writer(config(flusher="external"))
         assert all(writer.append(f"{number} {'x' * 300}") for number in range(600))
-        from tests.interleave import leading
+        from tests.harness.interleave import leading
         from cwsink.flusher.delivery import Delivery
 
         send, filled = Delivery.send, []

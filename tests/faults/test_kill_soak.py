@@ -30,11 +30,11 @@ from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
 from tests.faults.own_processes import FLUSHER, GUARD, Process, kill, ours
 from tests.faults.soakers import ROLES, WRITERS, Oracle, message_of, text_of, work
-from tests.interleave import deliver
-from tests.interleave import until as eventually
-from tests.nursery import Nursery
+from tests.harness.interleave import deliver
+from tests.harness.interleave import until as eventually
+from tests.harness.support import quick_config
+from tests.harness.warm_forker import WarmForker
 from tests.soak import SEED_VARIABLE
-from tests.support import quick_config
 
 RECORDS, KILLS = 320_000, 600
 SECONDS = 60.0  # how long that is to take; a slow machine takes longer
@@ -73,10 +73,10 @@ def test_no_kill_loses_an_acknowledged_record(
     oracle = Oracle(tmp_path / "oracle", RECORDS)
     server.faults.latency_seconds = 0.01
     settings = {name: value for name, value in asdict(config).items() if value is not None}
-    nursery = Nursery(spawn, work)
+    forker = WarmForker(spawn, work)
 
     def fork(slot: int) -> int:
-        return nursery.fork(ROLES[slot], str(tmp_path / "oracle"), RECORDS, SECONDS, settings)
+        return forker.fork(ROLES[slot], str(tmp_path / "oracle"), RECORDS, SECONDS, settings)
 
     pids = [fork(slot) for slot in range(len(ROLES))]
     kills: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def test_no_kill_loses_an_acknowledged_record(
                 kills[pid.name] += kill(pid, spool.root)
                 continue
             slot = pids.index(pid)
-            nursery.kill(pid)
+            forker.kill(pid)
             kills[ROLES[slot]] += 1
             pids[slot] = fork(slot)
         if server.faults.pending:
@@ -98,10 +98,10 @@ def test_no_kill_loses_an_acknowledged_record(
         misbehaviour, *arguments = rng.choice(MISBEHAVIOURS)
         getattr(server.faults, misbehaviour)(*arguments)
     oracle.close()  # all leave at once, as gunicorn's workers do
-    assert [nursery.wait(pid) for pid in pids[: len(WRITERS)]] == [0] * len(WRITERS)
+    assert [forker.wait(pid) for pid in pids[: len(WRITERS)]] == [0] * len(WRITERS)
     for pid in pids[len(WRITERS) :]:
         os.kill(pid, signal.SIGTERM)
-        assert nursery.wait(pid) == 0
+        assert forker.wait(pid) == 0
     end_flushers(tmp_path)
     eventually(lambda: not ours(spool.root), "flusher and guard are gone")
     deliver(spool, config)  # what came after the last leader had left

@@ -25,10 +25,10 @@ from cwsink.testing import StrictCloudWatch
 from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
 from tests.faults.own_processes import FLUSHER, GUARD, named, ours
-from tests.interleave import deliver, segments, until
-from tests.nursery import Nursery
-from tests.stand_in import StandIn
-from tests.support import CHILD_SECONDS, quick_config
+from tests.harness.fake_cloudwatch import FakeCloudWatch
+from tests.harness.interleave import deliver, segments, until
+from tests.harness.support import CHILD_SECONDS, quick_config
+from tests.harness.warm_forker import WarmForker
 
 pytestmark = pytest.mark.faults
 
@@ -69,13 +69,13 @@ def check_generations(server: StrictCloudWatch, spawn: Spawn, generations: int) 
     """Compare after a tenth of the generations, when all is warm, and after the last."""
     config = quick_config(server.endpoint_url)
     settings = {name: value for name, value in asdict(config).items() if value is not None}
-    nursery = Nursery(spawn, work)
-    parent = nursery._process.pid
+    forker = WarmForker(spawn, work)
+    parent = forker._process.pid
     spool = directory.open_for(config)
     for number in range(generations):
         waits = number % LAST_EVERY == LAST_EVERY - 1
         flusher = "process" if waits else "external"
-        assert nursery.wait(nursery.fork({**settings, "flusher": flusher}, number)) == 0
+        assert forker.wait(forker.fork({**settings, "flusher": flusher}, number)) == 0
         if number == generations // 10 - 1:
             before, kib = footprint(parent, spool), resident_kib(parent)
     end_flushers(Path(spool.root))
@@ -93,7 +93,7 @@ def check_generations(server: StrictCloudWatch, spawn: Spawn, generations: int) 
 
 def check_takeovers(config: SinkConfig, takeovers: int) -> None:
     """One process leads again and again, and appends between: as one whose neighbours come and go."""
-    cloudwatch = StandIn(lambda: time.time_ns() // 1_000_000)
+    cloudwatch = FakeCloudWatch(lambda: time.time_ns() // 1_000_000)
     writer = Writer(config)
     with mock.patch.object(CloudWatch, "put", cloudwatch.method()):
         for number in range(takeovers):
@@ -104,7 +104,7 @@ def check_takeovers(config: SinkConfig, takeovers: int) -> None:
                 before, objects = footprint(os.getpid(), writer.directory), len(gc.get_objects())
     gc.collect()
     assert footprint(os.getpid(), writer.directory) == before
-    # What the stand-in keeps is two objects a record at most.
+    # What the fake CloudWatch keeps is two objects a record at most.
     assert len(gc.get_objects()) < objects + 3 * takeovers + 200
     assert len(cloudwatch.messages()) == takeovers
     assert len(segments(writer.directory)) <= 2
@@ -116,14 +116,14 @@ def check_flusher(server: StrictCloudWatch, spawn: Spawn, records: int) -> None:
     """One program stays, others come and go beside it: the same flusher and guard serve all of them, in one size."""
     config = quick_config(server.endpoint_url)
     settings = {name: value for name, value in asdict(config).items() if value is not None}
-    nursery = Nursery(spawn, work)
+    forker = WarmForker(spawn, work)
     stays = Writer(config)
     assert stays.append("stays")
     assert stays.flush(CHILD_SECONDS)
     (guard,), (flusher,) = (named(stays.directory.root, name) for name in (GUARD, FLUSHER))
     before: list[object] = []
     for number in range(records):
-        assert nursery.wait(nursery.fork(settings, number)) == 0
+        assert forker.wait(forker.fork(settings, number)) == 0
         assert stays.append(f"{number:05d} between")
         assert stays.flush(CHILD_SECONDS)
         if number == records // 10:

@@ -21,9 +21,9 @@ from cwsink.testing import StrictCloudWatch
 from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
 from tests.faults.own_processes import kill, ours
-from tests.interleave import deliver
-from tests.nursery import Nursery
-from tests.support import quick_config
+from tests.harness.interleave import deliver
+from tests.harness.support import quick_config
+from tests.harness.warm_forker import WarmForker
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -87,15 +87,15 @@ def test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment(
     """What is acknowledged two seconds later is delivered; no worker has noticed; nothing is invented."""
     config = quick_config(server.endpoint_url)
     settings = {name: value for name, value in asdict(config).items() if value is not None}
-    nursery = Nursery(spawn, work)
+    forker = WarmForker(spawn, work)
     names = [f"worker{index}" for index in range(WORKERS)]
-    pids = [nursery.fork(settings, name, str(tmp_path)) for name in names]
+    pids = [forker.fork(settings, name, str(tmp_path)) for name in names]
     assert server.wait_for(lambda server: arrived_of(server.messages(), names, "000100"), HANG_SECONDS)
     MEDDLERS[what](open_for(config))
     began = time.monotonic()
     time.sleep(RECOVERY_SECONDS + 0.5)
     (tmp_path / "stop").touch()
-    assert [nursery.wait(pid) for pid in pids] == [0] * WORKERS
+    assert [forker.wait(pid) for pid in pids] == [0] * WORKERS
     end_flushers(tmp_path)
     spool = open_for(config)
     deliver(spool, config)

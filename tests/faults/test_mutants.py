@@ -1,361 +1,483 @@
 """The suite's own teeth: take one safeguard out of cwsink, and a named test must fail.
 
-Each mutant is a copy of the package with one exact piece of its source replaced; the piece must be there exactly
-once, so that this table cannot rot. `scripts/soak` runs this.
+Each mutant is a copy of the package with one exact piece of its source replaced. The table names functions and tests
+as objects, and the piece must be in the function exactly once, so that it cannot rot. `scripts/soak` runs the mutants.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Final, NamedTuple
 from unittest import mock
 
 import pytest
 
+from cwsink.cli import job
+from cwsink.flusher import guard
+from cwsink.flusher.collector import Collector
+from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.election import _OrdersOfSpool
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.own import OwnFlusher, _Served
+from cwsink.frontends.presence import Presence
+from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, segment
+from cwsink.spool import cursor, descriptors, frame, leader_state, segment, sending
+from cwsink.spool.budget import Budget
+from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
-from cwsink.spool.reader import RingReader
-from tests.simulation import Leader, world
+from cwsink.spool.reader import FreshLane, RingReader
+from cwsink.spool.ring import Ring
+from tests.faults import test_damaged_spools, test_meddling, test_starts
+from tests.harness.simulation import Leader, simulated_host
+from tests.integration import (
+    test_budget,
+    test_cursor,
+    test_election,
+    test_flusher,
+    test_orphans,
+    test_own_flusher,
+    test_reader,
+    test_refusals,
+    test_ring,
+)
+from tests.property import test_spool_machine
+from tests.unit import test_delivery, test_frame
 
 REPOSITORY: Final = Path(__file__).parents[2]
 HANG_SECONDS: Final = 300
+
+
+# Tests of safeguards that stand behind others, and are seen only if the others are let through.
+
+
+def test_a_leader_whose_lock_file_is_gone_does_not_commit() -> None:
+    """Removed between the request and its commit, with nobody else leading yet: nothing is committed."""
+    with simulated_host() as host:
+        assert host.append(Writer(host.config), "sent")
+        leader = Leader(host)
+        while leader.step() != "stored":
+            pass
+        os.remove(host.spool.leader_lock)
+        while leader.is_alive:
+            assert leader.step() != "commit"
+        assert cursor.read(host.spool.cursor).ledger.delivered == 0
+
+
+def test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing() -> None:
+    """Its commit went through, then another one took over: what is unlinked is the other one's business."""
+    with simulated_host() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        leader = Leader(host)
+        while segment.numbers(host.spool.ring) == [1, 2] and cursor.read(host.spool.cursor).ledger.delivered < len(
+            host.written
+        ):
+            leader.step()
+        os.remove(host.spool.leader_lock)
+        while leader.is_alive:
+            assert leader.step() != "unlink"
+        assert segment.numbers(host.spool.ring) == [1, 2]
+
+
+def test_a_frame_of_one_segment_is_no_frame_in_the_next() -> None:
+    """A block of an old segment that the file system hands to a new one holds no record there."""
+    with simulated_host() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        old = Path(segment.path_of(host.spool.ring, 1)).read_bytes()[segment.HEADER_BYTES :]
+        with open(segment.path_of(host.spool.ring, 2), "ab") as file:
+            file.write(old)
+        assert host.append(writer, "after")
+        Leader(host).drain()
+        delivered = host.cloudwatch.messages()
+        assert sorted(delivered) == sorted(set(delivered)) == sorted(host.written)
+
+
+def test_a_lease_is_not_that_of_another_process() -> None:
+    """A child that C code has forked has the parent's lock object as it was: the process id tells."""
+    with simulated_host() as host:
+        held = Lease(host.spool)
+        assert held.try_acquire()
+        assert held.is_held()
+        with mock.patch.object(os, "getpid", return_value=os.getpid() + 1):
+            assert not held.is_held()
+        held.release()
+
+
+def test_what_is_read_and_not_committed_is_not_unlinked() -> None:
+    """A reader that has seen all of a segment does not take it for delivered."""
+    with simulated_host() as host:
+        writer = Writer(host.config)
+        while segment.numbers(host.spool.ring)[-1:] != [2]:
+            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
+        reader = RingReader(host.spool, {})
+        while reader.read() is not None:
+            pass
+        assert reader.reclaim({}) == 0
+        reader.close()
+        assert segment.numbers(host.spool.ring) == [1, 2]
+
+
+# The table.
 
 
 class Mutant(NamedTuple):
     """A safeguard, how it is taken out, and the test that must notice.
 
     Attributes:
-        file: below cwsink/.
-        text: what is there, exactly once.
+        place: the function, property or class of cwsink that has it; a module for what stands outside of them.
+        text: what is in the source of that, exactly once.
         instead: what is put in its place.
-        test: the node that passes with the one and fails with the other.
+        test: passes with the one and fails with the other.
+        case: which case of a parametrized test.
     """
 
-    file: str
+    place: Callable[..., object] | property | ModuleType
     text: str
     instead: str
-    test: str
+    test: Callable[..., object]
+    case: str = ""
+
+    @property
+    def node(self) -> str:
+        """Return the test's name for pytest."""
+        case = f"[{self.case}]" if self.case else ""
+        return f"{path_of(sys.modules[self.test.__module__])}::{self.test.__name__}{case}"
+
+    def source(self) -> tuple[Path, str, str, str]:
+        """Return the path of its file below the repository, and the text before it, its own, and after it."""
+        place = inspect.unwrap(self.place.fget if isinstance(self.place, property) else self.place)
+        body, first = inspect.getsourcelines(place)
+        path = path_of(place)
+        lines = (REPOSITORY / path).read_text(encoding="utf-8").splitlines(keepends=True)
+        begin = max(first - 1, 0)  # it counts from 1, and gives 0 for a module
+        assert lines[begin : begin + len(body)] == body
+        return path, "".join(lines[:begin]), "".join(body), "".join(lines[begin + len(body) :])
 
 
-INTEGRATION: Final = "tests/integration/"
-REFUSALS: Final = "tests/integration/test_refusals.py::"
-MACHINE: Final = "tests/property/test_spool_machine.py::"
-STARTS: Final = "tests/faults/test_starts.py::"
+def path_of(place: Callable[..., object] | ModuleType) -> Path:
+    """Return the path of a source below the repository."""
+    return Path(inspect.getsourcefile(place) or "").relative_to(REPOSITORY)
+
 
 MUTANTS: Final = {
     "no check of the epoch before a request": Mutant(
-        "flusher/delivery.py",
+        Delivery._put,
         "            self._leadership.check()\n            answer = self._cloudwatch.put(",
         "            answer = self._cloudwatch.put(",
-        "tests/unit/test_delivery.py::test_no_call_is_made_without_a_check_before_it",
+        test_delivery.test_no_call_is_made_without_a_check_before_it,
     ),
     "no check of the lease before a commit": Mutant(
-        "flusher/flusher.py",
+        Flusher._commit,
         "        self.check()\n        state.ledger.resent +=",
         "        state.ledger.resent +=",
-        "tests/faults/test_mutants.py::test_a_leader_whose_lock_file_is_gone_does_not_commit",
+        test_a_leader_whose_lock_file_is_gone_does_not_commit,
     ),
     "an event that is taken for wrong though nothing is taken at all": Mutant(
-        "flusher/delivery.py",
+        Delivery.send,
         "elif not believed and (is_in_doubt or len(piece) == 1):",
         "elif False:",
-        "tests/unit/test_delivery.py::test_a_target_that_takes_nothing_is_not_taken_for_poison",
+        test_delivery.test_a_target_that_takes_nothing_is_not_taken_for_poison,
     ),
     "a piece of a refused request that is not committed": Mutant(
-        "flusher/flusher.py",
+        Flusher._deliver_chunk,
         "                    self._commit_progress(chunk, number, done, partial, mark())\n",
         "                    pass\n",
-        f"{REFUSALS}test_a_leader_that_dies_among_refused_events_repeats_one_request_at_most",
+        test_refusals.test_a_leader_that_dies_among_refused_events_repeats_one_request_at_most,
     ),
     "a commit that fails and is not tried again": Mutant(
-        "flusher/flusher.py",
+        Flusher._commit,
         "if not self.wait(COMMIT_AGAIN_SECONDS):",
         "if True:",
-        f"{REFUSALS}test_a_commit_that_fails_is_repeated_and_not_what_was_sent",
+        test_refusals.test_a_commit_that_fails_is_repeated_and_not_what_was_sent,
     ),
     "a listing between an answer and its commit": Mutant(
-        "flusher/flusher.py",
+        Flusher._commit_chunk,
         "each.number in existing}",
         "each.number in self._reader.existing()}",
-        f"{REFUSALS}test_nothing_is_opened_between_an_answer_and_its_commit",
+        test_refusals.test_nothing_is_opened_between_an_answer_and_its_commit,
     ),
     "damage that counts before it is reached": Mutant(
-        "flusher/collector.py",
+        Collector._reach,
         "while self._damage and self._damage[0].damage.end <= end:",
         "while self._damage:",
-        f"{REFUSALS}test_damage_is_counted_once_however_many_leaders_read_it",
+        test_refusals.test_damage_is_counted_once_however_many_leaders_read_it,
     ),
     "a commit that does not look whether it is fenced": Mutant(
-        "spool/cursor.py",
+        Cursor.commit,
         "if current.epoch != self._epoch or state.epoch != self._epoch:",
         "if False:",
-        f"{INTEGRATION}test_cursor.py::test_an_old_leader_is_fenced",
+        test_cursor.test_an_old_leader_is_fenced,
     ),
     "no check of the epoch before an unlink": Mutant(
-        "flusher/flusher.py",
+        Flusher._reclaim,
         "            self.check()\n            if self._reader.reclaim(committed):",
         "            if self._reader.reclaim(committed):",
-        "tests/faults/test_mutants.py::test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing",
+        test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing,
     ),
     "a lease without the inode": Mutant(
-        "spool/lease.py",
+        Lease.is_held,
         "return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode",
         "return True",
-        f"{INTEGRATION}test_election.py::test_a_lease_is_proven_by_inode_and_process",
+        test_election.test_a_lease_is_proven_by_inode_and_process,
     ),
     "a lease that a forked child believes to hold": Mutant(
-        "spool/lease.py",
+        Lease.is_held,
         "if self._pid != os.getpid() or not self._lock.is_locked:",
         "if not self._lock.is_locked:",
-        "tests/faults/test_mutants.py::test_a_lease_is_not_that_of_another_process",
+        test_a_lease_is_not_that_of_another_process,
     ),
     "the same salt in every segment": Mutant(
-        "spool/segment.py",
+        segment.create,
         'salt = int.from_bytes(os.urandom(4), "little")',
         "salt = 7",
-        "tests/faults/test_mutants.py::test_a_frame_of_one_segment_is_no_frame_in_the_next",
+        test_a_frame_of_one_segment_is_no_frame_in_the_next,
     ),
     "checksums without the salt": Mutant(
-        "spool/frame.py",
+        frame,
         "from zlib import crc32\n",
         "import zlib\n\n\ndef crc32(data, seed=0):\n    return zlib.crc32(data)\n",
-        "tests/unit/test_frame.py::test_frames_of_another_segment_alone_give_nothing",
+        test_frame.test_frames_of_another_segment_alone_give_nothing,
     ),
     "unlink before commit": Mutant(
-        "spool/reader.py",
+        RingReader.reclaim,
         "if opened.is_foreign or end < opened.offset:\n                continue",
         "end = opened.offset\n            if opened.is_foreign:\n                continue",
-        "tests/faults/test_mutants.py::test_what_is_read_and_not_committed_is_not_unlinked",
+        test_what_is_read_and_not_committed_is_not_unlinked,
     ),
     "no close of what a fork inherits": Mutant(
-        "spool/descriptors.py",
+        descriptors,
         "os.register_at_fork(after_in_child=_after_in_child)\n",
         "",
-        f"{INTEGRATION}test_ring.py::test_a_forked_child_is_another_producer",
+        test_ring.test_a_forked_child_is_another_producer,
     ),
     "no close of what another thread was opening or closing at a fork": Mutant(
-        "spool/descriptors.py",
+        descriptors._start_anew,
         "for fd in [*_open, *_unrecorded()]:",
         "for fd in _open:",
-        f"{INTEGRATION}test_ring.py::test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it",
+        test_ring.test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it,
     ),
     "a fork by C code that each thread of the child notices": Mutant(
-        "spool/descriptors.py",
+        descriptors.become_child,
         "if not fork_sentinel[0] and not _is_becoming:",
         "if not _is_becoming:",
-        f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
+        test_starts.test_a_fork_by_c_code_is_noticed_once,
     ),
     "a fork by C code that an interrupting handler notices once more": Mutant(
-        "spool/descriptors.py",
+        descriptors.become_child,
         "if not fork_sentinel[0] and not _is_becoming:",
         "if not fork_sentinel[0]:",
-        f"{STARTS}test_a_fork_by_c_code_is_noticed_once",
+        test_starts.test_a_fork_by_c_code_is_noticed_once,
     ),
     "a lock that is freed when it is handed over": Mutant(
-        "frontends/starter.py",
+        Starter._ensure,
         "        finally:\n            lock.close()\n",
         "        finally:\n            lock.give_up()\n            lock.close()\n",
-        f"{STARTS}test_two_that_find_nobody_at_the_same_time_start_one",
+        test_starts.test_two_that_find_nobody_at_the_same_time_start_one,
     ),
     "no look at the spools after the lock is freed": Mutant(
-        "flusher/own.py",
+        OwnFlusher._has_ended,
         "        self._lock.give_up()\n        self._serve()\n",
         "        self._lock.give_up()\n",
-        f"{STARTS}test_who_comes_while_the_lock_is_still_held_is_served",
+        test_starts.test_who_comes_while_the_lock_is_still_held_is_served,
     ),
     "a flusher that ends beside what it has just begun to lead": Mutant(
-        "flusher/own.py",
+        OwnFlusher._has_ended,
         "        self._leave_all(_HANDOVER_SECONDS)  # another flusher has been started meanwhile\n",
         "",
-        f"{STARTS}test_a_flusher_whose_place_is_taken_lets_go_of_what_it_began_with",
+        test_starts.test_a_flusher_whose_place_is_taken_lets_go_of_what_it_began_with,
     ),
     "a flusher that begins though another has the lock": Mutant(
-        "flusher/own.py",
+        OwnFlusher.run,
         "may have it.\n        if not self._lock.try_acquire():",
         "may have it.\n        if False:",
-        f"{STARTS}test_a_flusher_that_finds_another_one_in_its_place_ends",
+        test_starts.test_a_flusher_that_finds_another_one_in_its_place_ends,
     ),
     "a flusher that waits for a request though its time is over": Mutant(
-        "flusher/own.py",
+        _Served.has_ended,
         "self.election.has_ended(0.0) or time.monotonic() - self._left_at >= _HANDOVER_SECONDS",
         "self.election.has_ended(0.0)",
-        f"{STARTS}test_a_request_under_way_keeps_no_flusher_alive",
+        test_starts.test_a_request_under_way_keeps_no_flusher_alive,
     ),
     "a flusher that gives way though it can deliver": Mutant(
-        "flusher/own.py",
+        OwnFlusher._why_end,
         'challenge.reason == "version" or cannot',
         "True",
-        f"{STARTS}test_a_flusher_that_can_deliver_keeps_its_place",
+        test_starts.test_a_flusher_that_can_deliver_keeps_its_place,
     ),
     "offers that never become rarer": Mutant(
-        "frontends/presence.py",
+        Presence._offer,
         "            if not published.obstacle:",
         "            if True:",
-        f"{STARTS}test_a_flusher_that_cannot_deliver_is_offered_less_and_less_often",
+        test_starts.test_a_flusher_that_cannot_deliver_is_offered_less_and_less_often,
     ),
     "a flusher that keeps what its program had open": Mutant(
-        "flusher/guard.py",
+        guard._settle_in,
         "    os.closerange(LOCK_FD + keep_lock, min(highest, 1 << 20) if highest > 0 else 65_536)\n",
         "",
-        f"{STARTS}test_a_flusher_keeps_no_socket_of_its_program",
+        test_starts.test_a_flusher_keeps_no_socket_of_its_program,
     ),
     "a guard that ends with its killed flusher": Mutant(
-        "flusher/guard.py",
+        guard._watch,
         "        if code == 0:\n",
         "        if code <= 0:\n",
-        f"{INTEGRATION}test_own_flusher.py::test_a_killed_flusher_is_back_and_nothing_is_lost",
+        test_own_flusher.test_a_killed_flusher_is_back_and_nothing_is_lost,
     ),
     "a leader that sends as its own environment says": Mutant(
-        "spool/sending.py",
+        sending.config_of,
         "    if found is not None:\n        known",
         "    if False:\n        known",
-        f"{STARTS}test_a_leader_sends_as_its_spool_says",
+        test_starts.test_a_leader_sends_as_its_spool_says,
     ),
     "a leader that keeps to the settings it began with": Mutant(
-        "flusher/election.py",
+        _OrdersOfSpool.is_over,
         "return self.are_new_settings or super().is_over",
         "return super().is_over",
-        f"{STARTS}test_a_leader_takes_over_what_a_newer_writer_says",
+        test_starts.test_a_leader_takes_over_what_a_newer_writer_says,
     ),
     "no shared lock on a segment": Mutant(
-        "spool/segment.py",
+        segment.attach_newest,
         "        if not descriptors.try_lock(fd, exclusive=False):\n            continue\n        status",
         "        status",
-        f"{INTEGRATION}test_ring.py::test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock",
+        test_ring.test_a_writer_attaches_to_the_newest_segment_with_a_shared_lock,
     ),
     "one slot in the cursor": Mutant(
-        "spool/cursor.py",
+        Cursor._write,
         "(generation % 2) * SLOT_BYTES",
         "0",
-        f"{INTEGRATION}test_cursor.py::test_commits_go_to_the_two_slots_in_turn",
+        test_cursor.test_commits_go_to_the_two_slots_in_turn,
     ),
     "no room check": Mutant(
-        "spool/ring.py",
+        Ring._rotate,
         "if self._budget.has_room() or (",
         "if True or (",
-        f"{INTEGRATION}test_budget.py::test_with_no_leader_alive_the_cap_holds_and_drops_are_counted",
+        test_budget.test_with_no_leader_alive_the_cap_holds_and_drops_are_counted,
     ),
     "a batch that is not the same after a takeover": Mutant(
-        "flusher/flusher.py",
+        Flusher._finish_chunk,
         "        if state.chunk:\n",
         "        if False:\n",
-        f"{INTEGRATION}test_flusher.py::test_the_next_leader_goes_on_with_the_request_after_the_last_committed",
+        test_flusher.test_the_next_leader_goes_on_with_the_request_after_the_last_committed,
     ),
     "eviction counted after the unlink": Mutant(
-        "spool/budget.py",
+        Budget._evict,
         "if header is not None and header.key != evictions.last_evicted:",
         "if header is not None:",
-        f"{INTEGRATION}test_budget.py::test_the_next_evictor_removes_a_void_segment_without_counting_it_again",
+        test_budget.test_the_next_evictor_removes_a_void_segment_without_counting_it_again,
     ),
     "a segment counted as evicted that waits for its turn": Mutant(
-        "spool/budget.py",
+        Budget.evict,
         "if self._is_present(evictions.last_evicted):",
         "if False:",
-        f"{MACHINE}test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one",
+        test_spool_machine.test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one,
     ),
     "an interrupted replay that counts before its request is answered": Mutant(
-        "cli/job.py",
+        job.follow,
         "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n"
         "    for drain in drains:\n        drain.conclude()\n",
         "    for drain in drains:\n        drain.conclude()\n"
         "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n",
-        f"{INTEGRATION}test_orphans.py::test_an_interrupted_replay_goes_on_where_it_was",
+        test_orphans.test_an_interrupted_replay_goes_on_where_it_was,
     ),
     "a header of which only the first copy is read": Mutant(
-        "spool/segment.py",
+        segment.decode_header,
         "for start in (0, SECOND_COPY_AT):",
         "for start in (0,):",
-        f"{INTEGRATION}test_reader.py::test_a_damaged_header_costs_no_record",
+        test_reader.test_a_damaged_header_costs_no_record,
     ),
     "appends into a header that was cut": Mutant(
-        "spool/segment.py",
+        segment.decode_header,
         "if len(data) >= HEADER_BYTES or not readable else None",
         "if True else None",
-        f"{INTEGRATION}test_reader.py::test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_"
-        "and_others_flow",
+        test_reader.test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_and_others_flow,
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
-        "spool/ring.py",
+        Ring._newest,
         "if is_cut or is_evicted else",
         "if is_evicted else",
-        f"{MACHINE}test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered",
+        test_spool_machine.test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered,
     ),
     "appends where a chunk that is delivered in part was cut": Mutant(
-        "spool/ring.py",
+        Ring._newest,
         "state.reached()",
         "committed",
-        f"{MACHINE}test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered",
+        test_spool_machine.test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered,
     ),
     "appends to a segment that counts as evicted": Mutant(
-        "spool/ring.py",
+        Ring._newest,
         "if is_cut or is_evicted else",
         "if is_cut else",
-        f"{MACHINE}test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to",
+        test_spool_machine.test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to,
     ),
     "a segment without a whole frame is kept": Mutant(
-        "spool/reader.py",
+        RingReader.has_reclaimable,
         "committed.get(opened.key, opened.begin) >= opened.offset",
         "committed.get(opened.key, 0) >= opened.offset",
-        f"{MACHINE}test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed",
+        test_spool_machine.test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed,
     ),
     "cut writes in a row are lost records": Mutant(
-        "spool/frame.py",
+        frame._judge,
         " or _are_cut(data, start, end, salt)",
         "",
-        f"{MACHINE}test_two_cut_writes_in_a_row_are_no_lost_record",
+        test_spool_machine.test_two_cut_writes_in_a_row_are_no_lost_record,
     ),
     "a spool that is moved away is appended to": Mutant(
-        "spool/ring.py",
+        Ring._is_there,
         "return os.path.samestat(os.lstat(segment.path_of(self._directory.ring, number)), status)",
         "return status.st_nlink > 0",
-        "tests/faults/test_meddling.py::test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment"
-        "[the spool renamed]",
+        test_meddling.test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment,
+        case="the spool renamed",
     ),
     "a lock on a segment that could not be removed": Mutant(
-        "spool/reader.py",
+        RingReader._attach,
         "        except BaseException:  # this process may live on",
         "        except ZeroDivisionError:  # this process may live on",
-        f"{MACHINE}test_a_leader_that_fails_to_remove_an_evicted_segment_keeps_no_lock_on_it",
+        test_spool_machine.test_a_leader_that_fails_to_remove_an_evicted_segment_keeps_no_lock_on_it,
     ),
     "a lane in which anybody may pass the backlog": Mutant(
-        "spool/reader.py",
+        FreshLane.admit,
         "event.sequence < self._seen[event.producer].next if event",
         "True if event",
-        f"{INTEGRATION}test_reader.py::test_a_producer_with_records_in_the_backlog_waits_for_them",
+        test_reader.test_a_producer_with_records_in_the_backlog_waits_for_them,
     ),
     "a lane in which a process may pass whose first record is there": Mutant(
-        "spool/reader.py",
+        FreshLane.admit,
         "event.sequence < self._seen[event.producer].next if event",
         "0 < self._seen[event.producer].next if event",
-        f"{INTEGRATION}test_reader.py::test_a_first_record_behind_the_backlog_does_not_let_its_process_pass",
+        test_reader.test_a_first_record_behind_the_backlog_does_not_let_its_process_pass,
     ),
     "a lane that ends at a record whose predecessor is on its way": Mutant(
-        "spool/reader.py",
+        FreshLane.admit,
         "self.has_ended = self._waits_at == (block.key, end)",
         "self.has_ended = True",
-        f"{INTEGRATION}test_reader.py::test_a_record_on_its_way_does_not_end_the_lane",
+        test_reader.test_a_record_on_its_way_does_not_end_the_lane,
     ),
     "a leader that stumbles over its predecessor's leader.json": Mutant(
-        "spool/leader_state.py",
+        leader_state.read,
         "except (OSError, ValueError, RecursionError):",
         "except (OSError, msgspec.MsgspecError):",
-        "tests/faults/test_damaged_spools.py::"
-        "test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing[leader.json]",
+        test_damaged_spools.test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing,
+        case="leader.json",
     ),
 }
 
 
-def run(test: str, package: Path) -> subprocess.CompletedProcess[str]:
-    """Run one test with the package of another place."""
+def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a copy of the repository, with the package there."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", "-m", "", test],
-        cwd=package,
-        env={**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"},
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", "-m", "", *words],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,
@@ -378,7 +500,18 @@ def copy(tmp_path: Path) -> Path:
 def test_each_safeguard_stands_where_the_table_says(name: str) -> None:
     """The piece of source is there exactly once: quick, and so run each time."""
     mutant = MUTANTS[name]
-    assert (REPOSITORY / "cwsink" / mutant.file).read_text(encoding="utf-8").count(mutant.text) == 1
+    _, _, body, _ = mutant.source()
+    assert body.count(mutant.text) == 1
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_named_test_is_one_that_pytest_runs(name: str) -> None:
+    """It stands in its module under its name, which pytest takes for a test's; a case is one of its parameters."""
+    test, case = MUTANTS[name].test, MUTANTS[name].case
+    assert vars(sys.modules[test.__module__]).get(test.__name__) is test
+    assert test.__name__.startswith("test_")
+    marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+    assert not case or case in [value for mark in marks for value in mark.args[1]]
 
 
 @pytest.mark.long
@@ -387,84 +520,11 @@ def test_each_safeguard_stands_where_the_table_says(name: str) -> None:
 def test_a_mutant_is_killed_by_its_test(name: str, copy: Path) -> None:
     """The named test passes as things are, and fails without the safeguard."""
     mutant = MUTANTS[name]
-    sound = run(mutant.test, copy)
+    sound = run(copy, mutant.node)
     assert sound.returncode == 0, sound.stdout
-    source = copy / "cwsink" / mutant.file
-    source.write_text(source.read_text(encoding="utf-8").replace(mutant.text, mutant.instead), encoding="utf-8")
-    mutated = run(mutant.test, copy)
+    path, before, body, after = mutant.source()
+    (copy / path).write_text(before + body.replace(mutant.text, mutant.instead) + after, encoding="utf-8")
+    mutated = run(copy, mutant.node)
     assert mutated.returncode == 1, f"not killed\n{mutated.stdout}"
     # It is the package in the copy that ran: its source is in the way of no other error than a test's.
     assert "failed" in mutated.stdout, mutated.stdout
-
-
-# Tests of safeguards that stand behind others, and are seen only if the others are let through.
-
-
-def test_a_leader_whose_lock_file_is_gone_does_not_commit() -> None:
-    """Removed between the request and its commit, with nobody else leading yet: nothing is committed."""
-    with world() as host:
-        assert host.append(Writer(host.config), "sent")
-        leader = Leader(host)
-        while leader.step() != "stored":
-            pass
-        os.remove(host.spool.leader_lock)
-        while leader.is_alive:
-            assert leader.step() != "commit"
-        assert cursor.read(host.spool.cursor).ledger.delivered == 0
-
-
-def test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing() -> None:
-    """Its commit went through, then another one took over: what is unlinked is the other one's business."""
-    with world() as host:
-        writer = Writer(host.config)
-        while segment.numbers(host.spool.ring)[-1:] != [2]:
-            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
-        leader = Leader(host)
-        while segment.numbers(host.spool.ring) == [1, 2] and cursor.read(host.spool.cursor).ledger.delivered < len(
-            host.written
-        ):
-            leader.step()
-        os.remove(host.spool.leader_lock)
-        while leader.is_alive:
-            assert leader.step() != "unlink"
-        assert segment.numbers(host.spool.ring) == [1, 2]
-
-
-def test_a_frame_of_one_segment_is_no_frame_in_the_next() -> None:
-    """A block of an old segment that the file system hands to a new one holds no record there."""
-    with world() as host:
-        writer = Writer(host.config)
-        while segment.numbers(host.spool.ring)[-1:] != [2]:
-            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
-        old = Path(segment.path_of(host.spool.ring, 1)).read_bytes()[segment.HEADER_BYTES :]
-        with open(segment.path_of(host.spool.ring, 2), "ab") as file:
-            file.write(old)
-        assert host.append(writer, "after")
-        Leader(host).drain()
-        delivered = host.cloudwatch.messages()
-        assert sorted(delivered) == sorted(set(delivered)) == sorted(host.written)
-
-
-def test_a_lease_is_not_that_of_another_process() -> None:
-    """A child that C code has forked has the parent's lock object as it was: the process id tells."""
-    with world() as host:
-        held = Lease(host.spool)
-        assert held.try_acquire()
-        assert held.is_held()
-        with mock.patch.object(os, "getpid", return_value=os.getpid() + 1):
-            assert not held.is_held()
-        held.release()
-
-
-def test_what_is_read_and_not_committed_is_not_unlinked() -> None:
-    """A reader that has seen all of a segment does not take it for delivered."""
-    with world() as host:
-        writer = Writer(host.config)
-        while segment.numbers(host.spool.ring)[-1:] != [2]:
-            assert host.append(writer, f"{len(host.issued)} " + "." * 900)
-        reader = RingReader(host.spool, {})
-        while reader.read() is not None:
-            pass
-        assert reader.reclaim({}) == 0
-        reader.close()
-        assert segment.numbers(host.spool.ring) == [1, 2]

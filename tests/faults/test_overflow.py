@@ -13,8 +13,8 @@ from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
 from cwsink.spool.survey import Survey, survey
 from cwsink.testing import StrictCloudWatch
+from tests.harness.interleave import deliver, leading, ring_bytes, segments
 from tests.integration.test_budget import POLICIES, full_config, records, told
-from tests.interleave import deliver, leading, ring_bytes, segments
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

@@ -30,9 +30,9 @@ from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.faults.failpoints import at_bytecode, kill_me
 from tests.faults.own_processes import ours
-from tests.faults.victim import World, told, wait
-from tests.interleave import until
-from tests.support import CHILD_SECONDS, finish, quick_config
+from tests.faults.victim import FaultTrial, told, wait
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS, finish, program_calling, quick_config
 
 pytestmark = pytest.mark.faults
 
@@ -108,8 +108,7 @@ def test_one_that_is_killed_before_it_leads_is_started_again_at_once(
 @pytest.mark.timeout(600)
 def test_a_kill_before_any_call_of_a_start_leaves_one_flusher(spawn: Spawn, memory_disk: Path) -> None:
     """The next append of another process starts one if the killed one did not: never two, and never none for good."""
-    code = "import sys\nfrom tests.faults.test_starts import sweep\nsweep(sys.argv[1])"
-    kills, itself = map(int, finish(spawn(code, memory_disk), seconds=LONGEST_SECONDS).split()[-2:])
+    kills, itself = map(int, finish(spawn(program_calling(sweep), memory_disk), seconds=LONGEST_SECONDS).split()[-2:])
     print(f"killed before each of {kills} calls of a start; {itself} of them had started one already")
     assert kills > FEWEST_CALLS
     assert 0 < itself < kills
@@ -117,25 +116,25 @@ def test_a_kill_before_any_call_of_a_start_leaves_one_flusher(spawn: Spawn, memo
 
 def sweep(root: str) -> None:
     """Kill a writer before each call of `Starter.ensure` in turn, until one comes to its end."""
-    world = World(Path(root))
-    stub = Stub(world.spool.root)
-    Starter(world.spool.root).ensure(world.spool)  # warm
+    trial = FaultTrial(Path(root))
+    stub = Stub(trial.spool.root)
+    Starter(trial.spool.root).ensure(trial.spool)  # warm
     stub.end()
     code, number, itself = -signal.SIGKILL, 0, 0
     for number in itertools.count(1):
 
         def victim(number: int = number) -> None:
-            starter = Starter(world.spool.root)
+            starter = Starter(trial.spool.root)
             end = at_bytecode(number, kill_me, calls_only=True)
-            starter.ensure(world.spool)
+            starter.ensure(trial.spool)
             end()
 
-        code = wait(world.fork(victim))
+        code = wait(trial.fork(victim))
         with told(f"killed before call {number} of a start"):
             assert code in (0, -signal.SIGKILL)
-            itself += flusher_lock.is_taken(world.spool.root)
-            Starter(world.spool.root).ensure(world.spool)
-            assert flusher_lock.is_taken(world.spool.root), "none is there, and nobody starts one"
+            itself += flusher_lock.is_taken(trial.spool.root)
+            Starter(trial.spool.root).ensure(trial.spool)
+            assert flusher_lock.is_taken(trial.spool.root), "none is there, and nobody starts one"
             until(lambda number=number: len(stub.started()) > number, "it has begun")  # type: ignore[misc]
             stub.end()
             # One that comes late would be counted at the next point.
@@ -148,7 +147,7 @@ def sweep(root: str) -> None:
 # The end of a flusher.
 
 
-class Ending:
+class EndingFlusher:
     """A flusher that has nobody to serve any more, and what happens just before it frees its lock."""
 
     def __init__(self, spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,16 +171,16 @@ class Ending:
 
 
 @pytest.fixture
-def ending(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ending]:
+def ending(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[EndingFlusher]:
     """A flusher in this process, about to end."""
-    ending = Ending(spool, monkeypatch)
+    ending = EndingFlusher(spool, monkeypatch)
     yield ending
     ending.flusher._leave_all(CHILD_SECONDS)
     ending.lock.close()
 
 
 def test_who_comes_while_the_lock_is_still_held_is_served(
-    spool: SpoolDirectory, server: StrictCloudWatch, ending: Ending
+    spool: SpoolDirectory, server: StrictCloudWatch, ending: EndingFlusher
 ) -> None:
     """A writer found the lock taken, and started nobody: the flusher that had it looks once more, and stays."""
     writer = Writer(quick_config(server.endpoint_url))
@@ -196,7 +195,7 @@ def test_who_comes_while_the_lock_is_still_held_is_served(
 
 
 def test_a_flusher_whose_place_is_taken_lets_go_of_what_it_began_with(
-    spool: SpoolDirectory, server: StrictCloudWatch, ending: Ending
+    spool: SpoolDirectory, server: StrictCloudWatch, ending: EndingFlusher
 ) -> None:
     """A writer came in between, another one has the lock now: the old one ends, and leads nothing."""
     writer = Writer(quick_config(server.endpoint_url, flusher="external"))
@@ -210,7 +209,7 @@ def test_a_flusher_whose_place_is_taken_lets_go_of_what_it_began_with(
 
 @pytest.mark.timeout(30)
 def test_a_flusher_that_finds_another_one_in_its_place_ends(
-    spool: SpoolDirectory, server: StrictCloudWatch, ending: Ending
+    spool: SpoolDirectory, server: StrictCloudWatch, ending: EndingFlusher
 ) -> None:
     """One was killed after it had freed the lock, and its guard forks the next: by then another may be there."""
     assert Writer(quick_config(server.endpoint_url, flusher="external")).append("for the other one")
@@ -223,7 +222,7 @@ def test_a_flusher_that_finds_another_one_in_its_place_ends(
         other.close()
 
 
-def test_a_flusher_that_can_deliver_keeps_its_place(spool: SpoolDirectory, ending: Ending) -> None:
+def test_a_flusher_that_can_deliver_keeps_its_place(spool: SpoolDirectory, ending: EndingFlusher) -> None:
     """Another one with other credentials asks in vain; one of a newer version does not."""
     with flusher_lock.challenging(spool.root, "trouble"):
         assert ending.flusher._why_end() is None

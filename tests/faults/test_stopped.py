@@ -20,9 +20,9 @@ from cwsink.spool.lease import Lease
 from tests.conftest import Spawn
 from tests.faults.failpoints import at_bytecode, stop_me
 from tests.faults.test_every_bytecode import OPERATIONS, Operation, warm_up
-from tests.faults.victim import LANE, World, told, wait
-from tests.interleave import deliver
-from tests.support import finish
+from tests.faults.victim import LANE, FaultTrial, told, wait
+from tests.harness.interleave import deliver
+from tests.harness.support import finish, program_calling
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -75,8 +75,7 @@ def test_a_process_stopped_anywhere_harms_nobody(spawn: Spawn, memory_disk: Path
 
 def run(spawn: Spawn, disk: Path, how: str, name: str, points: int) -> int:
     """Stop in a process of its own. Returns how often."""
-    code = "import sys\nfrom tests.faults.test_stopped import sweep\nsweep(*sys.argv[1:])"
-    stops = int(finish(spawn(code, disk, how, name, points), seconds=LONGEST_SECONDS).split()[-1])
+    stops = int(finish(spawn(program_calling(sweep), disk, how, name, points), seconds=LONGEST_SECONDS).split()[-1])
     print(f"{how}, {name}: {stops} times stopped, nothing lost")
     return stops
 
@@ -84,102 +83,102 @@ def run(spawn: Spawn, disk: Path, how: str, name: str, points: int) -> int:
 def sweep(root: str, how: str, name: str, points: str) -> None:
     """Stop a victim at so many of its calls, evenly."""
     operation = OPERATIONS[name]
-    world = World(Path(root), **operation.settings)
+    trial = FaultTrial(Path(root), **operation.settings)
     meanwhile = {
         "stop_writer": beside_a_writer,
         "stop_leader": beside_a_leader,
         "supersede_leader": instead_of_a_leader,
     }
     stops = 0
-    with world.cloudwatch_is_a_file():
-        operation.prepare(world)
-        world.remember()
-        warm_up(world, operation)
-        assert wait(world.fork(victim(world, operation, 0))) == 0
-        calls = world.noted * 49 // 50  # that of one run: the next has a few more or fewer
+    with trial.cloudwatch_is_a_file():
+        operation.prepare(trial)
+        trial.remember()
+        warm_up(trial, operation)
+        assert wait(trial.fork(victim(trial, operation, 0))) == 0
+        calls = trial.noted * 49 // 50  # that of one run: the next has a few more or fewer
         for point in sorted({1 + index * (calls - 1) // (int(points) - 1) for index in range(int(points))}):
-            world.restore()
-            pid = world.fork(victim(world, operation, point))
+            trial.restore()
+            pid = trial.fork(victim(trial, operation, point))
             with told(f"{how}, {name}: stopped before call {point} of {calls}"):
                 assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]), "it ended before"
                 try:
-                    check = meanwhile[how](world, pid)
+                    check = meanwhile[how](trial, pid)
                 finally:
                     os.kill(pid, signal.SIGCONT)
                     code = wait(pid)
                 assert code == 0, f"exit code {code}"
                 check()
                 # Who is superseded is as good as dead: it may have sent what it has not committed.
-                world.recover(evicting=operation.evicts, flusher_deaths=int(how == "supersede_leader"))
+                trial.recover(evicting=operation.evicts, flusher_deaths=int(how == "supersede_leader"))
             stops += 1
     print(stops)
 
 
-def victim(world: World, operation: Operation, point: int) -> Callable[[], None]:
+def victim(trial: FaultTrial, operation: Operation, point: int) -> Callable[[], None]:
     """Return what stops itself before that call; for 0, what notes how many there are."""
 
     def work() -> None:
-        swept = operation.begin(world)
+        swept = operation.begin(trial)
         end = at_bytecode(point, stop_me, calls_only=True)
         try:
             swept()
         except Fenced:
             pass
         if point == 0:
-            world.note(end())
+            trial.note(end())
 
     return work
 
 
-def others_append(world: World) -> None:
+def others_append(trial: FaultTrial) -> None:
     """Another writer appends, three segments full: each append returns, and says that it has done so."""
-    writer = Writer(world.config)
+    writer = Writer(trial.config)
     for number in range(8 * LANE, 8 * LANE + 27):
-        assert world.log(writer, number), "refused beside a stopped process"
+        assert trial.log(writer, number), "refused beside a stopped process"
     writer.close()
 
 
-def beside_a_writer(world: World, pid: int) -> Callable[[], None]:
-    writer = Writer(world.config)
+def beside_a_writer(trial: FaultTrial, pid: int) -> Callable[[], None]:
+    writer = Writer(trial.config)
     # A writer that is stopped while it evicts keeps the others from evicting: they go on to twice a segment.
-    refused = sum(not world.log(writer, number) for number in range(8 * LANE, 8 * LANE + 27))
-    assert not refused or world.config.spool_max_bytes < 1024 * 1024, f"{refused} refused"
+    refused = sum(not trial.log(writer, number) for number in range(8 * LANE, 8 * LANE + 27))
+    assert not refused or trial.config.spool_max_bytes < 1024 * 1024, f"{refused} refused"
     writer.close()
-    deliver(world.spool, world.config)
+    deliver(trial.spool, trial.config)
     return lambda: None
 
 
-def beside_a_leader(world: World, pid: int) -> Callable[[], None]:
-    others_append(world)
-    claim = Lease(world.spool)
+def beside_a_leader(trial: FaultTrial, pid: int) -> Callable[[], None]:
+    others_append(trial)
+    claim = Lease(trial.spool)
     is_free = claim.try_acquire()  # it was stopped before its election, or at its very end
     claim.release()
-    assert is_free or lease.is_taken(world.spool)
-    sent = len(world.sent())
+    assert is_free or lease.is_taken(trial.spool)
+    sent = len(trial.sent())
 
     def check() -> None:
-        late = world.sent()[sent:]
+        late = trial.sent()[sent:]
         assert {request.pid for request in late} <= {pid}
         assert len({request.epoch for request in late}) <= 1
 
     return check
 
 
-def instead_of_a_leader(world: World, pid: int) -> Callable[[], None]:
-    if os.path.exists(world.spool.leader_lock):
-        os.unlink(world.spool.leader_lock)
-    others_append(world)
-    if is_locked(world.spool.cursor):
+def instead_of_a_leader(trial: FaultTrial, pid: int) -> Callable[[], None]:
+    if os.path.exists(trial.spool.leader_lock):
+        os.unlink(trial.spool.leader_lock)
+    others_append(trial)
+    if is_locked(trial.spool.cursor):
         # It is in the middle of a commit, which nobody may take over from: the next leader waits for it, and no writer
         # does. Nothing to check yet.
         return lambda: None
-    deliver(world.spool, world.config)
-    before, sent = cursor.read(world.spool.cursor), len(world.sent())
+    deliver(trial.spool, trial.config)
+    before, sent = cursor.read(trial.spool.cursor), len(trial.sent())
 
     def check() -> None:
-        late = [request for request in world.sent()[sent:] if request.epoch <= before.epoch]
+        late = [request for request in trial.sent()[sent:] if request.epoch <= before.epoch]
         assert len(late) <= 1, f"{len(late)} requests of an old epoch"
-        after = cursor.read(world.spool.cursor)
+        after = cursor.read(trial.spool.cursor)
         assert (after.ledger, after.offsets, after.chunk) == (before.ledger, before.offsets, before.chunk)
 
     return check

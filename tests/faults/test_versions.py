@@ -19,8 +19,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.faults import format_1
-from tests.interleave import SMALL, deliver, leading, segments, until
-from tests.support import CHILD_SECONDS
+from tests.harness.interleave import SMALL, deliver, leading, segments, until
+from tests.harness.support import CHILD_SECONDS
 
 pytestmark = pytest.mark.faults
 

@@ -32,8 +32,8 @@ from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey
-from tests.interleave import SMALL, deliver
-from tests.support import quick_config
+from tests.harness.interleave import SMALL, deliver
+from tests.harness.support import quick_config
 
 IDS = 1024
 LANE = 64  # ids of one writer: `lane(n)` begins at n * LANE
@@ -49,7 +49,7 @@ def message_of(number: int) -> str:
     return f"{number:04d} " + chr(ord("a") + number % 26) * 395
 
 
-class Sent(NamedTuple):
+class StoredRequest(NamedTuple):
     """One request that CloudWatch stored."""
 
     epoch: int
@@ -57,8 +57,8 @@ class Sent(NamedTuple):
     texts: list[str]
 
 
-class World:
-    """A spool, the oracle, and what CloudWatch has stored."""
+class FaultTrial:
+    """A spool on which faults are tried, the oracle, and what CloudWatch has stored."""
 
     def __init__(self, root: Path, **settings: object) -> None:
         self.root = root
@@ -85,7 +85,7 @@ class World:
         """Have every PutLogEvents of this process, and of those it forks, stored in a file, and accepted."""
 
         def put(client: Any, stream: str, events: Any, sequence_token: str | None = None) -> Answer:
-            request = Sent(client._epoch, os.getpid(), [event.message for event in events])
+            request = StoredRequest(client._epoch, os.getpid(), [event.message for event in events])
             os.write(self.sent_fd, json.dumps(request).encode() + b"\n")
             return Answer(status=200, request_id="stored")
 
@@ -125,10 +125,10 @@ class World:
     def acknowledged(self) -> set[int]:
         return {number for number in range(IDS) if self._oracle[IDS + number]}
 
-    def sent(self) -> list[Sent]:
+    def sent(self) -> list[StoredRequest]:
         """Return the requests CloudWatch has stored."""
         size = os.fstat(self.sent_fd).st_size
-        return [Sent(*json.loads(line)) for line in os.pread(self.sent_fd, size, 0).splitlines()]
+        return [StoredRequest(*json.loads(line)) for line in os.pread(self.sent_fd, size, 0).splitlines()]
 
     # The state on disk.
 

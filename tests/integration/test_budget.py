@@ -28,8 +28,8 @@ from cwsink.spool.record import Loss
 from cwsink.spool.survey import Survey, events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import deliver, leading, on_write, ring_bytes, segments, until
-from tests.support import finish, quick_config
+from tests.harness.interleave import deliver, leading, on_write, ring_bytes, segments, until
+from tests.harness.support import Killed, finish, quick_config
 
 SEGMENT = 16 * 1024
 CAP = 8 * SEGMENT
@@ -410,10 +410,6 @@ def full_spool(url: str) -> tuple[Writer, int]:
         count += 1
     writer.close()
     return Writer(config), count
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
 
 
 @pytest.mark.parametrize("step", ["open", "replace", "unlink", "unlinked"])

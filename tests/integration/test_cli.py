@@ -25,7 +25,7 @@ from cwsink.config import SinkConfig
 from cwsink.spool import segment
 from cwsink.spool.lease import Lease
 from cwsink.testing import StrictCloudWatch
-from tests.support import CHILD_SECONDS, finish
+from tests.harness.support import CHILD_SECONDS, finish
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.read_back import ReadBack
-from tests.support import CHILD_SECONDS
+from tests.harness.emulator_contract import EmulatorContract
+from tests.harness.support import CHILD_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -24,5 +24,5 @@ def endpoint() -> Iterator[str]:
         server.wait(CHILD_SECONDS)
 
 
-class TestMoto(ReadBack):
-    """Every test of ReadBack."""
+class TestMoto(EmulatorContract):
+    """Every test of EmulatorContract."""

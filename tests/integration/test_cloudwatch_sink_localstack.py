@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.read_back import ReadBack
+from tests.harness.emulator_contract import EmulatorContract
 
 ENDPOINT = os.environ.get("LOCALSTACK_ENDPOINT", "")
 
@@ -22,5 +22,5 @@ def endpoint() -> str:
 
 
 @pytest.mark.skipif(not ENDPOINT, reason="LOCALSTACK_ENDPOINT is not set: scripts/test --localstack starts one")
-class TestLocalStack(ReadBack):
-    """Every test of ReadBack."""
+class TestLocalStack(EmulatorContract):
+    """Every test of EmulatorContract."""

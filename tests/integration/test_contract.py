@@ -36,8 +36,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import Faults, StrictCloudWatch
 from cwsink.testing.wire import HttpRequest, Reply
-from tests.interleave import deliver, leading, segments
-from tests.support import books_balance, quick_config
+from tests.harness.interleave import deliver, leading, segments
+from tests.harness.support import books_balance, quick_config
 
 PUT = "PutLogEvents"
 GROUP, STREAM = "/test/group", "stream"
@@ -74,7 +74,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     return waits
 
 
-class Door:
+class RequestInspector:
     """Sees each request before the server judges it, whole; refuses credentials, lets others in first."""
 
     def __init__(self, server: StrictCloudWatch) -> None:
@@ -111,11 +111,11 @@ class Door:
 
 
 @pytest.fixture
-def door(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> Door:
-    """The server's door."""
-    door = Door(server)
-    monkeypatch.setattr(server._gateway, "judge", door.judge)
-    return door
+def inspector(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> RequestInspector:
+    """It sees every request of this test."""
+    inspector = RequestInspector(server)
+    monkeypatch.setattr(server._gateway, "judge", inspector.judge)
+    return inspector
 
 
 def action_of(request: HttpRequest) -> str:
@@ -272,7 +272,7 @@ def test_refused_credentials_are_read_anew(
     config: SinkConfig,
     server: StrictCloudWatch,
     waits: Waits,
-    door: Door,
+    inspector: RequestInspector,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     refused: tuple[str, int],
@@ -281,7 +281,7 @@ def test_refused_credentials_are_read_anew(
     server.create_stream(GROUP, STREAM)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "OLD")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "old token")
-    door.refuses, door.valid_key = refused, "NEW"
+    inspector.refuses, inspector.valid_key = refused, "NEW"
 
     def rotate() -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NEW")
@@ -290,8 +290,8 @@ def test_refused_credentials_are_read_anew(
     waits.during[3] = rotate
     delivered(config, TEXTS[:10])
     assert records(server) == TEXTS[:10]
-    assert door.keys == ["OLD"] * 3 + ["NEW"]
-    assert door.requests[-1].headers["x-amz-security-token"] == "new token"
+    assert inspector.keys == ["OLD"] * 3 + ["NEW"]
+    assert inspector.requests[-1].headers["x-amz-security-token"] == "new token"
     assert all(5.0 <= wait <= 10.0 for wait in waits)
     told, _ = said(capfd)
     assert f"{refused[0]}: " in told
@@ -307,7 +307,7 @@ def test_rotated_credentials_are_used_wherever_they_come_from(
     config: SinkConfig,
     server: StrictCloudWatch,
     waits: Waits,
-    door: Door,
+    inspector: RequestInspector,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     source: str,
@@ -330,18 +330,18 @@ def test_rotated_credentials_are_used_wherever_they_come_from(
 
     issue("OLD")
     server.create_stream(GROUP, STREAM)
-    door.refuses, door.valid_key = ("ExpiredTokenException", 400), "NEW"
+    inspector.refuses, inspector.valid_key = ("ExpiredTokenException", 400), "NEW"
     waits.during[2] = lambda: issue("NEW")
     delivered(changed(config, profile=profile), TEXTS[:10])
     assert records(server) == TEXTS[:10]
-    assert door.keys == ["OLD", "OLD", "NEW"]
+    assert inspector.keys == ["OLD", "OLD", "NEW"]
 
 
 def test_credentials_that_are_not_there_yet_are_waited_for(
     config: SinkConfig,
     server: StrictCloudWatch,
     waits: Waits,
-    door: Door,
+    inspector: RequestInspector,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -355,13 +355,13 @@ def test_credentials_that_are_not_there_yet_are_waited_for(
     called: list[int] = []
 
     def issue() -> None:
-        called.append(len(door.requests))
+        called.append(len(inspector.requests))
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FIRST")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
     waits.during[3] = issue
     delivered(config, TEXTS[:10])
-    assert (called, door.keys, records(server)) == ([0], ["FIRST"], TEXTS[:10])
+    assert (called, inspector.keys, records(server)) == ([0], ["FIRST"], TEXTS[:10])
     assert "NoCredentialsError" in said(capfd)[0]
 
 
@@ -423,40 +423,40 @@ def test_denied_creation_names_the_permission_and_waits_for_somebody_else(
 # A missing target.
 
 
-def nothing(_: StrictCloudWatch, __: Door) -> None:
+def nothing(_: StrictCloudWatch, __: RequestInspector) -> None:
     """Neither group nor stream is there."""
 
 
-def a_group(server: StrictCloudWatch, _: Door) -> None:
+def a_group(server: StrictCloudWatch, _: RequestInspector) -> None:
     server.create_group(GROUP)
 
 
-def stream_deleted(server: StrictCloudWatch, _: Door) -> None:
+def stream_deleted(server: StrictCloudWatch, _: RequestInspector) -> None:
     server.create_stream(GROUP, STREAM)
     server.faults.delete_stream_under_way()
 
 
-def group_deleted(server: StrictCloudWatch, _: Door) -> None:
+def group_deleted(server: StrictCloudWatch, _: RequestInspector) -> None:
     server.create_stream(GROUP, STREAM)
     server.faults.delete_group_under_way()
 
 
-def stream_raced(server: StrictCloudWatch, door: Door) -> None:
+def stream_raced(server: StrictCloudWatch, inspector: RequestInspector) -> None:
     server.create_group(GROUP)
-    door.on_the_way["CreateLogStream"] = lambda: server.create_stream(GROUP, STREAM)
+    inspector.on_the_way["CreateLogStream"] = lambda: server.create_stream(GROUP, STREAM)
 
 
-def group_raced(server: StrictCloudWatch, door: Door) -> None:
-    door.on_the_way["CreateLogGroup"] = lambda: server.create_group(GROUP)
+def group_raced(server: StrictCloudWatch, inspector: RequestInspector) -> None:
+    inspector.on_the_way["CreateLogGroup"] = lambda: server.create_group(GROUP)
 
 
-def both_raced(server: StrictCloudWatch, door: Door) -> None:
-    door.on_the_way["CreateLogGroup"] = lambda: server.create_stream(GROUP, STREAM)
+def both_raced(server: StrictCloudWatch, inspector: RequestInspector) -> None:
+    inspector.on_the_way["CreateLogGroup"] = lambda: server.create_stream(GROUP, STREAM)
 
 
-def group_aborted(server: StrictCloudWatch, door: Door) -> None:
+def group_aborted(server: StrictCloudWatch, inspector: RequestInspector) -> None:
     server.faults.fail_next(1, "OperationAbortedException", action="CreateLogGroup")
-    door.on_the_way["CreateLogGroup"] = lambda: server.create_group(GROUP)
+    inspector.on_the_way["CreateLogGroup"] = lambda: server.create_group(GROUP)
 
 
 MAKE_STREAM = ["CreateLogStream"]
@@ -480,16 +480,16 @@ def test_a_missing_target_is_made_and_costs_no_retry(
     config: SinkConfig,
     server: StrictCloudWatch,
     waits: Waits,
-    door: Door,
-    world: Callable[[StrictCloudWatch, Door], None],
+    inspector: RequestInspector,
+    world: Callable[[StrictCloudWatch, RequestInspector], None],
     calls: list[str],
     waited: int,
 ) -> None:
     """Exactly these calls between two sends of the same batch; who else makes it at the same time is no matter."""
-    world(server, door)
+    world(server, inspector)
     delivered(config, TEXTS[:10])
     assert records(server) == TEXTS[:10]
-    assert door.actions == [PUT, *calls, PUT]
+    assert inspector.actions == [PUT, *calls, PUT]
     assert len(waits) == waited
 
 
@@ -574,14 +574,14 @@ def test_one_backlog_with_everything_wrong_loses_only_what_must_be(
 
 
 def test_an_expected_token_is_used_at_once(
-    config: SinkConfig, server: StrictCloudWatch, waits: Waits, door: Door
+    config: SinkConfig, server: StrictCloudWatch, waits: Waits, inspector: RequestInspector
 ) -> None:
     """Refused for want of a token: sent again with the one that was named, without a wait."""
     server.create_stream(GROUP, STREAM)
     server.faults.sequence_tokens = True
     delivered(config, TEXTS)
     assert records(server) == TEXTS
-    tokens = [body.get("sequenceToken") for body in door.bodies]
+    tokens = [body.get("sequenceToken") for body in inspector.bodies]
     assert tokens == [None, None, f"{1:056d}", None, f"{2:056d}"]
     assert list(waits) == []
 
@@ -606,11 +606,13 @@ ENTITY = {
 }
 
 
-def test_the_entity_is_in_every_request(config: SinkConfig, server: StrictCloudWatch, door: Door) -> None:
+def test_the_entity_is_in_every_request(
+    config: SinkConfig, server: StrictCloudWatch, inspector: RequestInspector
+) -> None:
     """As it was set; the strict server accepts it."""
     server.create_stream(GROUP, STREAM)
     delivered(changed(config, entity=ENTITY), TEXTS)
-    assert [body["entity"] for body in door.bodies] == [ENTITY] * 3
+    assert [body["entity"] for body in inspector.bodies] == [ENTITY] * 3
 
 
 def test_a_rejected_entity_costs_one_line_and_no_event(
@@ -633,21 +635,25 @@ AWKWARD = ["späte Züge \U0001f682\u2028", 'quote " and \\ slash', "nul \0 bell
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_every_body_is_what_was_signed(
-    config: SinkConfig, server: StrictCloudWatch, door: Door, monkeypatch: pytest.MonkeyPatch, compression: str
+    config: SinkConfig,
+    server: StrictCloudWatch,
+    inspector: RequestInspector,
+    monkeypatch: pytest.MonkeyPatch,
+    compression: str,
 ) -> None:
     """Compressed or not, the same events arrive, and the signature is that of the very bytes on the wire."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEY")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the secret")
     delivered(changed(config, compression=compression), AWKWARD)
     assert records(server) == AWKWARD
-    puts = [request for request in door.requests if action_of(request) == PUT]
+    puts = [request for request in inspector.requests if action_of(request) == PUT]
     for request in puts:
         assert request.headers.get("content-encoding") == ("gzip" if compression == "gzip" else None)
         assert (len(request.body) < 10_000) == (compression == "gzip")
     if compression == "gzip":
         assert gzip.decompress(puts[-1].body).startswith(b'{"logGroupName":"/test/group"')
-    assert len(door.requests) > len(puts)  # the creating calls are signed, and not compressed
-    for request in door.requests:
+    assert len(inspector.requests) > len(puts)  # the creating calls are signed, and not compressed
+    for request in inspector.requests:
         assert signature_of(server.endpoint_url, request) == request.headers["authorization"].rpartition("=")[2]
 
 
@@ -774,7 +780,7 @@ def test_a_request_spans_less_than_24_hours(
 
 
 def test_a_replay_keeps_order_with_live_records_and_never_pauses(
-    config: SinkConfig, server: StrictCloudWatch, waits: Waits, door: Door
+    config: SinkConfig, server: StrictCloudWatch, waits: Waits, inspector: RequestInspector
 ) -> None:
     """A live record waits for the backlog before it, which order asks for, and for nothing else: a dedicated flusher
     does not pause between two requests, whatever is appended meanwhile."""
@@ -789,7 +795,7 @@ def test_a_replay_keeps_order_with_live_records_and_never_pauses(
     def append_live() -> None:
         assert all(writer.append(text) for text in live)
 
-    door.on_the_way[PUT] = append_live
+    inspector.on_the_way[PUT] = append_live
     with leading(writer.directory, config, kind="process"):
         assert server.wait_for_events(1_050, 60)
     assert records(server) == [*texts, *live]

@@ -192,7 +192,7 @@ class NoName(Outage):
         self._repaired.touch()
 
 
-class Gunicorn:
+class GunicornInOutage:
     """A running master and its two workers."""
 
     def __init__(self, folder: Path, outage: Outage, front_end: str, **settings: object) -> None:
@@ -259,16 +259,16 @@ class Gunicorn:
         self.process.wait(HANG_SECONDS)
 
 
-Start = Callable[..., Gunicorn]
+Start = Callable[..., GunicornInOutage]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start gunicorn; its workers log into a spool below tmp_path."""
-    started: list[Gunicorn] = []
+    started: list[GunicornInOutage] = []
 
-    def run(outage: Outage, front_end: str = "writer", **settings: object) -> Gunicorn:
-        started.append(Gunicorn(tmp_path, outage, front_end, **settings))
+    def run(outage: Outage, front_end: str = "writer", **settings: object) -> GunicornInOutage:
+        started.append(GunicornInOutage(tmp_path, outage, front_end, **settings))
         return started[-1]
 
     yield run

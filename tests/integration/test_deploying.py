@@ -26,8 +26,8 @@ from cwsink.spool import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from tests.harness.support import CHILD_SECONDS
 from tests.integration.test_readme import Block, Session, blocks, deploying, free_port, get, section, wait_until
-from tests.support import CHILD_SECONDS
 
 REQUESTS: Final = 20
 SHOWN_PORT: Final = 8000

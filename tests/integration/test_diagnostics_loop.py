@@ -20,7 +20,7 @@ import pytest
 from cwsink import diagnostics
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.support import CHILD_SECONDS, finish
+from tests.harness.support import CHILD_SECONDS, finish
 
 SETTINGS = """
 import asyncio, atexit, logging, sys, time

@@ -19,7 +19,7 @@ from cwsink.errors import ConfigError, SpoolAccessError, SpoolFormatError, Unsaf
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory
 from cwsink.spool.directory import SpoolDirectory, filesystem_of, find_spools, open_existing, open_for
-from tests.support import quick_config
+from tests.harness.support import quick_config
 
 CONFIG = quick_config(flusher="external")
 

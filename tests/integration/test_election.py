@@ -37,8 +37,8 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
-from tests.nursery import Nursery
-from tests.support import finish, quick_config
+from tests.harness.support import finish, quick_config
+from tests.harness.warm_forker import WarmForker
 
 CANDIDATES = 8
 KILLS = 200
@@ -101,8 +101,8 @@ def spool(config: SinkConfig) -> SpoolDirectory:
 
 
 @pytest.fixture
-def nursery(spawn: Spawn) -> Nursery:
-    return Nursery(spawn, candidate)
+def forker(spawn: Spawn) -> WarmForker:
+    return WarmForker(spawn, candidate)
 
 
 @pytest.fixture
@@ -139,14 +139,14 @@ def assert_one_sender_at_a_time(server: StrictCloudWatch) -> None:
 @pytest.mark.usefixtures("cursor_never_goes_back")
 @pytest.mark.timeout(600)
 def test_200_leaders_are_killed_and_one_follows_each(
-    server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
+    server: StrictCloudWatch, spool: SpoolDirectory, forker: WarmForker, settings: dict[str, object]
 ) -> None:
     """8 candidates, 200 leader kills: always one successor, an epoch higher, never two senders of one epoch.
 
     Invariant 5.
     """
     rng = random.Random(8)
-    pids = {nursery.fork(settings) for _ in range(CANDIDATES)}
+    pids = {forker.fork(settings) for _ in range(CANDIDATES)}
     takeovers = []
     epoch = 0
     for _ in range(KILLS):
@@ -158,9 +158,9 @@ def test_200_leaders_are_killed_and_one_follows_each(
         began = time.monotonic()
         wait_for(lambda epoch=epoch: cursor.read(spool.cursor).epoch > epoch)
         takeovers.append(time.monotonic() - began)
-        nursery.wait(leader)
+        forker.wait(leader)
         pids.remove(leader)
-        pids.add(nursery.fork(settings))
+        pids.add(forker.fork(settings))
     takeovers.sort()
     median, p95 = statistics.median(takeovers), takeovers[int(0.95 * KILLS)]
     print(f"{KILLS} leaders killed, {CANDIDATES} candidates: median {median:.3f} s, p95 {p95:.3f} s to the next one")
@@ -171,11 +171,11 @@ def test_200_leaders_are_killed_and_one_follows_each(
 @pytest.mark.faults
 @pytest.mark.usefixtures("cursor_never_goes_back")
 def test_two_candidates_take_over_from_each_other(
-    server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
+    server: StrictCloudWatch, spool: SpoolDirectory, forker: WarmForker, settings: dict[str, object]
 ) -> None:
     """With one successor only, too, each of 10 killed leaders is followed, and every epoch has one sender."""
     rng = random.Random(2)
-    pids = {nursery.fork(settings) for _ in range(2)}
+    pids = {forker.fork(settings) for _ in range(2)}
     takeovers = []
     for _ in range(10):
         wait_for(lambda: leader_of(spool) in pids)
@@ -185,9 +185,9 @@ def test_two_candidates_take_over_from_each_other(
         began = time.monotonic()
         wait_for(lambda epoch=epoch: cursor.read(spool.cursor).epoch > epoch)
         takeovers.append(time.monotonic() - began)
-        nursery.wait(leader)
+        forker.wait(leader)
         pids.remove(leader)
-        pids.add(nursery.fork(settings))
+        pids.add(forker.fork(settings))
     print(f"takeover of 2 candidates: median {statistics.median(takeovers) * 1000:.0f} ms")
     assert_one_sender_at_a_time(server)
 
@@ -198,17 +198,17 @@ def test_two_candidates_take_over_from_each_other(
 def test_a_leader_whose_lock_file_is_gone_stops(
     server: StrictCloudWatch,
     spool: SpoolDirectory,
-    nursery: Nursery,
+    forker: WarmForker,
     settings: dict[str, object],
     tmp_path: Path,
     is_replaced: bool,
 ) -> None:
     """Lock file removed or replaced while a request is out: the old leader neither sends nor commits again."""
-    old = nursery.fork(settings)
+    old = forker.fork(settings)
     wait_for(lambda: leader_of(spool) == old)
     assert server.wait_for_events(1, HANG_SECONDS)
     server.faults.latency_seconds = 0.4  # longer than a takeover: the answer finds another leader
-    new = nursery.fork(settings)
+    new = forker.fork(settings)
     sent = len(server.requests)
     assert server.wait_for(lambda s: len(s.requests) > sent, HANG_SECONDS)
     if is_replaced:
@@ -223,7 +223,7 @@ def test_a_leader_whose_lock_file_is_gone_stops(
     mine = server.senders_by_epoch()
     assert server.wait_for(lambda s: len(s.senders_by_epoch()) > len(mine), HANG_SECONDS)
     # The old one stands again: it follows when the new one dies.
-    nursery.kill(new)
+    forker.kill(new)
     wait_for(lambda: leader_of(spool) == old)
     assert server.wait_for(lambda s: s.senders_by_epoch().get(3) == {str(old)}, HANG_SECONDS)
     assert_one_sender_at_a_time(server)
@@ -232,25 +232,25 @@ def test_a_leader_whose_lock_file_is_gone_stops(
 @pytest.mark.faults
 @pytest.mark.usefixtures("cursor_never_goes_back")
 def test_a_stopped_leader_that_was_superseded_sends_nothing_more(
-    server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
+    server: StrictCloudWatch, spool: SpoolDirectory, forker: WarmForker, settings: dict[str, object]
 ) -> None:
     """SIGSTOP in the middle of a request, another takes over, SIGCONT: nothing more is sent under the old epoch.
 
     Invariant 5.
     """
-    old = nursery.fork(settings)
+    old = forker.fork(settings)
     assert server.wait_for_events(1, HANG_SECONDS)
     server.faults.latency_seconds = 0.2
     sent = len(server.requests)
     assert server.wait_for(lambda s: len(s.requests) > sent, HANG_SECONDS)
     os.kill(old, signal.SIGSTOP)
     server.faults.latency_seconds = 0.0
-    new = nursery.fork(settings)
+    new = forker.fork(settings)
     os.unlink(spool.leader_lock)
     wait_for(lambda: leader_of(spool) == new)
     assert server.wait_for(lambda s: s.senders_by_epoch().get(2) == {str(new)}, HANG_SECONDS)
     os.kill(old, signal.SIGCONT)
-    nursery.kill(new)
+    forker.kill(new)
     wait_for(lambda: leader_of(spool) == old)
     assert server.wait_for(lambda s: s.senders_by_epoch().get(3) == {str(old)}, HANG_SECONDS)
     assert_one_sender_at_a_time(server)
@@ -259,10 +259,10 @@ def test_a_stopped_leader_that_was_superseded_sends_nothing_more(
 @pytest.mark.faults
 @pytest.mark.usefixtures("cursor_never_goes_back")
 def test_a_stopped_leader_that_keeps_its_lease_goes_on(
-    server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object], config: SinkConfig
+    server: StrictCloudWatch, spool: SpoolDirectory, forker: WarmForker, settings: dict[str, object], config: SinkConfig
 ) -> None:
     """While the leader is stopped others append but do not lead; continued, it delivers in the same epoch."""
-    leader = nursery.fork(settings)
+    leader = forker.fork(settings)
     wait_for(lambda: leader_of(spool) == leader)
     os.kill(leader, signal.SIGSTOP)
     writer = Writer(config)
@@ -280,15 +280,15 @@ def test_a_stopped_leader_that_keeps_its_lease_goes_on(
 @pytest.mark.faults
 @pytest.mark.usefixtures("cursor_never_goes_back")
 def test_forked_children_do_not_keep_a_dead_leaders_lease(
-    server: StrictCloudWatch, spool: SpoolDirectory, nursery: Nursery, settings: dict[str, object]
+    server: StrictCloudWatch, spool: SpoolDirectory, forker: WarmForker, settings: dict[str, object]
 ) -> None:
     """The leader dies, three children that it forked live on: the lease is free, and the mark on the spool gone."""
-    leader = nursery.fork(settings, "fork")
+    leader = forker.fork(settings, "fork")
     wait_for(lambda: leader_of(spool) == leader)
     assert server.wait_for(lambda s: any(message.endswith(" 5") for message in s.messages()), HANG_SECONDS)
     children = children_of(leader)
     assert len(children) == 3
-    nursery.kill(leader)
+    forker.kill(leader)
     began = time.monotonic()
     wait_for(lambda: not lease.is_taken(spool))
     assert not is_anyone_attached(spool)

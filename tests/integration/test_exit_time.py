@@ -28,8 +28,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import until
-from tests.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 HANG_SECONDS: Final = 30.0
 # Longer than any test may take: who waits for it fails.

@@ -23,8 +23,8 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.store import StoredEvent
 from tests.conftest import Spawn
-from tests.interleave import deliver
-from tests.support import finish
+from tests.harness.interleave import deliver
+from tests.harness.support import finish
 
 HANG_SECONDS = 60.0
 # On a crowded machine a flusher is not there at once.

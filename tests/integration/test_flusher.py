@@ -30,8 +30,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, leading, segment_path, segments, until
-from tests.support import quick_config
+from tests.harness.interleave import deliver, leading, segment_path, segments, until
+from tests.harness.support import Killed, quick_config
 
 DAY_MS = 86_400_000
 NEVER = 3600.0
@@ -197,10 +197,6 @@ def test_a_backlog_of_days_goes_in_legal_requests_oldest_first(external: SinkCon
     assert records(server) == [text for text, _ in sorted(entries, key=lambda entry: entry[1])]
     assert len(server.requests) >= 6
     settled(writer.directory, appended=30, delivered=30)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
 
 
 @pytest.mark.parametrize("died_after", [1, 3, 5])

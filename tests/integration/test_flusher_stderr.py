@@ -19,8 +19,8 @@ from cwsink.spool import directory, leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import until
-from tests.support import CHILD_SECONDS, finish
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS, finish
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows who has a pipe")
 

@@ -25,8 +25,8 @@ from cwsink.config import SinkConfig
 from cwsink.spool import cursor, directory, disk, frame, record, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, segments
-from tests.support import quick_config
+from tests.harness.interleave import deliver, segments
+from tests.harness.support import quick_config
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())

@@ -15,7 +15,7 @@ import pytest
 
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.support import finish
+from tests.harness.support import finish
 
 # What sends. It belongs to the flusher's process.
 SENDERS = {"boto3", "botocore", "filelock", "s3transfer", "urllib3", "jmespath", "dateutil", "rich"}

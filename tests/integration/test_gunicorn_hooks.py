@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cwsink.testing import StrictCloudWatch
+from tests.harness.support import CHILD_SECONDS, finish
 from tests.integration.test_readme import blocks
-from tests.support import CHILD_SECONDS, finish
 
 pytest.importorskip("gunicorn")
 

@@ -19,8 +19,8 @@ import pytest
 from cwsink import SinkConfig, Writer, diagnostics, host, target
 from cwsink.spool import directory, host_names
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, until
-from tests.support import quick_config
+from tests.harness.interleave import deliver, until
+from tests.harness.support import quick_config
 
 Answers = dict[tuple[str, str], Callable[[BaseHTTPRequestHandler], "str | None"]]
 

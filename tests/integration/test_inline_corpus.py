@@ -23,7 +23,7 @@ from fapilog.core.presets import get_preset
 import cwsink
 from cwsink.frontends.inline.seam import pipeline_of
 from cwsink.spool.survey import events
-from tests.support import quick_config
+from tests.harness.support import quick_config
 
 PIPELINES = ("queue", "inline")
 # The queue lets protected levels overtake the others, and two workers overtake each other: a filter that counts would

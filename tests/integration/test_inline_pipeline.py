@@ -25,8 +25,8 @@ from cwsink.frontends.inline.seam import pipeline_of
 from cwsink.spool import directory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.pipelines import SMALL_SPOOL, Counting, Recorder, drain, entries_of, get_logger, made, messages_of
-from tests.support import CHILD_SECONDS, quick_config
+from tests.harness.pipelines import SMALL_SPOOL, Counting, Recorder, drain, entries_of, get_logger, made, messages_of
+from tests.harness.support import CHILD_SECONDS, quick_config
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import cwsink
 from cwsink.config import SinkConfig
 from cwsink.frontends.inline.pipeline import MOST_NESTED
 from cwsink.frontends.inline.seam import pipeline_of
-from tests.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
-from tests.support import quick_config
+from tests.harness.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
+from tests.harness.support import quick_config
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def config() -> SinkConfig:
     return quick_config(flusher="external")
 
 
-class Waiting(Counting):
+class CountingAndWaiting(Counting):
     """Really waits, in each of its methods."""
 
     name = "slow"
@@ -47,7 +47,7 @@ class Waiting(Counting):
 @pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
 def test_a_plugin_that_waits_keeps_the_queue(config: SinkConfig, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Found out before it is called: nothing is processed twice or lost, and one line says which, and what it costs."""
-    plugin = Waiting()
+    plugin = CountingAndWaiting()
     logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"serialize_in_flush": True})
     logger.info("before")
     assert messages_of(config) == ["before"]
@@ -69,7 +69,7 @@ def test_a_new_logger_with_a_plugin_that_waits_is_left_alone(
     """Its first record takes the queue, too."""
     from fapilog.plugins import loader
 
-    plugin = Waiting()
+    plugin = CountingAndWaiting()
     loader.register_builtin("fapilog.enrichers", "slow_one", lambda **_: plugin)
     logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"enrichers": ["slow_one"]})
     assert pipeline_of(logger) is None

@@ -21,7 +21,7 @@ from cwsink.frontends.inline import seam
 from cwsink.spool import directory
 from cwsink.spool.survey import events
 from tests.conftest import Spawn
-from tests.support import CHILD_SECONDS, quick_config
+from tests.harness.support import CHILD_SECONDS, quick_config
 
 PRELUDE = """
 import asyncio, json, os, signal, sys, threading, time

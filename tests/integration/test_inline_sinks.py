@@ -9,8 +9,8 @@ import pytest
 
 import cwsink
 from cwsink.config import SinkConfig
-from tests.pipelines import SMALL_SPOOL, Counting, Recorder, drain, get_logger, made, messages_of
-from tests.support import quick_config
+from tests.harness.pipelines import SMALL_SPOOL, Counting, Recorder, drain, get_logger, made, messages_of
+from tests.harness.support import quick_config
 
 
 @pytest.fixture

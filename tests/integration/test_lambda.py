@@ -9,7 +9,7 @@ import pytest
 
 import cwsink
 from tests.conftest import Spawn
-from tests.support import CHILD_SECONDS
+from tests.harness.support import CHILD_SECONDS
 
 LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "orders", "LAMBDA_TASK_ROOT": "/var/task"}
 ADVICE = "this is AWS Lambda.*Nothing is spooled. Log to stdout"

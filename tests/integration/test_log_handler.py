@@ -20,8 +20,8 @@ import pytest
 import cwsink
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 from tests.integration.test_readme import blocks
-from tests.support import CHILD_SECONDS, finish, quick_config
 
 PRELUDE = """
 import atexit, logging, logging.config, os, signal, sys, time

@@ -29,8 +29,8 @@ from cwsink.spool import directory, leader_state, lease, orphans, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import pending, survey
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, leading, ring_bytes, until
-from tests.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.interleave import deliver, leading, ring_bytes, until
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Capture = pytest.CaptureFixture[str]

@@ -20,8 +20,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import deliver
-from tests.support import finish, quick_config
+from tests.harness.interleave import deliver
+from tests.harness.support import Killed, finish, quick_config
 
 MIB = 1 << 20
 # What partitions take that still have 256 KB, without the 26 bytes of each event.
@@ -197,10 +197,6 @@ def test_small_limits_share_requests(server: StrictCloudWatch) -> None:
     assert books(directory) == (2, 2, {})
 
 
-class Died(BaseException):
-    """Stands for the leader's death: nothing after it runs, but what Python does on the way out."""
-
-
 @pytest.mark.parametrize("after_commit", [False, True], ids=["before the commit", "after the commit"])
 @pytest.mark.parametrize("request_number", range(1, 7))
 def test_a_leader_that_dies_between_parts_repeats_one_request_at_most(
@@ -220,10 +216,10 @@ def test_a_leader_that_dies_between_parts_repeats_one_request_at_most(
         if after_commit or commits != request_number:
             commit(cursor, state)
         if commits == request_number:
-            raise Died
+            raise Killed
 
     monkeypatch.setattr(Cursor, "commit", die)
-    with pytest.raises(Died):
+    with pytest.raises(Killed):
         deliver(directory, config)
     monkeypatch.setattr(Cursor, "commit", commit)
     sent = len(server.requests)
@@ -338,10 +334,10 @@ def test_a_leader_with_other_settings_begins_a_split_event_anew(
     def die(cursor: Cursor, state: Any) -> None:
         commit(cursor, state)
         if state.requests_done == 3:
-            raise Died
+            raise Killed
 
     monkeypatch.setattr(Cursor, "commit", die)
-    with pytest.raises(Died):
+    with pytest.raises(Killed):
         deliver(directory, config)
     monkeypatch.setattr(Cursor, "commit", commit)
     begun = len(server.messages())

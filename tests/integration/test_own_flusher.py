@@ -23,7 +23,7 @@ from cwsink.spool import flusher_lock, leader_state
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.support import CHILD_SECONDS, finish
+from tests.harness.support import CHILD_SECONDS, finish
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 

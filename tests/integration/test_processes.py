@@ -22,9 +22,9 @@ from cwsink.spool import directory, flusher_lock
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import until
-from tests.nursery import Nursery
-from tests.support import finish, quick_config
+from tests.harness.interleave import until
+from tests.harness.support import finish, quick_config
+from tests.harness.warm_forker import WarmForker
 
 HANG_SECONDS = 30.0
 
@@ -254,18 +254,18 @@ def test_of_processes_that_leave_at_once_one_stays_to_drain(
     server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, tmp_path: os.PathLike[str]
 ) -> None:
     """Four workers that end in the same moment, five times: no round leaves a record behind."""
-    nursery = Nursery(spawn, leave_together)
+    forker = WarmForker(spawn, leave_together)
     for round_ in range(5):
         gate = os.path.join(tmp_path, f"gate{round_}")
         names = [f"{round_}.{worker}" for worker in range(4)]
-        pids = [nursery.fork(settings_of(config), name, gate) for name in names]
+        pids = [forker.fork(settings_of(config), name, gate) for name in names]
         spool = directory.open_for(config)
         until = time.monotonic() + HANG_SECONDS
         while survey(spool).appended < 200 * (round_ + 1):
             assert time.monotonic() < until
             time.sleep(0.01)
         open(gate, "w").close()
-        assert [nursery.wait(pid) for pid in pids] == [0] * 4
+        assert [forker.wait(pid) for pid in pids] == [0] * 4
         books = survey(spool)
         assert (books.pending, books.delivered) == (0, 200 * (round_ + 1))
     assert len(server.messages()) == 1_000

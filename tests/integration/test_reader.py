@@ -24,8 +24,8 @@ from cwsink.spool.segment import AttachedSegment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import SMALL, Clock, deliver, fill_segment, leading, segment_path, segments, until
-from tests.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.interleave import SMALL, Clock, deliver, fill_segment, leading, segment_path, segments, until
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 
 def event_frame(salt: int, message: str, *, kind: int = frame.EVENT, flags: int = 0) -> bytes:
@@ -41,7 +41,7 @@ def attached_to(directory: SpoolDirectory) -> AttachedSegment:
 BACKLOG = 24 * 1024  # records of 1 KiB
 FILL = """
 import sys
-from tests.support import quick_config
+from tests.harness.support import quick_config
 from cwsink import Writer
 
 writer = Writer(quick_config(sys.argv[1], flusher="external", segment_bytes=1 << 20))
@@ -114,7 +114,7 @@ TORN = """
     import os, signal, sys
     from cwsink import Writer
     from cwsink.spool import frame, record
-    from tests.support import quick_config
+    from tests.harness.support import quick_config
 
     writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=4096, flusher="external"))
     assert writer.append("by the one that dies")

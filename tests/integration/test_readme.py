@@ -42,7 +42,7 @@ from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.ring import Append
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.support import CHILD_SECONDS, quick_config
+from tests.harness.support import CHILD_SECONDS, quick_config
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -29,8 +29,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.store import StoredEvent
-from tests.interleave import deliver, leading, segment_path, until
-from tests.support import quick_config
+from tests.harness.interleave import deliver, leading, segment_path, until
+from tests.harness.support import Killed, quick_config
 
 PUT = "PutLogEvents"
 # What the server refuses, each event and each request that holds one.
@@ -39,10 +39,6 @@ BAD = "BAD"
 
 # Stands for the last request of a leader that has sent none.
 NONE = StoredEvent("", "", 0, "", None, 0)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import deliver, leading
-from tests.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.interleave import deliver, leading
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Capture = pytest.CaptureFixture[str]

@@ -27,7 +27,7 @@ from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import (
+from tests.harness.interleave import (
     SMALL,
     Clock,
     deliver,
@@ -39,7 +39,7 @@ from tests.interleave import (
     segments,
     until,
 )
-from tests.support import finish, quick_config
+from tests.harness.support import finish, quick_config
 
 
 def pending(directory: SpoolDirectory) -> list[str]:
@@ -119,7 +119,7 @@ def test_a_segment_that_is_being_removed_is_waited_for(small: SinkConfig, monkey
 WORKER = """
     import sys
     from cwsink import Writer
-    from tests.support import quick_config
+    from tests.harness.support import quick_config
 
     name, count, segment_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=segment_bytes, flusher="external"))
@@ -496,7 +496,7 @@ FORK = """
     import ctypes, json, os, sys
     from cwsink import Writer
     from cwsink.spool.survey import events
-    from tests.support import quick_config
+    from tests.harness.support import quick_config
 
     how = sys.argv[1]
     writer = Writer(quick_config("http://127.0.0.1:1", flusher="external"))

@@ -27,7 +27,7 @@ from cwsink.spool import flusher_lock, leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.support import CHILD_SECONDS
+from tests.harness.support import CHILD_SECONDS
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Run = Callable[..., "subprocess.Popen[str]"]
@@ -728,7 +728,7 @@ def test_elsewhere_it_reaps_the_orphans_of_the_command(run: Run) -> None:
 # gunicorn.
 
 
-class Gunicorn:
+class GunicornUnderRun:
     """gunicorn under `cwsink run`, at a port of its own."""
 
     def __init__(self, run: Run, folder: Path, server: StrictCloudWatch, *, may_upgrade: bool = False) -> None:
@@ -769,7 +769,7 @@ def test_gunicorn_stops_gracefully_and_every_record_is_there(
 ) -> None:
     """TERM to `cwsink run`: code 0, one sender that is no worker, nothing pending, no process left."""
     pytest.importorskip("gunicorn")
-    gunicorn = Gunicorn(run, tmp_path, server)
+    gunicorn = GunicornUnderRun(run, tmp_path, server)
     workers = {gunicorn.get(f"request-{number}") for number in range(100)}
     family = descendants(gunicorn.process.pid)
     flusher = flusher_of(gunicorn.process.pid)
@@ -788,7 +788,7 @@ def test_gunicorn_under_load_loses_nothing_when_the_flusher_is_killed(
 ) -> None:
     """Every acknowledged record arrives, and no worker has sent one."""
     pytest.importorskip("gunicorn")
-    gunicorn = Gunicorn(run, tmp_path, server)
+    gunicorn = GunicornUnderRun(run, tmp_path, server)
     acknowledged: list[str] = []
     workers: set[int] = set()
     for number in range(300):
@@ -810,7 +810,7 @@ def test_gunicorn_is_followed_through_an_upgrade(server: StrictCloudWatch, run: 
     pytest.importorskip("gunicorn")
     if sys.platform != "linux":
         pytest.skip("NOT RUN: only Linux has subreapers")
-    gunicorn = Gunicorn(run, tmp_path, server, may_upgrade=True)
+    gunicorn = GunicornUnderRun(run, tmp_path, server, may_upgrade=True)
     before = {gunicorn.get(f"before-{number}") for number in range(20)}
     old = int(gunicorn.pid_file.read_text())
     gunicorn.process.send_signal(signal.SIGUSR2)

@@ -32,8 +32,8 @@ from cwsink.spool import directory, flusher_lock, heartbeat, leader_state, orpha
 from cwsink.spool.directory import SpoolDirectory, find_spools
 from cwsink.spool.lease import Lease
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import until
-from tests.support import CHILD_SECONDS
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS
 
 # Appends as many records as each line of stdin says, and answers; ends with stdin.
 WORKER = """

@@ -16,8 +16,8 @@ from msgspec.structs import asdict
 from cwsink.config import SinkConfig
 from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.testing import StrictCloudWatch
-from tests.interleave import until
-from tests.support import CHILD_SECONDS, finish
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS, finish
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -33,8 +33,8 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch, rules
 from cwsink.testing.actions import ACTIONS
 from tests.conftest import Spawn
-from tests.interleave import deliver, leading, until
-from tests.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.interleave import deliver, leading, until
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 GROUP = "/test/group"
 ROLE = "arn:aws:iam::123456789012:role/logs"

@@ -12,9 +12,9 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, frame, segment
 from cwsink.spool.cursor import Cursor, State
-from tests.interleave import SMALL, deliver, segment_path, segments
-from tests.stand_in import StandIn
-from tests.support import quick_config
+from tests.harness.fake_cloudwatch import FakeCloudWatch
+from tests.harness.interleave import SMALL, deliver, segment_path, segments
+from tests.harness.support import quick_config
 
 FRAME_BYTES, TORN_BYTES = 100, 30
 MESSAGE_BYTES = FRAME_BYTES - 22 - frame.HEADER_BYTES  # time, producer, sequence and lengths take 22
@@ -43,8 +43,8 @@ def test_the_worked_example_is_what_happens() -> None:
             assert writer.append(f"{number:0{MESSAGE_BYTES}}")
 
     real_commit, ended = Cursor.commit, list[dict[int, int]]()
-    stand_in = StandIn(lambda: time.time_ns() // 1_000_000)
-    with mock.patch.object(CloudWatch, "put", stand_in.method()), mock.patch.object(Cursor, "commit", commit):
+    fake = FakeCloudWatch(lambda: time.time_ns() // 1_000_000)
+    with mock.patch.object(CloudWatch, "put", fake.method()), mock.patch.object(Cursor, "commit", commit):
         append(90, writer)
         story += [f"{number}.seg {segment.HEADER_BYTES}..{end}" for number, end in sizes().items()]
         deliver(spool, config)
@@ -62,4 +62,4 @@ def test_the_worked_example_is_what_happens() -> None:
     assert all(told), dict(zip(story, told, strict=True))
     places = [found.start() for found in told if found]
     assert places == sorted(places)
-    assert len(stand_in.messages()) == 91
+    assert len(fake.messages()) == 91

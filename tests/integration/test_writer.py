@@ -25,8 +25,8 @@ from cwsink.spool.lease import Lease
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.interleave import Clock, deliver, leading, on_write, segment_path, segments, until
-from tests.support import finish, quick_config
+from tests.harness.interleave import Clock, deliver, leading, on_write, segment_path, segments, until
+from tests.harness.support import finish, quick_config
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ def test_close_tells_of_what_was_refused(external: SinkConfig, server: StrictClo
 
 EXIT = """
     from cwsink import Writer
-    from tests.support import quick_config
+    from tests.harness.support import quick_config
 
     writer = Writer(quick_config("http://127.0.0.1:1", flusher="external"))
     assert writer.append("one")

@@ -21,6 +21,7 @@ from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
+from tests.harness.support import Killed
 
 FORMAT = SpoolFormat(
     format=1,
@@ -42,10 +43,6 @@ LOST = Answer(code="ReadTimeoutError", message="no", is_ambiguous=True)
 EXAMPLES = 300
 NEVER: frozenset[int] = frozenset()
 Refuses = Callable[[Sequence[Event]], bool]
-
-
-class Died(BaseException):
-    """The leader is no more."""
 
 
 class CloudWatch:
@@ -71,7 +68,7 @@ class CloudWatch:
 
     def step(self) -> None:
         if next(self._steps) in self.dies_at:
-            raise Died
+            raise Killed
 
     def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
         self.step()
@@ -117,7 +114,7 @@ class CloudWatch:
                     done = begin + settled.done
                     delivered += settled.tally.delivered
                     dead += settled.tally.dead
-            except Died:
+            except Killed:
                 deaths += 1
         return delivered, dead, deaths
 

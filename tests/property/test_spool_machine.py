@@ -1,6 +1,6 @@
 """The whole spool as a state machine: any order of appends, kills, takeovers, power losses, bit flips and answers.
 
-Hypothesis makes the story, `tests.simulation` lives it, and the invariants are asked after each step or at the
+Hypothesis makes the story, `tests.harness.simulation` lives it, and the invariants are asked after each step or at the
 end, when CloudWatch is well and one leader drains what is left.
 
 Invariants 1, 2, 3, 4, 5, 6, 9, 10.
@@ -32,8 +32,9 @@ from cwsink.spool import cursor, segment
 from cwsink.spool.budget import Budget, used_bytes
 from cwsink.spool.reader import RingReader
 from cwsink.spool.survey import survey
-from tests.simulation import CAP_BYTES, MAX_BATCH_EVENTS, SEGMENT_BYTES, Killed, Leader, World, world
-from tests.stand_in import POISON
+from tests.harness.fake_cloudwatch import POISON
+from tests.harness.simulation import CAP_BYTES, MAX_BATCH_EVENTS, SEGMENT_BYTES, Leader, SimulatedHost, simulated_host
+from tests.harness.support import Killed
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,7 +58,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world: World | None = None
+        self.host: SimulatedHost | None = None
         self.writers: list[Writer] = []
         self.leaders: list[Leader] = []
         self.names: dict[int, int] = {}
@@ -70,7 +71,7 @@ class SpoolMachine(RuleBasedStateMachine):
         on_full=st.sampled_from(["drop_oldest", "drop_newest"]), durability=st.sampled_from(["process", "host"])
     )
     def begin(self, on_full: str, durability: str) -> None:
-        self.world = World(on_full, durability)
+        self.host = SimulatedHost(on_full, durability)
 
     # Writers.
 
@@ -78,7 +79,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Return one of the writers that live; start one if the index asks for one more."""
         index %= min(len(self.writers) + 1, MOST_WRITERS)
         if index == len(self.writers):
-            self.writers.append(Writer(self.world.config))
+            self.writers.append(Writer(self.host.config))
             self.names[id(self.writers[-1])] = len(self.names)
         return self.writers[index]
 
@@ -87,16 +88,16 @@ class SpoolMachine(RuleBasedStateMachine):
         return f"{self.count:05d}{mark} " + "x" * size
 
     def append_with(self, writer: Writer, size: int, mark: str = "") -> None:
-        world, message = self.world, self.message(size, mark)
-        now_ms, name = world.now_ns() // 1_000_000, writer._producer
+        host, message = self.host, self.message(size, mark)
+        now_ms, name = host.now_ns() // 1_000_000, writer._producer
         era = self.eras.get(f"{name}", (name, 0))[1] + (now_ms < self.last_ms.get(name, 0))
         self.last_ms[name] = now_ms
         self.eras[f"{name}"] = self.eras[message] = (name, era)
-        if not world.append(writer, message):
+        if not host.append(writer, message):
             self.kill(writer)
 
     def kill(self, writer: Writer) -> None:
-        self.world.forget(writer)
+        self.host.forget(writer)
         self.writers.remove(writer)
 
     @rule(index=st.integers(0, 5), sizes=st.lists(SIZES, min_size=1, max_size=8))
@@ -110,7 +111,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Another thread has drawn its record's sequence, and may come to write it late."""
         writer, message = self.writer(index), self.message(size)
         self.eras[message] = (-self.count, 0)
-        self.drawn.append((writer, self.world.draw(writer, message)))
+        self.drawn.append((writer, self.host.draw(writer, message)))
 
     @precondition(lambda self: self.drawn)
     @rule(index=st.integers(0, 5))
@@ -128,20 +129,20 @@ class SpoolMachine(RuleBasedStateMachine):
         writer = self.writer(index)
         for _ in range(count * 4):
             self.append_with(writer, 900)
-        self.world.pass_time(1.1)  # the idle look for a newer segment
+        self.host.pass_time(1.1)  # the idle look for a newer segment
 
     @rule(index=st.integers(0, 5), steps=st.integers(0, 12), size=SIZES)
     def kill_in_append(self, index: int, steps: int, size: int) -> None:
         writer = self.writer(index)
         for _ in range(4):
             if writer in self.writers:
-                self.world.kill_in = steps
+                self.host.kill_in = steps
                 self.append_with(writer, size)
 
     @rule(index=st.integers(0, 5), at=st.integers(4, 2_000), size=SIZES)
     def tear_append(self, index: int, at: int, size: int) -> None:
         writer = self.writer(index)
-        self.world.tear_at = at
+        self.host.tear_at = at
         self.append_with(writer, size)
 
     @precondition(lambda self: self.writers)
@@ -156,7 +157,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule()
     def elect(self) -> None:
-        self.leaders.append(Leader(self.world))
+        self.leaders.append(Leader(self.host))
 
     @rule(
         index=st.integers(0, 3),
@@ -166,7 +167,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def lead(self, index: int, steps: int, answers: list[str]) -> None:
         if not any(leader.is_alive for leader in self.leaders):
             self.elect()
-        self.world.cloudwatch.answers = answers
+        self.host.cloudwatch.answers = answers
         leader = self.leaders[index % len(self.leaders)]
         for _ in range(steps):
             if leader.is_alive:
@@ -179,15 +180,15 @@ class SpoolMachine(RuleBasedStateMachine):
         if tears:
             leader.will_tear_commit = True
         elif leader.is_alive:
-            self.world.kills += 1
+            self.host.kills += 1
             leader.kill()
 
     @precondition(lambda self: self.leaders)
     @rule()
     def supersede(self) -> None:
         """Somebody removes the lock file: two leaders, until the first one looks."""
-        self.world.kills += 1
-        if os.path.exists(path := self.world.spool.leader_lock):
+        self.host.kills += 1
+        if os.path.exists(path := self.host.spool.leader_lock):
             os.remove(path)
         self.elect()
 
@@ -195,33 +196,33 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(seconds=JUMPS)
     def jump(self, seconds: int) -> None:
-        self.world.clock_offset_ns = seconds * 10**9
+        self.host.clock_offset_ns = seconds * 10**9
 
     @rule(seconds=st.sampled_from([0.6, 1.5, 70.0]))
     def wait(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
+        self.host.pass_time(seconds)
 
-    @precondition(lambda self: self.world.free_bytes is None)
+    @precondition(lambda self: self.host.free_bytes is None)
     @rule(free=st.sampled_from([0, 100, 5_000]))
     def fill_disk(self, free: int) -> None:
-        self.world.free_bytes = free
-        self.world.disk_was_full = True
+        self.host.free_bytes = free
+        self.host.disk_was_full = True
 
-    @precondition(lambda self: self.world.free_bytes is not None)
+    @precondition(lambda self: self.host.free_bytes is not None)
     @rule()
     def free_disk(self) -> None:
-        self.world.free_bytes = None
+        self.host.free_bytes = None
 
     @rule(which=st.integers(0, 20), share=st.floats(0, 0.999), bit=st.integers(0, 7))
     def flip(self, which: int, share: float, bit: int) -> None:
-        if files := self.world.files():
-            self.world.flip(files[which % len(files)], share, bit)
+        if files := self.host.files():
+            self.host.flip(files[which % len(files)], share, bit)
 
     @rule(seed=st.integers(0, 2**32))
     def lose_power(self, seed: int) -> None:
         for writer in list(self.writers):
             self.kill(writer)
-        self.world.lose_power(random.Random(seed))
+        self.host.lose_power(random.Random(seed))
         self.leaders.clear()
 
     # The verdict.
@@ -229,61 +230,61 @@ class SpoolMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_invented(self) -> None:
         """Invariant 2: what is delivered was issued, byte for byte, with its time."""
-        if self.world is not None:
-            issued = self.world.issued
-            for sent in self.world.cloudwatch.stored[self.checked :]:
+        if self.host is not None:
+            issued = self.host.issued
+            for sent in self.host.cloudwatch.stored[self.checked :]:
                 assert sent.message.startswith("cwsink: ") or issued.get(sent.message) == sent.timestamp_ms, sent
-            self.checked = len(self.world.cloudwatch.stored)
+            self.checked = len(self.host.cloudwatch.stored)
 
     checked = 0
 
     @invariant()
     def the_spool_is_bounded(self) -> None:
         """Invariant 6: the cap, whatever happens."""
-        if self.world is not None and not self.world.is_damaged:
-            assert used_bytes(self.world.spool.ring) <= CAP_BYTES + SLACK_BYTES
+        if self.host is not None and not self.host.is_damaged:
+            assert used_bytes(self.host.spool.ring) <= CAP_BYTES + SLACK_BYTES
 
     def teardown(self) -> None:
-        if self.world is None:
+        if self.host is None:
             return
         try:
             self.settle()
         finally:
-            self.world.close()
+            self.host.close()
 
     def settle(self) -> None:
         """The disk has room, CloudWatch is well, all writers but one have ended: everything is accounted for."""
-        world = self.world
-        world.free_bytes = None
-        world.cloudwatch.answers = []
+        host = self.host
+        host.free_bytes = None
+        host.cloudwatch.answers = []
         for leader in self.leaders:
-            world.kills += leader.is_alive
+            host.kills += leader.is_alive
             leader.kill()
         for writer in list(self.writers):
             self.kill(writer)
-        world.pass_time(3_600.0)
+        host.pass_time(3_600.0)
         for _ in range(2):  # the first one may find no more than that a segment is final
             self.append_with(self.writer(0), 40)
-            Leader(world).drain()
-        assert len(segment.numbers(world.spool.ring)) == 1  # invariant 9
-        delivered = world.cloudwatch.messages()
+            Leader(host).drain()
+        assert len(segment.numbers(host.spool.ring)) == 1  # invariant 9
+        delivered = host.cloudwatch.messages()
         first = list(dict.fromkeys(delivered))
-        accounted = {*first, *world.buried, *world.evicted, *world.excused}
-        assert world.acknowledged <= world.written.keys()
-        assert world.written.keys() <= accounted, sorted(world.written.keys() - accounted)  # invariant 1
+        accounted = {*first, *host.buried, *host.evicted, *host.excused}
+        assert host.acknowledged <= host.written.keys()
+        assert host.written.keys() <= accounted, sorted(host.written.keys() - accounted)  # invariant 1
         orders: dict[tuple[int, int], list[str]] = {}
         for message in first:
-            if message not in world.excused:  # a bit that flips back brings them late
+            if message not in host.excused:  # a bit that flips back brings them late
                 orders.setdefault(self.eras[message], []).append(message)
         assert all(messages == sorted(messages) for messages in orders.values())  # invariant 3
-        books = survey(world.spool)
+        books = survey(host.spool)
         assert (books.adds_up, books.pending) == (True, 0)  # invariant 10
-        if not world.is_damaged:
-            assert all(len(senders) == 1 for senders in world.cloudwatch.senders.values())  # invariant 5
+        if not host.is_damaged:
+            assert all(len(senders) == 1 for senders in host.cloudwatch.senders.values())  # invariant 5
             repeated = len(delivered) - len(first)
-            assert repeated <= (world.kills + world.cloudwatch.unanswered) * MAX_BATCH_EVENTS  # invariant 4
-            if not world.disk_was_full:
-                assert books.appended == len(world.written), books  # invariant 10, against what was written
+            assert repeated <= (host.kills + host.cloudwatch.unanswered) * MAX_BATCH_EVENTS  # invariant 4
+            if not host.disk_was_full:
+                assert books.appended == len(host.written), books  # invariant 10, against what was written
 
 
 class SoundMachine(SpoolMachine):
@@ -336,7 +337,7 @@ def test_any_story_of_100_steps_keeps_the_invariants(machine: type[SpoolMachine]
 
 def test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered() -> None:
     """The segment's end is lost, the commit of it is not: what follows must not count as delivered."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         for number in range(3):
             assert host.append(writer, f"before {number}")
@@ -353,7 +354,7 @@ def test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_
 
 def test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered() -> None:
     """Of two requests one is committed, the segment's end is lost: no record is cut where the chunk ended."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         assert host.append(writer, "before 1")
         host.clock_offset_ns = 2 * DAYS * 10**9  # not in one request with the first
@@ -374,7 +375,7 @@ def test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_deli
 
 def test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed() -> None:
     """A power failure may leave a header and a torn frame: it takes no room for ever."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         while segment.numbers(host.spool.ring)[-1:] != [2]:
             assert host.append(writer, f"{len(host.issued)} " + "." * 900)
@@ -388,7 +389,7 @@ def test_a_segment_of_which_no_whole_frame_is_left_is_reclaimed() -> None:
 
 def test_two_cut_writes_in_a_row_are_no_lost_record() -> None:
     """Two writers killed one after the other: what neither was told is safe is not counted as lost."""
-    with world() as host:
+    with simulated_host() as host:
         for cut in (120, 100):  # together longer than one of them would have been
             writer = Writer(host.config)
             host.tear_at = cut
@@ -402,7 +403,7 @@ def test_two_cut_writes_in_a_row_are_no_lost_record() -> None:
 
 def test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one() -> None:
     """It was not the oldest, which an idle writer pinned: it must not count, or be delivered, once that one goes."""
-    with world() as host:
+    with simulated_host() as host:
         idle, writer = Writer(host.config), Writer(host.config)
         assert host.append(idle, "idle")
         while segment.numbers(host.spool.ring)[-1] < 4:
@@ -426,7 +427,7 @@ def test_a_segment_that_a_killed_evictor_has_counted_goes_before_an_older_one() 
 
 def test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to() -> None:
     """Its unlink and the names of all newer segments are lost, the totals are not: readers pass it by."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         while segment.numbers(host.spool.ring)[-1:] != [2]:
             assert host.append(writer, f"{len(host.issued)} " + "." * 900)
@@ -445,7 +446,7 @@ def test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to(
 
 def test_a_leader_that_fails_to_remove_an_evicted_segment_keeps_no_lock_on_it() -> None:
     """A power failure has brought it back, and the disk is read-only for a while: the next leader removes it."""
-    with world() as host:
+    with simulated_host() as host:
         writer = Writer(host.config)
         while segment.numbers(host.spool.ring)[-1:] != [2]:
             assert host.append(writer, f"{len(host.issued)} " + "." * 900)

@@ -18,7 +18,7 @@ import pytest
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import Contents, DeadLetter, DeadLetters
 from cwsink.spool.record import Event
-from tests.support import CHILD_SECONDS
+from tests.harness.support import CHILD_SECONDS
 
 CAP = 8 * 1024
 

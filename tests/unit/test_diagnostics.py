@@ -10,7 +10,7 @@ from cwsink import diagnostics
 from cwsink.diagnostics import QUIET_SECONDS, report, reset_quiet, subscribe
 
 
-class Clock:
+class SettableClock:
     def __init__(self) -> None:
         self.now = 1_000.0
 
@@ -19,15 +19,15 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> SettableClock:
     """Time under the test's control."""
-    clock = Clock()
+    clock = SettableClock()
     monkeypatch.setattr(diagnostics, "time", clock)
     return clock
 
 
 @pytest.fixture
-def heard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+def heard(clock: SettableClock, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What a subscriber hears."""
     monkeypatch.setattr(diagnostics, "_subscribers", [])
     lines: list[tuple[str, str]] = []
@@ -44,7 +44,7 @@ def test_a_line_goes_to_stderr_and_to_the_subscribers(
     assert heard == [("disk", "the disk is full. Records are counted.")]
 
 
-def test_the_same_matter_is_told_once_a_minute(heard: list[tuple[str, str]], clock: Clock) -> None:
+def test_the_same_matter_is_told_once_a_minute(heard: list[tuple[str, str]], clock: SettableClock) -> None:
     """An outage of an hour that fails ten times a second is 61 lines, and no failure is left uncounted."""
     for _ in range(3_600 * 10):
         report("send", "cannot deliver")
@@ -56,7 +56,7 @@ def test_the_same_matter_is_told_once_a_minute(heard: list[tuple[str, str]], clo
     assert held_back + len(heard) == 36_001
 
 
-def test_what_was_held_back_is_counted_in_the_next_line(heard: list[tuple[str, str]], clock: Clock) -> None:
+def test_what_was_held_back_is_counted_in_the_next_line(heard: list[tuple[str, str]], clock: SettableClock) -> None:
     """The count is that of the lines left out since the last one."""
     for _ in range(1_235):
         report("send", "cannot deliver")
@@ -71,7 +71,7 @@ def test_what_was_held_back_is_counted_in_the_next_line(heard: list[tuple[str, s
     ]
 
 
-def test_silence_lasts_exactly_its_time(heard: list[tuple[str, str]], clock: Clock) -> None:
+def test_silence_lasts_exactly_its_time(heard: list[tuple[str, str]], clock: SettableClock) -> None:
     """A moment before the minute is over nothing is said, at the minute it is."""
     report("send", "first")
     clock.now += QUIET_SECONDS - 0.001
@@ -100,7 +100,9 @@ def test_a_matter_that_has_ended_may_speak_again_at_once(heard: list[tuple[str, 
     assert [text for _, text in heard] == ["down", "down again"]
 
 
-def test_a_subscriber_is_called_once_however_often_it_subscribes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subscriber_is_called_once_however_often_it_subscribes(
+    clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two sinks of one process subscribe the same function."""
     monkeypatch.setattr(diagnostics, "_subscribers", [])
     lines: list[str] = []
@@ -148,7 +150,7 @@ def test_a_stderr_that_is_gone_harms_nobody(
     assert heard == [("a", "told")]
 
 
-def test_a_subscriber_that_reports_does_not_recurse(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subscriber_that_reports_does_not_recurse(clock: SettableClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Diagnostics that end in this very sink come back with the same key, and end there."""
     monkeypatch.setattr(diagnostics, "_subscribers", [])
     lines: list[str] = []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-PACKAGE: Final = Path(__file__).parents[2] / "cwsink"
+import pytest
+
+TESTS: Final = Path(__file__).parents[1]
+PACKAGE: Final = TESTS.parent / "cwsink"
 MOST_LINES: Final = 400
 MOST_CODE_LINES: Final = 50
 
@@ -74,3 +78,30 @@ def test_no_two_public_classes_have_one_name() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     ]
     assert {name for name in names if names.count(name) > 1} == {"Entity", "LogEvent"}
+
+
+# The tests themselves.
+
+
+def test_no_two_helpers_of_the_tests_have_one_name() -> None:
+    """A name has one meaning in all tests, unless it is of one function only."""
+    paths = list(TESTS.rglob("*.py"))
+    modules = [path.stem for path in paths if not path.stem.startswith(("__init__", "conftest", "test_"))]
+    assert not {name for name in modules if modules.count(name) > 1}
+    classes = [
+        node.name
+        for path in paths
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert not {name for name in classes if classes.count(name) > 1}
+
+
+@pytest.mark.parametrize("page", ["README.md", "__init__.py"])
+def test_each_place_that_a_page_of_the_tests_names_is_there(page: str) -> None:
+    """A file, and what is said to be in it: whoever works on cwsink is sent there."""
+    text = (TESTS / page).read_text(encoding="utf-8")
+    for place in set(re.findall(r"`((?:cwsink|tests|scripts|faults)/[\w/.]+)`", text)):
+        assert (TESTS.parent / place).exists() or (TESTS / place).exists(), place
+    for name, place in re.findall(r"`(\w+)`\s+in\s+`([\w/]+\.py)`", text):
+        assert re.search(rf"^(class )?{name}\b", (TESTS.parent / place).read_text(encoding="utf-8"), re.MULTILINE), name

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from tests.faults.zoo.oracle import EARLY_VARIABLE, FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged, message_of
+from tests.faults.zoo.acknowledged import EARLY_VARIABLE, FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged, message_of
 
 DRAIN_SECONDS = 20.0
 

@@ -19,7 +19,7 @@ NEXT = "next"
 
 def job() -> None:
     """Log a few records; and be killed in the middle, if a victim is wanted."""
-    from tests.faults.zoo.crew import RECORDS_OF_A_TASK, VICTIM_VARIABLE, log_records
+    from tests.faults.zoo.plain_programs import RECORDS_OF_A_TASK, VICTIM_VARIABLE, log_records
 
     log_records(RECORDS_OF_A_TASK // 2)
     try:

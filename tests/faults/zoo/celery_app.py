@@ -20,7 +20,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
-from tests.faults.zoo.crew import RECORDS_OF_A_TASK, is_victim, log_records
+from tests.faults.zoo.plain_programs import RECORDS_OF_A_TASK, is_victim, log_records
 
 PAUSE_SECONDS = 0.005
 

@@ -10,7 +10,7 @@ from cwsink.spool import directory
 from cwsink.spool.attachment import Attachment, is_anyone_attached
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.support import finish
+from tests.harness.support import finish
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs MADV_WIPEONFORK")
 

@@ -1,6 +1,6 @@
 """The process zoo: every server people run, ended in every way they end it, loses nothing that was promised.
 
-One test for all of `SPECIES` x preload x `ENDINGS` x flavour: 100 % of the acknowledged records
+One test for all of `KINDS` x preload x `ENDINGS` x flavour: 100 % of the acknowledged records
 arrive, without another start, the books balance, nothing is left running or lying about, ours included,
 one stream a host. Here are the cells people really meet; the others are `long`, and run by `scripts/soak zoo`.
 """
@@ -25,11 +25,11 @@ import pytest
 from cwsink.spool import directory, files, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.faults.zoo.crew import CHILDREN
+from tests.faults.zoo.acknowledged import id_of
 from tests.faults.zoo.endings import ENDINGS, RECORDS_BETWEEN
-from tests.faults.zoo.oracle import id_of
-from tests.faults.zoo.servers import GROUP, HANG_SECONDS, Animal, Visitors
-from tests.faults.zoo.species import SPECIES
+from tests.faults.zoo.kinds import KINDS
+from tests.faults.zoo.plain_programs import CHILDREN
+from tests.faults.zoo.running_program import GROUP, HANG_SECONDS, Clients, RunningProgram
 
 pytest.importorskip("gunicorn")
 pytest.importorskip("uvicorn")
@@ -40,11 +40,11 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="sees the processes of a session in /proc"),
 ]
 SEED_VARIABLE = "CWSINK_SOAK_SEED"
-SERVERS = [name for name, species in SPECIES.items() if species.serves]
+SERVERS = [name for name, kind in KINDS.items() if kind.serves]
 # Servers whose workers return from their work when told to end, and so run what is registered for it.
 LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "granian", "hypercorn"))]
 # Celery's parent replaces ended children once in 5 s, uWSGI's once in 1 s; each of Hypercorn's is a new Python.
-GENERATIONS = {"celery": 6, "hypercorn": 9, **{name: 9 for name in SPECIES if name.startswith("uwsgi")}}
+GENERATIONS = {"celery": 6, "hypercorn": 9, **{name: 9 for name in KINDS if name.startswith("uwsgi")}}
 MOST_GENERATIONS = 30
 # Servers whose signal handlers are looked at with every change.
 SETTLED = ("gunicorn_sync", "gunicorn_gthread", "gunicorn_uvicorn", "gunicorn_asgi", "uvicorn", "uwsgi")
@@ -108,9 +108,9 @@ COMMON = set(
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of one animal."""
+    """One way of one program."""
 
-    species: str
+    kind: str
     ending: str
     flavour: str
     preload: bool
@@ -118,12 +118,12 @@ class Cell:
     @property
     def name(self) -> str:
         """Return its name, the parameter's id."""
-        return "-".join([self.species, *(["preload"] if self.preload else []), self.ending, self.flavour])
+        return "-".join([self.kind, *(["preload"] if self.preload else []), self.ending, self.flavour])
 
     @property
     def is_drained(self) -> bool:
         """Tell whether nothing may be left for the next start, and all that was answered must be delivered."""
-        return (self.species, self.ending) in DRAINED
+        return (self.kind, self.ending) in DRAINED
 
     @property
     def is_common(self) -> bool:
@@ -133,46 +133,46 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """Yield all combinations that exist."""
-    for name, species in SPECIES.items():
-        for preload in (False, True) if species.preload else (False,):
-            for ending in species.endings:
-                for flavour in species.flavours:
+    for name, kind in KINDS.items():
+        for preload in (False, True) if kind.preload else (False,):
+            for ending in kind.endings:
+                for flavour in kind.flavours:
                     yield Cell(name, ending, flavour, preload)
 
 
 def marks(cell: Cell) -> list[pytest.MarkDecorator]:
     """Return what a cell is marked with if it is not common, or cannot run here."""
-    return [*([] if cell.is_common else [pytest.mark.long, pytest.mark.timeout(1800)]), *needs(cell.species)]
+    return [*([] if cell.is_common else [pytest.mark.long, pytest.mark.timeout(1800)]), *needs(cell.kind)]
 
 
 def needs(name: str) -> list[pytest.MarkDecorator]:
-    """Return what a species is marked with that is not installed."""
-    modules = [each for each in SPECIES[name].needs.split() if importlib.util.find_spec(each) is None]
+    """Return what a kind is marked with that is not installed."""
+    modules = [each for each in KINDS[name].needs.split() if importlib.util.find_spec(each) is None]
     return [pytest.mark.skip(reason=f"{name} needs {' and '.join(modules)}, which the extra `test` installs")] * bool(
         modules
     )
 
 
 def often(name: str, names: Collection[str]) -> list[pytest.MarkDecorator]:
-    """Return the marks of a test of one species, which runs with every change for these only."""
+    """Return the marks of a test of one kind, which runs with every change for these only."""
     return [*([] if name in names else [pytest.mark.long]), *needs(name)]
 
 
-Keep = Callable[..., Animal]
+Keep = Callable[..., RunningProgram]
 
 
 @pytest.fixture
 def keep(tmp_path: Path, server: StrictCloudWatch) -> Iterator[Keep]:
-    """Start animals; whatever is left of them at the end is killed."""
-    animals: list[Animal] = []
+    """Start programs; whatever is left of them at the end is killed."""
+    programs: list[RunningProgram] = []
 
-    def start(name: str, flavour: str, *, preload: bool = False, recycling: bool = False) -> Animal:
-        folder = tmp_path / f"animal{len(animals)}"
-        animals.append(Animal(name, folder, server, flavour, preload=preload, recycling=recycling))
-        return animals[-1]
+    def start(name: str, flavour: str, *, preload: bool = False, recycling: bool = False) -> RunningProgram:
+        folder = tmp_path / f"program{len(programs)}"
+        programs.append(RunningProgram(name, folder, server, flavour, preload=preload, recycling=recycling))
+        return programs[-1]
 
     yield start
-    for each in animals:
+    for each in programs:
         each.close()
 
 
@@ -184,30 +184,30 @@ def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep,
     """
     seed = os.environ.get(SEED_VARIABLE, "1")
     ending = ENDINGS[cell.ending]
-    generations = GENERATIONS.get(cell.species, MOST_GENERATIONS) * (1 if cell.is_common else 8)
-    animal = keep(cell.species, cell.flavour, preload=cell.preload, recycling=ending.recycles)
-    with Visitors(animal) as visitors:
+    generations = GENERATIONS.get(cell.kind, MOST_GENERATIONS) * (1 if cell.is_common else 8)
+    program = keep(cell.kind, cell.flavour, preload=cell.preload, recycling=ending.recycles)
+    with Clients(program) as clients:
         if ending.recycles:
-            animal.wait_for_records(1)
+            program.wait_for_records(1)
         else:
-            animal.wait_for_workers()
-            animal.wait_for_records(RECORDS_BETWEEN if animal.species.lives_briefly else RECORDS_BEFORE)
-        ending.act(animal, random.Random(f"{seed}-{cell.name}"), generations)
-        animal.wait_for_end()
+            program.wait_for_workers()
+            program.wait_for_records(RECORDS_BETWEEN if program.kind.lives_briefly else RECORDS_BEFORE)
+        ending.act(program, random.Random(f"{seed}-{cell.name}"), generations)
+        program.wait_for_end()
     (path,) = directory.find_spools()
     spool = directory.open_existing(path)
     left = survey(spool).pending
-    animal.wait_until_ours_are_gone()
+    program.wait_until_ours_are_gone()
     if cell.ending == "kill_host":
         run_to_its_end(server, "-m", "cwsink", "flush", "--once", path)
-    arrived = assert_all_is_well(server, animal)
-    if animal.species.serves:
-        assert {id_ for id_ in arrived if id_.startswith("visitor")} <= visitors.issued
+    arrived = assert_all_is_well(server, program)
+    if program.kind.serves:
+        assert {id_ for id_ in arrived if id_.startswith("client")} <= clients.issued
     if cell.is_drained:
-        assert not left, f"the last one out did not wait for {left} records\n{animal.words()}"
+        assert not left, f"the last one out did not wait for {left} records\n{program.words()}"
     if cell.is_drained or cell.flavour != "fapilog":
-        assert visitors.answered <= arrived
-    print(f"{len(arrived)} records of {len(animal.generations())} processes; {left} of them after the end")
+        assert clients.answered <= arrived
+    print(f"{len(arrived)} records of {len(program.generations())} processes; {left} of them after the end")
 
 
 def run_to_its_end(server: StrictCloudWatch, *arguments: str) -> None:
@@ -219,22 +219,22 @@ def run_to_its_end(server: StrictCloudWatch, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def assert_all_is_well(server: StrictCloudWatch, animal: Animal) -> set[str]:
+def assert_all_is_well(server: StrictCloudWatch, program: RunningProgram) -> set[str]:
     """Compare promises, books, files and the server's view; return what arrived."""
     (path,) = directory.find_spools()
     events = server.events()
     arrived = {id_of(event.message) for event in events}
-    acknowledged = animal.acknowledged()
+    acknowledged = program.acknowledged()
     lost = acknowledged - arrived
     assert acknowledged
-    assert not lost, f"{len(lost)} of {len(acknowledged)} lost: {sorted(lost)[:10]}\n{animal.words()}"
+    assert not lost, f"{len(lost)} of {len(acknowledged)} lost: {sorted(lost)[:10]}\n{program.words()}"
 
     spool = directory.open_existing(path)
     books = survey(spool)
     assert books.adds_up
     assert (books.delivered, books.pending, books.evicted, books.dead_lettered, books.refused) == (
         *(len(arrived), 0, 0, {}, {}),
-    ), animal.words()
+    ), program.words()
 
     assert {event.group for event in events} == {GROUP}
     assert len({event.stream for event in events}) == 1
@@ -252,26 +252,26 @@ def assert_all_is_well(server: StrictCloudWatch, animal: Animal) -> set[str]:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=often(name, SETTLED)) for name in SERVERS])
 def test_signal_handlers_are_those_of_the_server(server: StrictCloudWatch, keep: Keep, name: str) -> None:
     """In a worker that has logged each signal has the handler it has without us."""
-    animals = {flavour: keep(name, flavour) for flavour in ("none", *SPECIES[name].flavours)}
+    programs = {flavour: keep(name, flavour) for flavour in ("none", *KINDS[name].flavours)}
     handlers = {}
-    for flavour, animal in animals.items():
+    for flavour, program in programs.items():
         if flavour == "none":
-            animal.wait_until(lambda: serves(animal), "it serves")  # noqa: B023  # called at once
+            program.wait_until(lambda: serves(program), "it serves")  # noqa: B023  # called at once
         else:
-            with Visitors(animal):
-                animal.wait_for_workers()
-        handlers[flavour] = {animal.get("signals") for _ in range(5)}
+            with Clients(program):
+                program.wait_for_workers()
+        handlers[flavour] = {program.get("signals") for _ in range(5)}
     assert len(handlers["none"]) == 1
     assert all(each == handlers["none"] for each in handlers.values()), handlers
-    for animal in animals.values():
-        animal.ask_to_end()
-        animal.wait_for_end()
+    for program in programs.values():
+        program.ask_to_end()
+        program.wait_for_end()
 
 
-def serves(animal: Animal) -> bool:
+def serves(program: RunningProgram) -> bool:
     """Tell whether it answers."""
     try:
-        return bool(animal.get("any"))
+        return bool(program.get("any"))
     except (OSError, http.client.HTTPException):
         return False
 
@@ -281,21 +281,21 @@ def serves(animal: Animal) -> bool:
     [
         pytest.param(name, marks=often(name, ("gunicorn_sync", "uvicorn", "granian")))
         for name in SERVERS
-        if SPECIES[name].answers_to_the_end
+        if KINDS[name].answers_to_the_end
     ],
 )
 def test_a_request_in_flight_is_answered(server: StrictCloudWatch, keep: Keep, name: str) -> None:
     """A request that takes 4 s, and SIGTERM in the middle of it: a 200, and the server ends after that."""
-    animal = keep(name, SPECIES[name].flavours[0])
-    animal.wait_until(lambda: serves(animal), "it serves")
+    program = keep(name, KINDS[name].flavours[0])
+    program.wait_until(lambda: serves(program), "it serves")
     answers: list[str] = []
-    client = threading.Thread(target=lambda: answers.append(animal.get(f"slow/{SLOW_SECONDS}/slow")))
+    client = threading.Thread(target=lambda: answers.append(program.get(f"slow/{SLOW_SECONDS}/slow")))
     client.start()
-    animal.wait_until(lambda: "slow" in animal.acknowledged(), "the request has begun")
-    animal.signal(signal.SIGTERM)
+    program.wait_until(lambda: "slow" in program.acknowledged(), "the request has begun")
+    program.signal(signal.SIGTERM)
     client.join(HANG_SECONDS)
-    assert answers, animal.words()
-    animal.wait_for_end()
+    assert answers, program.words()
+    program.wait_for_end()
     assert survey(directory.open_existing(directory.find_spools()[0])).pending == 0
 
 
@@ -312,12 +312,12 @@ def test_each_start_of_uwsgi_answers_its_first_request(
     """A record at import, before the fork in C, and the first requests after it: each is answered, and delivered."""
     promised: set[str] = set()
     for number in range(starts):
-        animal = keep(name, "handler")
-        animal.get_first([f"slow/0.05/start{number}-{each}" for each in range(2 * CHILDREN)])
-        animal.signal(signal.SIGTERM)
-        animal.wait_for_end()
-        promised |= animal.acknowledged()
-    animal.wait_until_ours_are_gone()
+        program = keep(name, "handler")
+        program.get_first([f"slow/0.05/start{number}-{each}" for each in range(2 * CHILDREN)])
+        program.signal(signal.SIGTERM)
+        program.wait_for_end()
+        promised |= program.acknowledged()
+    program.wait_until_ours_are_gone()
     assert promised == {id_of(event.message) for event in server.events()}
     assert len(promised) >= starts * (2 * CHILDREN + 1)
 
@@ -325,26 +325,26 @@ def test_each_start_of_uwsgi_answers_its_first_request(
 @pytest.mark.parametrize("takeovers", [12, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_a_worker_keeps_no_descriptor_of_a_takeover(server: StrictCloudWatch, keep: Keep, takeovers: int) -> None:
     """The flusher dies again and again, under load, each second time with its guard: what each role holds stays."""
-    animal = keep("gunicorn_sync", "writer", preload=True)
+    program = keep("gunicorn_sync", "writer", preload=True)
     held: dict[str, list[Counter[str]]] = {"parent": [], "worker": [], "guard": [], "flusher": []}
-    with Visitors(animal):
+    with Clients(program):
         for number in range(takeovers):
-            animal.wait_for_workers()
-            animal.wait_until(animal.leader, "a flusher leads")
-            animal.wait_for_records(50)
-            leader = animal.leader()
+            program.wait_for_workers()
+            program.wait_until(program.leader, "a flusher leads")
+            program.wait_for_records(50)
+            leader = program.leader()
             assert leader is not None
-            held["parent"].append(descriptors_of(animal.process.pid))
-            held["worker"] += [descriptors_of(pid) for pid in animal.workers()]
+            held["parent"].append(descriptors_of(program.process.pid))
+            held["worker"] += [descriptors_of(pid) for pid in program.workers()]
             held["guard"].append(descriptors_of(leader.parent))
             held["flusher"].append(descriptors_of(leader.pid))
             if number % 2:
-                animal.kill_ours()
+                program.kill_ours()
             else:
                 os.kill(leader.pid, signal.SIGKILL)
-            animal.wait_until(lambda: animal.leader() not in (None, leader), "another one leads")  # noqa: B023  # as above
-        animal.signal(signal.SIGTERM)
-        animal.wait_for_end()
+            program.wait_until(lambda: program.leader() not in (None, leader), "another one leads")  # noqa: B023  # as above
+        program.signal(signal.SIGTERM)
+        program.wait_for_end()
     for role, seen in held.items():
         print(role, max(seen, key=Counter.total))
         # A request, a connection to CloudWatch: those come and go.

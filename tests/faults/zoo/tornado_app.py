@@ -13,7 +13,7 @@ from tornado.httpserver import HTTPServer
 from tornado.process import fork_processes
 from tornado.web import Application, RequestHandler
 
-from tests.faults.zoo.crew import CHILDREN
+from tests.faults.zoo.plain_programs import CHILDREN
 
 MOST_RESTARTS = 1_000
 

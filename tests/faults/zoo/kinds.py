@@ -1,7 +1,7 @@
-"""The species of the zoo: how each is started, what it can do, and which endings it meets.
+"""The kinds of programs in the zoo: how each is started, what it can do, and which endings it meets.
 
-`SPECIES` is the table. The application is the same everywhere, see app.py, crew.py, and the modules of Celery, RQ
-and tornado. A species with `flavours` of its own logs through these front ends only.
+`KINDS` is the table. The application is the same everywhere, see app.py, plain_programs.py, and the modules of Celery,
+RQ and tornado. A kind with `flavours` of its own logs through these front ends only.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.zoo.crew import CHILDREN
-from tests.faults.zoo.oracle import EARLY_VARIABLE
+from tests.faults.zoo import plain_programs
+from tests.faults.zoo.acknowledged import EARLY_VARIABLE
+from tests.faults.zoo.plain_programs import CHILDREN
 
 _APP = "tests.faults.zoo.app"
 
-# Those that every species meets, and those of a species with workers.
+# Those that every kind meets, and those of a kind with workers.
 _ALWAYS = ("term_parent", "term_group", "int_twice", "kill_flusher", "kill_ours", "kill_all", "kill_host")
 _WORKERS = (*_ALWAYS, "kill_worker")
 _SERVER = (*_WORKERS, "vanish", "recycle", "hup")
 
 
 @dataclass(frozen=True)
-class Species:
+class ProgramKind:
     """A kind of program.
 
     In its arguments `{fd}` is a listening socket, `{socket}` the path of one that it makes itself, `{broker}` the
@@ -51,11 +52,11 @@ def _script(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def _gunicorn(application: str, options: str = "") -> Species:
+def _gunicorn(application: str, options: str = "") -> ProgramKind:
     # The script, not `-m gunicorn`: after USR2 that has gunicorn's own folder first on sys.path, and its package
     # `http` in place of Python's.
     arguments = f"-w {CHILDREN} -b 127.0.0.1:0 --no-control-socket --graceful-timeout 40 --timeout 60 {options}"
-    return Species(
+    return ProgramKind(
         (_script("gunicorn"), f"{_APP}:{application}", *arguments.split()),
         (*_SERVER, "abort_worker", "usr2"),
         serves=True,
@@ -64,14 +65,14 @@ def _gunicorn(application: str, options: str = "") -> Species:
     )
 
 
-def _uwsgi(options: str = "") -> Species:
+def _uwsgi(options: str = "") -> ProgramKind:
     """Return uWSGI with a record at import: before its fork in C, unless `--lazy-apps` is among the options.
 
     A worker that is told to end while it loads the application does not hear it; it is killed after the mercy.
     """
     arguments = f"--http-socket {{socket}} --module {_APP}:wsgi --need-app --master --processes {CHILDREN}"
     manners = "--die-on-term --disable-logging --worker-reload-mercy 5"
-    return Species(
+    return ProgramKind(
         (_script("pyuwsgi"), *arguments.split(), *manners.split(), *options.split()),
         _SERVER,
         needs="pyuwsgi",
@@ -83,10 +84,10 @@ def _uwsgi(options: str = "") -> Species:
     )
 
 
-def _granian(interface: str) -> Species:
+def _granian(interface: str) -> ProgramKind:
     arguments = f"--interface {interface} --uds {{socket}} --workers {CHILDREN} --workers-kill-timeout 40"
     respawning = "--respawn-failed-workers --respawn-interval 0.1"
-    return Species(
+    return ProgramKind(
         (_script("granian"), *arguments.split(), *respawning.split(), f"{_APP}:{interface}"),
         (*_WORKERS, "hup"),  # `vanish` is no failure, and its worker stays away; it recycles after 60 s at least
         needs="granian",
@@ -96,8 +97,8 @@ def _granian(interface: str) -> Species:
     )
 
 
-def _rq(command: str, *, workers: int = 1) -> Species:
-    return Species(
+def _rq(command: str, *, workers: int = 1) -> ProgramKind:
+    return ProgramKind(
         (_script("rq"), *command.split(), "--url", "redis://{broker}"),
         _WORKERS,
         needs="rq fakeredis",
@@ -107,9 +108,11 @@ def _rq(command: str, *, workers: int = 1) -> Species:
     )
 
 
-def _crew(kind: str, *endings: str, preloads: bool = False, recycles: bool = False, workers: int = CHILDREN) -> Species:
-    return Species(
-        ("-m", "tests.faults.zoo.crew", kind),
+def _plain(
+    kind: str, *endings: str, preloads: bool = False, recycles: bool = False, workers: int = CHILDREN
+) -> ProgramKind:
+    return ProgramKind(
+        ("-m", plain_programs.__name__, kind),
         (*_ALWAYS, "plain_exit", *endings),
         workers=workers,
         preload=("--preload",) if preloads else None,
@@ -119,12 +122,12 @@ def _crew(kind: str, *endings: str, preloads: bool = False, recycles: bool = Fal
 
 _KEPT = ("kill_worker", "hard_exit", "recycle")
 
-SPECIES: dict[str, Species] = {
+KINDS: dict[str, ProgramKind] = {
     "gunicorn_sync": _gunicorn("wsgi"),
     "gunicorn_gthread": _gunicorn("wsgi", "-k gthread --threads 4"),
     "gunicorn_uvicorn": _gunicorn("asgi", "-k uvicorn_worker.UvicornWorker"),
     "gunicorn_asgi": _gunicorn("asgi", "-k asgi"),
-    "uvicorn": Species(
+    "uvicorn": ProgramKind(
         tuple(f"-m uvicorn {_APP}:asgi --workers {CHILDREN} --fd {{fd}} --timeout-graceful-shutdown 40".split()),
         _SERVER,
         serves=True,
@@ -137,7 +140,7 @@ SPECIES: dict[str, Species] = {
     "uwsgi_lazy_threads": _uwsgi("--lazy-apps --enable-threads --threads 4"),
     "granian": _granian("wsgi"),
     "granian_asgi": _granian("asgi"),
-    "hypercorn": Species(
+    "hypercorn": ProgramKind(
         tuple(f"-m hypercorn {_APP}:asgi --workers {CHILDREN} --bind fd://{{fd}} --graceful-timeout 40".split()),
         (*_ALWAYS, "vanish", "recycle", "hup"),  # a killed worker is the end of all of them
         needs="hypercorn",
@@ -145,7 +148,7 @@ SPECIES: dict[str, Species] = {
         serves=True,
         recycling=("--max-requests", "10", "--max-requests-jitter", "5"),
     ),
-    "waitress": Species(
+    "waitress": ProgramKind(
         (_script("waitress-serve"), "--listen=127.0.0.1:0", f"{_APP}:wsgi"),
         _ALWAYS,
         needs="waitress",
@@ -154,7 +157,7 @@ SPECIES: dict[str, Species] = {
         serves=True,
         answers_to_the_end=False,
     ),
-    "tornado": Species(
+    "tornado": ProgramKind(
         ("-m", "tests.faults.zoo.tornado_app", "{fd}"),
         # Not `term_parent`: the children go on for ever, with cwsink or without. Nor `vanish`: none follows who left.
         ("term_group", "int_twice", "kill_worker", "kill_flusher", "kill_ours", "kill_all", "kill_host"),
@@ -165,12 +168,12 @@ SPECIES: dict[str, Species] = {
         leaves_children=True,
         answers_to_the_end=False,
     ),
-    "script": _crew("script", "hard_exit", workers=1),
-    "fork": _crew("fork", *_KEPT, preloads=True, recycles=True),
-    "spawn": _crew("spawn", *_KEPT, recycles=True),
-    "forkserver": _crew("forkserver", *_KEPT, preloads=True, recycles=True),
-    "pool": _crew("pool", "kill_worker", preloads=True),
-    "celery": Species(
+    "script": _plain("script", "hard_exit", workers=1),
+    "fork": _plain("fork", *_KEPT, preloads=True, recycles=True),
+    "spawn": _plain("spawn", *_KEPT, recycles=True),
+    "forkserver": _plain("forkserver", *_KEPT, preloads=True, recycles=True),
+    "pool": _plain("pool", "kill_worker", preloads=True),
+    "celery": ProgramKind(
         (*f"-m celery -A tests.faults.zoo.celery_app worker -P prefork -c {CHILDREN}".split(), "--loglevel", "WARNING"),
         (*_WORKERS, "recycle"),
         recycling=("--max-tasks-per-child", "5"),

@@ -5,7 +5,7 @@ each step that another process could see (before a request, after it is stored, 
 unlink, at each wait) and may then be killed, overtaken, or let on. A flock belongs to the open file, so
 locks hold between them as between processes. Time stands still until somebody waits.
 
-`World` also keeps the books that no code under test can fake: where each record was written, what became of it.
+`SimulatedHost` also keeps the books that no code under test can fake: where each record was written, what became of it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, State
 from cwsink.spool.lease import Lease
 from cwsink.spool.segment import SegmentKey
-from tests.stand_in import StandIn
-from tests.support import quick_config
+from tests.harness.fake_cloudwatch import FakeCloudWatch
+from tests.harness.support import Killed, quick_config
 
 SEGMENT_BYTES: Final = 4096
 CAP_BYTES: Final = 8 * SEGMENT_BYTES
@@ -60,10 +60,6 @@ _real = types.SimpleNamespace(
     commit=Cursor.commit,
     bury=DeadLetters.add,
 )
-
-
-class Killed(BaseException):
-    """SIGKILL: the process does nothing more."""
 
 
 class Place(NamedTuple):
@@ -96,12 +92,12 @@ class _Orders(Orders):
 class Leader:
     """A process that leads."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, host: SimulatedHost) -> None:
+        self._host = host
         self.is_killed = False
         self.epoch = 0
         self.will_tear_commit = False
-        self.orders = _Orders(world.step)
+        self.orders = _Orders(host.step)
         self._greenlet = greenlet(self._run)
         self.step()
 
@@ -111,7 +107,7 @@ class Leader:
 
     def step(self) -> str:
         """Let it go on to its next step, and return which; "end" if it has left."""
-        self._world.leaders_by_greenlet[self._greenlet] = self
+        self._host.leaders_by_greenlet[self._greenlet] = self
         return self._greenlet.switch() or "end"
 
     def kill(self) -> None:
@@ -131,26 +127,26 @@ class Leader:
         raise AssertionError("the leader spins")
 
     def _run(self) -> None:
-        world = self._world
-        lease = Lease(world.spool)
+        host = self._host
+        lease = Lease(host.spool)
         try:
             if not lease.try_acquire():
                 return
-            config = sending.config_of(world.spool)
-            flusher = Flusher(world.spool, config, lease, self.orders, kind="own")
+            config = sending.config_of(host.spool)
+            flusher = Flusher(host.spool, config, lease, self.orders, kind="own")
             self.epoch = flusher.epoch
             flusher.lead()
         except (Stopped, Fenced, Killed):
             pass
         except OSError:
             # Its election says so and it stands again; only a disk that fails may be the cause.
-            if not world.disk_was_full:
+            if not host.disk_was_full:
                 raise
         finally:
             lease._lock.release(force=True)
 
 
-class World:
+class SimulatedHost:
     """One spool, all that lives on it, and what is known about each record.
 
     Attributes:
@@ -191,7 +187,7 @@ class World:
         self._durable_names: set[str] = set()
         self._unlinked: dict[str, bytes] = {}
         self._durable_cursor = b""
-        self.cloudwatch = StandIn(lambda: self.true_ns // 1_000_000)
+        self.cloudwatch = FakeCloudWatch(lambda: self.true_ns // 1_000_000)
         self.cloudwatch.before = lambda client: self.step("put")
         self.cloudwatch.after = lambda client: self.step("stored")
         self._patch()
@@ -363,7 +359,7 @@ class World:
     # The seams.
 
     def _patch(self) -> None:
-        """Put this world in the place of the kernel's calls, the clocks and CloudWatch."""
+        """Put this host in the place of the kernel's calls, the clocks and CloudWatch."""
 
         def put(target: object, name: str, value: object) -> None:
             self._patches.enter_context(mock.patch.object(target, name, value))
@@ -497,9 +493,9 @@ class World:
 
 
 @contextlib.contextmanager
-def world(on_full: str = "drop_oldest", durability: str = "process") -> Iterator[World]:
+def simulated_host(on_full: str = "drop_oldest", durability: str = "process") -> Iterator[SimulatedHost]:
     """A host for the time of the block."""
-    made = World(on_full, durability)
+    made = SimulatedHost(on_full, durability)
     try:
         yield made
     finally:

@@ -1,7 +1,7 @@
 """What an emulator of CloudWatch has to give back: the same tests for moto and for LocalStack.
 
 Both take what AWS refuses, so they prove nothing about limits (the strict server does); here
-somebody else's code reads the requests and is asked what it understood. `ReadBack` is
+somebody else's code reads the requests and is asked what it understood. `EmulatorContract` is
 inherited by one class in the test module of each emulator, which provides `endpoint`.
 """
 
@@ -20,7 +20,7 @@ import pytest
 from botocore.config import Config
 
 from tests.conftest import Spawn
-from tests.support import finish
+from tests.harness.support import finish
 
 RECORDS: Final = 300
 PROCESSES: Final = 4
@@ -122,7 +122,7 @@ class Target:
         return ((event["timestamp"], event["message"]) for page in pages for event in page["events"])
 
 
-class ReadBack:
+class EmulatorContract:
     """The tests; a subclass provides `endpoint`, the emulator's URL."""
 
     @pytest.fixture

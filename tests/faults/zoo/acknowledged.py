@@ -1,4 +1,4 @@
-"""What the animals of the zoo have been promised: ids noted after `append` or the sink's `write` had returned True.
+"""What the programs of the zoo have been promised: ids noted after `append` or the sink's `write` had returned True.
 
 A line "ID PID" is added with one `os.write` to an O_APPEND file, so it survives whatever happens to
 the process that wrote it. A process killed between the append and the note leaves a record that
@@ -32,7 +32,7 @@ def id_of(message: str) -> str:
 
 
 class Acknowledged:
-    """The file; written by the animals, read by the test."""
+    """The file; written by the programs, read by the test."""
 
     def __init__(self, path: str | Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
-"""CloudWatch as a function call, for tests that need thousands of leaders: no socket, no botocore, the same verdict.
+"""A CloudWatch in the test's own process, for tests that need thousands of leaders: no socket, no botocore.
 
-`StandIn.put` takes the place of `CloudWatch.put`, which is all that a leader asks of CloudWatch once its stream
-exists. Requests are judged by the rules of the strict server.
+`FakeCloudWatch.method()` takes the place of `CloudWatch.put`, which is all that a leader asks of CloudWatch once its
+stream exists. Requests are judged by the rules of the strict server.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from cwsink.testing import rules
 POISON: Final = "poison"
 
 
-class Sent(NamedTuple):
+class StoredEvent(NamedTuple):
     """One event that CloudWatch has taken."""
 
     timestamp_ms: int
     message: str
 
 
-class StandIn:
+class FakeCloudWatch:
     """Stores what it is sent, or does as it is told.
 
     Attributes:
@@ -40,7 +40,7 @@ class StandIn:
     """
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
-        self.stored: list[Sent] = []
+        self.stored: list[StoredEvent] = []
         self.answers: list[str] = []
         self.before: Callable[[CloudWatch], None] = lambda client: None
         self.after: Callable[[CloudWatch], None] = lambda client: None
@@ -86,7 +86,7 @@ class StandIn:
             )
         verdict = rules.rejected(times, now_ms=now_ms, retention_days=None)
         taken = verdict.accepted(len(events))
-        self.stored += [Sent(*pair) for pair in zip(times[taken], messages[taken], strict=True)]
+        self.stored += [StoredEvent(*pair) for pair in zip(times[taken], messages[taken], strict=True)]
         if how != "ok":
             self.unanswered += 1
         self.after(client)

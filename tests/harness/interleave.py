@@ -20,7 +20,7 @@ from cwsink.spool import ring, segment
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
-from tests.support import CHILD_SECONDS
+from tests.harness.support import CHILD_SECONDS
 
 LEAD_SECONDS = 30.0  # guards against a hang
 SMALL = 4096  # bytes: the smallest segments, so that a few records rotate

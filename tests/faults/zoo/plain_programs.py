@@ -1,8 +1,9 @@
-"""Programs of the zoo that serve nothing and log by themselves: `python -m tests.faults.zoo.crew KIND [--preload]`.
+"""Programs of the zoo that serve nothing and log by themselves.
 
-A script; the children of multiprocessing by each start method; a ProcessPoolExecutor. Each goes
-on until it is ended from outside, or the file named by `ZOO_STOP` says how to end: "exit" or "_exit". The
-parent restarts children that die, as a supervisor does. SIGTERM to it is the wish to stop in order.
+Started as `python -m tests.faults.zoo.plain_programs KIND [--preload]`. The kinds are: a script, the children of
+multiprocessing by each start method, and a ProcessPoolExecutor. Each goes on until it is ended from outside, or until
+the file named by `ZOO_STOP` says how to end: "exit" or "_exit". The parent restarts children that die, as a supervisor
+does. SIGTERM tells it to stop in order.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from cwsink.config import SinkConfig
@@ -11,6 +12,10 @@ from cwsink.spool import directory
 from cwsink.spool.survey import survey
 
 CHILD_SECONDS = 60  # guards against a hang, asserts no speed
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where no process can be killed for it: cwsink catches it nowhere, so nothing more is done."""
 
 
 def books_balance(root: Path) -> None:
@@ -40,6 +45,12 @@ def quick_config(endpoint_url: str | None = None, **settings: object) -> SinkCon
         "drain_timeout_seconds": 30.0,
     }
     return SinkConfig(**{**defaults, **settings})
+
+
+def program_calling(function: Callable[..., object]) -> str:
+    """Return a program for the fixture `spawn`: it calls a function of a test module with its command line's words."""
+    name = function.__qualname__
+    return f"import sys\nfrom {function.__module__} import {name}\n{name}(*sys.argv[1:])\n"
 
 
 def finish(child: subprocess.Popen[str], *, code: int = 0, seconds: float = CHILD_SECONDS) -> str:

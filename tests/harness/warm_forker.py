@@ -1,7 +1,7 @@
-"""Processes by the dozen: forked from one warm process, killed, and reaped.
+"""A warm process, which has botocore imported, forks as many processes as a test asks for, and reaps them.
 
-A process that has to import botocore before it leads takes half a second; one forked from a process that has it
-takes 10 ms. So a test that kills 50 leaders takes seconds. Workers need it, too: gunicorn's `--preload` forks them so.
+A process that has to import botocore before it leads takes half a second. One that is forked from a process that has
+it takes 10 ms, so a test that kills 50 leaders takes seconds. It is also how gunicorn's `--preload` makes workers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable
 
 
-class Nursery:
-    """Runs `work`, a function of a test module, in as many processes as it is asked for."""
+class WarmForker:
+    """The warm process. Each process that it forks runs `work`, a function of a test module."""
 
     def __init__(self, spawn: Callable[..., subprocess.Popen[str]], work: Callable[..., None]) -> None:
         self._process = spawn(
-            f"from tests.nursery import serve\nfrom {work.__module__} import {work.__qualname__} as work\nserve(work)"
+            f"from {__name__} import serve\nfrom {work.__module__} import {work.__qualname__} as work\nserve(work)\n"
         )
 
     def fork(self, *arguments: object) -> int:
@@ -42,7 +42,7 @@ class Nursery:
         stdin.write(json.dumps(request) + "\n")
         stdin.flush()
         answer = stdout.readline()
-        assert answer, f"the nursery died:\n{stderr and stderr.read()}"
+        assert answer, f"the warm process died:\n{stderr and stderr.read()}"
         return int(answer)
 
 

@@ -1,4 +1,4 @@
-"""An animal of the zoo: a server or program that runs, and what can be seen of it from outside.
+"""A program of the zoo that runs, a server or another one, and what can be seen of it from outside.
 
 Its processes are those of its session, from /proc. Beside them there are ours: the guard and the flusher, in a session
 of their own, known by their command line. What was acknowledged is in a file. Clients send requests without a pause.
@@ -29,9 +29,9 @@ from cwsink.testing import StrictCloudWatch
 from tests.faults import own_processes
 from tests.faults.own_processes import Process
 from tests.faults.zoo import broker
-from tests.faults.zoo.crew import STOP_VARIABLE, VICTIM_VARIABLE
-from tests.faults.zoo.oracle import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged
-from tests.faults.zoo.species import SPECIES, Species
+from tests.faults.zoo.acknowledged import FILE_VARIABLE, FLAVOUR_VARIABLE, Acknowledged
+from tests.faults.zoo.kinds import KINDS, ProgramKind
+from tests.faults.zoo.plain_programs import STOP_VARIABLE, VICTIM_VARIABLE
 
 HANG_SECONDS = 60.0
 POLL_SECONDS = 0.01
@@ -39,33 +39,33 @@ CLIENTS = 4
 PAUSE_SECONDS = 0.003  # of a client between two requests, so that the machine is busy and not swamped
 GROUP = "/zoo"
 DRAIN_TIMEOUT_SECONDS = 30.0
-# No process of ours may be left so long after the animal, and what `drain_timeout_seconds` allows.
+# No process of ours may be left so long after the program, and what `drain_timeout_seconds` allows.
 GONE_SECONDS = 5.0
 
 _SAYS_WHERE = re.compile(r"(?:Listening at: http://|Serving on http://)127\.0\.0\.1:(\d+)")
 
 
-class Animal:
+class RunningProgram:
     """A running server and all of its processes."""
 
     def __init__(
         self, name: str, folder: Path, server: StrictCloudWatch, flavour: str, *, preload: bool, recycling: bool
     ) -> None:
-        self.name, self.species = name, (species := SPECIES[name])
+        self.name, self.kind = name, (kind := KINDS[name])
         folder.mkdir()
         self._stop_file, self._victim_file, self.log = folder / "stop", folder / "victim", folder / "output.log"
         self._socket = folder / "socket"
         self._acknowledged = Acknowledged(folder / "acknowledged")
-        self._broker = _Broker() if _takes(species, "{broker}") else None
+        self._broker = _Broker() if _takes(kind, "{broker}") else None
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self._port = listener.getsockname()[1] if _takes(species, "{fd}") else 0
+        self._port = listener.getsockname()[1] if _takes(kind, "{fd}") else 0
         address = self._broker.address if self._broker else ""
         arguments = [
             argument.format(fd=listener.fileno(), socket=self._socket.name, broker=address)
-            for argument in species.arguments
+            for argument in kind.arguments
         ]
-        arguments += (species.preload or ()) if preload else ()
-        arguments += species.recycling if recycling else ()
+        arguments += (kind.preload or ()) if preload else ()
+        arguments += kind.recycling if recycling else ()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -73,8 +73,8 @@ class Animal:
                 env={
                     **os.environ,
                     **server.environment(),
-                    **dict(species.environment),
-                    **(dict(species.recycling_environment) if recycling else {}),
+                    **dict(kind.environment),
+                    **(dict(kind.recycling_environment) if recycling else {}),
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     "PYTHONWARNINGS": "default",
                     "FAPILOG_CORE__SINKS": '["cloudwatch"]',
@@ -132,7 +132,7 @@ class Animal:
     def workers(self) -> list[int]:
         """Return the live processes that have logged, the oldest first; not a parent that has logged early."""
         alive = self.processes()
-        if self.species.workers > 1:
+        if self.kind.workers > 1:
             alive.pop(self.process.pid, None)
         return [pid for pid in dict.fromkeys(self._acknowledged.by_id().values()) if pid in alive]
 
@@ -152,7 +152,7 @@ class Animal:
     # Waiting for something to become true.
 
     def wait_until(self, claim: Callable[[], object], what: str, seconds: float = HANG_SECONDS) -> None:
-        """Wait until the claim holds; fail with the animal's own words if it never does."""
+        """Wait until the claim holds; fail with the program's own words if it never does."""
         until = time.monotonic() + seconds
         while not claim():
             if time.monotonic() > until:
@@ -168,8 +168,8 @@ class Animal:
 
     def wait_for_workers(self, *, without: set[int] = frozenset()) -> None:  # type: ignore[assignment]  # not changed
         """Wait until all workers have logged and none of `without` is left."""
-        wanted = self.species.workers
-        if self.species.lives_briefly:
+        wanted = self.kind.workers
+        if self.kind.lives_briefly:
             self.wait_until(lambda: len(self.generations()) >= wanted, f"{wanted} jobs")
             return
         self.wait_until(
@@ -204,7 +204,7 @@ class Animal:
 
     def get(self, path: str, timeout: float = HANG_SECONDS) -> str:
         """Request a path; the body of the 200, or OSError or HTTPException."""
-        if _takes(self.species, "{socket}"):
+        if _takes(self.kind, "{socket}"):
             connection: http.client.HTTPConnection = _LocalConnection(self._socket, timeout)
         else:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -241,7 +241,7 @@ class Animal:
 
     def ask_to_end(self) -> None:
         """SIGTERM to the first process; to all where it would leave its children behind."""
-        self.signal_all(signal.SIGTERM) if self.species.leaves_children else self.signal(signal.SIGTERM)
+        self.signal_all(signal.SIGTERM) if self.kind.leaves_children else self.signal(signal.SIGTERM)
 
     def signal_group(self, number: int) -> None:
         """Signal the whole group, as Ctrl-C in a terminal does."""
@@ -273,19 +273,19 @@ class Animal:
 
     def end_one(self, rng: random.Random, number: int) -> None:
         """Signal a worker, and wait until it has ended."""
-        if self.species.lives_briefly:
+        if self.kind.lives_briefly:
             _replace(self._victim_file, broker.NEXT)
             self.wait_until(lambda: not self._victim_file.exists(), "a job takes it")
             return
         while not (workers := self.workers()):
             self.wait_until(self.workers, "a worker")
-        victim = workers[0] if self.species.is_delicate else rng.choice(workers)
+        victim = workers[0] if self.kind.is_delicate else rng.choice(workers)
         if self.name == "celery":
             _replace(self._victim_file, str(victim))
         else:
             _kill(victim, number)  # if it is still there: a pool ends all of its own when one is killed
         self.wait_until(lambda: victim not in self.processes(), "it has ended")
-        if self.species.is_delicate:
+        if self.kind.is_delicate:
             self.wait_for_workers()
 
     def stop(self, way: str) -> None:
@@ -336,8 +336,8 @@ class _Broker:
         self._process.communicate()
 
 
-def _takes(species: Species, what: str) -> bool:
-    return any(what in argument for argument in species.arguments)
+def _takes(kind: ProgramKind, what: str) -> bool:
+    return any(what in argument for argument in kind.arguments)
 
 
 def _group_of(pid: int) -> int | None:
@@ -360,25 +360,25 @@ def _replace(path: Path, text: str) -> None:
     new.replace(path)
 
 
-class Visitors:
+class Clients:
     """Clients that send one request after the other until they are told to stop. A context manager."""
 
-    def __init__(self, animal: Animal) -> None:
-        self._animal = animal
+    def __init__(self, program: RunningProgram) -> None:
+        self._program = program
         self._ended = threading.Event()
         self.issued: set[str] = set()
         self.answered: set[str] = set()
-        clients = CLIENTS if animal.species.serves else 0
-        self._threads = [threading.Thread(target=self._visit, args=(client,)) for client in range(clients)]
+        clients = CLIENTS if program.kind.serves else 0
+        self._threads = [threading.Thread(target=self._send_requests, args=(client,)) for client in range(clients)]
 
-    def _visit(self, client: int) -> None:
+    def _send_requests(self, client: int) -> None:
         number = 0
         while not self._ended.is_set():
-            id_ = f"visitor{client}-{number}"
+            id_ = f"client{client}-{number}"
             number += 1
             self.issued.add(id_)
             try:
-                self._animal.get(id_)
+                self._program.get(id_)
             except (OSError, http.client.HTTPException):
                 # Its worker was ended, or the server is not up yet, or no more: nothing was promised.
                 self._ended.wait(POLL_SECONDS)
@@ -386,7 +386,7 @@ class Visitors:
                 self.answered.add(id_)
                 self._ended.wait(PAUSE_SECONDS)
 
-    def __enter__(self) -> Visitors:
+    def __enter__(self) -> Clients:
         for thread in self._threads:
             thread.start()
         return self
