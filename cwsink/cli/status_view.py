@@ -104,7 +104,7 @@ def _summary(views: list[SpoolView]) -> Text:
     verb = "is" if len(behind) == 1 else "are"
     summary = f"{len(behind)} of {len(views)} spools {verb} behind: {text.records(pending)} in all.\n"
     if (left := sum(view.orphan_seconds is not None for view in views)) > 1:
-        summary += f"{left} of them are orphans. `cwsink replay --all` sends those, and --dry-run only lists them.\n"
+        summary += f"{left} of them are orphans: `cwsink replay --all` sends those, and --dry-run only lists them.\n"
     return Text(summary, "yellow")
 
 
