@@ -23,14 +23,14 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink import SinkConfig, Writer, diagnostics
-from cwsink.config import RETENTION_DAYS, load_config
+from cwsink.config import load_config
 from cwsink.errors import ConfigError
 from cwsink.flusher import backoff
 from cwsink.flusher.election import Election
 from cwsink.spool import cursor, sending
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.survey import survey
-from cwsink.testing import StrictCloudWatch, rules
+from cwsink.testing import StrictCloudWatch
 from cwsink.testing.actions import ACTIONS
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver, leading, until
@@ -236,10 +236,9 @@ def test_a_retention_that_is_denied_does_not_stop_delivery(
 
 @pytest.mark.parametrize("days", [0, -1, 2, 10, 15, 3654, 10_000])
 def test_a_retention_that_cloudwatch_does_not_have_is_refused_at_once(days: int) -> None:
-    """Before anything is made, with the ones there are; the same ones that the server knows."""
+    """Before anything is made, with the ones there are."""
     with pytest.raises(ConfigError, match=f"retention_days={days}: .* 1, 3, 5, 7, 14, 30"):
         SinkConfig(retention_days=days)
-    assert frozenset(RETENTION_DAYS) == rules.RETENTION_DAYS
 
 
 @pytest.mark.usefixtures("impatient")
