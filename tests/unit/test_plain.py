@@ -144,7 +144,7 @@ class MaskedByRepr:
 
 
 @dataclasses.dataclass(repr=False)
-class Silent:
+class Unrepresented:
     password: str
 
 
@@ -172,7 +172,7 @@ HIDING = [
     Hidden("ann", SECRET),
     Masked(SECRET),
     MaskedByRepr(SECRET),
-    Silent(SECRET),
+    Unrepresented(SECRET),
     HiddenAttrs("ann", SECRET),
     MaskedAttrs("ann", SECRET),
     HiddenModel(user="ann", password=SECRET),
@@ -258,7 +258,7 @@ def test_a_container_that_holds_itself_ends() -> None:
     assert "levels deep" in json.dumps(shown(deep))
 
 
-class Hostile:
+class Unshowable:
     def __str__(self) -> str:
         raise RuntimeError
 
@@ -267,5 +267,5 @@ class Hostile:
 
 def test_a_value_that_cannot_be_shown_is_named() -> None:
     """Whatever of it fails."""
-    assert shown(Hostile()) == "<Hostile that cannot be shown: RuntimeError>"
-    assert shown([Hostile(), 1]) == ["<Hostile that cannot be shown: RuntimeError>", 1]
+    assert shown(Unshowable()) == "<Unshowable that cannot be shown: RuntimeError>"
+    assert shown([Unshowable(), 1]) == ["<Unshowable that cannot be shown: RuntimeError>", 1]
