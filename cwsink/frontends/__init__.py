@@ -34,7 +34,7 @@ Starting the flusher
 --------------------
 
 At its first append a process attaches: it takes a shared flock on attached.lock, once for each spool (`presence`).
-Then it looks for a leader. Later appends look again, once a second:
+Then it looks for a leader. Later appends look again, with each check of the ring (every 0.8 s):
 
 ```text
 does anybody lead this spool? --yes--> done

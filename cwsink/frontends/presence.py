@@ -31,7 +31,8 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
 from cwsink.version import __version__
 
-_LOOK_SECONDS: Final = 1.0
+# Looks come with the ring's checks, which are nearly a second apart. A longer time would miss every other one of them.
+_LOOK_SECONDS: Final = 0.5
 # Pauses between two looks whether all is delivered: by the last process at exit, and by a caller of `flush`.
 _DRAIN_POLL_SECONDS: Final = 0.01
 _FLUSH_POLL_SECONDS: Final = 0.02
@@ -120,7 +121,7 @@ class Presence:
         self._attachment.close()
 
     def look(self) -> None:
-        """Start a flusher if there is none. Looks at most once a second. A start takes 2 ms."""
+        """Start a flusher if there is none. Looks at most twice a second. A start takes 2 ms."""
         now = time.monotonic()
         if now < self._look_at:
             return

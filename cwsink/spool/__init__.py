@@ -61,8 +61,8 @@ Append
 3. Written in part, or ENOSPC: the answer is FULL. Another error: the answer is FAILED, and is said once a minute. The
    part that was written stays, and readers skip it.
 
-To ask for the file's size at each append would cost a second system call. So a writer *checks* its segment once a
-second, or after about 1/32 of a segment in small records (1/64 in large ones), whichever comes first. A check asks:
+To ask for the file's size at each append would cost a second system call. So a writer *checks* its segment every
+0.8 s, or after about 1/32 of a segment in small records (1/64 in large ones), whichever comes first. A check asks:
 does the segment's name still lead to it, was it cut, is it full, is there a newer one? One thread of a process checks
 at a time; the others append on. `Writer.append` has all this once more, spelled out for small texts. That is ugly; it
 was measured, and is worth it.

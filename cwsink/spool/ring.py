@@ -6,7 +6,7 @@ is taken for it, neither in the process nor across processes. So threads, signal
 `append`, and no other process can make it wait, whatever that process was doing when it was stopped or killed.
 
 All other work is a check of the segment (`_check`): is it full, is there a newer one, is the directory still there? A
-check is due once a second, and after about `segment_bytes / 32` of our own small records (`/ 64` of large ones). One
+check is due every 0.8 s, and after about `segment_bytes / 32` of our own small records (`/ 64` of large ones). One
 thread of a process checks at a time, and the others append on meanwhile.
 
 `append` never raises. It answers with one of a closed set (`Append`).
@@ -30,7 +30,7 @@ from cwsink.spool.budget import Budget, read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import AttachedSegment, SegmentKey
 
-_CHECK_NS: Final = 1_000_000_000
+_CHECK_NS: Final = 800_000_000
 _SMALL_BYTES: Final = 1024
 _SMALL_CHECKS: Final = 32
 _CHECKS: Final = 64

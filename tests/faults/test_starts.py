@@ -23,7 +23,7 @@ from cwsink.flusher.own import OwnFlusher
 from cwsink.frontends import presence
 from cwsink.frontends.starter import PYTHON_VARIABLE, Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, descriptors, flusher_lock, leader_state, sending
+from cwsink.spool import cursor, descriptors, flusher_lock, leader_state, ring, sending
 from cwsink.spool.directory import SpoolDirectory, open_for
 from cwsink.spool.flusher_lock import FlusherLock
 from cwsink.testing import StrictCloudWatch
@@ -87,6 +87,11 @@ def test_two_that_find_nobody_at_the_same_time_start_one(spool: SpoolDirectory, 
     Starter(spool.root).ensure(spool)
     assert len(stub.started()) == 1
     assert flusher_lock.is_taken(spool.root)
+
+
+def test_every_check_of_a_ring_brings_a_look() -> None:
+    """A look that was allowed a moment later than the check would wait for the next check: a start took up to 2 s."""
+    assert presence._LOOK_SECONDS * 1e9 < ring._CHECK_NS < 1e9
 
 
 def test_one_that_is_killed_before_it_leads_is_started_again_at_once(
