@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol
 
@@ -75,7 +76,7 @@ async def _answer_false(_record: object) -> bool:
 IsOurs = Callable[[Any], bool]
 
 
-class Outlets:
+class Outlets(ABC):
     """The sinks of one logger.
 
     Attributes:
@@ -84,13 +85,13 @@ class Outlets:
 
     is_parallel: bool
 
+    @abstractmethod
     def of(self, level: str) -> Sequence[Outlet]:
         """Return the sinks that a record of this level goes to, in fapilog's order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def all(self) -> Iterable[Outlet]:
         """Return all sinks."""
-        raise NotImplementedError
 
     async def write_rest(self, record: Any, level: str, done: frozenset[int], *, serialized: bool) -> None:
         """Write a record to those sinks of its level whose `id` is not in `done`, as fapilog would."""
