@@ -9,7 +9,23 @@ from pathlib import Path
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolError
 from cwsink.spool import directory
+from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.survey import survey
+
+# For tests of what is sent where, without a spool on disk.
+SPOOL_FORMAT = SpoolFormat(
+    format=1,
+    spool_id="00" * 16,
+    log_group_name="/app",
+    log_stream_name="host",
+    region=None,
+    endpoint_url=None,
+    create_log_group=True,
+    create_log_stream=True,
+    spool_max_bytes=1 << 20,
+    host="host",
+    created="2023-11-14T00:00:00Z",
+)
 
 CHILD_SECONDS = 60  # guards against a hang, asserts no speed
 

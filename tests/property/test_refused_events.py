@@ -19,23 +19,9 @@ from cwsink.config import SinkConfig
 from cwsink.flusher.chunk import Request
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.outcome import Answer
-from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
-from tests.harness.support import Killed
+from tests.harness.support import SPOOL_FORMAT, Killed
 
-FORMAT = SpoolFormat(
-    format=1,
-    spool_id="00" * 16,
-    log_group_name="/app",
-    log_stream_name="host",
-    region=None,
-    endpoint_url=None,
-    create_log_group=True,
-    create_log_stream=True,
-    spool_max_bytes=1 << 20,
-    host="host",
-    created="2023-11-14T00:00:00Z",
-)
 CONFIG = SinkConfig(circuit_breaker_enabled=False)
 OK = Answer(status=200, request_id="r")
 INVALID = Answer(status=400, code="InvalidParameterException", message="no", request_id="r")
@@ -106,7 +92,7 @@ class CloudWatch:
         dead: Counter[str] = Counter()
         while done < len(events):
             begin = done
-            delivery = Delivery(self, FORMAT, CONFIG, self, self, self, uniform=lambda: 0.0)
+            delivery = Delivery(self, SPOOL_FORMAT, CONFIG, self, self, self, uniform=lambda: 0.0)
             try:
                 for settled in delivery.send(Request("host", events[begin:])):
                     self.step()

@@ -19,28 +19,14 @@ from cwsink.flusher.chunk import Request
 from cwsink.flusher.delivery import CANARY, MOST_BELIEVED, Delivery, Settled, Stopped, Tally
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.cursor import Fenced
-from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import NOTICE, Event
+from tests.harness.support import SPOOL_FORMAT
 
 OK = Answer(status=200, request_id="r", is_ambiguous=True)
 NO_REQUEST_ID = Answer(status=200, is_ambiguous=True)
 TIMEOUT = Answer(code="ReadTimeoutError", message="read timed out", is_ambiguous=True)
 REFUSED = Answer(code="EndpointConnectionError", message="could not connect")
 UNAVAILABLE = Answer(status=503, code="ServiceUnavailableException", message="later", is_ambiguous=True)
-
-FORMAT = SpoolFormat(
-    format=1,
-    spool_id="00" * 16,
-    log_group_name="/app",
-    log_stream_name="host",
-    region=None,
-    endpoint_url=None,
-    create_log_group=True,
-    create_log_stream=True,
-    spool_max_bytes=1 << 20,
-    host="host",
-    created="2023-11-14T00:00:00Z",
-)
 
 
 def error(code: str, **more: Any) -> Answer:
@@ -84,7 +70,7 @@ class World:
         config = SinkConfig(**{"circuit_breaker_enabled": False, **settings})
         self.delivery = Delivery(
             self,  # CloudWatch
-            FORMAT,
+            SPOOL_FORMAT,
             config,
             self,  # the dead letters
             self,  # leader.json
