@@ -43,8 +43,7 @@ class SpoolDrain:
         self.directory = directory
         self.target = target(directory)
         self.backlog = Backlog(directory)
-        self.election = Election(directory, kind="once", in_a_hurry=True)
-        self.election.pace = pace
+        self.election = Election(directory, kind="once", in_a_hurry=True, pace=pace)
         self.is_done = False
         self.failure: str | None = None
         self._why = ""

@@ -24,7 +24,7 @@ from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
 from cwsink.errors import CwsinkError
 from cwsink.limits import MAX_PAST_MS
-from cwsink.spool import lease, orphans, survey
+from cwsink.spool import orphans, survey
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -113,18 +113,8 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
     if drain.failure and stops.count:
         drain.failure += f" `cwsink replay {shlex.quote(directory.path)}` goes on from there."
     if drain.is_done:
-        _give_back(directory)
+        orphans.give_back(directory)
     return drain
-
-
-def _give_back(directory: SpoolDirectory) -> None:
-    """Give the disk space of an emptied spool back, unless another process leads it by now."""
-    claim = lease.Lease(directory)
-    try:
-        if claim.try_acquire():
-            orphans.give_back(directory)
-    finally:
-        claim.release()
 
 
 def _would_do(directory: SpoolDirectory) -> str:

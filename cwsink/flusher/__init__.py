@@ -56,8 +56,8 @@ Election
 --------
 
 `Election` is the only way to lead a spool, for every host of it: the flusher that starts by itself (kind `own`), the
-one of `cwsink run` (`run`), `cwsink flush` (`service`), and `flush --once` and `replay` (`once`). Adopting orphans is
-the one exception: the adopter takes the lease itself.
+one of `cwsink run` (`run`), `cwsink flush` (`service`), and `flush --once` and `replay` (`once`). A leader that adopts
+orphans has an election for each of them, one after the other.
 
 * It tries the lease every 0.25 s, and up to half as long again. The kernel frees it the moment its holder dies.
 * It reads how to send from the spool (settings.json and FORMAT). Its environment is that of the process that happened

@@ -1,10 +1,10 @@
 """`adopt_orphans`: a leader also sends the spools beside its own that nobody looks after.
 
 Live records must never wait for old ones. So the adopter is a thread of its own. Every `SCAN_SECONDS` it looks
-through the root for orphans (cwsink.spool.orphans) of the same owner, and leads one at a time:
+through the root for orphans (cwsink.spool.orphans) of the same owner, and stands for election in one at a time:
 
 ```text
-lease of the orphan -> at most PACE records a second, for at most STINT_SECONDS
+an election of the orphan -> at most PACE records a second, for at most STINT_SECONDS
 -> on to the next one; sooner if the orphan is empty, if a process logs there again, or if the leader stops
 ```
 
@@ -15,23 +15,16 @@ permission, a region out of reach) holds up the other orphans for one stint in e
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
-from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
-from cwsink.flusher.delivery import Stopped
-from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.spool import cursor, orphans, sending
+from cwsink.spool import cursor, orphans, survey
 from cwsink.spool.attachment import is_anyone_attached
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
-from cwsink.spool.lease import Lease
 
 # Records a second. This is about one request a second, which takes 4 ms of a core.
 PACE: Final = 1_000.0
@@ -43,32 +36,31 @@ _FIRST_SCAN_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.25
 
 
+class OrphansElection(Protocol):
+    """What the adopter asks of the election that it has for one orphan (cwsink.flusher.election.Election)."""
+
+    def start(self) -> None:
+        """Begin to stand for election."""
+
+    def leave(self, drain_seconds: float) -> None:
+        """Deliver what is there for at most `drain_seconds`, and end."""
+
+    def has_ended(self, timeout_seconds: float) -> bool:
+        """Wait at most `timeout_seconds` for its end. Tell whether it has ended."""
+
+
+Elect = Callable[[SpoolDirectory], OrphansElection]
+
+
 @contextlib.contextmanager
-def beside(directory: SpoolDirectory, config: SinkConfig, *, kind: str) -> Iterator[None]:
-    """Adopt orphans while the block leads `directory`, if the config says so. Its end waits for nothing."""
-    if not config.adopt_orphans:
-        yield
-        return
-    adopter = Adopter(directory, kind=kind)
+def beside(directory: SpoolDirectory, elect: Elect) -> Iterator[None]:
+    """Adopt the orphans beside `directory` while the block leads it. Its end waits for nothing."""
+    adopter = Adopter(directory, elect)
     threading.Thread(target=adopter.run, name="cwsink-adopter", daemon=True).start()
     try:
         yield
     finally:
         adopter.stop.set()
-
-
-class _Stint(Orders):
-    """Orders to deliver all there is and leave, or to leave sooner, once `must_leave` says so."""
-
-    def __init__(self, must_leave: Callable[[], bool]) -> None:
-        super().__init__()
-        self._must_leave = must_leave
-        self.drain(math.inf)
-
-    @property
-    def is_over(self) -> bool:
-        """Tell whether to leave now, delivered or not."""
-        return self._must_leave()
 
 
 class Adopter:
@@ -78,9 +70,10 @@ class Adopter:
         stop: set it, and `run` returns as soon as the request in flight is over.
     """
 
-    def __init__(self, directory: SpoolDirectory, *, kind: str) -> None:
+    def __init__(self, directory: SpoolDirectory, elect: Elect) -> None:
+        """`directory`: the spool that this process leads. `elect`: makes the election of an orphan."""
         self._own = directory
-        self._kind = kind
+        self._elect = elect
         self._adopted: set[str] = set()
         self.stop = threading.Event()
 
@@ -106,21 +99,18 @@ class Adopter:
 
     def _try_to_adopt(self, directory: SpoolDirectory) -> None:
         """Send one orphan for a stint. If anything goes wrong, say so; the next round tries again."""
-        claim = Lease(directory)
         try:
-            if claim.try_acquire():
-                self._adopt(directory, claim)
+            self._adopt(directory)
         except Exception as error:
             if directory.is_present():
                 report(
                     f"adopt_{directory.path}",
                     f"cannot adopt {directory.path}: {type(error).__name__}: {error}. Its records stay there.",
                 )
-        finally:
-            claim.release()
 
-    def _adopt(self, directory: SpoolDirectory, claim: Lease) -> None:
+    def _adopt(self, directory: SpoolDirectory) -> None:
         before = cursor.read(directory.cursor).ledger.delivered
+        election = self._elect(directory)
         if directory.path not in self._adopted:
             self._adopted.add(directory.path)
             spool_format = directory.format
@@ -129,29 +119,16 @@ class Adopter:
                 f"adopts the orphan {directory.path}, written by host {spool_format.host}: it is sent to "
                 f"{spool_format.log_group_name} at up to {PACE:,.0f} records a second.",
             )
-        with contextlib.suppress(Stopped, Fenced):
-            orders = _Stint(self._leave_when(directory))
-            Flusher(directory, sending.config_of(directory), claim, orders, kind=self._kind, pace=PACE).lead()
-            if not orders.is_over:
-                self._adopted.discard(directory.path)
-                orphans.give_back(directory)
-                delivered = cursor.read(directory.cursor).ledger.delivered - before
-                report(
-                    f"adopted_{directory.path}",
-                    f"the orphan {directory.path} is done: {delivered:,} records were delivered in this go.",
-                )
-
-    def _leave_when(self, directory: SpoolDirectory) -> Callable[[], bool]:
-        until = time.monotonic() + STINT_SECONDS
-        look_at = 0.0
-        is_wanted = False
-
-        def must_leave() -> bool:
-            nonlocal look_at, is_wanted
-            now = time.monotonic()
-            if not is_wanted and now >= look_at:
-                look_at = now + _LOOK_SECONDS
-                is_wanted = is_anyone_attached(directory)
-            return is_wanted or now >= until or self.stop.is_set()
-
-        return must_leave
+        election.start()
+        election.leave(STINT_SECONDS)
+        while not election.has_ended(_LOOK_SECONDS):
+            if self.stop.is_set() or is_anyone_attached(directory):
+                election.leave(0.0)
+        if not survey.has_pending(directory):
+            self._adopted.discard(directory.path)
+            orphans.give_back(directory)
+            delivered = cursor.read(directory.cursor).ledger.delivered - before
+            report(
+                f"adopted_{directory.path}",
+                f"the orphan {directory.path} is done: {delivered:,} records were delivered in this go.",
+            )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
 
 from cwsink.config import SinkConfig
@@ -48,13 +49,16 @@ class Election:
         pace: the most records to send in a second; None for no limit.
     """
 
-    def __init__(self, directory: SpoolDirectory, *, kind: Kind, in_a_hurry: bool = False) -> None:
+    def __init__(
+        self, directory: SpoolDirectory, *, kind: Kind, in_a_hurry: bool = False, pace: float | None = None
+    ) -> None:
         """Prepare; `start` begins.
 
         Args:
             directory: the spool.
             kind: which program hosts the election. `cwsink status` shows it.
             in_a_hurry: send records without waiting for batch_size or batch_timeout_seconds.
+            pace: the most records to send in a second; None for no limit. With a pace it adopts no orphan.
 
         Raises:
             ConfigError: the spool has no settings, and `FAPILOG_CLOUDWATCH__*` are wrong.
@@ -63,7 +67,7 @@ class Election:
         self.config: SinkConfig = sending.config_of(directory)
         self.epoch = 0
         self.trouble: str | None = None
-        self.pace: float | None = None
+        self.pace = pace
         self._kind: Kind = kind
         self._in_a_hurry = in_a_hurry
         self._is_mute = False
@@ -195,7 +199,7 @@ class Election:
                 flusher.leader_state.went_mute()
             self._instruct()  # the host may have told it to leave while it was being elected
             self.epoch, self.trouble = flusher.epoch, None
-            with adoption.beside(self.directory, self.config, kind=self._kind):
+            with self._adopting():
                 flusher.lead()
         except Stopped:
             pass
@@ -203,6 +207,12 @@ class Election:
             self._orders = self._flusher = None
             self.epoch = 0
         return orders
+
+    def _adopting(self) -> AbstractContextManager[None]:
+        """While the block runs, also send the spools that nobody looks after, if the settings say so."""
+        if not self.config.adopt_orphans or self.pace is not None:
+            return nullcontext()
+        return adoption.beside(self.directory, lambda orphan: Election(orphan, kind=self._kind, pace=adoption.PACE))
 
 
 class _OrdersOfSpool(Orders):

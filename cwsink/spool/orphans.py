@@ -56,13 +56,17 @@ def left_behind(directory: SpoolDirectory) -> int:
 
 
 def give_back(directory: SpoolDirectory) -> None:
-    """Give the disk blocks of a spool back in which all is settled. Never raises. The caller holds the lease.
+    """Give the disk blocks of a spool back in which all is settled, unless another process leads it. Never raises.
 
     The last segment of a spool stays, with the blocks that were reserved for it. There may be an orphan for each
     container that ever ran, and none of them may be needed again: their reserved blocks would fill the disk. If a
     writer has the segment open, or opens it now, its lock keeps us out.
     """
-    with contextlib.suppress(OSError):
+    claim = lease.Lease(directory)
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        if not claim.try_acquire():
+            return
+        stack.callback(claim.release)
         committed = cursor.read(directory.cursor).committed()
         for number in segment.numbers(directory.ring):
             if (fd := segment.open_file(directory.ring, number, os.O_RDWR)) is None:

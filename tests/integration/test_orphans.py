@@ -5,6 +5,7 @@ The verdict is the strict server's: what arrived where, how often, and who sent 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from cwsink import Writer
 from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.flusher import adoption
+from cwsink.flusher.election import Election
 from cwsink.spool import directory, leader_state, lease, orphans, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import pending, survey
@@ -500,9 +502,10 @@ def test_a_wrong_orphan_does_not_hide_the_others(
 def test_an_adopter_that_is_not_leading_any_more_stops(config: SinkConfig) -> None:
     """The block ends at once, whatever the adopter is doing."""
     spool = directory.open_for(quick_config(config.endpoint_url, adopt_orphans=True))
-    with adoption.beside(spool, SinkConfig(**json.loads(adopting(config))), kind="own"):
+    elect = functools.partial(Election, kind="own", pace=adoption.PACE)
+    with adoption.beside(spool, elect):
         pass
-    adopter = adoption.Adopter(spool, kind="own")
+    adopter = adoption.Adopter(spool, elect)
     adopter.stop.set()
     adopter.run()
     assert sys.exc_info() == (None, None, None)
