@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec.structs import asdict
@@ -28,9 +28,15 @@ from cwsink.limits import (
     MAX_EVENT_BYTES,
     MAX_TAGS,
     MIN_ENTITY_KEYS,
+    REGION,
     RETENTION_DAYS,
 )
 from cwsink.naming import check_group
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.settings import Settings
 
 ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
 
@@ -46,6 +52,8 @@ _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
 _DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
 _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
+
+_ENDPOINT: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/?#:\[\]\s]+)(:\d{1,5})?(/[^?#\s]*)?", re.IGNORECASE)
 
 # A longer time or a larger spool is a mistake in the unit. A socket's timer or a file could not hold it, either.
 _MOST_SECONDS: Final = 365 * 86_400.0
@@ -144,9 +152,20 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     external_id: str | None = None
     entity: Entity | None = None
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[Settings]) -> None: ...
+
     def __post_init__(self) -> None:
         """Check the rules that a field's type cannot express. Raises ConfigError."""
         check_group(self.log_group_name)
+        for name, value in asdict(self).items():
+            if isinstance(value, str) and name != "spool_directory" and not value.isprintable():
+                raise ConfigError(f"{name}={value!r} holds a character that cannot be printed.")
+        if self.region is not None and not REGION.fullmatch(self.region):
+            raise ConfigError(f"region={self.region!r} is no name of a region. Write it like us-east-1.")
+        if self.endpoint_url is not None:
+            _check_endpoint(self.endpoint_url)
         if not self.log_stream_name:
             raise ConfigError("log_stream_name is empty. Leave it out for the host's name.")
         if self.segment_bytes is not None and self.segment_bytes * MIN_SEGMENTS > self.spool_max_bytes:
@@ -183,7 +202,9 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
         return self.segment_bytes or max(MIN_SEGMENT_BYTES, min(DEFAULT_SEGMENT_BYTES, self.spool_max_bytes // 8))
 
 
-def load_config(config: object = None, *, env: Mapping[str, str] | None = None, **settings: Any) -> SinkConfig:
+def load_config(
+    config: object = None, *, env: Mapping[str, str] | None = None, **settings: Unpack[Settings]
+) -> SinkConfig:
     """Build a SinkConfig from a config object of fapilog or the application, single settings, and the environment.
 
     Args:
@@ -226,6 +247,17 @@ def _endpoint_url(env: Mapping[str, str]) -> str | None:
     return env.get("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS") or env.get("AWS_ENDPOINT_URL") or None
 
 
+def _check_endpoint(url: str) -> None:
+    """Raise ConfigError unless a request can be sent to this URL. A password in it is not shown."""
+    if "@" in url:
+        raise ConfigError(
+            "endpoint_url holds a user name or a password, which would lie in the spool for every later leader. "
+            "Leave them out: AWS's requests are signed."
+        )
+    if not _ENDPOINT.fullmatch(url):
+        raise ConfigError(f"endpoint_url={url!r} is no URL. Write it like https://logs.us-east-1.amazonaws.com.")
+
+
 def _as_mapping(config: object) -> Mapping[str, Any]:
     if config is None:
         return {}
@@ -243,6 +275,8 @@ def _as_mapping(config: object) -> Mapping[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     """Turn a text such as "5s", "256MiB" or "yes", or a path, into the value that the setting takes."""
     if isinstance(value, str):
+        if name != "spool_directory":
+            value = value.strip()  # a secret or a file often ends with a newline
         if (name.endswith("_seconds") or name == "retry_base_delay") and (match := _DURATION.fullmatch(value)):
             return float(match[1]) * _DURATION_SECONDS[match[2]]
         if name.endswith("_bytes") and (match := _SIZE.fullmatch(value)):

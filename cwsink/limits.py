@@ -40,6 +40,9 @@ RESERVED_GROUP_PREFIX: Final = "aws/"
 LOG_STREAM_NAME: Final = re.compile(r"[^:*]{1,512}")
 MAX_NAME_CHARACTERS: Final = 512
 
+# botocore refuses a region that is no part of a host name.
+REGION: Final = re.compile(r"(?!\d+$)[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+
 # PutRetentionPolicy, "retentionInDays": "Possible values are ...".
 RETENTION_DAYS: Final = (
     1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653,

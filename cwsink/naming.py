@@ -64,7 +64,7 @@ def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping
             return values[name]()
         if name == "env":
             variable, _, default = argument.partition(":")
-            value = env.get(variable) or default
+            value = env.get(variable, "").strip() or default
             if value:
                 return value
             raise ConfigError(
@@ -76,6 +76,8 @@ def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping
     resolved = _PLACEHOLDER.sub(fill, template)
     if resolved.count("{") != resolved.count("{date") or resolved.count("{") != resolved.count("}"):
         raise ConfigError(f"log_stream_name {template!r} has a brace without a partner. Known: {known(values)}.")
+    if not resolved.isprintable():
+        raise ConfigError(f"log_stream_name {template!r} gives {resolved!r}, with a character that cannot be printed.")
     name = stream_at(resolved, 0)
     if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
         raise ConfigError(f"log_stream_name {template!r} gives a name of {len(name)} characters; 1 to 512 are legal.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from fapilog.plugins.sinks.contrib.cloudwatch import CloudWatchSinkConfig
@@ -13,6 +13,7 @@ import cwsink.errors
 from cwsink import limits
 from cwsink.config import ENVIRONMENT_PREFIX, MIN_SEGMENT_BYTES, MIN_SEGMENTS, SinkConfig, load_config
 from cwsink.errors import ConfigError
+from cwsink.settings import Settings
 
 DEFAULTS = SinkConfig()
 
@@ -76,6 +77,12 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"log_group_name": "a b"}, "log_group_name 'a b' is not a legal log group name"),
         ({"log_group_name": "aws/x"}, "log_group_name 'aws/x' starts with 'aws/'"),
         ({"log_stream_name": ""}, "log_stream_name is empty"),
+        ({"log_stream_name": "a\nb"}, "log_stream_name='a\\nb' holds a character that cannot be printed."),
+        ({"app_name": "\udcff"}, "app_name='\\udcff' holds a character that cannot be printed."),
+        ({"region": "us east 1"}, "region='us east 1' is no name of a region."),
+        ({"endpoint_url": "localhost:4566"}, "endpoint_url='localhost:4566' is no URL."),
+        ({"endpoint_url": "https://"}, "endpoint_url='https://' is no URL."),
+        ({"endpoint_url": "http://ann:hunter2@proxy"}, "endpoint_url holds a user name or a password"),
         ({"spool_directory": "spools"}, "spool_directory='spools' is relative"),
         ({"spool_directory": "./spools"}, "spool_directory='./spools' is relative"),
     ],
@@ -89,6 +96,13 @@ def test_a_wrong_value_is_named_with_its_setting(settings: dict[str, Any], says:
     with pytest.raises(ConfigError) as raised:
         load(settings)
     assert str(raised.value).startswith(says)
+
+
+@pytest.mark.parametrize("name", ["region", "endpoint_url", "log_group_name", "log_stream_name", "profile", "role_arn"])
+def test_white_space_around_a_value_is_left_out(name: str) -> None:
+    """A secret, a file or a shell's output often ends with a newline."""
+    value = "http://localhost:4566" if name == "endpoint_url" else "x-1"
+    assert getattr(SinkConfig(**{name: f" {value}\n"}), name) == value
 
 
 def test_two_values_that_contradict_each_other_are_both_named() -> None:
@@ -369,3 +383,14 @@ def test_a_variable_that_is_no_setting_is_said(capfd: pytest.CaptureFixture[str]
     load_config(env={"FAPILOG_CLOUDWATCH__LOG_GROP_NAME": "/app"})
     assert "FAPILOG_CLOUDWATCH__LOG_GROP_NAME has no effect" in (said := capfd.readouterr().err)
     assert "'log_group_name'" in said
+
+
+def choices(hint: object) -> set[object]:
+    return {value for each in (hint, *get_args(hint)) if get_origin(each) is Literal for value in get_args(each)}
+
+
+def test_type_checkers_know_each_setting() -> None:
+    """`cwsink.settings` has the settings of SinkConfig in their order, and the same choices where there are any."""
+    typed, held = get_type_hints(Settings), get_type_hints(SinkConfig)
+    assert list(typed) == list(SinkConfig.__struct_fields__)
+    assert {name: choices(typed[name]) for name in typed} == {name: choices(held[name]) for name in typed}
