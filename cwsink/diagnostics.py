@@ -13,11 +13,15 @@ fapilog's bridge would put that record into the queue again, which would need an
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
+
+from cwsink.clock import monotonic
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -26,6 +30,21 @@ if TYPE_CHECKING:
 QUIET_SECONDS: Final = 60.0
 
 Subscriber = Callable[[str, str], None]
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _stderr_at_start() -> tuple[int, int] | None:
+    """Return which file is stderr; None if this process was started without one (`2>&-`)."""
+    try:
+        return None if sys.stderr is None else _identity(os.fstat(2))
+    except OSError:
+        return None
+
+
+_STDERR: Final = _stderr_at_start()
 
 _subscribers: list[Subscriber] = []
 _quiet: dict[str, tuple[float, int]] = {}
@@ -49,7 +68,7 @@ def report(key: str, message: str) -> bool:
     Returns:
         True: the line was written. False: it was held back, and counted.
     """
-    now = time.monotonic()
+    now = monotonic()
     last, held_back = _quiet.get(key, (-QUIET_SECONDS, 0))
     if now - last < QUIET_SECONDS:
         _quiet[key] = (last, held_back + 1)
@@ -58,12 +77,30 @@ def report(key: str, message: str) -> bool:
     if held_back:
         message = f"{message} (and {held_back:,} more like this)"
     with contextlib.suppress(Exception):
-        # os.write and not sys.stderr, because this may run in a signal handler or while the interpreter ends.
-        os.write(2, f"cwsink: {message}\n".encode("utf-8", "backslashreplace"))
+        if has_stderr():
+            # os.write and not sys.stderr, because this may run in a signal handler or while the interpreter ends.
+            os.write(2, f"cwsink: {message}\n".encode("utf-8", "backslashreplace"))
     for subscriber in _subscribers:
         with contextlib.suppress(Exception):
             subscriber(key, message)
     return True
+
+
+def has_stderr() -> bool:
+    """Tell whether the descriptor 2 is stderr, so that a line may be written there. Never raises.
+
+    Somebody may have closed it, and opened a file of his own that got the same number. That file must get no line. But
+    a program may also send its stderr elsewhere: to a terminal or /dev/null, or to a log, which is opened for
+    appending. Test runners send it to a file without a name.
+    """
+    if _STDERR is None:
+        return False
+    try:
+        status, flags = os.fstat(2), fcntl.fcntl(2, fcntl.F_GETFL)
+    except OSError:
+        return False
+    is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
+    return _identity(status) == _STDERR or is_log or stat.S_ISCHR(status.st_mode)
 
 
 def reset_quiet(key: str) -> None:

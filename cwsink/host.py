@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import sys
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Final
+
+from cwsink.clock import monotonic
 
 # A link-local service answers in milliseconds. On a host without one, an application must not wait for it.
 BUDGET_SECONDS: Final = 1.0
@@ -37,6 +40,14 @@ _MOST_BOOT_ID_BYTES: Final = 64
 def name() -> str:
     """Return the name of this host, or of the container."""
     return socket.gethostname()
+
+
+def program() -> str:
+    """Return the name of this program: its file, or its package (`python -m`). "" if it is embedded in another one."""
+    path = str((getattr(sys, "argv", None) or [""])[0])
+    if os.path.basename(path) == "__main__.py":
+        path = os.path.dirname(path)
+    return os.path.basename(path)
 
 
 @cache
@@ -89,7 +100,7 @@ def service_of(name: str, env: Mapping[str, str]) -> str | None:
 def _instance_id(env: Mapping[str, str]) -> str | None:
     if (base := service_of("instance_id", env)) is None:
         return None
-    until = time.monotonic() + BUDGET_SECONDS
+    until = monotonic() + BUDGET_SECONDS
     token = _ask("PUT", f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}, until)
     return _ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until)
 
@@ -97,7 +108,7 @@ def _instance_id(env: Mapping[str, str]) -> str | None:
 def _task_id(env: Mapping[str, str]) -> str | None:
     if (base := service_of("task_id", env)) is None:
         return None
-    task = json.loads(_ask("GET", f"{base}/task", {}, time.monotonic() + BUDGET_SECONDS))
+    task = json.loads(_ask("GET", f"{base}/task", {}, monotonic() + BUDGET_SECONDS))
     arn: str = task["TaskARN"]  # arn:aws:ecs:region:account:task/cluster/id
     return arn.rpartition("/")[2]
 
@@ -119,7 +130,7 @@ def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:
     from urllib import request  # loaded only if a template needs it
 
     opener = request.build_opener(request.ProxyHandler({}))
-    left = until - time.monotonic()
+    left = until - monotonic()
     if left <= 0:
         raise TimeoutError
     with opener.open(request.Request(url, headers=headers, method=method), timeout=left) as answer:

@@ -7,8 +7,6 @@ place.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +75,7 @@ def resolve(config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str],
 
 
 def _app(asker: _Asker) -> str:
-    return asker.config.app_name or asker.env.get(APP_VARIABLE) or os.path.basename(sys.argv[0]) or "app"
+    return asker.config.app_name or asker.env.get(APP_VARIABLE) or host.program() or "app"
 
 
 def _looked_up(name: str) -> Callable[[_Asker], str]:

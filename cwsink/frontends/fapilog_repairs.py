@@ -42,13 +42,13 @@ import atexit
 import os
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
+from cwsink.clock import monotonic
 from cwsink.frontends.fapilog_names import exists as _exists
 from cwsink.frontends.fapilog_names import module as _module
 from cwsink.frontends.fapilog_names import of_logger as _of_logger
@@ -133,7 +133,7 @@ def drain(timeout_seconds: float) -> None:
     sink has not taken within `timeout_seconds` stays with the worker thread, and may be lost.
     """
     with suppress(Exception):
-        _drain(time.monotonic() + timeout_seconds, exiting=False)
+        _drain(monotonic() + timeout_seconds, exiting=False)
 
 
 def exit_drain() -> None:
@@ -148,7 +148,7 @@ def exit_drain() -> None:
     with suppress(Exception):
         wanted, timeout_seconds = _exit_settings()
         if _exit_deadline is None:
-            _exit_deadline = time.monotonic() + timeout_seconds
+            _exit_deadline = monotonic() + timeout_seconds
         if wanted:
             _drain(_exit_deadline, exiting=True)
 
@@ -196,7 +196,7 @@ def _stop_worker(logger: Any, deadline: float, exiting: bool) -> None:
     owner, enqueue, start = _seam(logger)
     worker = logger._worker_thread
     if worker is not None and worker is not threading.current_thread():
-        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.join(max(0.0, deadline - monotonic()))
     if worker is None or not worker.is_alive():
         vars(owner).update({start: lambda: None, enqueue: _write_through(logger)})
         if not logger._queue.is_empty():  # another thread has logged while the worker was ending

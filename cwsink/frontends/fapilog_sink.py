@@ -11,15 +11,15 @@ uses its own fallback, which shows the entry on stderr.
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fapilog.core import diagnostics as fapilog_diagnostics
 from fapilog.plugins import loader
 
 from cwsink import diagnostics
+from cwsink.clock import monotonic
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import fapilog_repairs, presence
@@ -28,6 +28,11 @@ from cwsink.frontends.plain import encode
 from cwsink.frontends.writer import Writer
 from cwsink.spool.ring import Append
 from cwsink.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.settings import Settings
 
 PLUGIN_METADATA: Final = {
     "name": "cwsink",
@@ -58,7 +63,7 @@ class CloudWatchSpoolSink:
 
     name = "cwsink"
 
-    def __init__(self, config: object = None, **settings: Any) -> None:
+    def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
         if config is not None and not isinstance(config, (SinkConfig, dict)):
             self.name = "cloudwatch"  # fapilog's routing rules name the built-in sink like this
         try:
@@ -117,9 +122,9 @@ class CloudWatchSpoolSink:
 
     async def wait_for_room(self, payload: bytes) -> bool:
         """Await room for the record that `offer` returned, and spool it. False: refused and counted."""
-        until = time.monotonic() + self._writer.config.block_timeout_seconds
+        until = monotonic() + self._writer.config.block_timeout_seconds
         try:
-            while time.monotonic() < until:
+            while monotonic() < until:
                 await asyncio.sleep(_BLOCK_POLL_SECONDS)
                 if (answer := self._writer.try_append(payload)) is not Append.FULL:
                     return answer is Append.APPENDED
@@ -164,10 +169,10 @@ def drain(timeout_seconds: float = 5.0) -> bool:
     Returns:
         True: everything was delivered. False: the rest stays in the spool.
     """
-    until = time.monotonic() + timeout_seconds
+    until = monotonic() + timeout_seconds
     fapilog_repairs.drain(timeout_seconds)
     try:
-        return presence.this.flush(max(0.0, until - time.monotonic()))
+        return presence.this.flush(max(0.0, until - monotonic()))
     except OSError as error:
         diagnostics.report(
             "drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool."
@@ -183,6 +188,12 @@ def enable_repairs() -> None:
     diagnostics.subscribe(_tell_fapilog)
 
 
+class _REAL:
+    """The class `datetime`. While a test library freezes the clock, it puts a class of its own in its place."""
+
+    datetime: Final[type[datetime]] = next(each for each in datetime.__mro__ if each.__module__ == "datetime")
+
+
 def _text_of(entry: dict[str, Any]) -> tuple[str, int | None]:
     return encode(entry).decode(), entry_time(entry.get("timestamp"))
 
@@ -196,8 +207,8 @@ def entry_time(timestamp: object) -> int | None:
     """Return an entry's time in ms since 1970, from RFC 3339 text, a datetime or seconds. None: it has no such time."""
     try:
         if isinstance(timestamp, str):
-            timestamp = msgspec.convert(timestamp, datetime)
-        if isinstance(timestamp, datetime):
+            timestamp = msgspec.convert(timestamp, _REAL.datetime)
+        if isinstance(timestamp, _REAL.datetime):
             timestamp = timestamp.timestamp()
         if isinstance(timestamp, (int, float)):
             return round(timestamp * 1000)
@@ -207,14 +218,14 @@ def entry_time(timestamp: object) -> int | None:
 
 
 class _Log(msgspec.Struct, gc=False):
-    timestamp: datetime | float | None = None
+    timestamp: str | float | None = None
 
 
 class _Envelope(msgspec.Struct, gc=False):
     """The time in what fapilog serializes, which is {"log": {...}} or the entry itself."""
 
     log: _Log | None = None
-    timestamp: datetime | float | None = None
+    timestamp: str | float | None = None
 
 
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode

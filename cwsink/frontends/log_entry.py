@@ -5,7 +5,7 @@
  "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
                  "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
                  "error.stack": ...}, "stack": ...},
- "data": {the `extra` of the call}}
+ "data": {the `extra` of the call, and the items of a message that is a dict}}
 ```
 
 A record may hold any object, and nothing here raises an Exception because of it (cwsink.frontends.plain). A level
@@ -25,8 +25,14 @@ import msgspec
 
 from cwsink.frontends.plain import encode, is_flat
 
-# The attributes that a record has by itself; all others come from `extra`. Formatters and newer Pythons add the last.
-_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "exc_text", "message", "stack_info", "taskName"}
+# The attributes that a record has by itself. All others come from `extra`, or from a record factory of the application
+# (which `logging.makeLogRecord` would call). Formatters and newer Pythons add some. `color_message` is the message once
+# more, with uvicorn's codes for a terminal.
+_OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    "asctime", "color_message", "exc_text", "message", "stack_info", "taskName",
+}  # fmt: skip
+# A message that is a dict has its text under one of these keys, if it has one.
+_TEXT_KEYS: Final = ("message", "event", "msg")
 _KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -59,6 +65,8 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
     """Return the record as JSON, with `message` for its message."""
     fields = vars(record)
     data = {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN}
+    if isinstance(record.msg, dict):
+        message, data = _text_in(record.msg, message), {**record.msg, **data}
     entry = _Entry(_rfc3339(record.created), record.levelname, message, record.name, _diagnostics(record), data)
     try:
         if is_flat(data):
@@ -70,6 +78,11 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
 
 def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
+
+
+def _text_in(message: dict[Any, Any], otherwise: str) -> str:
+    """Return the text of a message that is a dict: what it has under one of the usual keys, else `otherwise`."""
+    return next((text for key in _TEXT_KEYS if isinstance(text := message.get(key), str)), otherwise)
 
 
 def unformatted(record: logging.LogRecord) -> str:
@@ -118,18 +131,25 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
 
 
 def _exception(record: logging.LogRecord) -> dict[str, str]:
-    """Return fapilog's keys for the record's exception. A QueueHandler leaves only the text of it, in `exc_text`."""
+    """Return fapilog's keys for the record's exception.
+
+    `exc_text` is the traceback as a formatter has made it. It may be all that is left of the exception. If it is blank,
+    the message has the traceback already (loguru), and need not have it twice.
+    """
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) and len(record.exc_info) == 3 else None
     if isinstance(error, BaseException):
-        try:
-            stack = "".join(traceback.format_exception(error))
-        except Exception as failure:
-            stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
         try:
             text = str(error)
         except Exception:
             text = shown(error)
-        return {"error.type": type(error).__name__, "error.message": text, "error.stack": stack}
+        named = {"error.type": type(error).__name__, "error.message": text}
+        if record.exc_text is not None and not record.exc_text.strip():
+            return named
+        try:
+            stack = "".join(traceback.format_exception(error))
+        except Exception as failure:
+            stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
+        return {**named, "error.stack": stack}
     return {"error.stack": record.exc_text} if record.exc_text else {}
 
 

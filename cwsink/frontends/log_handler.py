@@ -11,12 +11,18 @@ either. botocore works in the flusher, which is a process of its own, so its log
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cwsink.frontends import log_entry
 from cwsink.frontends.writer import Writer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.settings import Settings
 
 # A `repr()` may log the object that it belongs to, and the handler would call that `repr()` again, for ever. From this
 # depth on it calls no code of the application. Signal handlers that log nest, too, but less deep.
@@ -38,10 +44,19 @@ class SpoolHandler(logging.Handler):
         logging.getLogger().addHandler(SpoolHandler(log_group_name="/myapp/prod"))
     """
 
-    def __init__(self, config: object = None, level: int | str = logging.NOTSET, **settings: Any) -> None:
+    def __init__(self, config: object = None, level: int | str = logging.NOTSET, **settings: Unpack[Settings]) -> None:
         self._writer = Writer.open(config, **settings)
         self._nested = threading.local()
         super().__init__(level)
+
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802  # logging's name
+        """Have records be formatted as text, as the application wishes.
+
+        `logging.basicConfig` gives a formatter to each handler that has none. That is nobody's wish, so it is left out.
+        """
+        caller = sys._getframe(1)  # noqa: SLF001  # logging asks it, too, who has logged
+        if (caller.f_globals.get("__name__"), caller.f_code.co_name) != ("logging", "basicConfig"):
+            super().setFormatter(fmt)
 
     def createLock(self) -> None:  # noqa: N802  # logging's name
         """Make no lock: the kernel puts the `write()` calls of several threads in order."""

@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 
 from cwsink import host
+from cwsink.clock import monotonic
 from cwsink.spool import descriptors, files
 
 _TRIES: Final = 3
@@ -64,10 +65,10 @@ def look_up(root: str, name: str, env: Mapping[str, str]) -> str | None:
 
 def _ask(name: str, env: Mapping[str, str]) -> str | None:
     for _ in range(_TRIES):
-        began = time.monotonic()
+        began = monotonic()
         if (found := host.look_up(name, env)) is not None:
             return found
-        if time.monotonic() - began < host.BUDGET_SECONDS / 2:
+        if monotonic() - began < host.BUDGET_SECONDS / 2:
             break  # an answer, or a refusal: only a service that keeps silent is asked again
     return None
 
@@ -85,9 +86,9 @@ def _alone(path: str) -> Iterator[None]:
     """Hold a lock while the block asks. Raises OSError; TimeoutError: another process keeps it for too long."""
     fd, incarnation = descriptors.acquire(path, os.O_RDWR | os.O_CREAT), descriptors.incarnation()
     try:
-        until = time.monotonic() + _LONGEST_WAIT_SECONDS
+        until = monotonic() + _LONGEST_WAIT_SECONDS
         while not descriptors.try_lock(fd, exclusive=True):
-            if time.monotonic() >= until:
+            if monotonic() >= until:
                 raise TimeoutError(path)
             time.sleep(_POLL_SECONDS)
         yield

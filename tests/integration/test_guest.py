@@ -7,15 +7,20 @@ first record, after many, after all of it is delivered, and in a child of a fork
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cwsink.spool import flusher_lock
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.harness.support import finish
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS, finish
 
 # What sends. It belongs to the flusher's process.
 SENDERS = {"boto3", "botocore", "filelock", "s3transfer", "urllib3", "jmespath", "dateutil", "rich"}
@@ -180,6 +185,88 @@ def test_the_application_looks_as_without_us(server: StrictCloudWatch, spawn: Sp
         assert not roots(list(more)) & SENDERS, moment
         assert not more & HEAVY, moment
         assert not {name for name in more if name.startswith(("cwsink.flusher", "cwsink.cli"))}, moment
+
+
+FROZEN = """
+import datetime, sys, freezegun
+if sys.argv[1] == "imported before":
+    import cwsink, cwsink.frontends.fapilog_sink
+with freezegun.freeze_time(datetime.datetime.now()):
+    import cwsink
+    full = cwsink.Writer.open(log_stream_name="full", on_full="block", block_timeout_seconds=0.1,
+                              spool_max_bytes="16KiB", segment_bytes="4KiB", flusher="external")
+    while full.append("x" * 1000):
+        pass
+    writer = cwsink.Writer.open(log_stream_name="sent")
+    assert writer.append("frozen")
+    assert not full.flush(0.1)
+    assert writer.flush(60)
+    cwsink.drain(0.1)
+    sink = cwsink.CloudWatchSpoolSink(log_stream_name="fapilog")
+    assert sink.spool({"timestamp": "2026-01-31T12:00:00.123Z", "message": "frozen"})
+    assert sink._writer.flush(60)
+"""
+
+
+@pytest.mark.parametrize("when", ["imported before", "imported within"])
+def test_a_clock_that_stands_still_makes_no_wait_endless(server: StrictCloudWatch, spawn: Spawn, when: str) -> None:
+    """freezegun: full spools, `flush` and `drain` end in time; the record has the frozen time, as the test wants."""
+    pytest.importorskip("freezegun")
+    finish(spawn(FROZEN, when, env={**server.environment(), "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group"}))
+    (event,) = server.events(stream="sent")
+    assert event.message == "frozen"
+
+
+@pytest.mark.parametrize("arguments", ["[]", "None"])
+def test_a_program_without_arguments_logs(server: StrictCloudWatch, spawn: Spawn, arguments: str) -> None:
+    """`sys.argv` may be empty or missing in an embedded interpreter: `{app}` is "app" there."""
+    program = f"""
+import sys
+sys.argv = {arguments}
+if sys.argv is None:
+    del sys.argv
+import cwsink
+writer = cwsink.Writer.open(log_stream_name="{{app}}")
+assert writer.append("embedded")
+assert writer.flush(60)
+"""
+    finish(spawn(program, env={**server.environment(), "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group"}))
+    assert server.messages(stream="app") == ["embedded"]
+
+
+QUICK = {"FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group", "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "0.5"}
+CLOSED = """
+import os, sys
+if sys.argv[1] == "later":
+    from cwsink import Writer
+    os.close(2)
+ledger = open(sys.argv[2], "w+b", buffering=0)
+assert ledger.fileno() == 2, ledger.fileno()
+import cwsink
+writer = cwsink.Writer.open()
+assert not writer.append("")  # a line says so, where there is a stderr
+assert writer.append("kept")
+ledger.seek(0)
+assert ledger.read() == b"", ledger.read()
+"""
+
+
+@pytest.mark.parametrize("closed", ["at the start", "later"])
+def test_a_file_with_the_number_of_stderr_gets_no_line(server: StrictCloudWatch, tmp_path: Path, closed: str) -> None:
+    """`python app.py 2>&-`, or `os.close(2)`: the next file that the application opens gets the number 2."""
+    (tmp_path / "app.py").write_text(CLOSED)
+    server.faults.deny("logs:PutLogEvents")  # so the flusher, too, has something to say
+    environment = {**os.environ, **server.environment(), **QUICK}
+    command = [sys.executable, str(tmp_path / "app.py"), closed, str(tmp_path / "ledger")]
+    subprocess.run(
+        ["sh", "-c", '"$@" 2>&-' if closed == "at the start" else '"$@"', "sh", *command],
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        timeout=CHILD_SECONDS,
+    )
+    assert server.wait_for(lambda s: len(s.requests) > 0, CHILD_SECONDS)
+    until(lambda: not flusher_lock.is_taken(str(tmp_path / "spools")), "the flusher has ended, with records left")
+    assert (tmp_path / "ledger").read_bytes() == b""
 
 
 @pytest.mark.parametrize("program", ["Writer", "SpoolHandler"])

@@ -96,6 +96,43 @@ def test_a_formatter_decides_on_the_text(server: StrictCloudWatch, logger: loggi
     assert trouble.startswith("ERROR oh\nTraceback (most recent call last):\n")
 
 
+@pytest.mark.parametrize("options", [{}, {"format": "%(levelname)s %(message)s"}], ids=["default", "a format"])
+def test_basic_config_is_nobodys_wish_for_text(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    """It gives a formatter to each handler that has none: the records stay JSON. A formatter of one's own is kept."""
+    monkeypatch.setattr(logging, "root", logging.RootLogger(logging.INFO))
+    own = handler_for(server)
+    own.setFormatter(logging.Formatter("own %(message)s"))
+    logging.basicConfig(handlers=[handler_for(server), own], **options)
+    logging.root.info("order placed", extra={"order": 17})
+    logging.root.handlers.clear()
+    assert server.wait_for_events(2)
+    first, second = server.messages()
+    assert json.loads(first)["data"] == {"order": 17}
+    assert second == "own order placed"
+
+
+def test_loguru_and_its_traceback(server: StrictCloudWatch) -> None:
+    """`logger.add(SpoolHandler(...))`: the message, its extra, and the traceback once."""
+    loguru = pytest.importorskip("loguru")
+    sink = loguru.logger.add(handler_for(server), format="{message}")
+    try:
+        loguru.logger.bind(order=17).info("placed")
+        try:
+            raise KeyError("gone")
+        except KeyError:
+            loguru.logger.exception("oh")
+    finally:
+        loguru.logger.remove(sink)
+    assert server.wait_for_events(2)
+    placed, oh = map(json.loads, server.messages())
+    assert placed["message"] == "placed"
+    assert placed["data"]["extra"] == {"order": 17}
+    assert json.dumps(oh).count("KeyError: 'gone'") == 1
+    assert oh["diagnostics"]["exception"]["error.type"] == "KeyError"
+
+
 def test_what_cannot_be_formatted_is_sent_as_it_is_and_complained_about(
     server: StrictCloudWatch, logger: logging.Logger, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,7 +238,7 @@ def test_trouble_that_comes_and_goes_is_told_once_a_minute(
 ) -> None:
     """A throttled account fails and recovers all day: a pair of lines a minute, and the last one is how it stands."""
     now = [1_000.0]
-    monkeypatch.setattr(diagnostics, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(diagnostics, "monotonic", lambda: now[0])
     answers = [THROTTLED, THROTTLED, OK]
     world = World(answers * 200)
     for _ in range(200):

@@ -22,7 +22,7 @@ class SettableClock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SettableClock:
     """Time under the test's control."""
     clock = SettableClock()
-    monkeypatch.setattr(diagnostics, "time", clock)
+    monkeypatch.setattr(diagnostics, "monotonic", clock.monotonic)
     return clock
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from typing import Any
@@ -63,8 +64,8 @@ def test_an_entry_has_fapilogs_keys() -> None:
 
 
 def test_data_is_only_what_was_given_as_extra() -> None:
-    """Not what a formatter, or a newer Python, leaves on the record."""
-    record = record_of("plain", taskName="Task-1", stack_info="Stack", exc_text=None)
+    """Not what a formatter, a newer Python, or uvicorn for its terminal, leaves on the record."""
+    record = record_of("plain", taskName="Task-1", stack_info="Stack", exc_text=None, color_message="\x1b[32mplain")
     logging.Formatter("%(asctime)s %(message)s").format(record)
     assert entry_of(record)["data"] == {}
     assert entry_of(record)["diagnostics"].items() >= {"task": "Task-1", "stack": "Stack"}.items()
@@ -100,6 +101,45 @@ def test_an_exception_without_a_text_is_kept() -> None:
 def test_the_text_a_queue_handler_leaves_of_an_exception_is_kept() -> None:
     """It takes the exception away, which cannot be pickled."""
     assert entry_of(record_of(exc_text="Traceback"))["diagnostics"]["exception"] == {"error.stack": "Traceback"}
+
+
+def test_a_traceback_that_the_message_has_already_is_not_sent_twice() -> None:
+    """loguru puts it into the message, and says so by a blank `exc_text`; type and text of the exception stay."""
+    exception = entry_of(record_of(exc_info=raised(KeyError("gone")), exc_text="\n"))["diagnostics"]["exception"]
+    assert exception == {"error.type": "KeyError", "error.message": "'gone'"}
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "data"),
+    [
+        ({"event": "placed", "order": 17}, "placed", {"event": "placed", "order": 17, "customer": 4}),
+        ({"order": 17, "customer": 5}, "hello", {"order": 17, "customer": 4}),
+        ({"message": None, "msg": "placed"}, "placed", {"message": None, "msg": "placed", "customer": 4}),
+    ],
+    ids=["event", "no text", "msg"],
+)
+def test_a_message_that_is_a_dict_keeps_its_keys(message: dict[str, Any], text: str, data: dict[str, Any]) -> None:
+    """They are in `data`, below the extra of the call; its text is the message."""
+    entry = entry_of(record_of(message, customer=4))
+    assert (entry["message"], entry["data"]) == (text, data)
+
+
+def test_what_a_record_factory_adds_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the factory was there before this module was loaded (OpenTelemetry's trace ids)."""
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = logging.LogRecord(*args, **kwargs)
+        record.otelTraceID = "0af7"
+        return record
+
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(factory)
+    try:
+        importlib.reload(log_entry)
+        record = logging.getLogger("factory").makeRecord("shop", 20, "f.py", 1, "hello", (), None)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert entry_of(record)["data"] == {"otelTraceID": "0af7"}
 
 
 LOOP: list[Any] = []
