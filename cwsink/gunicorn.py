@@ -7,7 +7,8 @@ from cwsink.gunicorn import when_ready, post_fork, on_exit
 The hooks run in gunicorn's master or in a new worker. They know the writers that a preloaded application
 has opened there, and the one that `FAPILOG_CLOUDWATCH__*` describes, if these variables name a log group.
 They do not know the settings of an application that only the workers load.
-No hook raises, because a server that cannot log must still serve.
+Where workers run as another user (`user = "www-data"`) the hooks of the master do nothing: a spool that root makes is
+closed to them. No hook raises, because a server that cannot log must still serve.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Final
 from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
-from cwsink.frontends.writer import Writer, open_writers
+from cwsink.frontends import presence
+from cwsink.frontends.writer import Writer
 from cwsink.spool import survey
 
 _LOG_GROUP: Final = f"{ENVIRONMENT_PREFIX}LOG_GROUP_NAME"
@@ -28,6 +30,8 @@ _own: Writer | None = None
 
 def when_ready(server: Any) -> None:
     """Open the spool before the first request, so that a mistake shows on stderr when the server starts."""
+    if _is_for_another_user(server):
+        return
     try:
         for writer in _writers():
             if not writer.is_usable:
@@ -43,7 +47,9 @@ def post_fork(server: Any, worker: Any) -> None:
 
     Earlier processes may have left records, which wait until a process logs. The flusher sends them at once.
     """
-    for writer in open_writers():
+    if _is_for_another_user(worker):
+        return
+    for writer in _open_writers():
         writer.attach()
 
 
@@ -52,6 +58,8 @@ def on_exit(server: Any) -> None:
 
     It waits for at most `drain_timeout_seconds`, and only if no other process is attached to the spool.
     """
+    if _is_for_another_user(server):
+        return
     try:
         for writer in _writers():
             if survey.has_pending(writer.directory):
@@ -60,9 +68,19 @@ def on_exit(server: Any) -> None:
         report("gunicorn", f"the records that are left stay in the spool: {error}")
 
 
+def _is_for_another_user(of_gunicorn: Any) -> bool:
+    """Tell whether the workers will change to another user than this process has."""
+    return getattr(of_gunicorn.cfg, "uid", os.geteuid()) != os.geteuid()
+
+
 def _writers() -> list[Writer]:
     """Return this process's writers, with one for the settings of the environment. Raises CwsinkError."""
     global _own
     if _own is None and os.environ.get(_LOG_GROUP):
         _own = Writer.open()
-    return open_writers()
+    return _open_writers()
+
+
+def _open_writers() -> list[Writer]:
+    """Return the writers of this process that are still in use."""
+    return [each for each in presence.this.writers if isinstance(each, Writer)]

@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> int:
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     if not words:
         options.error("run what? The command goes last: cwsink run -- COMMAND ...")
-    # The command and the flusher both take these from their environment.
-    os.environ["CWSINK_HOSTED"] = "run"  # the workers need not start a flusher at once (cwsink.frontends.starter)
+    # The command and the flusher both take these from their environment. By the first one, the workers know that they
+    # need not start a flusher at once (cwsink.frontends.starter).
+    os.environ["CWSINK_HOSTED"] = str(os.geteuid())
     if options.spool is not None:
         # cwsink.config has this prefix, too, but would stay in memory for as long as the command runs.
         os.environ["FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY"] = os.path.abspath(options.spool)

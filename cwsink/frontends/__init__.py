@@ -63,6 +63,15 @@ In a forked child a hook closes the descriptors of the parent (`cwsink.spool`). 
 producers. They count only their own refusals, and attach at their next append. A child that never logs is attached to
 nothing.
 
+Another user
+------------
+
+A server may start as root, and have its workers change to another user. What root has made is closed to them. A
+descriptor that is open would do until the segment is full, and then no more. So each check of the ring compares the
+process's user with the one that opened the spool. If they differ, the writer opens a spool of the new user: in the
+same root if that user may use it, else in the first default root that it may use. One line says where. Root's own
+flusher delivers what root has logged; the user's flusher delivers the rest.
+
 Exit
 ----
 

@@ -19,11 +19,12 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
-from cwsink.frontends.starter import HOSTED_VARIABLE, Starter
+from cwsink.frontends.starter import Starter, is_hosted
 from cwsink.spool import cursor, descriptors, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
@@ -70,13 +71,13 @@ def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: 
     """
     from cwsink.spool import survey  # imported here for the reason given in `await_delivery`
 
-    until = time.monotonic() + timeout_seconds
+    until = monotonic() + timeout_seconds
     ask_at = 0.0
     left = [(directory, config, survey.ends(directory)) for directory, config in spools]
     while left := [
         (directory, config, rest) for directory, config, ends in left if (rest := survey.unsettled(directory, ends))
     ]:
-        if (now := time.monotonic()) >= until:
+        if (now := monotonic()) >= until:
             return False
         if now >= ask_at:
             ask_at = now + _ASK_SECONDS
@@ -122,7 +123,7 @@ class Presence:
 
     def look(self) -> None:
         """Start a flusher if there is none. Looks at most twice a second. A start takes 2 ms."""
-        now = time.monotonic()
+        now = monotonic()
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
@@ -141,7 +142,7 @@ class Presence:
         for ring in list(self._rings):
             ring.close()
         is_last = self._attachment.detach()
-        return is_last and self.config.flusher != "external" and HOSTED_VARIABLE not in os.environ
+        return is_last and self.config.flusher != "external" and not is_hosted()
 
     def await_delivery(self, began: float) -> None:
         """Wait until the pending records are delivered, or the leader says that it cannot deliver. Raises OSError.
@@ -157,7 +158,7 @@ class Presence:
         if not ends:
             return
         ask_at = 0.0
-        while ends and (now := time.monotonic()) < until and not self._is_hopeless():
+        while ends and (now := monotonic()) < until and not self._is_hopeless():
             if now >= ask_at:
                 ask_at = now + _ASK_SECONDS
                 hurry(self.directory, self.config)
@@ -271,6 +272,11 @@ class Process:
         """Return what starts flushers for the spool's root."""
         return self._starters.setdefault(directory.root, Starter(directory.root))
 
+    def forget(self, directory: SpoolDirectory) -> None:
+        """Let go of one spool, without waiting for its delivery."""
+        if (presence := self._presences.pop(directory.path, None)) is not None:
+            presence.leave()
+
     def presences(self) -> list[Presence]:
         """Return this process's presence in each spool that it is attached to."""
         return list(self._presences.values())
@@ -321,7 +327,7 @@ class Process:
             process_exit.register(self.leave)
 
     def _leave_spools(self) -> None:
-        began = time.monotonic()
+        began = monotonic()
         presences = self.presences()
         self._presences.clear()
         last = [presence for presence in presences if presence.leave()]

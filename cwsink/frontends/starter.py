@@ -26,12 +26,12 @@ import posix
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
-from cwsink import version
-from cwsink.diagnostics import report, reset_quiet
+from cwsink import host, version
+from cwsink.clock import monotonic
+from cwsink.diagnostics import has_stderr, report, reset_quiet
 from cwsink.spool import leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
@@ -39,7 +39,8 @@ from cwsink.spool.flusher_lock import FlusherLock, Reason
 PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
 PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
-# `cwsink run` starts a flusher and sets this for its command, which starts one only if the other one stays away.
+# `cwsink run` starts a flusher, and sets this for its command to its user's number. A command of the same user starts
+# a flusher only if the other one stays away.
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
 _LOCK_FD: Final = 3  # the value of cwsink.flusher.guard.LOCK_FD, a module that no writer loads
@@ -94,7 +95,7 @@ class Starter:
             self._failed(f"{type(error).__name__}: {error}")
 
     def _ensure(self, directory: SpoolDirectory) -> None:
-        now = time.monotonic()
+        now = monotonic()
         self._collect()
         if _is_led(directory):
             self._led_before = self._vacant_since = None
@@ -121,7 +122,7 @@ class Starter:
 
     def _is_hosted(self, now: float) -> bool:
         """Tell whether to leave the start to `cwsink run`, whose flusher is not there yet or is started anew."""
-        if HOSTED_VARIABLE not in os.environ:
+        if not is_hosted():
             return False
         self._vacant_since = self._vacant_since if self._vacant_since is not None else now
         return now - self._vacant_since < _HOSTED_SECONDS
@@ -135,6 +136,8 @@ class Starter:
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         ]
+        if not has_stderr():
+            actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
         if lock is not None:
             actions.append((os.POSIX_SPAWN_DUP2, lock.fd, _LOCK_FD))
         pid = _start(command, actions, _environment())
@@ -147,7 +150,7 @@ class Starter:
                 raise OSError(f"{_SHELL} ended with code {code}")
 
     def _failed(self, why: str) -> None:
-        self._look_again_at = time.monotonic() + _RETRY_SECONDS
+        self._look_again_at = monotonic() + _RETRY_SECONDS
         report(
             "starter",
             f"the flusher cannot be started: {why}. Records wait in {self._root}, and the start is tried again every "
@@ -160,6 +163,11 @@ class Starter:
                 if _wait(pid, os.WNOHANG)[0] == 0:
                     continue
             self._left_alone.remove(pid)
+
+
+def is_hosted() -> bool:
+    """Tell whether a `cwsink run` of our user started us. That of another user (root) cannot send our spool."""
+    return os.environ.get(HOSTED_VARIABLE) == str(os.geteuid())
 
 
 def find_python() -> str:
@@ -216,7 +224,7 @@ def _led_at(directory: SpoolDirectory) -> int:
 def _environment() -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in _OF_PYTHON}
     env[PATH_VARIABLE] = "\n".join(_search_path())
-    env[STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({_program()})"
+    env[STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
     env.pop(HOSTED_VARIABLE, None)
     return env
 
@@ -226,10 +234,3 @@ def _search_path() -> list[str]:
     paths = [os.path.abspath(each) for each in sys.path]
     home = str(Path(version.__file__).parent.parent)
     return paths if home in paths else [*paths, home]
-
-
-def _program() -> str:
-    path = str((getattr(sys, "argv", None) or [""])[0])
-    if os.path.basename(path) == "__main__.py":  # python -m gunicorn
-        path = os.path.dirname(path)
-    return os.path.basename(path) or "python"

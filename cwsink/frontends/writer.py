@@ -16,18 +16,27 @@ import itertools
 import os
 import time
 from threading import Lock
-from time import monotonic, time_ns
-from typing import Any, Final
+from time import time_ns
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
+from msgspec.structs import replace
+
 from cwsink import diagnostics
+from cwsink.clock import monotonic
 from cwsink.config import SinkConfig, load_config
-from cwsink.errors import CwsinkError
+from cwsink.errors import CwsinkError, SpoolAccessError
 from cwsink.frontends import presence
 from cwsink.frontends.losses import Losses
 from cwsink.spool import descriptors, directory, frame, record, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
+from cwsink.target import Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.settings import Settings
 
 _BLOCK_POLL_SECONDS: Final = 0.005
 # Under durability="host" the leader syncs the ring. While there is no leader the writer does, at most this often.
@@ -67,8 +76,7 @@ class Writer:
         """
         presence.refuse_lambda()
         self.config = config
-        self.directory = directory.open_for(config)
-        sending.leave(self.directory, config)
+        self._open_spool(None)
         self._syncs = config.durability == "host"
         self._must_block = config.on_full == "block"
         self._ring = self._open_ring()
@@ -77,7 +85,7 @@ class Writer:
         presence.this.add(self)
 
     @classmethod
-    def open(cls, config: object = None, **settings: Any) -> Writer:
+    def open(cls, config: object = None, **settings: Unpack[Settings]) -> Writer:
         """Open a writer from a SinkConfig or mapping, single settings, and `FAPILOG_CLOUDWATCH__*`.
 
         Example:
@@ -142,7 +150,7 @@ class Writer:
         if not _fork_sentinel[0]:
             descriptors.become_child()
         now_ms = time_ns() // 1_000_000
-        text = _text_of(message)
+        text = record.text_of(message)
         if not text:
             what = f"a message of type {type(message).__name__} that is empty or no text"
             self._count_refusal(UNENCODABLE, now_ms, what)
@@ -244,12 +252,8 @@ class Writer:
 
     def _open_ring(self) -> Ring:
         config = self.config
-        ring = Ring(
-            self.directory,
-            config.spool_max_bytes,
-            config.ring_segment_bytes,
-            may_evict=config.on_full == "drop_oldest",
-        )
+        may_evict = config.on_full == "drop_oldest"
+        ring = Ring(self.directory, config.spool_max_bytes, config.ring_segment_bytes, may_evict=may_evict)
         if self._syncs:
             ring.small_bytes = -1  # no event is small then: every append goes by `after_append`, which syncs
         return ring
@@ -312,41 +316,72 @@ class Writer:
         if self._losses.is_due(monotonic()):
             self.mark_losses(still_full=True)
 
+    def _open_spool(self, resolved: Target | None) -> None:
+        """Open the spool of a target; by default that of the config. Raises ConfigError, SpoolError."""
+        self.directory = directory.open_for(self.config, None, resolved)
+        sending.leave(self.directory, self.config)
+
     def _reopen(self, payload: bytes) -> Append:
-        """Make the spool anew after somebody has removed it, with the records that went into removed segments."""
+        """Open another spool for this target: this one was removed, or this process has changed its user."""
         if not self._reopening.acquire(blocking=False):
             return Append.FAILED
         try:
             old = self._ring
-            if not old.is_removed:
-                return old.append(payload)  # another thread has made the spool anew
+            if not old.is_removed and not old.is_of_another_user:
+                return old.append(payload)  # another thread has opened the other spool
             if monotonic() < self._reopen_at:
                 return Append.FAILED
             self._reopen_at = monotonic() + _REOPEN_SECONDS
-            self.directory = directory.open_for(self.config, None, self.directory.format)
-            ring = self._open_ring()
-            mine = self._salvaged(old)
-            for each in mine:
-                ring.append(each)
-            self._ring = ring
-            self._is_begun = False
-            mine += (late := self._salvaged(old))  # other threads may have appended to the old ring meanwhile
-            for each in late:
-                ring.append(each)
-            diagnostics.report(
-                "reopened",
-                f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
-                "of this process. All other records that it held are lost.",
-            )
-            return ring.append(payload)
+            if old.is_of_another_user:
+                self._open_as_new_user()
+            else:
+                self._open_again(old)
+            return self._ring.append(payload)
         except CwsinkError as error:
             why = str(error).rstrip(".")
             diagnostics.report(
-                "reopen", f"the spool was removed and cannot be made anew: {why}. Records are refused and counted."
+                "reopen",
+                f"no spool can be opened any more: {why}. Records are refused and counted, and it is tried "
+                f"again every {_REOPEN_SECONDS:.0f} s.",
             )
             return Append.FAILED
         finally:
             self._reopening.release()
+
+    def _open_again(self, old: Ring) -> None:
+        """Make the spool anew after somebody has removed it, with the records that went into removed segments."""
+        self._open_spool(self.directory.format)
+        ring = self._open_ring()
+        mine = self._salvaged(old)
+        for each in mine:
+            ring.append(each)
+        self._ring = ring
+        self._is_begun = False
+        mine += (late := self._salvaged(old))  # other threads may have appended to the old ring meanwhile
+        for each in late:
+            ring.append(each)
+        diagnostics.report(
+            "reopened",
+            f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
+            "of this process. All other records that it held are lost.",
+        )
+
+    def _open_as_new_user(self) -> None:
+        """Open a spool of the user that this process has become. The user before has the old one delivered."""
+        before = self.directory
+        try:
+            self._open_spool(before.format)
+        except SpoolAccessError:  # what the root user has made, or has named, is closed to others
+            self.config = replace(self.config, spool_directory=directory.default_root(os.environ))
+            self._open_spool(before.format)
+        self._ring = self._open_ring()
+        self._is_begun = False
+        presence.this.forget(before)
+        diagnostics.report(
+            "new_user",
+            f"this process runs as user {os.geteuid()} now, and may not use the spool {before.path} any more. Its "
+            f"records go to {self.directory.path}. To choose the place, name a spool_directory that this user may use.",
+        )
 
     def _salvaged(self, ring: Ring) -> list[bytes]:
         """Return this producer's records that went into a removed segment since the last check or salvage."""
@@ -363,17 +398,3 @@ class Writer:
                     return
             with contextlib.suppress(OSError):
                 self._ring.sync()
-
-
-def _text_of(message: object) -> str | None:
-    """Return `message` as a text that UTF-8 can encode, or None if it is no text."""
-    if isinstance(message, (bytes, bytearray, memoryview)):
-        return bytes(message).decode("utf-8", "backslashreplace")
-    if isinstance(message, str):
-        return message.encode("utf-8", "backslashreplace").decode()
-    return None
-
-
-def open_writers() -> list[Writer]:
-    """Return the writers of this process that are still in use."""
-    return [each for each in presence.this.writers if isinstance(each, Writer)]

@@ -184,17 +184,21 @@ def choose_root(configured: str | None, env: Mapping[str, str], *, make: bool = 
                 root,
             )
         return root
+    if make:
+        return default_root(env)
+    for root in _default_roots(env):
+        if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
+            return root
+    return next(iter(_default_roots(env)))
+
+
+def default_root(env: Mapping[str, str]) -> str:
+    """Return the first default root that this user can use, and make it if it is not there. Raises SpoolAccessError."""
     reasons = []
     for root in _default_roots(env):
-        if not make:
-            if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
-                return root
-        elif reason := _why_unusable(root):
-            reasons.append(f"{root} ({reason})")
-        else:
+        if (reason := _why_unusable(root)) is None:
             return root
-    if not make:
-        return next(iter(_default_roots(env)))
+        reasons.append(f"{root} ({reason})")
     raise SpoolAccessError(
         f"no directory for the spool can be used: {'; '.join(reasons)}. Nothing was written. "
         f"Set spool_directory or {ROOT_VARIABLE} to a writable local directory.",

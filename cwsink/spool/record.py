@@ -101,3 +101,12 @@ def timestamp_of(payload: bytes) -> int:
     """Return the time of an event in ms, from its payload; 0 if this version cannot read it."""
     event = event_of(payload)
     return event.timestamp_ms if event else 0
+
+
+def text_of(message: object) -> str | None:
+    """Return `message` as a text that UTF-8 can encode, or None if it is no text."""
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        return bytes(message).decode("utf-8", "backslashreplace")
+    if isinstance(message, str):
+        return message.encode("utf-8", "backslashreplace").decode()
+    return None

@@ -76,6 +76,7 @@ class Ring:
         self._checking = threading.Lock()
         self._full_until = 0
         self._removed = False
+        self._user = os.geteuid()
         self._unchecked_bytes = 0
         # `Writer.append` reads the attributes from here on. A check is due if the time is not in
         # [checked_at_ns, check_due_ns): too late, or too early because the clock was set back.
@@ -149,6 +150,11 @@ class Ring:
         """Tell whether the last check found that somebody has removed the ring."""
         return self._removed
 
+    @property
+    def is_of_another_user(self) -> bool:
+        """Tell whether this process has changed its user since it opened the spool (a server that drops root)."""
+        return os.geteuid() != self._user
+
     def refresh(self) -> None:
         """Go on to the newest segment, so that the leader can reclaim the one that we have."""
         self.check_due_ns = 0
@@ -195,7 +201,7 @@ class Ring:
         return self._full_until - _FULL_NS <= now < self._full_until
 
     def _refusal(self, now: int) -> Append:
-        if self._removed:
+        if self._removed or self.is_of_another_user:
             return Append.GONE
         return Append.FULL if self._full_until else Append.FAILED
 
@@ -217,6 +223,10 @@ class Ring:
         return self._check_segment(now)
 
     def _check_segment(self, now: int) -> AttachedSegment | None:
+        # Until this segment is full the old descriptor would do. But this user can make no segment that the spool's
+        # flusher can read. So the writer opens a spool of the new user at once.
+        if self.is_of_another_user:
+            return None
         try:
             if self._is_full(now):
                 return None

@@ -181,9 +181,9 @@ def test_what_the_application_itself_is_told_is_told_to_fapilog_too(server: Stri
     child = spawn(
         BRIDGED
         + """
-from cwsink.frontends.writer import open_writers
+from cwsink.frontends import presence
 app.debug("one")
-(writer,) = open_writers()
+(writer,) = presence.this.writers
 assert not writer.append("")
 assert not writer.append("")
 sys.stdin.readline()

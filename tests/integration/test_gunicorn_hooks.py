@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,13 +50,22 @@ class Gunicorn:
     """A running master and one worker."""
 
     def __init__(
-        self, folder: Path, server: StrictCloudWatch, app: str, options: tuple[str, ...], hooks: str, **variables: str
+        self,
+        folder: Path,
+        server: StrictCloudWatch,
+        app: str,
+        options: tuple[str, ...],
+        hooks: str,
+        *,
+        within: Sequence[str] = (),
+        **variables: str,
     ) -> None:
         (folder / "app.py").write_text(app)
         (folder / "gunicorn.conf.py").write_text(hooks)
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "gunicorn", "app:app", "-w", "1", "-b", f"fd://{listener.fileno()}", *options]
+        command = [*within, sys.executable, "-m", "gunicorn", "app:app", "-w", "1", "-b", f"fd://{listener.fileno()}"]
+        command += options
         path = os.pathsep.join([str(folder), *sys.path])
         self.process = subprocess.Popen(
             command,
