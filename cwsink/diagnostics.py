@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from cwsink.clock import monotonic
+from cwsink.printable import printable
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -74,6 +75,7 @@ def report(key: str, message: str) -> bool:
         _quiet[key] = (last, held_back + 1)
         return False
     _quiet[key] = (now, 0)
+    message = printable(message, one_line=True)
     if held_back:
         message = f"{message} (and {held_back:,} more like this)"
     with contextlib.suppress(Exception):

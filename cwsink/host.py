@@ -6,8 +6,8 @@ A name is looked up only if a stream template has its placeholder:
 * `{task_id}`: from the ECS task metadata endpoint, version 4. ECS gives its address in the environment.
 * `{pod}`: in Kubernetes, `POD_NAME` (downward API), else `HOSTNAME`, which a pod sets to its name.
 
-A look-up takes at most `BUDGET_SECONDS`. It honours botocore's own variables `AWS_EC2_METADATA_DISABLED` and
-`AWS_EC2_METADATA_SERVICE_ENDPOINT`.
+A look-up takes at most `BUDGET_SECONDS`, however slowly an answer drips. It honours botocore's own variables
+`AWS_EC2_METADATA_DISABLED` and `AWS_EC2_METADATA_SERVICE_ENDPOINT`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from cwsink.clock import monotonic
 
@@ -31,7 +31,7 @@ BUDGET_SECONDS: Final = 1.0
 _IMDS: Final = "http://169.254.169.254"
 _TOKEN_SECONDS: Final = "60"
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_MOST_ANSWER_BYTES: Final = 1024 * 1024
+_MOST_ANSWER_BYTES: Final = 64 * 1024
 
 _BOOT_ID_FILE: Final = "/proc/sys/kernel/random/boot_id"
 _MOST_BOOT_ID_BYTES: Final = 64
@@ -125,14 +125,42 @@ LOOKED_UP: Final[dict[str, Callable[[Mapping[str, str]], str | None]]] = {
 """The placeholders whose values come from the surroundings of the host, and how to look each of them up."""
 
 
-def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:
-    """Make one request without a proxy, because these addresses are on this host. Raises OSError, ValueError."""
-    from urllib import request  # loaded only if a template needs it
+class _TimedSocket(socket.socket):
+    """A socket on which all that is received has come by one point in time, however slowly it drips."""
 
-    opener = request.build_opener(request.ProxyHandler({}))
-    left = until - monotonic()
-    if left <= 0:
+    until = 0.0
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(_left(self.until))
+        return super().recv_into(*args)
+
+
+def _left(until: float) -> float:
+    """Return the seconds that are left. Raises TimeoutError if there are none."""
+    if (left := until - monotonic()) <= 0:
         raise TimeoutError
-    with opener.open(request.Request(url, headers=headers, method=method), timeout=left) as answer:
-        text: str = answer.read(_MOST_ANSWER_BYTES).decode().strip()
-        return text
+    return left
+
+
+def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:
+    """Make one request without a proxy, because these addresses are on this host. No redirect is followed.
+
+    Raises:
+        OSError: no answer came in time.
+        http.client.HTTPException, ValueError: the answer is of no use.
+    """
+    from http import client  # loaded only if a template needs it
+    from urllib.parse import urlsplit
+
+    address = urlsplit(url)
+    if address.scheme != "http" or not address.hostname:
+        raise ValueError(url)
+    connected = socket.create_connection((address.hostname, address.port or 80), _left(until))
+    with contextlib.closing(client.HTTPConnection(address.hostname)) as connection:
+        connection.sock = timed = _TimedSocket(fileno=connected.detach())
+        timed.until = until
+        connection.request(method, address.path, headers=headers)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise ValueError(f"{url} answers {answer.status}")
+        return answer.read(_MOST_ANSWER_BYTES).decode().strip()

@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
+from cwsink.printable import printable
+
 DONE: Final = 0
 NOT_DONE: Final = 1
 
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def complain(message: str) -> None:
     """Write one line to stderr."""
-    print(f"cwsink: {message}", file=sys.stderr, flush=True)
+    print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
 
 
 def _discard_output() -> None:

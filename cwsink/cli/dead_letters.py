@@ -29,6 +29,7 @@ from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.second_chance import Resend, Rules, Skip
+from cwsink.printable import printable
 from cwsink.spool import descriptors, disk, lease, record, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
@@ -100,7 +101,7 @@ class LetterReplay:
             whys = "; ".join(f"{reason}: {count:,}, {why}" for (reason, why), count in sorted(self._skipped.items()))
             done, left = ("would replay", "skip") if dry_run else ("replayed", "skipped")
             line = f"{done} {replayed:,}{reasons and f' ({reasons})'}, {left} {skipped:,}{whys and f' ({whys})'}."
-            print(f"{name}: {text.printable(line, one_line=True)}")
+            print(f"{name}: {printable(line, one_line=True)}")
         elif self.failure is None:
             print(f"{name}: no dead letters.")
         if replayed and not dry_run:

@@ -24,6 +24,7 @@ from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
 from cwsink.errors import CwsinkError
 from cwsink.limits import MAX_PAST_MS
+from cwsink.printable import printable
 from cwsink.spool import orphans, survey
 from cwsink.spool.directory import SpoolDirectory
 
@@ -129,7 +130,7 @@ def _would_do(directory: SpoolDirectory) -> str:
         line += f" of {_utc(found.oldest_ms)} to {_utc(found.newest_ms)}"
         if found.oldest_ms < time.time_ns() // 1_000_000 - MAX_PAST_MS:
             line += "; the oldest are too old for CloudWatch, and become dead letters"
-    return f"{line}; from {text.printable(directory.path, one_line=True)}"
+    return f"{line}; from {printable(directory.path, one_line=True)}"
 
 
 def _utc(timestamp_ms: int) -> str:

@@ -14,6 +14,7 @@ from typing import Final
 from cwsink.cli import complain, text
 from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.errors import SpoolError
+from cwsink.printable import printable
 from cwsink.spool import heartbeat, segment
 from cwsink.spool.directory import SpoolDirectory, choose_root, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
@@ -30,9 +31,9 @@ def target(directory: SpoolDirectory) -> str:
 def leader_name(directory: SpoolDirectory) -> str:
     """Return the name of the process that leads a spool, or of its host. The caller knows that one does."""
     if other := heartbeat.elsewhere(directory):
-        return text.printable(f"host {other.mark.host}", one_line=True)
+        return printable(f"host {other.mark.host}", one_line=True)
     leader = leader_of(directory)
-    return text.printable(f"pid {leader.pid} on {leader.host}", one_line=True) if leader else "another process"
+    return printable(f"pid {leader.pid} on {leader.host}", one_line=True) if leader else "another process"
 
 
 class Spools:

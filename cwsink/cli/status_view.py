@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cwsink.cli import DONE, text
 from cwsink.cli.sight import SpoolView, why
+from cwsink.printable import printable
 
 _LABEL_WIDTH: Final = 10
 # Lines in a pipe are for grep, so they are not folded.
@@ -79,7 +80,7 @@ def block(view: SpoolView, width: int) -> Text:
     lines.append("● ", style)
     lines.append(text.target(report.log_group_name, report.log_stream_name), "bold")
     if report.region:
-        lines.append(f"  {text.printable(report.region, one_line=True)}", "dim")
+        lines.append(f"  {printable(report.region, one_line=True)}", "dim")
     lines.append("\n")
     for each in _fold(_verdict(view), width - 2):
         lines.append(f"  {each}\n", style)
@@ -151,7 +152,7 @@ def _rows(view: SpoolView) -> Iterator[tuple[str, str, str]]:
     yield "leader", _leader(view), ""
     if report.settings:
         differing = ", ".join(f"{name} {value}" for name, value in sorted(report.settings.items()))
-        yield "settings", text.printable(f"{differing} (from {report.settings_from})", one_line=True), ""
+        yield "settings", printable(f"{differing} (from {report.settings_from})", one_line=True), ""
     fill = view.used_bytes / report.capacity_bytes if report.capacity_bytes else 0.0
     room = f"{text.size(view.used_bytes)} of {text.size(report.capacity_bytes)} used"
     if report.pending and fill >= _NEARLY_FULL:
@@ -180,12 +181,12 @@ def _leader(view: SpoolView) -> str:
     if leader is None:
         return "none"
     kind = _KINDS.get(leader.kind, leader.kind)
-    by = f" by {text.printable(leader.started_by, one_line=True)}" if leader.started_by else ""
+    by = f" by {printable(leader.started_by, one_line=True)}" if leader.started_by else ""
     return f"pid {leader.pid} on {leader.host}, {kind}{by}, epoch {leader.epoch}"
 
 
 def _fold(value: str, width: int) -> list[str]:
     """Return `value` in lines of at most `width` columns, folded at spaces where there are any."""
-    value = text.printable(value, one_line=True)
+    value = printable(value, one_line=True)
     lines = Text(value).wrap(Console(width=max(width, 20)), max(width, 20))
     return [line.plain.rstrip() for line in lines] or [""]

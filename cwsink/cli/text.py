@@ -1,7 +1,6 @@
 """Words for people: durations, sizes, and a record as a line (pure).
 
-All that comes from a spool is foreign text. Its control characters could do harm on a terminal, so `printable` replaces
-them by escapes.
+All that comes from a spool is foreign text, so it is shown by `printable`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ import msgspec
 
 from cwsink import naming
 from cwsink.cli.arguments import LEVELS
+from cwsink.printable import printable
 from cwsink.spool.record import Event
 
-# C0 without tab and newline, DEL, and C1.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PLAIN: Final = re.compile(r"[^\s=\"']+")
 
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -37,12 +35,6 @@ _AUDIT: Final = LEVELS["AUDIT"]
 _ERROR: Final = LEVELS["ERROR"]
 # Colours from these ranks on: magenta, bold red, yellow, green, dim.
 _LEVEL_COLOURS: Final = ((_AUDIT, "35"), (_ERROR, "1;31"), (LEVELS["WARNING"], "33"), (LEVELS["INFO"], "32"), (0, "2"))
-
-
-def printable(text: str, *, one_line: bool = False) -> str:
-    """Return `text` with its control characters as escapes."""
-    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-    return text.replace("\n", "\\n") if one_line else text
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,9 @@ POST /_cwsink/faults     {"latency_seconds": 0.2, "fail_next": {"n": 5}}: sets a
                          of Faults, and calls its methods with these arguments
 POST /_cwsink/reset      forget everything
 ```
+
+A web page that a developer looks at could send such requests, too. A browser names the page in `Origin`, or the page's
+own name in `Host`. Such requests are refused.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ def summary(store: Store) -> dict[str, Any]:
 
 def reply(store: Store, faults: Faults, request: HttpRequest) -> Reply:
     """Answer one request of the control channel."""
+    if "origin" in request.headers or not _is_loopback(request.headers.get("host", "localhost")):
+        return _json({"error": "only programs of this machine may ask, and no web page"}, 403)
     asked = f"{request.method} {request.path.removeprefix(PREFIX)}"
     if asked == "GET summary":
         return _json(summary(store))
@@ -83,6 +88,11 @@ def reply(store: Store, faults: Faults, request: HttpRequest) -> Reply:
             return _json({"error": str(error)}, 400)
         return _json({})
     return _json({"error": f"unknown: {asked}"}, 404)
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    return name in ("localhost", "127.0.0.1", "[::1]")
 
 
 def _set_faults(faults: Faults, wanted: dict[str, Any]) -> None:

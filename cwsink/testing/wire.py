@@ -139,16 +139,17 @@ class Wire:
         return head
 
     def _receive_body(self, length: int) -> bytearray:
-        body = bytearray(length)
-        have = min(length, len(self._buffer))
-        body[:have] = self._buffer[:have]
-        del self._buffer[:have]
-        with memoryview(body) as rest:
-            while have < length:
-                got = self._socket.recv_into(rest[have:])
-                if not got:
-                    raise ConnectionResetError("the client closed the connection in the middle of a body")
-                have += got
+        body = self._buffer[:length]
+        del self._buffer[:length]
+        have = len(body)
+        while have < length:
+            if have == len(body):  # it grows with what has come: who only announces a long body gets little memory
+                body.extend(bytes(min(max(have, _RECEIVE_BYTES), length - have)))
+            with memoryview(body) as whole, whole[have:] as rest:
+                got = self._socket.recv_into(rest)
+            if not got:
+                raise ConnectionResetError("the client closed the connection in the middle of a body")
+            have += got
         return body
 
     def send(self, reply: Reply) -> None:

@@ -96,6 +96,46 @@ def test_a_metadata_service_that_hangs_costs_no_more_than_the_budget(
         release.set()
 
 
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_answer_that_drips_costs_no_more_than_the_budget(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """A byte now and then ends no single wait; the whole answer has one budget all the same."""
+    monkeypatch.setattr(host, "BUDGET_SECONDS", 0.3)
+    ended = threading.Event()
+    answer = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" if part == "body" else "HTTP/1.1 200 OK\r\nX: "
+
+    def drip(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.sendall(answer.encode())
+            while not ended.wait(0.02):
+                connection.sendall(b"i")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=drip, args=(listener,))
+        server.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            assert host.look_up("instance_id", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url}) is None
+            assert not ended.is_set(), "it still drips"
+        finally:
+            ended.set()
+            server.join()
+
+
+def test_a_metadata_service_cannot_send_us_elsewhere(metadata: tuple[str, Answers, list[tuple[str, str]]]) -> None:
+    """A redirect is no answer, and is not followed."""
+    url, answers, asked = metadata
+
+    def redirect(request: BaseHTTPRequestHandler) -> str:
+        request.send_response(302)
+        request.send_header("Location", f"{url}/elsewhere")
+        request.end_headers()
+        return ""
+
+    answers["GET", "/task"] = redirect
+    assert host.look_up("task_id", {"ECS_CONTAINER_METADATA_URI_V4": url}) is None
+    assert asked == [("GET", "/task")]
+
+
 def test_a_task_id_is_the_end_of_the_tasks_arn(metadata: tuple[str, Answers, list[tuple[str, str]]]) -> None:
     """ECS task metadata version 4."""
     url, answers, _ = metadata

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -1043,13 +1045,39 @@ def test_the_package_imports_without_pytest_or_boto3() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("header", [{"Origin": "https://example.com"}, {"Host": "example.com:8800"}])
+def test_a_web_page_cannot_control_the_server(server: StrictCloudWatch, header: dict[str, str]) -> None:
+    """A browser tells by `Origin`, or by the page's name in `Host`, that it asks for a page; both are refused."""
+    request = urllib.request.Request(f"{server.endpoint_url}/_cwsink/reset", data=b"", headers=header, method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        opener.open(request, timeout=30)
+    del request.headers[next(iter(header))]
+    assert opener.open(request, timeout=30).status == 200
+
+
+def test_who_only_announces_long_bodies_gets_little_memory() -> None:
+    """100 idle connections that announce 16 MB each: the server does not reserve what has not come."""
+    with spawn() as server, contextlib.ExitStack() as connections:
+        host, port = server.endpoint_url.removeprefix("http://").split(":")
+        for _ in range(100):
+            connection = connections.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 16000000\r\n\r\nx")
+        assert server.summary()["events"] == 0, "it has read the heads, or reads them now"
+        time.sleep(0.5)
+        pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1])
+    assert pages * os.sysconf("SC_PAGE_SIZE") < 300e6
+
+
 def test_the_fixture_fails_a_test_whose_client_breaks_a_rule(tmp_path: Path) -> None:
     """The plugin's fixtures point boto3 at the server and end with assert_clean."""
     (tmp_path / "test_user.py").write_text(
         """
+import os
 import boto3
 
 def test_legal(strict_cloudwatch_environment):
+    assert not [name for name in os.environ if name.startswith("FAPILOG_CLOUDWATCH__") or name == "AWS_PROFILE"]
     boto3.client("logs").create_log_group(logGroupName="g")
     assert strict_cloudwatch_environment.calls == {"CreateLogGroup": 1}
 
@@ -1061,6 +1089,7 @@ def test_illegal(strict_cloudwatch_environment):
 """
     )
     environment = {**os.environ, "PYTHONPATH": SOURCE_ROOT, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    environment |= {"FAPILOG_CLOUDWATCH__ENDPOINT_URL": "http://127.0.0.1:9", "AWS_PROFILE": "a-developers-own"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "cwsink.testing.pytest_plugin", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "--rootdir", ".", "test_user.py"],

@@ -10,6 +10,7 @@ import pytest
 from cwsink.cli import sight, text
 from cwsink.cli.arguments import LEVELS, parser
 from cwsink.flusher.outcome import advice_on
+from cwsink.printable import printable
 from cwsink.spool.record import Event
 
 NOON_MS = 1_700_000_000_123
@@ -65,6 +66,17 @@ def test_nothing_from_a_spool_can_steer_the_terminal() -> None:
     assert not set(shown) & {"\x1b", "\x07"}
     assert "\\x1b]0;owned\\x07" in shown
     assert "\x1b" not in line_of(evil)
+
+
+@pytest.mark.parametrize(
+    ("character", "escape"),
+    [("\r", "\\x0d"), ("\x9b", "\\x9b"), ("\u202e", "\\u202e"), ("\u2066", "\\u2066"), ("\u200b", "\\u200b"),
+     ("\u2028", "\\u2028"), ("\ufeff", "\\ufeff"), ("\U000e0041", "\\U000e0041"), ("\ud800", "\\ud800")],
+)  # fmt: skip
+def test_what_acts_or_hides_is_shown_as_an_escape(character: str, escape: str) -> None:
+    """Controls, what turns the direction of text, what cannot be seen, other line ends; letters and symbols stay."""
+    assert printable(f"a{character}b\tü 🎉\n") == f"a{escape}b\tü 🎉\n"
+    assert printable(f"a{character}b\tü 🎉\n", one_line=True) == f"a{escape}b\\tü 🎉\\n"
 
 
 def test_colour_only_where_it_is_asked_for() -> None:

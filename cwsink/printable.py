@@ -1,0 +1,28 @@
+"""Makes foreign text harmless for whoever reads it: on a terminal, on stderr, in a log (pure).
+
+Names of directories, what CloudWatch answers and what an application logs may hold characters that act: that move the
+cursor, colour or hide what follows, turn its direction, or begin another line. `printable` shows them as escapes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# Control characters without tab and newline (C0, DEL, C1), the soft hyphen and others that are not seen, those that
+# turn the direction of the text, the line and paragraph separators, tags, and surrogates, which no terminal can show.
+_ACTING: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff\ud800-\udfff]"
+)
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """Return `text` with each character that acts as an escape. `one_line`: newlines and tabs, too."""
+    text = _ACTING.sub(_escape, text)
+    return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
