@@ -14,8 +14,10 @@ import logging
 import sys
 import threading
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from cwsink.diagnostics import report
 from cwsink.frontends import log_entry
 from cwsink.frontends.writer import Writer
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 # A `repr()` may log the object that it belongs to, and the handler would call that `repr()` again, for ever. From this
 # depth on it calls no code of the application. Signal handlers that log nest, too, but less deep.
 _MOST_NESTED: Final = 5
+
+
+# Handlers that are not closed yet. Celery drops them without a word, and nothing else would hold them.
+_beside_celery: set[SpoolHandler] = set()
 
 
 class SpoolHandler(logging.Handler):
@@ -48,6 +54,10 @@ class SpoolHandler(logging.Handler):
         self._writer = Writer.open(config, **settings)
         self._nested = threading.local()
         super().__init__(level)
+        if "celery" in sys.modules:
+            _beside_celery.add(self)
+            signals = import_module("celery.signals")
+            signals.after_setup_logger.connect(_say_if_celery_removed_us, weak=False, dispatch_uid="cwsink-handler")
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802  # logging's name
         """Have records be formatted as text, as the application wishes.
@@ -86,6 +96,7 @@ class SpoolHandler(logging.Handler):
 
     def close(self) -> None:
         """Let go of the spool. `logging.shutdown` and `dictConfig` call this. A later record opens the spool again."""
+        _beside_celery.discard(self)
         self._writer.close()
         super().close()
 
@@ -111,3 +122,15 @@ def _unshown(record: logging.LogRecord) -> str:
     message = record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
     return log_entry.encode_record(logging.makeLogRecord(own), message)
+
+
+def _say_if_celery_removed_us(**_: object) -> None:
+    """Say so if a handler is attached to no logger any more, after a worker of Celery has set up its logging."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    attached = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
+    if not attached.issuperset(_beside_celery):
+        report(
+            "celery",
+            "Celery has removed the handlers of the root logger, SpoolHandler with them: what is logged there is not "
+            "spooled. Set worker_hijack_root_logger=False in Celery's configuration.",
+        )

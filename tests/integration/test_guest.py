@@ -187,6 +187,40 @@ def test_the_application_looks_as_without_us(server: StrictCloudWatch, spawn: Sp
         assert not {name for name in more if name.startswith(("cwsink.flusher", "cwsink.cli"))}, moment
 
 
+SET = {
+    "warnings are errors": "import warnings; warnings.simplefilter('error')",
+    "little recursion": "import inspect; sys.setrecursionlimit(len(inspect.stack()) + 200)",
+    "no umask": "import os; os.umask(0)",
+    "a strict umask": "import os; os.umask(0o777)",
+    "its directory is gone": "import os, tempfile; place = tempfile.mkdtemp(); os.chdir(place); os.rmdir(place)",
+    "all else": """
+import builtins, decimal, gc, locale, socket
+socket.setdefaulttimeout(0.000001)
+sys.setswitchinterval(1e-6)
+locale.setlocale(locale.LC_ALL, "C")
+decimal.getcontext().traps = dict.fromkeys(decimal.getcontext().traps, True)
+real = builtins.__import__
+builtins.__import__ = lambda *args, **kwargs: real(*args, **kwargs)
+sys.settrace(lambda *_: None)
+gc.disable()
+""",
+}
+
+
+@pytest.mark.parametrize("setting", SET.values(), ids=SET)
+def test_whatever_the_application_sets_for_itself(server: StrictCloudWatch, spawn: Spawn, setting: str) -> None:
+    """What is the whole interpreter's is the application's to set: cwsink is imported, and its records are kept."""
+    program = f"""
+import sys
+{setting}
+import cwsink, decimal, logging
+logging.getLogger().addHandler(cwsink.SpoolHandler(log_group_name="/test/group", log_stream_name="stream"))
+logging.warning("kept", extra={{"order": 17, "price": decimal.Decimal("1.50")}})
+"""
+    finish(spawn(program, env=server.environment()))
+    assert server.wait_for(lambda s: [json.loads(each)["message"] for each in s.messages()] == ["kept"], CHILD_SECONDS)
+
+
 FROZEN = """
 import datetime, sys, freezegun
 if sys.argv[1] == "imported before":

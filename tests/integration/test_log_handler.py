@@ -113,6 +113,26 @@ def test_basic_config_is_nobodys_wish_for_text(
     assert second == "own order placed"
 
 
+@pytest.mark.parametrize("hijacks", [True, False])
+def test_celery_is_not_silent_about_its_clearing_of_the_root(
+    server: StrictCloudWatch, spawn: Spawn, hijacks: bool
+) -> None:
+    """A worker removes the root logger's handlers, unless it is told not to: one line says what to set."""
+    program = f"""
+import logging, celery, cwsink
+logging.getLogger().addHandler(cwsink.SpoolHandler(log_group_name="/test/group", log_stream_name="stream"))
+app = celery.Celery("tasks")
+app.conf.worker_hijack_root_logger = {hijacks}
+app.log.setup_logging_subsystem(loglevel="INFO")
+logging.getLogger("tasks").warning("done")
+"""
+    child = spawn(program, env=server.environment())
+    _, err = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == 0, err
+    assert ("Set worker_hijack_root_logger=False in Celery's configuration." in err) == hijacks
+    assert [json.loads(message)["message"] for message in server.messages()] == ([] if hijacks else ["done"])
+
+
 def test_loguru_and_its_traceback(server: StrictCloudWatch) -> None:
     """`logger.add(SpoolHandler(...))`: the message, its extra, and the traceback once."""
     loguru = pytest.importorskip("loguru")
