@@ -8,6 +8,10 @@ an election of the orphan -> at most PACE records a second, for at most STINT_SE
 -> on to the next one; sooner if the orphan is empty, if a process logs there again, or if the leader stops
 ```
 
+Another container with our uid may have planted a spool, whose FORMAT names a server of its own. To send it there would
+give away our session token. So a leader adopts only what goes to the same endpoint as its own spool, by the same role
+and profile. `cwsink replay` sends the others, if a person wants it.
+
 If several leaders adopt, the orphan's own lease decides between them. An orphan that cannot be delivered (no
 permission, a region out of reach) holds up the other orphans for one stint in each round.
 """
@@ -94,7 +98,7 @@ class Adopter:
                     continue
                 with contextlib.suppress(CwsinkError, OSError):  # it is another user's, or damaged, or was just removed
                     directory = open_existing(path)
-                    if orphans.is_orphan(directory):
+                    if _account(directory) == _account(self._own) and orphans.is_orphan(directory):
                         yield directory
 
     def _try_to_adopt(self, directory: SpoolDirectory) -> None:
@@ -132,3 +136,9 @@ class Adopter:
                 f"adopted_{directory.path}",
                 f"the orphan {directory.path} is done: {delivered:,} records were delivered in this go.",
             )
+
+
+def _account(directory: SpoolDirectory) -> tuple[str | None, ...]:
+    """Return what says whose credentials go where."""
+    target = directory.format
+    return target.endpoint_url, target.profile, target.role_arn, target.external_id

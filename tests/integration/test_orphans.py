@@ -27,6 +27,7 @@ from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.flusher import adoption
 from cwsink.flusher.election import Election
+from cwsink.frontends import presence
 from cwsink.spool import directory, leader_state, lease, orphans, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import pending, survey
@@ -480,6 +481,30 @@ def test_an_adopter_that_its_guard_starts_again_goes_on(
     assert set(arrived) == set(expected("left", 3 * int(adoption.PACE)))
     assert arrived.total() <= 4 * adoption.PACE
     end(worker)
+
+
+@pytest.mark.parametrize("planted", ["endpoint_url", "profile", "role_arn"])
+def test_an_orphan_that_wants_other_credentials_elsewhere_is_not_adopted(
+    server: StrictCloudWatch,
+    config: SinkConfig,
+    spawn: Spawn,
+    leave_behind: Callable[[str, int], SpoolDirectory],
+    planted: str,
+) -> None:
+    """Who can make a spool in the root cannot have our credentials sent to his server; the next orphan is adopted."""
+    with StrictCloudWatch() as foreign:
+        value = {"endpoint_url": foreign.endpoint_url, "profile": "admin", "role_arn": "arn:aws:iam::1:role/admin"}
+        theirs = quick_config(**{"endpoint_url": server.endpoint_url, planted: value[planted]}, log_stream_name="a")
+        writer = Writer(SinkConfig(**{**asdict(theirs), "flusher": "external"}))
+        assert writer.append("planted")
+        presence.this.forget_below(writer.directory.root)
+        leave_behind("b", 5)
+        worker = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+        tell(worker, 1)
+        assert server.wait_for(lambda s: s.messages(stream="b") == expected("b", 5), CHILD_SECONDS)
+        assert orphans.is_orphan(writer.directory)
+        end(worker)
+        assert not foreign.requests
 
 
 def test_a_wrong_orphan_does_not_hide_the_others(
