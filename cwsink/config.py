@@ -55,6 +55,9 @@ _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
 
 _ENDPOINT: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/?#:\[\]\s]+)(:\d{1,5})?(/[^?#\s]*)?", re.IGNORECASE)
 
+# Settings that may hold a secret, or what is nobody else's business.
+_NOT_SHOWN: Final = frozenset(("external_id", "tags"))
+
 # A longer time or a larger spool is a mistake in the unit. A socket's timer or a file could not hold it, either.
 _MOST_SECONDS: Final = 365 * 86_400.0
 _MOST_SPOOL_BYTES: Final = 1 << 50
@@ -161,7 +164,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
         check_group(self.log_group_name)
         for name, value in asdict(self).items():
             if isinstance(value, str) and name != "spool_directory" and not value.isprintable():
-                raise ConfigError(f"{name}={value!r} holds a character that cannot be printed.")
+                raise ConfigError(f"{_named(name, value)} holds a character that cannot be printed.")
         if self.region is not None and not REGION.fullmatch(self.region):
             raise ConfigError(f"region={self.region!r} is no name of a region. Write it like us-east-1.")
         if self.endpoint_url is not None:
@@ -294,7 +297,7 @@ def _decoded(name: str, text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise ConfigError(f'{name}={text!r} is not JSON: {error}. Write it like {{"team": "shop"}}.') from None
+        raise ConfigError(f'{_named(name, text)} is not JSON: {error}. Write it like {{"team": "shop"}}.') from None
 
 
 def _unknown(name: str, known: set[str]) -> str:
@@ -311,7 +314,12 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
     name = where.rstrip("`")
     if choices := _choices_of(name) if name in settings else ():
         what = f"choose one of {', '.join(choices)}"
-    return f"{name}={settings.get(name)!r}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
+    return f"{_named(name, settings.get(name))}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
+
+
+def _named(name: str, value: object) -> str:
+    """Return a setting as an error message shows it: with its value, unless that may be a secret."""
+    return name if name.partition("[")[0].partition(".")[0] in _NOT_SHOWN else f"{name}={value!r}"
 
 
 @cache
