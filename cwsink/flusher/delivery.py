@@ -113,10 +113,13 @@ class _Try:
         self.token: str | None = None
         # An answer must not make the leader repair and send without a pause. So it repairs once for each wait.
         self.is_repaired = False
+        self.not_found = 0  # how often the stream was not found although it had just been created
 
 
 # So many single events may become dead letters, after CloudWatch has taken something, until it is tested again.
 MOST_BELIEVED: Final = 16
+# So often a stream that was just created may not be found, until the operator is told to look for the cause.
+MOST_NOT_FOUND: Final = 5
 CANARY: Final = "cwsink: CloudWatch has just refused records of this stream. This line tests whether it takes any."
 
 
@@ -234,9 +237,13 @@ class Delivery:
 
     def _create_target(self, attempt: _Try, answer: Answer) -> Answer | None:
         """Create the stream, and the group if that is missing too."""
-        if attempt.is_repaired:
-            return answer
         stream = attempt.stream
+        if attempt.is_repaired:
+            # CloudWatch may need a few seconds until it finds what it has just created. No setting is wrong then.
+            attempt.not_found += 1
+            if attempt.not_found > MOST_NOT_FOUND:
+                return answer
+            return Answer(code="NotFoundYet", status=503, message=f"log stream {stream} was created a moment ago")
         if not self._may_create_stream:
             return Answer(
                 code="ResourceNotFoundException",

@@ -15,7 +15,7 @@ import pytest
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher.chunk import Request
-from cwsink.flusher.delivery import CANARY, MOST_BELIEVED, Delivery, Settled, Stopped, Tally
+from cwsink.flusher.delivery import CANARY, MOST_BELIEVED, MOST_NOT_FOUND, Delivery, Settled, Stopped, Tally
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.record import NOTICE, Event
@@ -447,12 +447,21 @@ def test_a_missing_group_is_created_before_its_stream() -> None:
     assert world.waits == []
 
 
-def test_a_stream_that_stays_missing_is_waited_for() -> None:
-    """Created and still not found: no spin, one creation for each slow try."""
-    world = World([MISSING, MISSING, MISSING, MISSING, OK])
+def test_a_stream_that_is_not_found_yet_is_waited_for(said: list[tuple[str, str]]) -> None:
+    """Created and still not found: no spin, one creation for each try, short waits, and no setting is blamed."""
+    world = World([MISSING, MISSING, MISSING, MISSING, OK], retry_base_delay=0.5)
     assert world.send(events(1)) == Tally(1, Counter())
     assert world.actions == ["put host", "create_stream", "put host"] * 2 + ["put host"]
-    assert world.waits == [7.5, 7.5]
+    assert world.waits == [0.5, 1.0]
+    assert not [line for _, line in said if "Allow the action" in line or "could not be created" in line]
+
+
+def test_a_stream_that_stays_missing_is_told_of(said: list[tuple[str, str]]) -> None:
+    """After some short waits the operator is asked to look, and the leader tries slowly."""
+    world = World([MISSING] * 2 * (MOST_NOT_FOUND + 1) + [OK])
+    assert world.send(events(1)) == Tally(1, Counter())
+    assert world.waits[-1] == 7.5
+    assert [line for _, line in said if "is missing, and could not be created" in line]
 
 
 @pytest.mark.parametrize(
