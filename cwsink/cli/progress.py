@@ -71,7 +71,8 @@ class _Bars(Display):
         self.progress.console.print(line, markup=False, soft_wrap=True)
 
     def show(self, target: str, done: int, share: float | None, note: str = "") -> None:
-        count, total = f"{done:,} delivered", None if share is None else 1.0
+        count = f"{done:,} delivered" if share is None else f"{done:,} records, {share:.0%}"
+        total = None if share is None else 1.0
         if target not in self._tasks:
             self._tasks[target] = self.progress.add_task(target, count=count, note=note, total=total)
         completed = done if share is None else share

@@ -33,7 +33,7 @@ from typing import Final
 from cwsink.diagnostics import report
 from cwsink.flusher.election import Election
 from cwsink.spool import leader_state, lease, survey
-from cwsink.spool.watch import RingWatch, Sizes, has_grown
+from cwsink.spool.watch import RingWatch
 
 MOST_AT_ONCE: Final = 16
 # So many idle spools keep their turn. A process with no more spools than that has no rest, and no wake-up either.
@@ -44,8 +44,10 @@ _DESCRIPTORS_A_TURN: Final = 10
 _DESCRIPTORS_KEPT: Final = 64
 
 LOOK_SECONDS: Final = 0.25
-# Looks in a second, over all spools that rest. At 5 us each, and a beat now and then, they take 0.5 % of a core.
-_LOOKS_A_SECOND: Final = 800
+# Looks in a second, over all spools that rest. At 5 to 10 us each they take less than 0.5 % of a core.
+_LOOKS_A_SECOND: Final = 500
+# While spools wait for their turn, look this often whether a place is free.
+_HASTE_SECONDS: Final = 0.05
 # A spool that rests is looked at more closely this often: is its lease still there, does another leader fail?
 _CLOSE_LOOK_SECONDS: Final = 10.0
 # A client is made anew after a rest, and with it a connection and perhaps a session of a role. So do not rest too soon.
@@ -89,6 +91,7 @@ class Turns:
         waiting = sorted((turn for turn in resting if turn.wants(now)), key=lambda turn: (turn.has_failed, turn.at))
         waiting = self._begin(waiting, running, now)
         if waiting:
+            self._look_at = now + _HASTE_SECONDS
             places = len(waiting) - sum(turn.is_ending for turn in running)
             for turn in self._who_makes_room(running, waiting[0], now)[: max(0, places)]:
                 turn.end(now, keep_lease=self._may_keep_lease(turn))
@@ -167,7 +170,6 @@ class _Turn:
         self.has_failed = False
         self.keeps_lease = False
         self._ring = RingWatch(election.directory.ring)
-        self._sizes: Sizes = {}
         self._wants = True
         self._was_last = False
         self._close_look_at = 0.0
@@ -193,8 +195,7 @@ class _Turn:
     def end(self, now: float, *, keep_lease: bool) -> None:
         """Have it rest."""
         # What is appended from now on shows later, whether the leader still reads it or not.
-        self._ring.forget()
-        self._sizes = self._ring.sizes()
+        self._ring.mark()
         self._wants = self.idle_since is None
         self._close_look_at = now + _CLOSE_LOOK_SECONDS
         self.is_ending = True
@@ -220,9 +221,9 @@ class _Turn:
             is_close = now >= self._close_look_at
             if is_close:
                 self._close_look_at = now + _CLOSE_LOOK_SECONDS
-                self._ring.forget()
+                self._ring.distrust()
                 self.keeps_lease = self.keeps_lease and self.election.beat()
-            self._wants = (has_grown(self._sizes, self._ring.sizes()) or (is_close and self._has_pending())) and (
+            self._wants = (self._ring.has_grown() or (is_close and self._has_pending())) and (
                 self.keeps_lease or self._is_vacant()
             )
             self.at = now
