@@ -33,6 +33,9 @@ CONNECT_SECONDS: Final = 0.4
 READ_SECONDS: Final = 0.6
 # Each byte comes well within the time-out of one step, and all of them would take minutes.
 BYTE_SECONDS: Final = 0.1
+MAKE_CERTIFICATE: Final = (
+    "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+)
 HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nx-amzn-RequestId: 0123\r\nContent-Type: application/x-amz-json-1.1\r\n"
     b"Content-Length: 2000\r\n\r\n"
@@ -156,8 +159,7 @@ def test_it_is_the_same_with_tls(
     """The bytes come encrypted, one packet each."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
+        [*MAKE_CERTIFICATE.split(), "-keyout", str(key), "-out", str(certificate)],
         check=True,
         capture_output=True,
         timeout=HANG_SECONDS,
