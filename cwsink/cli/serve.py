@@ -31,6 +31,7 @@ from cwsink.flusher.election import Election, Kind
 from cwsink.flusher.turns import Turns
 from cwsink.spool import cursor, orphans
 from cwsink.spool.attachment import is_anyone_attached
+from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 
 # How often the command looks for new spools, and how far delivery is if its output is no terminal.
@@ -168,11 +169,7 @@ class FlushService:
         known = {election.directory.path: election for election in self._elections}
         try:
             for directory in self._spools.open(known):
-                before = cursor.read(directory.cursor).ledger.delivered
-                election = Election(directory, kind=self._kind)
-                self._elections[election] = before
-                self._turns.add(election)
-                self._shown.say(f"{target(directory)}: standing for election in {directory.path}")
+                self._stand(directory)
         except (CwsinkError, OSError) as error:
             if not known:
                 raise
@@ -186,6 +183,21 @@ class FlushService:
         if not self._elections and self._spools.is_whole and not self._is_waiting:
             self._shown.say(f"No spool in {self._spools.place} yet: waiting for the first worker to log.")
             self._is_waiting = True
+
+    def _stand(self, directory: SpoolDirectory) -> None:
+        try:
+            before = cursor.read(directory.cursor).ledger.delivered
+        except OSError as error:
+            report(
+                f"stand_{directory.path}",
+                f"cannot read {directory.cursor}: {error.strerror}. The records of that spool stay there. It is tried "
+                f"again every {_LOOK_SECONDS:.0f} s.",
+            )
+            return
+        election = Election(directory, kind=self._kind)
+        self._elections[election] = before
+        self._turns.add(election)
+        self._shown.say(f"{target(directory)}: standing for election in {directory.path}")
 
     def _show(self) -> None:
         """Show how far delivery is, and wait a little."""
