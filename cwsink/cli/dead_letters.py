@@ -142,7 +142,7 @@ class LetterReplay:
                 stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])
                 replayed = self._replayed.total()
                 if shown.is_live:  # elsewhere the summary says it soon enough
-                    shown.show(target(self._directory), replayed, len(chosen))
+                    shown.show(target(self._directory), replayed, replayed / len(chosen))
                 if stopped is not None:
                     why = _WHY_STOPPED[stopped].format(shlex.quote(path))
                     self.failure = f"{text.counted(len(chosen) - replayed, 'dead letter')} of {path} stay: {why}."

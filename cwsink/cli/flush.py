@@ -13,6 +13,9 @@ from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
+from cwsink.errors import CwsinkError
+from cwsink.spool import sending
+from cwsink.spool.directory import SpoolDirectory
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,15 +29,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _once(spools: Spools, timeout: float | None) -> int:
     stops = StopRequests()
-    drains = [SpoolDrain(directory, timeout=timeout) for directory in spools.find()]
+    drains = [drain for directory in spools.find() if (drain := _drain(directory, spools, timeout))]
     with display(has_end=True) as shown:
         for drain in drains:
-            if drain.backlog.records:
-                shown.say(f"{drain.target}: {text.records(drain.backlog.records)} to deliver.")
-            if drain.backlog.is_empty and drain.is_tidy:
-                drain.is_done = True
-            else:
-                drain.election.start()
+            if drain.backlog.data_bytes:
+                shown.say(f"{drain.target}: {text.size(drain.backlog.data_bytes)} to deliver.")
         follow(drains, stops, shown)
     for drain in drains:
         if drain.is_done:
@@ -42,3 +41,13 @@ def _once(spools: Spools, timeout: float | None) -> int:
         if drain.failure:
             complain(drain.failure)
     return DONE if drains and spools.is_whole and all(drain.failure is None for drain in drains) else NOT_DONE
+
+
+def _drain(directory: SpoolDirectory, spools: Spools, timeout: float | None) -> SpoolDrain | None:
+    """Return what follows a spool. None: it cannot be sent, which is said. The others are sent all the same."""
+    try:
+        sending.config_of(directory)
+        return SpoolDrain(directory, timeout=timeout)
+    except (CwsinkError, OSError) as error:
+        spools.miss(directory.path, f"cannot flush {directory.path}: {error} Its records stay there.")
+        return None

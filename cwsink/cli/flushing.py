@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Collection
@@ -9,9 +10,11 @@ from typing import Final
 
 from cwsink.cli.spools import leader_name
 from cwsink.flusher.election import Election
+from cwsink.flusher.turns import Turns
 from cwsink.spool import cursor, leader_state, lease
 
 POLL_SECONDS: Final = 0.1
+_END_POLL_SECONDS: Final = 0.02
 # After the time for the last request is over, a leader may still have to commit.
 _COMMIT_SECONDS: Final = 1.0
 # In this share of the remaining time, new requests may begin. The rest is for the last request to finish.
@@ -46,11 +49,16 @@ class StopRequests:
 
 
 def end_all(
-    elections: Collection[Election], drain_seconds: float | None, stops: StopRequests, ends_at: float | None = None
+    turns: Turns,
+    elections: Collection[Election],
+    drain_seconds: float | None,
+    stops: StopRequests,
+    ends_at: float | None = None,
 ) -> None:
     """Have all elections leave, and wait until they have. A second request to stop makes them leave at once.
 
     Args:
+        turns: gives the elections their turns.
         elections: the elections of all spools.
         drain_seconds: how long each may deliver. None: its drain_timeout_seconds.
         stops: the requests to stop.
@@ -61,12 +69,13 @@ def end_all(
         seconds = election.config.drain_timeout_seconds if drain_seconds is None else drain_seconds
         if ends_at is not None:
             seconds = min(seconds, max(0.0, ends_at - began) * _DRAIN_SHARE)
-        election.leave(seconds)
+        turns.leave(election, seconds)
         until = max(until, began + seconds + election.request_seconds + _COMMIT_SECONDS)
     if ends_at is not None:
         until = min(until, ends_at)
     asked = min(stops.count, 1)
-    while time.monotonic() < until and not all(election.has_ended(POLL_SECONDS) for election in elections):
+    while not turns.have_ended() and time.monotonic() < until:
+        time.sleep(_END_POLL_SECONDS)
         stops.look()
         if stops.count > asked:
             asked = stops.count
@@ -75,16 +84,21 @@ def end_all(
                 election.leave(0.0)
 
 
-def delivered(election: Election) -> int:
-    """Return how many records of the spool any process has delivered so far."""
-    return cursor.read(election.directory.cursor).ledger.delivered
+def delivered(election: Election, default: int = 0) -> int:
+    """Return how many records of the spool any process has delivered so far; `default` if that cannot be read now."""
+    try:
+        return cursor.read(election.directory.cursor).ledger.delivered
+    except OSError:  # no descriptor is left, for example. It is for display only
+        return default
 
 
 def leader_note(election: Election) -> str:
     """Return a note for the progress bar: which process leads, and whether it gets on."""
     directory = election.directory
     if not election.epoch:
-        return f"{leader_name(directory)} leads" if lease.is_taken(directory) else "being elected"
+        with contextlib.suppress(OSError):  # no descriptor is left, for example
+            return f"{leader_name(directory)} leads" if lease.is_taken(directory) else "being elected"
+        return ""
     published = leader_state.read(directory)
     doing = published.state if published and published.epoch == election.epoch else "delivering"
     return "leading, retrying" if doing in ("retrying", "circuit_open") else "leading"

@@ -31,12 +31,19 @@ class Display:
         """Print a line that stays."""
         print(line, flush=True)
 
-    def show(self, target: str, done: int, total: int | None, note: str = "") -> None:
-        """Show how many records of a spool are done, if the last line is a while ago. `total` None: no end is known."""
+    def show(self, target: str, done: int, share: float | None, note: str = "") -> None:
+        """Show how many records of a spool are done, if the last line is a while ago.
+
+        Args:
+            target: the spool's name for people.
+            done: how many records are done.
+            share: how much of all that is, from 0 to 1; None if no end is known.
+            note: who does it.
+        """
         at, before = self._shown.setdefault(target, (time.monotonic(), 0))
         if done != before and time.monotonic() - at >= _LINE_SECONDS:
             self._shown[target] = (time.monotonic(), done)
-            self.say(f"{target}: {done:,}{'' if total is None else f' of {total:,}'} records delivered")
+            self.say(f"{target}: {done:,} records delivered{'' if share is None else f' ({share:.0%})'}")
 
 
 class _Bars(Display):
@@ -63,11 +70,13 @@ class _Bars(Display):
     def say(self, line: str) -> None:
         self.progress.console.print(line, markup=False, soft_wrap=True)
 
-    def show(self, target: str, done: int, total: int | None, note: str = "") -> None:
-        count = f"{done:,} delivered" if total is None else f"{done:,} of {total:,}"
+    def show(self, target: str, done: int, share: float | None, note: str = "") -> None:
+        count = f"{done:,} delivered" if share is None else f"{done:,} records, {share:.0%}"
+        total = None if share is None else 1.0
         if target not in self._tasks:
             self._tasks[target] = self.progress.add_task(target, count=count, note=note, total=total)
-        self.progress.update(self._tasks[target], completed=done, total=total, count=count, note=note)
+        completed = done if share is None else share
+        self.progress.update(self._tasks[target], completed=completed, total=total, count=count, note=note)
 
 
 @contextlib.contextmanager

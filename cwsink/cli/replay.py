@@ -95,7 +95,7 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
     for line in lines:
         print(line)
     if len(sent) > 1:
-        records = sum(drain.backlog.records for drain in sent)
+        records = sum(drain.sent for drain in sent)
         print(f"{len(sent):,} spools replayed: {text.records(records)}.", flush=True)
     for failure in failures:
         complain(failure)
@@ -108,8 +108,7 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
     if drain.backlog.is_empty:
         drain.is_done = True
     else:
-        shown.say(f"{drain.target}: {text.records(drain.backlog.records)} to send from {directory.path}")
-        drain.election.start()
+        shown.say(f"{drain.target}: {text.size(drain.backlog.data_bytes)} to send from {directory.path}")
     follow([drain], stops, shown)
     if drain.failure and stops.count:
         drain.failure += f" `cwsink replay {shlex.quote(directory.path)}` goes on from there."

@@ -8,6 +8,10 @@ serve --stdin ends--> serve until no writer is left --> drain --> end  `cwsink r
 
 Each writer holds a shared lock, by which the kernel tells whether any is left (cwsink.spool.attachment). A second
 request of any kind ends the command at once. No record is lost by that: what is not delivered stays in the spool.
+
+There may be hundreds of spools, and one of them may be damaged, of a newer cwsink, or not readable for a while. That is
+said with its name and looked at again, and the others are served. Of many spools only some are led at a time
+(cwsink.flusher.turns).
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ from cwsink.cli.flushing import POLL_SECONDS, StopRequests, delivered, end_all, 
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, target
 from cwsink.diagnostics import report
+from cwsink.errors import CwsinkError
 from cwsink.flusher.election import Election, Kind
-from cwsink.spool import flusher_lock, orphans
+from cwsink.flusher.turns import Turns
+from cwsink.spool import cursor, orphans
 from cwsink.spool.attachment import is_anyone_attached
+from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 
-# How often the command looks for new spools, and for processes that ask to lead where it cannot deliver.
+# How often the command looks for new spools, and how far delivery is if its output is no terminal.
 _LOOK_SECONDS: Final = 1.0
 # All that comes after TERM must be over by then, because Kubernetes sends KILL 30 s after TERM.
 _GRACE_SECONDS: Final = 25.0
@@ -87,8 +94,9 @@ class FlushService:
         self._stops = stops
         self._shown = shown
         self._kind = kind
+        self._turns = Turns()
         self._elections: dict[Election, int] = {}  # with the number of records delivered before
-        self._find_at = self._give_way_at = 0.0
+        self._find_at = self._show_at = 0.0
         self._is_waiting = False
         self._ends_at: float | None = None
 
@@ -100,7 +108,6 @@ class FlushService:
                 return False
             if self._stops.is_orphaned and not self._has_writers():
                 break
-            self._give_way()
             self._show()
         if self._timeout is not None:
             self._ends_at = time.monotonic() + self._timeout
@@ -129,31 +136,27 @@ class FlushService:
         for election in self._elections:
             if election.epoch:
                 self._shown.say(f"{target(election.directory)}: told to end; delivering what is there.")
-        end_all(self._elections, self._timeout, self._stops, self._ends_at)
+        end_all(self._turns, self._elections, self._timeout, self._stops, self._ends_at)
 
     def conclude(self, *, is_told: bool) -> int:
         """Print what was delivered, and complain of what stays if `is_told`. Returns the exit code."""
         code = DONE
         for election, before in self._elections.items():
-            sent = delivered(election) - before
-            print(f"{target(election.directory)}: ended; {text.records(sent)} delivered meanwhile.", flush=True)
             directory = election.directory
-            is_stuck = not election.has_ended(0.0)  # it still holds the lease then
-            if pending := survey(directory).pending if is_stuck else orphans.left_behind(directory):
+            try:
+                sent = delivered(election, before) - before
+                is_stuck = not election.has_ended(0.0)  # it still holds the lease then
+                pending = survey(directory).pending if is_stuck else orphans.left_behind(directory)
+            except OSError as error:
+                code = NOT_DONE
+                complain(f"cannot tell what is left in {directory.path}: {error.strerror}. Its records are kept.")
+                continue
+            print(f"{target(directory)}: ended; {text.records(sent)} delivered meanwhile.", flush=True)
+            if pending:
                 code = NOT_DONE
                 if is_told:
                     complain(f"{text.stay(pending)} in {directory.path}: not delivered in time. They are kept.")
         return code
-
-    def _give_way(self) -> None:
-        """If our credentials fail for a spool, and a process with others asks to lead, let it."""
-        if time.monotonic() < self._give_way_at:
-            return
-        self._give_way_at = time.monotonic() + _LOOK_SECONDS
-        for election in self._elections:
-            if election.cannot_deliver and flusher_lock.challenge(election.directory.root) is not None:
-                self._shown.say(f"{target(election.directory)}: cannot deliver, and gives way to another process.")
-                election.give_way()
 
     def _has_writers(self) -> bool:
         return any(is_anyone_attached(election.directory) for election in self._elections)
@@ -163,21 +166,47 @@ class FlushService:
         if time.monotonic() < self._find_at:
             return
         self._find_at = time.monotonic() + _LOOK_SECONDS
-        known = {election.directory.path for election in self._elections}
-        for directory in self._spools.open():
-            if directory.path not in known:
-                election = Election(directory, kind=self._kind)
-                self._elections[election] = delivered(election)
-                election.start()
-                self._shown.say(f"{target(directory)}: standing for election in {directory.path}")
+        known = {election.directory.path: election for election in self._elections}
+        try:
+            for directory in self._spools.open(known):
+                self._stand(directory)
+        except (CwsinkError, OSError) as error:
+            if not known:
+                raise
+            report("find", f"cannot look for new spools in {self._spools.place}: {error} The known ones are served.")
+        for path, election in known.items():
+            if not os.path.isdir(path):
+                election.leave(0.0)  # somebody has removed it. If it is made anew, it is found again
+            if election.is_leaving and election.has_ended(0.0):
+                del self._elections[election]
+                self._turns.remove(election)
         if not self._elections and self._spools.is_whole and not self._is_waiting:
             self._shown.say(f"No spool in {self._spools.place} yet: waiting for the first worker to log.")
             self._is_waiting = True
 
+    def _stand(self, directory: SpoolDirectory) -> None:
+        try:
+            before = cursor.read(directory.cursor).ledger.delivered
+        except OSError as error:
+            report(
+                f"stand_{directory.path}",
+                f"cannot read {directory.cursor}: {error.strerror}. The records of that spool stay there. It is tried "
+                f"again every {_LOOK_SECONDS:.0f} s.",
+            )
+            return
+        election = Election(directory, kind=self._kind)
+        self._elections[election] = before
+        self._turns.add(election)
+        self._shown.say(f"{target(directory)}: standing for election in {directory.path}")
+
     def _show(self) -> None:
         """Show how far delivery is, and wait a little."""
-        for election, before in self._elections.items():
-            sent = delivered(election) - before
-            self._shown.show(target(election.directory), sent, None, leader_note(election))
+        if (now := time.monotonic()) >= self._show_at:
+            self._show_at = now + (POLL_SECONDS if self._shown.is_live else _LOOK_SECONDS)
+            for election, before in self._elections.items():
+                if election.is_running:
+                    sent = delivered(election, before) - before
+                    self._shown.show(target(election.directory), sent, None, leader_note(election))
+        self._turns.look()
         time.sleep(POLL_SECONDS)
         self._stops.look()

@@ -38,6 +38,7 @@ class Report:
     Attributes:
         settings: the newest writer's settings for sending that differ from the defaults.
         settings_from: that writer, as host/pid.
+        unable: processes that led before and gave way because they could not deliver, with their reasons.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Report:
     last_success: str | None
     settings: dict[str, Any]
     settings_from: str | None
+    unable: list[dict[str, Any]]
 
 
 @dataclass
@@ -126,6 +128,7 @@ def look(directory: SpoolDirectory) -> SpoolView:
         last_success=None if last_success is None else text.rfc3339(int(last_success * 1000)),
         settings=sending.shown(found.settings) if found else {},
         settings_from=found.written_by if found else None,
+        unable=[asdict(each) for each in published.unable],
         **counts,
     )
     return SpoolView(

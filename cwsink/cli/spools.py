@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from cwsink.cli import complain, text
@@ -56,10 +56,14 @@ class Spools:
         """The directory of PATH, for messages."""
         return os.path.abspath(self._path) if self._path else choose_root(None, os.environ, make=False)
 
-    def open(self) -> list[SpoolDirectory]:
-        """Return the spools that can be opened. Raises SpoolAccessError: the directory itself cannot be read."""
+    def open(self, known: Container[str] = ()) -> list[SpoolDirectory]:
+        """Return the spools that can be opened, except those `known`.
+
+        Raises:
+            SpoolAccessError: the directory itself cannot be read.
+        """
         paths = find_spools(self._path or None)
-        found = [directory for path in paths if (directory := self._open(path))]
+        found = [directory for path in paths if path not in known and (directory := self._open(path))]
         if paths != [self.place]:
             self._look_for_others(set(paths))
         return found

@@ -137,6 +137,10 @@ def _rows(view: SpoolView) -> Iterator[tuple[str, str, str]]:
         yield "why", first, "bold"
         for each in rest:
             yield "", each, ""
+    if report.pending:
+        for other in report.unable:
+            kind = _KINDS.get(other["kind"], other["kind"])
+            yield "unable", f"pid {other['pid']} on {other['host']}, {kind}: {other['error']}", ""
     if report.appended:
         yield "records", _books(view), ""
     if report.evicted:

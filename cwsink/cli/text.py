@@ -150,7 +150,7 @@ def render(line: Line, *, today: str, colour: bool) -> str:
 
     parts = [paint(_clock(line.timestamp_ms, today), _DIM)]
     if line.level is not None:
-        code = next(code for least, code in _LEVEL_COLOURS if (line.rank or 0) >= least)
+        code = next(code for least, code in _LEVEL_COLOURS if max(line.rank or 0, 0) >= least)
         parts.append(paint(f"{printable(line.level, one_line=True):8}", code))
     if line.logger:
         parts.append(paint(f"{printable(line.logger, one_line=True)}:", "36"))

@@ -26,6 +26,7 @@ import msgspec
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
+from cwsink.flusher import deadline
 from cwsink.flusher.chunk import body
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
@@ -220,6 +221,7 @@ class CloudWatch:
             "logs", region_name=self._region, endpoint_url=self._format.endpoint_url, config=botocore_config
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
+        deadline.bind(client, deadline.seconds_of(self._config))
         return client
 
     def _session(self, botocore_config: Any) -> Any:
@@ -237,7 +239,7 @@ class CloudWatch:
             raise NoCredentialsError
         extra = {"RoleSessionName": f"cwsink-{os.getpid()}", "ExternalId": config.external_id}
         fetcher = AssumeRoleCredentialFetcher(
-            client_creator=partial(source.create_client, region_name=self._region, config=botocore_config),
+            client_creator=partial(self._credentials_client, source, botocore_config),
             source_credentials=credentials,
             role_arn=config.role_arn,
             extra_args={name: value for name, value in extra.items() if value is not None},
@@ -252,6 +254,12 @@ class CloudWatch:
         session = _new_session(config.profile)
         session.get_component("credential_provider").providers.insert(0, AssumedRole())
         return session
+
+    def _credentials_client(self, source: Any, botocore_config: Any, *args: Any, **options: Any) -> Any:
+        """Return the client that assumes the role."""
+        client = source.create_client(*args, region_name=self._region, config=botocore_config, **options)
+        deadline.bind(client, deadline.seconds_of(self._config))
+        return client
 
     def _set_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body

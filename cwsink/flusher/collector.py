@@ -95,6 +95,7 @@ class Collector:
             if self._block is None:
                 self._block = self._reader.read()
                 if self._block is None:
+                    self._unread, self._next = [], 0  # a leader that is idle keeps no block in memory
                     return False
                 self._begin(self._block)
             if not self._gather(self._block):

@@ -43,6 +43,8 @@ from cwsink.spool.record import Loss
 
 # How often an idle leader looks for new records. Ten looks a second take about 0.4 % of a core.
 POLL_SECONDS: Final = 0.1
+# A client takes memory, a connection and credentials. So it is closed if it was not needed for so long.
+CLIENT_SECONDS: Final = 60.0
 # durability="host": a power failure takes at most the records of this time.
 SYNC_SECONDS: Final = 0.5
 # How long the leader waits before it repeats a commit that has failed.
@@ -73,7 +75,13 @@ class Orders:
 
 
 class Flusher:
-    """Leads one spool for one epoch."""
+    """Leads one spool for one epoch.
+
+    Attributes:
+        epoch: the epoch.
+        leader_state: what it publishes.
+        is_idle: all that it has found is settled, as of its last look.
+    """
 
     def __init__(
         self,
@@ -128,6 +136,8 @@ class Flusher:
         # Records that a new leader finds have waited long enough.
         self._pending_since: float | None = -math.inf
         self._synced_at = 0.0
+        self._sent_at = time.monotonic()
+        self.is_idle = False
 
     def lead(self) -> None:
         """Deliver until told to stop.
@@ -150,8 +160,11 @@ class Flusher:
                     self._reclaim()
                     continue
                 self._reclaim()
-                if self._orders.stop.is_set() and self._collector.is_empty:
+                self.is_idle = self._collector.is_empty
+                if self._orders.stop.is_set() and self.is_idle:
                     return
+                if self.is_idle and time.monotonic() - self._sent_at >= CLIENT_SECONDS:
+                    self._delivery.close()  # the next request makes another client
                 self.leader_state.publish()
                 self._orders.stop.wait(POLL_SECONDS)
         finally:
@@ -185,8 +198,10 @@ class Flusher:
 
     def _deliver(self) -> None:
         """Deliver and commit the chunk that is gathered."""
+        self.is_idle = False
         count = self._collector.count
         self._deliver_chunk(self._collector.take())
+        self._sent_at = time.monotonic()
         self._pending_since = None
         if self._pace is not None:
             self.wait(count / self._pace)

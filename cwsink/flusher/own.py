@@ -4,17 +4,17 @@ A writer starts a guard (cwsink.frontends.starter), and the guard forks the flus
 has one flusher for all spools of a root. A lock tells the next writer that it is there (cwsink.spool.flusher_lock).
 
 ```text
-look at the root, ten times a second:
+look at the root, ten times a second, or less often if there are many spools:
     a spool in which a process is attached, or has appended since the guard began --> an Election leads it
     no process is attached any more --> deliver what is pending: at most drain_timeout_seconds, then say what stays
     all is delivered, and no process was attached for LINGER_SECONDS --> leave the spool
 no spool is left --> free the lock, look once more, end
 ```
 
-The flusher ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock, or if its
-credentials fail and a writer with others asks. If cwsink's files were replaced (an upgrade in place), the guard begins
-anew with the new ones, and keeps the lock meanwhile. A spool that was left behind before the guard began is an orphan.
-The flusher does not touch it, unless `adopt_orphans` is set.
+The flusher ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock, or if it cannot
+deliver and a writer with other credentials or another network asks. If cwsink's files were replaced (an upgrade in
+place), the guard begins anew with the new ones, and keeps the lock meanwhile. A spool that was left behind before the
+guard began is an orphan. The flusher does not touch it, unless `adopt_orphans` is set.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.flusher import stderr
 from cwsink.flusher.election import Election
+from cwsink.flusher.turns import Turns
 from cwsink.spool import flusher_lock, hurry, segment, sending, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
 _LOOK_SECONDS: Final = 0.1
+# A look at one spool takes 30 us: is a process attached, and was anything appended?
+_LOOK_SECONDS_A_SPOOL: Final = 0.005
 # A program may be started again and again (cron, `manage.py`). The flusher waits this long for the next start.
 LINGER_SECONDS: Final = 2.0
 # How often the flusher looks whether another process is to take over.
@@ -70,7 +73,10 @@ class OwnFlusher:
         self._mute = mute
         self._is_mute = is_mute
         self._stderr = stderr.Stderr()
+        self._turns = Turns()
         self._serving: dict[str, _Served] = {}
+        self._known: dict[str, SpoolDirectory] = {}
+        self._serve_at = 0.0
         self._ends_before = dict(left_behind)
         self._is_told = False
         self._question_at = 0.0
@@ -84,7 +90,10 @@ class OwnFlusher:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
         while True:
-            self._serve()
+            if (now := time.monotonic()) >= self._serve_at:
+                self._serve()
+                self._serve_at = now + max(_LOOK_SECONDS, len(self._known) * _LOOK_SECONDS_A_SPOOL) - _LOOK_SECONDS / 2
+            self._turns.look()
             if not self._lock.is_in_place():
                 self._leave_all(0.0)
                 return False
@@ -102,12 +111,17 @@ class OwnFlusher:
     def _serve(self) -> None:
         """Begin with spools that came into use, and leave those that are not in use any more."""
         linger_seconds = 0.0 if self._is_told else LINGER_SECONDS
-        for path in _spools(self._root):
+        paths = _spools(self._root)
+        for path in self._known.keys() - paths:
+            del self._known[path]
+        for path in paths:
             if path not in self._serving and (served := self._begin(path)) is not None:
                 self._serving[path] = served
+                self._turns.add(served.election)
         for path, served in list(self._serving.items()):
             if served.has_ended(linger_seconds):
                 del self._serving[path]
+                self._turns.remove(served.election)
                 self._ends_before[path] = served.end
         if not self._is_mute and self._serving and self._is_awaited():
             self._go_mute()
@@ -136,12 +150,13 @@ class OwnFlusher:
 
     def _begin(self, path: str) -> _Served | None:
         try:
-            directory = open_existing(path)
-            is_in_use = is_anyone_attached(directory) or self._ends_before.get(path) != _end_of(path)
-            return _Served(directory, is_mute=self._is_mute) if is_in_use else None
-        except (CwsinkError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started now
-            report(f"serve_{path}", f"cannot deliver from {path}: {error}")
-            return None
+            directory = self._known.get(path) or open_existing(path)
+            self._known[path] = directory
+            if is_anyone_attached(directory) or self._ends_before.get(path) != _end_of(path):
+                return _Served(open_existing(path), is_mute=self._is_mute)
+        except (CwsinkError, OSError) as error:
+            report(f"serve_{path}", f"cannot deliver from {path}: {error} Its records stay there. It is tried again.")
+        return None
 
     def _has_ended(self) -> bool:
         """Free the lock, and tell whether to end.
@@ -194,7 +209,6 @@ class _Served:
         self.election = Election(directory, kind="own")
         if is_mute:
             self.election.went_mute()
-        self.election.start()
         self._alone_since: float | None = None
         self._empty_since: float | None = None
         self._left_at: float | None = None

@@ -29,16 +29,19 @@ class Stderr:
 
     def __init__(self) -> None:
         self._pipe = _link(os.getpid(), 2) if is_pipe() else None
-        self._holder = self._find()
-        if self._holder is None and _is_alive(_starter()):
+        self._holder: tuple[int, int] | None = None
+        if self.is_held_by_us_alone() and _is_alive(_starter()):
             self._pipe = None  # the starter may have it, hidden from us. Then others may have it, too
 
     def is_held_by_us_alone(self) -> bool:
         """Tell whether it is a pipe that no other process has for its stdout or stderr. False if unknown."""
         if self._pipe is None:
             return False
-        if self._holder is None or _link(*self._holder) != self._pipe:
-            self._holder = self._find()
+        try:
+            if self._holder is None or _link(*self._holder) != self._pipe:
+                self._holder = self._find()
+        except OSError:  # no descriptor is left to look at the processes with
+            return False
         return self._holder is None
 
     def _find(self) -> tuple[int, int] | None:

@@ -196,7 +196,8 @@ class Presence:
         """Start a flusher that takes the leader's place, if it may do better.
 
         It may if a writer has started the leader, and the leader is of an older cwsink, or its files were replaced or
-        removed since, or its lines reach nobody. It may also if the leader's credentials fail and differ from ours.
+        removed since, or its lines reach nobody. It may also if the leader cannot deliver, and has other credentials or
+        another network than we.
         """
         self._offer_at = now + _FIRST_OFFER_SECONDS
         published = leader_state.read(self.directory)
@@ -206,9 +207,7 @@ class Presence:
         is_gone = published.is_outdated and sending.installation_now() != ""
         if published.kind == "own" and (is_older or published.is_mute or is_gone):
             self._starter.replace(self.directory, "version")
-        elif published.obstacle in ("credentials", "denied") and published.credentials != sending.credentials_stamp(
-            os.environ
-        ):
+        elif published.obstacle in _HOPELESS and published.credentials != sending.credentials_stamp(os.environ):
             self._starter.replace(self.directory, "trouble")
         else:
             if not published.obstacle:  # if it has one, another flusher of ours would have it, too

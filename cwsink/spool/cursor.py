@@ -22,9 +22,12 @@ own, one higher than any before it, and `commit` reads the file again under a lo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import time
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 from zlib import crc32
@@ -40,6 +43,9 @@ SLOT_BYTES: Final = 65_536
 _HEADER: Final = Struct("<4sIQI")
 _CHECKED_FROM: Final = 8
 _FIRST_READ_BYTES: Final = 4096
+# A commit takes far less than a millisecond. If another process has the lock for so long, it is stopped.
+_PATIENCE_SECONDS: Final = 2.0
+_LOCK_POLL_SECONDS: Final = 0.01
 # So many offsets are kept if a slot is too small for all. An offset takes at most 24 bytes.
 _MOST_OFFSETS: Final = 1_000
 
@@ -80,6 +86,9 @@ class Ledger(msgspec.Struct):
 
 class State(msgspec.Struct):
     """What one slot holds.
+
+    A leader of an older version drops the fields that it does not know with its next commit. So a field may be added
+    only if nothing but a repeated request follows from its loss. The same holds for the file `evictions`.
 
     Attributes:
         epoch: of the leader that wrote this, see above; 0 before the first leader.
@@ -140,9 +149,11 @@ class Cursor:
         self._fd = descriptors.acquire(path, os.O_RDWR | os.O_CREAT)
         self._incarnation = descriptors.incarnation()
         self._epoch = 0
+        self._is_stuck = False  # another process had the lock for too long when we wanted it last
         try:
             # If the disk fills up later, a commit must not fail after its request was sent: the next leader would send
-            # that again. So reserve the blocks now.
+            # that again. So reserve the blocks now. On a file system that copies on write (btrfs) a commit takes a new
+            # block all the same. Then it may fail, and the leader repeats it until there is room.
             for slot in (0, 1):
                 disk.reserve(self._fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
         except OSError:
@@ -151,15 +162,16 @@ class Cursor:
 
     def take_over(self, holder: str) -> State:
         """Begin a new epoch, one more than any before it, and return the state to go on from. Raises OSError."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        try:
+        with self._lock() as is_ours:
             state, generation = _best(self._fd)
             self._epoch = state.epoch = state.epoch + 1
             state.holder = holder
             self._write(state, generation + 1)
+            if not is_ours:
+                # The process that has the lock may be just before its write, into the slot that we have written. So
+                # the new epoch goes into both slots, and that process is fenced whenever it goes on.
+                self._write(state, generation + 2)
             return state
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def is_ours(self) -> bool:
         """Tell whether no later leader has begun an epoch."""
@@ -167,14 +179,11 @@ class Cursor:
 
     def commit(self, state: State) -> None:
         """Make `state` durable against a crash of this process. Raises Fenced, OSError."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        try:
+        with self._lock():
             current, generation = _best(self._fd)
             if current.epoch != self._epoch or state.epoch != self._epoch:
                 raise Fenced(f"epoch {self._epoch} was followed by epoch {current.epoch}")
             self._write(state, generation + 1)
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def sync(self) -> None:
         """Make the last commit durable against a crash of the host. Raises OSError."""
@@ -183,6 +192,24 @@ class Cursor:
     def close(self) -> None:
         """Close the file."""
         descriptors.release(self._fd, self._incarnation)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Lock the file for the block. Yields False if that does not work in time, and the block goes on all the same.
+
+        Somebody may remove leader.lock while a leader is stopped (SIGSTOP, a debugger) in the middle of a commit. Its
+        successor must not wait for it for ever. The epoch fences the stopped process when it goes on. It may still
+        write once, into one slot. So the successor's last commit may be lost: its request is repeated if it dies then.
+        """
+        until = time.monotonic() + (0.0 if self._is_stuck else _PATIENCE_SECONDS)
+        while not (is_ours := descriptors.try_lock(self._fd, exclusive=True)) and time.monotonic() < until:
+            time.sleep(_LOCK_POLL_SECONDS)
+        self._is_stuck = not is_ours
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _write(self, state: State, generation: int) -> None:
         body = _encode(state)

@@ -10,6 +10,7 @@
     leader.lock     the lease                                        (filelock)
     leader.json     what the leader is doing                         (a leader)
     leader.host     which host leads (cwsink.spool.heartbeat)        (a leader)
+    leader.next     touched to have a leader give way that cannot deliver (who stands for election)
     attached.lock   shared flock: a process that has appended lives  (every writer)
     budget.lock     flock of the one that evicts; never waited for   (writers)
     dead_letters.jsonl  records that can never be delivered          (a leader)
@@ -52,7 +53,8 @@ ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 
 # On these file systems an append, a flock and a `link` may concern several kernels, which do not know of each other.
 _UNSAFE_FILESYSTEMS: Final = frozenset(
-    "nfs nfs4 cifs smb smb3 smbfs ncpfs afs 9p ceph glusterfs lustre gpfs ocfs2 gfs2 beegfs fuse fuseblk".split()
+    "nfs nfs4 cifs smb smb3 smbfs ncpfs afs coda 9p virtiofs vboxsf vmhgfs prl_fs ceph glusterfs lustre gpfs ocfs2 "
+    "gfs2 beegfs orangefs pvfs2 fuse fuseblk".split()
 )
 
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
@@ -81,6 +83,7 @@ class SpoolDirectory:
         self.leader_lock = f"{path}/leader.lock"
         self.leader_state = f"{path}/leader.json"
         self.leader_host = f"{path}/leader.host"
+        self.leader_next = f"{path}/leader.next"
         self.attached_lock = f"{path}/attached.lock"
         self.budget_lock = f"{path}/budget.lock"
         self.dead_letters = f"{path}/dead_letters.jsonl"

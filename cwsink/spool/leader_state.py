@@ -27,12 +27,26 @@ PUBLISH_SECONDS: Final = 1.0
 # While records wait the file is rewritten this often; if it is older, the leader hangs.
 ALIVE_SECONDS: Final = 10.0
 _MOST_BYTES: Final = 256 * 1024
+# A leader that has failed for so long lets another process try, if one stands. Trouble that passes by itself may pass.
+_GIVE_WAY_SECONDS: Final = 3.0
+_GIVE_WAY_BUSY_SECONDS: Final = 10.0
+_MOST_UNABLE: Final = 8
 
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
 # The reason why the leader cannot deliver. "busy" passes by itself, the others rarely do.
 Obstacle = Literal["", "credentials", "denied", "unreachable", "busy"]
 # Names the process that started a flusher. A writer sets it for the flusher that it starts.
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
+
+
+class Unable(msgspec.Struct, frozen=True):
+    """A process that gave the lease up because it could not deliver, why, and when (seconds since 1970)."""
+
+    pid: int
+    host: str
+    kind: str
+    error: str
+    at: float
 
 
 class Published(msgspec.Struct, kw_only=True):
@@ -45,9 +59,10 @@ class Published(msgspec.Struct, kw_only=True):
         is_outdated: the files of that version were replaced or removed since the leader started.
         is_mute: nobody sees its messages any more. Its stderr was a pipe, the pipe's reader waits for the end of it,
             and so the leader has closed its end.
-        credentials: a number that differs if its environment gives other AWS credentials
+        credentials: a number that differs if it has other AWS credentials, or another network
             (cwsink.spool.sending.credentials_stamp).
         started_by: the process that started it, for people; "" if a person or a service manager did.
+        unable: processes that led before and could not deliver, since the last request that CloudWatch has taken.
     """
 
     pid: int
@@ -66,6 +81,7 @@ class Published(msgspec.Struct, kw_only=True):
     started_by: str = ""
     records_per_second: float = 0.0
     capacity_bytes: int = 0
+    unable: list[Unable] = []
 
 
 def read(directory: SpoolDirectory) -> Published | None:
@@ -81,6 +97,7 @@ class LeaderState:
 
     def __init__(self, directory: SpoolDirectory, epoch: int, kind: str, capacity_bytes: int) -> None:
         self._path = directory.leader_state
+        before = read(directory)
         self._now = Published(
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -90,9 +107,12 @@ class LeaderState:
             version=__version__,
             credentials=sending.credentials_stamp(os.environ),
             started_by=os.environ.get(STARTED_BY_VARIABLE, ""),
-            last_success=before.last_success if (before := read(directory)) else None,
+            last_success=before.last_success if before else None,
             capacity_bytes=capacity_bytes,
+            unable=before.unable if before else [],
         )
+        self._failing_since: float | None = None
+        self.has_succeeded = False
         self._published: Published | None = None
         self._published_at = self._written_at = 0.0
         self._delivered = 0
@@ -103,8 +123,19 @@ class LeaderState:
         """The reason why the leader cannot deliver now; "" if it can."""
         return self._now.obstacle
 
+    @property
+    def cannot_deliver(self) -> bool:
+        """Tell whether it fails, and has for so long that another process is to try if one stands."""
+        if self._failing_since is None:
+            return False
+        patience = _GIVE_WAY_BUSY_SECONDS if self._now.obstacle == "busy" else _GIVE_WAY_SECONDS
+        return time.monotonic() - self._failing_since >= patience
+
     def succeeded(self) -> None:
         """Note that CloudWatch has accepted a request."""
+        self.has_succeeded = True
+        self._failing_since = None
+        self._now.unable = []
         if self._now.obstacle:
             self._published_at = -math.inf  # with the next look: a process that ends may be waiting to know this, too
         self._now.state = "delivering"
@@ -115,10 +146,22 @@ class LeaderState:
         """Note that a request has failed, and publish that. `is_open`: the leader sends none for a while."""
         if self._now.obstacle != obstacle:
             self._published_at = -math.inf  # a process that ends may be waiting to know
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
         self._now.obstacle = obstacle
         self.publish()
+
+    def gave_way(self) -> str:
+        """Publish that this process gives the lease up because it cannot deliver. Returns the reason."""
+        now = self._now
+        others = [each for each in now.unable if (each.pid, each.host) != (now.pid, now.host)]
+        mine = Unable(now.pid, now.host, now.kind, now.last_error or "", time.time())
+        now.unable = [*others, mine][-_MOST_UNABLE:]
+        self._published_at = -math.inf
+        self.publish()
+        return mine.error
 
     def went_mute(self) -> None:
         """Note and publish that the process has closed its stderr."""

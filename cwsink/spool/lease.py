@@ -96,6 +96,29 @@ class Lease:
                 self._lock.release(force=True)
 
 
+def challenge(directory: SpoolDirectory) -> None:
+    """Ask the leader, which cannot deliver, to let this process try. Never raises.
+
+    This touches `leader.next`. A lock would say for how long a process stands, but it would take a descriptor for each
+    spool, and the leader need not know: if nobody takes the lease that it has given up, it takes that again.
+    """
+    with contextlib.suppress(OSError):
+        try:
+            os.utime(directory.leader_next, follow_symlinks=False)
+        except FileNotFoundError:
+            descriptors.release(
+                descriptors.acquire(directory.leader_next, os.O_WRONLY | os.O_CREAT), descriptors.incarnation()
+            )
+
+
+def challenged_at(directory: SpoolDirectory) -> int:
+    """Return the time of the last challenge, in ns, to be compared with an earlier one; 0 if there was none."""
+    try:
+        return os.stat(directory.leader_next, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def is_taken(directory: SpoolDirectory) -> bool:
     """Tell whether some process holds the lease now.
 

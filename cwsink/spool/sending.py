@@ -37,6 +37,8 @@ _OF_THE_WRITER: Final = frozenset(
     "spool_directory allow_unsafe_filesystem app_name on_full block_timeout_seconds segment_bytes flusher "
     "log_group_name log_stream_name region endpoint_url pipeline".split()
 )
+# Variables by which botocore finds its way through a proxy.
+_OF_THE_NETWORK: Final = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"))
 _MOST_BYTES: Final = 256 * 1024
 
 
@@ -125,18 +127,22 @@ def stamp(directory: SpoolDirectory) -> tuple[int, int] | None:
 
 
 def credentials_stamp(env: Mapping[str, str]) -> int:
-    """Return a number that differs if another environment gives other AWS credentials.
+    """Return a number that differs if a process has other AWS credentials, or another way to AWS.
 
-    It is a checksum of 32 bits over all of the variables together, so nobody can learn one of them from it.
+    That is so with another environment, on another host, and in another container. The number is a checksum of 32 bits
+    over all of this together, so nobody can learn a variable from it.
     """
-    known = sorted(f"{name}={value}" for name, value in env.items() if _gives_credentials(name))
+    known = sorted(f"{name}={value}" for name, value in env.items() if _gives_access(name))
+    known.append(socket.gethostname())
+    with contextlib.suppress(OSError):
+        known.append(str(os.stat("/proc/self/ns/net").st_ino))
     return crc32("\0".join(known).encode("utf-8", "surrogateescape"))
 
 
-def _gives_credentials(name: str) -> bool:
+def _gives_access(name: str) -> bool:
     if name.startswith("AWS_ENDPOINT_URL") or name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         return False
-    return name.startswith("AWS_") or name == "HOME"
+    return name.startswith("AWS_") or name == "HOME" or name.upper() in _OF_THE_NETWORK
 
 
 @cache

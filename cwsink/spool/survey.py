@@ -19,7 +19,7 @@ from cwsink.spool import cursor, frame, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import OpenSegment, open_segments
+from cwsink.spool.reader import READ_BLOCK_BYTES, OpenSegment, open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.segment import SegmentKey
 
@@ -183,23 +183,24 @@ def pending(directory: SpoolDirectory) -> Pending:
 
 
 class Backlog:
-    """The records of a spool that were pending at one moment, and how many of them are settled by now.
+    """What was pending in a spool at one moment, and how much of that is settled by now.
 
     `cwsink flush --once` delivers what was there when it began. Workers go on appending meanwhile, so the spool may
-    never be empty. So the end of each segment is noted at the beginning, and all is done once the cursor has reached
-    these offsets. It makes no difference which process delivers.
+    never be empty. So the size of each segment is noted at the beginning, and all is done once the cursor has reached
+    these sizes. It makes no difference which process delivers. The records are not counted, because that would mean to
+    read them all once more. The ledger tells how many were settled.
 
     Attributes:
-        records: how many records there were.
+        data_bytes: how much there was to settle.
         foreign: the numbers of segments with a newer layout, which this version can neither read nor send.
     """
 
     def __init__(self, directory: SpoolDirectory) -> None:
-        """Count the records, which may take a second or two. Raises OSError."""
+        """Note the sizes. Raises OSError."""
         self._directory = directory
-        self.records = 0
         self.foreign: list[int] = []
         self._ends: dict[SegmentKey, int] = {}
+        self._reached: dict[SegmentKey, int] = {}  # where what is left began at the last look
         state = cursor.read(directory.cursor)
         self._before = _sum(state)
         evictions = read_evictions(directory)
@@ -209,21 +210,34 @@ class Backlog:
             if opened.is_foreign:
                 self.foreign.append(opened.key.number)
             # Of a segment with a damaged header nothing can be delivered. While it is the newest, the leader leaves it.
-            if opened.key == evictions.last_evicted or (opened.is_damaged and opened.key.number == newest):
-                continue
-            start = opened.offset
-            self.records += sum(each.is_event for each in opened.frames())
-            if opened.offset > start:
-                self._ends[opened.key] = opened.offset
+            elif opened.key != evictions.last_evicted and not (opened.is_damaged and opened.key.number == newest):
+                self._ends[opened.key] = opened.size()
+        self.is_settled()
+        self.data_bytes = self.left_bytes
 
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing is left to do: no record, and no eviction that the stream was not told of yet."""
         return not self._ends and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
 
+    @property
+    def left_bytes(self) -> int:
+        """How many bytes were not settled yet at the last look."""
+        return sum(self._ends[key] - start for key, start in self._reached.items())
+
     def is_settled(self) -> bool:
-        """Tell whether each of these records is delivered, dead-lettered or evicted by now."""
-        self._ends = unsettled(self._directory, self._ends)
+        """Look whether all of it is delivered, dead-lettered or evicted by now. Raises OSError."""
+        committed = cursor.read(self._directory.cursor).committed()
+        self._ends = {key: end for key, end in self._ends.items() if committed.get(key, 0) < end}
+        before, self._reached = self._reached, {}
+        for opened in walk(self._directory, committed) if self._ends else ():
+            start, end = opened.offset, self._ends.get(opened.key, 0)
+            # Is only a fragment left, of a writer that was killed? A leader leaves it until writers have gone on. To
+            # look takes a few ms, so do it only near the end, or if nothing has moved since the last look.
+            is_near = end - start < READ_BLOCK_BYTES or before.get(opened.key) == start
+            if start < end and not (is_near and _is_fragment(opened, end)):
+                self._reached[opened.key] = start
+        self._ends = {key: self._ends[key] for key in self._reached}
         return self.is_empty
 
     def settled_since(self) -> Ledger:
@@ -234,6 +248,18 @@ class Backlog:
             delivered=now.delivered - before.delivered,
             dead_lettered=dict(Counter(now.dead_lettered) - Counter(before.dead_lettered)),
         )
+
+
+def _is_fragment(opened: OpenSegment, end: int) -> bool:
+    """Tell whether a segment has no whole frame between where it is settled and `end`."""
+    if opened.is_damaged:
+        return False  # the leader settles it as one damaged range
+    for block in opened.blocks():
+        if block.frames:
+            return block.frames[0].end > end
+        if block.end >= end:
+            break
+    return True
 
 
 def _sum(state: cursor.State) -> Ledger:

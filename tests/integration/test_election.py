@@ -420,14 +420,14 @@ def test_who_never_led_leaves_when_another_has_delivered(
 def test_who_gives_way_stays_out_and_does_not_stand_again_at_once(
     server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand
 ) -> None:
-    """It cannot deliver and says so; another one takes the lease, and keeps it."""
+    """It cannot deliver, and another one stands: that one takes the lease, and keeps it."""
     server.faults.deny("logs:PutLogEvents")
     writer = Writer(config)
     assert writer.append("one")
     first = stand(spool)
     wait_for(lambda: first.cannot_deliver)
+    assert first.epoch == 1
     second = stand(spool)
-    first.give_way()
     wait_for(lambda: second.epoch == 2)
     server.faults.allow("logs:PutLogEvents")
     assert writer.flush(HANG_SECONDS)

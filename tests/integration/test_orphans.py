@@ -188,7 +188,8 @@ def test_all_are_sent_to_where_they_were_meant_for(
     out = capsys.readouterr().out
     for stream, spool in spools.items():
         assert server.messages(stream=stream) == expected(stream, 300)
-        assert f"/test/group → {stream}: 300 records to send from {spool.path}" in out
+        assert f"/test/group → {stream}: 13.6 KiB to send from {spool.path}" in out
+        assert f"/test/group → {stream}: delivered 300 records in " in out
         assert f"/test/group → {stream}: delivered 300 records in " in out
         assert survey(spool).pending == 0
     assert "2 spools replayed: 600 records." in out

@@ -676,5 +676,5 @@ def test_a_bar_on_a_terminal(spool: SpoolDirectory) -> None:
     _, err = process.communicate(timeout=CHILD_SECONDS)
     assert (process.returncode, err) == (0, b"")
     text = shown.decode()
-    assert "1,500 of 1,500" in text
+    assert "1,500 records, 100%" in text
     assert "replayed 1,500 (1,500 poison), skipped 0." in text
