@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,11 +19,9 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
-from cwsink.frontends.losses import Losses
 from cwsink.spool import budget, cursor, descriptors, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
-from cwsink.spool.record import Loss
 from cwsink.spool.survey import Survey, events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -232,53 +229,17 @@ def test_a_full_spool_refuses_whoever_passes_by_the_one_who_looks(
     assert answers == [False] * 10
 
 
-def test_a_refusal_in_the_middle_of_counting_is_counted() -> None:
-    """A signal handler that is refused while its thread counts a refusal, or takes the counts, loses nothing."""
-    losses = Losses()
-
-    class Interrupted(dict[str, Loss]):
-        """Counts by reason that are interrupted whenever they are looked at."""
-
-        def setdefault(self, reason: str, default: Loss) -> Loss:  # type: ignore[override]
-            handler()
-            return super().setdefault(reason, default)
-
-        def values(self) -> Any:
-            handler()
-            return super().values()
-
-    handled: list[int] = []
-    taken: list[Loss] = []
-
-    def handler() -> None:
-        if len(handled) < 50:
-            handled.append(1)
-            losses.add("spool_full", len(handled))
-            taken.extend(losses.take(0.0, 7, still_full=True))
-
-    for number in range(100):
-        losses._by_reason = Interrupted(losses._by_reason)
-        losses.add("spool_full", number)
-        taken.extend(losses.take(0.0, 7, still_full=True))
-    taken.extend(losses.take(0.0, 7, still_full=True))
-    assert len(handled) == 50
-    assert sum(loss.count for loss in taken) == 150
-    assert not losses.pending
-
-
 def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWatch) -> None:
-    """Eight threads are refused 40,000 times while markers are written: the count is exact."""
+    """Eight threads are refused 8,000 times: the count is exact."""
     config = full_config(server.endpoint_url, "drop_newest")
     writer = Writer(config)
     appended = 0
     while writer.append("x" * 300):
         appended += 1
-    each = 5_000
+    each = 1_000
 
     def work() -> None:
-        for number in range(each):
-            if number % 50 == 0:
-                writer._losses._next = 0.0  # a marker is due
+        for _ in range(each):
             writer._count_refusal("spool_full", 1_700_000_000_000, "a record")
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -501,9 +462,9 @@ def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
 
     open_when_written: list[int] = []
 
-    def release(fd: int, incarnation: int) -> None:
+    def release(fd: int, incarnation: int, file: tuple[int, int] | None = None) -> None:
         open_when_written.append(left[0])
-        real_release(fd, incarnation)
+        real_release(fd, incarnation, file)
 
     monkeypatch.setattr(budget, "_replace", replace)
     monkeypatch.setattr(descriptors, "release", release)

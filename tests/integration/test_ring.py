@@ -20,8 +20,10 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.spool import budget, cursor, descriptors, disk, frame, record, ring, segment
+from cwsink.frontends import presence
+from cwsink.spool import budget, cursor, descriptors, disk, frame, record, rotation, segment
 from cwsink.spool.attachment import Attachment
+from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import events, survey
@@ -391,7 +393,7 @@ def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
 def test_after_a_short_write_readers_see_the_whole_frame_or_none(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, on_full: str
 ) -> None:
-    """The cut frame is skipped, never truncated away; "block" writes it again, the others count it."""
+    """The cut frame is skipped, never truncated away, and the record is written again at once."""
     config = quick_config(server.endpoint_url, on_full=on_full, flusher="external")
     writer = Writer(config)
     assert writer.append("before")
@@ -409,21 +411,18 @@ def test_after_a_short_write_readers_see_the_whole_frame_or_none(
     with monkeypatch.context() as never_truncated:
         never_truncated.setattr(os, "ftruncate", None)
         answer = writer.append("cut in the middle")
-    assert answer == (on_full == "block")
-    until(lambda: writer.append("after"), "room again")
+    assert answer
+    assert writer.append("after")
     deliver(writer.directory, config)
-    notices = [text for text in server.messages() if text.startswith("cwsink:")]
-    expected = ["before", "cut in the middle", "after"] if on_full == "block" else ["before", "after"]
-    assert [text for text in server.messages() if not text.startswith("cwsink:")] == expected
-    assert bool(notices) == (on_full != "block")
+    expected = ["before", "cut in the middle", "after"]
+    assert server.messages() == expected
     assert sizes == sorted(sizes)
     books = survey(writer.directory)
     assert books.adds_up
     assert books.appended == len(expected)
     assert books.corrupt_bytes > 0
     assert not books.dead_lettered
-    if on_full != "block":
-        assert books.refused["spool_full"] >= 1
+    assert not books.refused
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS])
@@ -465,28 +464,57 @@ def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> Non
 
 
 def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOSPC at creation: the oldest segment goes under drop_oldest, else the record is refused; no litter."""
+    """ENOSPC at creation: the oldest segment goes under drop_oldest, else the last one grows to twice its size."""
     keeper = Writer(SinkConfig(**{**asdict(small), "on_full": "drop_newest"}))
     assert keeper.append("first")
     fill_segment(keeper, count=2)
+    link = os.link
 
-    def full(fd: int, size_bytes: int, start: int = 0) -> bool:
+    def full(source: str, target: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(disk, "reserve", full)
+    monkeypatch.setattr(os, "link", full)
     while keeper.append("." * 200):
         pass
-    before = segments(keeper.directory)
-    assert before == [1, 2, 3]
+    assert segments(keeper.directory) == [1, 2, 3]
+    assert 2 * SMALL <= segment_path(keeper.directory, 3).stat().st_size < 2 * SMALL + 300
     assert survey(keeper.directory).refused == {"spool_full": 1}
-    once = iter([True])
-    monkeypatch.setattr(disk, "reserve", lambda fd, size: next(once, False) and full(fd, size))
+    assert not list(Path(keeper.directory.ring).glob("*.tmp"))
+    presence.this.forget_below(keeper.directory.root)
+
+    def full_once(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "link", link)
+        full(source, target)
+
+    monkeypatch.setattr(os, "link", full_once)
     evicting = Writer(small)
-    while segments(evicting.directory)[-1] == 3:
-        assert evicting.append("." * 200)
+    assert evicting.append("." * 200)
     assert segments(evicting.directory) == [2, 3, 4]
     assert survey(evicting.directory).evicted > 0
     assert not list(Path(keeper.directory.ring).glob("*.tmp"))
+
+
+def test_a_disk_with_less_than_a_segment_left_is_used_as_far_as_it_goes(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much is reserved as there is. EFBIG, a limit of this process, gives as much as the limit."""
+    room = {errno.ENOSPC: 96 * 1024, errno.EFBIG: 32 * 1024}
+    reserved: list[int] = []
+    code = errno.ENOSPC
+
+    def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:
+        if size_bytes > room[code]:
+            raise OSError(code, os.strerror(code))
+        reserved.append(size_bytes)
+        return True
+
+    writer = Writer(SinkConfig(**{**asdict(small), "segment_bytes": 1024 * 1024, "on_full": "drop_newest"}))
+    monkeypatch.setattr(disk, "reserve", reserve)
+    assert writer.append("one")
+    assert reserved[-1] == 64 * 1024
+    code = errno.EFBIG
+    assert segment.create(writer.directory.ring, 2, bytes(16), 1024 * 1024)
+    assert reserved[-1] == 32 * 1024
 
 
 # Fork.
@@ -754,7 +782,7 @@ def test_a_ring_answers_with_a_closed_set(small: SinkConfig) -> None:
     """Without its directory a ring says GONE; it never raises."""
     directory = open_existing(Writer(small).directory.path)
     os.rmdir(directory.ring)
-    ring = Ring(directory, small.spool_max_bytes, SMALL, may_evict=True)
+    ring = Ring(directory, Capacity(small.spool_max_bytes, SMALL))
     assert ring.append(record.encode((0, 1, 0, "text"))) is Append.GONE
 
 
@@ -778,9 +806,9 @@ def test_leading_from_another_thread_disturbs_no_writer(small: SinkConfig, serve
 def behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[SpoolDirectory, list[int]]:
     """A spool with a backlog that is one, of a process that is gone; and its segments."""
     monkeypatch.setattr(segment, "BACKLOG_BYTES", 2 * SMALL)
-    monkeypatch.setattr(ring, "_WORTH_LEAVING_BYTES", SMALL // 2)
+    monkeypatch.setattr(rotation, "_WORTH_LEAVING_BYTES", SMALL // 2)
     directory = Writer(small).directory
-    gone = Ring(directory, 16 * SMALL, SMALL, may_evict=False)
+    gone = Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest"))
     while len(segments(directory)) < 3 or segment_path(directory, 3).stat().st_size < SMALL // 2:
         assert append_text(gone) is Append.APPENDED
     gone.close()
@@ -794,7 +822,7 @@ def append_text(writing: Ring) -> Append:
 def test_the_first_writer_after_a_start_keeps_out_of_the_backlog(behind: tuple[SpoolDirectory, list[int]]) -> None:
     """It begins a segment; those that come later, attached or not yet, share it."""
     directory, before = behind
-    first, second = (Ring(directory, 16 * SMALL, SMALL, may_evict=False) for _ in range(2))
+    first, second = (Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest")) for _ in range(2))
     assert append_text(first) is Append.APPENDED
     assert append_text(second) is Append.APPENDED
     assert segments(directory) == [*before, before[-1] + 1]
@@ -807,7 +835,7 @@ def test_a_writer_beside_others_goes_where_they_are(behind: tuple[SpoolDirectory
     """Somebody is attached: the backlog may be his, and goes on."""
     directory, before = behind
     other = Attachment(directory)
-    assert append_text(Ring(directory, 16 * SMALL, SMALL, may_evict=False)) is Append.APPENDED
+    assert append_text(Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest"))) is Append.APPENDED
     assert segments(directory) == before
     other.close()
 
@@ -827,7 +855,7 @@ def test_who_asks_at_the_same_time_is_not_taken_for_attached(
         return is_held
 
     monkeypatch.setattr(descriptors, "try_lock", try_and_let_the_other_go)
-    assert append_text(Ring(directory, 16 * SMALL, SMALL, may_evict=False)) is Append.APPENDED
+    assert append_text(Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest"))) is Append.APPENDED
     assert segments(directory) == [*before, before[-1] + 1]
     os.close(other)
 
@@ -841,7 +869,7 @@ def test_no_segment_is_begun_at_a_start_without_need(
     if why == "small backlog":
         monkeypatch.setattr(segment, "BACKLOG_BYTES", 100 * SMALL)
     if why == "small segment":
-        monkeypatch.setattr(ring, "_WORTH_LEAVING_BYTES", 2 * SMALL)
+        monkeypatch.setattr(rotation, "_WORTH_LEAVING_BYTES", 2 * SMALL)
     most = ring_bytes(directory) if why == "no room" else 16 * SMALL
-    assert append_text(Ring(directory, most, SMALL, may_evict=True)) is Append.APPENDED
+    assert append_text(Ring(directory, Capacity(most, SMALL))) is Append.APPENDED
     assert segments(directory) == before
