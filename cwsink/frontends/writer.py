@@ -133,7 +133,7 @@ class Writer:
         try:
             written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
-            return self._finish_append(ring.retry(error, payload), payload)
+            return self._finish_append(ring.retry(error.errno, payload), payload)
         if sequence & ring.check_mask and written == size + _HEADER_BYTES:
             return True
         return self._finish_append(ring.appended(written, len(data), payload), payload)

@@ -31,6 +31,8 @@ from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
 _MOST_BYTES: Final = 64 * 1024
+# Blocks are allotted in groups, and the last one of a file is nearly never full.
+_WORTH_TRIMMING_BYTES: Final = 64 * 1024
 # An append may take 50 ms, and it does other work beside this.
 _COUNT_SECONDS: Final = 0.01
 
@@ -119,7 +121,29 @@ class Budget:
 
     def has_room(self) -> bool:
         """Tell whether another segment fits. No lock is needed, because only one writer can make the next number."""
+        return self._fits() or (self._trim() and self._fits())
+
+    def _fits(self) -> bool:
         return used_bytes(self._directory.ring) + self.segment_bytes <= self.most_bytes
+
+    def _trim(self) -> bool:
+        """Give back what was reserved and not used, of segments that nobody has open. Tell whether there was any.
+
+        A start behind a backlog, or a process that may only make small files, has left its segment early.
+        """
+        is_any = False
+        for number in segment.numbers(self._directory.ring)[:-1]:
+            path = segment.path_of(self._directory.ring, number)
+            with contextlib.suppress(OSError):
+                status = os.lstat(path)
+                if usage_of(status) - status.st_size < _WORTH_TRIMMING_BYTES:
+                    continue
+                with descriptors.opened(path, os.O_RDWR) as file:
+                    # With this lock on a segment that is not the newest, nobody can append: the file is not cut.
+                    if descriptors.try_lock(file.fd, exclusive=True):
+                        os.ftruncate(file.fd, os.fstat(file.fd).st_size)
+                        is_any = True
+        return is_any
 
     def evict(self, *, at_least_one: bool = False, seconds: float = _COUNT_SECONDS) -> bool:
         """Evict the oldest segments that nobody reads or writes, until another segment fits.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -39,6 +40,12 @@ def free_bytes(path: str) -> int | None:
     """Return how much room there is on the disk for this user; None if the file system does not say. Raises OSError."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize if status.f_blocks else None
+
+
+def most_file_bytes() -> int | None:
+    """Return how large a file this process may make (RLIMIT_FSIZE); None if there is no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def sync(fd: int) -> None:

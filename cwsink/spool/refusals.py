@@ -13,10 +13,10 @@ offset  size  field          little-endian
                zeros up to 4,096 bytes
 ```
 
-Several processes may refuse records at once. One at a time adds its own, under an flock that a writer only tries to
-take. One that does not get the lock keeps its count in memory, and adds it with its next refusal, its next append, or
-at its end. So a count can be lost only if a process is killed while another one has been stopped in the middle of its
-counting.
+Several processes may refuse records at once. One at a time adds its own, under an flock. The others wait for it, but
+for 20 ms at most: it may have been stopped. Then they keep their counts in memory, and add them with their next
+refusal, their next append, or at their end. So a count can be lost only if a process is killed while another one has
+been stopped in the middle of its counting.
 
 The totals only grow. The ledger in the cursor says how much of them the stream was told of.
 """
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import deque
 from functools import partial
 from struct import Struct
@@ -43,6 +44,10 @@ _HEADER: Final = Struct("<II")
 _CHECKED_FROM: Final = 4
 # Another process that adds has the lock for some 10 us. A reader may meet a page that is being overwritten.
 _TRIES: Final = 50
+_WAIT_SECONDS: Final = 0.0005
+_LONGEST_WAIT_SECONDS: Final = 0.02
+# A process that has waited in vain does not wait again for so long.
+_IMPATIENT_SECONDS: Final = 1.0
 # Refusals with a longer pause between them are another run, whose time begins anew.
 _SAME_RUN_MS: Final = 60_000
 
@@ -55,6 +60,7 @@ class Refused(msgspec.Struct, array_like=True):
     last_ms: int = 0
 
 
+_impatient_until = 0.0
 _decode = msgspec.msgpack.Decoder(dict[str, Refused]).decode
 
 
@@ -93,13 +99,27 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     with contextlib.suppress(OSError):
         prepare(directory)
         with descriptors.opened(directory.refusals, os.O_RDWR) as file:
-            if any(descriptors.try_lock(file.fd, exclusive=True) for _ in range(_TRIES)):
+            if _take_turn(file.fd):
                 now = len(losses)  # others may append to it meanwhile
                 page = _page(_sum(_parse(os.pread(file.fd, _PAGE_BYTES, 0)) or {}, losses[:now]))
                 write = partial(os.pwrite, file.fd, page, 0)
                 steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
                 deque(map(partial.__call__, steps), maxlen=0)
                 return True
+    return False
+
+
+def _take_turn(fd: int) -> bool:
+    """Take the lock, which another process may have for some 10 us, or for longer if it is not given the processor."""
+    global _impatient_until
+    if any(descriptors.try_lock(fd, exclusive=True) for _ in range(_TRIES)):
+        return True
+    until = time.monotonic() + _LONGEST_WAIT_SECONDS
+    while _impatient_until < (now := time.monotonic()) < until:
+        time.sleep(_WAIT_SECONDS)
+        if descriptors.try_lock(fd, exclusive=True):
+            return True
+    _impatient_until = max(_impatient_until, now + _IMPATIENT_SECONDS if now >= until else 0.0)
     return False
 
 

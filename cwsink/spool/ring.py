@@ -106,7 +106,7 @@ class Ring:
         try:
             written = _write(attached.fd, data)
         except OSError as error:
-            return self.retry(error, payload, kind)
+            return self.retry(error.errno, payload, kind)
         self._unchecked_bytes += written
         if self._unchecked_bytes > self._check_bytes or written != len(data):
             return self.appended(written, len(data), payload, kind)
@@ -118,17 +118,21 @@ class Ring:
         # If it is cut: never truncate the part that was written, because others have appended since. Readers skip it.
         return _APPENDED if written == length else self.retry(None, payload, kind)
 
-    def retry(self, error: OSError | None, payload: bytes, kind: int = frame.EVENT) -> Append:
+    def retry(self, code: int | None, payload: bytes, kind: int = frame.EVENT) -> Append:
         """Do what can be done about a write that has failed, and write the record again; a few times at most.
 
         Args:
-            error: of the write; None: it was cut. Why, the next one tells.
+            code: the errno of the write; None: it was cut. Why, the next one tells. (Not the exception: that would keep
+                our frame alive, and so the segment, which could never be evicted.)
             payload: the record.
             kind: its type.
         """
+        limit = disk.most_file_bytes()
+        if code is None and limit is not None and limit < segment.HEADER_BYTES + frame.HEADER_BYTES + len(payload):
+            code = errno.EFBIG  # it was cut at this limit, and would be cut in each segment
         for _ in range(_TRIES):
             self.check_due_ns = 0
-            if error is not None and not self._mend(error, len(payload)):
+            if code is not None and not self._mend(code, len(payload)):
                 break
             attached = self._check(time_ns())
             if attached is None:
@@ -138,10 +142,10 @@ class Ring:
                 if _write(attached.fd, data) == len(data):
                     attached.failures = 0
                     return _APPENDED
-                error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as caught:
-                error = caught
-        return self._not_written(error or OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+                code = errno.ENOSPC
+            except OSError as error:
+                code = error.errno
+        return self._not_written(code)
 
     def attach(self) -> None:
         """Open the newest segment now, making the first one if need be. Raises OSError."""
@@ -273,7 +277,7 @@ class Ring:
             self._removed = False
             return attached
         except OSError as error:
-            self._not_written(error)
+            self._not_written(error.errno)
             return None
 
     def _go_on(self, attached: AttachedSegment, *, is_cut: bool) -> AttachedSegment | None:
@@ -299,7 +303,7 @@ class Ring:
             # ENOENT: the directory is gone, so the spool was removed.
             self._removed = error.errno == errno.ENOENT
             if not self._removed:
-                self._not_written(error)
+                self._not_written(error.errno)
             return None
 
     def _swap(self, attached: AttachedSegment) -> AttachedSegment:
@@ -318,19 +322,19 @@ class Ring:
         if self.attached is attached:
             self.attached = None
 
-    def _mend(self, error: OSError, length: int) -> bool:
+    def _mend(self, code: int, length: int) -> bool:
         """Do what can be done about an error of a write. Tell whether the record may be written again."""
         attached = self.attached
         if attached is None:
-            return error.errno == errno.EBADF  # another thread has noticed it before us
+            return code == errno.EBADF  # another thread has noticed it before us
         try:
-            if error.errno == errno.EBADF:
+            if code == errno.EBADF:
                 self._abandon(attached)
                 return True
-            if error.errno in disk.NO_ROOM:
+            if code in disk.NO_ROOM:
                 return not self._is_full(time_ns()) and self._rotation.make_room(attached)
-            is_stuck = error.errno == errno.EFBIG
-            if error.errno == errno.EIO:
+            is_stuck = code == errno.EFBIG
+            if code == errno.EIO:
                 attached.failures += 1
                 is_stuck = attached.failures >= _FAILURES
             # A record that has no room in a segment as large as this one has none in the next one, either.
@@ -340,15 +344,15 @@ class Ring:
         except OSError:
             return False
 
-    def _not_written(self, error: OSError) -> Append:
+    def _not_written(self, code: int | None) -> Append:
         """Turn an I/O error into an answer. The next append checks again, because the cause may be gone by then."""
         self.check_due_ns = 0
-        if error.errno in disk.NO_ROOM:
+        if code in disk.NO_ROOM:
             self._full_until = time_ns() + (_EVICTING_NS if self._rotation.may_evict else _FULL_NS)
             return Append.FULL
         report(
             "append",
-            f"cannot append to {self._directory.path}: {error.strerror or error}. Records are refused and counted "
-            "until this ends; the application goes on.",
+            f"cannot append to {self._directory.path}: {os.strerror(code or errno.EIO)}. Records are refused and "
+            "counted until this ends; the application goes on.",
         )
         return Append.FAILED

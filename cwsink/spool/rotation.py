@@ -4,7 +4,8 @@ A spool has one budget, one policy and one segment size (cwsink.spool.capacity).
 begins, and whenever it needs a segment.
 
 A disk may be smaller than a segment. If one segment took all of it, nothing could ever be evicted or given back,
-because the newest segment stays. So a segment takes at most a sixteenth of what the ring could have of the disk.
+because the newest segment stays. So a segment takes at most a sixteenth of what the ring could have of the disk. A
+process that may not make large files (RLIMIT_FSIZE) makes segments that it can fill.
 """
 
 from __future__ import annotations
@@ -163,11 +164,13 @@ class Rotation:
     def _keep_to(self, holds: Capacity) -> None:
         self.may_evict = holds.may_evict and not self._is_guest
         self._budget.most_bytes = holds.spool_max_bytes
-        self.segment_bytes = holds.segment_bytes
+        sizes = [holds.segment_bytes]
         with contextlib.suppress(OSError):
             if (free := disk.free_bytes(self._directory.ring)) is not None:
-                share = (free + used_bytes(self._directory.ring)) // _LEAST_SEGMENTS_ON_A_DISK
-                self.segment_bytes = min(holds.segment_bytes, max(MIN_SEGMENT_BYTES, share))
+                sizes.append((free + used_bytes(self._directory.ring)) // _LEAST_SEGMENTS_ON_A_DISK)
+        if (limit := disk.most_file_bytes()) is not None:
+            sizes.append(limit - limit // 8)  # so that the last record of a segment is nearly never cut
+        self.segment_bytes = max(MIN_SEGMENT_BYTES, min(sizes))
         self._budget.segment_bytes = self.segment_bytes
 
     def _is_behind(self, committed: Mapping[SegmentKey, int]) -> bool:

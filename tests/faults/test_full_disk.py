@@ -40,8 +40,8 @@ PROLOGUE = """
     from tests.harness.support import quick_config
 
     def config(**settings):
-        return quick_config(url, spool_directory=f"{root}/spools", on_full=on_full, block_timeout_seconds=0.02,
-                            segment_bytes=64 * 1024, circuit_breaker_enabled=False, **settings)
+        return quick_config(url, **{"spool_directory": f"{root}/spools", "on_full": on_full,
+                                    "block_timeout_seconds": 0.02, "circuit_breaker_enabled": False, **settings})
 
     def fill():
         '''Take all that is left of the disk, to the last byte.'''
@@ -372,7 +372,7 @@ def test_a_small_disk_takes_all_that_is_sent_in_time(
 def test_what_a_full_disk_refuses_is_counted_though_the_process_ends_before_there_is_room(
     full_disk: FullDisk, server: StrictCloudWatch, end: str
 ) -> None:
-    """Three processes are refused at once, and end: `cwsink status` has each of their refusals, and so has the stream."""
+    """Three processes are refused at once, and end: each refusal is counted, and the stream is told of it."""
     result = full_disk.run(
         server.endpoint_url,
         "drop_newest",
