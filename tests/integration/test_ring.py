@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -22,7 +23,7 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence
 from cwsink.spool import budget, cursor, descriptors, disk, frame, record, rotation, segment
-from cwsink.spool.attachment import Attachment
+from cwsink.spool.attachment import Attachment, is_anyone_attached
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.ring import Append, Ring
@@ -446,6 +447,171 @@ def test_an_error_of_the_disk_is_counted_and_never_raised(
     reason = "spool_full" if code == errno.ENOSPC else "io_error"
     assert books.refused[reason] >= 3
     assert books.appended == 2
+
+
+# Limits of the process, and descriptors that somebody else closes.
+
+
+def inside(directory: SpoolDirectory) -> list[str]:
+    """What this process has open of a spool's ring."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [link for link in links if link.startswith(directory.ring)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_descriptor_that_is_closed_beneath_us_costs_no_record(small: SinkConfig, checked: bool) -> None:
+    """A daemon closes all it has inherited: the writer opens its segment anew, and appends the record at once."""
+    writer = Writer(small)
+    assert writer.append("before")
+    for number in range(3):
+        attached = writer._ring.attached
+        assert attached is not None
+        os.close(attached.fd)
+        del attached
+        if checked:
+            writer._ring.check_due_ns = 0
+        assert writer.append(f"{number}")
+    assert pending(writer.directory) == ["before", "0", "1", "2"]
+    assert len(inside(writer.directory)) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
+def test_a_descriptor_that_is_another_files_by_now_is_left_alone(small: SinkConfig, tmp_path: Path) -> None:
+    """From the next check on nothing is written to it; and it is never closed, by no rotation and no end."""
+    writer = Writer(small)
+    assert writer.append("before")
+    attached = writer._ring.attached
+    assert attached is not None
+    fd = attached.fd
+    os.close(fd)
+    with open(tmp_path / "theirs", "w+b", buffering=0) as theirs:
+        assert theirs.fileno() == fd
+        writer._ring.check_due_ns = 0
+        assert writer.append("after")
+        del attached
+        fill_segment(writer)
+        writer.close()
+        gc.collect()
+        assert os.fstat(fd).st_size == 0
+        theirs.write(b"still open")
+    assert pending(writer.directory)[:2] == ["before", "after"]
+
+
+def test_an_attachment_whose_descriptor_is_closed_is_renewed(small: SinkConfig) -> None:
+    """Others must go on to see that this process is attached; and at its end it finds out whether it is the last."""
+    directory = Writer(small).directory
+    attachment = Attachment(directory)
+    os.close(attachment._fd)
+    assert not is_anyone_attached(directory)
+    attachment.hold()
+    assert is_anyone_attached(directory)
+    os.close(attachment._fd)
+    assert attachment.detach()
+
+
+LATE = """
+    import gc, os, sys
+    from cwsink import SpoolHandler, Writer
+    from tests.harness.support import quick_config
+
+    class Late:
+        def __init__(self, writer, name):
+            self.writer, self.name, self.me = writer, name, self
+
+        def __del__(self):
+            for number in range(3):
+                os.write(1, f"{self.name} {number} {self.writer.append(f'{self.name} {number}')}\\\\n".encode())
+
+    writer = Writer(quick_config("http://127.0.0.1:1", flusher=sys.argv[1], drain_timeout_seconds=0.1))
+    assert writer.append("early")
+    late = Late(writer, "global")
+    own = Writer(quick_config("http://127.0.0.1:1", flusher=sys.argv[1], drain_timeout_seconds=0.1))
+    assert own.append("own")
+    cycle = Late(own, "cycle")
+    own.cycle = cycle
+    sys.modules["late"] = Late(writer, "module")
+"""
+
+
+@pytest.mark.parametrize("flusher", ["process", "external"])
+def test_finalizers_at_the_interpreters_end_may_append(spawn: Spawn, flusher: str) -> None:
+    """The ring may be closed, or collected before the object that logs: it is opened once more."""
+    out = finish(spawn(LATE, flusher))
+    config = quick_config("http://127.0.0.1:1")
+    told = [line.removesuffix(" True") for line in out.splitlines()]
+    assert len(told) >= 6
+    assert not [line for line in out.splitlines() if not line.endswith(" True")]
+    assert sorted(pending(Writer(config).directory)) == sorted(["early", "own", *told])
+
+
+NO_DESCRIPTORS = """
+    import os, resource
+    from cwsink import Writer
+    from tests.harness.support import quick_config
+
+    writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=65536, flusher="external"))
+    assert writer.append("first")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    during = [writer.append(f"{number} {'x' * 300}") for number in range(300)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    after = [writer.append(f"after {number}") for number in range(10)]
+    print(sum(during), sum(after))
+"""
+
+
+def test_a_process_without_descriptors_appends_on_to_what_it_has(spawn: Spawn) -> None:
+    """It cannot rotate: the segment grows up to twice its size; what has no room then is counted."""
+    during, after = map(int, finish(spawn(NO_DESCRIPTORS)).split())
+    assert 2 * 65536 / 360 < during < 2.2 * 65536 / 330 or during == 300
+    assert after == 10
+    directory = Writer(quick_config("http://127.0.0.1:1", segment_bytes=65536)).directory
+    books = survey(directory)
+    assert books.appended == during + 11
+    assert books.refused.get("io_error", 0) == 300 - during
+    assert len(segments(directory)) == 2
+
+
+@pytest.mark.parametrize("failures", [2, 100])
+def test_a_segment_whose_disk_fails_is_left(small: SinkConfig, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """EIO may pass. After three in a row the writer goes on in another segment, and loses nothing more."""
+    writer = Writer(small)
+    for _ in range(3):
+        assert writer.append("before" + "." * 300)
+    bad = os.fstat(writer._ring.attached.fd).st_ino  # type: ignore[union-attr]
+    left = iter(range(failures))
+
+    def write(fd: int, data: bytes) -> int:
+        if os.fstat(fd).st_ino == bad and next(left, None) is not None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.write(fd, data)
+
+    on_write(monkeypatch, write)
+    assert [writer.append(f"{number}") for number in range(5)] == [False, False, True, True, True]
+    assert segments(writer.directory) == ([1] if failures == 2 else [1, 2])
+    assert survey(writer.directory).refused == {"io_error": 2}
+
+
+def test_a_stray_file_with_the_highest_number_stops_nothing(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Somebody has copied a segment, or touched one: numbers go on from those that writers have made."""
+    writer = Writer(small)
+    assert writer.append("first")
+    for name in ("999999999999999999", "18446744073709551615"):
+        Path(f"{writer.directory.ring}/{name}.seg").write_bytes(segment_path(writer.directory, 1).read_bytes())
+    Path(f"{writer.directory.ring}/999999999999999998.seg").touch()
+    fillers = fill_segment(writer, count=2)
+    assert segments(writer.directory) == [1, 2, 3]
+    presence.this.forget_below(writer.directory.root)
+    again = Writer(small)
+    assert again.append("again")
+    deliver(writer.directory, small)
+    assert server.messages() == ["first", *fillers, "again"]
 
 
 # Reserve.
