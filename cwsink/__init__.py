@@ -158,7 +158,8 @@ tests/unit/test_invariants.py compares the two lists.
    a start is sent beside a large backlog, not behind it. Construction is refused, by an error that says what to do,
    only for another owner, other users' write permission, a FORMAT of another version, a file system that hosts may
    share, and a place where nothing can be made.
-   Held by: faults/test_damaged_spools.py, property/test_cursor_slots.py, property/test_frames.py,
+   Held by: faults/test_damaged_spools.py, faults/test_fuzz.py, property/test_cursor_slots.py,
+   property/test_frames.py,
    integration/test_directory.py::test_a_format_flipped_at_any_byte_never_stops_a_start,
    integration/test_directory.py::test_a_format_cut_at_any_byte_never_stops_a_start,
    integration/test_reader.py::test_garbage_in_the_ring_stops_nothing,

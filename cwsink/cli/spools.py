@@ -16,8 +16,9 @@ from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.errors import SpoolError
 from cwsink.printable import printable
 from cwsink.spool import heartbeat, segment
-from cwsink.spool.directory import SpoolDirectory, choose_root, find_spools, open_existing
+from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
+from cwsink.spool.root import choose_root
 
 # The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
 _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")

@@ -30,8 +30,8 @@ from cwsink.flusher.chunk import Request, fingerprint, requests
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
-from cwsink.flusher.delivery import Delivery, Tally
-from cwsink.spool import budget
+from cwsink.flusher.delivery import Delivery
+from cwsink.spool import budget, refusals
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
@@ -47,6 +47,8 @@ POLL_SECONDS: Final = 0.1
 CLIENT_SECONDS: Final = 60.0
 # durability="host": a power failure takes at most the records of this time.
 SYNC_SECONDS: Final = 0.5
+# An hour of a full spool is some 60 lines about it in the stream.
+LONGEST_REFUSALS_PAUSE_SECONDS: Final = 60.0
 # How long the leader waits before it repeats a commit that has failed.
 COMMIT_AGAIN_SECONDS: Final = 0.5
 
@@ -138,6 +140,7 @@ class Flusher:
         self._synced_at = 0.0
         self._sent_at = time.monotonic()
         self.is_idle = False
+        self._tell_refusals_at = self._refusals_pause = 0.0
 
     def lead(self) -> None:
         """Deliver until told to stop.
@@ -234,7 +237,7 @@ class Flusher:
         for number in range(first, len(found)):
             stream, events = found[number]
             for piece in self._delivery.send(Request(stream, events[begin:])):
-                _add(partial, piece.tally)
+                partial.count(*piece.tally)
                 if (done := begin + piece.done) < len(events):
                     self._commit_progress(chunk, number, done, partial, mark())
                 elif number + 1 < len(found):
@@ -257,7 +260,7 @@ class Flusher:
                 data = self._reader.data_of(key, damage.start, damage.end)
                 self._dead_letters.add_damage(key.number, damage.start, data)
                 dead["corrupt"] += 1
-        _add(partial, Tally(0, dead))
+        partial.count(0, dead)
 
     def _report_evictions(self) -> None:
         evictions = budget.read_evictions(self._directory)
@@ -266,12 +269,28 @@ class Flusher:
             self._tell(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0))
             ledger.evicted_reported = evictions.records
             self._commit(self._state)
-        # Loss markers may be evicted before the stream is told of their losses. The evictor has counted them.
-        if unsaid := Counter(evictions.refused) - Counter(ledger.refused_reported):
-            for reason, count in unsaid.items():
-                self._tell(Loss(count, evictions.first_ms, evictions.last_ms, reason, 0))
-            ledger.refused_reported = dict(evictions.refused)
-            self._commit(self._state)
+        self._report_refusals(evictions)
+
+    def _report_refusals(self, evictions: budget.Evictions) -> None:
+        """Tell the stream what writers have refused: at once, then after 1 s, 2 s, 4 s ... as long as it goes on.
+
+        Writers of before put loss markers into the ring. If these were evicted, their evictor has counted them.
+        """
+        ledger, refused = self._state.ledger, refusals.read(self._directory)
+        totals = Counter(evictions.refused) + Counter({reason: each.count for reason, each in refused.items()})
+        unsaid, now = totals - Counter(ledger.refused_reported), time.monotonic()
+        if now < self._tell_refusals_at and not self._orders.stop.is_set():
+            return
+        if not unsaid:
+            self._refusals_pause = 0.0
+            return
+        for reason, count in unsaid.items():
+            known = refused.get(reason, evictions)
+            self._tell(Loss(count, known.first_ms, known.last_ms, reason, 0))
+        ledger.refused_reported = dict(totals)
+        self._commit(self._state)
+        self._refusals_pause = min(LONGEST_REFUSALS_PAUSE_SECONDS, 2 * self._refusals_pause or 1.0)
+        self._tell_refusals_at = now + self._refusals_pause
 
     def _tell(self, loss: Loss) -> None:
         """Tell the stream that records are missing from it."""
@@ -293,7 +312,7 @@ class Flusher:
         state = self._state
         offsets = {each.key: each for each in state.offsets if each.number in existing}
         offsets.update((each.key, each) for each in chunk.offsets())
-        ledger = _sum(state.ledger, partial)
+        ledger = state.ledger.plus(partial)
         for reason, count in chunk.refused.items():
             ledger.refused[reason] = ledger.refused.get(reason, 0) + count
         self._commit(State(state.epoch, state.holder, list(offsets.values()), ledger=ledger))
@@ -366,23 +385,3 @@ class Flusher:
             self._sync()
             time.sleep(min(left, POLL_SECONDS))
         return False
-
-
-def _add(ledger: Ledger, tally: Tally) -> None:
-    ledger.delivered += tally.delivered
-    ledger.appended += tally.delivered + sum(tally.dead.values())
-    for reason, count in tally.dead.items():
-        ledger.dead_lettered[reason] = ledger.dead_lettered.get(reason, 0) + count
-
-
-def _sum(ledger: Ledger, partial: Ledger) -> Ledger:
-    return Ledger(
-        appended=ledger.appended + partial.appended,
-        delivered=ledger.delivered + partial.delivered,
-        dead_lettered=dict(Counter(ledger.dead_lettered) + Counter(partial.dead_lettered)),
-        refused=dict(ledger.refused),
-        evicted_reported=ledger.evicted_reported,
-        refused_reported=ledger.refused_reported,
-        resent=ledger.resent,
-        corrupt_bytes=ledger.corrupt_bytes + partial.corrupt_bytes,
-    )

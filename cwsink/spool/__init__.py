@@ -177,7 +177,8 @@ Who may open what
 -----------------
 
 * Directories are 0700, files 0600, no symbolic link is followed. A spool of another user, one that others may write
-  to, or a root that anyone may write to without a sticky bit is refused. So two users cannot share a spool.
+  to, or a root in which another user could put something in a spool's place (`root`) is refused. So two users cannot
+  share a spool.
 * Network and FUSE file systems are refused (`allow_unsafe_filesystem`). If two hosts share one after all, each may
   get "the" lease. A process that gets it, and finds the fresh mark of another boot in leader.host, gives the lease
   back. Its writers append all the same.

@@ -27,7 +27,8 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Final
 from zlib import crc32
@@ -82,6 +83,24 @@ class Ledger(msgspec.Struct):
     refused_reported: dict[str, int] = {}
     resent: int = 0
     corrupt_bytes: int = 0
+
+    def count(self, delivered: int, dead: Mapping[str, int]) -> None:
+        """Add records that are settled: those that were delivered, and the dead letters, by reason."""
+        self.delivered += delivered
+        self.appended += delivered + sum(dead.values())
+        for reason, count in dead.items():
+            self.dead_lettered[reason] = self.dead_lettered.get(reason, 0) + count
+
+    def plus(self, chunk: Ledger) -> Ledger:
+        """Return these totals with those of a chunk."""
+        return msgspec.structs.replace(
+            self,
+            appended=self.appended + chunk.appended,
+            delivered=self.delivered + chunk.delivered,
+            dead_lettered=dict(Counter(self.dead_lettered) + Counter(chunk.dead_lettered)),
+            refused=dict(self.refused),
+            corrupt_bytes=self.corrupt_bytes + chunk.corrupt_bytes,
+        )
 
 
 class State(msgspec.Struct):

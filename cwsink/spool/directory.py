@@ -6,6 +6,8 @@
     ring/           the segments
     cursor          committed offsets, epoch, ledger                 (a leader writes it)
     settings.json   how to send (cwsink.spool.sending)               (writers)
+    capacity.json   how much it may hold (cwsink.spool.capacity)     (writers)
+    refusals        totals of what was refused                       (writers, under an flock on it)
     evictions       totals of what was evicted                       (writers, under budget.lock)
     leader.lock     the lease                                        (filelock)
     leader.json     what the leader is doing                         (a leader)
@@ -19,8 +21,7 @@
 <root>/host-<user>.json              the host's name, if a stream's name asks for it (cwsink.spool.host_names)
 ```
 
-The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usable of
-/var/lib/cwsink, $XDG_STATE_HOME/cwsink or ~/.local/state/cwsink, /var/tmp/cwsink-<uid>.
+Which directory is the root, and whether it may be trusted: cwsink.spool.root.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 from zlib import crc32
 
@@ -44,12 +45,11 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
 from cwsink.spool import files, host_names
+from cwsink.spool.root import ROOT_VARIABLE, choose_root, make_directory
 from cwsink.target import Target
 
 FORMAT_VERSION: Final = 1
 _MOST_FORMAT_BYTES: Final = 64 * 1024
-DIRECTORY_MODE: Final = 0o700
-ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 
 # On these file systems an append, a flock and a `link` may concern several kernels, which do not know of each other.
 _UNSAFE_FILESYSTEMS: Final = frozenset(
@@ -88,6 +88,8 @@ class SpoolDirectory:
         self.budget_lock = f"{path}/budget.lock"
         self.dead_letters = f"{path}/dead_letters.jsonl"
         self.sending = f"{path}/settings.json"
+        self.capacity = f"{path}/capacity.json"
+        self.refusals = f"{path}/refusals"
         self.hurry = f"{path}/hurry"
 
     def is_present(self) -> bool:
@@ -164,51 +166,6 @@ def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -
     return [spool for spool in below if os.path.lexists(f"{spool}/FORMAT")]
 
 
-def choose_root(configured: str | None, env: Mapping[str, str], *, make: bool = True) -> str:
-    """Return the root: the directory that holds the spools. `make`: make it if it is not there.
-
-    Raises:
-        SpoolAccessError: the configured root cannot be used, or none of the default ones can.
-    """
-    named = configured or env.get(ROOT_VARIABLE)
-    if named:
-        root = os.path.expanduser(named)
-        if not os.path.isabs(root):
-            raise SpoolAccessError(
-                f"{ROOT_VARIABLE}={named!r} is relative: workers with different working directories would each get "
-                "a spool of their own. Nothing was written. Give an absolute path.",
-                root,
-            )
-        root = os.path.abspath(root)
-        if make and (reason := _why_unusable(root)):
-            raise SpoolAccessError(
-                f"the spool directory {root} cannot be used: {reason}. Nothing was written. Make it writable for "
-                f"user {os.geteuid()}, or name another one (spool_directory or {ROOT_VARIABLE}).",
-                root,
-            )
-        return root
-    if make:
-        return default_root(env)
-    for root in _default_roots(env):
-        if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
-            return root
-    return next(iter(_default_roots(env)))
-
-
-def default_root(env: Mapping[str, str]) -> str:
-    """Return the first default root that this user can use, and make it if it is not there. Raises SpoolAccessError."""
-    reasons = []
-    for root in _default_roots(env):
-        if (reason := _why_unusable(root)) is None:
-            return root
-        reasons.append(f"{root} ({reason})")
-    raise SpoolAccessError(
-        f"no directory for the spool can be used: {'; '.join(reasons)}. Nothing was written. "
-        f"Set spool_directory or {ROOT_VARIABLE} to a writable local directory.",
-        "",
-    )
-
-
 def filesystem_of(path: str, mountinfo: str) -> str:
     """Return the type of the file system `path` lies on, from the text of /proc/self/mountinfo."""
     best, kind = "", ""
@@ -224,33 +181,13 @@ def filesystem_of(path: str, mountinfo: str) -> str:
     return kind
 
 
-def _default_roots(env: Mapping[str, str]) -> Iterator[str]:
-    yield "/var/lib/cwsink"
-    state = env.get("XDG_STATE_HOME")
-    yield f"{state}/cwsink" if state and os.path.isabs(state) else os.path.expanduser("~/.local/state/cwsink")
-    yield f"/var/tmp/cwsink-{os.geteuid()}"
-
-
-def _why_unusable(root: str) -> str | None:
-    try:
-        os.makedirs(root, mode=DIRECTORY_MODE, exist_ok=True)
-        status = os.stat(root)
-    except OSError as error:
-        return f"{error.strerror}".lower()
-    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        return "anyone may write to it"
-    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        return "permission denied"
-    return None
-
-
 def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
     try:
-        _make_directory(path)
+        make_directory(path)
         _check_access(path)
         if not allow_unsafe:
             _check_filesystem(path)
-        _make_directory(f"{path}/ring")
+        make_directory(f"{path}/ring")
         return SpoolDirectory(path, _adopt_or_write_format(path, wanted))
     except SpoolError:
         raise
@@ -260,13 +197,6 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
             f"(spool_directory or {ROOT_VARIABLE}).",
             path,
         ) from error
-
-
-def _make_directory(path: str) -> None:
-    """Make a directory that only its owner may enter, if there is none. Raises OSError."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, DIRECTORY_MODE)
-        os.chmod(path, DIRECTORY_MODE)  # under a umask such as 0177 even its owner could not enter
 
 
 def _check_access(path: str) -> None:
@@ -335,6 +265,7 @@ def _write_format(path: str, wanted: SpoolFormat) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "w", encoding="utf-8") as file:
+            os.fchmod(fd, 0o600)  # under a umask such as 0777 nobody could read it later
             content = msgspec.to_builtins(wanted)
             json.dump({**content, "checksum": _checksum(content)}, file, indent=2)
             file.write("\n")

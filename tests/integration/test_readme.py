@@ -37,7 +37,7 @@ from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.frontends.writer import Writer
-from cwsink.spool import directory
+from cwsink.spool import directory, root
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.ring import Append
 from cwsink.spool.survey import survey
@@ -724,7 +724,7 @@ def open_to_others(trouble: Trouble) -> None:
 
 def no_root(trouble: Trouble) -> None:
     trouble.monkeypatch.delenv("CWSINK_SPOOL_DIRECTORY")
-    trouble.monkeypatch.setattr(directory, "_default_roots", lambda env: iter([os.devnull]))
+    trouble.monkeypatch.setattr(root, "_default_roots", lambda env: iter([os.devnull]))
     trouble.open()
 
 

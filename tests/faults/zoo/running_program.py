@@ -24,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cwsink.spool import directory, leader_state
+from cwsink.spool import directory, leader_state, root
 from cwsink.testing import StrictCloudWatch
 from tests.faults import own_processes
 from tests.faults.own_processes import Process
@@ -138,7 +138,7 @@ class RunningProgram:
 
     def ours(self) -> list[Process]:
         """Return the guards and flushers of its spools' root."""
-        return own_processes.ours(os.environ[directory.ROOT_VARIABLE])
+        return own_processes.ours(os.environ[root.ROOT_VARIABLE])
 
     def leader(self) -> Process | None:
         """Return the flusher that leads, if it is alive."""

@@ -1,0 +1,155 @@
+"""The root: the directory that holds the spools. Which one it is, and whether it may be trusted.
+
+The root is `spool_directory`, else $CWSINK_SPOOL_DIRECTORY, else the first usable of
+/var/lib/cwsink, $XDG_STATE_HOME/cwsink or ~/.local/state/cwsink, /var/tmp/cwsink-<uid>.
+
+Who may rename what is in a directory can put a spool of his own in our place: he would read what is logged, and have
+his lines sent with our credentials. The owner of a directory may, and whoever can write to it, unless it is sticky. So
+a root must belong to this user or to root. Others may write to it only if it is root's and sticky, like /tmp. On the
+way to it there may be no directory that anyone can write to (unless it is sticky), and no symbolic link that another
+user can change. A volume that is writable by a group (Kubernetes' `fsGroup`) is no root, but a directory below it is
+one: it is made for this user alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from cwsink.errors import SpoolAccessError
+
+DIRECTORY_MODE: Final = 0o700
+ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
+_MOST_LINKS: Final = 40
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def choose_root(configured: str | None, env: Mapping[str, str], *, make: bool = True) -> str:
+    """Return the root: the directory that holds the spools. `make`: make it if it is not there.
+
+    Raises:
+        SpoolAccessError: the configured root cannot be used, or none of the default ones can.
+    """
+    named = configured or env.get(ROOT_VARIABLE)
+    if named:
+        return _named_root(named, make=make)
+    if make:
+        return default_root(env)
+    for root in _default_roots(env):
+        if os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK):
+            return root
+    return next(iter(_default_roots(env)))
+
+
+def default_root(env: Mapping[str, str]) -> str:
+    """Return the first default root that this user can use, and make it if it is not there. Raises SpoolAccessError."""
+    reasons = []
+    for root in _default_roots(env):
+        if (reason := _why_unusable(root)) is None:
+            return root
+        reasons.append(f"{root} ({reason})")
+    raise SpoolAccessError(
+        f"no directory for the spool can be used: {'; '.join(reasons)}. Nothing was written. "
+        f"Set spool_directory or {ROOT_VARIABLE} to a writable local directory.",
+        "",
+    )
+
+
+def make_directory(path: str) -> None:
+    """Make a directory that only its owner may enter, if there is none. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, DIRECTORY_MODE)
+        os.chmod(path, DIRECTORY_MODE)  # under a umask such as 0177 even its owner could not enter
+
+
+def _named_root(named: str, *, make: bool) -> str:
+    root = os.path.expanduser(named)
+    if not os.path.isabs(root):
+        raise SpoolAccessError(
+            f"{ROOT_VARIABLE}={named!r} is relative: workers with different working directories would each get "
+            "a spool of their own. Nothing was written. Give an absolute path.",
+            root,
+        )
+    root = os.path.abspath(root)
+    if make and (reason := _why_unusable(root)):
+        raise SpoolAccessError(
+            f"the spool directory {root} cannot be used: {reason}. Nothing was written. Make it writable for "
+            f"user {os.geteuid()} alone, or name another one (spool_directory or {ROOT_VARIABLE}).",
+            root,
+        )
+    return root
+
+
+def _default_roots(env: Mapping[str, str]) -> Iterator[str]:
+    yield "/var/lib/cwsink"
+    state = env.get("XDG_STATE_HOME")
+    home = f"{state}/cwsink" if state and os.path.isabs(state) else os.path.expanduser("~/.local/state/cwsink")
+    if os.path.isabs(home):  # a user may have no home
+        yield home
+    yield f"/var/tmp/cwsink-{os.geteuid()}"
+
+
+def _why_unusable(root: str) -> str | None:
+    """Return why a root cannot be used, after making it if it is not there. None: it can."""
+    try:
+        _make(root)
+        return _why_untrusted(root)
+    except OSError as error:
+        return f"{error.strerror}".lower()
+
+
+def _make(path: str) -> None:
+    """Make a directory, and those above it that are missing, each for this user alone. Raises OSError."""
+    if not os.path.isdir(path):
+        _make(os.path.dirname(path))
+        make_directory(path)
+
+
+def _why_untrusted(root: str) -> str | None:
+    status = os.stat(root)
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode):
+        return "it is no directory"
+    if not _is_trusted(status):
+        return f"it belongs to user {status.st_uid}, who could replace what is in it"
+    if mode & _OTHERS_WRITE and not (mode & stat.S_ISVTX and status.st_uid == 0):
+        return f"other users may write to it (mode {mode:04o}), and replace what is in it. A directory below it will do"
+    if reason := _why_way_is_unsafe(root):
+        return reason
+    return None if os.access(root, os.R_OK | os.W_OK | os.X_OK) else "permission denied"
+
+
+def _why_way_is_unsafe(root: str) -> str | None:
+    """Look at each directory and symbolic link on the way to the root. Raises OSError."""
+    left = root.split("/")[::-1]
+    at, links = "/", 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        above = os.stat(at)
+        if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
+            return f"anyone may write to {at}, above it, and replace what is in it"
+        path = os.path.join(at, name)
+        status = os.lstat(path)
+        if not stat.S_ISLNK(status.st_mode):
+            at = os.path.dirname(at) if name == ".." else path
+            continue
+        links += 1
+        may_be_replaced = above.st_mode & _OTHERS_WRITE and not above.st_mode & stat.S_ISVTX
+        if may_be_replaced or not _is_trusted(status) or not _is_trusted(above):
+            return f"another user can change the symbolic link {path}"
+        if links > _MOST_LINKS:
+            return "too many symbolic links lead to it"
+        target = os.readlink(path)
+        at = "/" if os.path.isabs(target) else at
+        left += target.split("/")[::-1]
+    return None
+
+
+def _is_trusted(status: os.stat_result) -> bool:
+    """Tell whether a file or directory belongs to this user or to root."""
+    return status.st_uid in (0, os.geteuid())
