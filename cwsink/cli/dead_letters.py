@@ -32,7 +32,7 @@ from cwsink.flusher.second_chance import Resend, Rules, Skip
 from cwsink.printable import printable
 from cwsink.spool import capacity, descriptors, disk, lease, record, sending
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import open_segments
+from cwsink.spool.open_segment import open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
 

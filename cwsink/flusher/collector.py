@@ -20,7 +20,8 @@ from cwsink.flusher.chunk import ChunkBuilder, message_bytes
 from cwsink.spool import frame, record
 from cwsink.spool.cursor import Offset
 from cwsink.spool.frame import Damage, DamageKind, Frame
-from cwsink.spool.reader import Block, RingReader
+from cwsink.spool.open_segment import Block
+from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event, Loss
 from cwsink.spool.segment import SegmentKey
 

@@ -38,6 +38,7 @@ from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 # Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
+_MOST_FILE_BYTES: Final = 32 * 1024 * 1024
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
 # Lines are written in portions of this size, so that few large letters are in memory in encoded form.
 _PORTION_BYTES: Final = 64 * 1024
@@ -323,7 +324,7 @@ def _lines(path: str) -> list[bytes]:
         return []
     try:
         with open(fd, "rb", closefd=False) as file:
-            lines = file.read().split(b"\n")
+            lines = file.read(_MOST_FILE_BYTES).split(b"\n")  # somebody may have made it longer than we do
     finally:
         descriptors.release(fd, descriptors.incarnation())
     return [line for line in lines if line]

@@ -27,6 +27,7 @@ import msgspec
 from cwsink.spool import cursor, descriptors, files, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.eviction_count import EvictionCount
+from cwsink.spool.record import Count, TimeMs
 from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
@@ -48,12 +49,12 @@ class Evictions(msgspec.Struct, array_like=True):
         counting: how far the segment is counted that goes next; None if none is.
     """
 
-    records: int = 0
-    first_ms: int = 0
-    last_ms: int = 0
-    refused: dict[str, int] = {}
-    number: int = 0
-    salt: int = 0
+    records: Count = 0
+    first_ms: TimeMs = 0
+    last_ms: TimeMs = 0
+    refused: dict[str, Count] = {}
+    number: Count = 0
+    salt: Count = 0
     counting: EvictionCount | None = None
 
     @property

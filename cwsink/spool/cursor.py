@@ -30,12 +30,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from struct import Struct
-from typing import Final
+from typing import Annotated, Final
 from zlib import crc32
 
 import msgspec
 
 from cwsink.spool import descriptors, disk
+from cwsink.spool.record import MOST, Count
 from cwsink.spool.segment import SegmentKey
 
 MAGIC: Final = b"CWCU"
@@ -58,9 +59,9 @@ class Fenced(Exception):  # noqa: N818  # it is an answer, "you are not the lead
 class Offset(msgspec.Struct, array_like=True, frozen=True):
     """Segment (`number`, `salt`) is settled up to byte `offset`."""
 
-    number: int
-    salt: int
-    offset: int
+    number: Count
+    salt: Annotated[int, msgspec.Meta(ge=0)]
+    offset: Count
 
     @property
     def key(self) -> SegmentKey:
@@ -75,14 +76,14 @@ class Ledger(msgspec.Struct):
     count; `cwsink.spool.survey` adds them to both.
     """
 
-    appended: int = 0
-    delivered: int = 0
-    dead_lettered: dict[str, int] = {}
-    refused: dict[str, int] = {}
-    evicted_reported: int = 0
-    refused_reported: dict[str, int] = {}
-    resent: int = 0
-    corrupt_bytes: int = 0
+    appended: Count = 0
+    delivered: Count = 0
+    dead_lettered: dict[str, Count] = {}
+    refused: dict[str, Count] = {}
+    evicted_reported: Count = 0
+    refused_reported: dict[str, Count] = {}
+    resent: Count = 0
+    corrupt_bytes: Count = 0
 
     def count(self, delivered: int, dead: Mapping[str, int]) -> None:
         """Add records that are settled: those that were delivered, and the dead letters, by reason."""
@@ -125,15 +126,15 @@ class State(msgspec.Struct):
             CloudWatch refused the request as a whole.
     """
 
-    epoch: int = 0
+    epoch: Count = 0
     holder: str = ""
     offsets: list[Offset] = []
     chunk: list[Offset] = []
-    requests_done: int = msgspec.field(default=0, name="parts_done")
+    requests_done: Count = msgspec.field(default=0, name="parts_done")
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     partial: Ledger = msgspec.field(default_factory=Ledger)
-    fingerprint: int = msgspec.field(default=0, name="shape")
-    events_done: int = 0
+    fingerprint: Annotated[int, msgspec.Meta(ge=0)] = msgspec.field(default=0, name="shape")
+    events_done: Count = 0
 
     def committed(self) -> dict[SegmentKey, int]:
         """Return the settled offset of each segment that has one."""
@@ -257,7 +258,7 @@ def _best(fd: int) -> tuple[State, int]:
         end = _HEADER.size + length
         if len(slot) < end <= SLOT_BYTES:
             slot = os.pread(fd, end, index * SLOT_BYTES)
-        if magic != MAGIC or end > len(slot) or crc32(slot[_CHECKED_FROM:end]) != crc:
+        if magic != MAGIC or generation > MOST or end > len(slot) or crc32(slot[_CHECKED_FROM:end]) != crc:
             continue
         try:
             state = _decode(slot[_HEADER.size : end])

@@ -35,7 +35,7 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 from zlib import crc32
 
 import msgspec
@@ -45,6 +45,8 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
 from cwsink.spool import files, host_names
+from cwsink.spool.record import Count
+from cwsink.spool.repair import put_in_order
 from cwsink.spool.root import ROOT_VARIABLE, choose_root, make_directory
 from cwsink.target import Target
 
@@ -64,8 +66,8 @@ class SpoolFormat(Target, frozen=True, kw_only=True):
     """The FORMAT file: what `cwsink replay` needs to know to send the spool. It is written once."""
 
     format: int
-    spool_id: str
-    spool_max_bytes: int
+    spool_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    spool_max_bytes: Count
     host: str
     created: str
 
@@ -143,6 +145,8 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
     if not read_only:
         _check_access(path)
     try:
+        if not read_only:
+            put_in_order(path)
         return SpoolDirectory(path, _read_format(path))
     except FileNotFoundError as error:
         raise SpoolFormatError(f"{path} is not a spool: it has no FORMAT file.", path) from error
@@ -187,7 +191,7 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
         _check_access(path)
         if not allow_unsafe:
             _check_filesystem(path)
-        make_directory(f"{path}/ring")
+        put_in_order(path)
         return SpoolDirectory(path, _adopt_or_write_format(path, wanted))
     except SpoolError:
         raise

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from cwsink.spool import cursor, descriptors, frame, segment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import OpenSegment
+from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.record import Event
 
 

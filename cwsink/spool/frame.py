@@ -150,6 +150,11 @@ class Scan(NamedTuple):
     wanted: int
 
 
+# So many times the data may be read again where frames are claimed in vain; then only frames of a usual size count.
+_MOST_WASTED: Final = 4
+_USUAL_BYTES: Final = 1024
+
+
 def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) -> Scan:
     """Take `data` apart.
 
@@ -167,6 +172,9 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
     add = frames.append
     offset = 0
     length = len(data)
+    # Damage makes few headers that are right in themselves with a payload that is not. Somebody may have written many,
+    # each of which claims all that follows; to check each would take hours.
+    trust = [_MOST_WASTED * length + MAX_PAYLOAD_BYTES]
     while length - offset >= HEADER_BYTES:
         magic, header_crc, size, payload_crc, what = _unpack(data, offset)
         body = offset + HEADER_BYTES
@@ -180,7 +188,7 @@ def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) ->
                     continue
             elif not at_end:
                 return Scan(frames, damage, offset, end - offset)
-        found = _next_valid(data, offset + 1, salt)
+        found = _next_valid(data, offset + 1, salt, trust)
         if found < 0:
             break
         damage.append(_judge(data, offset, found, salt, base))
@@ -208,12 +216,16 @@ def _header_at(data: bytes, offset: int, salt: int) -> int:
     return offset + HEADER_BYTES + int(size)
 
 
-def _next_valid(data: bytes, offset: int, salt: int) -> int:
-    """Return where the next wholly valid frame begins at or after `offset`, or -1."""
+def _next_valid(data: bytes, offset: int, salt: int, trust: list[int]) -> int:
+    """Return where the next wholly valid frame begins at or after `offset`, or -1.
+
+    `trust[0]`: so many bytes of payloads may still be checked in vain. Then only frames of a usual size are believed.
+    """
     find = data.find
     while (offset := find(MAGIC, offset)) >= 0:
         end = _header_at(data, offset, salt)
-        if 0 <= end <= len(data):
+        if 0 <= end <= len(data) and (trust[0] > 0 or end - offset <= _USUAL_BYTES):
+            trust[0] -= end - offset
             payload_crc = _unpack(data, offset)[3]
             if crc32(data[offset + HEADER_BYTES : end], salt) == payload_crc:
                 return offset

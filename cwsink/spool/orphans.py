@@ -18,7 +18,7 @@ from typing import Final
 from cwsink.spool import cursor, heartbeat, lease, segment, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import OpenSegment
+from cwsink.spool.open_segment import OpenSegment
 
 # A process that may lead tries to take the lease every `TRY_SECONDS`. Within twice that time it has succeeded.
 _TAKEOVER_SECONDS: Final = 2 * lease.TRY_SECONDS

@@ -20,38 +20,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from itertools import chain
-from typing import Final, NamedTuple
+from collections.abc import Mapping
 
 from cwsink.diagnostics import report
 from cwsink.spool import descriptors, disk, frame, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.frame import Damage, DamageKind, Frame
+from cwsink.spool.open_segment import Block, OpenSegment, open_segments
 from cwsink.spool.segment import SegmentKey
-
-READ_BLOCK_BYTES: Final = 1024 * 1024
-# Disk blocks are given back in whole pages. The first page stays, because it holds the header.
-_PAGE_BYTES: Final = 4096
-
-
-class Block(NamedTuple):
-    """What one read of one segment found; offsets are those in the file.
-
-    Attributes:
-        key: the segment.
-        begin: where the read began.
-        frames: the valid frames, in order; `frame.end` is the offset after it.
-        damage: the ranges that are proven bad.
-        end: where the read ended. All between `begin` and this offset is in `frames` or in `damage`.
-    """
-
-    key: SegmentKey
-    begin: int
-    frames: list[Frame]
-    damage: list[Damage]
-    end: int
 
 
 class _Seen:
@@ -113,109 +89,6 @@ class FreshLane:
                 damage = [damaged for damaged in block.damage if damaged.end <= end]
                 return Block(block.key, block.begin, block.frames[:index], damage, end)
         return block
-
-
-class OpenSegment:
-    """One segment as a reader has it open: a descriptor, and how far the reader has read.
-
-    Attributes:
-        is_damaged: it has no header that can be read. Without the salt no frame in it can be proven.
-        is_foreign: it has a newer layout, or holds something of a newer version: it is not read, and not removed.
-        is_final: no writer can append to it any more.
-        begin, offset: where its frames begin, and how far it was read.
-    """
-
-    def __init__(self, fd: int, number: int, offset: int | None = None) -> None:
-        """Take over the descriptor. Begin to read at `offset`, or at the first frame."""
-        self.fd = fd
-        self._incarnation = descriptors.incarnation()
-        header = segment.read_header(fd)
-        self.is_damaged = header is None
-        self.is_foreign = header is not None and not header.readable
-        self.key = header.key if header else SegmentKey(number, 0)
-        self.begin = header.length if header else 0
-        self.offset = self.begin if offset is None else offset
-        self.is_final = False
-        self._hollowed_to = _PAGE_BYTES
-        self._fruitless_size = -1
-
-    def size(self) -> int:
-        """Return the file's size now, in bytes."""
-        return os.fstat(self.fd).st_size
-
-    def read(self, limit: int | None = None) -> Block | None:
-        """Return what is new, and advance `offset` past it; None if there is nothing.
-
-        Args:
-            limit: read up to this offset only. The caller knows that a frame ends there.
-        """
-        size = self.size() if limit is None else limit
-        if size < self.offset and limit is None:
-            self.offset = size  # somebody truncated the file: go on with what is appended now
-        if self.is_foreign or size <= self.offset:
-            return None
-        if self.is_damaged:
-            start, self.offset = self.offset, size
-            return Block(self.key, start, [], [Damage(start, size, DamageKind.CORRUPT)], size)
-        if size == self._fruitless_size and not self.is_final:
-            return None  # the same unfinished frame as last time
-        want = READ_BLOCK_BYTES
-        while True:
-            asked = min(want, size - self.offset)
-            data = os.pread(self.fd, asked, self.offset)
-            at_end = self.offset + len(data) >= size or len(data) < asked
-            final = self.is_final or limit is not None
-            found = frame.scan(data, self.key.salt, base=self.offset, at_end=at_end, final=final)
-            if found.consumed or at_end:
-                break
-            want = max(found.wanted, 2 * want)
-        if not found.consumed:
-            self._fruitless_size = size
-            return None
-        begin, self.offset = self.offset, self.offset + found.consumed
-        return Block(self.key, begin, found.frames, found.damage, self.offset)
-
-    def blocks(self) -> Iterator[Block]:
-        """Read all that is new, block by block."""
-        return iter(self.read, None)
-
-    def frames(self) -> Iterator[Frame]:
-        """Read all that is new, frame by frame."""
-        return chain.from_iterable(block.frames for block in self.blocks())
-
-    def finalise(self) -> bool:
-        """Try to take the exclusive lock, for good. That works if no writer has the segment open.
-
-        Return False if we have no lock any more, because a writer is evicting the segment.
-        """
-        if not self.is_final:
-            self.is_final = descriptors.try_lock(self.fd, exclusive=True)
-        # A conversion that fails may have dropped the shared lock (flock(2)), so take it again.
-        return self.is_final or descriptors.try_lock(self.fd, exclusive=False)
-
-    def hollow(self, end: int) -> None:
-        """Give the disk blocks before `end` back. All of that is settled, but an idle writer has the file open."""
-        end -= end % _PAGE_BYTES
-        if end > self._hollowed_to:
-            with contextlib.suppress(OSError):
-                disk.punch_hole(self.fd, self._hollowed_to, end)
-            self._hollowed_to = end
-
-    def close(self) -> None:
-        """Close the descriptor, which frees the lock."""
-        descriptors.release(self.fd, self._incarnation)
-
-
-def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
-    """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted."""
-    last_evicted = read_evictions(directory).last_evicted
-    for number in segment.numbers(directory.ring):
-        with contextlib.suppress(FileNotFoundError):
-            if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
-                continue
-            with contextlib.closing(OpenSegment(fd, number)) as opened:
-                if opened.key != last_evicted:
-                    yield opened
 
 
 class RingReader:

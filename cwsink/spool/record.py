@@ -24,7 +24,7 @@ a2 68 69                      "hi"
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -38,10 +38,20 @@ NOTICE: Final = -1
 FURTHER_PART: Final = -2
 
 
+# No spool lives to count so far. But damage or a stranger may write any number, with a right checksum. What has such a
+# number is not believed: to go on from it would overflow, and no leader could lead that spool any more.
+MOST: Final = 1 << 60
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+# CloudWatch takes no time before 1970, and JSON no number beyond 2^53.
+TimeMs = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+# What one loss marker may count: so few that no number of them makes the totals overflow.
+_Few = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+
 class Event(msgspec.Struct, array_like=True, gc=False):
     """A log event. `timestamp_ms` is the event's own time, in ms since 1970 UTC, not the time of the append."""
 
-    timestamp_ms: int
+    timestamp_ms: TimeMs
     producer: int
     sequence: int
     message: str
@@ -65,9 +75,9 @@ class Event(msgspec.Struct, array_like=True, gc=False):
 class Loss(msgspec.Struct, array_like=True, gc=False):
     """`count` records were refused between `first_ms` and `last_ms`, for `reason`."""
 
-    count: int
-    first_ms: int
-    last_ms: int
+    count: _Few
+    first_ms: TimeMs
+    last_ms: TimeMs
     reason: str
     producer: int
 

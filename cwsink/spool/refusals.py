@@ -36,7 +36,7 @@ import msgspec
 
 from cwsink.spool import descriptors, files
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.record import Loss
+from cwsink.spool.record import Count, Loss, TimeMs
 
 _PAGE_BYTES: Final = 4096
 _MOST_BYTES: Final = 64 * 1024
@@ -55,9 +55,9 @@ _SAME_RUN_MS: Final = 60_000
 class Refused(msgspec.Struct, array_like=True):
     """How many records were refused for one reason, ever, and the time of the first and last of the latest run."""
 
-    count: int = 0
-    first_ms: int = 0
-    last_ms: int = 0
+    count: Count = 0
+    first_ms: TimeMs = 0
+    last_ms: TimeMs = 0
 
 
 _impatient_until = 0.0

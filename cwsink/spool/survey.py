@@ -19,7 +19,7 @@ from cwsink.spool import cursor, frame, refusals, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import READ_BLOCK_BYTES, OpenSegment, open_segments
+from cwsink.spool.open_segment import READ_BLOCK_BYTES, OpenSegment, open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.segment import SegmentKey
 

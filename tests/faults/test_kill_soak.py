@@ -22,7 +22,8 @@ from msgspec.structs import asdict
 from cwsink.config import SinkConfig
 from cwsink.spool import capacity, directory, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import Block, RingReader
+from cwsink.spool.open_segment import Block
+from cwsink.spool.reader import RingReader
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import survey
 from cwsink.testing import StoredEvent, StrictCloudWatch

@@ -23,7 +23,7 @@ from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.spool import budget, capacity, cursor, descriptors, rotation, segment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.reader import open_segments
+from cwsink.spool.open_segment import open_segments
 from cwsink.spool.survey import Survey, events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
