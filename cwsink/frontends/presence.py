@@ -113,8 +113,7 @@ class Presence:
     def renew(self, directory: SpoolDirectory) -> None:
         """Attach again if the spool was removed and made anew."""
         if directory.format != self.directory.format:
-            self._attachment.close()
-            self._attachment = Attachment(directory)
+            self._attachment = Attachment(directory)  # the former one goes with its last reference
             self.directory = directory
 
     def detach(self) -> None:

@@ -223,14 +223,17 @@ class Writer:
 
     def attach(self) -> None:
         """Attach this process to the spool, and start a flusher if there is none. Never raises."""
-        self._is_begun = True
         try:
+            self._is_begun = True  # a signal handler that appends meanwhile does not begin
             self._presence = presence.this.presence_in(self.directory, self.config)
             self._presence.watch(self._ring)
             self._presence.look()
         except Exception as error:
             self._is_begun = False
             diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are kept.")
+        except BaseException:  # of a signal handler: the next append goes on with it
+            self._is_begun = False
+            raise
 
     @property
     def is_usable(self) -> bool:

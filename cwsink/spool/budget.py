@@ -182,11 +182,9 @@ class Budget:
 
     def _open(self, number: int) -> descriptors.Opened | None:
         """Open a segment; None if it is gone, or is no segment. Raises OSError."""
-        try:
-            fd = segment.open_file(self._directory.ring, number, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        return None if fd is None else descriptors.Opened(fd)
+        with contextlib.suppress(FileNotFoundError):
+            return segment.opened(self._directory.ring, number, os.O_RDONLY)
+        return None
 
     def _is_present(self, key: SegmentKey) -> bool:
         if (opened := self._open(key.number)) is None:

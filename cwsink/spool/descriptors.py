@@ -100,26 +100,7 @@ def incarnation() -> int:
 
 def acquire(path: str, flags: int) -> int:
     """Open `path` and own the descriptor. A file that is made can be used whatever the umask is. Raises OSError."""
-    opened: list[int] = []
-    _opening.append(path)
-    try:
-        # A signal handler may raise after any call. So the call and the note of its answer are one step of C code.
-        opened.extend(map(os.open, (path,), (flags | _FLAGS,), (FILE_MODE,)))
-        fd = opened[0]
-        status = os.fstat(fd)
-        if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE:
-            with contextlib.suppress(PermissionError):  # it was there before, and is another user's
-                os.fchmod(fd, FILE_MODE)
-        _open[fd] = file_of(status)
-        return fd
-    except BaseException:
-        for each in opened:
-            _open.pop(each, None)
-            os.close(each)
-        raise
-    finally:
-        with contextlib.suppress(ValueError):  # a fork has cleared the list: we are the child
-            _opening.remove(path)
+    return opened(path, flags).keep()
 
 
 def release(fd: int, owner_incarnation: int, file: tuple[int, int] | None = None) -> None:
@@ -159,12 +140,44 @@ class Opened:
     then stay for as long as this process lives. Here the last reference closes it at the latest.
     """
 
-    __slots__ = ("_file", "_incarnation", "fd")
+    __slots__ = ("_file", "_incarnation", "fds")
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self) -> None:
+        self.fds: list[int] = []  # the descriptor, while it is ours
         self._incarnation = _incarnation
-        self._file = _open.get(fd)
+        self._file: tuple[int, int] | None = None
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self.fds[0]
+
+    def open(self, path: str, flags: int) -> None:
+        """Open. Raises OSError."""
+        # The call and the note of its answer are one step of C code, so that no signal handler can raise in between.
+        self.fds.extend(map(os.open, (path,), (flags | _FLAGS,), (FILE_MODE,)))
+        status = os.fstat(self.fd)
+        if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE:
+            with contextlib.suppress(PermissionError):  # it was there before, and is another user's
+                os.fchmod(self.fd, FILE_MODE)
+        _open[self.fd] = self._file = file_of(status)
+
+    def is_open(self) -> bool:
+        """Tell whether it is open still: nobody has closed it beneath us."""
+        return bool(self.fds) and self._file is not None and is_same(self.fd, self._file)
+
+    def keep(self) -> int:
+        """Give the descriptor to the caller, who is to `release` it."""
+        return self.fds.pop()
+
+    def close(self) -> None:
+        """Close it now, unless it is closed or given away."""
+        for fd in self.fds:
+            if self._file is not None:
+                release(fd, self._incarnation, self._file)
+            elif self._incarnation == _incarnation:
+                os.close(fd)
+        self.fds.clear()
 
     def __enter__(self) -> Opened:
         return self
@@ -172,19 +185,21 @@ class Opened:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close it now."""
-        release(self.fd, self._incarnation, self._file)
-        self.fd = -1
-
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # a signal handler has raised while it was made
-            release(self.fd, self._incarnation, self._file)
+        with contextlib.suppress(AttributeError):  # it was not made to its end, and has no descriptor
+            self.close()
 
 
 def opened(path: str, flags: int) -> Opened:
     """Open `path` for a `with` block. Raises OSError."""
-    return Opened(acquire(path, flags))
+    file = Opened()
+    _opening.append(path)
+    try:
+        file.open(path, flags)
+        return file
+    finally:
+        with contextlib.suppress(ValueError):  # a fork has cleared the list: we are the child
+            _opening.remove(path)
 
 
 def file_of(status: os.stat_result) -> tuple[int, int]:

@@ -9,8 +9,16 @@ All other work is a check of the segment (`_check`): is it full, is there a newe
 check is due every 0.8 s, and after about `segment_bytes / 32` of our own small records (`/ 64` of large ones). One
 thread of a process checks at a time, and the others append on meanwhile.
 
-A write that fails is a limit that was reached, and limits come and go. So the writer does what can be done about it
-(`retry`) and writes the record once more. If that fails too, the record is refused, and the next append tries anew.
+A write that fails is a limit that was reached, and limits come and go. So the writer does what can be done about it,
+and writes the record once more (`retry`). If that fails too, the record is refused, and the next append tries anew.
+
+| error                          | cause                              | what the writer does                          |
+|--------------------------------|------------------------------------|-----------------------------------------------|
+| EBADF, or another file's inode | somebody has closed our descriptor | forgets it without closing it, attaches anew  |
+| ENOSPC, EDQUOT                 | the disk is full                   | gives settled blocks back, else evicts one    |
+| EFBIG                          | RLIMIT_FSIZE                       | makes the next segment, of a size it can fill |
+| EIO, three times in a row      | bad blocks                         | makes the next segment                        |
+| any error of a rotation        | no descriptor, no space            | appends on, up to twice `segment_bytes`       |
 
 `append` never raises. It answers with one of a closed set (`Append`).
 """
@@ -29,7 +37,7 @@ from cwsink.spool import descriptors, disk, frame, segment
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.rotation import MOST_SEGMENT_FACTOR, Rotation
-from cwsink.spool.segment import AttachedSegment
+from cwsink.spool.segment import AttachedSegment, SegmentKey
 
 _CHECK_NS: Final = 800_000_000
 # While a thread checks, the others append on without a check. If a signal handler raises in the middle of one, nobody
@@ -79,7 +87,7 @@ class Ring:
         self._removed = False
         self._user = os.geteuid()
         self._unchecked_bytes = 0
-        self._synced: AttachedSegment | None = None
+        self._synced: SegmentKey | None = None
         # `Writer.append` reads the attributes from here on. A check is due if the time is not in
         # [checked_at_ns, check_due_ns): too late, or too early because the clock was set back.
         self.attached: AttachedSegment | None = None
@@ -189,14 +197,14 @@ class Ring:
         if (attached := self.attached) is None:
             return
         disk.sync(attached.fd)
-        if attached is not self._synced:
+        if attached.key != self._synced:
             # The name of a new segment must last, too, and what nobody has synced in the older ones.
             for number in segment.numbers(self._directory.ring):
                 with contextlib.suppress(FileNotFoundError):
                     disk.sync_file(segment.path_of(self._directory.ring, number))
             for path in (self._directory.ring, self._directory.path, self._directory.root):
                 disk.sync_directory(path)
-            self._synced = attached
+            self._synced = attached.key
 
     def salvage(self) -> list[bytes]:
         """Return the event payloads that were written to our segment since our last check (or call of this).

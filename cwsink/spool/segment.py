@@ -143,16 +143,19 @@ def open_file(ring: str, number: int, flags: int) -> int | None:
         FileNotFoundError: it is gone.
         OSError: EMFILE and so on.
     """
+    file = opened(ring, number, flags)
+    return None if file is None else file.keep()
+
+
+def opened(ring: str, number: int, flags: int) -> descriptors.Opened | None:
+    """Open segment `number` for a `with` block; see `open_file`."""
     try:
-        fd = descriptors.acquire(path_of(ring, number), flags)
+        file = descriptors.opened(path_of(ring, number), flags)
     except OSError as error:
         if error.errno in _NOT_A_FILE:
             return None
         raise
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    descriptors.release(fd, descriptors.incarnation())
-    return None
+    return file if stat.S_ISREG(os.fstat(file.fd).st_mode) else None
 
 
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
@@ -259,16 +262,16 @@ class AttachedSegment:
 
     __slots__ = ("_file", "_incarnation", "end_seen", "failures", "fd", "is_full", "key", "salt")
 
-    def __init__(self, fd: int, key: SegmentKey, end_seen: int) -> None:
+    def __init__(self, file: descriptors.Opened, key: SegmentKey, end_seen: int) -> None:
+        """Take over an open file."""
         self._incarnation = descriptors.incarnation()
-        self._file: tuple[int, int] | None = None
-        self.fd = fd
+        self._file = descriptors.file_of(os.fstat(file.fd))
         self.key = key
         self.salt = key.salt
         self.end_seen = end_seen
         self.is_full = False
         self.failures = 0
-        self._file = descriptors.file_of(os.fstat(fd))
+        self.fd = file.keep()
 
     def status(self) -> os.stat_result | None:
         """Return the file's status now; None if the descriptor was closed by somebody else."""
@@ -285,8 +288,9 @@ class AttachedSegment:
         self.fd = -1
 
     def __del__(self) -> None:
-        fd, self.fd = self.fd, -1
-        descriptors.release(fd, self._incarnation, self._file)
+        with contextlib.suppress(AttributeError):  # it was not made to its end, and has taken over nothing
+            fd, self.fd = self.fd, -1
+            descriptors.release(fd, self._incarnation, self._file)
 
 
 def attach_newest(ring: str) -> AttachedSegment | None:
@@ -300,12 +304,12 @@ def attach_newest(ring: str) -> AttachedSegment | None:
         if not newest:
             return None
         try:
-            fd = open_file(ring, newest[0], os.O_RDWR | os.O_APPEND)
+            file = opened(ring, newest[0], os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
             continue
-        if fd is None:
+        if file is None:
             return None
-        attached = AttachedSegment(fd, SegmentKey(newest[0], 0), 0)
+        fd, attached = file.fd, AttachedSegment(file, SegmentKey(newest[0], 0), 0)
         # A leader or an evictor has the exclusive lock, and is about to remove the segment: look again.
         if not descriptors.try_lock(fd, exclusive=False):
             continue

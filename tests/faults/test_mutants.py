@@ -34,7 +34,7 @@ from cwsink.spool.budget import Budget
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import FreshLane, RingReader
-from cwsink.spool.ring import Ring
+from cwsink.spool.rotation import Rotation
 from tests.faults import test_damaged_spools, test_meddling, test_starts
 from tests.harness.simulation import Leader, simulated_host
 from tests.integration import (
@@ -263,8 +263,8 @@ MUTANTS: Final = {
     ),
     "no close of what another thread was opening or closing at a fork": Mutant(
         descriptors._start_anew,
-        "for fd in [*_open, *_unrecorded()]:",
-        "for fd in _open:",
+        ", *_unrecorded()]:",
+        "]:",
         test_ring.test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it,
     ),
     "a fork by C code that each thread of the child notices": Mutant(
@@ -335,8 +335,8 @@ MUTANTS: Final = {
     ),
     "a leader that sends as its own environment says": Mutant(
         sending.config_of,
-        "    if found is not None:\n        known",
-        "    if False:\n        known",
+        "    if found is None:\n",
+        "    if True:\n",
         test_starts.test_a_leader_sends_as_its_spool_says,
     ),
     "a leader that keeps to the settings it began with": Mutant(
@@ -358,7 +358,7 @@ MUTANTS: Final = {
         test_cursor.test_commits_go_to_the_two_slots_in_turn,
     ),
     "no room check": Mutant(
-        Ring._rotate,
+        Rotation.next,
         "if self._budget.has_room() or (",
         "if True or (",
         test_budget.test_with_no_leader_alive_the_cap_holds_and_drops_are_counted,
@@ -402,21 +402,21 @@ MUTANTS: Final = {
         test_reader.test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_and_others_flow,
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
-        Ring._newest,
-        "if is_cut or is_evicted else",
-        "if is_evicted else",
+        Rotation.newest,
+        "if is_cut or is_evicted:",
+        "if is_evicted:",
         test_spool_machine.test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered,
     ),
     "appends where a chunk that is delivered in part was cut": Mutant(
-        Ring._newest,
+        Rotation.newest,
         "state.reached()",
         "committed",
         test_spool_machine.test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered,
     ),
     "appends to a segment that counts as evicted": Mutant(
-        Ring._newest,
-        "if is_cut or is_evicted else",
-        "if is_cut else",
+        Rotation.newest,
+        "if is_cut or is_evicted:",
+        "if is_cut:",
         test_spool_machine.test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to,
     ),
     "a segment without a whole frame is kept": Mutant(
@@ -432,8 +432,8 @@ MUTANTS: Final = {
         test_spool_machine.test_two_cut_writes_in_a_row_are_no_lost_record,
     ),
     "a spool that is moved away is appended to": Mutant(
-        Ring._is_there,
-        "return os.path.samestat(os.lstat(segment.path_of(self._directory.ring, number)), status)",
+        segment.is_named,
+        "return os.path.samestat(os.lstat(path_of(ring, number)), status)",
         "return status.st_nlink > 0",
         test_meddling.test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment,
         case="the spool renamed",

@@ -505,11 +505,11 @@ def test_an_attachment_whose_descriptor_is_closed_is_renewed(small: SinkConfig) 
     """Others must go on to see that this process is attached; and at its end it finds out whether it is the last."""
     directory = Writer(small).directory
     attachment = Attachment(directory)
-    os.close(attachment._fd)
+    os.close(attachment._file.fd)
     assert not is_anyone_attached(directory)
     attachment.hold()
     assert is_anyone_attached(directory)
-    os.close(attachment._fd)
+    os.close(attachment._file.fd)
     assert attachment.detach()
 
 
@@ -524,7 +524,7 @@ LATE = """
 
         def __del__(self):
             for number in range(3):
-                os.write(1, f"{self.name} {number} {self.writer.append(f'{self.name} {number}')}\\\\n".encode())
+                os.write(1, f"{self.name} {number} {self.writer.append(f'{self.name} {number}')}\\n".encode())
 
     writer = Writer(quick_config("http://127.0.0.1:1", flusher=sys.argv[1], drain_timeout_seconds=0.1))
     assert writer.append("early")

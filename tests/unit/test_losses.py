@@ -56,11 +56,11 @@ def test_what_cannot_be_written_down_waits(spool: SpoolDirectory, monkeypatch: p
     """No descriptor, say, for thousands of refusals: they take no more memory, and are all counted in the end."""
     losses = Losses()
 
-    def fail(path: str, flags: int) -> int:
+    def fail(path: str, flags: int) -> descriptors.Opened:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as none_left:
-        none_left.setattr(descriptors, "acquire", fail)
+        none_left.setattr(descriptors, "opened", fail)
         for number in range(5_000):
             losses.add(("spool_full", "io_error")[number % 2], NOW_MS + number)
             losses.write_down(spool)
