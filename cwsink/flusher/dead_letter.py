@@ -37,8 +37,9 @@ from cwsink.spool import descriptors
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-# Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
+# Each file has half of the cap. More is not ours, and is not read.
 _MOST_FILE_BYTES: Final = 32 * 1024 * 1024
+# Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
 # Lines are written in portions of this size, so that few large letters are in memory in encoded form.
 _PORTION_BYTES: Final = 64 * 1024
