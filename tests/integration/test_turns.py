@@ -22,7 +22,7 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher import turns as turns_module
 from cwsink.flusher.election import Election
-from cwsink.flusher.turns import KEPT_AT_ONCE, MOST_AT_ONCE, Turns
+from cwsink.flusher.turns import MOST_AT_ONCE, Turns
 from cwsink.spool import cursor, lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -102,18 +102,16 @@ def test_idle_spools_rest_with_their_leases_and_wake_up(
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
     before = threading.active_count()
     many = writers(server.endpoint_url, 6)
-    elections = []
     for writer in many:
         assert writer.append("first")
-        elections.append(host.serve(writer))
-    host.until(lambda: len(server.messages()) == 6 and host.running() == KEPT_AT_ONCE, "the others rest")
-    assert threading.active_count() <= before + 2 * KEPT_AT_ONCE + 1  # the server has a thread for each connection
+        host.serve(writer)
+    host.until(lambda: len(server.messages()) == 6 and not host.running(), "all of them rest")
+    server.wait_for(lambda _: threading.active_count() <= before, CHILD_SECONDS)  # it has one for each connection
+    assert threading.active_count() <= before
     assert all(lease.is_taken(writer.directory) for writer in many)
-    resting = next(writer for writer, each in zip(many, elections, strict=True) if not each.is_running)
-    epoch = cursor.read(resting.directory.cursor).epoch
-    assert resting.append("second")
+    assert many[3].append("second")
     host.until(lambda: "second" in server.messages(), "it is delivered")
-    assert cursor.read(resting.directory.cursor).epoch == epoch + 1
+    assert cursor.read(many[3].directory.cursor).epoch == 2
 
 
 def test_a_late_record_in_an_older_segment_wakes_a_spool_up(
@@ -121,7 +119,6 @@ def test_a_late_record_in_an_older_segment_wakes_a_spool_up(
 ) -> None:
     """An idle writer has an older segment open, and appends to it while the spool rests."""
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
-    monkeypatch.setattr(turns_module, "KEPT_AT_ONCE", 0)
     (idle,) = writers(server.endpoint_url, 1, segment_bytes=4096)
     assert idle.append("idle")
     (busy,) = writers(server.endpoint_url, 1, segment_bytes=4096)
@@ -156,7 +153,6 @@ def test_a_spool_that_rests_behind_another_leader_is_led_when_that_is_killed(
 ) -> None:
     """The other process led it and took nothing; it is killed, and nothing is appended any more."""
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
-    monkeypatch.setattr(turns_module, "KEPT_AT_ONCE", 0)
     monkeypatch.setattr(turns_module, "_CLOSE_LOOK_SECONDS", 0.3)
     (writer,) = writers(server.endpoint_url, 1, batch_timeout_seconds=3600.0)
     assert writer.append("for the other one")
