@@ -125,6 +125,7 @@ def test_a_late_record_in_an_older_segment_wakes_a_spool_up(
     while len(os.listdir(busy.directory.ring)) < 3:
         assert busy.append("x" * 500)
     election = host.serve(busy)
+    host.serve(writers(server.endpoint_url, 2)[1])  # the only spool of a process would not rest
     host.until(lambda: not survey(busy.directory).pending and not election.is_running, "all is delivered, and it rests")
     assert idle.append("late")
     host.until(lambda: "late" in server.messages(), "it is delivered")
@@ -154,7 +155,7 @@ def test_a_spool_that_rests_behind_another_leader_is_led_when_that_is_killed(
     """The other process led it and took nothing; it is killed, and nothing is appended any more."""
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
     monkeypatch.setattr(turns_module, "_CLOSE_LOOK_SECONDS", 0.3)
-    (writer,) = writers(server.endpoint_url, 1, batch_timeout_seconds=3600.0)
+    writer, second = writers(server.endpoint_url, 2, batch_timeout_seconds=3600.0)
     assert writer.append("for the other one")
     other = spawn(
         "import sys, time\n"
@@ -166,6 +167,7 @@ def test_a_spool_that_rests_behind_another_leader_is_led_when_that_is_killed(
     )
     assert server.wait_for_events(1, CHILD_SECONDS)
     election = host.serve(writer)
+    host.serve(second)  # the only spool of a process would not rest
     host.until(lambda: election.is_idle, "it stands behind the other one")
     host.until(lambda: not election.is_running, "it rests")
     assert writer.append("gathered")
