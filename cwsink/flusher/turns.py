@@ -93,9 +93,7 @@ class Turns:
             places = len(waiting) - sum(turn.is_ending for turn in running)
             for turn in self._who_makes_room(running, waiting[0], now)[: max(0, places)]:
                 turn.end(now, keep_lease=self._may_keep_lease(turn))
-        for turn in running if len(self._turns) > 1 else ():  # the only spool of a process need not rest
-            if turn.idle_since is not None and now - turn.idle_since >= REST_SECONDS and not turn.is_ending:
-                turn.end(now, keep_lease=self._may_keep_lease(turn))
+        self._let_rest([turn for turn in running if not turn.is_ending], now)
 
     def leave(self, election: Election, drain_seconds: float) -> None:
         """Have an election deliver the rest for at most `drain_seconds`, and end. A later call sets the time anew."""
@@ -105,7 +103,8 @@ class Turns:
         """After all were told to leave: tell whether each has ended, with a last turn if it waited for one. Looks."""
         self._look_at = 0.0
         self.look()
-        return not any(turn.election.is_running for turn in self._turns.values())
+        ended = [turn.election.has_ended(0.0) for turn in self._turns.values()]  # ask each, so that it lets go
+        return all(ended)
 
     def _begin(self, waiting: list[_Turn], running: list[_Turn], now: float) -> list[_Turn]:
         """Begin turns as long as there is room. Returns those that have to wait."""
@@ -141,6 +140,14 @@ class Turns:
         return sorted(
             found, key=lambda turn: (turn.idle_since is None, not turn.has_failed, turn.idle_since or turn.at)
         )
+
+    def _let_rest(self, running: list[_Turn], now: float) -> None:
+        """Have idle spools rest, except the only spool of the process, and one that adopts orphans meanwhile."""
+        adopters = [turn for turn in running if turn.election.adopts]
+        for turn in running if len(self._turns) > 1 else ():
+            if turn.idle_since is not None and now - turn.idle_since >= REST_SECONDS and adopters != [turn]:
+                adopters = [each for each in adopters if each is not turn]
+                turn.end(now, keep_lease=self._may_keep_lease(turn))
 
     def _may_keep_lease(self, turn: _Turn) -> bool:
         return (

@@ -194,6 +194,38 @@ def test_what_waits_for_its_turn_at_the_end_gets_it(server: StrictCloudWatch, ho
     assert len(server.messages()) == MANY
 
 
+def test_one_that_adopts_orphans_does_not_rest(
+    server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all of them rested, nobody would look for orphans."""
+    monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
+    for writer in writers(server.endpoint_url, 3, adopt_orphans=True):
+        assert writer.append("x")
+        host.serve(writer)
+    host.until(lambda: len(server.messages()) == 3 and host.running() == 1, "two of them rest")
+    until = time.monotonic() + 0.5
+    host.until(lambda: time.monotonic() > until, "a while passes")
+    assert host.running() == 1
+
+
+def test_spools_that_cannot_be_led_do_not_keep_the_others_waiting(
+    server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More damaged ones than places: the good one, found last, is delivered."""
+    monkeypatch.setattr(turns_module, "MOST_AT_ONCE", 4)
+    host.turns = Turns()
+    for writer in writers(server.endpoint_url, 6):
+        os.mkdir(writer.directory.cursor)
+        host.serve(writer)
+    host.until(lambda: host.running() == 4, "they have all places")
+    good = Writer(quick_config(server.endpoint_url, log_group_name="/good", flusher="external"))
+    assert good.append("good")
+    host.serve(good)
+    host.until(lambda: server.messages() == ["good"], "it gets a place")
+    for election in host.elections[:-1]:
+        os.rmdir(election.directory.cursor)
+
+
 def test_no_thread_can_be_started_now(
     server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
