@@ -8,6 +8,7 @@ rounds), so that imports and the first connection do not count. The senders:
 
 * cwsink's leader: the `Flusher` of the process that delivers, on a full spool. What the workers
   spent on appending is a row of its own;
+* `cwsink flush --once`, the command that has such a leader in it, and shows how far it is;
 * fapilog's own CloudWatchSink: `await sink.write(entry)` for each event, then `stop()`. It does not count
   CloudWatch's 26 bytes an event: at 10,000 most requests are too large, and their events are lost;
 * watchtower, as its users run it: a handler with its queue, `logger.info`, then `flush` and `close`.
@@ -103,6 +104,7 @@ ENVIRONMENT: Final = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 OURS: Final = "cwsink's leader"
+COMMAND: Final = "cwsink flush --once"
 OURS_IN_ALL: Final = "cwsink's leader and appending"
 FLOOR: Final = "http.client (floor)"
 # A row of which less arrives is left out of the plot: not sending is cheap.
@@ -136,8 +138,12 @@ def flush(path: str) -> tuple[float, float, int]:
 
 def _run(code: str, *arguments: str) -> tuple[float, float, int]:
     """Run a sender in its own process. Returns (CPU seconds, wall seconds, peak resident bytes)."""
+    return _run_program("-c", code, *arguments)
+
+
+def _run_program(*words: str) -> tuple[float, float, int]:
     began = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, **ENVIRONMENT})
+    child = subprocess.Popen([sys.executable, *words], env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -209,6 +215,7 @@ def senders() -> Iterator[Sender]:
     """Yield who takes part; a peer only if it is installed."""
     yield Sender(FLOOR, floor, is_ours=True)
     yield Sender(OURS, leader, is_ours=True)
+    yield Sender(COMMAND, command, is_ours=True)
     if find_spec("fapilog"):
         for batch_size in (100, 3_000, 10_000):
             yield Sender(f"fapilog's sink, batch_size={batch_size:,}", fapilog(batch_size))
@@ -224,6 +231,13 @@ def leader(endpoint_url: str, events: int) -> Usage:
         append_cpu = _cpu() - before
         cpu, wall, _ = flush(writer.directory.path)
         return Usage(cpu, wall, append_cpu)
+
+
+def command(endpoint_url: str, events: int) -> Usage:
+    """Fill a spool, and have the command empty it."""
+    with workspace() as root:
+        writer = fill(root, endpoint_url, events)
+        return Usage(*_run_program("-m", "cwsink", "flush", "--once", writer.directory.path)[:2])
 
 
 def fapilog(batch_size: int) -> Callable[[str, int], Usage]:
@@ -350,6 +364,7 @@ def _costs(name: str, cpus: Sequence[float], bottom: float) -> list[str]:
 def _comparison(rows: Mapping[str, Row]) -> Iterator[str]:
     """Yield a sentence for each kind of peer: its best row, of those that lose nothing if there is one."""
     ours, in_all = rows[OURS].cpu(), rows[OURS].cpu_in_all()
+    yield f"{COMMAND} takes {_times(rows[COMMAND].cpu(), ours)} times the CPU of cwsink's leader for each event."
     for peer in ("fapilog", "watchtower"):
         of_it = {name: row for name, row in rows.items() if name.startswith(peer)}
         if not of_it:

@@ -36,6 +36,8 @@ from cwsink.spool.survey import survey
 
 # How often the command looks for new spools, and how far delivery is if its output is no terminal.
 _LOOK_SECONDS: Final = 1.0
+# With more spools than this the command looks for new ones less often.
+_SPOOLS_A_SECOND: Final = 100.0
 # All that comes after TERM must be over by then, because Kubernetes sends KILL 30 s after TERM.
 _GRACE_SECONDS: Final = 25.0
 # In this share of that time, writers may end by themselves. The rest is for delivering what they have appended.
@@ -165,7 +167,7 @@ class FlushService:
         """If the last look is a while ago, look for new spools and stand for election there."""
         if time.monotonic() < self._find_at:
             return
-        self._find_at = time.monotonic() + _LOOK_SECONDS
+        self._find_at = time.monotonic() + max(_LOOK_SECONDS, len(self._elections) / _SPOOLS_A_SECOND)
         known = {election.directory.path: election for election in self._elections}
         try:
             for directory in self._spools.open(known):

@@ -38,10 +38,11 @@ take over: epoch + 1 in the cursor
    repeated, and nothing is sent before it succeeds.
 6. **Reclaim** what is final and committed to its end.
 
-A call is believed to have succeeded only with a 200 and AWS's request id. botocore does not retry for us: it would
-send where the lease cannot be checked. After a failure a leader waits a random share of a time that doubles up to 20
-s; for credentials and permissions 5 to 10 s; with the circuit open 15 to 30 s. Once throttled it also sends less
-often.
+A call is believed to have succeeded only with a 200 and AWS's request id. It ends within `connect_timeout_seconds` +
+`read_timeout_seconds` in all (`deadline`): a server that answers a byte a second is a lost answer. botocore does not
+retry for us: it would send where the lease cannot be checked. After a failure a leader waits a random share of a time
+that doubles up to 20 s; for credentials and permissions 5 to 10 s; with the circuit open 15 to 30 s. Once throttled it
+also sends less often.
 
 Fenced
 ------
@@ -64,7 +65,11 @@ orphans has an election for each of them, one after the other.
   to start it, and gives credentials only. (A spool without settings.json is sent as `FAPILOG_CLOUDWATCH__*` say.)
 * If a writer leaves other settings, it ends after the request under way, and leads again with these, in a new epoch
   and under the same lease.
-* What goes wrong is said, and tried again after 1 s. If the spool was removed and made anew, it leads the new one.
+* What goes wrong is said, with the spool's name, and tried again after 1 s. A damaged spool, or one of a newer cwsink,
+  keeps nobody from serving its neighbours. If the spool was removed and made anew, it leads the new one.
+
+A process may look after hundreds of spools. So at most 16 elections run at once, by turns (`turns`). The other spools
+*rest*: they take no thread and no client, and keep their lease. As soon as one has grown it is led again.
 
 The guard, and the flusher that starts by itself
 ------------------------------------------------
@@ -78,9 +83,9 @@ that has all of it. The guard has no thread, holds no spool and sends nothing. F
 forked again after 0.1 s, then twice that, up to 30 s. If the guard is killed the flusher goes on; if both are, the
 next append starts both.
 
-Ten times a second the flusher looks at the root. It has an election for each spool of its user in which a process is
-attached, or to which one has appended since the guard began. A spool that was left behind before that is an orphan,
-and is not touched, unless `adopt_orphans` says so.
+Ten times a second (with more than 12 spools less often) the flusher looks at the root. It has an election for each
+spool of its user in which a process is attached, or to which one has appended since the guard began. A spool that was
+left behind before that is an orphan, and is not touched, unless `adopt_orphans` says so.
 
 Giving way, and handing over
 ----------------------------
@@ -88,13 +93,14 @@ Giving way, and handing over
 * **To a newer version.** A writer of a newer cwsink starts a guard that waits for the lock, and says so in
   `flusher-<user>.next`. The flusher looks there once a second, leaves its spools, and ends. Any writer asks for the
   same if the flusher's own files were removed, or if its lines reach nobody any more.
-* **To other credentials.** If they fail (or are denied), and a writer's environment has others, it is the same, with
-  the reason `trouble`. A flusher that can deliver does not give way to that. `cwsink run` and `cwsink flush` do not
-  hold that lock: they give up the lease, and do not stand for 30 s, then twice that, up to 600 s.
-* **To itself.** If its own files were replaced, the guard begins anew with the new ones (`execve`), with the same
-  pid, and keeps the lock meanwhile.
-* **To the workers of an orphan.** An adopter sends at most 1,000 records a second, for at most 60 s at a time. It
-  looks every 0.25 s whether a process is attached again, and leaves then.
+* **To whoever stands.** A leader that cannot deliver gives its lease to a process that stands for it (`election`).
+* **To a writer with other credentials or another network.** If the leader cannot deliver, such a writer starts a guard
+  that waits for the flusher's lock, with the reason `trouble`, and the flusher ends. `cwsink run` and `cwsink flush` do
+  not hold that lock. They give up the lease, as above.
+* **To itself.** If its own files were replaced, the guard begins anew with the new ones (`execve`), with the same pid,
+  and keeps the lock meanwhile.
+* **To the workers of an orphan.** An adopter sends at most 1,000 records a second, for at most 60 s at a time. It looks
+  every 0.25 s whether a process is attached again, and leaves then.
 * **To another host.** A process that gets the lease, and finds the fresh mark of another boot, gives it back.
 
 The end

@@ -103,7 +103,7 @@ class Election:
 
     def start(self) -> None:
         """Begin to stand for election, or go on after a rest. Raises RuntimeError: no thread can be started now."""
-        self._rest_until, self._state, self._is_behind = None, None, False
+        self._rest_until, self._state, self._is_behind, self.trouble = None, None, False, None
         thread = threading.Thread(target=self._stand, name=f"cwsink-{self._kind}", daemon=True)
         thread.start()
         self._thread = thread
@@ -183,8 +183,13 @@ class Election:
 
     @property
     def is_failing(self) -> bool:
-        """Tell whether its last request has failed, if it has led since its last `start`."""
-        return (state := self._state) is not None and state.obstacle != ""
+        """Tell whether it cannot lead, or its last request has failed, if it has led since its last `start`."""
+        return self.trouble is not None or ((state := self._state) is not None and state.obstacle != "")
+
+    @property
+    def adopts(self) -> bool:
+        """Tell whether it adopts orphans while it leads."""
+        return self.config.adopt_orphans and self.pace is None
 
     @property
     def has_succeeded(self) -> bool:
@@ -285,7 +290,7 @@ class Election:
             while True:
                 orders = self._lead(claim)
                 if orders.gives_way or not orders.are_new_settings:
-                    kept = self._rest_until is not None and self._keeps_lease and not orders.is_failing
+                    kept = self._rest_until is not None and self._keeps_lease and orders.is_all_settled
                     return True
         except Fenced:
             return False
@@ -322,6 +327,7 @@ class Election:
         finally:
             self._orders = self._flusher = None
             self.epoch = 0
+        orders.is_all_settled = flusher.is_idle
         if flusher.leader_state.has_succeeded:
             self._stay_out_seconds = _FIRST_STAY_OUT_SECONDS
         if orders.gives_way:
@@ -342,7 +348,7 @@ class Election:
 
     def _adopting(self) -> AbstractContextManager[None]:
         """While the block runs, also send the spools that nobody looks after, if the settings say so."""
-        if not self.config.adopt_orphans or self.pace is not None:
+        if not self.adopts:
             return nullcontext()
         return adoption.beside(self.directory, lambda orphan: Election(orphan, kind=self._kind, pace=adoption.PACE))
 
@@ -368,6 +374,7 @@ class _OrdersOfSpool(Orders):
         self.leader_state: LeaderState | None = None
         self.are_new_settings = False
         self.gives_way = False
+        self.is_all_settled = False
 
     def look(self) -> None:
         """See whether a writer asks to hurry, or has left other settings, or another process can deliver and we not."""
@@ -378,11 +385,6 @@ class _OrdersOfSpool(Orders):
             self.are_new_settings = True
         if self.leader_state is not None and self.leader_state.cannot_deliver and self._is_challenged():
             self.gives_way = True
-
-    @property
-    def is_failing(self) -> bool:
-        """Tell whether the last request has failed."""
-        return self.leader_state is not None and self.leader_state.obstacle != ""
 
     def _is_challenged(self) -> bool:
         """Tell whether another process stands, or is a flusher that a writer has started to take over."""

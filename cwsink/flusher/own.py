@@ -37,8 +37,10 @@ from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
 _LOOK_SECONDS: Final = 0.1
-# A look at one spool takes 30 us: is a process attached, and was anything appended?
-_LOOK_SECONDS_A_SPOOL: Final = 0.005
+# A look at one spool takes some 30 us: is a process attached, and was anything appended?
+_LOOK_SECONDS_A_SPOOL: Final = 0.008
+# If others ask at the same moment, a look may be wrong. The next one will not be.
+_TRIES: Final = 3
 # A program may be started again and again (cron, `manage.py`). The flusher waits this long for the next start.
 LINGER_SECONDS: Final = 2.0
 # How often the flusher looks whether another process is to take over.
@@ -152,7 +154,7 @@ class OwnFlusher:
         try:
             directory = self._known.get(path) or open_existing(path)
             self._known[path] = directory
-            if is_anyone_attached(directory) or self._ends_before.get(path) != _end_of(path):
+            if is_anyone_attached(directory, tries=_TRIES) or self._ends_before.get(path) != _end_of(path):
                 return _Served(open_existing(path), is_mute=self._is_mute)
         except (CwsinkError, OSError) as error:
             report(f"serve_{path}", f"cannot deliver from {path}: {error} Its records stay there. It is tried again.")
@@ -230,7 +232,7 @@ class _Served:
         directory, now = self.election.directory, time.monotonic()
         if not os.path.isdir(directory.path):
             self._leave()
-        elif is_anyone_attached(directory):
+        elif is_anyone_attached(directory, tries=_TRIES):
             self._alone_since = self._empty_since = None
         else:
             self._look_after(directory, now, linger_seconds)

@@ -36,8 +36,6 @@ from cwsink.spool import leader_state, lease, survey
 from cwsink.spool.watch import RingWatch
 
 MOST_AT_ONCE: Final = 16
-# So many idle spools keep their turn. A process with no more spools than that has no rest, and no wake-up either.
-KEPT_AT_ONCE: Final = 2
 # A turn takes some ten descriptors: lease, cursor, segments, a connection, files that are open for a moment.
 _DESCRIPTORS_A_TURN: Final = 10
 # The process itself needs so many, and as many are left to whatever else opens files.
@@ -45,7 +43,7 @@ _DESCRIPTORS_KEPT: Final = 64
 
 LOOK_SECONDS: Final = 0.25
 # Looks in a second, over all spools that rest. At 5 to 10 us each they take less than 0.5 % of a core.
-_LOOKS_A_SECOND: Final = 500
+_LOOKS_A_SECOND: Final = 400
 # While spools wait for their turn, look this often whether a place is free.
 _HASTE_SECONDS: Final = 0.05
 # A spool that rests is looked at more closely this often: is its lease still there, does another leader fail?
@@ -95,10 +93,7 @@ class Turns:
             places = len(waiting) - sum(turn.is_ending for turn in running)
             for turn in self._who_makes_room(running, waiting[0], now)[: max(0, places)]:
                 turn.end(now, keep_lease=self._may_keep_lease(turn))
-        idle = sorted((now - turn.idle_since, turn) for turn in running if turn.idle_since is not None)
-        for seconds, turn in idle[KEPT_AT_ONCE:]:
-            if seconds >= REST_SECONDS and not turn.is_ending:
-                turn.end(now, keep_lease=self._may_keep_lease(turn))
+        self._let_rest([turn for turn in running if not turn.is_ending], now)
 
     def leave(self, election: Election, drain_seconds: float) -> None:
         """Have an election deliver the rest for at most `drain_seconds`, and end. A later call sets the time anew."""
@@ -108,7 +103,8 @@ class Turns:
         """After all were told to leave: tell whether each has ended, with a last turn if it waited for one. Looks."""
         self._look_at = 0.0
         self.look()
-        return not any(turn.election.is_running for turn in self._turns.values())
+        ended = [turn.election.has_ended(0.0) for turn in self._turns.values()]  # ask each, so that it lets go
+        return all(ended)
 
     def _begin(self, waiting: list[_Turn], running: list[_Turn], now: float) -> list[_Turn]:
         """Begin turns as long as there is room. Returns those that have to wait."""
@@ -145,6 +141,14 @@ class Turns:
             found, key=lambda turn: (turn.idle_since is None, not turn.has_failed, turn.idle_since or turn.at)
         )
 
+    def _let_rest(self, running: list[_Turn], now: float) -> None:
+        """Have idle spools rest, except the only spool of the process, and one that adopts orphans meanwhile."""
+        adopters = [turn for turn in running if turn.election.adopts]
+        for turn in running if len(self._turns) > 1 else ():
+            if turn.idle_since is not None and now - turn.idle_since >= REST_SECONDS and adopters != [turn]:
+                adopters = [each for each in adopters if each is not turn]
+                turn.end(now, keep_lease=self._may_keep_lease(turn))
+
     def _may_keep_lease(self, turn: _Turn) -> bool:
         return (
             turn.idle_since is not None and sum(each.keeps_lease for each in self._turns.values()) < self._most_leases
@@ -173,9 +177,6 @@ class _Turn:
         self._wants = True
         self._was_last = False
         self._close_look_at = 0.0
-
-    def __lt__(self, other: _Turn) -> bool:
-        return self.at < other.at
 
     def begin(self, now: float) -> None:
         """Begin a turn. Raises RuntimeError: no thread can be started now."""

@@ -40,7 +40,8 @@ The files
 | cursor                 | offsets, epoch, ledger; two slots        | the leader, under an flock on it                |
 | leader.lock            | the lease                                | the leader, flock exclusive                     |
 | leader.json            | what the leader does, what hinders it    | the leader, at most once a second               |
-| leader.host            | which boot of which host leads           | the leader; it touches the file every 2 s       |
+| leader.host            | which boot of which host leads           | the leader; it touches the file now and then    |
+| leader.next            | asks a leader that fails to give way     | whoever stands for the lease touches it         |
 | attached.lock          | who has appended and lives               | each process that appended, flock shared        |
 | budget.lock            | who may evict                            | a writer, flock exclusive, tried once           |
 | evictions              | totals, and which segment went last      | a writer that has budget.lock                   |
@@ -72,7 +73,8 @@ at a time; the others append on. `Writer.append` has all this once more, spelled
 was measured, and is worth it.
 
 If a check finds that the name is gone, somebody has removed the spool, and the answer is GONE. The writer makes the
-spool anew, and appends once more what it had written to the removed file since its last check.
+spool anew, and appends once more what it had written to the removed file since its last check. Some of that may have
+been delivered, and then arrives twice: the cursor, which would tell, went with the spool.
 
 Rotate
 ------
@@ -208,6 +210,7 @@ Not promised
 * `durability="host"` in the 3 s after leader and guard were killed: these records wait for the next append, or for a
   leader.
 * That a dead letter is kept if the disk has no block for it. The loss is counted, and said on stderr.
+* That a copy of a spool is noticed. Each machine that starts from an image with a spool delivers what it finds pending.
 * The offsets of more than some 4,000 segments at once: the cursor then keeps those of the oldest 1,000 (duplicates).
 
 A worked example

@@ -18,13 +18,17 @@ from cwsink.spool.directory import SpoolDirectory
 _TRIES: Final = 50
 
 
-def is_anyone_attached(directory: SpoolDirectory) -> bool:
+def is_anyone_attached(directory: SpoolDirectory, *, tries: int = _TRIES) -> bool:
     """Tell whether a process that has appended to the spool still lives; True if that cannot be told.
 
     No file is made. To find out, this takes the lock; if that works, nobody is attached, and the lock is freed at once.
+
+    Args:
+        directory: the spool.
+        tries: how often to try. All of them are needed if a process is attached, at 2 us each.
     """
     try:
-        return descriptors.is_locked(directory.attached_lock, shared=True, tries=_TRIES)
+        return descriptors.is_locked(directory.attached_lock, shared=True, tries=tries)
     except FileNotFoundError:
         return False
     except OSError:

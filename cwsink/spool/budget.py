@@ -92,7 +92,10 @@ def used_bytes(ring: str) -> int:
 
 
 def usage_of(status: os.stat_result) -> int:
-    """Return the disk space of one file, in bytes; where the file system counts no blocks, the file's size."""
+    """Return the disk space of one file, in bytes; where the file system counts no blocks, the file's size.
+
+    ZFS counts blocks some 5 s late. So there the ring may exceed its budget by what is written meanwhile.
+    """
     return status.st_blocks * 512 or status.st_size
 
 

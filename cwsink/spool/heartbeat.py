@@ -2,8 +2,8 @@
 
 A flock is known to one kernel only. Two hosts may see the same file system (`allow_unsafe_filesystem`, or a file system
 that we do not recognise), and then each may get "the" lease. So a leader writes the id of its host's boot here, and
-touches the file every `BEAT_SECONDS`. A process that wins the lease and finds a fresh beat of another boot does not
-lead. Its writers append all the same.
+touches the file every `BEAT_SECONDS`, or every 10 s while the spool rests (cwsink.flusher.turns). A process that wins
+the lease and finds a fresh beat of another boot does not lead. Its writers append all the same.
 
 ```text
 {"boot_id": "...", "host": "web-1"}       removed when a leader leaves in order

@@ -202,6 +202,7 @@ class Backlog:
         self.foreign: list[int] = []
         self._ends: dict[SegmentKey, int] = {}
         self._reached: dict[SegmentKey, int] = {}  # where what is left began at the last look
+        self._looked_at: dict[SegmentKey, int] = {}  # where we looked for a fragment
         state = cursor.read(directory.cursor)
         self._before = _sum(state)
         evictions = read_evictions(directory)
@@ -233,13 +234,29 @@ class Backlog:
         before, self._reached = self._reached, {}
         for opened in walk(self._directory, committed) if self._ends else ():
             start, end = opened.offset, self._ends.get(opened.key, 0)
-            # Is only a fragment left, of a writer that was killed? A leader leaves it until writers have gone on. To
-            # look takes a few ms, so do it only near the end, or if nothing has moved since the last look.
-            is_near = end - start < READ_BLOCK_BYTES or before.get(opened.key) == start
-            if start < end and not (is_near and _is_fragment(opened, end)):
+            if start < end and not self._is_fragment(opened, end, has_moved=before.get(opened.key) != start):
                 self._reached[opened.key] = start
         self._ends = {key: self._ends[key] for key in self._reached}
         return self.is_empty
+
+    def _is_fragment(self, opened: OpenSegment, end: int, *, has_moved: bool) -> bool:
+        """Tell whether a segment has no whole frame between where it is settled and `end`.
+
+        A writer that is killed leaves such a fragment, and a leader leaves it until writers have gone on. To look takes
+        a few ms. So look near the end of a segment, or once where nothing moves, and there only once.
+        """
+        start = opened.offset
+        if opened.is_damaged or self._looked_at.get(opened.key) == start:
+            return False  # the leader settles a segment with a damaged header as one damaged range
+        if has_moved and end - start >= READ_BLOCK_BYTES:
+            return False
+        self._looked_at[opened.key] = start
+        for block in opened.blocks():
+            if block.frames:
+                return block.frames[0].end > end
+            if block.end >= end:
+                break
+        return True
 
     def settled_since(self) -> Ledger:
         """Return what any process has settled since then, later records included."""
@@ -249,18 +266,6 @@ class Backlog:
             delivered=now.delivered - before.delivered,
             dead_lettered=dict(Counter(now.dead_lettered) - Counter(before.dead_lettered)),
         )
-
-
-def _is_fragment(opened: OpenSegment, end: int) -> bool:
-    """Tell whether a segment has no whole frame between where it is settled and `end`."""
-    if opened.is_damaged:
-        return False  # the leader settles it as one damaged range
-    for block in opened.blocks():
-        if block.frames:
-            return block.frames[0].end > end
-        if block.end >= end:
-            break
-    return True
 
 
 def _sum(state: cursor.State) -> Ledger:

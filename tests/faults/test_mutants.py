@@ -26,6 +26,7 @@ from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.own import OwnFlusher, _Served
+from cwsink.flusher.turns import _Turn
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
@@ -42,11 +43,13 @@ from tests.integration import (
     test_cursor,
     test_election,
     test_flusher,
+    test_giving_way,
     test_orphans,
     test_own_flusher,
     test_reader,
     test_refusals,
     test_ring,
+    test_turns,
 )
 from tests.property import test_spool_machine
 from tests.unit import test_delivery, test_frame
@@ -341,9 +344,33 @@ MUTANTS: Final = {
     ),
     "a leader that keeps to the settings it began with": Mutant(
         _OrdersOfSpool.is_over,
-        "return self.are_new_settings or super().is_over",
-        "return super().is_over",
+        "return self.are_new_settings or self.gives_way",
+        "return self.gives_way",
         test_starts.test_a_leader_takes_over_what_a_newer_writer_says,
+    ),
+    "a leader that fails and keeps the lease from who stands": Mutant(
+        _OrdersOfSpool.is_over,
+        "or self.gives_way or",
+        "or",
+        test_giving_way.test_a_challenger_that_has_gone_costs_a_moment_only,
+    ),
+    "a leader that gives way though nobody stands": Mutant(
+        _OrdersOfSpool._is_challenged,
+        "if lease.challenged_at(self._directory) != self._challenged_at:",
+        "if True:",
+        test_giving_way.test_a_leader_that_nobody_challenges_keeps_the_lease,
+    ),
+    "a new epoch in one slot only, though another process may write there": Mutant(
+        Cursor.take_over,
+        "if not is_ours:",
+        "if False:",
+        test_cursor.test_the_first_commit_after_a_late_write_counts,
+    ),
+    "a spool that rests without its lease": Mutant(
+        _Turn.end,
+        "_LAST_SECONDS, keep_lease=keep_lease)",
+        "_LAST_SECONDS, keep_lease=False)",
+        test_turns.test_idle_spools_rest_with_their_leases_and_wake_up,
     ),
     "no shared lock on a segment": Mutant(
         segment.attach_newest,
@@ -383,10 +410,10 @@ MUTANTS: Final = {
     ),
     "an interrupted replay that counts before its request is answered": Mutant(
         job.follow,
-        "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n"
+        "    end_all(turns, [drain.election for drain in followed], 0.0, stops)\n"
         "    for drain in drains:\n        drain.conclude()\n",
         "    for drain in drains:\n        drain.conclude()\n"
-        "    end_all([drain.election for drain in drains if drain.election.is_started], 0.0, stops)\n",
+        "    end_all(turns, [drain.election for drain in followed], 0.0, stops)\n",
         test_orphans.test_an_interrupted_replay_goes_on_where_it_was,
     ),
     "a header of which only the first copy is read": Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -269,3 +270,49 @@ def test_a_full_disk_is_an_error_and_costs_nothing(path: str, monkeypatch: pytes
     assert cursor.read(path).ledger.delivered == 3
     held.sync()
     held.close()
+
+
+def test_a_stopped_leader_that_has_the_lock_blocks_no_successor(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped in the middle of a commit, and the lease was taken from it: the next leader takes over and commits.
+
+    When it goes on it writes what it was about to write: that costs no epoch, and nothing that is committed later.
+    """
+    monkeypatch.setattr(cursor, "_PATIENCE_SECONDS", 0.05)
+    stopped = Cursor(path)
+    state = stopped.take_over("stopped")
+    stopped.commit(state)
+    _, generation = cursor._best(stopped._fd)
+    fcntl.flock(stopped._fd, fcntl.LOCK_EX)
+    new = Cursor(path)
+    mine = new.take_over("new")
+    assert mine.epoch == 2
+    new.commit(next_of(mine, delivered=7))
+    stopped._write(next_of(state, delivered=5), generation + 1)
+    assert new.is_ours()
+    assert not stopped.is_ours()
+    assert cursor.read(path).epoch == 2
+    new.commit(next_of(mine, delivered=8))
+    assert cursor.read(path).ledger.delivered == 8
+    fcntl.flock(stopped._fd, fcntl.LOCK_UN)
+    with pytest.raises(Fenced):
+        stopped.commit(next_of(state, delivered=6))
+    new.commit(next_of(mine, delivered=9))
+    assert cursor.read(path).ledger.delivered == 9
+    new.close()
+    stopped.close()
+
+
+def test_the_first_commit_after_a_late_write_counts(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The late write comes before the successor has committed anything: its epoch is in the other slot."""
+    monkeypatch.setattr(cursor, "_PATIENCE_SECONDS", 0.05)
+    stopped = Cursor(path)
+    state = stopped.take_over("stopped")
+    _, generation = cursor._best(stopped._fd)
+    fcntl.flock(stopped._fd, fcntl.LOCK_EX)
+    new = Cursor(path)
+    mine = new.take_over("new")
+    stopped._write(next_of(state, delivered=5), generation + 1)
+    assert new.is_ours()
+    assert cursor.read(path) == mine
+    new.close()
+    stopped.close()

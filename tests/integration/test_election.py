@@ -7,6 +7,7 @@ kernel's word on the lease, and the cursor file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -29,7 +30,7 @@ from cwsink import Writer, diagnostics
 from cwsink.config import SinkConfig, load_config
 from cwsink.flusher.election import Election
 from cwsink.frontends import starter
-from cwsink.spool import cursor, directory, flusher_lock, leader_state, lease
+from cwsink.spool import cursor, descriptors, directory, flusher_lock, leader_state, lease
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.cursor import Cursor, Fenced
 from cwsink.spool.directory import SpoolDirectory
@@ -448,6 +449,29 @@ def test_a_spool_that_is_made_anew_is_led_again(
     assert writer.flush(HANG_SECONDS)
     assert server.messages() == ["in the new one"]
     assert leader.directory.format.spool_id == writer.directory.format.spool_id != spool.format.spool_id
+
+
+def test_a_spool_that_cannot_be_looked_into_does_not_end_a_candidate(
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to leave while there is no descriptor to look whether anything is pending: it delivers the rest later."""
+    writer = Writer(config)
+    holder = lease.Lease(spool)
+    assert holder.try_acquire()
+    candidate = stand(spool)
+    assert writer.append("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "acquire", _no_descriptors)
+        candidate.leave(HANG_SECONDS)
+        time.sleep(2 * lease.TRY_SECONDS)
+        assert not candidate.has_ended(0.0)
+    holder.release()
+    assert candidate.has_ended(HANG_SECONDS)
+    assert server.messages() == ["one"]
+
+
+def _no_descriptors(path: str, flags: int) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
 
 def test_what_keeps_a_candidate_from_leading_is_said_and_tried_again(

@@ -22,7 +22,7 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher import turns as turns_module
 from cwsink.flusher.election import Election
-from cwsink.flusher.turns import KEPT_AT_ONCE, MOST_AT_ONCE, Turns
+from cwsink.flusher.turns import MOST_AT_ONCE, Turns
 from cwsink.spool import cursor, lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -102,18 +102,16 @@ def test_idle_spools_rest_with_their_leases_and_wake_up(
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
     before = threading.active_count()
     many = writers(server.endpoint_url, 6)
-    elections = []
     for writer in many:
         assert writer.append("first")
-        elections.append(host.serve(writer))
-    host.until(lambda: len(server.messages()) == 6 and host.running() == KEPT_AT_ONCE, "the others rest")
-    assert threading.active_count() <= before + 2 * KEPT_AT_ONCE + 1  # the server has a thread for each connection
+        host.serve(writer)
+    host.until(lambda: len(server.messages()) == 6 and not host.running(), "all of them rest")
+    server.wait_for(lambda _: threading.active_count() <= before, CHILD_SECONDS)  # it has one for each connection
+    assert threading.active_count() <= before
     assert all(lease.is_taken(writer.directory) for writer in many)
-    resting = next(writer for writer, each in zip(many, elections, strict=True) if not each.is_running)
-    epoch = cursor.read(resting.directory.cursor).epoch
-    assert resting.append("second")
+    assert many[3].append("second")
     host.until(lambda: "second" in server.messages(), "it is delivered")
-    assert cursor.read(resting.directory.cursor).epoch == epoch + 1
+    assert cursor.read(many[3].directory.cursor).epoch == 2
 
 
 def test_a_late_record_in_an_older_segment_wakes_a_spool_up(
@@ -121,13 +119,13 @@ def test_a_late_record_in_an_older_segment_wakes_a_spool_up(
 ) -> None:
     """An idle writer has an older segment open, and appends to it while the spool rests."""
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
-    monkeypatch.setattr(turns_module, "KEPT_AT_ONCE", 0)
     (idle,) = writers(server.endpoint_url, 1, segment_bytes=4096)
     assert idle.append("idle")
     (busy,) = writers(server.endpoint_url, 1, segment_bytes=4096)
     while len(os.listdir(busy.directory.ring)) < 3:
         assert busy.append("x" * 500)
     election = host.serve(busy)
+    host.serve(writers(server.endpoint_url, 2)[1])  # the only spool of a process would not rest
     host.until(lambda: not survey(busy.directory).pending and not election.is_running, "all is delivered, and it rests")
     assert idle.append("late")
     host.until(lambda: "late" in server.messages(), "it is delivered")
@@ -156,9 +154,8 @@ def test_a_spool_that_rests_behind_another_leader_is_led_when_that_is_killed(
 ) -> None:
     """The other process led it and took nothing; it is killed, and nothing is appended any more."""
     monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
-    monkeypatch.setattr(turns_module, "KEPT_AT_ONCE", 0)
     monkeypatch.setattr(turns_module, "_CLOSE_LOOK_SECONDS", 0.3)
-    (writer,) = writers(server.endpoint_url, 1, batch_timeout_seconds=3600.0)
+    writer, second = writers(server.endpoint_url, 2, batch_timeout_seconds=3600.0)
     assert writer.append("for the other one")
     other = spawn(
         "import sys, time\n"
@@ -170,6 +167,7 @@ def test_a_spool_that_rests_behind_another_leader_is_led_when_that_is_killed(
     )
     assert server.wait_for_events(1, CHILD_SECONDS)
     election = host.serve(writer)
+    host.serve(second)  # the only spool of a process would not rest
     host.until(lambda: election.is_idle, "it stands behind the other one")
     host.until(lambda: not election.is_running, "it rests")
     assert writer.append("gathered")
@@ -194,6 +192,38 @@ def test_what_waits_for_its_turn_at_the_end_gets_it(server: StrictCloudWatch, ho
         assert time.monotonic() < end, "all end"
         time.sleep(0.01)
     assert len(server.messages()) == MANY
+
+
+def test_one_that_adopts_orphans_does_not_rest(
+    server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all of them rested, nobody would look for orphans."""
+    monkeypatch.setattr(turns_module, "REST_SECONDS", 0.1)
+    for writer in writers(server.endpoint_url, 3, adopt_orphans=True):
+        assert writer.append("x")
+        host.serve(writer)
+    host.until(lambda: len(server.messages()) == 3 and host.running() == 1, "two of them rest")
+    until = time.monotonic() + 0.5
+    host.until(lambda: time.monotonic() > until, "a while passes")
+    assert host.running() == 1
+
+
+def test_spools_that_cannot_be_led_do_not_keep_the_others_waiting(
+    server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More damaged ones than places: the good one, found last, is delivered."""
+    monkeypatch.setattr(turns_module, "MOST_AT_ONCE", 4)
+    host.turns = Turns()
+    for writer in writers(server.endpoint_url, 6):
+        os.mkdir(writer.directory.cursor)
+        host.serve(writer)
+    host.until(lambda: host.running() == 4, "they have all places")
+    good = Writer(quick_config(server.endpoint_url, log_group_name="/good", flusher="external"))
+    assert good.append("good")
+    host.serve(good)
+    host.until(lambda: server.messages() == ["good"], "it gets a place")
+    for election in host.elections[:-1]:
+        os.rmdir(election.directory.cursor)
 
 
 def test_no_thread_can_be_started_now(

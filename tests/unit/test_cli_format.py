@@ -176,3 +176,11 @@ def test_wrong_usage_is_code_2(words: list[str], capsys: pytest.CaptureFixture[s
         parser().parse_args(words)
     assert raised.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [-5, -(10**40), 10**40, True])
+def test_any_number_of_a_level_is_shown(number: int) -> None:
+    """A number below all levels, as an application may log it, is shown like any other one, in colours too."""
+    made = entry("MINE", data={}, context={}, diagnostics={"levelno": number})
+    assert line_of(made) == "MINE     api.orders: order placed"
+    assert "order placed" in line_of(made, colour=True)
