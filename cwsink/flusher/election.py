@@ -28,7 +28,7 @@ import os
 import random
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final, Literal
 
 from cwsink.config import SinkConfig
@@ -41,6 +41,7 @@ from cwsink.spool import flusher_lock, hurry, leader_state, lease, sending, surv
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.leader_state import LeaderState
+from cwsink.spool.repair import put_in_order
 
 # The host of an election: the flusher that starts by itself; `cwsink run`; `cwsink flush`; `flush --once` or `replay`.
 Kind = Literal["own", "run", "service", "once"]
@@ -271,6 +272,8 @@ class Election:
                 f"again every {_TROUBLE_SECONDS:.0f} s.",
             )
             self._leaving.wait(_TROUBLE_SECONDS)
+            with suppress(OSError):  # in the place of a file of ours there may be something else
+                put_in_order(self.directory.path)
             return False
 
     def _lead_if_elected(self) -> bool:

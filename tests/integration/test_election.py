@@ -474,21 +474,25 @@ def _no_descriptors(path: str, flags: int) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
 
+@pytest.mark.parametrize("name", ["cursor", "leader_lock"])
 def test_what_keeps_a_candidate_from_leading_is_said_and_tried_again(
-    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand, said: list[str]
+    server: StrictCloudWatch, spool: SpoolDirectory, config: SinkConfig, stand: Stand, said: list[str], name: str
 ) -> None:
-    """A cursor that cannot be opened: one line, and once it can be the records are delivered."""
+    """A cursor or a lease that is no file: one line, it is set aside by another one, and the records are delivered."""
     writer = Writer(config)
     assert writer.append("one")
-    os.mkdir(spool.cursor)
+    path = getattr(spool, name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.mkdir(path)
     candidate = stand(spool)
     wait_for(lambda: candidate.trouble)
     assert not lease.is_taken(spool)
-    os.rmdir(spool.cursor)
     assert writer.flush(HANG_SECONDS)
     assert candidate.trouble is None
-    (line,) = said
-    assert line.startswith(f"cannot flush {spool.path}: IsADirectoryError")
+    trouble, aside = said
+    assert trouble.startswith(f"cannot flush {spool.path}: IsADirectoryError")
+    assert aside.startswith(f"{path} is no file of this user and this spool. It was set aside as {path}.damaged.")
     assert server.messages() == ["one"]
 
 

@@ -52,16 +52,6 @@ def without_settings_and_with_wrong_variables(path: Path) -> None:
     (path / "settings.json").unlink()  # FAPILOG_CLOUDWATCH__BATCH_SIZE is wrong in each test
 
 
-def with_a_directory_for_a_cursor(path: Path) -> None:
-    (path / "cursor").unlink(missing_ok=True)
-    (path / "cursor").mkdir()
-
-
-def with_a_directory_for_a_lease(path: Path) -> None:
-    (path / "leader.lock").unlink(missing_ok=True)
-    (path / "leader.lock").mkdir()
-
-
 def with_a_file_for_a_ring(path: Path) -> None:
     shutil.rmtree(path / "ring")
     (path / "ring").write_bytes(b"")
@@ -72,8 +62,6 @@ DAMAGES = (
     with_a_target_that_a_newer_version_allows,
     with_a_damaged_format,
     without_settings_and_with_wrong_variables,
-    with_a_directory_for_a_cursor,
-    with_a_directory_for_a_lease,
     with_a_file_for_a_ring,
 )
 

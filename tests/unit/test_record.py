@@ -26,8 +26,8 @@ def test_the_worked_example_is_what_encode_writes() -> None:
     [
         EXAMPLE,
         Event(0, 0, 0, "x"),
-        Event((1 << 63) - 1, (1 << 64) - 1, (1 << 64) - 1, "x"),
-        Event(-1, 1, record.NOTICE, "x"),
+        Event(1 << 53, (1 << 64) - 1, (1 << 64) - 1, "x"),
+        Event(0, 1, record.NOTICE, "x"),
         Event(1, 1, 1, "NUL \0, newline \n, é € 😀, \U0010ffff"),
         Event(1, 1, 1, "x" * 1_048_550),
         Event(1, 1, 1, ""),
@@ -37,6 +37,19 @@ def test_the_worked_example_is_what_encode_writes() -> None:
 def test_an_event_comes_back_unaltered(event: Event) -> None:
     """Time, producer, sequence and every character survive the round trip."""
     assert record.decode_event(record.encode(event)) == event
+
+
+@pytest.mark.parametrize("time_ms", [-1, (1 << 53) + 1, (1 << 64) - 1])
+def test_a_time_that_cloudwatch_cannot_be_told_is_not_read(time_ms: int) -> None:
+    """No writer gives it; one request with it would be refused as a whole."""
+    assert record.event_of(record.encode((time_ms, 1, 1, "x"))) is None
+    assert record.loss_of(record.encode((1, 0, time_ms, "spool_full", 1))) is None
+
+
+@pytest.mark.parametrize("count", [-1, (1 << 40) + 1, (1 << 64) - 1])
+def test_a_loss_out_of_this_world_is_not_believed(count: int) -> None:
+    """Two of them would make the totals overflow, and no leader could commit any more."""
+    assert record.loss_of(record.encode((count, 0, 1, "spool_full", 1))) is None
 
 
 def test_a_tuple_is_encoded_like_the_event_it_stands_for() -> None:
