@@ -46,7 +46,7 @@ DEFAULT_SEGMENT_BYTES: Final = 8 * 1024 * 1024
 MIN_SEGMENT_BYTES: Final = 4096
 # A segment is reserved, given back and evicted as a whole, in the thread that logs. With larger ones an append could
 # take longer than 50 ms: a RAM disk needs a millisecond for each mebibyte that it reserves.
-MOST_SEGMENT_BYTES: Final = 32 * 1024 * 1024
+MOST_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 
 # An event that is cut to size must hold a note about the cut, a few texts that were cut, and some content.
 MIN_SHORTENED_BYTES: Final = 1024

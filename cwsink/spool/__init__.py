@@ -17,7 +17,7 @@ All the rest follows from these:
   and its salt.
 * A byte that was written is not changed or moved until it is settled. When a write was cut, the part that was written
   is never truncated away: others have appended since.
-* A segment is full at `segment_bytes`: as set (up to 32 MiB), else an eighth of `spool_max_bytes`, but 4 KiB to 8 MiB.
+* A segment is full at `segment_bytes`: as set (up to 16 MiB), else an eighth of `spool_max_bytes`, but 4 KiB to 8 MiB.
   On a small disk it is full earlier: at a sixteenth of what the ring can have of the disk.
 * The writer that needs a new segment decides whether there is room, and what is evicted for it. No leader needs to be
   alive for that.

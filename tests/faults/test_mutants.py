@@ -30,7 +30,7 @@ from cwsink.flusher.turns import _Turn
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, descriptors, frame, leader_state, segment, sending
+from cwsink.spool import capacity, cursor, descriptors, frame, leader_state, segment, sending
 from cwsink.spool.budget import Budget
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
@@ -50,6 +50,7 @@ from tests.integration import (
     test_refusals,
     test_ring,
     test_turns,
+    test_writer,
 )
 from tests.property import test_spool_machine
 from tests.unit import test_delivery, test_frame
@@ -464,6 +465,50 @@ MUTANTS: Final = {
         "return status.st_nlink > 0",
         test_meddling.test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment,
         case="the spool renamed",
+    ),
+    "a segment that is read though it was evicted before the lock": Mutant(
+        RingReader._is_readable,
+        "return segment.is_named(self._ring, number, os.fstat(opened.fd))",
+        "return True",
+        test_reader.test_a_segment_that_is_evicted_between_open_and_lock_is_not_read,
+    ),
+    "a descriptor that is written though it is another file's": Mutant(
+        segment.AttachedSegment.status,
+        "return status if descriptors.file_of(status) == self._file else None",
+        "return status",
+        test_ring.test_a_descriptor_that_is_another_files_by_now_is_left_alone,
+    ),
+    "a budget that is each writer's own": Mutant(
+        capacity.claim,
+        "if found is None or (is_alone and _is_room_for_pending(directory, mine)) else",
+        "if True else",
+        test_budget.test_a_small_budget_takes_nothing_from_a_larger_one,
+        case="while it runs",
+    ),
+    "a budget that throws away what waits while nobody is there": Mutant(
+        capacity.claim,
+        "(is_alone and _is_room_for_pending(directory, mine))",
+        "is_alone",
+        test_budget.test_a_small_budget_takes_nothing_from_a_larger_one,
+        case="while it is restarted",
+    ),
+    "a count of what is evicted that each process begins anew": Mutant(
+        Budget._count,
+        "                self._write_down(evictions)\n            return False",
+        "                pass\n            return False",
+        test_budget.test_a_large_segment_is_counted_in_parts_by_whoever_is_there,
+    ),
+    "a leader that is believed though its sign of life is of the future": Mutant(
+        Writer._sync,
+        "if 0 <= time.time()",
+        "if time.time()",
+        test_writer.test_under_host_durability_each_append_is_synced_while_nobody_leads,
+    ),
+    "a stray number that counts": Mutant(
+        segment.numbers,
+        "while found and found[-1] >= _DUBIOUS_NUMBER and not _is_numbered(ring, found[-1]):",
+        "while False:",
+        test_ring.test_a_stray_file_with_the_highest_number_stops_nothing,
     ),
     "a lock on a segment that could not be removed": Mutant(
         RingReader._attach,
