@@ -16,10 +16,9 @@ leads although it has given way, nobody else could. Then it takes the lease agai
 process that is not there, and processes that all fail take turns ever more rarely. `leader.json` keeps the reason of
 each one that gave way.
 
-This does not help if the leader is a stopped process (SIGSTOP, SIGTSTP, a debugger), or if all its threads wait for
-one long call of C code that holds the GIL. It keeps the lease, and cannot know that it does. The kernel frees the lease
-when that process ends; `cwsink status` names it. A flusher is a process of its own, outside of the terminal's job, so
-Ctrl-Z in a shell does not stop it.
+This does not help if the leader is a stopped process (SIGSTOP, a debugger), or waits for one long call of C code that
+holds the GIL. It keeps the lease until it ends; `cwsink status` names it. Ctrl-Z in a shell does not stop a flusher
+that started by itself, because that has a session of its own.
 """
 
 from __future__ import annotations
@@ -220,7 +219,8 @@ class Election:
 
     def _stand(self) -> None:
         while self._rest_until is None:
-            if not self._is_out():
+            self._is_behind = self._is_out()
+            if not self._is_behind:
                 self._try_to_lead()
             if self._leaving.wait(lease.TRY_SECONDS * (1 + random.random() / 2)):
                 self._drain()

@@ -125,6 +125,7 @@ class OwnFlusher:
                 del self._serving[path]
                 self._turns.remove(served.election)
                 self._ends_before[path] = served.end
+        self._turns.look()
         if not self._is_mute and self._serving and self._is_awaited():
             self._go_mute()
 

@@ -109,8 +109,11 @@ class LeaderState:
             started_by=os.environ.get(STARTED_BY_VARIABLE, ""),
             last_success=before.last_success if before else None,
             capacity_bytes=capacity_bytes,
-            unable=before.unable if before else [],
         )
+        if before:
+            self._now.unable = [
+                each for each in before.unable if (each.pid, each.host) != (self._now.pid, self._now.host)
+            ]
         self._failing_since: float | None = None
         self.has_succeeded = False
         self._published: Published | None = None
@@ -156,9 +159,8 @@ class LeaderState:
     def gave_way(self) -> str:
         """Publish that this process gives the lease up because it cannot deliver. Returns the reason."""
         now = self._now
-        others = [each for each in now.unable if (each.pid, each.host) != (now.pid, now.host)]
         mine = Unable(now.pid, now.host, now.kind, now.last_error or "", time.time())
-        now.unable = [*others, mine][-_MOST_UNABLE:]
+        now.unable = [*now.unable, mine][-_MOST_UNABLE:]
         self._published_at = -math.inf
         self.publish()
         return mine.error

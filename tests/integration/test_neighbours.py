@@ -20,7 +20,8 @@ from zlib import crc32
 import pytest
 
 from cwsink import Writer
-from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool import leader_state
+from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.support import CHILD_SECONDS, quick_config
@@ -198,3 +199,36 @@ def test_flush_goes_on_when_it_may_open_no_file_for_a_while(
     assert sorted(server.messages()) == ["before"] * 3 + ["meanwhile"] * 3
     assert "Traceback" not in said(tmp_path)
     assert child.poll() is None
+
+
+def test_the_flusher_that_starts_by_itself_goes_on_when_it_may_open_no_file_for_a_while(
+    spawn: Spawn, server: StrictCloudWatch
+) -> None:
+    """Out of descriptors for seconds, it lives: the same process delivers afterwards what was logged meanwhile."""
+    code = """
+        import sys, cwsink
+        writer = cwsink.Writer.open(log_group_name="/own", endpoint_url=sys.argv[1], batch_timeout_seconds=0.1)
+        print(writer.directory.path, flush=True)
+        for line in sys.stdin:
+            assert writer.append(line.strip())
+    """
+    child = spawn(code, server.endpoint_url)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    spool = open_existing(child.stdout.readline().strip())
+    child.stdin.write("before\n")
+    child.stdin.flush()
+    assert server.wait_for_events(1, CHILD_SECONDS)
+    leader = leader_state.read(spool)
+    assert leader is not None
+    before = resource.prlimit(leader.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(leader.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    child.stdin.write("meanwhile\n")
+    child.stdin.flush()
+    time.sleep(3.0)
+    resource.prlimit(leader.pid, resource.RLIMIT_NOFILE, before)
+    assert server.wait_for_events(2, CHILD_SECONDS)
+    now = leader_state.read(spool)
+    assert now is not None
+    assert now.pid == leader.pid
+    assert server.messages() == ["before", "meanwhile"]

@@ -212,6 +212,19 @@ def test_other_credentials_have_another_stamp(other: dict[str, str]) -> None:
     assert sending.credentials_stamp({**HERE, **other}) != sending.credentials_stamp(HERE)
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "no_proxy", "REQUESTS_CA_BUNDLE"])
+def test_another_way_to_the_network_has_another_stamp(name: str) -> None:
+    """A process with another proxy may reach CloudWatch where this one cannot."""
+    assert sending.credentials_stamp({**HERE, name: "x"}) != sending.credentials_stamp(HERE)
+
+
+def test_another_container_has_another_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variables may be the same, and its role and network others all the same."""
+    here = sending.credentials_stamp(HERE)
+    monkeypatch.setattr(sending.socket, "gethostname", lambda: "another")
+    assert sending.credentials_stamp(HERE) != here
+
+
 @pytest.mark.parametrize(
     "other",
     [
