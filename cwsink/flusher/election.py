@@ -14,11 +14,9 @@ challenges it (cwsink.spool.lease). A leader that has failed for some seconds an
 stays out for 30 s, the next time for twice that, up to 600 s, until CloudWatch has taken something of it. If nobody
 leads although it has given way, nobody else could. Then it takes the lease again after 3 s. So nothing waits for a
 process that is not there, and processes that all fail take turns ever more rarely. `leader.json` keeps the reason of
-each one that gave way.
-
-This does not help if the leader is a stopped process (SIGSTOP, a debugger), or waits for one long call of C code that
-holds the GIL. It keeps the lease until it ends; `cwsink status` names it. Ctrl-Z in a shell does not stop a flusher
-that started by itself, because that has a session of its own.
+each one that gave way. This does not help if the leader is a stopped process (SIGSTOP, a debugger), or waits for one
+long call of C code that holds the GIL. It keeps the lease until it ends; `cwsink status` names it. Ctrl-Z in a shell
+does not stop a flusher that started by itself, because that has a session of its own.
 """
 
 from __future__ import annotations

@@ -325,11 +325,9 @@ class Writer:
             try:
                 return self._reopen_now(payload)
             except CwsinkError as error:
-                why = str(error).rstrip(".")
+                why = f"no spool can be opened any more: {str(error).rstrip('.')}"
                 diagnostics.report(
-                    "reopen",
-                    f"no spool can be opened any more: {why}. Records are refused and counted, and it is tried again "
-                    f"every {_REOPEN_SECONDS:.0f} s.",
+                    "reopen", f"{why}. Records are refused and counted until it can; the writer tries on."
                 )
                 return Append.FAILED
 
@@ -383,8 +381,7 @@ class Writer:
 
     def _salvaged(self, ring: Ring) -> list[bytes]:
         """Return this producer's records that went into a removed segment since the last check or salvage."""
-        found = [(each, record.event_of(each)) for each in ring.salvage()]
-        return [each for each, event in found if event is not None and event.producer == self._producer]
+        return [each for each in ring.salvage() if (made := record.event_of(each)) and made.producer == self._producer]
 
     def _sync(self) -> None:
         """Sync what was appended to the disk under durability="host", if no leader does it.

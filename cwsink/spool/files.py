@@ -24,7 +24,7 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 _STALE_SECONDS: Final = 60.0
 # Nothing was written yet, or the name belongs to something that is no file of ours.
 _ABSENT: Final = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
 )
 
 

@@ -53,17 +53,11 @@ def without_settings_and_with_wrong_variables(path: Path) -> None:
     (path / "settings.json").unlink()  # FAPILOG_CLOUDWATCH__BATCH_SIZE is wrong in each test
 
 
-def with_a_file_for_a_ring(path: Path) -> None:
-    shutil.rmtree(path / "ring")
-    (path / "ring").write_bytes(b"")
-
-
 DAMAGES = (
     of_a_newer_version,
     with_a_target_that_a_newer_version_allows,
     with_a_damaged_format,
     without_settings_and_with_wrong_variables,
-    with_a_file_for_a_ring,
 )
 
 
@@ -232,3 +226,38 @@ def test_the_flusher_that_starts_by_itself_goes_on_when_it_may_open_no_file_for_
     assert now is not None
     assert now.pid == leader.pid
     assert server.messages() == ["before", "meanwhile"]
+
+
+@pytest.mark.parametrize("name", ["ring", "cursor", "leader.lock", "attached.lock", "settings.json", "evictions"])
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_what_is_no_file_of_the_spool_is_set_aside(
+    server: StrictCloudWatch, tmp_path: Path, name: str, kind: str
+) -> None:
+    """It is named, what is missing is made anew, and the records are delivered; nothing outside is touched."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "old.tmp").write_text("not ours")
+    os.utime(outside / "old.tmp", (1, 1))
+    writer = Writer(quick_config(server.endpoint_url, flusher="external"))
+    assert writer.append("before")
+    writer.close()
+    path = Path(writer.directory.path, name)
+    if name == "ring":
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(outside)
+    elif name == "ring":
+        path.write_text("a file")
+    else:
+        path.mkdir()
+    words = [sys.executable, "-m", "cwsink", "flush", "--once", writer.directory.root]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{path} is no file of this user and this spool. It was set aside as {path}.damaged." in done.stderr
+    assert server.messages() == ([] if name == "ring" else ["before"])
+    assert [each.name for each in outside.iterdir()] == ["old.tmp"]
+    again = Writer(quick_config(server.endpoint_url, flusher="external"))
+    assert again.append("after")
