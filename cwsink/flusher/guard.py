@@ -33,7 +33,7 @@ import msgspec
 from cwsink.diagnostics import report
 from cwsink.flusher import cloudwatch, own
 from cwsink.flusher.own import Ends
-from cwsink.spool import disk, flusher_lock, lease
+from cwsink.spool import disk, flusher_lock, leader_state, lease
 from cwsink.spool.directory import open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
@@ -63,7 +63,8 @@ def main(argv: list[str]) -> NoReturn:
     """Be the guard, or the flusher that it forks.
 
     Args:
-        argv: the root; the spool that the writer logs to, or ""; why the present flusher is to be replaced, or "".
+        argv: the root; the spool that the writer logs to, or ""; why the present flusher is to be replaced, a colon,
+            and its pid, or "".
     """
     root, spool, reason = argv
     _settle_in(keep_lock=not reason)
@@ -204,12 +205,19 @@ def _give_memory_back() -> None:
 
 
 def _take_over(root: str, spool: str, reason: str) -> FlusherLock | None:
-    """Ask the present flusher to end, and take its lock. None: it does not end, or another process asks already."""
+    """Ask the present flusher to end, and take its lock.
+
+    None: it does not end, another process asks already, or another one has followed it meanwhile.
+    """
     lock = FlusherLock(root, is_shared=True)
     directory = open_existing(spool)
-    with flusher_lock.challenging(root, "version" if reason == "version" else "trouble") as is_ours:
+    why, _, pid = reason.partition(":")
+    with flusher_lock.challenging(root, "version" if why == "version" else "trouble", int(pid)) as is_ours:
         until = time.monotonic() + _CHALLENGE_SECONDS
         while is_ours and time.monotonic() < until:
+            published = leader_state.read(directory)
+            if published is not None and published.pid != int(pid):
+                break
             # A flusher of `cwsink run` or `cwsink flush` does not hold the lock. So ask for the lease, too.
             if lock.try_acquire() and not lease.is_taken(directory):
                 return lock

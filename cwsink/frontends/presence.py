@@ -205,9 +205,9 @@ class Presence:
         is_older = _numbers(published.version) < _numbers(__version__)
         is_gone = published.is_outdated and sending.installation_now() != ""
         if published.kind == "own" and (is_older or published.is_mute or is_gone):
-            self._starter.replace(self.directory, "version")
+            self._starter.replace(self.directory, "version", published.pid)
         elif published.obstacle in _HOPELESS and published.credentials != sending.credentials_stamp(os.environ):
-            self._starter.replace(self.directory, "trouble")
+            self._starter.replace(self.directory, "trouble", published.pid)
         else:
             if not published.obstacle:  # if it has one, another flusher of ours would have it, too
                 self._offer_seconds = _FIRST_OFFER_SECONDS

@@ -87,10 +87,10 @@ class Starter:
         finally:
             self._is_busy = False
 
-    def replace(self, directory: SpoolDirectory, reason: Reason) -> None:
-        """Start a flusher that is to take the place of the one that leads, for this reason. Never raises."""
+    def replace(self, directory: SpoolDirectory, reason: Reason, leader: int) -> None:
+        """Start a flusher that is to take the place of the leader with this pid, for this reason. Never raises."""
         try:
-            self._spawn(directory, None, reason)
+            self._spawn(directory, None, f"{reason}:{leader}")
         except Exception as error:
             self._failed(f"{type(error).__name__}: {error}")
 
@@ -115,7 +115,7 @@ class Starter:
                 if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
                     self._failed("it has ended before it led any spool")
                     return
-            self._spawn(directory, lock, None)
+            self._spawn(directory, lock, "")
             self._led_before = led
         finally:
             lock.close()
@@ -127,8 +127,8 @@ class Starter:
         self._vacant_since = self._vacant_since if self._vacant_since is not None else now
         return now - self._vacant_since < _HOSTED_SECONDS
 
-    def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, reason: Reason | None) -> None:
-        command = [find_python(), "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, reason or ""]
+    def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, why: str) -> None:
+        command = [find_python(), "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, why]
         has_shell = os.access(_SHELL, os.X_OK)
         if has_shell:
             command = [_SHELL, "-c", '"$@" &', "sh", *command]

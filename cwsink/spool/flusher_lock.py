@@ -30,9 +30,16 @@ Reason = Literal["version", "trouble"]
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """Why another process wants to take over: it has a newer version, or the flusher with the lock cannot deliver."""
+    """Why another process wants to take over: it has a newer version, or the flusher with the lock cannot deliver.
+
+    Attributes:
+        reason: see above.
+        leader: the pid of the process that is to give way; 0 for whoever leads. Several writers may ask for the end of
+            one flusher. Without the pid, its successor would be taken for it, and replaced in turn.
+    """
 
     reason: Reason
+    leader: int = 0
 
 
 def path_of(root: str) -> str:
@@ -109,13 +116,13 @@ def is_taken(root: str) -> bool:
 
 
 @contextlib.contextmanager
-def challenging(root: str, reason: Reason) -> Iterator[bool]:
+def challenging(root: str, reason: Reason, leader: int) -> Iterator[bool]:
     """Ask the flusher that has the lock to give it up. Yields False if another process is asking already."""
     fd, incarnation = descriptors.acquire(_next(root), os.O_RDWR | os.O_CREAT), descriptors.incarnation()
     try:
         if descriptors.try_lock(fd, exclusive=True):
             os.ftruncate(fd, 0)
-            os.pwrite(fd, msgspec.json.encode(Challenge(reason)), 0)
+            os.pwrite(fd, msgspec.json.encode(Challenge(reason, leader)), 0)
             yield True
         else:
             yield False
@@ -124,10 +131,11 @@ def challenging(root: str, reason: Reason) -> Iterator[bool]:
 
 
 def challenge(root: str) -> Challenge | None:
-    """Return why another process wants to take over; None if none waits."""
+    """Return why another process wants to take over from this one; None if none does."""
     try:
         if descriptors.is_locked(_next(root)):
-            return msgspec.json.decode(files.read(_next(root), _MOST_BYTES)[0], type=Challenge)
+            found = msgspec.json.decode(files.read(_next(root), _MOST_BYTES)[0], type=Challenge)
+            return found if found.leader in (0, os.getpid()) else None
     except (OSError, ValueError):
         pass
     return None

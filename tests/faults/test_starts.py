@@ -229,10 +229,13 @@ def test_a_flusher_that_finds_another_one_in_its_place_ends(
 
 def test_a_flusher_that_can_deliver_keeps_its_place(spool: SpoolDirectory, ending: EndingFlusher) -> None:
     """Another one with other credentials asks in vain; one of a newer version does not."""
-    with flusher_lock.challenging(spool.root, "trouble"):
+    with flusher_lock.challenging(spool.root, "trouble", 0):
         assert ending.flusher._why_end() is None
     ending.flusher._question_at = 0.0
-    with flusher_lock.challenging(spool.root, "version"):
+    with flusher_lock.challenging(spool.root, "version", os.getpid() + 1):  # for the flusher before this one
+        assert ending.flusher._why_end() is None
+    ending.flusher._question_at = 0.0
+    with flusher_lock.challenging(spool.root, "version", os.getpid()):
         assert ending.flusher._why_end() == "replaced"
 
 
@@ -288,7 +291,7 @@ def test_a_flusher_that_cannot_deliver_is_offered_less_and_less_often(
     """A newer writer without credentials beside an older one that has some: they do not take turns for ever."""
     present = presence.Presence(spool, quick_config())
     offers: list[str] = []
-    monkeypatch.setattr(present._starter, "replace", lambda spool, reason: offers.append(reason))
+    monkeypatch.setattr(present._starter, "replace", lambda spool, reason, _: offers.append(reason))
     of_the_older = leader_state.Published(pid=1, host="", epoch=1, kind="own", version="0.0.1")
     of_ours = leader_state.Published(
         pid=2,

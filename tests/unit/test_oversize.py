@@ -256,10 +256,10 @@ LARGE = {
 @pytest.mark.parametrize("message", LARGE.values(), ids=LARGE.keys())
 def test_the_largest_record_there_can_be_takes_no_quadratic_time(message: str) -> None:
     """16 MiB: about a second on a slow day. One round of encoding for each text took half a minute."""
-    began = time.monotonic()
+    began = time.process_time()  # of the CPU: another process may have it meanwhile
     cut = truncate(message, MAX_EVENT_BYTES)
     parts = split(message, MAX_EVENT_BYTES, ID)
-    assert time.monotonic() - began < HANG_SECONDS / 4
+    assert time.process_time() - began < HANG_SECONDS / 4
     assert size_of(cut) <= MAX_EVENT_BYTES
     assert joined(parts) == message
 
