@@ -83,12 +83,12 @@ def claim(directory: SpoolDirectory, mine: Capacity, *, is_alone: bool) -> Capac
     _write(directory, found, holds)
     if differing := [name for name in _NAMES if getattr(holds, name) != getattr(mine, name)]:
         shown = ", ".join(f"{name}={getattr(mine, name)} here, {getattr(holds, name)} there" for name in differing)
-        raised = " Of the two budgets the larger one holds." if holds.spool_max_bytes == mine.spool_max_bytes else ""
+        is_raised = found is not None and found.spool_max_bytes < mine.spool_max_bytes
         report(
             f"capacity_{directory.path}",
-            f"the settings of {directory.path} differ from those of {holds.written_by}, which has begun it and is "
-            f"still there: {shown}. The ones there hold, and no record is lost by that.{raised} To change "
-            "them, stop all processes that log there.",
+            f"the settings of {directory.path} differ from those that {holds.written_by} has set: {shown}. Those there "
+            f"hold{', but for the larger budget of this process' if is_raised else ''}, as long as a process logs "
+            "there, or more is pending than the smaller budget has room for. No record is lost by that.",
         )
     return holds
 

@@ -472,12 +472,6 @@ MUTANTS: Final = {
         "return True",
         test_reader.test_a_segment_that_is_evicted_between_open_and_lock_is_not_read,
     ),
-    "a descriptor that is written though it is another file's": Mutant(
-        segment.AttachedSegment.status,
-        "return status if descriptors.file_of(status) == self._file else None",
-        "return status",
-        test_ring.test_a_descriptor_that_is_another_files_by_now_is_left_alone,
-    ),
     "a budget that is each writer's own": Mutant(
         capacity.claim,
         "if found is None or (is_alone and _is_room_for_pending(directory, mine)) else",

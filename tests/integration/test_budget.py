@@ -574,10 +574,11 @@ def test_a_large_segment_is_counted_in_parts_by_whoever_is_there(server: StrictC
     calls = 1
     while not budget.Budget(spool, 2 << 20, 256 * 1024).evict(at_least_one=True, seconds=0.0):
         calls += 1
+        assert calls < 100
         books = survey(spool)
         assert (books.evicted, segments(spool)) == (0, [1, 2])
         assert books.adds_up
-    assert 256 // 64 <= calls < 100
+    assert calls >= 256 // 64
     books = survey(spool)
     assert (books.evicted, segments(spool)) == (count, [2])
     assert budget.read_evictions(spool).counting is None
@@ -691,7 +692,11 @@ def test_a_larger_budget_holds_at_once_and_the_policy_of_those_who_are_there(
     )
     _, errors = child.communicate(timeout=60)
     (line,) = [each for each in errors.splitlines() if "differ from those" in each]
-    for part in ("segment_bytes=32768 here, 16384 there", "on_full=drop_oldest here, drop_newest there", "larger one"):
+    for part in (
+        "segment_bytes=32768 here, 16384 there",
+        "on_full=drop_oldest here, drop_newest there",
+        "larger budget",
+    ):
         assert part in line
     spool = Writer(old).directory
     held = capacity.read(spool)
