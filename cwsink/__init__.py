@@ -86,7 +86,7 @@ What happens to a record:
 * **evict**: it went with the oldest segment because the ring was full.
 * **settle**: deliver or bury. **commit**: write to the cursor what is settled.
 * **notice**: an event of ours that begins with `cwsink: ` and tells the stream how many records are missing from it.
-  Refusals get there by a **loss marker**, a frame in the ring that is no record.
+  The file `refusals` says how many were refused; before there was one, a **loss marker** did, a frame in the ring.
 
 Who sends:
 

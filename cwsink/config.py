@@ -38,6 +38,9 @@ ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
 MIN_SEGMENTS: Final = 4
 DEFAULT_SEGMENT_BYTES: Final = 8 * 1024 * 1024
 MIN_SEGMENT_BYTES: Final = 4096
+# A segment is reserved, given back and evicted as a whole, in the thread that logs. With larger ones an append could
+# take longer than 50 ms: a RAM disk needs a millisecond for each mebibyte that it reserves.
+MOST_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 
 # An event that is cut to size must hold a note about the cut, a few texts that were cut, and some content.
 MIN_SHORTENED_BYTES: Final = 1024
@@ -121,7 +124,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     spool_max_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENTS * MIN_SEGMENT_BYTES, le=_MOST_SPOOL_BYTES)] = (
         256 * 1024 * 1024
     )
-    segment_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES)] | None = None
+    segment_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES, le=MOST_SEGMENT_BYTES)] | None = None
     on_full: Literal["drop_oldest", "drop_newest", "block"] = "drop_oldest"
     block_timeout_seconds: _NotNegative = 5.0
     durability: Literal["process", "host"] = "process"

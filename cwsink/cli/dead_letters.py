@@ -29,7 +29,7 @@ from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.second_chance import Resend, Rules, Skip
-from cwsink.spool import descriptors, disk, lease, record, sending
+from cwsink.spool import capacity, descriptors, disk, lease, record, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
 from cwsink.spool.record import Event
@@ -135,7 +135,7 @@ class LetterReplay:
         # A worker that leaves last has the spool drained. If this process were attached, the worker would not be the
         # last one, and this process delivers nothing. So there is no Attachment here.
         path, config = self._directory.path, self._config
-        ring = Ring(self._directory, config.spool_max_bytes, config.ring_segment_bytes, may_evict=False)
+        ring = Ring(self._directory, capacity.of(config), is_guest=True)
         with contextlib.closing(ring):
             for start in range(0, len(chosen), _STEP_LETTERS):
                 stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])

@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from cwsink import host
 from cwsink.cli import text
 from cwsink.flusher.outcome import advice_on
-from cwsink.spool import heartbeat, leader_state, leadership, orphans, sending
+from cwsink.spool import capacity, heartbeat, leader_state, leadership, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leadership import Leader, leader_of
@@ -102,7 +102,7 @@ def look(directory: SpoolDirectory) -> SpoolView:
     is_current = leader is not None and published.epoch == leader.epoch
     last_success = published.last_success
     other = heartbeat.elsewhere(directory)
-    found = sending.read(directory)
+    found, held = sending.read(directory), capacity.read(directory)
     state = state_of(
         pending=books.pending,
         is_led=leader is not None,
@@ -121,7 +121,7 @@ def look(directory: SpoolDirectory) -> SpoolView:
         state=state,
         leader=leader,
         oldest_pending_seconds=None if age is None else round(age, 3),
-        capacity_bytes=published.capacity_bytes or directory.format.spool_max_bytes,
+        capacity_bytes=held.spool_max_bytes if held else directory.format.spool_max_bytes,
         last_error=published.last_error,
         last_success=None if last_success is None else text.rfc3339(int(last_success * 1000)),
         settings=sending.shown(found.settings) if found else {},

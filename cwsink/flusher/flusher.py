@@ -31,7 +31,7 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery, Tally
-from cwsink.spool import budget
+from cwsink.spool import budget, refusals
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
@@ -45,6 +45,8 @@ from cwsink.spool.record import Loss
 POLL_SECONDS: Final = 0.1
 # durability="host": a power failure takes at most the records of this time.
 SYNC_SECONDS: Final = 0.5
+# An hour of a full spool is some 60 lines about it in the stream.
+LONGEST_REFUSALS_PAUSE_SECONDS: Final = 60.0
 # How long the leader waits before it repeats a commit that has failed.
 COMMIT_AGAIN_SECONDS: Final = 0.5
 
@@ -128,6 +130,7 @@ class Flusher:
         # Records that a new leader finds have waited long enough.
         self._pending_since: float | None = -math.inf
         self._synced_at = 0.0
+        self._tell_refusals_at = self._refusals_pause = 0.0
 
     def lead(self) -> None:
         """Deliver until told to stop.
@@ -251,12 +254,28 @@ class Flusher:
             self._tell(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0))
             ledger.evicted_reported = evictions.records
             self._commit(self._state)
-        # Loss markers may be evicted before the stream is told of their losses. The evictor has counted them.
-        if unsaid := Counter(evictions.refused) - Counter(ledger.refused_reported):
-            for reason, count in unsaid.items():
-                self._tell(Loss(count, evictions.first_ms, evictions.last_ms, reason, 0))
-            ledger.refused_reported = dict(evictions.refused)
-            self._commit(self._state)
+        self._report_refusals(evictions)
+
+    def _report_refusals(self, evictions: budget.Evictions) -> None:
+        """Tell the stream what writers have refused: at once, then after 1 s, 2 s, 4 s ... as long as it goes on.
+
+        Writers of before put loss markers into the ring. If these were evicted, their evictor has counted them.
+        """
+        ledger, refused = self._state.ledger, refusals.read(self._directory)
+        totals = Counter(evictions.refused) + Counter({reason: each.count for reason, each in refused.items()})
+        unsaid, now = totals - Counter(ledger.refused_reported), time.monotonic()
+        if now < self._tell_refusals_at and not self._orders.stop.is_set():
+            return
+        if not unsaid:
+            self._refusals_pause = 0.0
+            return
+        for reason, count in unsaid.items():
+            known = refused.get(reason, evictions)
+            self._tell(Loss(count, known.first_ms, known.last_ms, reason, 0))
+        ledger.refused_reported = dict(totals)
+        self._commit(self._state)
+        self._refusals_pause = min(LONGEST_REFUSALS_PAUSE_SECONDS, 2 * self._refusals_pause or 1.0)
+        self._tell_refusals_at = now + self._refusals_pause
 
     def _tell(self, loss: Loss) -> None:
         """Tell the stream that records are missing from it."""

@@ -11,7 +11,7 @@ Write-through
   is safe when the call returns, a signal handler or `__del__` may log in the middle of an append, and a fork may come
   at any moment.
 * **`Writer.append` never raises.** True: the record is in the spool. False: the writer refused the record, and counts
-  it by reason in memory until a loss marker can be written (`losses`). The common case is spelled out in one
+  it by reason in the spool before it answers (`losses`). The common case is spelled out in one
   function. Everything else (a message in bytes, a time that is not valid, a check of the segment that is due, a fork)
   takes a longer way.
 * **fapilog's pipeline runs inline** (`inline`). fapilog would put each entry into a queue, and a thread would take it
@@ -67,8 +67,8 @@ Exit
 ----
 
 No exit hook runs in every kind of process. Therefore `process_exit` is called by `atexit`, by the finalizers of
-multiprocessing and billiard, and by Celery's signal. It empties fapilog's queues, then writes the last loss markers,
-then lets go of each spool.
+multiprocessing and billiard, and by Celery's signal. It empties fapilog's queues, then lets go
+of each spool, then writes down the last counts of refused records.
 
 * A process asks the kernel for an exclusive flock on attached.lock. If another process is still attached it gets
   none, and leaves at once.

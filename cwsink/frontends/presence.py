@@ -112,8 +112,7 @@ class Presence:
     def renew(self, directory: SpoolDirectory) -> None:
         """Attach again if the spool was removed and made anew."""
         if directory.format != self.directory.format:
-            self._attachment.close()
-            self._attachment = Attachment(directory)
+            self._attachment = Attachment(directory)  # the former one goes with its last reference
             self.directory = directory
 
     def detach(self) -> None:
@@ -230,8 +229,8 @@ class _Appender(Protocol):
     def forked(self) -> None:
         """Become another producer, in a child."""
 
-    def mark_losses(self, *, still_full: bool) -> None:
-        """Write loss markers for refused records."""
+    def mark_losses(self) -> None:
+        """Write down the counts of refused records."""
 
 
 class Process:
@@ -292,16 +291,13 @@ class Process:
             writer.forked()
 
     def leave(self) -> None:
-        """Empty fapilog's queues, mark refused records, let go of every spool, wait where this process is the last."""
+        """Empty fapilog's queues, let go of every spool, write down what was refused, wait where this is the last."""
         # In a child that C code forked and that never logged, all open descriptors and attachments are the parent's.
         if not descriptors.fork_sentinel[0]:
             descriptors.become_child()
         if self.drain_queues is not None:
             with contextlib.suppress(Exception):
                 self.drain_queues()
-        for writer in list(self.writers):
-            with contextlib.suppress(Exception):
-                writer.mark_losses(still_full=True)
         with contextlib.suppress(Exception):
             self._leave_spools()
 
@@ -325,6 +321,8 @@ class Process:
         presences = self.presences()
         self._presences.clear()
         last = [presence for presence in presences if presence.leave()]
+        for writer in list(self.writers):  # only now, because they may need the descriptors that were just closed
+            writer.mark_losses()
         for presence in last:
             with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
                 presence.await_delivery(began)

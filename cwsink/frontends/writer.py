@@ -5,8 +5,8 @@ calls `write` once. When it returns True the record is in the spool, and survive
 happens to this process. It never raises and never waits for the network. It blocks only
 under `on_full="block"`, for at most `block_timeout_seconds`.
 
-A record that the writer refuses is counted by reason. A loss marker tells the stream of
-it as soon as the spool has room.
+A record that the writer refuses is counted by reason, in the spool (cwsink.spool.refusals).
+`cwsink status` shows the counts, and the leader tells the stream of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import time
-from threading import Lock
 from time import monotonic, time_ns
 from typing import Any, Final
 from zlib import crc32
@@ -25,15 +24,17 @@ from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
 from cwsink.frontends import presence
 from cwsink.frontends.losses import Losses
-from cwsink.spool import descriptors, directory, frame, record, sending
+from cwsink.frontends.turn import Turn
+from cwsink.spool import capacity, descriptors, directory, frame, record, refusals, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 
 _BLOCK_POLL_SECONDS: Final = 0.005
-# Under durability="host" the leader syncs the ring. While there is no leader the writer does, at most this often.
-_SYNC_SECONDS: Final = 0.5
-# A leader that syncs touches leader.json each time. If leader.json is older than this, no leader syncs.
+# Under durability="host" the leader syncs the ring twice a second, and touches leader.json each time. If leader.json is
+# older than this, no leader syncs. If it is from the future, the clock was set back, and it says nothing.
 _LEADER_SILENT_SECONDS: Final = 3.0
+# A writer that has seen that a leader syncs looks again after this time.
+_LED_SECONDS: Final = 0.1
 _REOPEN_SECONDS: Final = 1.0
 _MOST_MS: Final = 1 << 53
 
@@ -132,10 +133,10 @@ class Writer:
         try:
             written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
-            return self._finish_append(ring.not_written(error), payload)
+            return self._finish_append(ring.retry(error.errno, payload), payload)
         if sequence & ring.check_mask and written == size + _HEADER_BYTES:
             return True
-        return self._finish_append(ring.appended(written, len(data)), payload)
+        return self._finish_append(ring.appended(written, len(data), payload), payload)
 
     def prepare(self, message: object, timestamp_ms: object = None, sequence: int | None = None) -> bytes | None:
         """Encode a message of any type as a record. Return None if that cannot be done; the refusal is counted."""
@@ -172,7 +173,7 @@ class Writer:
             self._presence.look()
         if answer is _APPENDED:
             if self._losses.pending:
-                self.mark_losses(still_full=False)
+                self.mark_losses()
             if self._syncs:
                 self._sync()
         elif not (answer is Append.FULL and self._must_block):
@@ -187,6 +188,7 @@ class Writer:
     def count_internal_error(self, error: Exception) -> bool:
         """Count a record that was lost to an error of cwsink itself: no memory, no stack, a bug. Returns False."""
         self._losses.add("io_error", time_ns() // 1_000_000)
+        self.mark_losses()
         diagnostics.report("internal_error", f"a record was refused and counted: {type(error).__name__}: {error}")
         return False
 
@@ -203,30 +205,28 @@ class Writer:
 
     def close(self) -> None:
         """Let go of the spool. Sends nothing and waits for nothing; a later append opens the spool again."""
-        if self._losses.pending:
-            self.mark_losses(still_full=False)
         self._ring.close()
+        self.mark_losses()  # now, because the ring's descriptor may have been the last one
 
-    def mark_losses(self, *, still_full: bool) -> None:
-        """Write loss markers for the records that were refused since the last ones."""
-        losses = self._losses.take(monotonic(), self._producer, still_full=still_full)
-        if losses and not self._ring.is_attached:  # this writer has only refused so far
-            with contextlib.suppress(OSError):
-                self._ring.attach()
-        unwritten = [loss for loss in losses if not self._ring.append_marker(_encode(loss))]
-        if unwritten:
-            self._losses.put_back(unwritten)
+    def mark_losses(self) -> None:
+        """Write down the counts of refused records that could not be written down before."""
+        self._losses.write_down(self.directory)
+        if self._losses.pending:
+            self._ring.check_due_ns = 0  # the next append then goes by `after_append`, which tries again
 
     def attach(self) -> None:
         """Attach this process to the spool, and start a flusher if there is none. Never raises."""
-        self._is_begun = True
         try:
+            self._is_begun = True  # a signal handler that appends meanwhile does not begin
             self._presence = presence.this.presence_in(self.directory, self.config)
             self._presence.watch(self._ring)
             self._presence.look()
         except Exception as error:
             self._is_begun = False
             diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are kept.")
+        except BaseException:  # of a signal handler: the next append goes on with it
+            self._is_begun = False
+            raise
 
     @property
     def is_usable(self) -> bool:
@@ -243,13 +243,8 @@ class Writer:
         self._become_producer()
 
     def _open_ring(self) -> Ring:
-        config = self.config
-        ring = Ring(
-            self.directory,
-            config.spool_max_bytes,
-            config.ring_segment_bytes,
-            may_evict=config.on_full == "drop_oldest",
-        )
+        refusals.prepare(self.directory)
+        ring = Ring(self.directory, capacity.of(self.config))
         if self._syncs:
             ring.small_bytes = -1  # no event is small then: every append goes by `after_append`, which syncs
         return ring
@@ -259,9 +254,9 @@ class Writer:
         self._producer = int.from_bytes(os.urandom(8), "little")
         self._sequence = itertools.count()
         self._losses = Losses()
-        self._reopening = Lock()
+        self._reopening = Turn()
         self._presence = None
-        self._synced_at = 0.0
+        self._led_until = 0.0
 
     def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
         """Append a message of any type, also when a check of the ring is due or this process was forked."""
@@ -307,46 +302,46 @@ class Writer:
 
     def _count_refusal(self, reason: str, timestamp_ms: int, what: str) -> None:
         self._losses.add(reason, timestamp_ms)
-        self._ring.check_due_ns = 0  # the next append then goes by `after_append`, which writes the loss marker
+        self.mark_losses()
         diagnostics.report(f"refused_{reason}", f"refused {what}. It is counted; the application goes on.")
-        if self._losses.is_due(monotonic()):
-            self.mark_losses(still_full=True)
 
     def _reopen(self, payload: bytes) -> Append:
         """Make the spool anew after somebody has removed it, with the records that went into removed segments."""
-        if not self._reopening.acquire(blocking=False):
+        if (turn := self._reopening.take()) is None:
             return Append.FAILED
-        try:
-            old = self._ring
-            if not old.is_removed:
-                return old.append(payload)  # another thread has made the spool anew
-            if monotonic() < self._reopen_at:
+        with turn:
+            try:
+                return self._reopen_now(payload)
+            except CwsinkError as error:
+                why = str(error).rstrip(".")
+                diagnostics.report(
+                    "reopen", f"the spool was removed and cannot be made anew: {why}. Records are refused and counted."
+                )
                 return Append.FAILED
-            self._reopen_at = monotonic() + _REOPEN_SECONDS
-            self.directory = directory.open_for(self.config, None, self.directory.format)
-            ring = self._open_ring()
-            mine = self._salvaged(old)
-            for each in mine:
-                ring.append(each)
-            self._ring = ring
-            self._is_begun = False
-            mine += (late := self._salvaged(old))  # other threads may have appended to the old ring meanwhile
-            for each in late:
-                ring.append(each)
-            diagnostics.report(
-                "reopened",
-                f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
-                "of this process. All other records that it held are lost.",
-            )
-            return ring.append(payload)
-        except CwsinkError as error:
-            why = str(error).rstrip(".")
-            diagnostics.report(
-                "reopen", f"the spool was removed and cannot be made anew: {why}. Records are refused and counted."
-            )
+
+    def _reopen_now(self, payload: bytes) -> Append:
+        old = self._ring
+        if not old.is_removed:
+            return old.append(payload)  # another thread has made the spool anew
+        if monotonic() < self._reopen_at:
             return Append.FAILED
-        finally:
-            self._reopening.release()
+        self._reopen_at = monotonic() + _REOPEN_SECONDS
+        self.directory = directory.open_for(self.config, None, self.directory.format)
+        ring = self._open_ring()
+        mine = self._salvaged(old)
+        for each in mine:
+            ring.append(each)
+        self._ring = ring
+        self._is_begun = False
+        mine += (late := self._salvaged(old))  # other threads may have appended to the old ring meanwhile
+        for each in late:
+            ring.append(each)
+        diagnostics.report(
+            "reopened",
+            f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
+            "of this process. All other records that it held are lost.",
+        )
+        return ring.append(payload)
 
     def _salvaged(self, ring: Ring) -> list[bytes]:
         """Return this producer's records that went into a removed segment since the last check or salvage."""
@@ -354,15 +349,20 @@ class Writer:
         return [each for each, event in found if event is not None and event.producer == self._producer]
 
     def _sync(self) -> None:
-        """Sync the ring to the disk under durability="host", if no leader does it."""
+        """Sync what was appended to the disk under durability="host", if no leader does it.
+
+        This append may be the last one for long, and nothing of ours runs in the application that could sync it later.
+        So while nobody leads each append is synced before it returns.
+        """
         now = monotonic()
-        if now - self._synced_at >= _SYNC_SECONDS:
-            self._synced_at = now
-            with contextlib.suppress(OSError):
-                if time.time() - os.stat(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
-                    return
-            with contextlib.suppress(OSError):
-                self._ring.sync()
+        if now < self._led_until:
+            return
+        with contextlib.suppress(OSError):
+            if 0 <= time.time() - os.stat(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
+                self._led_until = now + _LED_SECONDS
+                return
+        with contextlib.suppress(OSError):
+            self._ring.sync()
 
 
 def _text_of(message: object) -> str | None:

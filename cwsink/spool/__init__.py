@@ -17,7 +17,8 @@ All the rest follows from these:
   and its salt.
 * A byte that was written is not changed or moved until it is settled. When a write was cut, the part that was written
   is never truncated away: others have appended since.
-* A segment is full at `segment_bytes`: as set, else an eighth of `spool_max_bytes`, but 4 KiB to 8 MiB.
+* A segment is full at `segment_bytes`: as set (up to 16 MiB), else an eighth of `spool_max_bytes`, but 4 KiB to 8 MiB.
+  On a small disk it is full earlier: at a sixteenth of what the ring can have of the disk.
 * The writer that needs a new segment decides whether there is room, and what is evicted for it. No leader needs to be
   alive for that.
 * O_APPEND, flock and `link` are promises of one kernel. So the disk must be local.
@@ -33,6 +34,7 @@ The files
 |------------------------|------------------------------------------|-------------------------------------------------|
 | FORMAT                 | version, spool id, target; no secret     | the writer that makes the spool; never changed  |
 | settings.json          | how to send: batches, oversize, role ... | writers, replaced whole; the newest counts      |
+| capacity.json          | budget, policy and segment size          | writers, replaced whole (`capacity`)            |
 | ring/0000000001.seg    | a segment                                | writers, flock shared for as long as it is open |
 | ring/*.tmp             | a segment that is being made             | a writer; a leader removes one that is 60 s old |
 | cursor                 | offsets, epoch, ledger; two slots        | the leader, under an flock on it                |
@@ -42,6 +44,7 @@ The files
 | attached.lock          | who has appended and lives               | each process that appended, flock shared        |
 | budget.lock            | who may evict                            | a writer, flock exclusive, tried once           |
 | evictions              | totals, and which segment went last      | a writer that has budget.lock                   |
+| refusals               | totals of refused records, 4 KiB long    | a writer, in place, flock on it                 |
 | dead_letters.jsonl, .1 | what CloudWatch can never take           | leader and `replay`, flock on the spool itself  |
 | hurry                  | says that a process waits for delivery   | writers touch it; the leader looks 10 times/s   |
 
@@ -58,8 +61,9 @@ Append
 
 1. Encode the record with this writer's producer and next sequence, and the frame with the salt of the open segment.
 2. One `os.write`. All of it written: the record is safe, answer True.
-3. Written in part, or ENOSPC: the answer is FULL. Another error: the answer is FAILED, and is said once a minute. The
-   part that was written stays, and readers skip it.
+3. Written in part, or an error: do what can be done about it, and write once more (a table is in `ring`). If that
+   fails too, the answer is FULL (no room) or FAILED (said once a minute). A part that was written stays, and readers
+   skip it.
 
 To ask for the file's size at each append would cost a second system call. So a writer *checks* its segment every
 0.8 s, or after about 1/32 of a segment in small records (1/64 in large ones), whichever comes first. A check asks:
@@ -129,13 +133,16 @@ workers, each with a segment of its own, fill nothing.
 When the ring is full
 ---------------------
 
+Budget, policy and segment size belong to the spool, not to the writer (`capacity`).
+
 There is room if the blocks of all segments, and one segment more, are within `spool_max_bytes`. If there is none:
 
 * `drop_oldest`: evict the oldest segments that nobody reads or writes, never the newest. `drop_newest`: refuse.
   `block`: refuse, and the front end waits and tries again. A refusal stands for 20 ms (1 ms where something may be
   evicted) before this writer looks for room again.
 * Only one process evicts at a time: it has budget.lock, and it may be stopped. So the others append on to the segment
-  they have, up to twice `segment_bytes`. Beyond that they refuse. Loss markers may still go 16 KiB further.
+  they have, up to twice `segment_bytes`. Beyond that they refuse.
+* An append may not take long, so each counts for 10 ms what is to be evicted, and the next one goes on.
 * So the ring can take somewhat more than `spool_max_bytes`, by what is appended to the newest segment between two
   checks, or while an evictor is stopped. For 64 busy writers that is about one segment.
 
@@ -144,9 +151,12 @@ totals, with the number of the segment that they now include; then it unlinks th
 the segment counts as evicted although it exists: readers pass it by, and the next evictor unlinks it before it counts
 another one. The leader tells the stream how many records were evicted.
 
-If the disk is full before the ring is, that shows when a segment is made: under `drop_oldest` one is evicted for it,
-else records are refused. One thing is ugly: an eviction reads the segment, to count its records, in the thread that
-appends.
+If the disk is full before the ring is, that shows when a segment is made (or, on ZFS, in a write): under `drop_oldest`
+one is evicted for it. Where nothing can be evicted, as much is reserved as there is. A leader needs a cursor to free
+any of it, so the cursor's blocks are reserved before the first segment is made.
+
+A refused record is counted in `refusals` before the answer is given. That file has its block, so neither a full disk
+nor a kill costs a count. Only there a process may wait for another, for 20 ms.
 
 Fork
 ----
@@ -165,7 +175,7 @@ Power loss
 
 `durability="process"` (the default): records that the kernel had not written yet are lost, up to about 30 s of them.
 `"host"`: the leader syncs segments, their directory and the cursor every 0.5 s. If no leader has done so for 3 s, each
-writer syncs its segment at an append, at most every 0.5 s. After a power loss,
+append syncs its segment before it returns. After a power loss,
 
 * a segment may be shorter than its committed offset. Records appended to it would count as settled, so the first
   writer begins a new segment;
@@ -192,9 +202,10 @@ Not promised
 * Anything about a disk on which two hosts append: the kernel of one host does not know of the other one's appends.
 * That a lock file may be removed without cost. If leader.lock is removed, a second leader begins soon. The first one
   notices before its next step, but it may have a request under way, and the records of that then arrive twice.
-* The count of refusals, if the process that was refused is killed before it could write its loss marker.
-* `durability="host"` to the half second while nobody leads: the records after a writer's last sync wait for its next
-  append, or for a leader.
+* The count of refusals, if the process is killed while it has no descriptor to write it down, or another one was
+  stopped while it wrote its own.
+* `durability="host"` in the 3 s after leader and guard were killed: these records wait for the next append, or for a
+  leader.
 * That a dead letter is kept if the disk has no block for it. The loss is counted, and said on stderr.
 * The offsets of more than some 4,000 segments at once: the cursor then keeps those of the oldest 1,000 (duplicates).
 

@@ -36,15 +36,22 @@ class Attachment:
 
     def __init__(self, directory: SpoolDirectory) -> None:
         """Attach. Raises OSError."""
-        self._fd = descriptors.acquire(directory.attached_lock, os.O_RDWR | os.O_CREAT)
-        self._incarnation = descriptors.incarnation()
+        self._directory = directory
+        self._file = descriptors.opened(directory.attached_lock, os.O_RDWR | os.O_CREAT)
         self._is_held = False
         self.hold()
 
     def hold(self) -> None:
-        """Take the lock if it could not be had before: another process held it, just to ask whether it is alone."""
+        """Take the lock if we do not have it.
+
+        So it is if another process held it when we tried, just to ask whether it is alone. Or somebody has closed our
+        descriptor beneath us, as a daemon does. Its number may be another file's by now, so we open the file anew.
+        """
+        if not self._file.is_open():
+            self._is_held = False
+            self._file = descriptors.opened(self._directory.attached_lock, os.O_RDWR | os.O_CREAT)
         if not self._is_held:
-            self._is_held = any(descriptors.try_lock(self._fd, exclusive=False) for _ in range(_TRIES))
+            self._is_held = any(descriptors.try_lock(self._file.fd, exclusive=False) for _ in range(_TRIES))
 
     def detach(self) -> bool:
         """Detach for good, and tell whether no other process is attached.
@@ -53,11 +60,12 @@ class Attachment:
         the shared lock (flock(2)). So if several processes detach at once, each that is told "others are left" is gone
         for the others by then, and the last one to ask is told that it is alone.
         """
-        is_last = descriptors.try_lock(self._fd, exclusive=True)
+        if not self._file.is_open():
+            return not is_anyone_attached(self._directory)
+        is_last = descriptors.try_lock(self._file.fd, exclusive=True)
         self.close()
         return is_last
 
     def close(self) -> None:
         """Detach, without asking whether others are left."""
-        self._is_held = True  # so that `hold` takes no lock on a closed descriptor
-        descriptors.release(self._fd, self._incarnation)
+        self._file.close()

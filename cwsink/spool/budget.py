@@ -7,31 +7,34 @@ An evictor may be killed at any point, and the totals must be exact all the same
 replaces the file `evictions`, in one rename, by new totals with the number of the segment that they now include. Then
 it unlinks that segment. If it is killed in between, the segment counts as evicted although it exists: readers skip it,
 and the next evictor unlinks it.
+
+To count a large segment takes longer than an append may. So one append counts a part, and the next one goes on
+(cwsink.spool.eviction_count). Meanwhile writers append on to the segment they have.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable
+from enum import Enum
 from typing import Final
 from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import cursor, descriptors, files, frame, segment
+from cwsink.spool import cursor, descriptors, files, segment
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.eviction_count import EvictionCount
 from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
-# These errors mean that nothing was evicted yet, or that the name belongs to something else than a file of ours. There
-# are no totals then that could be lost.
-_NOT_OURS: Final = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
-)
 _MOST_BYTES: Final = 64 * 1024
+# Blocks are allotted in groups, and the last one of a file is nearly never full.
+_WORTH_TRIMMING_BYTES: Final = 64 * 1024
+# An append may take 50 ms, and it does other work beside this.
+_COUNT_SECONDS: Final = 0.01
 
 
 class Evictions(msgspec.Struct, array_like=True):
@@ -42,6 +45,7 @@ class Evictions(msgspec.Struct, array_like=True):
         first_ms, last_ms: the times of those not yet reported into the stream.
         refused: counts of loss markers that went with an evicted segment, by reason.
         number, salt: the segment that was evicted last. It may still exist, if its evictor was killed.
+        counting: how far the segment is counted that goes next; None if none is.
     """
 
     records: int = 0
@@ -50,6 +54,7 @@ class Evictions(msgspec.Struct, array_like=True):
     refused: dict[str, int] = {}
     number: int = 0
     salt: int = 0
+    counting: EvictionCount | None = None
 
     @property
     def last_evicted(self) -> SegmentKey:
@@ -67,7 +72,7 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
     try:
         data, _ = files.read(directory.evictions, _MOST_BYTES)
     except OSError as error:
-        if error.errno in _NOT_OURS:
+        if files.is_absent(error):
             return Evictions()
         raise
     with contextlib.suppress(ValueError):
@@ -90,32 +95,69 @@ def usage_of(status: os.stat_result) -> int:
     return status.st_blocks * 512 or status.st_size
 
 
-class Budget:
-    """The budget of one spool, as one writer sees it."""
+class _Fate(Enum):
+    """What became of a segment that was to be evicted."""
 
-    def __init__(self, directory: SpoolDirectory, max_bytes: int, segment_bytes: int) -> None:
+    GONE = "gone"
+    HELD = "held"  # a process reads or writes it, or this version cannot read it
+    COUNTING = "counting"  # the time was over before all of it was counted
+
+
+class Budget:
+    """The budget of one spool, as one writer sees it.
+
+    Attributes:
+        most_bytes: the disk space that all segments together may take.
+        segment_bytes: how much of that the next segment takes.
+    """
+
+    def __init__(self, directory: SpoolDirectory, most_bytes: int, segment_bytes: int) -> None:
         self._directory = directory
-        self._most = max_bytes
-        self._segment_bytes = segment_bytes
+        self.most_bytes = most_bytes
+        self.segment_bytes = segment_bytes
         self._written = Evictions()  # what the file said when we last had the lock
         self._unwritten = Evictions()  # what we evicted since, while the disk was too full to write it down
+        self._counting: EvictionCount | None = None
 
     def has_room(self) -> bool:
         """Tell whether another segment fits. No lock is needed, because only one writer can make the next number."""
-        return used_bytes(self._directory.ring) + self._segment_bytes <= self._most
+        return self._fits() or (self._trim() and self._fits())
 
-    def evict(self, *, at_least_one: bool = False) -> bool:
+    def _fits(self) -> bool:
+        return used_bytes(self._directory.ring) + self.segment_bytes <= self.most_bytes
+
+    def _trim(self) -> bool:
+        """Give back what was reserved and not used, of segments that nobody has open. Tell whether there was any.
+
+        A start behind a backlog, or a process that may only make small files, has left its segment early.
+        """
+        is_any = False
+        for number in segment.numbers(self._directory.ring)[:-1]:
+            path = segment.path_of(self._directory.ring, number)
+            with contextlib.suppress(OSError):
+                status = os.lstat(path)
+                if usage_of(status) - status.st_size < _WORTH_TRIMMING_BYTES:
+                    continue
+                with descriptors.opened(path, os.O_RDWR) as file:
+                    # With this lock on a segment that is not the newest, nobody can append: the file is not cut.
+                    if descriptors.try_lock(file.fd, exclusive=True):
+                        os.ftruncate(file.fd, os.fstat(file.fd).st_size)
+                        is_any = True
+        return is_any
+
+    def evict(self, *, at_least_one: bool = False, seconds: float = _COUNT_SECONDS) -> bool:
         """Evict the oldest segments that nobody reads or writes, until another segment fits.
 
         Args:
             at_least_one: evict one even if the budget has room: the disk is full before the budget is.
+            seconds: how long to count the records that are to go. The next call goes on.
 
         Returns:
-            Whether there is room now. False also if another process is evicting.
+            Whether there is room now. False also if another process is evicting, or if the time is over.
         """
-        lock = descriptors.acquire(self._directory.budget_lock, os.O_RDWR | os.O_CREAT)
-        try:
-            if not descriptors.try_lock(lock, exclusive=True):
+        until = time.monotonic() + seconds
+        with descriptors.opened(self._directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
+            if not descriptors.try_lock(lock.fd, exclusive=True):
                 return False
             self._written = read_evictions(self._directory)
             evictions = _sum(_copy(self._written), self._unwritten)
@@ -123,88 +165,88 @@ class Budget:
             # The totals remember only one such segment; once they name the next, readers would take this one for live
             # again.
             if self._is_present(evictions.last_evicted):
-                if not self._evict(evictions.number, evictions):
+                if self._evict(evictions.number, evictions, until) is not _Fate.GONE:
                     return False
                 at_least_one = False
             # The newest one stays: the next segment's number is counted from it.
             for number in segment.numbers(self._directory.ring)[:-1]:
                 if not at_least_one and self.has_room():
                     return True
-                if self._evict(number, evictions):
+                fate = self._evict(number, evictions, until)
+                if fate is _Fate.COUNTING:
+                    return False
+                if fate is _Fate.GONE:
                     at_least_one = False
             return not at_least_one and self.has_room()
-        finally:
-            descriptors.release(lock, descriptors.incarnation())
+
+    def _open(self, number: int) -> descriptors.Opened | None:
+        """Open a segment; None if it is gone, or is no segment. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            return segment.opened(self._directory.ring, number, os.O_RDONLY)
+        return None
 
     def _is_present(self, key: SegmentKey) -> bool:
-        try:
-            fd = segment.open_file(self._directory.ring, key.number, os.O_RDONLY)
-        except FileNotFoundError:
+        if (opened := self._open(key.number)) is None:
             return False
-        if fd is None:
-            return False
-        header = segment.read_header(fd)
-        descriptors.release(fd, descriptors.incarnation())
+        with opened:
+            header = segment.read_header(opened.fd)
         return header is not None and header.key == key
 
-    def _evict(self, number: int, evictions: Evictions) -> bool:
-        """Count and unlink a segment. False if a process has it open, if it is another version's, or if it is gone."""
-        path = segment.path_of(self._directory.ring, number)
-        try:
-            fd = segment.open_file(self._directory.ring, number, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        if fd is None:
-            return False
-        try:
-            if not descriptors.try_lock(fd, exclusive=True):
-                return False
-            header = segment.read_header(fd)
+    def _evict(self, number: int, evictions: Evictions, until: float) -> _Fate:
+        """Count and unlink a segment. Raises OSError."""
+        if (opened := self._open(number)) is None:
+            return _Fate.HELD
+        with opened:
+            if not descriptors.try_lock(opened.fd, exclusive=True):
+                return _Fate.HELD
+            path, header = segment.path_of(self._directory.ring, number), segment.read_header(opened.fd)
             if header is not None and not header.readable:
-                return False  # another version's: we do not know what we would throw away
+                return _Fate.HELD  # another version's: we do not know what we would throw away
             if header is not None and header.key != evictions.last_evicted:
-                self._count(fd, header, evictions)
+                if not self._count(opened.fd, header, evictions, until):
+                    return _Fate.COUNTING
                 try:
                     self._write_down(evictions)
                 except OSError:  # the disk is full to the last block: make room first, then write the totals down
-                    os.unlink(path)
-                    descriptors.release(fd, descriptors.incarnation())
-                    fd = -1  # the blocks are free only once the descriptor is closed, too
-                    with contextlib.suppress(OSError):
+                    _unlink(path)
+                    opened.close()  # the blocks are free only once the descriptor is closed, too
+                    try:
                         self._write_down(evictions)
-                    return True
-            os.unlink(path)
-            return True
-        finally:
-            descriptors.release(fd, descriptors.incarnation())
+                    except OSError:
+                        self._unwritten = _difference(evictions, self._written)  # it is added the next time
+                    return _Fate.GONE
+            _unlink(path)
+            return _Fate.GONE
 
     def _write_down(self, evictions: Evictions) -> None:
-        """Replace the totals. Raises OSError: then the difference is remembered, and added the next time."""
-        self._unwritten = _difference(evictions, self._written)
+        """Replace the totals. Raises OSError."""
         _replace(self._directory.evictions, evictions)
         self._written, self._unwritten = _copy(evictions), Evictions()
 
-    def _count(self, fd: int, header: segment.Header, evictions: Evictions) -> None:
-        """Add a segment's unsettled records and loss markers to the totals, and name the segment there."""
-        state = cursor.read(self._directory.cursor)
-        start = state.committed().get(header.key, header.length)
-        size = os.fstat(fd).st_size
-        found = frame.scan(os.pread(fd, max(0, size - start), start), header.key.salt, at_end=True, final=True)
-        count = sum(each.is_event for each in found.frames)
-        if count:
-            if evictions.records == state.ledger.evicted_reported:
-                evictions.first_ms = _first_time(found.frames)
-            evictions.last_ms = _first_time(reversed(found.frames))
-            evictions.records += count
-        for each in found.frames:
-            if loss := frame.loss_of(each):
-                evictions.refused[loss.reason] = evictions.refused.get(loss.reason, 0) + loss.count
+    def _count(self, fd: int, header: segment.Header, evictions: Evictions, until: float) -> bool:
+        """Count a segment's unsettled records and loss markers. Once all are, add them to the totals. Tell whether."""
+        start = cursor.read(self._directory.cursor).committed().get(header.key, header.length)
+        begun = [each for each in (evictions.counting, self._counting) if each and each.goes_on(*header.key, start)]
+        counted = max(begun, key=lambda each: each.offset, default=EvictionCount(*header.key, start, start))
+        is_counted = counted.count(fd, until)
+        evictions.counting = self._counting = None if is_counted else counted
+        if not is_counted:
+            with contextlib.suppress(OSError):  # no space: then only this process knows how far it has counted
+                self._write_down(evictions)
+            return False
+        if counted.records:
+            if evictions.records == cursor.read(self._directory.cursor).ledger.evicted_reported:
+                evictions.first_ms = counted.first_ms
+            evictions.last_ms = counted.last_ms
+            evictions.records += counted.records
+        evictions.refused = dict(Counter(evictions.refused) + Counter(counted.refused))
         evictions.number, evictions.salt = header.key
+        return True
 
 
-def _first_time(frames: Iterable[frame.Frame]) -> int:
-    """Return the time of the first event that this version can read, in ms; 0 if there is none."""
-    return next((event.timestamp_ms for event in map(frame.event_of, frames) if event), 0)
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # a leader has reclaimed it at this moment
+        os.unlink(path)
 
 
 def _copy(totals: Evictions) -> Evictions:

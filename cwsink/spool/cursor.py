@@ -123,13 +123,10 @@ _decode = msgspec.msgpack.Decoder(State).decode
 def read(path: str) -> State:
     """Return the state that counts; a new one if there is none. Any process may ask, and it takes no lock."""
     try:
-        fd, incarnation = descriptors.acquire(path, os.O_RDONLY), descriptors.incarnation()
+        with descriptors.opened(path, os.O_RDONLY) as file:
+            return _best(file.fd)[0]
     except FileNotFoundError:
         return State()
-    try:
-        return _best(fd)[0]
-    finally:
-        descriptors.release(fd, incarnation)
 
 
 class Cursor:

@@ -34,16 +34,19 @@ from threading import RLock
 from typing import Final
 
 FILE_MODE: Final = 0o600
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # <asm-generic/mman-common.h>; the mmap module has no name for it yet.
 _MADV_WIPEONFORK: Final = 18
 # C code has forked, and one thread of the child closes what was inherited. Its other threads wait so long for it.
 _BECOME_SECONDS: Final = 1.0
 
-_open: set[int] = set()
+# Each descriptor with its file (device, inode): somebody may close it beneath us, and its number may become another
+# file's (`closerange` in a daemon). Nothing of that file may be closed or written then.
+_open: dict[int, tuple[int, int]] = {}
 # What threads are opening and closing now. These are lists because `append` and `remove` of a list need no lock.
 _opening: list[str] = []
-_closing: list[tuple[int, os.stat_result]] = []
+_closing: list[tuple[int, tuple[int, int]]] = []
 _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
 _becoming = RLock()
@@ -96,35 +99,112 @@ def incarnation() -> int:
 
 
 def acquire(path: str, flags: int) -> int:
-    """Open `path` and own the descriptor. Raises OSError."""
+    """Open `path` and own the descriptor. A file that is made can be used whatever the umask is. Raises OSError."""
+    return opened(path, flags).keep()
+
+
+def release(fd: int, owner_incarnation: int, file: tuple[int, int] | None = None) -> None:
+    """Close a descriptor of `acquire`; nothing happens if it is closed already, or is another file's by now.
+
+    Args:
+        fd: the descriptor.
+        owner_incarnation: the incarnation in which it was opened. If a fork came since, it is closed.
+        file: what `file_of` said when it was opened. An owner that keeps it for long must give it.
+    """
+    known = _open.get(fd)
+    if owner_incarnation != _incarnation or known is None or file not in (None, known):
+        return
+    if not is_same(fd, known):
+        _open.pop(fd, None)
+        return
+    mine = fd, known
+    _closing.append(mine)
+    try:
+        del _open[fd]
+        os.close(fd)
+    except (KeyError, OSError):  # KeyError: another thread closes it, or a fork has cleared it: we are the child
+        pass
+    except BaseException:  # a signal handler has raised between the two
+        if fd not in _open and is_same(fd, known):
+            os.close(fd)
+        raise
+    finally:
+        with contextlib.suppress(ValueError):
+            _closing.remove(mine)
+
+
+class Opened:
+    """A descriptor of `acquire`, open for one `with` block.
+
+    A signal handler may raise at any line, also where a `finally` is about to close a descriptor. The lock on it would
+    then stay for as long as this process lives. Here the last reference closes it at the latest.
+    """
+
+    __slots__ = ("_file", "_incarnation", "fds")
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []  # the descriptor, while it is ours
+        self._incarnation = _incarnation
+        self._file: tuple[int, int] | None = None
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self.fds[0]
+
+    def open(self, path: str, flags: int) -> None:
+        """Open. Raises OSError."""
+        # The call and the note of its answer are one step of C code, so that no signal handler can raise in between.
+        self.fds.extend(map(os.open, (path,), (flags | _FLAGS,), (FILE_MODE,)))
+        status = os.fstat(self.fd)
+        if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE:
+            with contextlib.suppress(PermissionError):  # it was there before, and is another user's
+                os.fchmod(self.fd, FILE_MODE)
+        _open[self.fd] = self._file = file_of(status)
+
+    def is_open(self) -> bool:
+        """Tell whether it is open still: nobody has closed it beneath us."""
+        return bool(self.fds) and self._file is not None and is_same(self.fd, self._file)
+
+    def keep(self) -> int:
+        """Give the descriptor to the caller, who is to `release` it."""
+        return self.fds.pop()
+
+    def close(self) -> None:
+        """Close it now, unless it is closed or given away."""
+        for fd in self.fds:
+            if self._file is not None:
+                release(fd, self._incarnation, self._file)
+            elif self._incarnation == _incarnation:
+                os.close(fd)
+        self.fds.clear()
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was not made to its end, and has no descriptor
+            self.close()
+
+
+def opened(path: str, flags: int) -> Opened:
+    """Open `path` for a `with` block. Raises OSError."""
+    file = Opened()
     _opening.append(path)
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
-        _open.add(fd)
-        return fd
+        file.open(path, flags)
+        return file
     finally:
         with contextlib.suppress(ValueError):  # a fork has cleared the list: we are the child
             _opening.remove(path)
 
 
-def release(fd: int, owner_incarnation: int) -> None:
-    """Close a descriptor of `acquire`; nothing happens if a fork has closed it already."""
-    if owner_incarnation != _incarnation or fd not in _open:
-        return
-    try:
-        mine = fd, os.fstat(fd)
-    except OSError:
-        _open.discard(fd)
-        return
-    _closing.append(mine)
-    try:
-        _open.remove(fd)
-        os.close(fd)
-    except (KeyError, OSError):  # KeyError: another thread closes it, or a fork has cleared the set: we are the child
-        pass
-    finally:
-        with contextlib.suppress(ValueError):
-            _closing.remove(mine)
+def file_of(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells one file of the host from all others: device and inode."""
+    return status.st_dev, status.st_ino
 
 
 def try_lock(fd: int, *, exclusive: bool) -> bool:
@@ -154,21 +234,18 @@ def is_locked(path: str, *, shared: bool = False, tries: int = 1) -> bool:
     Raises:
         OSError: the file is not there, or cannot be opened.
     """
-    fd, mine = acquire(path, os.O_RDONLY), _incarnation
-    try:
-        if not any(try_lock(fd, exclusive=shared) for _ in range(tries)):
+    with opened(path, os.O_RDONLY) as file:
+        if not any(try_lock(file.fd, exclusive=shared) for _ in range(tries)):
             return True
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        fcntl.flock(file.fd, fcntl.LOCK_UN)
         return False
-    finally:
-        release(fd, mine)
 
 
 def _start_anew() -> None:
     """Begin a new incarnation: close what was inherited, then tell all who asked by `after_fork`."""
     global _incarnation
     _incarnation += 1
-    for fd in [*_open, *_unrecorded()]:
+    for fd in [*(fd for fd, file in _open.items() if is_same(fd, file)), *_unrecorded()]:
         with contextlib.suppress(OSError):
             os.close(fd)
     _open.clear()
@@ -185,16 +262,17 @@ def _unrecorded() -> list[int]:
     found = []
     for path in set(_opening):
         with contextlib.suppress(OSError):
-            wanted = os.stat(path, follow_symlinks=False)
-            found += [int(name) for name in os.listdir("/dev/fd") if _is_of(int(name), wanted)]
+            wanted = file_of(os.stat(path, follow_symlinks=False))
+            found += [int(name) for name in os.listdir("/dev/fd") if is_same(int(name), wanted)]
     # The file is compared, too: if the other thread had closed it before the fork, the number may be another file's.
-    found += [fd for fd, file in _closing if _is_of(fd, file)]
+    found += [fd for fd, file in _closing if is_same(fd, file)]
     return [fd for fd in set(found) if fd not in _open]
 
 
-def _is_of(fd: int, file: os.stat_result) -> bool:
+def is_same(fd: int, file: tuple[int, int]) -> bool:
+    """Tell whether a descriptor is open, and is that file's (`file_of`)."""
     try:
-        return os.path.samestat(os.fstat(fd), file)
+        return file_of(os.fstat(fd)) == file
     except OSError:
         return False
 

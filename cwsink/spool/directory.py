@@ -6,6 +6,8 @@
     ring/           the segments
     cursor          committed offsets, epoch, ledger                 (a leader writes it)
     settings.json   how to send (cwsink.spool.sending)               (writers)
+    capacity.json   how much it may hold (cwsink.spool.capacity)     (writers)
+    refusals        totals of what was refused                       (writers, under an flock on it)
     evictions       totals of what was evicted                       (writers, under budget.lock)
     leader.lock     the lease                                        (filelock)
     leader.json     what the leader is doing                         (a leader)
@@ -85,6 +87,8 @@ class SpoolDirectory:
         self.budget_lock = f"{path}/budget.lock"
         self.dead_letters = f"{path}/dead_letters.jsonl"
         self.sending = f"{path}/settings.json"
+        self.capacity = f"{path}/capacity.json"
+        self.refusals = f"{path}/refusals"
         self.hurry = f"{path}/hurry"
 
     def is_present(self) -> bool:
@@ -226,7 +230,7 @@ def _default_roots(env: Mapping[str, str]) -> Iterator[str]:
 
 def _why_unusable(root: str) -> str | None:
     try:
-        os.makedirs(root, mode=DIRECTORY_MODE, exist_ok=True)
+        _make_root(root)
         status = os.stat(root)
     except OSError as error:
         return f"{error.strerror}".lower()
@@ -235,6 +239,16 @@ def _why_unusable(root: str) -> str | None:
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         return "permission denied"
     return None
+
+
+def _make_root(path: str, mode: int = DIRECTORY_MODE) -> None:
+    """Make a directory and what is missing above it. Its owner can use them whatever the umask is. Raises OSError."""
+    if os.path.isdir(path):
+        return
+    _make_root(os.path.dirname(path), 0o777)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode)
+        os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | DIRECTORY_MODE)
 
 
 def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
@@ -328,6 +342,7 @@ def _write_format(path: str, wanted: SpoolFormat) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "w", encoding="utf-8") as file:
+            os.fchmod(fd, 0o600)  # under a umask such as 0777 nobody could read it later
             content = msgspec.to_builtins(wanted)
             json.dump({**content, "checksum": _checksum(content)}, file, indent=2)
             file.write("\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +18,9 @@ from typing import Final
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The errors that say that the disk is full, or that this user may not take more of it."""
 
 _fallocate: Callable[[int, int, int, int], int] | None = None
 _looked = False
@@ -32,9 +36,30 @@ def punch_hole(fd: int, start: int, end: int) -> bool:
     return _call(fd, _KEEP_SIZE | _PUNCH_HOLE, start, end - start)
 
 
+def free_bytes(path: str) -> int | None:
+    """Return how much room there is on the disk for this user; None if the file system does not say. Raises OSError."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize if status.f_blocks else None
+
+
+def most_file_bytes() -> int | None:
+    """Return how large a file this process may make (RLIMIT_FSIZE); None if there is no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def sync(fd: int) -> None:
     """Make the file's data durable against a crash of the host. Raises OSError."""
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+
+
+def sync_file(path: str) -> None:
+    """Make a file's data durable, as `sync` does. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: str) -> None:

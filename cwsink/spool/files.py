@@ -22,6 +22,15 @@ from cwsink.spool import descriptors
 TEMPORARY_SUFFIX: Final = ".tmp"
 # A process keeps a temporary file for a moment only. One as old as this was left by a process that was killed.
 _STALE_SECONDS: Final = 60.0
+# Nothing was written yet, or the name belongs to something that is no file of ours.
+_ABSENT: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
+)
+
+
+def is_absent(error: OSError) -> bool:
+    """Tell whether `read` failed because there is no such file of ours. With any other error there may be one."""
+    return error.errno in _ABSENT
 
 
 def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
@@ -34,32 +43,27 @@ def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
         OSError: the file is not there, cannot be read (EMFILE, EIO ...), is no regular file (EINVAL), or is larger
             than `most_bytes` (EFBIG).
     """
-    fd, incarnation = descriptors.acquire(path, os.O_RDONLY), descriptors.incarnation()
-    try:
-        status = os.fstat(fd)
+    with descriptors.opened(path, os.O_RDONLY) as file:
+        status = os.fstat(file.fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         if status.st_size > most_bytes:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-        return os.pread(fd, most_bytes, 0), status
-    finally:
-        descriptors.release(fd, incarnation)
+        return os.pread(file.fd, most_bytes, 0), status
 
 
 def replace(path: str, data: bytes) -> None:
     """Replace a file as a whole. Raises OSError: then the old file is still there, unchanged."""
     temporary = f"{path}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
-    fd, incarnation = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), descriptors.incarnation()
-    try:
-        if os.write(fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        descriptors.release(fd, incarnation)
+    with descriptors.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+        try:
+            if os.write(file.fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def remove_stale_temporaries(directory: str) -> None:

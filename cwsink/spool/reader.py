@@ -395,4 +395,6 @@ class RingReader:
             return False
         if opened.is_damaged and number == self._newest:
             return False  # writers that have it open append on, until they begin the next one
-        return descriptors.try_lock(opened.fd, exclusive=False)  # False: a writer is evicting it
+        if not descriptors.try_lock(opened.fd, exclusive=False):
+            return False  # a writer is evicting it
+        return segment.is_named(self._ring, number, os.fstat(opened.fd))  # False: it was evicted before we had the lock

@@ -54,12 +54,19 @@ HEADER_BYTES: Final = SECOND_COPY_AT + COPY_BYTES
 
 # The header has 64 bits for the number, so a file whose number needs more is no segment.
 _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
+# Numbers are counted from 1, so no ring gets as far as this. A file with such a name is a stray (of somebody who copied
+# or touched one). If it counted, the next number might need a digit more, and no reader would see that segment. So it
+# counts only if its own header has that number, too.
+_DUBIOUS_NUMBER: Final = 10**12
 # Errors of opening a directory, a symbolic link, a FIFO or device that nobody reads, or a file of another user.
 _NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
 
 # A leader sends this much in about a third of a second. New records do not wait for a larger backlog: the first writer
 # after a start begins a segment for them, and the leader reads it in turn with the backlog (reader.FreshLane).
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
+
+# The least that is worth reserving: a block.
+_LEAST_RESERVED_BYTES: Final = 4096
 
 # A try to attach fails only if the segment was removed at that very moment. The tries are limited all the same, because
 # an append must not spin, whatever state the directory is in.
@@ -98,7 +105,26 @@ def numbers(ring: str) -> list[int]:
         names = os.listdir(ring)
     except FileNotFoundError:
         return []
-    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    found = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    while found and found[-1] >= _DUBIOUS_NUMBER and not _is_numbered(ring, found[-1]):
+        found.pop()
+    return found
+
+
+def _is_numbered(ring: str, number: int) -> bool:
+    """Tell whether the header of a segment has the number of its name."""
+    with contextlib.suppress(OSError), descriptors.opened(path_of(ring, number), os.O_RDONLY) as file:
+        header = read_header(file.fd)
+        return header is not None and header.key.number == number
+    return False
+
+
+def is_named(ring: str, number: int, status: os.stat_result) -> bool:
+    """Tell whether the name of segment `number` leads to the file with this status. Raises OSError."""
+    try:
+        return os.path.samestat(os.lstat(path_of(ring, number)), status)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
@@ -117,16 +143,19 @@ def open_file(ring: str, number: int, flags: int) -> int | None:
         FileNotFoundError: it is gone.
         OSError: EMFILE and so on.
     """
+    file = opened(ring, number, flags)
+    return None if file is None else file.keep()
+
+
+def opened(ring: str, number: int, flags: int) -> descriptors.Opened | None:
+    """Open segment `number` for a `with` block; see `open_file`."""
     try:
-        fd = descriptors.acquire(path_of(ring, number), flags)
+        file = descriptors.opened(path_of(ring, number), flags)
     except OSError as error:
         if error.errno in _NOT_A_FILE:
             return None
         raise
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    descriptors.release(fd, descriptors.incarnation())
-    return None
+    return file if stat.S_ISREG(os.fstat(file.fd).st_mode) else None
 
 
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
@@ -159,36 +188,55 @@ def read_header(fd: int) -> Header | None:
     return decode_header(os.pread(fd, HEADER_BYTES, 0))
 
 
-def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int) -> bool:
+def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int, *, or_less: bool = False) -> bool:
     """Make segment `number` and reserve its disk blocks. False: another writer was first.
+
+    Args:
+        ring: the directory.
+        number: of the segment.
+        spool_id: of the spool.
+        reserve_bytes: how much to reserve.
+        or_less: reserve as much of it as there is, or nothing, if the disk has no room for all.
 
     Raises:
         OSError: ENOSPC, EDQUOT and so on. The segment is removed again, unless another writer has opened it already.
     """
     temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-    fd = descriptors.acquire(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        salt = int.from_bytes(os.urandom(4), "little")
-        header = encode_header(SegmentKey(number, salt), spool_id, int(time.time() * 1000))
-        if os.write(fd, header) != len(header):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-        try:
-            os.link(temporary, path_of(ring, number))
-        except FileExistsError:
-            return False
-        try:
-            # Only after the link: many writers may rotate at once, and only the one that wins is to reserve blocks.
-            disk.reserve(fd, reserve_bytes)
-        except OSError:
-            if descriptors.try_lock(fd, exclusive=True):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path_of(ring, number))
-            raise
-        return True
+        with descriptors.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            salt = int.from_bytes(os.urandom(4), "little")
+            header = encode_header(SegmentKey(number, salt), spool_id, int(time.time() * 1000))
+            if os.write(file.fd, header) != len(header):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+            try:
+                os.link(temporary, path_of(ring, number))
+            except FileExistsError:
+                return False
+            try:
+                # Only after the link: many writers may rotate at once, and only the one that wins is to reserve blocks.
+                _reserve(file.fd, reserve_bytes, or_less)
+            except OSError:
+                if descriptors.try_lock(file.fd, exclusive=True):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path_of(ring, number))
+                raise
+            return True
     finally:
-        descriptors.release(fd, descriptors.incarnation())
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _reserve(fd: int, size_bytes: int, or_less: bool) -> None:
+    while size_bytes >= _LEAST_RESERVED_BYTES:
+        try:
+            disk.reserve(fd, size_bytes)
+        except OSError as error:  # noqa: PERF203  # nearly always the first try succeeds
+            # EFBIG: this process may not make a file as large as that (RLIMIT_FSIZE), so it never gets more.
+            if error.errno != errno.EFBIG and not (or_less and error.errno in disk.NO_ROOM):
+                raise
+            size_bytes //= 2
+        else:
+            return
 
 
 class AttachedSegment:
@@ -199,19 +247,50 @@ class AttachedSegment:
     to this object goes, and that thread still has one: descriptor and salt always belong together. (Rejected: to swap
     the file under a fixed descriptor number with dup2. That thread would write a frame with the old segment's salt into
     the new one, where no reader can prove it.)
+
+    Somebody else may close the descriptor beneath us (a daemon closes all it inherits, the interpreter's end collects
+    this object before one that still logs). Its number may be another file's by then. So whoever finds that out calls
+    `abandon`: then nobody writes to that number or closes it.
+
+    Attributes:
+        fd: the descriptor; -1 once it is closed or abandoned, so that a write to it fails.
+        key, salt: the segment.
+        end_seen: the file's size at the last check.
+        is_full: nothing more may be appended, whatever the size: the file may not grow, or its disk fails.
+        failures: how many appends in a row have failed (EIO).
     """
 
-    __slots__ = ("_incarnation", "end_seen", "fd", "key", "salt")
+    __slots__ = ("_file", "_incarnation", "end_seen", "failures", "fd", "is_full", "key", "salt")
 
-    def __init__(self, fd: int, key: SegmentKey, end_seen: int) -> None:
-        self.fd = fd
+    def __init__(self, file: descriptors.Opened, key: SegmentKey, end_seen: int) -> None:
+        """Take over an open file."""
+        self._incarnation = descriptors.incarnation()
+        self._file = descriptors.file_of(os.fstat(file.fd))
         self.key = key
         self.salt = key.salt
-        self.end_seen = end_seen  # the file's size at the last check
-        self._incarnation = descriptors.incarnation()
+        self.end_seen = end_seen
+        self.is_full = False
+        self.failures = 0
+        self.fd = file.keep()
+
+    def status(self) -> os.stat_result | None:
+        """Return the file's status now; None if the descriptor was closed by somebody else."""
+        try:
+            status = os.fstat(self.fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return None
+        return status if descriptors.file_of(status) == self._file else None
+
+    def abandon(self) -> None:
+        """Do not use the descriptor any more, and do not close it: it is closed, or another file's."""
+        self.fd = -1
 
     def __del__(self) -> None:
-        descriptors.release(self.fd, self._incarnation)
+        with contextlib.suppress(AttributeError):  # it was not made to its end, and has taken over nothing
+            fd, self.fd = self.fd, -1
+            descriptors.release(fd, self._incarnation, self._file)
 
 
 def attach_newest(ring: str) -> AttachedSegment | None:
@@ -225,22 +304,19 @@ def attach_newest(ring: str) -> AttachedSegment | None:
         if not newest:
             return None
         try:
-            fd = open_file(ring, newest[0], os.O_RDWR | os.O_APPEND)
+            file = opened(ring, newest[0], os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
             continue
-        if fd is None:
+        if file is None:
             return None
-        attached = AttachedSegment(fd, SegmentKey(newest[0], 0), 0)
+        fd, attached = file.fd, AttachedSegment(file, SegmentKey(newest[0], 0), 0)
         # A leader or an evictor has the exclusive lock, and is about to remove the segment: look again.
         if not descriptors.try_lock(fd, exclusive=False):
             continue
         status = os.fstat(fd)
         # Was it removed before we had the lock? Its name tells. st_nlink does not: a writer that was killed while it
         # made the segment has left its temporary name, a second link, on the file.
-        try:
-            if not os.path.samestat(os.lstat(path_of(ring, newest[0])), status):
-                continue
-        except FileNotFoundError:
+        if not is_named(ring, newest[0], status):
             continue
         header = read_header(fd)
         if header is None or not header.readable or header.key.number != newest[0]:

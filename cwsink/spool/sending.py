@@ -24,18 +24,20 @@ from typing import Any, Final
 from zlib import crc32
 
 import msgspec
+from msgspec.structs import asdict
 
 from cwsink import version
 from cwsink.config import SinkConfig, load_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
-from cwsink.spool import attachment, files
+from cwsink.spool import attachment, capacity, files
 from cwsink.spool.directory import SpoolDirectory
 
-# Settings that concern only the writer's own process: where its spool is, and what it does when that is full.
+# Settings that say nothing about sending: they concern the writer's own process, or how much the spool may hold
+# (cwsink.spool.capacity), or are in FORMAT.
 _OF_THE_WRITER: Final = frozenset(
-    "spool_directory allow_unsafe_filesystem app_name on_full block_timeout_seconds segment_bytes flusher "
-    "log_group_name log_stream_name region endpoint_url pipeline".split()
+    "spool_directory allow_unsafe_filesystem app_name spool_max_bytes on_full block_timeout_seconds segment_bytes "
+    "flusher log_group_name log_stream_name region endpoint_url pipeline".split()
 )
 _MOST_BYTES: Final = 256 * 1024
 
@@ -95,19 +97,21 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
         ConfigError: these variables are wrong.
     """
     found = read(directory)
+    held = capacity.read(directory)
     target = directory.format.settings()
-    if found is not None:
-        known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER
-        settings = {name: value for name, value in found.settings.items() if name in known}  # a newer writer has more
-        of_format = {name: value for name, value in target.items() if value is not None}
-        try:
-            config: SinkConfig = SinkConfig(**{**of_format, **settings})
-        except ConfigError as error:
-            report(f"settings_{directory.path}", f"{directory.sending} cannot be used: {error} Defaults are used.")
-            config = SinkConfig(**of_format)
-        return config
-    is_sized = os.environ.get("FAPILOG_CLOUDWATCH__SPOOL_MAX_BYTES")
-    return load_config(**target, spool_max_bytes=None if is_sized else directory.format.spool_max_bytes)
+    budget: dict[str, Any] = {"spool_max_bytes": held.spool_max_bytes if held else directory.format.spool_max_bytes}
+    if found is None:
+        # What FORMAT leaves open is left open: another application's role or segment size must not get in.
+        return SinkConfig(**{**asdict(load_config()), **target, **budget, "segment_bytes": None})
+    known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER
+    settings = {name: value for name, value in found.settings.items() if name in known}  # a newer writer has more
+    of_format = {name: value for name, value in target.items() if value is not None}
+    try:
+        config: SinkConfig = SinkConfig(**{**of_format, **settings, **budget})
+    except ConfigError as error:
+        report(f"settings_{directory.path}", f"{directory.sending} cannot be used: {error} Defaults are used.")
+        config = SinkConfig(**of_format, **budget)
+    return config
 
 
 def shown(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from cwsink.spool import cursor, frame, segment
+from cwsink.spool import cursor, frame, refusals, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
@@ -88,6 +88,7 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     ledger = state.ledger
     refused = Counter(ledger.refused)
     refused.update(evictions.refused)
+    refused.update(refusals.counts(directory))
     books = Survey(
         epoch=state.epoch,
         delivered=ledger.delivered,

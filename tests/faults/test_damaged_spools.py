@@ -169,7 +169,7 @@ def image() -> Image:
             if number % 11 == 0:
                 os.write(attached.fd, frame.encode(b"torn" * 20, attached.salt)[:50])
         spool = writer.directory
-        writer._ring._budget.evict(at_least_one=True)
+        writer._ring._rotation._budget.evict(at_least_one=True)
         forget(writer)
         # Of the oldest one that is left, the first records are delivered; a leader was killed in the next chunk.
         places = {message: spot for message, spot in _places(spool).items() if message in issued}

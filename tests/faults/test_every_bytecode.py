@@ -20,6 +20,7 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
+from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import segment
 from tests.conftest import Spawn
@@ -81,11 +82,13 @@ def full_segment(trial: FaultTrial) -> None:
 
 def full_spool(trial: FaultTrial, first: int = LANE) -> None:
     """The next append must evict."""
+    presence.this.forget_below(trial.spool.root)  # beside others it would keep to their policy
     writer = Writer(SinkConfig(**{**asdict(trial.config), "on_full": "drop_newest"}))
     number = first
     while trial.log(writer, number):
         number += 1
     writer.close()
+    presence.this.forget_below(trial.spool.root)
 
 
 def two_segments(trial: FaultTrial) -> None:

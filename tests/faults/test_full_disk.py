@@ -23,15 +23,15 @@ pytestmark = pytest.mark.faults
 DISK_BYTES = 4 * 1024 * 1024
 
 # Mounts the tmpfs over `root`, and runs `scenario(writer, fill, free)`; what that returns is printed as JSON.
-PROLOGUE = f"""
+PROLOGUE = """
     import ctypes, json, os, sys, time
     from pathlib import Path
 
     url, root, on_full = sys.argv[1:4]
     os.makedirs(root, exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", root.encode(), b"tmpfs", 0, b"size={DISK_BYTES}"):
-        sys.exit(f"cannot mount: {{os.strerror(ctypes.get_errno())}}")
+    if libc.mount(b"tmpfs", root.encode(), b"tmpfs", 0, b"size=" + sys.argv[4].encode()):
+        sys.exit(f"cannot mount: {os.strerror(ctypes.get_errno())}")
 
     from cwsink import Writer
     from cwsink.flusher.election import Election
@@ -40,12 +40,12 @@ PROLOGUE = f"""
     from tests.harness.support import quick_config
 
     def config(**settings):
-        return quick_config(url, spool_directory=f"{{root}}/spools", on_full=on_full, block_timeout_seconds=0.02,
-                            segment_bytes=64 * 1024, circuit_breaker_enabled=False, **settings)
+        return quick_config(url, **{"spool_directory": f"{root}/spools", "on_full": on_full,
+                                    "block_timeout_seconds": 0.02, "circuit_breaker_enabled": False, **settings})
 
     def fill():
         '''Take all that is left of the disk, to the last byte.'''
-        with open(f"{{root}}/somebody", "ab", buffering=0) as file:
+        with open(f"{root}/somebody", "ab", buffering=0) as file:
             for size in (65536, 4096, 1):
                 try:
                     while file.write(b"x" * size):
@@ -54,18 +54,18 @@ PROLOGUE = f"""
                     pass
 
     def free():
-        os.unlink(f"{{root}}/somebody")
+        os.unlink(f"{root}/somebody")
 
     def books(writer):
         found = survey(writer.directory)
         assert found.adds_up, found
-        return {{"appended": found.appended, "delivered": found.delivered, "evicted": found.evicted,
-                "pending": found.pending, "refused": found.refused, "dead_lettered": found.dead_lettered}}
+        return {"appended": found.appended, "delivered": found.delivered, "evicted": found.evicted,
+                "pending": found.pending, "refused": found.refused, "dead_lettered": found.dead_lettered}
 
     def until(condition, what):
         end = time.monotonic() + 60
         while not condition():
-            assert time.monotonic() < end, f"still not: {{what}}"
+            assert time.monotonic() < end, f"still not: {what}"
             time.sleep(0.01)
 """
 
@@ -90,13 +90,15 @@ class FullDisk:
         self._spawn = spawn
         self._root = root
 
-    def run(self, url: str, on_full: str, scenario: str) -> dict[str, object]:
+    def run(
+        self, url: str, on_full: str, scenario: str, *, disk_bytes: int = DISK_BYTES, code: int = 0
+    ) -> dict[str, object]:
         # The mount is made by the child itself, inside the namespace that unshare gives it.
         launcher = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
         script = self._root.parent / "scenario.py"
         script.write_text(_dedented(PROLOGUE) + _dedented(scenario), encoding="utf-8")
-        child = self._spawn(launcher, *self._command, sys.executable, script, url, self._root, on_full)
-        result: dict[str, object] = json.loads(finish(child).splitlines()[-1])
+        child = self._spawn(launcher, *self._command, sys.executable, script, url, self._root, on_full, disk_bytes)
+        result: dict[str, object] = json.loads(finish(child, code=code).splitlines()[-1])
         return result
 
 
@@ -292,3 +294,186 @@ def test_a_disk_that_is_full_from_the_start_stops_no_application(full_disk: Full
     assert result["answer"] is not None or "Nothing was written" in str(result["error"])
     assert (result["again"], result["flushed"]) == (True, True)
     assert "now" in records(server)
+
+
+# A disk smaller than a segment.
+
+KIB = 1024
+
+
+@pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest"])
+@pytest.mark.parametrize("disk_bytes", [256 * KIB, 2048 * KIB])
+def test_a_disk_smaller_than_a_segment_is_used_as_far_as_it_goes(
+    full_disk: FullDisk, server: StrictCloudWatch, on_full: str, disk_bytes: int
+) -> None:
+    """With nobody to send, most of it is used and the rest is counted; then a flusher delivers what is there."""
+    result = full_disk.run(
+        server.endpoint_url,
+        on_full,
+        """
+        from cwsink.spool.budget import used_bytes
+        settings = config(segment_bytes=8 << 20, spool_max_bytes=256 << 20, flusher="external")
+        writer = Writer(settings)
+        answers = [writer.append(f"{number} {'x' * 300}") for number in range(9000)]
+        found, used = books(writer), used_bytes(writer.directory.ring)
+        writer.close()
+        from tests.harness.interleave import deliver
+        deliver(writer.directory, settings)
+        again = [writer.append(f"again {number} {'x' * 300}") for number in range(100)]
+        deliver(writer.directory, settings)
+        print(json.dumps({"accepted": sum(answers), "last": answers[-1], "used": used, "books": found,
+                          "again": sum(again), "after": books(writer)}))
+        """,
+        disk_bytes=disk_bytes,
+    )
+    books, after = result["books"], result["after"]
+    assert isinstance(books, dict)
+    assert isinstance(after, dict)
+    refused = books["refused"].get("spool_full", 0)
+    assert books["refused"].get("io_error", 0) == 0
+    assert int(str(result["accepted"])) + refused == 9000
+    assert int(str(result["used"])) > 0.6 * disk_bytes
+    assert result["again"] == 100
+    assert after["pending"] == 0
+    assert after["delivered"] + after["evicted"] == after["appended"] == int(str(result["accepted"])) + 100
+    if on_full == "drop_oldest":
+        assert (refused, result["last"]) == (0, True)
+    else:
+        assert after["evicted"] == 0
+    assert len(records(server)) == after["delivered"]
+
+
+@pytest.mark.parametrize("disk_bytes", [256 * KIB, 2048 * KIB])
+def test_a_small_disk_takes_all_that_is_sent_in_time(
+    full_disk: FullDisk, server: StrictCloudWatch, disk_bytes: int
+) -> None:
+    """An application with the default settings that logs ten disks full: all of it arrives, by its own flusher."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "block",
+        """
+        writer = Writer(quick_config(url, spool_directory=f"{root}/spools", segment_bytes=None, on_full="block",
+                                     spool_max_bytes=256 << 20, block_timeout_seconds=30.0))
+        count = 10 * int(sys.argv[4]) // 350
+        answers = [writer.append(f"{number} {'x' * 300}") for number in range(count)]
+        delivered = writer.flush(60)
+        found = books(writer)
+        end_flushers(Path(root))
+        print(json.dumps({"count": count, "accepted": sum(answers), "delivered": delivered, "books": found}))
+        """,
+        disk_bytes=disk_bytes,
+    )
+    assert result["delivered"] is True
+    assert result["accepted"] == result["count"]
+    assert len(set(records(server))) == len(records(server)) == result["count"]
+
+
+@pytest.mark.parametrize("end", ["exits", "is killed"])
+def test_what_a_full_disk_refuses_is_counted_though_the_process_ends_before_there_is_room(
+    full_disk: FullDisk, server: StrictCloudWatch, end: str
+) -> None:
+    """Three processes are refused at once, and end: each refusal is counted, and the stream is told of it."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_newest",
+        """
+        end = "END"
+        import signal
+        settings = config(flusher="external")
+        first = Writer(settings)
+        assert first.append("before")
+        fill()
+        refused = sum(not first.append("x" * 300) for _ in range(1000))
+        pipe = os.pipe()
+        children = []
+        for _ in range(3):
+            pid = os.fork()
+            if not pid:
+                mine = sum(not first.append("y" * 300) for _ in range(700))
+                os.write(pipe[1], f"{mine}\\n".encode())
+                if end == "is killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(0)
+            children.append(pid)
+        for pid in children:
+            os.waitpid(pid, 0)
+        refused += sum(map(int, os.read(pipe[0], 1000).split()))
+        full = books(first)
+        free()
+        from tests.harness.interleave import deliver
+        deliver(first.directory, settings)
+        print(json.dumps({"refused": refused, "full": full, "after": books(first)}))
+        """.replace("END", end),
+    )
+    assert int(str(result["refused"])) > 2000
+    for books in (result["full"], result["after"]):
+        assert isinstance(books, dict)
+        assert books["refused"] == {"spool_full": result["refused"]}
+    notices = [text for text in server.messages() if "reason spool_full" in text]
+    assert sum(int(text.split(" ")[1].replace(",", "")) for text in notices) == result["refused"]
+
+
+# A disk that reserves nothing (ZFS, APFS): it is full in the middle of a record.
+
+
+def test_where_nothing_is_reserved_the_oldest_go_for_new_ones(full_disk: FullDisk, server: StrictCloudWatch) -> None:
+    """ENOSPC comes from a write; under drop_oldest one segment is evicted, and the record is written again."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        """
+        from cwsink.spool import disk
+        disk.reserve = lambda fd, size_bytes, start=0: False
+        settings = config(flusher="external")
+        writer = Writer(settings)
+        answers = [writer.append(f"{number} {'x' * 300}") for number in range(20_000)]
+        found = books(writer)
+        from tests.harness.interleave import deliver
+        deliver(writer.directory, settings)
+        print(json.dumps({"accepted": sum(answers), "books": found}))
+        """,
+    )
+    assert result["accepted"] == 20_000
+    books = result["books"]
+    assert isinstance(books, dict)
+    assert books["evicted"] > 0
+    assert not books["refused"]
+    sent = [int(text.split(" ")[0]) for text in records(server)]
+    assert sent == list(range(20_000 - len(sent), 20_000))
+
+
+# A limit of the process: RLIMIT_FSIZE.
+
+
+@pytest.mark.parametrize("limit_bytes", [32 * KIB, 1024 * KIB])
+def test_a_process_that_may_make_only_small_files_makes_small_segments(
+    server: StrictCloudWatch, spawn: Spawn, limit_bytes: int
+) -> None:
+    """EFBIG says that a segment is full, whatever its size; a record that fits into none is refused, and counted."""
+    child = spawn(
+        """
+        import json, resource, sys
+        from cwsink import Writer
+        from cwsink.spool.survey import survey
+        from tests.harness.interleave import deliver
+        from tests.harness.support import quick_config
+
+        url, limit = sys.argv[1], int(sys.argv[2])
+        settings = quick_config(url, segment_bytes=8 << 20, spool_max_bytes=256 << 20, flusher="external")
+        other = Writer(settings)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        writer = Writer(settings)
+        answers = [writer.append(f"{number} {'x' * 300}") for number in range(5000)]
+        large = writer.append("y" * limit)
+        after = writer.append("after")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        beyond = [writer.append("z" * 300) for _ in range(200)]
+        writer.close()
+        deliver(writer.directory, settings)
+        print(json.dumps([sum(answers), large, after, sum(beyond), survey(writer.directory).refused]))
+        """,
+        server.endpoint_url,
+        limit_bytes,
+    )
+    assert json.loads(finish(child)) == [5000, False, True, 200, {"io_error": 1}]
+    assert [text.split(" ")[0] for text in records(server)][:5001] == [*map(str, range(5000)), "after"]

@@ -20,7 +20,7 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
-from cwsink.spool import directory, leader_state, segment
+from cwsink.spool import capacity, directory, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import Block, RingReader
 from cwsink.spool.ring import Append, Ring
@@ -178,7 +178,7 @@ def test_a_record_never_overtakes_the_one_before_it(monkeypatch: pytest.MonkeyPa
     """
     config = quick_config()
     spool = directory.open_for(config)
-    ring = Ring(spool, config.spool_max_bytes, config.ring_segment_bytes, may_evict=True)
+    ring = Ring(spool, capacity.of(config))
     assert ring.append(b"zero") is Append.APPENDED
     reader = RingReader(spool, {})
 

@@ -29,12 +29,12 @@ from cwsink.flusher.own import OwnFlusher, _Served
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, descriptors, frame, leader_state, segment, sending
+from cwsink.spool import capacity, cursor, descriptors, frame, leader_state, segment, sending
 from cwsink.spool.budget import Budget
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import FreshLane, RingReader
-from cwsink.spool.ring import Ring
+from cwsink.spool.rotation import Rotation
 from tests.faults import test_damaged_spools, test_meddling, test_starts
 from tests.harness.simulation import Leader, simulated_host
 from tests.integration import (
@@ -47,6 +47,7 @@ from tests.integration import (
     test_reader,
     test_refusals,
     test_ring,
+    test_writer,
 )
 from tests.property import test_spool_machine
 from tests.unit import test_delivery, test_frame
@@ -263,8 +264,8 @@ MUTANTS: Final = {
     ),
     "no close of what another thread was opening or closing at a fork": Mutant(
         descriptors._start_anew,
-        "for fd in [*_open, *_unrecorded()]:",
-        "for fd in _open:",
+        ", *_unrecorded()]:",
+        "]:",
         test_ring.test_a_fork_waits_for_no_thread_and_the_child_has_nothing_of_it,
     ),
     "a fork by C code that each thread of the child notices": Mutant(
@@ -335,8 +336,8 @@ MUTANTS: Final = {
     ),
     "a leader that sends as its own environment says": Mutant(
         sending.config_of,
-        "    if found is not None:\n        known",
-        "    if False:\n        known",
+        "    if found is None:\n",
+        "    if True:\n",
         test_starts.test_a_leader_sends_as_its_spool_says,
     ),
     "a leader that keeps to the settings it began with": Mutant(
@@ -358,7 +359,7 @@ MUTANTS: Final = {
         test_cursor.test_commits_go_to_the_two_slots_in_turn,
     ),
     "no room check": Mutant(
-        Ring._rotate,
+        Rotation.next,
         "if self._budget.has_room() or (",
         "if True or (",
         test_budget.test_with_no_leader_alive_the_cap_holds_and_drops_are_counted,
@@ -402,21 +403,21 @@ MUTANTS: Final = {
         test_reader.test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_and_others_flow,
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
-        Ring._newest,
-        "if is_cut or is_evicted else",
-        "if is_evicted else",
+        Rotation.newest,
+        "if is_cut or is_evicted:",
+        "if is_evicted:",
         test_spool_machine.test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered,
     ),
     "appends where a chunk that is delivered in part was cut": Mutant(
-        Ring._newest,
+        Rotation.newest,
         "state.reached()",
         "committed",
         test_spool_machine.test_what_is_appended_after_a_power_failure_in_the_middle_of_a_chunk_is_delivered,
     ),
     "appends to a segment that counts as evicted": Mutant(
-        Ring._newest,
-        "if is_cut or is_evicted else",
-        "if is_cut else",
+        Rotation.newest,
+        "if is_cut or is_evicted:",
+        "if is_cut:",
         test_spool_machine.test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to,
     ),
     "a segment without a whole frame is kept": Mutant(
@@ -432,11 +433,49 @@ MUTANTS: Final = {
         test_spool_machine.test_two_cut_writes_in_a_row_are_no_lost_record,
     ),
     "a spool that is moved away is appended to": Mutant(
-        Ring._is_there,
-        "return os.path.samestat(os.lstat(segment.path_of(self._directory.ring, number)), status)",
+        segment.is_named,
+        "return os.path.samestat(os.lstat(path_of(ring, number)), status)",
         "return status.st_nlink > 0",
         test_meddling.test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment,
         case="the spool renamed",
+    ),
+    "a segment that is read though it was evicted before the lock": Mutant(
+        RingReader._is_readable,
+        "return segment.is_named(self._ring, number, os.fstat(opened.fd))",
+        "return True",
+        test_reader.test_a_segment_that_is_evicted_between_open_and_lock_is_not_read,
+    ),
+    "a budget that is each writer's own": Mutant(
+        capacity.claim,
+        "if found is None or (is_alone and _is_room_for_pending(directory, mine)) else",
+        "if True else",
+        test_budget.test_a_small_budget_takes_nothing_from_a_larger_one,
+        case="while it runs",
+    ),
+    "a budget that throws away what waits while nobody is there": Mutant(
+        capacity.claim,
+        "(is_alone and _is_room_for_pending(directory, mine))",
+        "is_alone",
+        test_budget.test_a_small_budget_takes_nothing_from_a_larger_one,
+        case="while it is restarted",
+    ),
+    "a count of what is evicted that each process begins anew": Mutant(
+        Budget._count,
+        "                self._write_down(evictions)\n            return False",
+        "                pass\n            return False",
+        test_budget.test_a_large_segment_is_counted_in_parts_by_whoever_is_there,
+    ),
+    "a leader that is believed though its sign of life is of the future": Mutant(
+        Writer._sync,
+        "if 0 <= time.time()",
+        "if time.time()",
+        test_writer.test_under_host_durability_each_append_is_synced_while_nobody_leads,
+    ),
+    "a stray number that counts": Mutant(
+        segment.numbers,
+        "while found and found[-1] >= _DUBIOUS_NUMBER and not _is_numbered(ring, found[-1]):",
+        "while False:",
+        test_ring.test_a_stray_file_with_the_highest_number_stops_nothing,
     ),
     "a lock on a segment that could not be removed": Mutant(
         RingReader._attach,

@@ -19,12 +19,11 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
+from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
-from cwsink.frontends.losses import Losses
-from cwsink.spool import budget, cursor, descriptors, segment
+from cwsink.spool import budget, capacity, cursor, descriptors, rotation, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import open_segments
-from cwsink.spool.record import Loss
 from cwsink.spool.survey import Survey, events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -232,53 +231,17 @@ def test_a_full_spool_refuses_whoever_passes_by_the_one_who_looks(
     assert answers == [False] * 10
 
 
-def test_a_refusal_in_the_middle_of_counting_is_counted() -> None:
-    """A signal handler that is refused while its thread counts a refusal, or takes the counts, loses nothing."""
-    losses = Losses()
-
-    class Interrupted(dict[str, Loss]):
-        """Counts by reason that are interrupted whenever they are looked at."""
-
-        def setdefault(self, reason: str, default: Loss) -> Loss:  # type: ignore[override]
-            handler()
-            return super().setdefault(reason, default)
-
-        def values(self) -> Any:
-            handler()
-            return super().values()
-
-    handled: list[int] = []
-    taken: list[Loss] = []
-
-    def handler() -> None:
-        if len(handled) < 50:
-            handled.append(1)
-            losses.add("spool_full", len(handled))
-            taken.extend(losses.take(0.0, 7, still_full=True))
-
-    for number in range(100):
-        losses._by_reason = Interrupted(losses._by_reason)
-        losses.add("spool_full", number)
-        taken.extend(losses.take(0.0, 7, still_full=True))
-    taken.extend(losses.take(0.0, 7, still_full=True))
-    assert len(handled) == 50
-    assert sum(loss.count for loss in taken) == 150
-    assert not losses.pending
-
-
 def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWatch) -> None:
-    """Eight threads are refused 40,000 times while markers are written: the count is exact."""
+    """Eight threads are refused 8,000 times: the count is exact."""
     config = full_config(server.endpoint_url, "drop_newest")
     writer = Writer(config)
     appended = 0
     while writer.append("x" * 300):
         appended += 1
-    each = 5_000
+    each = 1_000
 
     def work() -> None:
-        for number in range(each):
-            if number % 50 == 0:
-                writer._losses._next = 0.0  # a marker is due
+        for _ in range(each):
             writer._count_refusal("spool_full", 1_700_000_000_000, "a record")
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -501,9 +464,9 @@ def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
 
     open_when_written: list[int] = []
 
-    def release(fd: int, incarnation: int) -> None:
+    def release(fd: int, incarnation: int, file: tuple[int, int] | None = None) -> None:
         open_when_written.append(left[0])
-        real_release(fd, incarnation)
+        real_release(fd, incarnation, file)
 
     monkeypatch.setattr(budget, "_replace", replace)
     monkeypatch.setattr(descriptors, "release", release)
@@ -583,3 +546,188 @@ def test_the_whole_directory_stays_within_its_bounds(server: StrictCloudWatch) -
     total = sum(path.stat().st_blocks * 512 for path in files)
     fixed = 2 * cursor.SLOT_BYTES + 16 * 4096  # the cursor's slots and a page for each small file
     assert total <= CAP + SEGMENT + fixed
+
+
+# An append counts what it evicts a part at a time.
+
+
+def slow_spool(url: str) -> tuple[SpoolDirectory, SinkConfig, int]:
+    """Two segments of 256 KiB, and how many records the first one holds that is to be evicted."""
+    config = full_config(url, "drop_newest", segment_bytes=256 * 1024, spool_max_bytes=2 << 20)
+    writer = Writer(config)
+    count = 0
+    while len(segments(writer.directory)) < 2:
+        assert writer.append(f"{count}")
+        count += 1
+    assert writer.append("newest")
+    presence.this.forget_below(writer.directory.root)
+    return (
+        writer.directory,
+        config,
+        sum(not event.message.startswith("newest") for event in events(writer.directory)) - 1,
+    )
+
+
+def test_a_large_segment_is_counted_in_parts_by_whoever_is_there(server: StrictCloudWatch) -> None:
+    """Each call reads a block, by another process each time; the count is exact, and nothing goes before that."""
+    spool, _, count = slow_spool(server.endpoint_url)
+    calls = 1
+    while not budget.Budget(spool, 2 << 20, 256 * 1024).evict(at_least_one=True, seconds=0.0):
+        calls += 1
+        assert calls < 100
+        books = survey(spool)
+        assert (books.evicted, segments(spool)) == (0, [1, 2])
+        assert books.adds_up
+    assert calls >= 256 // 64
+    books = survey(spool)
+    assert (books.evicted, segments(spool)) == (count, [2])
+    assert budget.read_evictions(spool).counting is None
+
+
+def test_a_count_begins_anew_if_a_leader_has_settled_some_meanwhile(server: StrictCloudWatch) -> None:
+    """What is delivered between two parts of the count is not evicted as well."""
+    spool, _, count = slow_spool(server.endpoint_url)
+    assert not budget.Budget(spool, 2 << 20, 256 * 1024).evict(at_least_one=True, seconds=0.0)
+    opened = open_segments(spool)
+    first = next(opened)
+    part = first.read()
+    assert part is not None
+    leader = cursor.Cursor(spool.cursor)
+    state = leader.take_over("test")
+    state.offsets = [cursor.Offset(first.key.number, first.key.salt, part.frames[99].end)]
+    state.ledger.appended = state.ledger.delivered = 100
+    leader.commit(state)
+    leader.close()
+    until(lambda: budget.Budget(spool, 2 << 20, 256 * 1024).evict(at_least_one=True, seconds=0.0), "room")
+    books = survey(spool)
+    assert (books.delivered, books.evicted) == (100, count - 100)
+    assert books.adds_up
+
+
+def test_while_a_segment_is_counted_appends_go_on(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the part is that one append may count, none is refused under drop_oldest."""
+    monkeypatch.setattr(rotation, "_COUNT_SECONDS", 0.0)
+    monkeypatch.setattr(rotation, "_COUNT_SECONDS_IN_NEED", 0.0)
+    config = full_config(server.endpoint_url, "drop_oldest", segment_bytes=256 * 1024, spool_max_bytes=1 << 20)
+    writer = Writer(config)
+    assert all(writer.append(f"{number}") for number in range(40_000))
+    books = survey(writer.directory)
+    assert (books.appended, books.refused) == (40_000, {})
+    assert books.evicted > 0
+
+
+# Several applications log to one spool.
+
+
+def run_writer(spawn: Spawn, config: SinkConfig, count: int, *, wait: bool = False) -> tuple[Any, str]:
+    """Have another process append `count` records; `wait`: it stays until its stdin is closed."""
+    settings = msgspec.json.encode({key: value for key, value in asdict(config).items() if value is not None}).decode()
+    child = spawn(
+        """
+        import sys
+        import msgspec
+        from cwsink import Writer
+        from cwsink.config import SinkConfig
+
+        writer = Writer(SinkConfig(**msgspec.json.decode(sys.argv[1])))
+        print(sum(writer.append(f"{number} {'x' * 300}") for number in range(int(sys.argv[2]))), flush=True)
+        if sys.argv[3] == "True":
+            sys.stdin.read()
+        """,
+        settings,
+        count,
+        wait,
+    )
+    if wait:
+        assert child.stdout
+        return child, child.stdout.readline()
+    return child, finish(child)
+
+
+MIB = 1 << 20
+LARGE = {"spool_max_bytes": 64 * MIB, "segment_bytes": 8 * MIB, "on_full": "drop_newest"}
+SMALL_ONE = {"spool_max_bytes": MIB, "segment_bytes": 128 * 1024, "on_full": "drop_oldest"}
+
+
+@pytest.mark.parametrize("when", ["while it runs", "while it is restarted"])
+def test_a_small_budget_takes_nothing_from_a_larger_one(server: StrictCloudWatch, spawn: Spawn, when: str) -> None:
+    """A cron job beside a web application, or while that is restarted behind a backlog: one line, and nothing else."""
+    is_there = when == "while it runs"
+    web = full_config(server.endpoint_url, **LARGE)  # type: ignore[arg-type]
+    job = full_config(server.endpoint_url, **SMALL_ONE)  # type: ignore[arg-type]
+    first, said = run_writer(spawn, web, 5_000, wait=is_there)
+    assert int(said) == 5_000
+    _, said = run_writer(spawn, job, 4_000)
+    assert int(said) == 4_000
+    spool = Writer(web).directory
+    books = survey(spool)
+    assert (books.evicted, books.pending, books.refused) == (0, 9_000, {})
+    held = capacity.read(spool)
+    assert held is not None
+    assert (held.spool_max_bytes, held.segment_bytes, held.on_full) == (64 * MIB, 8 * MIB, "drop_newest")
+    if is_there:
+        first.stdin.close()
+    assert segments(spool) == [1]
+
+
+def test_a_larger_budget_holds_at_once_and_the_policy_of_those_who_are_there(
+    server: StrictCloudWatch, spawn: Spawn
+) -> None:
+    """A deployment that raises the budget works while the old workers run; one line names all that differs."""
+    old = full_config(server.endpoint_url, "drop_newest", spool_max_bytes=CAP)
+    new = full_config(server.endpoint_url, "drop_oldest", spool_max_bytes=8 * CAP, segment_bytes=2 * SEGMENT)
+    worker, said = run_writer(spawn, old, 10, wait=True)
+    assert int(said) == 10
+    child = spawn(
+        """
+        import sys
+        from cwsink import Writer
+        from cwsink.config import SinkConfig
+        import msgspec
+
+        writer = Writer(SinkConfig(**msgspec.json.decode(sys.argv[1])))
+        assert writer.append("new")
+        """,
+        msgspec.json.encode({key: value for key, value in asdict(new).items() if value is not None}).decode(),
+    )
+    _, errors = child.communicate(timeout=60)
+    (line,) = [each for each in errors.splitlines() if "differ from those" in each]
+    for part in (
+        "segment_bytes=32768 here, 16384 there",
+        "on_full=drop_oldest here, drop_newest there",
+        "larger budget",
+    ):
+        assert part in line
+    spool = Writer(old).directory
+    held = capacity.read(spool)
+    assert held is not None
+    assert (held.spool_max_bytes, held.segment_bytes, held.on_full) == (8 * CAP, SEGMENT, "drop_newest")
+    worker.stdin.close()
+
+
+def test_alone_a_writer_has_its_own_budget_whatever_others_have_reserved(
+    server: StrictCloudWatch, spawn: Spawn
+) -> None:
+    """A segment of 8 MiB that others have reserved would fill a budget of 1 MiB by itself: it is given back."""
+    web = full_config(server.endpoint_url, **LARGE)  # type: ignore[arg-type]
+    job = full_config(server.endpoint_url, **SMALL_ONE)  # type: ignore[arg-type]
+    run_writer(spawn, web, 10)
+    _, said = run_writer(spawn, job, 20_000)
+    assert int(said) == 20_000
+    spool = Writer(web).directory
+    assert ring_bytes(spool) <= MIB + 128 * 1024 + SLACK
+    books = survey(spool)
+    assert (books.appended, books.refused) == (20_010, {})
+    assert books.evicted > 0
+
+
+def test_two_that_begin_at_once_have_the_larger_budget_in_the_end(server: StrictCloudWatch) -> None:
+    """Each finds nobody attached: whoever wrote last, the first rotation of the one with more puts it right."""
+    large = Writer(full_config(server.endpoint_url, "drop_newest", spool_max_bytes=2 * CAP))
+    assert large.append("first")
+    small = capacity.of(full_config(server.endpoint_url, "drop_newest"))
+    assert capacity.claim(large.directory, small, is_alone=True) == small
+    appended = 0
+    while large.append("x" * 300):
+        appended += 1
+    assert appended * 330 > 1.5 * CAP

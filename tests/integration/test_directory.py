@@ -12,12 +12,13 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+from msgspec.structs import asdict
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.errors import ConfigError, SpoolAccessError, SpoolFormatError, UnsafeFilesystemError
 from cwsink.frontends.writer import Writer
-from cwsink.spool import directory
+from cwsink.spool import directory, flusher_lock
 from cwsink.spool.directory import SpoolDirectory, filesystem_of, find_spools, open_existing, open_for
 from tests.harness.support import quick_config
 
@@ -65,16 +66,18 @@ def everything_below(path: str) -> dict[str, bytes | None]:
     return {str(each): each.read_bytes() if each.is_file() else None for each in Path(path).rglob("*")}
 
 
-@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o177, 0o007])
-def test_directories_are_0700_and_files_0600_whatever_the_umask(mask: int, umask: Any) -> None:
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o177, 0o007, 0o277, 0o777])
+def test_directories_are_0700_and_files_0600_whatever_the_umask(mask: int, umask: Any, tmp_path: Path) -> None:
     """Nobody else reads the logs, and we ourselves are never kept out."""
     umask(mask)
-    writer = Writer(CONFIG)
+    writer = Writer(SinkConfig(**{**asdict(CONFIG), "spool_directory": str(tmp_path / "made" / "for" / "it")}))
     assert writer.append("x")
+    assert not writer.append("")
     writer.close()
-    spool = writer.directory.path
-    paths = [spool, *everything_below(spool)]
-    assert len(paths) >= 4
+    flusher_lock.FlusherLock(writer.directory.root).close()
+    paths = [writer.directory.root, *everything_below(writer.directory.root)]
+    assert len(paths) >= 10
+    assert mode_of(tmp_path / "made") & 0o700 == 0o700
     for path in paths:
         assert mode_of(path) == (0o700 if os.path.isdir(path) else 0o600), path
 

@@ -263,7 +263,7 @@ def test_an_evicted_part_of_an_unfinished_range_is_not_waited_for(
         patch.setattr(Delivery, "send", dying)
         with pytest.raises(Killed):
             deliver(writer.directory, config)
-    assert writer._ring._budget.evict(at_least_one=True)
+    assert writer._ring._rotation._budget.evict(at_least_one=True)
     deliver(writer.directory, config)
     books = survey(writer.directory)
     assert (books.adds_up, books.pending, books.appended) == (True, 0, 30)

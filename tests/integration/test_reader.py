@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.spool import cursor, frame, record, segment
+from cwsink.spool import budget, cursor, frame, reader, record, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import RingReader
 from cwsink.spool.segment import AttachedSegment
@@ -244,6 +244,31 @@ def test_a_segment_with_a_damaged_header_is_counted_when_it_is_evicted(small: Si
     assert books.evicted > 0
     assert (books.adds_up, books.appended, books.evicted + books.pending) == (True, appended, appended)
     writer.close()
+
+
+def test_a_segment_that_is_evicted_between_open_and_lock_is_not_read(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evictions at that moment, so that the totals name another segment by then: its records have one fate."""
+    writer = Writer(small)
+    appended = 0
+    while len(segments(writer.directory)) < 4:
+        appended += writer.append("." * 300)
+    spool = writer.directory
+    ask = reader.read_evictions
+
+    def evict_first(directory: SpoolDirectory) -> budget.Evictions:
+        monkeypatch.setattr(reader, "read_evictions", ask)
+        for _ in range(2):
+            assert budget.Budget(spool, small.spool_max_bytes, SMALL).evict(at_least_one=True)
+        return ask(directory)
+
+    monkeypatch.setattr(reader, "read_evictions", evict_first)
+    ring = RingReader(spool, {})
+    blocks = list(iter(ring.read, None))
+    ring.close()
+    assert {block.key.number for block in blocks} == {3, 4}
+    assert sum(len(block.frames) for block in blocks) + survey(spool).evicted == appended
 
 
 @pytest.mark.parametrize("left", [0, 100, 600])

@@ -22,10 +22,11 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.spool import disk, record
+from cwsink.spool import disk, frame, record
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.cursor import read as read_cursor
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.ring import Append
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.store import StoredEvent
@@ -380,7 +381,7 @@ def test_a_loss_marker_of_an_impossible_time_holds_up_nothing(
     messages = texts("3 good")
     writer = Writer(external)
     assert writer.append(messages[0])
-    assert writer._ring.append_marker(record.encode(record.Loss(7, *times, "io_error", 1)))
+    assert writer._ring.append(record.encode(record.Loss(7, *times, "io_error", 1)), frame.LOSS) is Append.APPENDED
     assert all(writer.append(message) for message in messages[1:])
     with leading(writer.directory, external) as leader:
         until(lambda: survey(writer.directory).pending == 0, "all is settled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -20,8 +21,10 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.spool import budget, cursor, descriptors, disk, frame, record, ring, segment
-from cwsink.spool.attachment import Attachment
+from cwsink.frontends import presence
+from cwsink.spool import budget, cursor, descriptors, disk, frame, record, rotation, segment
+from cwsink.spool.attachment import Attachment, is_anyone_attached
+from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.survey import events, survey
@@ -391,7 +394,7 @@ def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
 def test_after_a_short_write_readers_see_the_whole_frame_or_none(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, on_full: str
 ) -> None:
-    """The cut frame is skipped, never truncated away; "block" writes it again, the others count it."""
+    """The cut frame is skipped, never truncated away, and the record is written again at once."""
     config = quick_config(server.endpoint_url, on_full=on_full, flusher="external")
     writer = Writer(config)
     assert writer.append("before")
@@ -409,21 +412,18 @@ def test_after_a_short_write_readers_see_the_whole_frame_or_none(
     with monkeypatch.context() as never_truncated:
         never_truncated.setattr(os, "ftruncate", None)
         answer = writer.append("cut in the middle")
-    assert answer == (on_full == "block")
-    until(lambda: writer.append("after"), "room again")
+    assert answer
+    assert writer.append("after")
     deliver(writer.directory, config)
-    notices = [text for text in server.messages() if text.startswith("cwsink:")]
-    expected = ["before", "cut in the middle", "after"] if on_full == "block" else ["before", "after"]
-    assert [text for text in server.messages() if not text.startswith("cwsink:")] == expected
-    assert bool(notices) == (on_full != "block")
+    expected = ["before", "cut in the middle", "after"]
+    assert server.messages() == expected
     assert sizes == sorted(sizes)
     books = survey(writer.directory)
     assert books.adds_up
     assert books.appended == len(expected)
     assert books.corrupt_bytes > 0
     assert not books.dead_lettered
-    if on_full != "block":
-        assert books.refused["spool_full"] >= 1
+    assert not books.refused
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS])
@@ -449,6 +449,171 @@ def test_an_error_of_the_disk_is_counted_and_never_raised(
     assert books.appended == 2
 
 
+# Limits of the process, and descriptors that somebody else closes.
+
+
+def inside(directory: SpoolDirectory) -> list[str]:
+    """What this process has open of a spool's ring."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [link for link in links if link.startswith(directory.ring)]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_descriptor_that_is_closed_beneath_us_costs_no_record(small: SinkConfig, checked: bool) -> None:
+    """A daemon closes all it has inherited: the writer opens its segment anew, and appends the record at once."""
+    writer = Writer(small)
+    assert writer.append("before")
+    for number in range(3):
+        attached = writer._ring.attached
+        assert attached is not None
+        os.close(attached.fd)
+        del attached
+        if checked:
+            writer._ring.check_due_ns = 0
+        assert writer.append(f"{number}")
+    assert pending(writer.directory) == ["before", "0", "1", "2"]
+    assert len(inside(writer.directory)) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
+def test_a_descriptor_that_is_another_files_by_now_is_left_alone(small: SinkConfig, tmp_path: Path) -> None:
+    """From the next check on nothing is written to it; and it is never closed, by no rotation and no end."""
+    writer = Writer(small)
+    assert writer.append("before")
+    attached = writer._ring.attached
+    assert attached is not None
+    fd = attached.fd
+    os.close(fd)
+    with open(tmp_path / "theirs", "w+b", buffering=0) as theirs:
+        assert theirs.fileno() == fd
+        writer._ring.check_due_ns = 0
+        assert writer.append("after")
+        del attached
+        fill_segment(writer)
+        writer.close()
+        gc.collect()
+        assert os.fstat(fd).st_size == 0
+        theirs.write(b"still open")
+    assert pending(writer.directory)[:2] == ["before", "after"]
+
+
+def test_an_attachment_whose_descriptor_is_closed_is_renewed(small: SinkConfig) -> None:
+    """Others must go on to see that this process is attached; and at its end it finds out whether it is the last."""
+    directory = Writer(small).directory
+    attachment = Attachment(directory)
+    os.close(attachment._file.fd)
+    assert not is_anyone_attached(directory)
+    attachment.hold()
+    assert is_anyone_attached(directory)
+    os.close(attachment._file.fd)
+    assert attachment.detach()
+
+
+LATE = """
+    import gc, os, sys
+    from cwsink import SpoolHandler, Writer
+    from tests.harness.support import quick_config
+
+    class Late:
+        def __init__(self, writer, name):
+            self.writer, self.name, self.me = writer, name, self
+
+        def __del__(self):
+            for number in range(3):
+                os.write(1, f"{self.name} {number} {self.writer.append(f'{self.name} {number}')}\\n".encode())
+
+    writer = Writer(quick_config("http://127.0.0.1:1", flusher=sys.argv[1], drain_timeout_seconds=0.1))
+    assert writer.append("early")
+    late = Late(writer, "global")
+    own = Writer(quick_config("http://127.0.0.1:1", flusher=sys.argv[1], drain_timeout_seconds=0.1))
+    assert own.append("own")
+    cycle = Late(own, "cycle")
+    own.cycle = cycle
+    sys.modules["late"] = Late(writer, "module")
+"""
+
+
+@pytest.mark.parametrize("flusher", ["process", "external"])
+def test_finalizers_at_the_interpreters_end_may_append(spawn: Spawn, flusher: str) -> None:
+    """The ring may be closed, or collected before the object that logs: it is opened once more."""
+    out = finish(spawn(LATE, flusher))
+    config = quick_config("http://127.0.0.1:1")
+    told = [line.removesuffix(" True") for line in out.splitlines()]
+    assert len(told) >= 6
+    assert not [line for line in out.splitlines() if not line.endswith(" True")]
+    assert sorted(pending(Writer(config).directory)) == sorted(["early", "own", *told])
+
+
+NO_DESCRIPTORS = """
+    import os, resource
+    from cwsink import Writer
+    from tests.harness.support import quick_config
+
+    writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=65536, flusher="external"))
+    assert writer.append("first")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    during = [writer.append(f"{number} {'x' * 300}") for number in range(300)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    after = [writer.append(f"after {number}") for number in range(10)]
+    print(sum(during), sum(after))
+"""
+
+
+def test_a_process_without_descriptors_appends_on_to_what_it_has(spawn: Spawn) -> None:
+    """It cannot rotate: the segment grows up to twice its size; what has no room then is counted."""
+    during, after = map(int, finish(spawn(NO_DESCRIPTORS)).split())
+    assert 2 * 65536 / 360 < during < 2.2 * 65536 / 330 or during == 300
+    assert after == 10
+    directory = Writer(quick_config("http://127.0.0.1:1", segment_bytes=65536)).directory
+    books = survey(directory)
+    assert books.appended == during + 11
+    assert books.refused.get("io_error", 0) == 300 - during
+    assert len(segments(directory)) == 2
+
+
+@pytest.mark.parametrize("failures", [2, 100])
+def test_a_segment_whose_disk_fails_is_left(small: SinkConfig, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """EIO may pass. After three in a row the writer goes on in another segment, and loses nothing more."""
+    writer = Writer(small)
+    for _ in range(3):
+        assert writer.append("before" + "." * 300)
+    bad = os.fstat(writer._ring.attached.fd).st_ino  # type: ignore[union-attr]
+    left = iter(range(failures))
+
+    def write(fd: int, data: bytes) -> int:
+        if os.fstat(fd).st_ino == bad and next(left, None) is not None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.write(fd, data)
+
+    on_write(monkeypatch, write)
+    assert [writer.append(f"{number}") for number in range(5)] == [False, False, True, True, True]
+    assert segments(writer.directory) == ([1] if failures == 2 else [1, 2])
+    assert survey(writer.directory).refused == {"io_error": 2}
+
+
+def test_a_stray_file_with_the_highest_number_stops_nothing(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Somebody has copied a segment, or touched one: numbers go on from those that writers have made."""
+    writer = Writer(small)
+    assert writer.append("first")
+    for name in ("999999999999999999", "18446744073709551615"):
+        Path(f"{writer.directory.ring}/{name}.seg").write_bytes(segment_path(writer.directory, 1).read_bytes())
+    Path(f"{writer.directory.ring}/999999999999999998.seg").touch()
+    fillers = fill_segment(writer, count=2)
+    assert segments(writer.directory) == [1, 2, 3]
+    presence.this.forget_below(writer.directory.root)
+    again = Writer(small)
+    assert again.append("again")
+    deliver(writer.directory, small)
+    assert server.messages() == ["first", *fillers, "again"]
+
+
 # Reserve.
 
 
@@ -465,28 +630,57 @@ def test_a_segment_reserves_its_blocks_when_it_is_made(small: SinkConfig) -> Non
 
 
 def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOSPC at creation: the oldest segment goes under drop_oldest, else the record is refused; no litter."""
+    """ENOSPC at creation: the oldest segment goes under drop_oldest, else the last one grows to twice its size."""
     keeper = Writer(SinkConfig(**{**asdict(small), "on_full": "drop_newest"}))
     assert keeper.append("first")
     fill_segment(keeper, count=2)
+    link = os.link
 
-    def full(fd: int, size_bytes: int, start: int = 0) -> bool:
+    def full(source: str, target: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(disk, "reserve", full)
+    monkeypatch.setattr(os, "link", full)
     while keeper.append("." * 200):
         pass
-    before = segments(keeper.directory)
-    assert before == [1, 2, 3]
+    assert segments(keeper.directory) == [1, 2, 3]
+    assert 2 * SMALL <= segment_path(keeper.directory, 3).stat().st_size < 2 * SMALL + 300
     assert survey(keeper.directory).refused == {"spool_full": 1}
-    once = iter([True])
-    monkeypatch.setattr(disk, "reserve", lambda fd, size: next(once, False) and full(fd, size))
+    assert not list(Path(keeper.directory.ring).glob("*.tmp"))
+    presence.this.forget_below(keeper.directory.root)
+
+    def full_once(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "link", link)
+        full(source, target)
+
+    monkeypatch.setattr(os, "link", full_once)
     evicting = Writer(small)
-    while segments(evicting.directory)[-1] == 3:
-        assert evicting.append("." * 200)
+    assert evicting.append("." * 200)
     assert segments(evicting.directory) == [2, 3, 4]
     assert survey(evicting.directory).evicted > 0
     assert not list(Path(keeper.directory.ring).glob("*.tmp"))
+
+
+def test_a_disk_with_less_than_a_segment_left_is_used_as_far_as_it_goes(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much is reserved as there is. EFBIG, a limit of this process, gives as much as the limit."""
+    room = {errno.ENOSPC: 96 * 1024, errno.EFBIG: 32 * 1024}
+    reserved: list[int] = []
+    code = errno.ENOSPC
+
+    def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:
+        if size_bytes > room[code]:
+            raise OSError(code, os.strerror(code))
+        reserved.append(size_bytes)
+        return True
+
+    writer = Writer(SinkConfig(**{**asdict(small), "segment_bytes": 1024 * 1024, "on_full": "drop_newest"}))
+    monkeypatch.setattr(disk, "reserve", reserve)
+    assert writer.append("one")
+    assert reserved[-1] == 64 * 1024
+    code = errno.EFBIG
+    assert segment.create(writer.directory.ring, 2, bytes(16), 1024 * 1024)
+    assert reserved[-1] == 32 * 1024
 
 
 # Fork.
@@ -754,7 +948,7 @@ def test_a_ring_answers_with_a_closed_set(small: SinkConfig) -> None:
     """Without its directory a ring says GONE; it never raises."""
     directory = open_existing(Writer(small).directory.path)
     os.rmdir(directory.ring)
-    ring = Ring(directory, small.spool_max_bytes, SMALL, may_evict=True)
+    ring = Ring(directory, Capacity(small.spool_max_bytes, SMALL))
     assert ring.append(record.encode((0, 1, 0, "text"))) is Append.GONE
 
 
@@ -778,9 +972,9 @@ def test_leading_from_another_thread_disturbs_no_writer(small: SinkConfig, serve
 def behind(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[SpoolDirectory, list[int]]:
     """A spool with a backlog that is one, of a process that is gone; and its segments."""
     monkeypatch.setattr(segment, "BACKLOG_BYTES", 2 * SMALL)
-    monkeypatch.setattr(ring, "_WORTH_LEAVING_BYTES", SMALL // 2)
+    monkeypatch.setattr(rotation, "_WORTH_LEAVING_BYTES", SMALL // 2)
     directory = Writer(small).directory
-    gone = Ring(directory, 16 * SMALL, SMALL, may_evict=False)
+    gone = Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest"))
     while len(segments(directory)) < 3 or segment_path(directory, 3).stat().st_size < SMALL // 2:
         assert append_text(gone) is Append.APPENDED
     gone.close()
@@ -794,7 +988,7 @@ def append_text(writing: Ring) -> Append:
 def test_the_first_writer_after_a_start_keeps_out_of_the_backlog(behind: tuple[SpoolDirectory, list[int]]) -> None:
     """It begins a segment; those that come later, attached or not yet, share it."""
     directory, before = behind
-    first, second = (Ring(directory, 16 * SMALL, SMALL, may_evict=False) for _ in range(2))
+    first, second = (Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest")) for _ in range(2))
     assert append_text(first) is Append.APPENDED
     assert append_text(second) is Append.APPENDED
     assert segments(directory) == [*before, before[-1] + 1]
@@ -807,7 +1001,7 @@ def test_a_writer_beside_others_goes_where_they_are(behind: tuple[SpoolDirectory
     """Somebody is attached: the backlog may be his, and goes on."""
     directory, before = behind
     other = Attachment(directory)
-    assert append_text(Ring(directory, 16 * SMALL, SMALL, may_evict=False)) is Append.APPENDED
+    assert append_text(Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest"))) is Append.APPENDED
     assert segments(directory) == before
     other.close()
 
@@ -827,7 +1021,7 @@ def test_who_asks_at_the_same_time_is_not_taken_for_attached(
         return is_held
 
     monkeypatch.setattr(descriptors, "try_lock", try_and_let_the_other_go)
-    assert append_text(Ring(directory, 16 * SMALL, SMALL, may_evict=False)) is Append.APPENDED
+    assert append_text(Ring(directory, Capacity(16 * SMALL, SMALL, "drop_newest"))) is Append.APPENDED
     assert segments(directory) == [*before, before[-1] + 1]
     os.close(other)
 
@@ -841,7 +1035,7 @@ def test_no_segment_is_begun_at_a_start_without_need(
     if why == "small backlog":
         monkeypatch.setattr(segment, "BACKLOG_BYTES", 100 * SMALL)
     if why == "small segment":
-        monkeypatch.setattr(ring, "_WORTH_LEAVING_BYTES", 2 * SMALL)
+        monkeypatch.setattr(rotation, "_WORTH_LEAVING_BYTES", 2 * SMALL)
     most = ring_bytes(directory) if why == "no room" else 16 * SMALL
-    assert append_text(Ring(directory, most, SMALL, may_evict=True)) is Append.APPENDED
+    assert append_text(Ring(directory, Capacity(most, SMALL))) is Append.APPENDED
     assert segments(directory) == before

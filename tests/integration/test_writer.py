@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import stat
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -433,20 +433,67 @@ def test_a_writer_that_never_appends_starts_nothing(external: SinkConfig) -> Non
 # durability="host".
 
 
-def test_host_durability_syncs_at_most_every_half_second(
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size that the newest segment had at each fdatasync of it by this process."""
+    sizes: list[int] = []
+    sync = disk.sync
+
+    def note(fd: int) -> None:
+        sizes.append(os.fstat(fd).st_size)
+        sync(fd)
+
+    monkeypatch.setattr(disk, "sync", note)
+    return sizes
+
+
+def lead_at(writer: Writer, seconds_ago: float) -> None:
+    """Make leader.json that a leader touched then."""
+    moment = time.time() - seconds_ago
+    Path(writer.directory.leader_state).touch()
+    os.utime(writer.directory.leader_state, (moment, moment))
+
+
+@pytest.mark.parametrize("seconds_ago", [None, 3.5, 86_400.0, -86_400.0])
+def test_under_host_durability_each_append_is_synced_while_nobody_leads(
+    server: StrictCloudWatch, synced: list[int], seconds_ago: float | None
+) -> None:
+    """It may be the last of a burst. leader.json from the future, after the clock was set back, is no sign of life."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", durability="host", segment_bytes=4096))
+    if seconds_ago is not None:
+        lead_at(writer, seconds_ago)
+    for number in range(40):
+        assert writer.append(f"{number} {'x' * 300}")
+        newest = segment_path(writer.directory, segments(writer.directory)[-1])
+        assert newest.stat().st_size in synced, f"{number} is not synced"
+    assert len(segments(writer.directory)) > 2
+
+
+def test_under_host_durability_names_are_synced_while_nobody_leads(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no leader the writer itself calls fdatasync, and not for each record."""
-    config = quick_config(server.endpoint_url, flusher="external", durability="host")
-    now = itertools.count()
-    monkeypatch.setattr(writer_module, "monotonic", lambda: 1000 + next(now) * 0.01)  # 10 ms each time it is asked
-    synced: list[int] = []
-    monkeypatch.setattr(disk, "sync", synced.append)
-    writer = Writer(config)
-    for number in range(200):
+    """A new segment is lost with its records if its name is: the directories are synced with its first record."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", durability="host", segment_bytes=4096))
+    names: list[str] = []
+    monkeypatch.setattr(disk, "sync_directory", names.append)
+    assert writer.append("first")
+    assert names == [writer.directory.ring, writer.directory.path, writer.directory.root]
+    while len(segments(writer.directory)) < 2:
+        assert writer.append("x" * 300)
+    assert names.count(writer.directory.ring) == 2
+
+
+def test_under_host_durability_a_writer_leaves_it_to_the_leader(server: StrictCloudWatch, synced: list[int]) -> None:
+    """While leader.json is touched no append syncs; soon after it is not, each one does."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", durability="host"))
+    lead_at(writer, 0.0)
+    for number in range(100):
         assert writer.append(f"{number}")
-    seconds = next(now) * 0.01
-    assert 1 <= len(synced) <= seconds / 0.5 + 1
+    assert not synced
+    lead_at(writer, 4.0)
+    time.sleep(0.2)
+    assert writer.append("alone")
+    assert synced
 
 
 def test_process_durability_never_syncs(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:

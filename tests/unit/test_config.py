@@ -57,6 +57,7 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"spool_max_bytes": 16_383}, "spool_max_bytes=16383: expected `int` >= 16384."),
         ({"spool_max_bytes": 10**23}, f"spool_max_bytes={10**23}: expected `int` <= {1 << 50}."),
         ({"segment_bytes": 1}, "segment_bytes=1: expected `int` >= 4096."),
+        ({"segment_bytes": (16 << 20) + 1}, "segment_bytes=16777217: expected `int` <= 16777216."),
         ({"on_full": "wait"}, "on_full='wait': choose one of drop_oldest, drop_newest, block."),
         ({"durability": "disk"}, "durability='disk': choose one of process, host."),
         ({"flusher": "fork"}, "flusher='fork': choose one of process, external."),

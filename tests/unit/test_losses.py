@@ -1,101 +1,132 @@
-"""What is refused is counted exactly, and told in few markers."""
+"""What is refused is counted exactly, and written down before anybody is told of it."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cwsink.config import SinkConfig
+from cwsink.frontends import turn
 from cwsink.frontends.losses import Losses
-from cwsink.spool.record import Loss
+from cwsink.spool import descriptors, directory, refusals
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.refusals import Refused
 
-PRODUCER = 7
+NOW_MS = 1_700_000_000_000
 
 
-def test_refusals_are_counted_by_reason_with_their_times() -> None:
-    """One marker for each reason, with the count and the first and last time, whatever order they came in."""
+@pytest.fixture
+def spool() -> SpoolDirectory:
+    """A spool in which nothing was refused yet."""
+    made = directory.open_for(SinkConfig())
+    refusals.prepare(made)
+    return made
+
+
+def test_refusals_are_counted_by_reason_with_their_times(spool: SpoolDirectory) -> None:
+    """A count for each reason, with the first and last time, whatever order they came in; the file does not grow."""
     losses = Losses()
-    assert not losses.pending
     for reason, time in [("spool_full", 20), ("io_error", 50), ("spool_full", 10), ("spool_full", 30)]:
-        losses.add(reason, time)
+        losses.add(reason, NOW_MS + time)
     assert losses.pending
-    taken = losses.take(0.0, PRODUCER, still_full=False)
-    assert taken == [Loss(3, 10, 30, "spool_full", PRODUCER), Loss(1, 50, 50, "io_error", PRODUCER)]
-
-
-def test_taking_begins_anew() -> None:
-    """What was taken is not told twice."""
-    losses = Losses()
-    losses.add("spool_full", 1)
-    losses.take(0.0, PRODUCER, still_full=False)
+    losses.write_down(spool)
     assert not losses.pending
-    assert losses.take(0.0, PRODUCER, still_full=False) == []
-    losses.add("spool_full", 9)
-    assert losses.take(0.0, PRODUCER, still_full=False) == [Loss(1, 9, 9, "spool_full", PRODUCER)]
+    assert refusals.read(spool) == {
+        "spool_full": Refused(3, NOW_MS + 10, NOW_MS + 30),
+        "io_error": Refused(1, NOW_MS + 50, NOW_MS + 50),
+    }
+    assert os.path.getsize(spool.refusals) == 4096
 
 
-def test_markers_of_an_outage_come_ever_more_rarely() -> None:
-    """While the spool is full: at once, after 1 s, 2, 4 ... and then every 60 s."""
-    losses, now, pauses, last = Losses(), 100.0, [], 100.0
-    while len(pauses) < 10:
-        losses.add("spool_full", 1)
-        if losses.is_due(now):
-            losses.take(now, PRODUCER, still_full=True)
-            pauses.append(now - last)
-            last = now
-        now += 0.5
-    assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+def test_a_later_run_of_refusals_has_its_own_time(spool: SpoolDirectory) -> None:
+    """The count is of all that was ever refused; the time is of the refusals that came close to the last one."""
+    for moment in (NOW_MS, NOW_MS + 1000, NOW_MS + 3_600_000, NOW_MS + 3_600_005):
+        losses = Losses()
+        losses.add("spool_full", moment)
+        losses.write_down(spool)
+    assert refusals.read(spool) == {"spool_full": Refused(4, NOW_MS + 3_600_000, NOW_MS + 3_600_005)}
 
 
-def test_an_hour_of_a_full_spool_is_few_markers() -> None:
-    """An hour at fifty refusals a second is at most 70 markers, and every refusal is in one of them."""
-    losses, told, markers = Losses(), 0, 0
-    for tick in range(3_600 * 10):
-        now = tick / 10
-        for _ in range(5):
-            losses.add("spool_full", tick)
-        if losses.is_due(now):
-            told += sum(loss.count for loss in losses.take(now, PRODUCER, still_full=True))
-            markers += 1
-    told += sum(loss.count for loss in losses.take(3_600.0, PRODUCER, still_full=False))
-    assert told == 3_600 * 50
-    assert markers <= 70
-
-
-def test_room_again_ends_the_pauses() -> None:
-    """The next time the spool is full, the first marker is written at once."""
+def test_what_cannot_be_written_down_waits(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor, say, for thousands of refusals: they take no more memory, and are all counted in the end."""
     losses = Losses()
-    for now in (0.0, 1.0, 3.0):
-        losses.add("spool_full", 1)
-        assert losses.is_due(now)
-        losses.take(now, PRODUCER, still_full=True)
-    losses.add("spool_full", 1)
-    assert not losses.is_due(3.5)
-    losses.take(3.5, PRODUCER, still_full=False)
-    losses.add("spool_full", 1)
-    assert losses.is_due(3.5)
+
+    def fail(path: str, flags: int) -> descriptors.Opened:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as none_left:
+        none_left.setattr(descriptors, "opened", fail)
+        for number in range(5_000):
+            losses.add(("spool_full", "io_error")[number % 2], NOW_MS + number)
+            losses.write_down(spool)
+        assert losses.pending
+        assert len(losses._losses) <= 1_001
+    losses.write_down(spool)
+    assert refusals.counts(spool) == {"spool_full": 2_500, "io_error": 2_500}
 
 
-def test_nothing_lost_is_nothing_due() -> None:
-    """No marker is written for no loss, however long it has been."""
-    assert not Losses().is_due(1e9)
-
-
-def test_a_marker_that_could_not_be_written_is_counted_again() -> None:
-    """Put back, losses add to what came meanwhile: counts sum up, times cover both."""
+@pytest.mark.parametrize("content", [b"", b"x" * 4096, b"\0" * 10_000])
+def test_a_file_that_is_damaged_begins_anew(spool: SpoolDirectory, content: bytes) -> None:
+    """The counts in it are gone, and nothing else is."""
+    with open(spool.refusals, "wb") as file:
+        file.write(content)
+    assert refusals.read(spool) == {}
     losses = Losses()
-    losses.add("spool_full", 10)
-    losses.add("io_error", 11)
-    taken = losses.take(0.0, PRODUCER, still_full=True)
-    losses.add("spool_full", 5)
-    losses.put_back(taken)
-    assert losses.pending
-    assert losses.take(1.0, PRODUCER, still_full=False) == [
-        Loss(2, 5, 10, "spool_full", PRODUCER),
-        Loss(1, 11, 11, "io_error", PRODUCER),
-    ]
+    losses.add("spool_full", NOW_MS)
+    losses.write_down(spool)
+    assert not losses.pending
+    assert refusals.counts(spool) == {"spool_full": 1}
 
 
-def test_a_marker_that_is_put_back_alone_is_unaltered() -> None:
-    """No count and no time is lost between taking and putting back."""
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some of it runs in a finalizer
+def test_a_handler_that_raises_or_is_refused_in_the_middle_changes_no_count(
+    spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each line once: a soft time limit ends the writing, or a handler is refused a record as well."""
+
+    class TimeLimitError(Exception):
+        """What the handler raises."""
+
+    kept: Counter[str] = Counter()
     losses = Losses()
-    for time in (10, 20):
-        losses.add("spool_full", time)
-    losses.put_back(losses.take(0.0, PRODUCER, still_full=True))
-    assert losses.take(1.0, PRODUCER, still_full=False) == [Loss(2, 10, 20, "spool_full", PRODUCER)]
+    lines = 0
+    monkeypatch.setattr(turn, "_LEFT_BEHIND_SECONDS", 0.0)  # tracing also stops where no signal handler can run
+    while True:
+        lines += 1
+        left = lines
+
+        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+            nonlocal left
+            if "cwsink" not in frame.f_code.co_filename:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    losses.add("io_error", NOW_MS)
+                    kept["io_error"] += 1
+                    losses.write_down(spool)
+                    raise TimeLimitError
+            return trace
+
+        losses.write_down(spool)
+        losses.add("spool_full", NOW_MS)
+        sys.settrace(trace)
+        try:
+            losses.write_down(spool)
+        except TimeLimitError:
+            pass
+        finally:
+            sys.settrace(None)
+        kept["spool_full"] += 1
+        if left > 0:
+            break
+    assert lines > 50
+    losses.write_down(spool)
+    assert not losses.pending
+    assert refusals.counts(spool) == kept

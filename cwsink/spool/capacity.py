@@ -1,0 +1,119 @@
+"""`capacity.json`: how much a spool may hold, and what is done when it is full.
+
+Several programs may log to one spool, each with settings of its own. If each of them went by its own, a cron job with a
+small `spool_max_bytes` would throw away what the web application has asked to keep. So budget, policy and segment size
+belong to the spool:
+
+```text
+{"spool_max_bytes": 268435456, "segment_bytes": 8388608, "on_full": "drop_newest", "written_by": "web-1/4711"}
+```
+
+* A writer that begins while no process is attached writes its own settings down, and they hold. But if more is pending
+  than its budget has room for, the settings that are there go on to hold: nothing is thrown away for it.
+* A writer that begins beside others takes over what they have. Only a larger budget holds at once. So a deployment that
+  raises it needs no stop.
+* If a writer's own settings differ from those that hold, one line names both.
+
+A writer reads the file when it begins and whenever it needs a segment. Whether a writer that is refused waits for room
+(`block`) is a matter of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Annotated, Final
+
+import msgspec
+
+from cwsink.config import MIN_SEGMENT_BYTES, MIN_SEGMENTS, MOST_SEGMENT_BYTES, SinkConfig
+from cwsink.diagnostics import report
+from cwsink.spool import cursor, files, segment
+from cwsink.spool.directory import SpoolDirectory
+
+_MOST_BYTES: Final = 4096
+_NAMES: Final = ("spool_max_bytes", "segment_bytes", "on_full")
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """What a writer wishes, or what holds.
+
+    Attributes:
+        spool_max_bytes: the disk space that the ring may take.
+        segment_bytes: the size at which a segment is full.
+        on_full: the policy.
+        written_by: host and pid of the writer whose settings these are, for people.
+    """
+
+    spool_max_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENTS * MIN_SEGMENT_BYTES)]
+    segment_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES, le=MOST_SEGMENT_BYTES)]
+    on_full: str = "drop_oldest"
+    written_by: str = ""
+
+    @property
+    def may_evict(self) -> bool:
+        """Tell whether old records may go for new ones."""
+        return self.on_full == "drop_oldest"
+
+
+def of(config: SinkConfig) -> Capacity:
+    """Return what a writer with this config wishes."""
+    written_by = f"{socket.gethostname()}/{os.getpid()}"
+    return Capacity(config.spool_max_bytes, config.ring_segment_bytes, config.on_full, written_by)
+
+
+def read(directory: SpoolDirectory) -> Capacity | None:
+    """Return what holds; None if no writer has written anything down, or if the file is damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return msgspec.json.decode(files.read(directory.capacity, _MOST_BYTES)[0], type=Capacity)
+    return None
+
+
+def claim(directory: SpoolDirectory, mine: Capacity, *, is_alone: bool) -> Capacity:
+    """Begin to write with these wishes, and return what holds. Never raises.
+
+    Args:
+        directory: the spool.
+        mine: the wishes.
+        is_alone: no process is attached.
+    """
+    found = read(directory)
+    holds = mine if found is None or (is_alone and _is_room_for_pending(directory, mine)) else _larger(found, mine)
+    _write(directory, found, holds)
+    if differing := [name for name in _NAMES if getattr(holds, name) != getattr(mine, name)]:
+        shown = ", ".join(f"{name}={getattr(mine, name)} here, {getattr(holds, name)} there" for name in differing)
+        is_raised = found is not None and found.spool_max_bytes < mine.spool_max_bytes
+        report(
+            f"capacity_{directory.path}",
+            f"the settings of {directory.path} differ from those that {holds.written_by} has set: {shown}. Those there "
+            f"hold{', but for the larger budget of this process' if is_raised else ''}, as long as a process logs "
+            "there, or more is pending than the smaller budget has room for. No record is lost by that.",
+        )
+    return holds
+
+
+def renew(directory: SpoolDirectory, mine: Capacity) -> Capacity:
+    """Return what holds now. If two writers began at once, the one with the larger budget sees to it here."""
+    found = read(directory)
+    holds = mine if found is None else _larger(found, mine)
+    _write(directory, found, holds)
+    return holds
+
+
+def _larger(found: Capacity, mine: Capacity) -> Capacity:
+    return msgspec.structs.replace(found, spool_max_bytes=max(found.spool_max_bytes, mine.spool_max_bytes))
+
+
+def _is_room_for_pending(directory: SpoolDirectory, mine: Capacity) -> bool:
+    with contextlib.suppress(OSError):
+        committed = cursor.read(directory.cursor).committed()
+        done = {key.number: end for key, end in committed.items()}
+        return segment.pending_bytes(directory.ring, done) <= mine.spool_max_bytes
+    return False
+
+
+def _write(directory: SpoolDirectory, found: Capacity | None, holds: Capacity) -> None:
+    if found != holds and (found is None or any(getattr(found, name) != getattr(holds, name) for name in _NAMES)):
+        with contextlib.suppress(OSError):  # no space, say: what was there goes on to hold for the others
+            files.replace(directory.capacity, msgspec.json.encode(holds))

@@ -1,0 +1,82 @@
+"""Counts the records of a segment that is to be evicted, a part at a time.
+
+The thread that appends has to evict, and it may not evict what it has not counted. To count a segment of 8 MiB of short
+records takes a second on a busy machine, and no append may take that long. So each append counts for some milliseconds.
+What is counted so far is kept in `evictions`, and the next append, of this or another process, goes on from there.
+
+A count goes by where the segment was settled when it began. If a leader has settled more of it since, or if it is
+another segment's turn, the count begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from cwsink.spool import frame
+
+# Some milliseconds for the shortest records: so late may a count notice that its time is over.
+_BLOCK_BYTES: Final = 64 * 1024
+
+
+class EvictionCount(msgspec.Struct, array_like=True):
+    """What is counted of one segment so far.
+
+    Attributes:
+        number, salt: the segment.
+        start: the offset where its settled part ends.
+        offset: all before this is counted.
+        records: how many events.
+        first_ms, last_ms: the time of the first and the last of them; 0 if this version can read none.
+        refused: counts of loss markers, by reason.
+    """
+
+    number: int
+    salt: int
+    start: int
+    offset: int
+    records: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+    refused: dict[str, int] = {}
+
+    def goes_on(self, number: int, salt: int, start: int) -> bool:
+        """Tell whether this counts that segment from there."""
+        return (self.number, self.salt, self.start) == (number, salt, start)
+
+    def count(self, fd: int, until: float) -> bool:
+        """Count on until all is counted, or this moment (monotonic) is there. Tell whether all is. Raises OSError.
+
+        At least one block is counted, so a count comes to its end. The caller has the segment's exclusive lock.
+        """
+        size = os.fstat(fd).st_size
+        want = _BLOCK_BYTES
+        while self.offset < size:
+            data = os.pread(fd, min(want, size - self.offset), self.offset)
+            at_end = not data or self.offset + len(data) >= size
+            found = frame.scan(data, self.salt, at_end=at_end, final=True)
+            want = _BLOCK_BYTES if found.consumed else max(found.wanted, 2 * want)
+            self._add(found.frames)
+            self.offset += found.consumed
+            if at_end:
+                self.offset = size
+            if found.consumed and self.offset < size and time.monotonic() >= until:
+                return False
+        return True
+
+    def _add(self, frames: list[frame.Frame]) -> None:
+        events = [each for each in frames if each.is_event]
+        self.records += len(events)
+        self.first_ms = self.first_ms or _first_time(events)
+        self.last_ms = _first_time(reversed(events)) or self.last_ms
+        for loss in filter(None, map(frame.loss_of, frames)):
+            self.refused[loss.reason] = self.refused.get(loss.reason, 0) + loss.count
+
+
+def _first_time(events: Iterable[frame.Frame]) -> int:
+    """Return the time of the first event that this version can read, in ms; 0 if there is none."""
+    return next((event.timestamp_ms for event in map(frame.event_of, events) if event), 0)

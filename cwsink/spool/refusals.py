@@ -1,0 +1,166 @@
+"""`refusals`: how many records writers have refused, by reason, in space that was reserved beforehand.
+
+When a record is refused, the disk may be full to its last block. The process may be killed in the next moment. The
+count must be exact all the same. So the file is written once, in full length, while there is room. From then on it is
+overwritten in place, which needs no new block (but for file systems that copy on write). A writer does that before it
+answers that the record was refused.
+
+```text
+offset  size  field          little-endian
+     0     4  CRC            zlib.crc32 of bytes 4 .. 8 + length
+     4     4  length         of the totals
+     8     n  totals         MessagePack: {reason: [count, first_ms, last_ms]}
+               zeros up to 4,096 bytes
+```
+
+Several processes may refuse records at once. One at a time adds its own, under an flock. The others wait for it, but
+for 20 ms at most: it may have been stopped. Then they keep their counts in memory, and add them with their next
+refusal, their next append, or at their end. So a count can be lost only if a process is killed while another one has
+been stopped in the middle of its counting.
+
+The totals only grow. The ledger in the cursor says how much of them the stream was told of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from functools import partial
+from struct import Struct
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+
+from cwsink.spool import descriptors, files
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.record import Loss
+
+_PAGE_BYTES: Final = 4096
+_MOST_BYTES: Final = 64 * 1024
+_HEADER: Final = Struct("<II")
+_CHECKED_FROM: Final = 4
+# Another process that adds has the lock for some 10 us. A reader may meet a page that is being overwritten.
+_TRIES: Final = 50
+_WAIT_SECONDS: Final = 0.0005
+_LONGEST_WAIT_SECONDS: Final = 0.02
+# A process that has waited in vain does not wait again for so long.
+_IMPATIENT_SECONDS: Final = 1.0
+# Refusals with a longer pause between them are another run, whose time begins anew.
+_SAME_RUN_MS: Final = 60_000
+
+
+class Refused(msgspec.Struct, array_like=True):
+    """How many records were refused for one reason, ever, and the time of the first and last of the latest run."""
+
+    count: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+
+
+_impatient_until = 0.0
+_decode = msgspec.msgpack.Decoder(dict[str, Refused]).decode
+
+
+def prepare(directory: SpoolDirectory) -> None:
+    """Make the file if it is not there. Never raises: on a full disk the first refusal tries again."""
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(directory.refusals):
+            _make(directory)
+
+
+def read(directory: SpoolDirectory) -> dict[str, Refused]:
+    """Return the totals by reason; empty if there are none, or if the file is damaged. Raises OSError."""
+    for _ in range(_TRIES):
+        try:
+            found = _parse(files.read(directory.refusals, _MOST_BYTES)[0])
+        except OSError as error:
+            if files.is_absent(error):
+                return {}
+            raise
+        if found is not None:
+            return found
+    return {}
+
+
+def counts(directory: SpoolDirectory) -> dict[str, int]:
+    """Return only how many, by reason. Raises OSError."""
+    return {reason: refused.count for reason, refused in read(directory).items()}
+
+
+def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
+    """Add these losses to the totals, and remove them from the list. False: they are still there. Never raises.
+
+    A signal handler may raise after any call. So the write and the removal are one step of C code: no loss is counted
+    twice, and none is forgotten.
+    """
+    with contextlib.suppress(OSError):
+        prepare(directory)
+        with descriptors.opened(directory.refusals, os.O_RDWR) as file:
+            if _take_turn(file.fd):
+                now = len(losses)  # others may append to it meanwhile
+                page = _page(_sum(_parse(os.pread(file.fd, _PAGE_BYTES, 0)) or {}, losses[:now]))
+                write = partial(os.pwrite, file.fd, page, 0)
+                steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
+                deque(map(partial.__call__, steps), maxlen=0)
+                return True
+    return False
+
+
+def _take_turn(fd: int) -> bool:
+    """Take the lock, which another process may have for some 10 us, or for longer if it is not given the processor."""
+    global _impatient_until
+    if any(descriptors.try_lock(fd, exclusive=True) for _ in range(_TRIES)):
+        return True
+    until = time.monotonic() + _LONGEST_WAIT_SECONDS
+    while _impatient_until < (now := time.monotonic()) < until:
+        time.sleep(_WAIT_SECONDS)
+        if descriptors.try_lock(fd, exclusive=True):
+            return True
+    _impatient_until = max(_impatient_until, now + _IMPATIENT_SECONDS if now >= until else 0.0)
+    return False
+
+
+def _make(directory: SpoolDirectory) -> None:
+    """Make the file, unless another process is first. Raises OSError."""
+    temporary = f"{directory.refusals}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
+    try:
+        files.replace(temporary, _page({}))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, directory.refusals)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _parse(page: bytes) -> dict[str, Refused] | None:
+    """Return the totals on a page; None if the page is damaged, or if it was read while it was overwritten."""
+    if len(page) < _HEADER.size:
+        return None
+    crc, length = _HEADER.unpack_from(page)
+    end = _HEADER.size + length
+    if end > len(page) or crc32(page[_CHECKED_FROM:end]) != crc:
+        return None
+    try:
+        return _decode(page[_HEADER.size : end])
+    except ValueError:
+        return None
+
+
+def _page(totals: dict[str, Refused]) -> bytes:
+    body = msgspec.msgpack.encode(totals)
+    checked = _HEADER.pack(0, len(body))[_CHECKED_FROM:] + body
+    return (crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked).ljust(_PAGE_BYTES, b"\0")
+
+
+def _sum(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:
+    for loss in losses:
+        known = totals.setdefault(loss.reason, Refused())
+        if not known.first_ms - _SAME_RUN_MS <= loss.first_ms <= known.last_ms + _SAME_RUN_MS:
+            known.first_ms = known.last_ms = loss.first_ms
+        known.count += loss.count
+        known.first_ms = min(known.first_ms, loss.first_ms)
+        known.last_ms = max(known.last_ms, loss.last_ms)
+    return totals

@@ -1,0 +1,200 @@
+"""Which segment a writer appends to: it attaches to the newest one, makes the next one, and finds room for it.
+
+A spool has one budget, one policy and one segment size (cwsink.spool.capacity). Here they are read when a writer
+begins, and whenever it needs a segment.
+
+A disk may be smaller than a segment. If one segment took all of it, nothing could ever be evicted or given back,
+because the newest segment stays. So a segment takes at most a sixteenth of what the ring could have of the disk. A
+process that may not make large files (RLIMIT_FSIZE) makes segments that it can fill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from cwsink.config import MIN_SEGMENT_BYTES
+from cwsink.spool import capacity, cursor, descriptors, disk, segment
+from cwsink.spool.attachment import is_anyone_attached
+from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
+from cwsink.spool.capacity import Capacity
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.segment import AttachedSegment, SegmentKey
+
+# A writer that cannot rotate appends on to its segment, and stops at this many times `segment_bytes`.
+MOST_SEGMENT_FACTOR: Final = 2
+# While CloudWatch is away, a service may start and die again and again. If each start began a segment, each would take
+# a mebibyte of the disk. So a start begins none if the newest one holds less than this that is not settled.
+_WORTH_LEAVING_BYTES: Final = 64 * 1024
+_RESERVED_AT_START_BYTES: Final = 1024 * 1024
+_LEAST_SEGMENTS_ON_A_DISK: Final = 16
+_PAGE_BYTES: Final = 4096
+# How long one append may count what it is to evict. The longer time is for a segment that is one and a half times its
+# size: before it is twice its size, room must be found.
+_COUNT_SECONDS: Final = 0.01
+_COUNT_SECONDS_IN_NEED: Final = 0.03
+
+
+class Rotation:
+    """The segments of a spool, as one writer chooses among them.
+
+    Attributes:
+        segment_bytes: the size at which a segment is full, on this disk.
+        may_evict: whether old records may go for new ones.
+    """
+
+    def __init__(self, directory: SpoolDirectory, wishes: Capacity, *, is_guest: bool) -> None:
+        """Begin. `is_guest`: keep to what holds, whatever the wishes are, and evict nothing."""
+        self._directory = directory
+        self._spool_id = bytes.fromhex(directory.format.spool_id)
+        self._wishes = wishes
+        self._is_guest = is_guest
+        self._budget = Budget(directory, wishes.spool_max_bytes, wishes.segment_bytes)
+        self.segment_bytes = wishes.segment_bytes
+        self.may_evict = wishes.may_evict and not is_guest
+
+    def newest(self) -> AttachedSegment:
+        """Attach to the newest segment, or make one. Raises OSError."""
+        # Ask before listing. A process that starts at the same moment then either sees an empty spool too (and loses
+        # the `link`, harmlessly), or sees the segment we are making.
+        is_start = not is_anyone_attached(self._directory)
+        if not self._is_guest:
+            capacity.claim(self._directory, self._wishes, is_alone=is_start)
+        self._keep_to(self._holding())
+        attached = segment.attach_newest(self._directory.ring)
+        if attached is None:
+            # The records will need the disk, and a leader needs a cursor to free any of it: reserve that before.
+            with (
+                contextlib.suppress(OSError),
+                descriptors.opened(self._directory.cursor, os.O_RDWR | os.O_CREAT) as file,
+            ):
+                for slot in (0, 1):
+                    disk.reserve(file.fd, _PAGE_BYTES, slot * cursor.SLOT_BYTES)
+            return self.make(0)
+        state = cursor.State()
+        with contextlib.suppress(OSError):
+            state = cursor.read(self._directory.cursor)
+        committed = state.committed()
+        unsettled_bytes = attached.end_seen - committed.get(attached.key, 0)
+        if is_start and unsettled_bytes >= _WORTH_LEAVING_BYTES and self._is_behind(committed):
+            return self.make(attached.key.number, min(_RESERVED_AT_START_BYTES, self.segment_bytes))
+        # After a power failure the segment may be shorter than the offset the cursor holds. Records appended now would
+        # land below that offset and be taken for delivered, so begin a new segment. It may also bring back a segment
+        # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either.
+        is_cut = attached.end_seen < state.reached().get(attached.key, 0)
+        is_evicted = attached.key == read_evictions(self._directory).last_evicted
+        if is_cut or is_evicted:
+            return self.make(attached.key.number)
+        if is_start:
+            self._trim(attached)
+        return attached
+
+    def follow(self, attached: AttachedSegment) -> AttachedSegment:
+        """Return the newest segment, attached, if it is not this one. Raises OSError."""
+        newest = segment.attach_newest(self._directory.ring)
+        return attached if newest is None or newest.key == attached.key else newest
+
+    def next(self, attached: AttachedSegment) -> AttachedSegment | None:
+        """Leave a full segment for the next one, and make that if there is none. None: there is no room for it.
+
+        Raises:
+            OSError: the next one cannot be made or opened.
+        """
+        newer = self.follow(attached)
+        if not self.is_full(newer):
+            return newer
+        self._keep_to(self._holding())
+        if not self.is_full(newer):  # larger segments hold by now, or there is more of the disk
+            return newer
+        size = newer.end_seen
+        seconds = _COUNT_SECONDS if size < 1.5 * self.segment_bytes else _COUNT_SECONDS_IN_NEED
+        if self._budget.has_room() or (self.may_evict and self._budget.evict(seconds=seconds)):
+            return self.make(newer.key.number)
+        if self.may_evict and self.may_grow(newer):
+            return newer  # what is to go is not counted yet, or another process is evicting: append on meanwhile
+        return None
+
+    def make(self, after: int, reserve_bytes: int | None = None) -> AttachedSegment:
+        """Make and attach the segment after `after`, or the one another writer made meanwhile. Raises OSError."""
+        ring, reserve_bytes = self._directory.ring, reserve_bytes or self.segment_bytes
+        newest = max([after, *segment.numbers(ring)[-1:]])
+        if newest > after:
+            attached = segment.attach_newest(ring)
+            if attached is not None and attached.key.number > after:
+                return attached
+            after = newest  # that segment cannot be appended to: it is another version's, or damaged
+        try:
+            segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=not self.may_evict)
+        except OSError as error:
+            # The disk is full before the budget is: all that we can free is our own oldest segment.
+            if error.errno not in disk.NO_ROOM or not self.may_evict:
+                raise
+            self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
+            segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=True)
+        attached = segment.attach_newest(ring)
+        if attached is None:
+            raise OSError(errno.EIO, "the ring has no segment that can be written", ring)
+        return attached
+
+    def is_full(self, attached: AttachedSegment) -> bool:
+        """Tell whether a segment is to be left."""
+        return attached.is_full or attached.end_seen >= self.segment_bytes
+
+    def may_grow(self, attached: AttachedSegment) -> bool:
+        """Tell whether a segment that is to be left may be appended to if there is no other one."""
+        return not attached.is_full and attached.end_seen < MOST_SEGMENT_FACTOR * self.segment_bytes
+
+    def make_room(self, attached: AttachedSegment) -> bool:
+        """Free some of a full disk: what is settled of this segment, or else the oldest segment. Tell whether.
+
+        Raises:
+            OSError: neither could be tried.
+        """
+        end = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
+        before = usage_of(os.fstat(attached.fd))
+        disk.punch_hole(attached.fd, _PAGE_BYTES, end - end % _PAGE_BYTES)
+        if usage_of(os.fstat(attached.fd)) < before:
+            return True
+        return self.may_evict and self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
+
+    def _holding(self) -> Capacity:
+        if self._is_guest:
+            return capacity.read(self._directory) or self._wishes
+        return capacity.renew(self._directory, self._wishes)
+
+    def _keep_to(self, holds: Capacity) -> None:
+        self.may_evict = holds.may_evict and not self._is_guest
+        self._budget.most_bytes = holds.spool_max_bytes
+        sizes = [holds.segment_bytes]
+        with contextlib.suppress(OSError):
+            if (free := disk.free_bytes(self._directory.ring)) is not None:
+                sizes.append((free + used_bytes(self._directory.ring)) // _LEAST_SEGMENTS_ON_A_DISK)
+        if (limit := disk.most_file_bytes()) is not None:
+            sizes.append(limit - limit // 8)  # so that the last record of a segment is nearly never cut
+        self.segment_bytes = max(MIN_SEGMENT_BYTES, min(sizes))
+        self._budget.segment_bytes = self.segment_bytes
+
+    def _is_behind(self, committed: Mapping[SegmentKey, int]) -> bool:
+        """Tell whether a backlog waits that new records should not stand behind, and a segment more has room."""
+        pending = segment.pending_bytes(self._directory.ring, {key.number: end for key, end in committed.items()})
+        return pending >= segment.BACKLOG_BYTES and self._budget.has_room()
+
+    def _trim(self, attached: AttachedSegment) -> None:
+        """Give back what others have reserved of the newest segment, if that is more than a segment takes now.
+
+        Else a small budget would be full before the first record. Nobody may append meanwhile, not even to another
+        descriptor of this process: the file would be cut. So this needs the exclusive lock. To get it, or the shared
+        lock back, may fail: then the segment is left as it is, or for the next one.
+        """
+        status = os.fstat(attached.fd)
+        if usage_of(status) - status.st_size <= self.segment_bytes:
+            return
+        if descriptors.try_lock(attached.fd, exclusive=True):
+            with contextlib.suppress(OSError):
+                os.ftruncate(attached.fd, os.fstat(attached.fd).st_size)
+                disk.reserve(attached.fd, self.segment_bytes)
+        if not descriptors.try_lock(attached.fd, exclusive=False):
+            attached.is_full = True

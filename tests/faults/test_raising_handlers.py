@@ -1,0 +1,168 @@
+"""A signal handler that raises at any line of an append: Ctrl-C in a notebook, a soft time limit.
+
+Whatever was going on, the writer goes on afterwards, and so does every other process: no lock, flag, descriptor or
+count stays wrong. (In a finalizer Python prints an exception and goes on. There a handler may cost us a descriptor for
+as long as the process lives; nothing can be done about that.) What became of the interrupted record is unknown: the
+call raised, so it was neither acknowledged nor refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from msgspec.structs import asdict
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.frontends import presence, turn
+from cwsink.spool import ring
+from cwsink.spool.survey import events, survey
+from tests.faults.failpoints import is_ours
+from tests.harness.interleave import SMALL, segment_path, segments
+from tests.harness.support import quick_config
+
+pytestmark = pytest.mark.faults
+
+CONFIG = {"segment_bytes": SMALL, "spool_max_bytes": 8 * SMALL, "flusher": "external"}
+FEWEST_LINES = 20
+
+
+class TimeLimitError(BaseException):
+    """What the handler raises. Like KeyboardInterrupt, it is no Exception."""
+
+
+def attach(config: SinkConfig) -> Writer:
+    """The next append is a process's first."""
+    return Writer(config)
+
+
+def rotate(config: SinkConfig) -> Writer:
+    """The next append makes a segment."""
+    writer = Writer(config)
+    assert writer.append("first")
+    while segment_path(writer.directory, 1).stat().st_size < SMALL:
+        assert writer.append("." * 300)
+    return writer
+
+
+def evict(config: SinkConfig) -> Writer:
+    """The next append evicts a segment for a new one."""
+    writer = Writer(config)
+    assert writer.append("first")
+    while segments(writer.directory)[0] == 1:
+        assert writer.append("." * 900)
+    while segment_path(writer.directory, segments(writer.directory)[-1]).stat().st_size < SMALL:
+        assert writer.append("." * 300)
+    return writer
+
+
+def refuse(config: SinkConfig) -> Writer:
+    """The next append is refused, and counted."""
+    writer = Writer(SinkConfig(**{**asdict(config), "on_full": "drop_newest"}))
+    while writer.append("." * 300):
+        pass
+    return writer
+
+
+def reopen(config: SinkConfig) -> Writer:
+    """The next append finds that the spool was removed, and makes it anew."""
+    writer = Writer(config)
+    assert writer.append("first")
+    shutil.rmtree(writer.directory.path)
+    writer._ring.check_due_ns = 0
+    return writer
+
+
+def open_files(root: str) -> list[str]:
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(link for link in links if link.startswith(root))
+
+
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    """Tell whether an exception would only be printed there."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def interrupted(work: Callable[[], object], line: int) -> bool:
+    """Run `work`, and raise before this line of the package. False: it has fewer lines."""
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal left
+        if not is_ours(frame.f_code) or is_in_finalizer(frame):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise TimeLimitError
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    except TimeLimitError:
+        return True
+    finally:
+        sys.settrace(None)
+    return left <= 0
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("prepare", [attach, rotate, evict, refuse, reopen])
+def test_a_handler_that_raises_leaves_nothing_wrong(
+    prepare: Callable[[SinkConfig], Writer], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards this writer and another one append, evict and count as if nothing had been."""
+    # A tracer also stops in places where no handler can run, as between the end of a `with` and its lock's release.
+    monkeypatch.setattr(turn, "_LEFT_BEHIND_SECONDS", 0.0)
+    monkeypatch.setattr(ring, "_CHECKING_NS", 0)
+    lines = 0
+    while True:
+        lines += step
+        config = quick_config(None, **CONFIG, spool_directory=str(tmp_path / f"spools{lines}"))
+        writer = prepare(config)
+        was_interrupted = interrupted(lambda writer=writer: writer.append("interrupted"), lines)
+        gc.collect()
+        where = f"raised before line {lines}"
+        before = survey(writer.directory)
+        writer._reopen_at = 0.0
+        refused = 0
+        for number in range(30):
+            refused += not writer.append(f"{number} {'x' * 300}")
+        after = survey(writer.directory)
+        assert after.adds_up, where
+        counted = sum(after.refused.values()) - sum(before.refused.values())
+        assert refused <= counted <= refused + was_interrupted, where  # the interrupted one may be counted later
+        if prepare is not refuse:
+            assert refused == 0, where
+            assert [event.message.split(" ")[0] for event in events(writer.directory)][-1] == "29", where
+        names = [link.rpartition("/")[2] for link in open_files(f"{tmp_path}/spools{lines}/")]
+        expected = {"attached.lock", os.path.basename(segment_path(writer.directory, segments(writer.directory)[-1]))}
+        # As a set: where a tracer raises at a `return` in an `except`, Python 3.11 itself leaks what the frame has.
+        assert {name for name in names if not name.endswith("(deleted)")} == expected, where
+        presence.this.forget_below(str(tmp_path))
+        writer.close()
+        del writer
+        shutil.rmtree(tmp_path / f"spools{lines}")
+        if not was_interrupted:
+            break
+    assert lines > FEWEST_LINES
