@@ -68,7 +68,7 @@ orphans has an election for each of them, one after the other.
 * What goes wrong is said, with the spool's name, and tried again after 1 s. A damaged spool, or one of a newer cwsink,
   keeps nobody from serving its neighbours. If the spool was removed and made anew, it leads the new one.
 
-A process may look after hundreds of spools. So at most 16 elections run at once, by turns (`turns`). The other spools
+A process may look after hundreds of spools. So at most 32 elections run at once, by turns (`turns`). The other spools
 *rest*: they take no thread and no client, and keep their lease. As soon as one has grown it is led again.
 
 The guard, and the flusher that starts by itself
