@@ -68,7 +68,7 @@ orphans has an election for each of them, one after the other.
 * What goes wrong is said, with the spool's name, and tried again after 1 s. A damaged spool, or one of a newer cwsink,
   keeps nobody from serving its neighbours. If the spool was removed and made anew, it leads the new one.
 
-A process may look after hundreds of spools. So at most 16 elections run at once, by turns (`turns`). The other spools
+A process may look after hundreds of spools. So at most 32 elections run at once, by turns (`turns`). The other spools
 *rest*: they take no thread and no client, and keep their lease. As soon as one has grown it is led again.
 
 The guard, and the flusher that starts by itself
@@ -95,8 +95,8 @@ Giving way, and handing over
   same if the flusher's own files were removed, or if its lines reach nobody any more.
 * **To whoever stands.** A leader that cannot deliver gives its lease to a process that stands for it (`election`).
 * **To a writer with other credentials or another network.** If the leader cannot deliver, such a writer starts a guard
-  that waits for the flusher's lock, with the reason `trouble`, and the flusher ends. `cwsink run` and `cwsink flush` do
-  not hold that lock. They give up the lease, as above.
+  that waits for the flusher's lock, with the reason `trouble`, and the flusher ends. If it can deliver other spools, it
+  only gives up the leases of those that fail, as `cwsink run` and `cwsink flush` do, and the new one is its guest.
 * **To itself.** If its own files were replaced, the guard begins anew with the new ones (`execve`), with the same pid,
   and keeps the lock meanwhile.
 * **To the workers of an orphan.** An adopter sends at most 1,000 records a second, for at most 60 s at a time. It looks

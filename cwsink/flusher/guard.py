@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ _MUTE_VARIABLE: Final = "CWSINK_FLUSHER_MUTE"
 # How long a guard that is to take over waits for the present leader to end.
 _CHALLENGE_SECONDS: Final = 30.0
 _CHALLENGE_POLL_SECONDS: Final = 0.05
+# A flusher that ends frees the lease, and soon the lock. If it frees only the lease, it goes on with other spools.
+_GUEST_SECONDS: Final = 1.0
+_MOST_GUESTS: Final = 9
 # mallopt(3) of glibc.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -205,23 +209,39 @@ def _give_memory_back() -> None:
 
 
 def _take_over(root: str, spool: str, reason: str) -> FlusherLock | None:
-    """Ask the present flusher to end, and take its lock.
+    """Ask the present flusher to end or to give way, and take its lock or that of a guest.
 
-    None: it does not end, another process asks already, or another one has followed it meanwhile.
+    Returns:
+        The lock. None: the flusher does neither, another process asks already, or another flusher has followed it.
     """
     lock = FlusherLock(root, is_shared=True)
     directory = open_existing(spool)
     why, _, pid = reason.partition(":")
     with flusher_lock.challenging(root, "version" if why == "version" else "trouble", int(pid)) as is_ours:
         until = time.monotonic() + _CHALLENGE_SECONDS
-        while is_ours and time.monotonic() < until:
+        vacant_since = math.inf
+        while is_ours and (now := time.monotonic()) < until:
             published = leader_state.read(directory)
             if published is not None and published.pid != int(pid):
                 break
+            has_lock = lock.try_acquire()
             # A flusher of `cwsink run` or `cwsink flush` does not hold the lock. So ask for the lease, too.
-            if lock.try_acquire() and not lease.is_taken(directory):
+            vacant_since = math.inf if lease.is_taken(directory) else min(vacant_since, now)
+            if has_lock and vacant_since <= now:
                 return lock
+            if why != "version" and now - vacant_since >= _GUEST_SECONDS:
+                return _guest_lock(root)
             time.sleep(_CHALLENGE_POLL_SECONDS)
+    return None
+
+
+def _guest_lock(root: str) -> FlusherLock | None:
+    """Take the first lock of a guest that is free. None: there are enough guests."""
+    for number in range(1, _MOST_GUESTS + 1):
+        lock = FlusherLock(root, is_shared=True, guest=number)
+        if lock.try_acquire():
+            return lock
+        lock.close()
     return None
 
 

@@ -12,9 +12,10 @@ no spool is left --> free the lock, look once more, end
 ```
 
 The flusher ends sooner if the lock's file or the root is gone, if a newer cwsink asks for the lock, or if it cannot
-deliver and a writer with other credentials or another network asks. If cwsink's files were replaced (an upgrade in
-place), the guard begins anew with the new ones, and keeps the lock meanwhile. A spool that was left behind before the
-guard began is an orphan. The flusher does not touch it, unless `adopt_orphans` is set.
+deliver and a writer with other credentials or another network asks. If it can deliver some of its spools, it gives up
+only the others. If cwsink's files were replaced (an upgrade in place), the guard begins anew with the new ones, and
+keeps the lock meanwhile. A spool that was left behind before the guard began is an orphan. The flusher does not touch
+it, unless `adopt_orphans` is set.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cwsink.errors import CwsinkError
 from cwsink.flusher import stderr
 from cwsink.flusher.election import Election
 from cwsink.flusher.turns import Turns
-from cwsink.spool import flusher_lock, hurry, segment, sending, survey
+from cwsink.spool import flusher_lock, hurry, lease, segment, sending, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
@@ -187,8 +188,13 @@ class OwnFlusher:
         challenge = flusher_lock.challenge(self._root)
         if challenge is None:
             return None
-        cannot = any(served.election.cannot_deliver for served in self._serving.values())
-        return "replaced" if challenge.reason == "version" or cannot else None
+        elections = [served.election for served in self._serving.values()]
+        failing = [election for election in elections if election.cannot_deliver]
+        if challenge.reason == "version" or (failing and len(failing) == len(elections)):
+            return "replaced"
+        for election in failing:  # the others can be delivered, and must not change hands for these
+            lease.challenge(election.directory)
+        return None
 
     def _leave_all(self, seconds: float) -> None:
         elections = [served.election for served in self._serving.values()]

@@ -5,12 +5,10 @@ thread, some descriptors and looks at its files; to send takes a client with a c
 spools are led at once. All others rest.
 
 ```text
-          something was appended, or it is time for a full look
-  rest  ------------------------------------------------------->  a turn: its election stands, leads, delivers
-  ^  ^                                                                     |         |         |
-  |  '-- idle for REST_SECONDS: rests and keeps the lease ----------------'          |         |
-  |  '-- others wait, and it is idle: the same, at once ------------------------------'        |
-  '----- others wait, and it fails, or has had TURN_SECONDS: gives the lease back -------------'
+                    something was appended
+    rest  ---------------------------------------------->  a turn: its election stands, leads, delivers
+          <-- idle for REST_SECONDS, or while others wait: it keeps the lease
+          <-- others wait, and it fails, or has had TURN_SECONDS: it gives the lease back
 ```
 
 A spool that rests is looked at every LOOK_SECONDS, by the host's own thread, at the cost of two `stat` calls. It is led
@@ -35,7 +33,8 @@ from cwsink.flusher.election import Election
 from cwsink.spool import leader_state, lease, survey
 from cwsink.spool.watch import RingWatch
 
-MOST_AT_ONCE: Final = 16
+# A thread and a client take some 0.5 MiB. If more spools than this are busy, each waits a second or two for its turn.
+MOST_AT_ONCE: Final = 32
 # A turn takes some ten descriptors: lease, cursor, segments, a connection, files that are open for a moment.
 _DESCRIPTORS_A_TURN: Final = 10
 # The process itself needs so many, and as many are left to whatever else opens files.

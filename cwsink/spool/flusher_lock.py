@@ -7,9 +7,12 @@ descriptor, and keeps it for as long as it lives. So there is no moment in betwe
 The lock only spares processes. The lease of each spool (cwsink.spool.lease) decides who sends: however many flushers
 are started, one sends.
 
-A flusher may have to give way to another process: to one of a newer version, or, if it has no credentials that work, to
-one with others. Such a process locks `flusher-<user>.next` while it waits, and writes the reason into it. The flusher
-that has the lock looks there once a second.
+A flusher may have to give way to another process: to one of a newer version, or, if it cannot deliver, to one with
+other credentials or another network. Such a process locks `flusher-<user>.next` while it waits, and writes the reason
+into it. The flusher that has the lock looks there once a second.
+
+If that flusher can deliver some of its spools, it stays, and gives up only the leases of the others. The new process is
+its *guest* then: a flusher beside it, with a lock of its own (`flusher-<user>.<number>.lock`).
 """
 
 from __future__ import annotations
@@ -42,9 +45,9 @@ class Challenge(msgspec.Struct, frozen=True):
     leader: int = 0
 
 
-def path_of(root: str) -> str:
-    """Return the lock's path."""
-    return f"{root}/flusher-{os.geteuid()}.lock"
+def path_of(root: str, guest: int = 0) -> str:
+    """Return the path of the lock, or of that of a guest."""
+    return f"{root}/flusher-{os.geteuid()}{f'.{guest}' if guest else ''}.lock"
 
 
 class FlusherLock:
@@ -54,15 +57,16 @@ class FlusherLock:
         fd: the descriptor; -1 once it is closed.
     """
 
-    def __init__(self, root: str, *, fd: int | None = None, is_shared: bool = False) -> None:
+    def __init__(self, root: str, *, fd: int | None = None, is_shared: bool = False, guest: int = 0) -> None:
         """Open the file, and make it if it is not there. Raises OSError.
 
         Args:
             root: the directory that holds the spools.
             fd: the locked descriptor that this process was started with; None to open one.
             is_shared: forked children are to share the descriptor. The guard's flusher does; a writer's child does not.
+            guest: the number of a guest, whose lock it is; 0: it is that of the root's flusher.
         """
-        self._path = path_of(root)
+        self._path = path_of(root, guest)
         self._incarnation = descriptors.incarnation()
         self._is_shared = is_shared
         flags = os.O_RDWR | os.O_CREAT

@@ -156,6 +156,32 @@ def _settings(url: str) -> dict[str, object]:
     }
 
 
+def test_a_flusher_that_can_deliver_one_spool_gives_way_for_the_other_one_only(
+    server: StrictCloudWatch, spawn: Spawn, nowhere: dict[str, str]
+) -> None:
+    """Its network reaches one of two endpoints: a guest delivers the other spool, and both go on."""
+    settings = _settings(server.endpoint_url)
+    beside = {
+        **settings,
+        "log_group_name": "/beside",
+        "endpoint_url": server.endpoint_url.replace("127.0.0.1", "localhost"),
+    }
+    env = {**nowhere, "no_proxy": "localhost"}
+    spawn(LOG.format(settings=beside, keeps_logging=True), "beside", env=env)
+    assert server.wait_for(lambda seen: "beside" in seen.messages(), CHILD_SECONDS)
+    healthy, failing = (open_for(SinkConfig(**each)) for each in (beside, settings))
+    spawn(LOG.format(settings=settings, keeps_logging=False), "one", env=env)
+    wait_for(lambda: obstacle(failing) == "unreachable", "its flusher fails for the second spool")
+    first = leader_state.read(healthy)
+    spawn(LOG.format(settings=settings, keeps_logging=True), "two")
+    assert server.wait_for(lambda seen: {"one", "two"} <= set(seen.messages()), 45.0)
+    now, other = leader_state.read(healthy), leader_state.read(failing)
+    assert first is not None
+    assert now is not None
+    assert other is not None
+    assert now.pid == first.pid != other.pid
+
+
 # One election, in this process.
 
 

@@ -29,7 +29,9 @@ from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.support import CHILD_SECONDS, quick_config
 
-MANY = 3 * MOST_AT_ONCE
+# In this process, so that a test needs fewer spools.
+MOST = 8
+MANY = 3 * MOST
 # Starts a program that may open only so many files.
 WITH_DESCRIPTORS = ("/bin/sh", "-c", 'ulimit -n "$0" && exec "$@"')
 
@@ -66,8 +68,9 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """The host; all of its elections have ended when the test has."""
+    monkeypatch.setattr(turns_module, "MOST_AT_ONCE", MOST)
     made = Host()
     yield made
     made.end()
@@ -91,7 +94,7 @@ def test_many_spools_are_all_delivered_and_few_are_led_at_once(server: StrictClo
         return len(server.messages()) == MANY
 
     host.until(all_arrived, "all are delivered")
-    assert most == MOST_AT_ONCE
+    assert most == MOST
     assert sorted(server.messages(), key=int) == [str(number) for number in range(MANY)]
 
 
@@ -137,10 +140,10 @@ def test_spools_that_cannot_be_delivered_do_not_keep_the_others_waiting(
     """More of them than places, found first: a spool whose endpoint answers is delivered all the same, twice."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # nobody listens there
-        for writer in writers(f"http://127.0.0.1:{held.getsockname()[1]}", MOST_AT_ONCE + 4):
+        for writer in writers(f"http://127.0.0.1:{held.getsockname()[1]}", MOST + 4):
             assert writer.append("never")
             host.serve(writer)
-        host.until(lambda: host.running() == MOST_AT_ONCE, "they have all places")
+        host.until(lambda: host.running() == MOST, "they have all places")
         (good,) = writers(server.endpoint_url, 1)
         assert good.append("one")
         host.serve(good)
@@ -208,16 +211,12 @@ def test_one_that_adopts_orphans_does_not_rest(
     assert host.running() == 1
 
 
-def test_spools_that_cannot_be_led_do_not_keep_the_others_waiting(
-    server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spools_that_cannot_be_led_do_not_keep_the_others_waiting(server: StrictCloudWatch, host: Host) -> None:
     """More damaged ones than places: the good one, found last, is delivered."""
-    monkeypatch.setattr(turns_module, "MOST_AT_ONCE", 4)
-    host.turns = Turns()
-    for writer in writers(server.endpoint_url, 6):
+    for writer in writers(server.endpoint_url, MOST + 2):
         os.mkdir(writer.directory.cursor)
         host.serve(writer)
-    host.until(lambda: host.running() == 4, "they have all places")
+    host.until(lambda: host.running() == MOST, "they have all places")
     good = Writer(quick_config(server.endpoint_url, log_group_name="/good", flusher="external"))
     assert good.append("good")
     host.serve(good)
