@@ -126,7 +126,8 @@ class Presence:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
-        self._attachment.hold()
+        with contextlib.suppress(OSError):  # no descriptor: the next look tries again
+            self._attachment.hold()
         if self.config.flusher == "external":
             return
         self._starter.ensure(self.directory)

@@ -53,6 +53,7 @@ class Attachment:
         """
         if not self._file.is_open():
             self._is_held = False
+            self._file.abandon()
             self._file = descriptors.opened(self._directory.attached_lock, os.O_RDWR | os.O_CREAT)
         if not self._is_held:
             self._is_held = any(descriptors.try_lock(self._file.fd, exclusive=False) for _ in range(_TRIES))
@@ -65,6 +66,7 @@ class Attachment:
         for the others by then, and the last one to ask is told that it is alone.
         """
         if not self._file.is_open():
+            self._file.abandon()
             return not is_anyone_attached(self._directory)
         is_last = descriptors.try_lock(self._file.fd, exclusive=True)
         self.close()

@@ -63,6 +63,9 @@ class Evictions(msgspec.Struct, array_like=True):
         return SegmentKey(self.number, self.salt)
 
 
+_decode: Final = msgspec.msgpack.Decoder(Evictions).decode  # made now, for a `__del__` at the interpreter's end
+
+
 def read_evictions(directory: SpoolDirectory) -> Evictions:
     """Return the totals; zero if nothing was evicted, or if the file was damaged.
 
@@ -78,7 +81,7 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
         raise
     with contextlib.suppress(ValueError):
         if crc32(data[_CRC_BYTES:]) == int.from_bytes(data[:_CRC_BYTES], "little"):
-            return msgspec.msgpack.decode(data[_CRC_BYTES:], type=Evictions)
+            return _decode(data[_CRC_BYTES:])
     return Evictions()
 
 

@@ -57,6 +57,10 @@ class Capacity(msgspec.Struct, frozen=True):
         return self.on_full == "drop_oldest"
 
 
+# Made now: msgspec looks annotations up in this module, which is taken apart before the last `__del__` may append.
+_decode: Final = msgspec.json.Decoder(Capacity).decode
+
+
 def of(config: SinkConfig) -> Capacity:
     """Return what a writer with this config wishes."""
     written_by = f"{socket.gethostname()}/{os.getpid()}"
@@ -66,7 +70,7 @@ def of(config: SinkConfig) -> Capacity:
 def read(directory: SpoolDirectory) -> Capacity | None:
     """Return what holds; None if no writer has written anything down, or if the file is damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        return msgspec.json.decode(files.read(directory.capacity, _MOST_BYTES)[0], type=Capacity)
+        return _decode(files.read(directory.capacity, _MOST_BYTES)[0])
     return None
 
 

@@ -166,6 +166,10 @@ class Opened:
         """Tell whether it is open still: nobody has closed it beneath us."""
         return bool(self.fds) and self._file is not None and is_same(self.fd, self._file)
 
+    def abandon(self) -> None:
+        """Forget the descriptor: somebody has closed it, and the next one to be opened may get its number."""
+        self.fds.clear()
+
     def keep(self) -> int:
         """Give the descriptor to the caller, who is to `release` it."""
         return self.fds.pop()

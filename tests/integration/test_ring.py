@@ -513,6 +513,30 @@ def test_an_attachment_whose_descriptor_is_closed_is_renewed(small: SinkConfig) 
     assert attachment.detach()
 
 
+def test_an_attachment_that_cannot_be_renewed_now_refuses_no_record(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no descriptor for it: the record is in the spool all the same, and the next look tries again."""
+    writer = Writer(small)
+    assert writer.append("before")
+    (mine,) = presence.this.presences()
+    os.close(mine._attachment._file.fd)
+    opened = descriptors.opened
+
+    def none_left(path: str, flags: int) -> descriptors.Opened:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    monkeypatch.setattr(descriptors, "opened", none_left)
+    mine._look_at = 0.0
+    writer._ring.check_due_ns = 0
+    assert writer.append("without a descriptor")
+    monkeypatch.setattr(descriptors, "opened", opened)
+    mine._look_at = 0.0
+    mine.look()
+    assert is_anyone_attached(writer.directory)
+    assert pending(writer.directory) == ["before", "without a descriptor"]
+
+
 LATE = """
     import gc, os, sys
     from cwsink import SpoolHandler, Writer
@@ -812,7 +836,7 @@ INTERRUPTIONS = [
     (segment, "create"),
     (segment, "numbers"),
     (budget.Budget, "has_room"),
-    (descriptors, "acquire"),
+    (descriptors, "opened"),
 ]
 
 
