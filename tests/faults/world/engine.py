@@ -75,7 +75,7 @@ class Happening:
         self._books: dict[int, Book] = {}
         self._dead_senders: set[str] = set()
         self._cuts: list[float] = []
-        for part, mode in (("shared", 0o1777), ("books", 0o755), ("said", 0o1777), ("home", 0o755)):
+        for part, mode in (("shared", 0o1777), ("books", 0o755), ("said", 0o1777), ("home", 0o1777)):
             (place / part).mkdir()
             (place / part).chmod(mode)
         self._roots = {"shared": place / "shared", "small": place / "disk" / "spools"}
@@ -297,8 +297,8 @@ class Happening:
         waiting = {}
         for group, lines in wanted.items():
             wanted[group] = lines = lines - arrived
-            spool = self._spool(group) if lines else None
-            if spool is not None and (pending := lines & pending_of(spool) - letters_of(spool).keys()):
+            spools = self._spools(group) if lines else []
+            if pending := lines & pending_of(spools) - letters_of(spools).keys():
                 waiting[group] = pending
         return waiting
 
@@ -348,7 +348,7 @@ class Happening:
                 self.plan.members.append(found)
                 self._start(found)
         self._say(f"healthy ones: {healthy}")
-        self._await_delivery([group for group in self.plan.rules if self._spool(group)], self.plan.live_seconds)
+        self._await_delivery(list(self.plan.rules), self.plan.live_seconds)
         for number in healthy:
             self._tell_to_end(number)
         self._await_ends(healthy)
@@ -423,17 +423,18 @@ class Happening:
         """Return a path of the world as this process sees it: the small disk is there for the members only."""
         return Path(f"/proc/{self._forker.pid}/root{path}") if path.is_relative_to(self.place / "disk") else path
 
-    def _spool(self, group: str) -> SpoolDirectory | None:
-        for root in self._roots.values():
-            for path in self._seen(root).glob("*/FORMAT"):
+    def _spools(self, group: str) -> list[SpoolDirectory]:
+        found = []
+        for place in (self.place, self._seen(self._roots["small"])):
+            for path in place.rglob("FORMAT"):
                 with contextlib.suppress(SpoolError):
                     spool = directory.open_existing(str(path.parent), read_only=True)
                     if spool.format.log_group_name == group:
-                        return spool
-        return None
+                        found.append(spool)
+        return found
 
     def _evidence(self) -> Evidence:
-        spools = {group: spool for group in self.plan.rules if (spool := self._spool(group)) is not None}
+        spools = {group: self._spools(group) for group in self.plan.rules}
         told = {number: book.told() for number, book in self._books.items()}
         return Evidence(
             self.plan,

@@ -51,7 +51,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         told: for each member, what became of each of its lines.
-        spools: for each group, its spool, if one was made.
+        spools: for each group, the spools that were made for it. A worker that becomes another user may make its own.
         dead: the senders (their pids) that were killed, or may have been.
         cuts: when the server went away, in seconds since 1970.
     """
@@ -60,7 +60,7 @@ class Evidence(NamedTuple):
     told: dict[int, bytes]
     events: list[StoredEvent]
     requests: list[StoredRequest]
-    spools: dict[str, SpoolDirectory]
+    spools: dict[str, list[SpoolDirectory]]
     dead: set[str]
     cuts: list[float]
 
@@ -86,10 +86,10 @@ def arrivals(events: list[StoredEvent]) -> list[Arrival]:
     return found
 
 
-def letters_of(spool: SpoolDirectory) -> dict[str, str]:
-    """Return the lines of a spool that are dead letters, with the reason of each."""
+def letters_of(spools: list[SpoolDirectory]) -> dict[str, str]:
+    """Return the lines of some spools that are dead letters, with the reason of each."""
     found = {}
-    for path in (Path(f"{spool.dead_letters}.1"), Path(spool.dead_letters)):
+    for path in (Path(f"{spool.dead_letters}{older}") for spool in spools for older in (".1", "")):
         for line in path.read_bytes().splitlines() if path.exists() else []:
             letter = json.loads(line)
             if known := _ID.search(letter.get("message", "")):
@@ -97,17 +97,30 @@ def letters_of(spool: SpoolDirectory) -> dict[str, str]:
     return found
 
 
-def pending_of(spool: SpoolDirectory) -> set[str]:
-    """Return the lines that wait in a spool."""
-    return {found[0] for event in survey.events(spool) if (found := _ID.search(event.message))}
+def pending_of(spools: list[SpoolDirectory]) -> set[str]:
+    """Return the lines that wait in some spools."""
+    events = (event for spool in spools for event in survey.events(spool))
+    return {found[0] for event in events if (found := _ID.search(event.message))}
+
+
+def books_of(spools: list[SpoolDirectory]) -> Survey:
+    """Return the sum of the books of some spools."""
+    total = Survey()
+    dead: Counter[str] = Counter()
+    for books in map(survey.survey, spools):
+        for name in ("appended", "delivered", "evicted", "pending"):
+            setattr(total, name, getattr(total, name) + getattr(books, name))
+        dead.update(books.dead_lettered)
+    total.dead_lettered = dict(dead)
+    return total
 
 
 def breaches(evidence: Evidence) -> Iterator[str]:
     """Yield what is not as it was promised."""
     case = _Case(evidence)
     yield from case.strangers()
-    for group, spool in evidence.spools.items():
-        for breach in case.of_spool(group, spool):
+    for group, spools in evidence.spools.items():
+        for breach in case.of_group(group, spools):
             yield f"{group}: {breach}"
     yield from case.disorder()
     yield from case.repeats()
@@ -147,11 +160,12 @@ class _Case:
             if event.group != self.group_of(line):
                 yield f"{line} was logged to {self.group_of(line)}, and arrived in {event.group}"
 
-    def of_spool(self, group: str, spool: SpoolDirectory) -> Iterator[str]:
+    def of_group(self, group: str, spools: list[SpoolDirectory]) -> Iterator[str]:
+        """Each line of a group is accounted for, as the rules of its spool say."""
         told = {line: code for line, code in self._told.items() if self.group_of(line) == group}
-        letters = letters_of(spool)
-        books = survey.survey(spool)
-        pending = pending_of(spool)
+        letters = letters_of(spools)
+        books = books_of(spools)
+        pending = pending_of(spools)
         taken = {line for line, code in told.items() if code == TAKEN}
         possible = taken | {line for line, code in told.items() if code == ISSUED}
         arrived = self._first.keys() & told.keys()
