@@ -7,7 +7,6 @@ for. The members of a world are forked by a warm process, so they begin within 1
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,30 +18,35 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec.structs import replace
 
-from cwsink import Writer
-from cwsink.config import load_config
 from cwsink.errors import SpoolError
 from cwsink.spool import directory
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.directory import _checksum as checksum
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.faults.own_processes import FLUSHER, GUARD, ours
 from tests.faults.own_processes import kill as kill_ours
-from tests.faults.world import processes
+from tests.faults.world import processes, troubles
 from tests.faults.world.book import BEGUN, ENDING, STAYING, TAKEN, Book
 from tests.faults.world.member import work
-from tests.faults.world.plan import DEAD_PROXY, DENIED_KEYS, GOOD_KEYS, POISON, Act, Member, Plan, Step, id_of, lines_of
+from tests.faults.world.plan import (
+    DEAD_PROXY,
+    DRAIN_SECONDS,
+    GOOD_KEYS,
+    SETTINGS,
+    Member,
+    Plan,
+    Step,
+    heir_of,
+    id_of,
+    lines_of,
+)
 from tests.faults.world.surroundings import OTHER_USER, arrange, count_users, mounting_command
 from tests.faults.world.verdict import Evidence, arrivals, breaches, letters_of, pending_of
 from tests.harness.warm_forker import WarmForker
 
 # A process that is starved while it begins just ends, and shows nothing.
 _YOUNG_SECONDS: Final = 1.0
-PUT: Final = "PutLogEvents"
-DRAIN_SECONDS: Final = 2.0
 # Guards against a hang: a member begins, or comes to its end, within this time on a machine that is busy.
 MEMBER_SECONDS: Final = 60.0
 # From the end of the last member to that of our last process: drain_timeout_seconds, the wait for the next program ...
@@ -52,15 +56,7 @@ GONE_SECONDS: Final = 2 * DRAIN_SECONDS + 20.0  # ... and a machine that has tim
 class Happening:
     """One world in a directory of its own, which other users may enter."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        server: StrictCloudWatch,
-        spawn: Spawn,
-        place: Path,
-        *,
-        name: str,
-    ) -> None:
+    def __init__(self, plan: Plan, server: StrictCloudWatch, spawn: Spawn, place: Path, *, name: str) -> None:
         """`name`: how a failure names this world, for example by its seed."""
         self.plan = plan
         self.server = server
@@ -74,14 +70,12 @@ class Happening:
         self._interrupted: set[int] = set()
         self._books: dict[int, Book] = {}
         self._dead_senders: set[str] = set()
-        self._cuts: list[float] = []
         for part, mode in (("shared", 0o1777), ("books", 0o755), ("said", 0o1777), ("home", 0o1777)):
             (place / part).mkdir()
             (place / part).chmod(mode)
         self._roots = {"shared": place / "shared", "small": place / "disk" / "spools"}
         self._forker = WarmForker(self._spawn_arranged(spawn) if mounting_command() else spawn, work)
-        server.faults.poison = POISON
-        server.faults.deny_key(*DENIED_KEYS)
+        self._troubles = troubles.Troubles(server, self._seen(place / "disk"))
 
     def _spawn_arranged(self, spawn: Spawn) -> Spawn:
         """Start the warm process, and so all of its children, in surroundings of their own."""
@@ -106,8 +100,6 @@ class Happening:
                 self._look()
             self._end()
             found = list(breaches(self._evidence()))
-            if self.plan.most_calls and (calls := self.server.calls[PUT]) > self.plan.most_calls:
-                found.append(f"{calls} calls; {self.plan.most_calls} are the most")
             assert not found, "\n".join(found)
         except (AssertionError, OSError) as error:
             raise AssertionError(f"{error}\n{self._report()}") from error
@@ -128,7 +120,7 @@ class Happening:
             pids = [each.pid for each in self._ours()] + list(self._flushing())
             processes.starve([pid for pid in pids if processes.age_seconds(pid) > _YOUNG_SECONDS], step.seconds)
         elif step.do == "server":
-            self._misbehave(step.name)
+            self._troubles.misbehave(step.name)
         elif step.do == "spoil":
             self._spoil(step.name)
         elif step.do == "await":
@@ -137,16 +129,16 @@ class Happening:
         elif step.do == "pause":
             time.sleep(step.seconds)
         elif step.do == "settle":
-            self._misbehave("heal")
-            self._free()
+            self._troubles.misbehave("heal")
+            self._troubles.free_disk()
             self._settle()
         elif step.do == "wait for call":
             stored = self.server.summary()["events"]
             assert self.server.wait_for_events(stored + 1, MEMBER_SECONDS), "no call stored anything"
         elif step.do == "fill":
-            self._fill()
+            self._troubles.fill_disk()
         elif step.do == "free":
-            self._free()
+            self._troubles.free_disk()
         else:
             raise ValueError(step.do)
 
@@ -178,17 +170,9 @@ class Happening:
     def _settings(self, member: Member, root: Path) -> dict[str, Any]:
         return {
             "log_group_name": member.group or "/world/none",
-            "log_stream_name": "s",
-            "region": "us-east-1",
             "endpoint_url": self.server.endpoint_url,
             "spool_directory": str(root),
-            "batch_timeout_seconds": 0.1,
-            "retry_base_delay": 0.05,
-            "circuit_breaker_enabled": False,
-            "connect_timeout_seconds": 2.0,
-            "read_timeout_seconds": 5.0,
-            "drain_timeout_seconds": DRAIN_SECONDS,
-            "max_event_bytes": 2048,
+            **SETTINGS,
         }
 
     def _tell_to_end(self, number: int) -> None:
@@ -215,57 +199,12 @@ class Happening:
                     self.counts[each.name] += 1
                     self._dead_senders.add(str(each.pid))
 
-    def _misbehave(self, name: str) -> None:
-        faults = self.server.faults
-        if name == "throttle":
-            faults.throttle_rate(3.0, action=PUT)
-        elif name == "drip":
-            faults.drip_seconds = 0.003
-        elif name == "latency":
-            faults.latency_seconds = 0.3
-        elif name == "slow":
-            faults.latency_seconds = 2.0
-        elif name == "outage":
-            self._cuts.append(time.time())
-            self.server.stop()
-        elif name == "lost answers":
-            faults.drop_connection_after_storing(2)
-        elif name == "errors":
-            faults.fail_next(2, "ServiceUnavailableException", action=PUT)
-        elif name == "junk":
-            faults.junk_next(action=PUT)
-        elif name == "heal":
-            faults.throttle_rate(None)
-            faults.drip_seconds = faults.latency_seconds = 0.0
-            faults.forget_steps()
-            with contextlib.suppress(RuntimeError):  # it runs
-                self.server.start()
-        else:
-            raise ValueError(name)
-
-    def _fill(self) -> None:
-        with (
-            contextlib.suppress(OSError),
-            (self._seen(self.place / "disk") / "somebody").open("ab", buffering=0) as file,
-        ):
-            while file.write(b"x" * 4096):
-                pass
-
-    def _free(self) -> None:
-        (self._seen(self.place / "disk") / "somebody").unlink(missing_ok=True)
-
     def _spoil(self, name: str) -> None:
-        """Lose the settings of all spools; or put a spool beside them whose target a later version may have named."""
         root = self._roots["shared"]
         if name == "settings":
-            for path in root.glob("*/settings.json"):
-                path.unlink()
+            troubles.lose_settings(root)
         else:
-            settings = self._settings(Member(0, "writer", "/beside"), root)
-            spool = Writer(load_config(settings, flusher="external")).directory
-            path = Path(spool.path, "FORMAT")
-            content = {**msgspec.to_builtins(spool.format), "log_group_class": "OF A LATER VERSION"}
-            path.write_text(json.dumps({**content, "checksum": checksum(content)}), encoding="utf-8")
+            troubles.leave_unusable_spool(self._settings(Member(0, "writer", "/beside"), root))
 
     # What has to come true.
 
@@ -335,18 +274,18 @@ class Happening:
     def _end(self) -> None:
         """Lift all faults and end all members. Then a healthy one of each group delivers the rest, and all is over."""
         self._say("the end")
-        self._misbehave("heal")
-        self.server.faults.allow_key(*DENIED_KEYS)
-        self._free()
+        self._troubles.misbehave("heal")
+        self._troubles.allow_all()
+        self._troubles.free_disk()
         for number in self._pids:
             self._tell_to_end(number)
         self._await_ends(list(self._pids))
         healthy = []
         for group in self.plan.rules:
-            if (found := self._heir(group)) is not None:
-                healthy.append(found.number)
-                self.plan.members.append(found)
-                self._start(found)
+            if first := next((m for m in self.plan.members if m.group == group and m.number in self._pids), None):
+                healthy.append(len(self.plan.members))
+                self.plan.members.append(heir_of(first, healthy[-1]))
+                self._start(self.plan.members[-1])
         self._say(f"healthy ones: {healthy}")
         self._await_delivery(list(self.plan.rules), self.plan.live_seconds)
         for number in healthy:
@@ -354,24 +293,6 @@ class Happening:
         self._await_ends(healthy)
         self._say("nobody logs")
         self._until(lambda: not self._left(), "no process of the world is left", GONE_SECONDS, self._left)
-
-    def _heir(self, group: str) -> Member | None:
-        """Return a member that logs a line to the group, and has what it takes to deliver."""
-        for each in self.plan.members:
-            if each.group == group and each.number in self._pids:
-                settings = {**each.settings, "flusher": "process"}
-                return replace(
-                    each,
-                    number=len(self.plan.members),
-                    role="writer",
-                    key=GOOD_KEYS[0],
-                    env={},
-                    settings=settings,
-                    acts=[Act("log", 1)],
-                    ending="in order",
-                    leaves_early=False,
-                )
-        return None
 
     def _await_ends(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -443,7 +364,7 @@ class Happening:
             self.server.requests,
             spools,
             self._dead_senders,
-            self._cuts,
+            self._troubles.cuts,
         )
 
     def _until(
@@ -470,20 +391,9 @@ class Happening:
     def _report(self) -> str:
         """Return who was in this world, what happened to them, and what they said."""
         lines = [f"{self._name}: members"]
-        for member in self.plan.members:
-            acts = " ".join(_short(act) for act in member.acts)
-            settings = " ".join(f"{name}={value}" for name, value in member.settings.items())
-            lines.append(
-                f"  {member.number} {member.role} of {member.group or 'all'} in {member.root}, user {member.user}, "
-                f"{member.key}, ends {member.ending}{' early' if member.leaves_early else ''}: {settings} | {acts}"
-            )
+        lines += [f"  {member}" for member in self.plan.members]
         lines += ["steps (seconds)", *(f"  {each}" for each in self._trace), "what members and flushers said"]
         for path in sorted((self.place / "said").iterdir()):
             said = path.read_text(errors="replace").splitlines()
             lines += [f"  {path.name}: {line[:400]}" for line in said[-25:]]
         return "\n".join(lines)
-
-
-def _short(act: Act) -> str:
-    what = {"log": f"{act.count}x{act.size}", "limit": act.limit}.get(act.do, f"{act.seconds:g}" if act.seconds else "")
-    return f"{act.do} {what}{' poison' if act.is_poison else ''}".strip()

@@ -25,6 +25,19 @@ TOO_OLD_SECONDS: Final = -14 * DAY
 TOO_NEW_SECONDS: Final = 2 * 3_600
 MAX_EVENT_BYTES: Final = 2_048
 ROLE_ARN: Final = "arn:aws:iam::123456789012:role/{}"
+DRAIN_SECONDS: Final = 2.0
+# What all members have in common.
+SETTINGS: Final = {
+    "log_stream_name": "s",
+    "region": "us-east-1",
+    "batch_timeout_seconds": 0.1,
+    "retry_base_delay": 0.05,
+    "circuit_breaker_enabled": False,
+    "connect_timeout_seconds": 2.0,
+    "read_timeout_seconds": 5.0,
+    "drain_timeout_seconds": DRAIN_SECONDS,
+    "max_event_bytes": MAX_EVENT_BYTES,
+}
 # No proxy listens there.
 DEAD_PROXY: Final = "http://127.0.0.1:9"
 
@@ -62,6 +75,12 @@ class Act(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     limit: str = ""
 
+    def __str__(self) -> str:
+        what = (
+            f"{self.count}x{self.size}" if self.count else self.limit or (f"{self.seconds:g}" if self.seconds else "")
+        )
+        return " ".join(filter(None, [self.do, what, "poison" if self.is_poison else ""]))
+
 
 class Member(msgspec.Struct, frozen=True):
     """One process with its identity.
@@ -92,6 +111,13 @@ class Member(msgspec.Struct, frozen=True):
     ending: str = "in order"
     leaves_early: bool = False
 
+    def __str__(self) -> str:
+        place = f"{self.group or 'all'} in {self.root}"
+        end = f"ends {self.ending}{' early' if self.leaves_early else ''}"
+        details = [f"{name}={value}" for name, value in {**self.settings, **self.env}.items()]
+        head = f"{self.number} {self.role} of {place}, user {self.user}, {self.key}, {end}"
+        return f"{head}: {' '.join(details)} | {', '.join(map(str, self.acts))}"
+
     @property
     def has_flusher(self) -> bool:
         """Tell whether it delivers by itself, or starts what does."""
@@ -101,6 +127,19 @@ class Member(msgspec.Struct, frozen=True):
     def logs(self) -> bool:
         """Tell whether it logs at all."""
         return self.role != "flush"
+
+
+def heir_of(member: Member, number: int) -> Member:
+    """Return a healthy member that logs a line to the same group, and delivers what the others have left there."""
+    return Member(
+        number,
+        "writer",
+        member.group,
+        member.root,
+        member.user,
+        settings={**member.settings, "flusher": "process"},
+        acts=[Act("log", 1)],
+    )
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -35,6 +35,9 @@ _ID: Final = re.compile(r"w\d{3}\.\d{5}")
 _ENTRY_BYTES: Final = 600
 # A request that arrived so shortly before the server went away may have been answered into the void.
 _CUT_SECONDS: Final = 3.0
+# The calls that are denied if all goes well are one in 5 s, and one more for each leader that begins.
+_DENIED_AT_MOST: Final = 40
+_DENIED_A_SECOND: Final = 2
 _SHOWN: Final = 12
 
 
@@ -125,6 +128,7 @@ def breaches(evidence: Evidence) -> Iterator[str]:
     yield from case.disorder()
     yield from case.repeats()
     yield from case.senders()
+    yield from case.spinning()
 
 
 class _Case:
@@ -265,6 +269,19 @@ class _Case:
         for (group, epoch), pids in senders.items():
             if len(pids) > 1:
                 yield f"{group}: epoch {epoch} has several senders: {', '.join(sorted(pids))}"
+
+    def spinning(self) -> Iterator[str]:
+        """Who is denied tries seldom: after seconds, and whoever takes the lease tries once."""
+        denied: dict[str | None, list[StoredRequest]] = defaultdict(list)
+        for request in self._evidence.requests:
+            if request.error == "AccessDeniedException":
+                denied[request.group].append(request)
+        if (most := self._evidence.plan.most_calls) and len(self._evidence.requests) > most:
+            yield f"{len(self._evidence.requests)} calls; {most} are the most"
+        for group, requests in denied.items():
+            seconds = requests[-1].time_seconds - requests[0].time_seconds
+            if len(requests) > _DENIED_AT_MOST + _DENIED_A_SECOND * seconds:
+                yield f"{group}: {len(requests)} calls were denied in {seconds:.1f} s"
 
 
 def _some(lines: object) -> str:
