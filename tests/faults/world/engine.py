@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,6 @@ from tests.faults.world.surroundings import OTHER_USER, arrange, count_users, mo
 from tests.faults.world.verdict import Evidence, arrivals, breaches, letters_of, pending_of
 from tests.harness.warm_forker import WarmForker
 
-# A process that is starved while it begins just ends, and shows nothing.
 _YOUNG_SECONDS: Final = 1.0
 # Guards against a hang: a member begins, or comes to its end, within this time on a machine that is busy.
 MEMBER_SECONDS: Final = 60.0
@@ -67,7 +66,8 @@ class Happening:
         self._trace: list[str] = []
         self._pids: dict[int, int] = {}
         self._killed: set[int] = set()
-        self._interrupted: set[int] = set()
+        self._told: set[int] = set()
+        self._serving: set[int] = set()
         self._books: dict[int, Book] = {}
         self._dead_senders: set[str] = set()
         for part, mode in (("shared", 0o1777), ("books", 0o755), ("said", 0o1777), ("home", 0o1777)):
@@ -113,12 +113,11 @@ class Happening:
             self._tell_to_end(step.who)
         elif step.do == "interrupt":
             os.kill(self._pids[step.who], signal.SIGINT)
-            self._interrupted.add(step.who)
+            self._told.add(step.who)
         elif step.do == "kill ours":
             self._kill_ours({"flusher": [FLUSHER], "guard": [GUARD], "both": [GUARD, FLUSHER]}[step.name])
         elif step.do == "starve":
-            pids = [each.pid for each in self._ours()] + list(self._flushing())
-            processes.starve([pid for pid in pids if processes.age_seconds(pid) > _YOUNG_SECONDS], step.seconds)
+            self._starve(step.seconds)
         elif step.do == "server":
             self._troubles.misbehave(step.name)
         elif step.do == "spoil":
@@ -147,7 +146,7 @@ class Happening:
         is_first = member.logs and not any(self.plan.members[number].group == member.group for number in self._pids)
         count = sum(map(len, lines_of(member)))
         path = self.place / "books" / f"{member.number}"
-        self._books[member.number] = book = Book(path, count)
+        self._books[member.number] = Book(path, count)
         root = self._roots[member.root]
         spec = {
             "member": msgspec.to_builtins(member),
@@ -161,11 +160,16 @@ class Happening:
         }
         self._pids[member.number] = self._forker.fork(spec)
         if is_first:
-            self._until(
-                lambda: book.state >= BEGUN or processes.has_ended(self._pids[member.number]),
-                f"member {member.number} has begun",
-                MEMBER_SECONDS,
-            )
+            self._await_begin(member.number)
+
+    def _starve(self, seconds: float) -> None:
+        """Let our flushers open no file for a while. Who is starved while it begins just ends, and shows nothing."""
+        pids = [each.pid for each in self._ours() if processes.age_seconds(each.pid) > _YOUNG_SECONDS]
+        for number, pid in self._pids.items():
+            if not self.plan.members[number].logs and processes.has_threads(pid):  # one for each spool that it serves
+                pids.append(pid)
+                self._serving.add(number)
+        processes.starve(pids, seconds)
 
     def _settings(self, member: Member, root: Path) -> dict[str, Any]:
         return {
@@ -179,8 +183,9 @@ class Happening:
         member = self.plan.members[number]
         if member.logs:
             self._books[number].tell_to_end()
-        elif number not in self._interrupted and not processes.has_ended(self._pids[number]):
+        elif number not in self._told and not processes.has_ended(self._pids[number]):
             os.kill(self._pids[number], signal.SIGTERM)
+        self._told.add(number)
 
     def _kill_member(self, number: int) -> None:
         """SIGKILL it. Of one below `cwsink run`, kill the supervisor, or the program and let the supervisor end."""
@@ -210,12 +215,8 @@ class Happening:
 
     def _settle(self) -> None:
         """Wait until all is settled that a process of the world can deliver, while all who live go on logging."""
-        for number, pid in self._pids.items():
-            self._until(
-                lambda book=self._books[number], pid=pid: not book.told() or book.state or processes.has_ended(pid),  # type: ignore[misc]
-                f"member {number} has begun or ended",
-                MEMBER_SECONDS,
-            )
+        for number in self._pids:
+            self._await_begin(number)
         able = [group for group in self.plan.rules if self._can_deliver(group)]
         self._say(f"(can be delivered: {', '.join(able) or 'nothing'})")
         self._await_delivery(able, self.plan.live_seconds)
@@ -277,6 +278,8 @@ class Happening:
         self._troubles.misbehave("heal")
         self._troubles.allow_all()
         self._troubles.free_disk()
+        for number in self._serving - self._told - self._killed:
+            assert not processes.has_ended(self._pids[number]), f"`cwsink flush`, member {number}, has ended by itself"
         for number in self._pids:
             self._tell_to_end(number)
         self._await_ends(list(self._pids))
@@ -293,6 +296,14 @@ class Happening:
         self._await_ends(healthy)
         self._say("nobody logs")
         self._until(lambda: not self._left(), "no process of the world is left", GONE_SECONDS, self._left)
+
+    def _await_begin(self, number: int) -> None:
+        book, pid = self._books[number], self._pids[number]
+        self._until(
+            lambda: not book.told() or book.state >= BEGUN or processes.has_ended(pid),
+            f"member {number} has begun",
+            MEMBER_SECONDS,
+        )
 
     def _await_ends(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -330,12 +341,6 @@ class Happening:
     def _ours(self) -> list[Any]:
         return [each for root in self._roots.values() for each in ours(root)]
 
-    def _flushing(self) -> Iterator[int]:
-        """Yield the pids of `cwsink flush`."""
-        for number, pid in self._pids.items():
-            if not self.plan.members[number].logs and not processes.has_ended(pid):
-                yield pid
-
     def _left(self) -> dict[int, str]:
         warm = self._forker.pid
         return {pid: words for pid, words in processes.marked(self.place).items() if pid not in (warm, os.getpid())}
@@ -357,15 +362,8 @@ class Happening:
     def _evidence(self) -> Evidence:
         spools = {group: self._spools(group) for group in self.plan.rules}
         told = {number: book.told() for number, book in self._books.items()}
-        return Evidence(
-            self.plan,
-            told,
-            self.server.events(),
-            self.server.requests,
-            spools,
-            self._dead_senders,
-            self._troubles.cuts,
-        )
+        seen = self.server.events(), self.server.requests
+        return Evidence(self.plan, told, *seen, spools, self._dead_senders, self._troubles.cuts)
 
     def _until(
         self, condition: Callable[[], bool], claim: str, seconds: float, found: Callable[[], object] | None = None

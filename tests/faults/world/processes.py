@@ -45,6 +45,13 @@ def age_seconds(pid: int) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
+def has_threads(pid: int) -> bool:
+    """Tell whether a process has more than one thread."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    return False
+
+
 def kill(pid: int) -> bool:
     """SIGKILL a process. Tell whether it was there."""
     try:
