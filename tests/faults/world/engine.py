@@ -307,18 +307,17 @@ class Happening:
 
     def _await_ends(self, numbers: list[int]) -> None:
         for number in numbers:
-            member, book = self.plan.members[number], self._books[number]
-            self._until(
-                lambda number=number, book=book: (
-                    processes.has_ended(self._pids[number])  # type: ignore[misc]
-                    and (not book.pid or processes.has_ended(book.pid))
-                ),
-                f"member {number} has ended",
-                MEMBER_SECONDS,
-            )
+            member = self.plan.members[number]
+            self._until(lambda number=number: self._is_over(number), f"member {number} has ended", MEMBER_SECONDS)  # type: ignore[misc]
             code = self._forker.wait(self._pids[number])
             if number not in self._killed and code not in self._right_codes(member):
                 raise AssertionError(f"member {number} ended with {code} instead of {self._right_codes(member)}")
+
+    def _is_over(self, number: int) -> bool:
+        """Tell whether a member has ended. If `cwsink run` was killed, its program may have yet to begin."""
+        below = f'/books/{number}"'  # only its program has that on its command line
+        has_ended = processes.has_ended(self._pids[number])
+        return has_ended and not any(below in words for words in processes.marked(self.place).values())
 
     def _right_codes(self, member: Member) -> set[int]:
         """Return the exit codes with which a member may end that nobody has killed."""
@@ -343,7 +342,9 @@ class Happening:
 
     def _left(self) -> dict[int, str]:
         warm = self._forker.pid
-        return {pid: words for pid, words in processes.marked(self.place).items() if pid not in (warm, os.getpid())}
+        return {
+            pid: words[:300] for pid, words in processes.marked(self.place).items() if pid not in (warm, os.getpid())
+        }
 
     def _seen(self, path: Path) -> Path:
         """Return a path of the world as this process sees it: the small disk is there for the members only."""

@@ -24,7 +24,7 @@ def marked(place: Path) -> dict[int, str]:
         with contextlib.suppress(OSError):
             if mark in Path("/proc", name, "environ").read_bytes().split(b"\0"):
                 words = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found[int(name)] = words[:300]
+                found[int(name)] = words
     return found
 
 
