@@ -42,9 +42,7 @@ SETTINGS: Final = {
 DEAD_PROXY: Final = "http://127.0.0.1:9"
 
 # Under these limits a writer may refuse.
-EXCUSES: Final = ("files", "size")
-# Whether the draw has members that become another user, and small budgets in a group that has a large one.
-_DRAWS_CHANGES: Final = False
+EXCUSES: Final = ("size",)
 
 # How often the draw takes each of these.
 _DENIED: Final = 0.35
@@ -280,7 +278,7 @@ class _Drawing:
         rules[name] = Rules(is_roomy=is_roomy, may_evict=budget.get("on_full") == "drop_oldest", role=role)
         for index in range(chance.choice((1, 2, 3))):
             self._members.append(self._writer(name, root, user, budget, is_roomy=is_roomy))
-            if index and is_roomy and chance.random() < 0.3 and _DRAWS_CHANGES:  # the first one's budget holds
+            if index and is_roomy and chance.random() < 0.3:  # the first one's budget holds
                 self._members[-1].settings.update(spool_max_bytes=64 << 10, on_full="drop_oldest")
                 self._members[-1].settings.pop("segment_bytes", None)
 
@@ -335,7 +333,7 @@ class _Drawing:
             elif draw < 0.77:
                 yield Act("fork", 20, 80)
             elif draw < 0.79:
-                yield Act("user") if _DRAWS_CHANGES and role == "writer" else Act("pause", seconds=0.2)
+                yield Act("user") if role == "writer" else Act("pause", seconds=0.2)
             elif draw < 0.9:
                 limit = chance.choice(_LIMITS)
                 yield Act("limit", limit=limit)

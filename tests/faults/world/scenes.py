@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.faults.world.plan import DENIED_KEYS, GOOD_KEYS, ROLE_ARN, Act, Member, Plan, Rules, Step
+from tests.faults.world.plan import DEAD_PROXY, DENIED_KEYS, GOOD_KEYS, ROLE_ARN, Act, Member, Plan, Rules, Step
 
 GROUP: Final = "/world/0"
 _ROOMY: Final = {"spool_max_bytes": 64 << 20, "segment_bytes": 16 << 10}
@@ -88,5 +88,74 @@ SCENES: Final[dict[str, Plan]] = {
             for step in (Step("start", number), Step("wait for call"), Step("interrupt", number))
         ],
         *start(3),
+    ),
+    "a leader behind a dead proxy, beside those that are not": scene(
+        [writer(0, log(5), env={"HTTP_PROXY": DEAD_PROXY, "http_proxy": DEAD_PROXY}), writer(1, log(60))],
+        *start(0),
+        Step("pause", seconds=1.0),
+        *start(1),
+    ),
+    "a flusher that is denied, beside one that is not": scene(
+        [writer(0, log(60), settings=_EXTERNAL), flush(1, DENIED_KEYS[0]), flush(2)],
+        *start(0, 1),
+        Step("pause", seconds=1.5),
+        *start(2),
+    ),
+    "a flusher that is denied, beside the program of a good one": scene(
+        [
+            writer(0, log(5), settings=_EXTERNAL),
+            flush(1, DENIED_KEYS[0]),
+            Member(2, "run", GROUP, settings=_ROOMY, acts=[log(60)]),
+        ],
+        *start(0, 1),
+        Step("pause", seconds=1.5),
+        *start(2),
+    ),
+    "a spool beside it whose target cannot be used": scene(
+        [writer(0, log(60), settings=_EXTERNAL), flush(1)],
+        Step("spoil", name="target"),
+        *start(0, 1),
+    ),
+    "a segment size in the flusher's environment that does not fit": scene(
+        [
+            writer(0, log(60), settings={**_EXTERNAL, "spool_max_bytes": 1 << 20}),
+            flush(1, env={"FAPILOG_CLOUDWATCH__SEGMENT_BYTES": "32MiB"}),
+        ],
+        *start(0),
+        Step("spoil", name="settings"),
+        *start(1),
+    ),
+    "the role of another application, and the spool's settings are lost": scene(
+        [writer(0, log(50), settings=_EXTERNAL), flush(1, env=_ANOTHER_ROLE)],
+        *start(0),
+        Step("spoil", name="settings"),
+        *start(1),
+    ),
+    "another application with a small budget": scene(
+        [
+            writer(0, log(4_000, 300), settings={**_ROOMY, "on_full": "drop_newest"}),
+            writer(1, log(500), settings={"spool_max_bytes": 128 << 10, "on_full": "drop_oldest"}),
+        ],
+        server("outage"),
+        *start(0),
+        Step("await", 0),
+        *start(1),
+        Step("await", 1),
+    ),
+    "no descriptor for the next segment": scene(
+        [writer(0, log(60, 200), Act("limit", limit="files"), log(60, 200), Act("lift"), log(60))],
+        *start(0),
+    ),
+    "a flusher that a writer with a limit has started": scene(
+        [
+            writer(0, log(5), settings=_EXTERNAL),
+            writer(1, Act("limit", limit="size"), log(1), pause(3.0), Act("lift"), log(20)),
+        ],
+        *start(0, 1),
+        Step("await", 1),
+    ),
+    "a worker that becomes another user": scene(
+        [writer(0, log(20), Act("user"), log(600)), writer(1, log(20))],
+        *start(1, 0),
     ),
 }
