@@ -114,18 +114,18 @@ tests/unit/test_invariants.py compares the two lists.
 1. A record whose `append` returned True is pending, delivered, buried or evicted by the policy `on_full`, whoever is
    killed at whatever moment. A power loss may cost what `durability` says, and a damaged disk what it has damaged.
    Held by: property/test_spool_machine.py, faults/test_every_bytecode.py, faults/test_every_syscall.py,
-   faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
+   faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record, faults/test_world.py,
    faults/zoo/test_zoo.py::test_no_ending_loses_what_was_promised,
    integration/test_inline_processes.py::test_what_was_logged_before_an_end_is_spooled
 
 2. Nothing is delivered that was not appended, and each message arrives byte for byte. Exceptions are notices, and
    events longer than `max_event_bytes` where `oversize` says to cut them. What is no legal text is appended escaped.
    Held by: property/test_spool_machine.py, property/test_frames.py, faults/test_every_bytecode.py,
-   faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
+   faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record, faults/test_world.py,
    integration/test_flusher.py::test_events_arrive_byte_for_byte_with_their_own_times
 
 3. The records of one thread whose times do not go backwards are first delivered in the order of its appends.
-   Held by: property/test_spool_machine.py, faults/test_every_bytecode.py,
+   Held by: property/test_spool_machine.py, faults/test_every_bytecode.py, faults/test_world.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    faults/test_kill_soak.py::test_a_record_never_overtakes_the_one_before_it,
    integration/test_reader.py::test_a_producer_with_records_in_the_backlog_waits_for_them,
@@ -135,12 +135,12 @@ tests/unit/test_invariants.py compares the two lists.
    fails is tried again, and its request is not. A cursor that is lost as a whole, or new settings in the middle of a
    chunk of several requests, cost more.
    Held by: property/test_spool_machine.py, faults/test_ambiguous.py, faults/test_every_bytecode.py,
-   faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
+   faults/test_world.py, faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    integration/test_flusher.py::test_a_lost_answer_repeats_at_most_its_batch,
    integration/test_flusher.py::test_the_next_leader_goes_on_with_the_request_after_the_last_committed
 
 5. At most one process sends under one epoch, and none commits after a later epoch has begun.
-   Held by: property/test_spool_machine.py, faults/test_flusher_life.py,
+   Held by: property/test_spool_machine.py, faults/test_flusher_life.py, faults/test_world.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    faults/test_stopped.py::test_a_stopped_leader_that_is_superseded_sends_and_commits_nothing_old,
    integration/test_election.py::test_200_leaders_are_killed_and_one_follows_each,
@@ -184,7 +184,7 @@ tests/unit/test_invariants.py compares the two lists.
 10. The ledger adds up: appended = delivered + dead_lettered + evicted + pending, in records. Refused records were
     never appended; they are counted apart, by reason.
     Held by: property/test_spool_machine.py, faults/test_every_bytecode.py, faults/test_overflow.py,
-    integration/test_budget.py::test_an_evictor_that_dies_counts_nothing_twice
+    faults/test_world.py, integration/test_budget.py::test_an_evictor_that_dies_counts_nothing_twice
 
 Not promised: exactly once (CloudWatch does not drop repeats), and an order between processes or threads.
 

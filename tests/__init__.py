@@ -11,5 +11,6 @@ happen; `faults/zoo` has real servers, ended in every way. What they stand on is
 * threads or leaders in an order that the test chooses: `interleave`; loggers of fapilog with plugins: `pipelines`;
 * a host whose disk, power and clock the test commands: `simulation`, on which the state machine runs;
 * thousands of faults on one small spool: `faults/victim.py`; a death at a call or a bytecode: `faults/failpoints.py`;
+* a world of processes with identities, and faults of all kinds upon them: `faults/world`;
 * proof that a test notices when a safeguard is missing: a row of `faults/test_mutants.py`.
 """

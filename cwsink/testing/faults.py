@@ -2,8 +2,8 @@
 
 A test sets them up, and `gateway` asks for them at each call. There are three kinds:
 
-* settings, which stay until they are changed: `latency_seconds`, `sequence_tokens`, `poison`;
-* refusals, which stay, too: `throttle_rate`, `deny`;
+* settings, which stay until they are changed: `latency_seconds`, `drip_seconds`, `sequence_tokens`, `poison`;
+* refusals, which stay, too: `throttle_rate`, `deny`, `deny_key`;
 * the script: `..._next`, `drop_...`, `hang` and `delete_...` add steps. Each call to the
   server uses up the first step that is meant for its action. For example,
   `pass_next(2); fail_next(1, "ThrottlingException")` fails the third call.
@@ -81,6 +81,8 @@ class Faults:
     Attributes:
         latency_seconds: every answer is sent that much later. The call itself is
             judged and stored when it arrives.
+        drip_seconds: answers are sent one byte at a time, with this pause before each. If it
+            is set to 0 meanwhile, the rest of an answer is sent at once.
         sequence_tokens: True makes PutLogEvents need the stream's next token. AWS ignores
             tokens since 2023, but emulators and older partitions do not.
         poison: PutLogEvents calls with a message that contains this text are refused
@@ -97,9 +99,11 @@ class Faults:
         """Take all misbehaviours back: no step, no refusal, no latency."""
         with self._lock:
             self.latency_seconds = 0.0
+            self.drip_seconds = 0.0
             self.sequence_tokens = False
             self.poison: str | None = None
             self._denied: set[str] = set()
+            self._denied_keys: set[str] = set()
             self._buckets: dict[str | None, Bucket] = {}
             self._script.clear()
 
@@ -108,6 +112,11 @@ class Faults:
         """How many steps of the script no call has used up yet."""
         with self._lock:
             return len(self._script)
+
+    def forget_steps(self) -> None:
+        """Take back the steps that no call has used up yet."""
+        with self._lock:
+            self._script.clear()
 
     def pass_next(self, n: int = 1, *, action: str | None = None) -> None:
         """Let n calls through before the steps that follow."""
@@ -175,6 +184,16 @@ class Faults:
         with self._lock:
             self._denied.difference_update(name.removeprefix("logs:") for name in permissions)
 
+    def deny_key(self, *access_keys: str) -> None:
+        """Answer AccessDeniedException to calls that are signed with one of these access keys, until `allow_key`."""
+        with self._lock:
+            self._denied_keys.update(access_keys)
+
+    def allow_key(self, *access_keys: str) -> None:
+        """Take back `deny_key`."""
+        with self._lock:
+            self._denied_keys.difference_update(access_keys)
+
     def throttle_rate(self, calls_per_second: float | None, *, action: str | None = None) -> None:
         """Answer ThrottlingException to calls above this rate. The burst is the calls of one second, at least 1.
 
@@ -190,10 +209,10 @@ class Faults:
             else:
                 self._buckets.pop(action, None)
 
-    def is_denied(self, action: str) -> bool:
-        """Tell whether `deny` has denied the action."""
+    def is_denied(self, action: str, access_key: str) -> bool:
+        """Tell whether `deny` has denied the action, or `deny_key` the access key."""
         with self._lock:
-            return action in self._denied
+            return action in self._denied or access_key in self._denied_keys
 
     def is_over_rate(self, action: str) -> bool:
         """Count one call. True: it must be throttled."""

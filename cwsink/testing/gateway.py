@@ -25,6 +25,7 @@ CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 
 _EPOCH: Final = re.compile(r"(?<!\S)epoch/(\d+)(?!\S)")
 _PID: Final = re.compile(r"(?<!\S)pid/(\d+)(?!\S)")
+_ACCESS_KEY: Final = re.compile(r"Credential=([^/,\s]+)")
 
 # `StoredRequest.error` of a call that got no answer.
 _UNANSWERED: Final = {
@@ -107,6 +108,7 @@ class Gateway:
                 events=call.events,
                 counted_bytes=call.counted_bytes,
                 body_bytes=len(request.body),
+                access_key=_access_key(request),
                 status=status,
                 error=error,
                 time_seconds=call.now_ms / 1000,
@@ -150,10 +152,10 @@ class Gateway:
             raise AwsError("UnrecognizedClientException", "The security token included in the request is invalid.")
         if self._faults.is_over_rate(call.action):
             raise AwsError("ThrottlingException", "Rate exceeded")
-        if self._faults.is_denied(call.action):
+        if self._faults.is_denied(call.action, access_key := _access_key(request)):
             raise AwsError(
                 "AccessDeniedException",
-                f"User: arn:aws:iam::{self._service.account}:user/testing is not authorized to perform: "
+                f"User: arn:aws:iam::{self._service.account}:user/{access_key} is not authorized to perform: "
                 f"logs:{call.action} because no identity-based policy allows the logs:{call.action} action",
             )
 
@@ -174,6 +176,12 @@ class Gateway:
             self._store.delete_group(target.group)
         else:
             self._store.delete_stream(target.group, target.stream)
+
+
+def _access_key(request: HttpRequest) -> str:
+    """Return the access key that a call is signed with; "" if it is not signed."""
+    found = _ACCESS_KEY.search(request.headers.get("authorization", ""))
+    return found[1] if found else ""
 
 
 def _headers() -> dict[str, str]:

@@ -191,6 +191,11 @@ class StrictCloudWatch:
     def _now_ms(self) -> int:
         return round(self.clock() * 1000)
 
+    def _drips(self) -> bool:
+        """Wait before the next byte of an answer, if answers drip. False: the rest is to be sent at once."""
+        seconds = self.faults.drip_seconds
+        return seconds > 0 and not self._listener.stopping.wait(seconds)
+
     def _serve(self, wire: Wire) -> None:
         stopping = self._listener.stopping
         while not stopping.is_set():
@@ -208,6 +213,6 @@ class StrictCloudWatch:
                 reply, delay_seconds = self._gateway.judge(request, wire.host, wire.peer)
             if stopping.wait(delay_seconds) or reply is None:
                 return
-            wire.send(reply)
+            wire.send(reply, self._drips)
             if not request.keep_alive:
                 return

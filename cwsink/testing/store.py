@@ -42,6 +42,7 @@ class StoredRequest(msgspec.Struct, frozen=True):
         events: the number of events in the call; 0 if the call ended before its body was judged.
         counted_bytes: UTF-8 bytes plus 26 for each event; 0 likewise.
         body_bytes: the size of the HTTP body as it was sent.
+        access_key: the AWS access key that signed the call; "" if none did.
         status: HTTP status; 0 if the client got no answer.
         error: error code; None on success. With status 0 it is "ConnectionDropped" or "Hang".
         time_seconds: the server's clock at arrival.
@@ -58,6 +59,7 @@ class StoredRequest(msgspec.Struct, frozen=True):
     events: int
     counted_bytes: int
     body_bytes: int
+    access_key: str
     status: int
     error: str | None
     time_seconds: float

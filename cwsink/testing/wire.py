@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import Final, NamedTuple
 
@@ -152,12 +152,16 @@ class Wire:
             have += got
         return body
 
-    def send(self, reply: Reply) -> None:
-        """Send the head and the body of a reply, with one `sendall`."""
+    def send(self, reply: Reply, drips: Callable[[], bool] | None = None) -> None:
+        """Send the head and the body of a reply, with one `sendall`. With `drips`, one byte each time it is True."""
         lines = [f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Status')}"]
         lines += [f"{name}: {value}" for name, value in reply.headers.items()]
         lines += [f"Date: {formatdate(usegmt=True)}", f"Content-Length: {len(reply.body)}", "", ""]
-        self._socket.sendall("\r\n".join(lines).encode("latin-1") + reply.body)
+        data = "\r\n".join(lines).encode("latin-1") + reply.body
+        while drips is not None and data and drips():
+            self._socket.sendall(data[:1])
+            data = data[1:]
+        self._socket.sendall(data)
 
     def interrupt(self) -> None:
         """End the connection from another thread. The serving thread returns from `receive`, and closes the socket."""

@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 
-from cwsink.cli import job
+from cwsink.cli import flushing, job
 from cwsink.flusher import guard
 from cwsink.flusher.collector import Collector
 from cwsink.flusher.delivery import Delivery
@@ -36,7 +36,7 @@ from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import FreshLane, RingReader
 from cwsink.spool.rotation import Rotation
-from tests.faults import test_damaged_spools, test_meddling, test_starts
+from tests.faults import test_damaged_spools, test_meddling, test_starts, test_world
 from tests.harness.simulation import Leader, simulated_host
 from tests.integration import (
     test_budget,
@@ -534,6 +534,35 @@ MUTANTS: Final = {
         "except (OSError, msgspec.MsgspecError):",
         test_damaged_spools.test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing,
         case="leader.json",
+    ),
+    # What the worlds find.
+    "refused events that hold up all behind them": Mutant(
+        Delivery.send,
+        "                if self._takes_canary(stream):",
+        "                if self._failed(answer):",
+        test_world.test_the_world_finds_what_once_went_wrong,
+        case="refused lines alone, then others",
+    ),
+    "a leader that sends with the role of its own environment": Mutant(
+        sending.config_of,
+        "    if found is not None:\n        known",
+        "    if False:\n        known",
+        test_world.test_the_world_finds_what_once_went_wrong,
+        case="the role of the flusher's environment, which is another application's",
+    ),
+    "a leader that needs a descriptor between an answer and its commit": Mutant(
+        Flusher._commit_chunk,
+        "each.number in existing}",
+        "each.number in self._reader.existing()}",
+        test_world.test_the_world_finds_what_once_went_wrong,
+        case="a leader that can open no file while a request is answered",
+    ),
+    "a leader that ends in the middle of its request": Mutant(
+        flushing.end_all,
+        "    while time.monotonic() < until and not all(",
+        "    while False and not all(",
+        test_world.test_the_world_finds_what_once_went_wrong,
+        case="a leader that has to end while a request is answered",
     ),
 }
 

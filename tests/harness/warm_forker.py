@@ -22,6 +22,11 @@ class WarmForker:
             f"from {__name__} import serve\nfrom {work.__module__} import {work.__qualname__} as work\nserve(work)\n"
         )
 
+    @property
+    def pid(self) -> int:
+        """The pid of the warm process."""
+        return self._process.pid
+
     def fork(self, *arguments: object) -> int:
         """Start a process that calls `work(*arguments)` and then exits as any program does. Returns its pid."""
         return self._ask("fork", *arguments)

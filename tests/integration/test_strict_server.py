@@ -732,6 +732,38 @@ def test_a_denied_action_is_refused_until_allowed(server: StrictCloudWatch, clie
     server.assert_clean()
 
 
+def test_a_denied_key_is_refused_until_allowed(server: StrictCloudWatch, client: Any) -> None:
+    """deny_key takes an access key: calls that it signs are refused, and recorded with it."""
+    server.faults.deny_key("another", "testing")
+    code, text = refused(put, client, event())
+    assert (code, "user/testing is not authorized to perform: logs:PutLogEvents" in text) == (
+        "AccessDeniedException",
+        True,
+    )
+    server.faults.allow_key("testing")
+    put(client, event())
+    assert [(request.access_key, request.error) for request in server.requests] == [
+        ("testing", "AccessDeniedException"),
+        ("testing", None),
+    ]
+    server.assert_clean()
+
+
+def test_answers_drip_until_they_need_not(server: StrictCloudWatch, client: Any) -> None:
+    """One byte at a time, with drip_seconds before each; once that is 0, the rest comes at once."""
+    server.faults.drip_seconds = 0.001
+    started = time.monotonic()
+    put(client, event())
+    assert time.monotonic() - started >= 0.1
+    server.faults.drip_seconds = 0.5
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(put, client, event())
+        assert server.wait_for_events(2)
+        assert not call.done()
+        server.faults.drip_seconds = 0.0
+        call.result(30)
+
+
 def test_latency_delays_the_answer(server: StrictCloudWatch, client: Any) -> None:
     """No answer comes before latency_seconds have passed."""
     server.faults.latency_seconds = 0.1
