@@ -23,6 +23,7 @@ import ctypes
 import gc
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -59,6 +60,14 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _LARGE_BYTES: Final = 64 * 1024
+# A program may have lowered its own limits. The flusher serves other programs, too, so it takes what it is allowed to.
+_LIMITS: Final = (
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_AS,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_CPU,
+)
 # These are for the application, from its service manager. The guard must not act on them.
 _NOT_OURS: Final = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -184,6 +193,9 @@ def _settle_in(*, keep_lock: bool) -> None:
     os.closerange(LOCK_FD + keep_lock, min(highest, 1 << 20) if highest > 0 else 65_536)
     for name in _NOT_OURS:
         os.environ.pop(name, None)
+    for limit in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(limit, (resource.getrlimit(limit)[1],) * 2)
 
 
 def _load() -> None:

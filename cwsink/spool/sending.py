@@ -27,7 +27,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from cwsink import version
-from cwsink.config import SinkConfig, load_config
+from cwsink.config import ENVIRONMENT_PREFIX, SinkConfig, load_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.spool import attachment, capacity, files
@@ -104,7 +104,9 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
     budget: dict[str, Any] = {"spool_max_bytes": held.spool_max_bytes if held else directory.format.spool_max_bytes}
     if found is None:
         # What FORMAT leaves open is left open: another application's role or segment size must not get in.
-        return SinkConfig(**{**asdict(load_config()), **target, **budget, "segment_bytes": None})
+        left_out = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*target, *budget, "segment_bytes")}
+        env = {name: value for name, value in os.environ.items() if name not in left_out}
+        return SinkConfig(**{**asdict(load_config(env=env)), **target, **budget, "segment_bytes": None})
     known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER
     settings = {name: value for name, value in found.settings.items() if name in known}  # a newer writer has more
     of_format = {name: value for name, value in target.items() if value is not None}
