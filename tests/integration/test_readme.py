@@ -739,6 +739,13 @@ def nfs(trouble: Trouble) -> None:
     trouble.open()
 
 
+def not_our_file(trouble: Trouble) -> None:
+    writer = trouble.log(flusher="external")
+    Path(writer.directory.cursor).unlink()
+    Path(writer.directory.cursor).mkdir()
+    trouble.command("flush", "--once")
+
+
 def newer_format(trouble: Trouble) -> None:
     path = Path(trouble.spool(), "FORMAT")
     content = {**json.loads(path.read_text()), "format": directory.FORMAT_VERSION + 1}
@@ -866,6 +873,8 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "no directory for the spool can be used": no_root,
     "the spool directory ... cannot be used": unusable_root,
     "lies on a nfs file system": nfs,
+    "is no file of this user and this spool. It was set aside": not_our_file,
+    "CloudWatch takes nothing that is sent there": lambda trouble: trouble.fail("InvalidParameterException"),
     "has format ...; this cwsink reads format": newer_format,
     "refused a record: spool_full": full_spool,
     "refused a record: io_error": full_disk,
