@@ -65,10 +65,20 @@ def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
 
 
 def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
-    """Wait until all records that are in these spools now are settled. False: the time is over, and some are not.
+    """Wait until all records that are in these spools now are settled. Never raises.
 
     The spools are watched side by side: one whose flusher hangs does not delay the others.
+
+    Returns:
+        False: the time is over and some are not settled, or it cannot be told, because a spool cannot be read.
     """
+    try:
+        return _flush(spools, timeout_seconds)
+    except OSError:
+        return False
+
+
+def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
     from cwsink.spool import survey  # imported here for the reason given in `await_delivery`
 
     until = monotonic() + timeout_seconds

@@ -35,7 +35,7 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import descriptors, disk, files
+from cwsink.spool import descriptors, disk
 from cwsink.spool.record import MOST, Count
 from cwsink.spool.segment import SegmentKey
 
@@ -154,10 +154,8 @@ def read(path: str) -> State:
     try:
         with descriptors.opened(path, os.O_RDONLY) as file:
             return _best(file.fd)[0]
-    except OSError as error:
-        if files.is_absent(error):
-            return State()
-        raise
+    except FileNotFoundError:
+        return State()
 
 
 class Cursor:

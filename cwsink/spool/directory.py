@@ -145,9 +145,10 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
     if not read_only:
         _check_access(path)
     try:
+        found = _read_format(path)
         if not read_only:
             put_in_order(path)
-        return SpoolDirectory(path, _read_format(path))
+        return SpoolDirectory(path, found)
     except FileNotFoundError as error:
         raise SpoolFormatError(f"{path} is not a spool: it has no FORMAT file.", path) from error
     except SpoolError:

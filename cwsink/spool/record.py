@@ -76,8 +76,8 @@ class Loss(msgspec.Struct, array_like=True, gc=False):
     """`count` records were refused between `first_ms` and `last_ms`, for `reason`."""
 
     count: _Few
-    first_ms: TimeMs
-    last_ms: TimeMs
+    first_ms: int
+    last_ms: int
     reason: str
     producer: int
 

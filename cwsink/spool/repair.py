@@ -24,7 +24,7 @@ def put_in_order(path: str) -> None:
     _put_in_order(ring, stat.S_ISDIR, DIRECTORY_MODE)
     make_directory(ring)
     for name in _names(path):
-        if name != "ring" and ".damaged" not in name:
+        if name not in ("ring", "FORMAT") and ".damaged" not in name:  # FORMAT is repaired by who opens the spool
             _put_in_order(f"{path}/{name}", stat.S_ISREG, FILE_MODE)
     for name in _names(ring):
         if name.endswith(".seg"):

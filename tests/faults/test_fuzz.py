@@ -55,7 +55,7 @@ MOST_MORE_BYTES: Final = 200 << 20
 RECORDS: Final = 20
 
 
-class Step:
+class Told:
     """Says to the parent which step is on, and what has gone wrong in it."""
 
     def __init__(self, fd: int) -> None:
@@ -78,7 +78,7 @@ class Step:
         os.write(self._fd, json.dumps([kind, text[-3_000:]]).encode() + b"\n")
 
 
-def live(root: Path, spool: Path, step: Step) -> None:
+def live(root: Path, spool: Path, step: Told) -> None:
     """Do to the spool what people and processes do."""
     for words in (["status"], ["status", "--json"], ["tail", "-n", "50"], ["replay", "--all", "--dry-run"]):
         with step.of(" ".join(words)):
@@ -109,7 +109,7 @@ def live(root: Path, spool: Path, step: Step) -> None:
 
 
 def child(root: Path, spool: Path, fd: int) -> NoReturn:
-    step = Step(fd)
+    step = Told(fd)
     try:
         if os.geteuid() == 0:
             os.setgroups([])
@@ -187,7 +187,7 @@ def load(intact: Image, base: Path) -> None:
     ours, theirs = os.pipe()
     cloudwatch = FakeCloudWatch(lambda: time.time_ns() // 1_000_000)
     with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(CloudWatch, "put", cloudwatch.method()):
-        live(root, spool, Step(theirs))
+        live(root, spool, Told(theirs))
     os.close(theirs)
     with open(ours) as file:
         assert "error" not in file.read()

@@ -545,8 +545,9 @@ MUTANTS: Final = {
     ),
     "a leader that sends with the role of its own environment": Mutant(
         sending.config_of,
-        "    if found is not None:\n        known",
-        "    if False:\n        known",
+        "    if found is None:",
+        "    if found is not None:\n        return load_config(**{name: each for name, each in target.items() if each})\n"  # noqa: E501
+        "    if found is None:",
         test_world.test_the_world_finds_what_once_went_wrong,
         case="the role of the flusher's environment, which is another application's",
     ),
@@ -559,8 +560,8 @@ MUTANTS: Final = {
     ),
     "a leader that ends in the middle of its request": Mutant(
         flushing.end_all,
-        "    while time.monotonic() < until and not all(",
-        "    while False and not all(",
+        "    while not turns.have_ended() and time.monotonic() < until:",
+        "    while turns.have_ended() and time.monotonic() < until:",
         test_world.test_the_world_finds_what_once_went_wrong,
         case="a leader that has to end while a request is answered",
     ),

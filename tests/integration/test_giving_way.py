@@ -84,7 +84,7 @@ def test_a_leader_without_a_network_gives_way_to_one_that_stands(
     assert server.wait_for_events(1, 30.0)
     assert writer.append("two")
     assert server.wait_for_events(2, CHILD_SECONDS)
-    assert status(writer.directory)["unable"] == []
+    wait_for(lambda: status(writer.directory)["unable"] == [], "its trouble is over")
     assert [request.epoch for request in server.requests][-1] == 2
     blind.kill()
     _, err = blind.communicate(timeout=CHILD_SECONDS)

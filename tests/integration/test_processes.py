@@ -418,7 +418,8 @@ print(json.dumps(sorted(name for name in sys.modules if name.startswith("cwsink.
 """)
     rooms = {name.split(".")[1] for name in json.loads(out)}
     assert rooms <= {
-        *("config", "diagnostics", "errors", "frontends", "host", "limits", "naming", "spool", "target", "version")
+        *("clock", "config", "diagnostics", "errors", "frontends", "host", "limits", "naming", "printable", "spool"),
+        *("target", "version"),
     }
     assert server.messages() == list(bursts("a"))
 
