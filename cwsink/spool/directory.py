@@ -44,7 +44,7 @@ from cwsink import host, target
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
-from cwsink.spool import files, host_names
+from cwsink.spool import descriptors, files, host_names
 from cwsink.spool.record import Count
 from cwsink.spool.repair import put_in_order
 from cwsink.spool.root import ROOT_VARIABLE, choose_root, make_directory
@@ -266,16 +266,14 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
 
 
 def _write_format(path: str, wanted: SpoolFormat) -> None:
-    temporary = f"{path}/FORMAT.{os.urandom(8).hex()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    content = msgspec.to_builtins(wanted)
+    data = f"{json.dumps({**content, 'checksum': _checksum(content)}, indent=2)}\n".encode()
+    temporary = f"{path}/FORMAT.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
     try:
-        with open(fd, "w", encoding="utf-8") as file:
-            os.fchmod(fd, 0o600)  # under a umask such as 0777 nobody could read it later
-            content = msgspec.to_builtins(wanted)
-            json.dump({**content, "checksum": _checksum(content)}, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with descriptors.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+            if os.write(file.fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+            os.fsync(file.fd)
         with contextlib.suppress(FileExistsError):  # another process was first: its FORMAT counts
             os.link(temporary, f"{path}/FORMAT")
     finally:
