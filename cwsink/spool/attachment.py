@@ -42,7 +42,7 @@ class Attachment:
         """Attach. Raises OSError."""
         self._directory = directory
         self._file = descriptors.opened(directory.attached_lock, os.O_RDWR | os.O_CREAT)
-        self._is_held = False
+        self._is_held = self._has_left = False
         self.hold()
 
     def hold(self) -> None:
@@ -50,7 +50,10 @@ class Attachment:
 
         So it is if another process held it when we tried, just to ask whether it is alone. Or somebody has closed our
         descriptor beneath us, as a daemon does. Its number may be another file's by now, so we open the file anew.
+        After `detach` or `close` nothing is done: a look may come late.
         """
+        if self._has_left:
+            return
         if not self._file.is_open():
             self._is_held = False
             self._file.abandon()
@@ -65,6 +68,7 @@ class Attachment:
         the shared lock (flock(2)). So if several processes detach at once, each that is told "others are left" is gone
         for the others by then, and the last one to ask is told that it is alone.
         """
+        self._has_left = True
         if not self._file.is_open():
             self._file.abandon()
             return not is_anyone_attached(self._directory)
@@ -74,4 +78,5 @@ class Attachment:
 
     def close(self) -> None:
         """Detach, without asking whether others are left."""
+        self._has_left = True
         self._file.close()

@@ -43,8 +43,8 @@ from tests.soak import SEED_VARIABLE
 pytestmark = pytest.mark.faults
 image = test_damaged_spools.image  # the fixture
 
-CASES: Final = 240
-CHUNK: Final = 60
+CASES: Final = 120
+CHUNK: Final = 40
 LONG_CASES: Final = 20_000
 USER: Final = 65_534
 # Of the CPU, for all that the child does. A machine that is busy with other tests does not count against it.

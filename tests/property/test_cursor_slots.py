@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cwsink.spool import cursor
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Ledger, Offset, State
+from cwsink.spool.record import MOST
 
-NUMBERS = st.integers(0, 2**63)
+NUMBERS = st.integers(0, MOST)
 OFFSETS = st.lists(st.builds(Offset, NUMBERS, st.integers(0, 2**32 - 1), NUMBERS), max_size=5)
 LEDGERS = st.builds(
     Ledger,

@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -53,11 +54,10 @@ STARTS = 5
 RECORDS_BEFORE = 100
 PASSING_DESCRIPTORS = 6
 
-# What may lie in a spool afterwards. Who was ended while replacing one of the last three leaves the new one beside it,
-# under a name that the next to replace it writes over.
-REPLACED = ("evictions", "leader.json", "leader.host")
-FILES = {"FORMAT", "ring", "cursor", "leader.lock", "attached.lock", "budget.lock", "settings.json", "hurry", *REPLACED}
-FILES |= {f"{name}.tmp" for name in REPLACED}
+# What may lie in a spool afterwards. Who was ended while replacing a file leaves the new one beside it.
+FILES = {"FORMAT", "ring", "cursor", "evictions", "leader.json", "leader.host", "leader.lock", "leader.next", "hurry"}
+FILES |= {"attached.lock", "budget.lock", "settings.json", "capacity.json", "refusals"}
+TEMPORARY = re.compile(r"(\.[0-9a-f]{8,16})?\.tmp$")
 # In the root, beside the spool.
 ROOT_FILES = {f"flusher-{os.geteuid()}.lock", f"flusher-{os.geteuid()}.next"}
 
@@ -242,7 +242,7 @@ def assert_all_is_well(server: StrictCloudWatch, program: RunningProgram) -> set
 
     root = Path(path).parent
     assert set(os.listdir(root)) - ROOT_FILES == {Path(path).name}
-    assert set(os.listdir(path)) <= FILES
+    assert {TEMPORARY.sub("", name) for name in os.listdir(path)} <= FILES
     assert len(segment.numbers(spool.ring)) == 1, "delivered segments were not taken away"
     # Who was killed while making a segment leaves a file, which a leader removes when it is a minute old.
     assert len([name for name in os.listdir(spool.ring) if not name.endswith(files.TEMPORARY_SUFFIX)]) == 1
