@@ -4,8 +4,8 @@
 returns True the record is in the spool, and survives whatever happens to this process. It never raises and never waits
 for the network. It blocks only under `on_full="block"`, for at most `block_timeout_seconds`.
 
-A record that the writer refuses is counted by reason. A loss marker tells the stream of it as soon as the spool has
-room.
+A record that the writer refuses is counted by reason, in the spool (cwsink.spool.refusals). `cwsink status` shows the
+counts, and the leader tells the stream of them.
 """
 
 from __future__ import annotations
