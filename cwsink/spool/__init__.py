@@ -158,7 +158,7 @@ one is evicted for it. Where nothing can be evicted, as much is reserved as ther
 any of it, so the cursor's blocks are reserved before the first segment is made.
 
 A refused record is counted in `refusals` before the answer is given. That file has its block, so neither a full disk
-nor a kill costs a count. Only there a process may wait for another, for 20 ms.
+nor a kill costs a count. Only there a process may wait for another, for 40 ms.
 
 Fork
 ----

@@ -14,9 +14,9 @@ offset  size  field          little-endian
 ```
 
 Several processes may refuse records at once. One at a time adds its own, under an flock. The others wait for it, but
-for 20 ms at most: it may have been stopped. Then they keep their counts in memory, and add them with their next
+for 40 ms at most: it may have been stopped. Then they keep their counts in memory, and add them with their next
 refusal, their next append, or at their end. So a count can be lost only if a process is killed while another one has
-been stopped in the middle of its counting.
+been stopped, or has not been given the processor, in the middle of its counting.
 
 The totals only grow. The ledger in the cursor says how much of them the stream was told of.
 """
@@ -45,9 +45,9 @@ _CHECKED_FROM: Final = 4
 # Another process that adds has the lock for some 10 us. A reader may meet a page that is being overwritten.
 _TRIES: Final = 50
 _WAIT_SECONDS: Final = 0.0005
-_LONGEST_WAIT_SECONDS: Final = 0.02
+_LONGEST_WAIT_SECONDS: Final = 0.04
 # A process that has waited in vain does not wait again for so long.
-_IMPATIENT_SECONDS: Final = 1.0
+_IMPATIENT_SECONDS: Final = 0.4
 # Refusals with a longer pause between them are another run, whose time begins anew.
 _SAME_RUN_MS: Final = 60_000
 
