@@ -12,7 +12,7 @@ The floors, each of which imports from below only (import-linter holds them):
 flush  replay  status  run  tail  demo     a command each
 serve  dead_letters  status_view           the larger half of a command
 job                                        deliver what was in one spool at the beginning
-flushing  sight                            what all commands that lead need; what can be seen of a spool
+flushing  reasons                          what all commands that lead need; why the records of a spool wait
 spools  progress  signals                  which spools a PATH means; the progress bars; signals as a queue
 text                                       the wording of durations, sizes and records
 arguments                                  commands, options and help texts

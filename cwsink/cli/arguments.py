@@ -34,7 +34,7 @@ _DRAIN_SECONDS: Final = 10.0
 
 _PATH = """\
 a spool (the directory with the file FORMAT), or a directory that holds several. The default is where a
-worker would put its spool: FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY, CWSINK_SPOOL_DIRECTORY, or the first of
+worker would put its spool: CWSINK_SPOOL_DIRECTORY, FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY, or the first of
 /var/lib/cwsink, ~/.local/state/cwsink, /var/tmp/cwsink-<uid>"""
 
 _EXIT_CODES = """\
@@ -90,7 +90,7 @@ examples:
 
 _FLUSH = f"""\
 It delivers as a sidecar or as a unit of systemd. While it leads, workers start no flusher. With
-FAPILOG_CLOUDWATCH__FLUSHER=external they never start one. The spool's FORMAT says where to send, its settings.json
+CWSINK_FLUSHER=external they never start one. The spool's FORMAT says where to send, its settings.json
 says how, and credentials are found as boto3 finds them.
 
 TERM: a process manager sends it to a sidecar and to the application at once. So wait until no process is left
