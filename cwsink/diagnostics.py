@@ -13,7 +13,6 @@ fapilog's bridge would put that record into the queue again, which would need an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -98,11 +97,20 @@ def has_stderr() -> bool:
     if _STDERR is None:
         return False
     try:
-        status, flags = os.fstat(2), fcntl.fcntl(2, fcntl.F_GETFL)
+        status, flags = os.fstat(2), _flags_of(2)
     except OSError:
         return False
     is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
     return _identity(status) == _STDERR or is_log or stat.S_ISCHR(status.st_mode)
+
+
+def _flags_of(fd: int) -> int:
+    """Return the flags a descriptor was opened with. Raises OSError."""
+    try:
+        import fcntl  # here, because Windows has none
+    except ImportError:
+        return 0
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
 def reset_quiet(key: str) -> None:

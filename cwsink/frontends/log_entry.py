@@ -2,6 +2,7 @@
 
 ```text
 {"timestamp": "2026-01-31T12:00:00.123Z", "level": "INFO", "message": "order placed", "logger": "shop",
+ "trace_id": "5759e988bd862e3fe1be46a994272793", "span_id": "53995c3f42cd8ad8",     while a span is active
  "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
                  "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
                  "error.stack": ...}, "stack": ...},
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
+from cwsink.frontends import trace
 from cwsink.frontends.plain import encode, is_flat
 
 # The attributes that a record has by itself. All others come from `extra`, or from a record factory of the application
@@ -34,6 +36,8 @@ _OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
 # A message that is a dict has its text under one of these keys, if it has one.
 _TEXT_KEYS: Final = ("message", "event", "msg")
 _KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
+
+_NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -57,6 +61,8 @@ class _Entry(msgspec.Struct):
     level: object
     message: str
     logger: object
+    trace_id: object
+    span_id: object
     diagnostics: _Diagnostics
     data: dict[str, Any]
 
@@ -67,7 +73,10 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
     data = {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN}
     if isinstance(record.msg, dict):
         message, data = _text_in(record.msg, message), {**record.msg, **data}
-    entry = _Entry(_rfc3339(record.created), record.levelname, message, record.name, _diagnostics(record), data)
+    trace_id, span_id = trace.active() or _NO_SPAN
+    entry = _Entry(
+        _rfc3339(record.created), record.levelname, message, record.name, trace_id, span_id, _diagnostics(record), data
+    )
     try:
         if is_flat(data):
             return _encode(entry).decode()

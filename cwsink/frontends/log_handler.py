@@ -15,15 +15,17 @@ import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from cwsink.diagnostics import report
-from cwsink.frontends import log_entry
-from cwsink.frontends.writer import Writer
+from cwsink.errors import ConfigError, SpoolError
+from cwsink.frontends import console, log_entry
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from cwsink.config import SinkConfig
+    from cwsink.frontends.writer import Writer
     from cwsink.settings import Settings
 
 # A `repr()` may log the object that it belongs to, and the handler would call that `repr()` again, for ever. From this
@@ -35,23 +37,60 @@ _MOST_NESTED: Final = 5
 _beside_celery: set[SpoolHandler] = set()
 
 
+class JsonFormatter(logging.Formatter):
+    """Makes of a record the JSON that `SpoolHandler` spools, for any other handler (see cwsink.frontends.log_entry).
+
+    Example:
+        handler = logging.StreamHandler()
+        handler.setFormatter(cwsink.JsonFormatter())
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON, in one line. Raises whatever the record's own message raises."""
+        return log_entry.encode_record(record, str(record.getMessage()))
+
+
 class SpoolHandler(logging.Handler):
     """Spools each record: as JSON (see cwsink.frontends.log_entry), or as the text of its formatter, if it has one.
 
     Args:
         config: a SinkConfig or a mapping.
         level: the handler's level, as of any handler of logging.
-        **settings: single settings (see SinkConfig); they win over `config`, which wins over `FAPILOG_CLOUDWATCH__*`.
+        on_unusable: what to do if the spool cannot be made or opened. "stderr": say why, and print the records there,
+            because no application should fail to start for its log. "raise": raise SpoolError.
+        **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
+
+    Where `CWSINK_TARGET` is not "cloudwatch", records are printed, or left out (cwsink.frontends.console).
 
     Raises:
-        ConfigError, SpoolError: at construction. Later nothing is raised; a refused record is counted (see Writer).
+        ConfigError: a setting is wrong, or no log group is given. After construction nothing is raised; a refused
+            record is counted (see Writer).
+        SpoolError: the spool cannot be used, and on_unusable is "raise".
 
     Example:
         logging.getLogger().addHandler(SpoolHandler(log_group_name="/myapp/prod"))
     """
 
-    def __init__(self, config: object = None, level: int | str = logging.NOTSET, **settings: Unpack[Settings]) -> None:
-        self._writer = Writer.open(config, **settings)
+    def __init__(
+        self,
+        config: object = None,
+        level: int | str = logging.NOTSET,
+        *,
+        on_unusable: Literal["stderr", "raise"] = "stderr",
+        **settings: Unpack[Settings],
+    ) -> None:
+        if on_unusable not in ("stderr", "raise"):
+            raise ConfigError(f"on_unusable={on_unusable!r}: choose one of stderr, raise.")
+        try:
+            self._writer = console.open_writer(_open_writer, config, **settings)
+        except SpoolError as error:
+            if on_unusable == "raise":
+                raise
+            report("unusable", f"records go to stderr, and not to CloudWatch: {error}")
+            self._writer = console.Console("stderr")
         self._nested = threading.local()
         super().__init__(level)
         if "celery" in sys.modules:
@@ -106,7 +145,7 @@ class SpoolHandler(logging.Handler):
         The failure is reported by `handleError`, as by any handler.
         """
         try:
-            if self.formatter is not None:
+            if self.formatter is not None and type(self.formatter) is not JsonFormatter:
                 # A formatter may return an empty text, but CloudWatch wants at least one character in an event.
                 return str(self.formatter.format(record)) or " "
             message = str(record.getMessage())
@@ -115,6 +154,12 @@ class SpoolHandler(logging.Handler):
                 self.handleError(record)
             message = log_entry.unformatted(record)
         return log_entry.encode_record(record, message)
+
+
+def _open_writer(config: SinkConfig) -> Writer:
+    from cwsink.frontends.writer import Writer  # here, because it cannot be imported on Windows
+
+    return Writer(config)
 
 
 def _unshown(record: logging.LogRecord) -> str:

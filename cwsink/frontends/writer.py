@@ -22,12 +22,12 @@ from msgspec.structs import replace
 
 from cwsink import diagnostics
 from cwsink.clock import monotonic
-from cwsink.config import SinkConfig, load_config
+from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
-from cwsink.frontends import presence
+from cwsink.frontends import console, presence
 from cwsink.frontends.losses import Losses
 from cwsink.frontends.turn import Turn
-from cwsink.spool import capacity, descriptors, directory, frame, record, refusals, root, sending
+from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, refusals, root, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 from cwsink.target import Target
@@ -38,10 +38,7 @@ if TYPE_CHECKING:
     from cwsink.settings import Settings
 
 _BLOCK_POLL_SECONDS: Final = 0.005
-# Under durability="host" the leader syncs the ring twice a second, and touches leader.json each time. If leader.json is
-# older than this, no leader syncs. If it is from the future, the clock was set back, and it says nothing.
-_LEADER_SILENT_SECONDS: Final = 3.0
-# A writer that has seen that a leader syncs looks again after this time.
+# A writer under durability="host" that has seen that a leader syncs looks again after this time.
 _LED_SECONDS: Final = 0.1
 _REOPEN_SECONDS: Final = 1.0
 _MOST_MS: Final = 1 << 53
@@ -60,7 +57,7 @@ _write = os.write
 UNENCODABLE: Final = "unencodable"
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
     _presence: presence.Presence | None
@@ -84,17 +81,17 @@ class Writer:
         self._become_producer()
         presence.this.add(self)
 
-    @classmethod
-    def open(cls, config: object = None, **settings: Unpack[Settings]) -> Writer:
-        """Open a writer from a SinkConfig or mapping, single settings, and `FAPILOG_CLOUDWATCH__*`.
+    @staticmethod
+    def open(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
+        """Open a writer from a SinkConfig or mapping, single settings, and the environment.
 
-        Example:
-            writer = Writer.open(log_group_name="/myapp/prod")
+        Returns:
+            A writer. Where `CWSINK_TARGET` is not "cloudwatch", what takes its place (cwsink.frontends.console).
 
         Raises:
-            ConfigError, SpoolError: as for the constructor.
+            ConfigError, SpoolError: as for the constructor; or no log group is given.
         """
-        return cls(load_config(config, env=None, **settings))
+        return console.open_writer(Writer, config, **settings)
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
         """Spool one event.
@@ -214,6 +211,9 @@ class Writer:
         """Let go of the spool. Sends nothing and waits for nothing; a later append opens the spool again."""
         self._ring.close()
         self.mark_losses()  # now, because the ring's descriptor may have been the last one
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def mark_losses(self) -> None:
         """Write down the counts of refused records that could not be written down before."""
@@ -392,9 +392,8 @@ class Writer:
         now = monotonic()
         if now < self._led_until:
             return
-        with contextlib.suppress(OSError):
-            if 0 <= time.time() - os.stat(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
-                self._led_until = now + _LED_SECONDS
-                return
+        if leader_state.is_synced(self.directory):
+            self._led_until = now + _LED_SECONDS
+            return
         with contextlib.suppress(OSError):
             self._ring.sync()
