@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, Final
@@ -35,7 +36,7 @@ _OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
 }  # fmt: skip
 # A message that is a dict has its text under one of these keys, if it has one.
 _TEXT_KEYS: Final = ("message", "event", "msg")
-_KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
+KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
 _NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
 
@@ -85,6 +86,37 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
     return encode({**_set_fields(entry), "diagnostics": _set_fields(entry.diagnostics)}).decode()
 
 
+def encode_entry(
+    *,
+    timestamp: object,
+    level: str,
+    message: object,
+    logger: object,
+    diagnostics: dict[str, Any],
+    data: Mapping[Any, Any],
+) -> str:
+    """Return an entry of another logging library as JSON, in the same shape.
+
+    Args:
+        timestamp: seconds since 1970, or the library's own text; None: now.
+        level, message, logger: as the library has them.
+        diagnostics: where the entry was made, and its exception (`exception_fields`).
+        data: all else.
+    """
+    trace_id, span_id = trace.active() or _NO_SPAN
+    entry = {
+        "timestamp": timestamp if isinstance(timestamp, str) else _rfc3339(timestamp or time.time()),
+        "level": level,
+        "message": shown(message),
+        "logger": logger,
+        "trace_id": trace_id,
+        "span_id": span_id,
+        "diagnostics": diagnostics,
+        "data": dict(data),
+    }
+    return encode({name: value for name, value in entry.items() if value is not msgspec.UNSET}).decode()
+
+
 def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
 
@@ -130,7 +162,7 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
     )
     if task := getattr(record, "taskName", None):
         found.task = task
-    if record.levelname not in _KNOWN_LEVELS:
+    if record.levelname not in KNOWN_LEVELS:
         found.levelno = record.levelno
     if (record.exc_info or record.exc_text) and (exception := _exception(record)):
         found.exception = exception
@@ -147,19 +179,24 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
     """
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) and len(record.exc_info) == 3 else None
     if isinstance(error, BaseException):
-        try:
-            text = str(error)
-        except Exception:
-            text = shown(error)
-        named = {"error.type": type(error).__name__, "error.message": text}
-        if record.exc_text is not None and not record.exc_text.strip():
-            return named
-        try:
-            stack = "".join(traceback.format_exception(error))
-        except Exception as failure:
-            stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
-        return {**named, "error.stack": stack}
+        return exception_fields(error, has_stack=record.exc_text is None or bool(record.exc_text.strip()))
     return {"error.stack": record.exc_text} if record.exc_text else {}
+
+
+def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[str, str]:
+    """Return fapilog's keys for an exception, with its traceback unless the message has that already."""
+    try:
+        text = str(error)
+    except Exception:
+        text = shown(error)
+    named = {"error.type": type(error).__name__, "error.message": text}
+    if not has_stack:
+        return named
+    try:
+        stack = "".join(traceback.format_exception(error))
+    except Exception as failure:
+        stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
+    return {**named, "error.stack": stack}
 
 
 def _rfc3339(created: object) -> str:

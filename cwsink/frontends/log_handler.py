@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, SpoolError
-from cwsink.frontends import console, log_entry
+from cwsink.frontends import console, log_entry, opening
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cwsink.config import SinkConfig
-    from cwsink.frontends.writer import Writer
     from cwsink.settings import Settings
 
 # A `repr()` may log the object that it belongs to, and the handler would call that `repr()` again, for ever. From this
@@ -85,7 +83,7 @@ class SpoolHandler(logging.Handler):
         if on_unusable not in ("stderr", "raise"):
             raise ConfigError(f"on_unusable={on_unusable!r}: choose one of stderr, raise.")
         try:
-            self._writer = console.open_writer(_open_writer, config, **settings)
+            self._writer = opening.open_writer(config, **settings)
         except SpoolError as error:
             if on_unusable == "raise":
                 raise
@@ -154,12 +152,6 @@ class SpoolHandler(logging.Handler):
                 self.handleError(record)
             message = log_entry.unformatted(record)
         return log_entry.encode_record(record, message)
-
-
-def _open_writer(config: SinkConfig) -> Writer:
-    from cwsink.frontends.writer import Writer  # here, because it cannot be imported on Windows
-
-    return Writer(config)
 
 
 def _unshown(record: logging.LogRecord) -> str:
