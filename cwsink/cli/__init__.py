@@ -3,13 +3,13 @@
 A command's module is imported only when the command is asked for. So `cwsink --version` and `cwsink status --json` load
 neither rich nor botocore. No command imports fapilog.
 
-Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage. `run` has the exit code of its command. We never use 3
-or 4, because a gunicorn master would take these for a worker that cannot boot.
+Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage. `run` has the exit code of its command, and `check`
+those of Nagios. We never use 3 or 4, because a gunicorn master would take these for a worker that cannot boot.
 
 The floors, each of which imports from below only (import-linter holds them):
 
 ```text
-flush  replay  status  run  tail  demo     a command each
+flush  replay  status  check  run  tail  demo    a command each
 serve  dead_letters  status_view           the larger half of a command
 job                                        deliver what was in one spool at the beginning
 flushing  reasons                          what all commands that lead need; why the records of a spool wait

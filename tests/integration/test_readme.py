@@ -405,7 +405,7 @@ class Session:
                 self.has_replayed = "--dry-run" not in words
                 assert "replay" in output
             else:
-                assert "/myapp/prod" in output
+                assert ("OK: 1 spool" if words[1] == "check" else "/myapp/prod") in output
 
     def python(self, words: list[str]) -> None:
         """`python -m cwsink.testing`: a server of its own, at another port than ours."""
