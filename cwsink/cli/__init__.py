@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _open_what_is_closed()
     from cwsink.cli import arguments
     from cwsink.errors import CwsinkError
 
@@ -70,6 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complain(message: str) -> None:
     """Write one line to stderr."""
     print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
+
+
+def _open_what_is_closed() -> None:
+    """Have /dev/null stand for those of stdin, stdout and stderr that are closed (`>&-`).
+
+    Else the next file that is opened gets the number, and what is printed goes into a segment, or a lock has a reader.
+    The command of `cwsink run` finds them closed, as without us: a program that is started does not get /dev/null.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # it is open to the end
 
 
 def _discard_output() -> None:

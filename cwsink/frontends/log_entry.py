@@ -26,7 +26,8 @@ from typing import Any, Final
 import msgspec
 
 from cwsink.frontends import trace
-from cwsink.frontends.plain import encode, is_flat
+from cwsink.frontends.interruption import is_interruption
+from cwsink.frontends.plain import encode, is_flat, unshowable
 
 # The attributes that a record has by itself. All others come from `extra`, or from a record factory of the application
 # (which `logging.makeLogRecord` would call). Formatters and newer Pythons add some. `color_message` is the message once
@@ -70,10 +71,13 @@ class _Entry(msgspec.Struct):
 
 def encode_record(record: logging.LogRecord, message: str) -> str:
     """Return the record as JSON, with `message` for its message."""
-    fields = vars(record)
-    data = {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN}
+    data: dict[str, Any] = {}
+    if not _OWN.issuperset(vars(record)):
+        # A copy, because another handler may format the record in another thread, and add to it meanwhile.
+        data = {name: value for name, value in dict(vars(record)).items() if name not in _OWN}
     if isinstance(record.msg, dict):
-        message, data = _text_in(record.msg, message), {**record.msg, **data}
+        items = dict(record.msg)
+        message, data = _text_in(items, message), {**items, **data}
     trace_id, span_id = trace.active() or _NO_SPAN
     entry = _Entry(
         _rfc3339(record.created), record.levelname, message, record.name, trace_id, span_id, _diagnostics(record), data
@@ -81,8 +85,9 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
     try:
         if is_flat(data):
             return _encode(entry).decode()
-    except Exception:  # a text that is no Unicode, or a field that the application has replaced
-        pass
+    except Exception as error:  # a text that is no Unicode, or a field that the application has replaced
+        if is_interruption(error):
+            raise
     return encode({**_set_fields(entry), "diagnostics": _set_fields(entry.diagnostics)}).decode()
 
 
@@ -147,7 +152,7 @@ def shown(value: object) -> str:
     try:
         return repr(value).encode("utf-8", "backslashreplace").decode()
     except Exception as error:
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+        return unshowable(value, error)
 
 
 def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
@@ -187,7 +192,9 @@ def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[st
     """Return fapilog's keys for an exception, with its traceback unless the message has that already."""
     try:
         text = str(error)
-    except Exception:
+    except Exception as failure:
+        if is_interruption(failure):
+            raise
         text = shown(error)
     named = {"error.type": type(error).__name__, "error.message": text}
     if not has_stack:
@@ -195,7 +202,7 @@ def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[st
     try:
         stack = "".join(traceback.format_exception(error))
     except Exception as failure:
-        stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
+        stack = unshowable(error.__traceback__, failure)
     return {**named, "error.stack": stack}
 
 

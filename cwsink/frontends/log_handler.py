@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, SpoolError
 from cwsink.frontends import console, log_entry, opening
+from cwsink.frontends.interruption import is_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -119,13 +120,15 @@ class SpoolHandler(logging.Handler):
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Spool a record, whatever objects it holds. Never raises an Exception."""
+        """Spool a record, whatever objects it holds. Raises no Exception but that of a signal handler."""
         nested = self._nested
         depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
             text = self._text_of(record) if depth <= _MOST_NESTED else _unshown(record)
             self._writer.append(text, log_entry.time_ms(record.created))
         except Exception as error:
+            if is_interruption(error):
+                raise
             with suppress(Exception):
                 self._writer.count_internal_error(error)
         finally:
@@ -147,16 +150,29 @@ class SpoolHandler(logging.Handler):
                 # A formatter may return an empty text, but CloudWatch wants at least one character in an event.
                 return str(self.formatter.format(record)) or " "
             message = str(record.getMessage())
-        except Exception:
+        except Exception as error:
+            if is_interruption(error):
+                raise
             with suppress(Exception):  # stderr may be closed, or a signal handler may have interrupted a write to it
                 self.handleError(record)
             message = log_entry.unformatted(record)
-        return log_entry.encode_record(record, message)
+        try:
+            return log_entry.encode_record(record, message)
+        except Exception as error:  # the application has taken away what each record has, or a dict of its own raises
+            if is_interruption(error):
+                raise
+            return _unshown(record, message)
 
 
-def _unshown(record: logging.LogRecord) -> str:
-    """Return the text for a record that is nested too deep, made without a call to any object of the application."""
-    message = record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
+def _unshown(record: logging.LogRecord, message: str = "") -> str:
+    """Return the text of a record with nothing but its message, without a call to any object of the application.
+
+    By default the message is that of a record that is nested too deep.
+    """
+    if not message:
+        message = (
+            record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
+        )
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
     return log_entry.encode_record(logging.makeLogRecord(own), message)
 

@@ -1,8 +1,9 @@
 """`Writer`: appends records to a spool, for every front end.
 
 `Writer.append` is all that an application's thread does for us: it encodes the record and calls `write` once. When it
-returns True the record is in the spool, and survives whatever happens to this process. It never raises and never waits
-for the network. It blocks only under `on_full="block"`, for at most `block_timeout_seconds`.
+returns True the record is in the spool, and survives whatever happens to this process. It raises nothing of ours (a
+signal handler that raises in the middle of it is heard), and never waits for the network. It blocks only under
+`on_full="block"`, for at most `block_timeout_seconds`.
 
 A record that the writer refuses is counted by reason, in the spool (cwsink.spool.refusals). `cwsink status` shows the
 counts, and the leader tells the stream of them.
@@ -25,11 +26,12 @@ from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
 from cwsink.frontends import console, presence
+from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.losses import Losses
 from cwsink.frontends.turn import Turn
 from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, refusals, root, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
-from cwsink.spool.ring import Append, Ring
+from cwsink.spool.ring import Append, Ring, code_of
 from cwsink.target import Target
 
 if TYPE_CHECKING:
@@ -97,14 +99,13 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         """Spool one event.
 
         Args:
-            message: at least one character; bytes are read as UTF-8. Lone surrogates and bytes
-                that are not UTF-8 are kept as backslash escapes.
-            timestamp_ms: the event's time in ms since 1970 UTC. The present time is used if this
-                is None, no int, or out of range.
+            message: at least one character; bytes are read as UTF-8. Lone surrogates, and bytes that are not UTF-8, are
+                kept as backslash escapes.
+            timestamp_ms: the event's time in ms since 1970 UTC; the present time if this is None, no int, or no time.
 
         Returns:
-            True: the record is in the spool. False: it was refused and counted, because the spool
-            is full, the disk fails, or the message is empty or no text.
+            True: the record is in the spool. False: it was refused and counted, because the spool is full, the disk
+            fails, or the message is empty or no text.
         """
         # This is Ring.append and frame.encode, spelled out for a small event with a plain str and int. To call
         # the two would cost a tenth of what the system call does. Everything else goes by `_append_any`.
@@ -137,7 +138,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         try:
             written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
-            return self._finish_append(ring.retry(error.errno, payload), payload)
+            return self._finish_append(ring.retry(code_of(error), payload), payload)
         if sequence & ring.check_mask and written == size + _HEADER_BYTES:
             return True
         return self._finish_append(ring.appended(written, len(data), payload), payload)
@@ -190,7 +191,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self._count_refusal(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
 
     def count_internal_error(self, error: Exception) -> bool:
-        """Count a record that was lost to an error of cwsink itself: no memory, no stack, a bug. Returns False."""
+        """Count a record lost to an error of our own: no memory, a bug. Returns False. A signal handler's is raised."""
+        if is_interruption(error):
+            raise error
         self._losses.add("io_error", time_ns() // 1_000_000)
         self.mark_losses()
         diagnostics.report("internal_error", f"a record was refused and counted: {type(error).__name__}: {error}")
@@ -199,11 +202,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def flush(self, timeout: float) -> bool:
         """Wait until the flusher has settled every record that any process has appended to the spool so far.
 
-        Args:
-            timeout: the most to wait, in seconds.
-
-        Returns:
-            True: all are settled. False: some stay in the spool, and are delivered later.
+        Returns True if all are settled. After `timeout` seconds False: some stay, and are delivered later.
         """
         return presence.flush([(self.directory, self.config)], timeout)
 
@@ -228,12 +227,11 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             self._presence = presence.this.presence_in(self.directory, self.config)
             self._presence.watch(self._ring)
             self._presence.look()
-        except Exception as error:
-            self._is_begun = False
+        except BaseException as error:
+            self._is_begun = False  # the next append goes on with it
+            if not isinstance(error, Exception) or is_interruption(error):
+                raise
             diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are kept.")
-        except BaseException:  # of a signal handler: the next append goes on with it
-            self._is_begun = False
-            raise
 
     @property
     def is_usable(self) -> bool:
