@@ -228,7 +228,7 @@ class Happening:
         """Wait until all is settled that a process of the world can deliver, while all who live go on logging."""
         for number in self._pids:
             self._await_begin(number)
-        able = [group for group in self.plan.rules if self._can_deliver(group)]
+        able = [group for group in self.plan.rules if self._can_deliver(group, moved=False)]
         self._say(f"(can be delivered: {', '.join(able) or 'nothing'})")
         self._await_delivery(able, self.plan.live_seconds)
 
@@ -268,24 +268,25 @@ class Happening:
 
         That one is served only by a process that has become that user as well.
         """
-        if self.place / "home" not in Path(spool.path).parents:
-            return True
-        return any(
-            member.group == group and member.changes_user and self._may(member, group) and self._stays(member.number)
-            for member in map(self.plan.members.__getitem__, self._pids)
-        )
+        return self._can_deliver(group, moved=self.place / "home" in Path(spool.path).parents)
 
     def _may(self, member: Member, group: str) -> bool:
         """Tell whether a member has the rights, the network and the flusher that delivery to a group takes."""
         has_rights = member.key in GOOD_KEYS or bool(self.plan.rules[group].role)
         return has_rights and DEAD_PROXY not in member.env.values() and member.has_flusher
 
-    def _can_deliver(self, group: str) -> bool:
-        """Tell whether a process lives that has what it takes, and goes on logging or stands for election."""
+    def _can_deliver(self, group: str, *, moved: bool) -> bool:
+        """Tell whether a process lives that has what it takes, and goes on logging or stands for election.
+
+        `moved`: for the spool of those who have become another user, or else for the group's own.
+        """
         users = {(member.user, member.root) for member in self.plan.members if member.group == group}
         for number in self._pids:
             member = self.plan.members[number]
-            serves = member.group == group if member.logs else (member.user, member.root) in users
+            if member.logs:
+                serves = member.group == group and member.changes_user == moved
+            else:
+                serves = (member.user, member.root) in users and not moved
             if serves and self._may(member, group) and self._stays(number):
                 return True
         return False
