@@ -6,6 +6,7 @@ are returned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Container
@@ -15,10 +16,10 @@ from cwsink.cli import complain, text
 from cwsink.config import variables_of
 from cwsink.errors import SpoolError
 from cwsink.printable import printable
-from cwsink.spool import heartbeat, segment
+from cwsink.spool import files, heartbeat, open_directory, segment
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
-from cwsink.spool.root import choose_root
+from cwsink.spool.root import choose_root, directories
 
 # The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
 _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
@@ -89,21 +90,28 @@ class Spools:
     def _look_for_others(self, known: set[str]) -> None:
         """Complain of directories that seem to be spools, but cannot be opened."""
         try:
-            entries = [entry for entry in os.scandir(self.place) if entry.is_dir(follow_symlinks=False)]
+            paths = directories(self.place)
         except OSError:
             return
-        for entry in entries:
-            if entry.path in known:
+        for path in paths:
+            if path in known:
                 continue
-            if not os.access(entry.path, os.R_OK | os.X_OK):
-                if not _SPOOL_NAME.fullmatch(entry.name):
+            if not os.access(path, os.R_OK | os.X_OK):
+                if not _SPOOL_NAME.fullmatch(os.path.basename(path)):
                     continue
-                self.miss(entry.path, f"cannot look into {entry.path}: permission denied. Run as its owner or as root.")
-            elif segment.numbers(f"{entry.path}/ring") and not os.path.lexists(f"{entry.path}/FORMAT"):
+                self.miss(path, f"cannot look into {path}: permission denied. Run as its owner or as root.")
+            elif not files.exists(f"{path}/FORMAT") and self._has_records(path):
                 self.miss(
-                    entry.path,
-                    f"{entry.path} holds records but no FORMAT file. The next worker that logs there writes it anew.",
+                    path, f"{path} holds records but no FORMAT file. The next worker that logs there writes it anew."
                 )
+
+    def _has_records(self, path: str) -> bool:
+        """Tell whether a directory has segments. It may be anybody's, with anything in it."""
+        with contextlib.suppress(OSError):
+            if self._read_only:
+                open_directory.look_at(path, files.seen(path).st_uid)
+            return bool(segment.numbers(f"{path}/{open_directory.RING}"))
+        return False
 
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""

@@ -14,7 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from cwsink.spool import cursor, descriptors, frame, segment
+from cwsink.spool import cursor, frame, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.record import Event
@@ -68,6 +68,6 @@ class Follower:
             if self._newest and number > self._newest + 1:
                 self._missed(number - self._newest - 1)
             with contextlib.suppress(FileNotFoundError):
-                fd = descriptors.acquire(segment.path_of(self.directory.ring, number), os.O_RDONLY)
-                self._open[number] = OpenSegment(fd, number)
+                if (fd := segment.open_file(self.directory.ring, number, os.O_RDONLY)) is not None:
+                    self._open[number] = OpenSegment(fd, number)
             self._newest = max(self._newest, number)

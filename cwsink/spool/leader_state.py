@@ -198,7 +198,7 @@ class LeaderState:
         if not self._now.syncs:
             self._set_syncs(True)
         with contextlib.suppress(OSError):
-            os.utime(self._path)
+            files.touch(self._path)
 
     def not_synced(self) -> None:
         """Note that the spool could not be made durable, and publish that: writers are to do it themselves."""

@@ -6,7 +6,7 @@ stuck. `cwsink status` shows them to people, and prints them as JSON. The decisi
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -15,7 +15,7 @@ import msgspec
 
 from cwsink import naming
 from cwsink.errors import SpoolError
-from cwsink.spool import capacity, heartbeat, leader_state, leadership, orphans, sending
+from cwsink.spool import capacity, files, heartbeat, leader_state, leadership, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import Leader, leader_of
@@ -153,8 +153,7 @@ def look(directory: SpoolDirectory) -> SpoolStats:
     published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
     leader = leader_of(directory)
     now = time.time()
-    written = [os.path.getmtime(path) for path in (directory.cursor, directory.leader_state) if os.path.exists(path)]
-    silent_seconds = max(0.0, now - max(written, default=0.0))
+    silent_seconds = max(0.0, now - _written_at(directory))
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
     is_current = leader is not None and published.epoch == leader.epoch
@@ -195,6 +194,15 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         orphan_seconds=round(max(0.0, now - (last_append(directory) or now)), 3) if is_orphan else None,
         **counts,
     )
+
+
+def _written_at(directory: SpoolDirectory) -> float:
+    """Return when a leader has written last, in seconds since 1970; 0 if none has."""
+    times = [0.0]
+    for path in (directory.cursor, directory.leader_state):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(files.status(path).st_mtime)
+    return max(times)
 
 
 def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stopped: bool, is_silent: bool) -> State:
