@@ -29,7 +29,6 @@ What the slow way makes of a value is never more than the value shows of itself:
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -225,7 +224,9 @@ def _shown_fields(kind: type) -> dict[str, Callable[[Any], object]] | None:
         return None
     # A class that has no `__repr__` made for itself has that of another class, with the fields of that class.
     owner = next(each for each in kind.__mro__ if "__repr__" in vars(each))
-    if dataclasses.is_dataclass(owner):
+    if hasattr(owner, "__dataclass_fields__"):
+        import dataclasses  # here, because the application has loaded it then, and no other one is to pay for it
+
         fields = dataclasses.fields(owner)
         return {each.name: _as_it_is for each in fields if each.repr and not each.name.startswith("_")}
     if (attributes := getattr(owner, "__attrs_attrs__", None)) is not None:
