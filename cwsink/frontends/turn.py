@@ -1,4 +1,4 @@
-"""One thread at a time, and nobody waits: neither another thread nor a signal handler that interrupts the first one.
+"""One thread at a time. A signal handler that interrupts the first one never waits for it.
 
 A signal handler may raise at any line (Ctrl-C, a soft time limit), also where a lock is about to be freed. `with` frees
 it nearly everywhere. Where it does not, the lock counts for a moment longer, and then for nothing.
@@ -6,12 +6,15 @@ it nearly everywhere. Where it does not, the lock counts for a moment longer, an
 
 from __future__ import annotations
 
-from threading import Lock
-from time import monotonic
+import time
+from threading import Lock, get_ident
 from typing import Final
+
+from cwsink.clock import monotonic
 
 # What is done in turn takes milliseconds. A lock that is as old as this was left behind.
 _LEFT_BEHIND_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.001
 
 
 class Turn:
@@ -20,12 +23,21 @@ class Turn:
     def __init__(self) -> None:
         self._lock = Lock()
         self._counts_until = 0.0
+        self._owner = 0
 
-    def take(self) -> Lock | None:
-        """Return a lock to be held by `with`; None if it is another thread's turn, or that of the code below us."""
-        if self._lock.locked():
-            if monotonic() < self._counts_until:
+    def take(self, *, wait_seconds: float = 0.0) -> Lock | None:
+        """Return a lock to be held by `with`; None if it is another thread's turn, or that of the code below us.
+
+        `wait_seconds`: the most to wait for another thread. For the code below us there is no waiting.
+        """
+        until = monotonic() + wait_seconds
+        while self._lock.locked():
+            now = monotonic()
+            if now >= self._counts_until:
+                self._lock = Lock()
+            elif now >= until or self._owner == get_ident():
                 return None
-            self._lock = Lock()
-        self._counts_until = monotonic() + _LEFT_BEHIND_SECONDS
+            else:
+                time.sleep(_POLL_SECONDS)
+        self._counts_until, self._owner = monotonic() + _LEFT_BEHIND_SECONDS, get_ident()
         return self._lock

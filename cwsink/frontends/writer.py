@@ -43,6 +43,8 @@ _BLOCK_POLL_SECONDS: Final = 0.005
 # A writer under durability="host" that has seen that a leader syncs looks again after this time.
 _LED_SECONDS: Final = 0.1
 _REOPEN_SECONDS: Final = 1.0
+# While one thread opens another spool, which takes a few ms, the other threads of the process wait so long for it.
+_REOPEN_WAIT_SECONDS: Final = 0.04
 _MOST_MS: Final = 1 << 53
 
 _APPENDED: Final = Append.APPENDED
@@ -317,7 +319,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def _reopen(self, payload: bytes) -> Append:
         """Open another spool for this target: this one was removed, or this process has changed its user."""
-        if (turn := self._reopening.take()) is None:
+        if (turn := self._reopening.take(wait_seconds=_REOPEN_WAIT_SECONDS)) is None:
             return Append.FAILED
         with turn:
             try:

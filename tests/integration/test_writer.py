@@ -17,17 +17,19 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence
 from cwsink.frontends import writer as writer_module
+from cwsink.frontends.turn import Turn
 from cwsink.spool import attachment, directory, disk, flusher_lock, frame, leader_state, record
 from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
+from cwsink.spool.ring import Ring
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import Clock, deliver, leading, on_write, segment_path, segments, until
-from tests.harness.support import finish, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 
 @pytest.fixture
@@ -218,6 +220,40 @@ def test_a_removed_spool_is_made_anew_while_a_flusher_leads(server: StrictCloudW
     senders = [request.sender for request in server.requests]
     assert len(set(senders)) == (1 if what == "spool" else 2)
     assert senders == sorted(senders, key=senders.index), "the one that has ended has sent again"
+
+
+def test_threads_wait_for_the_one_that_opens_another_spool(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record is refused because another thread is about to open the spool anew; a signal handler does not wait."""
+    writer = Writer(external)
+    assert writer.append("before")
+    shutil.rmtree(writer.directory.path)
+    writer._ring.check_due_ns = 0
+    monkeypatch.setattr(writer_module, "_REOPEN_WAIT_SECONDS", CHILD_SECONDS)
+    answers: dict[str, bool] = {}
+    others = [threading.Thread(target=lambda: answers.update(other=writer.append("other"))) for _ in range(2)]
+    open_again, take = Writer._open_again, Turn.take
+    waiting: list[int] = []
+
+    def noted(self: Turn, **words: float) -> Any:
+        waiting.append(threading.get_ident())
+        return take(self, **words)
+
+    def while_others_log(self: Writer, old: Ring) -> None:
+        for thread in others:
+            thread.start()
+        until(lambda: len(set(waiting)) == 3, "both other threads wait")
+        answers["handler"] = self.append("a signal handler's")
+        open_again(self, old)
+
+    monkeypatch.setattr(Turn, "take", noted)
+    monkeypatch.setattr(Writer, "_open_again", while_others_log)
+    assert writer.append("first")
+    for thread in others:
+        thread.join(CHILD_SECONDS)
+    assert answers == {"other": True, "handler": False}
+    assert sorted(pending(writer)) == ["before", "first", "other", "other"]
 
 
 def test_what_threads_append_while_the_spool_is_made_anew_is_not_lost(
