@@ -6,22 +6,27 @@ are returned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Container
+from itertools import islice
 from typing import Final
 
 from cwsink.cli import complain, text
 from cwsink.config import ENVIRONMENT_PREFIX
-from cwsink.errors import SpoolError
+from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
-from cwsink.spool import heartbeat, segment
+from cwsink.spool import heartbeat
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
 from cwsink.spool.root import choose_root
 
 # The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
-_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
+_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
+_SEGMENT_NAME: Final = re.compile(r"\d+\.seg")
+# Another user may have put millions of files there, and nobody is to wait for that.
+_MOST_NAMES: Final = 10_000
 
 
 def target(directory: SpoolDirectory) -> str:
@@ -97,11 +102,21 @@ class Spools:
                 if not _SPOOL_NAME.fullmatch(entry.name):
                     continue
                 self.miss(entry.path, f"cannot look into {entry.path}: permission denied. Run as its owner or as root.")
-            elif segment.numbers(f"{entry.path}/ring") and not os.path.lexists(f"{entry.path}/FORMAT"):
+            elif not os.path.lexists(f"{entry.path}/FORMAT") and _holds_segments(f"{entry.path}/ring"):
                 self.miss(
                     entry.path,
                     f"{entry.path} holds records but no FORMAT file. The next worker that logs there writes it anew.",
                 )
+
+    def missing(self, path: str, cannot: str, then: str = "") -> Missing:
+        """Whatever goes wrong with one spool in the block: say so with its name, and let the others be served.
+
+        Args:
+            path: of the spool.
+            cannot: what cannot be done, such as "cannot read".
+            then: what becomes of its records.
+        """
+        return Missing(self, path, cannot, then)
 
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""
@@ -109,3 +124,33 @@ class Spools:
         if path not in self._told:
             self._told.add(path)
             self._tell(message)
+
+
+class Missing:
+    """The block in which a spool may turn out to be missing (see `Spools.missing`)."""
+
+    def __init__(self, spools: Spools, path: str, cannot: str, then: str) -> None:
+        self._spools = spools
+        self._path = path
+        self._cannot = cannot
+        self._then = f" {then}" if then else ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        # A pipe that nobody reads is the output's trouble, and not the spool's.
+        if not isinstance(error, Exception) or isinstance(error, BrokenPipeError):
+            return False
+        what = str(error) if isinstance(error, CwsinkError | OSError) else f"{type(error).__name__}: {error}"
+        self._spools.miss(self._path, f"{self._cannot} {self._path}: {what.rstrip('.: ')}.{self._then}")
+        return True
+
+
+def _holds_segments(ring: str) -> bool:
+    """Tell whether a directory seems to hold segments. Whatever another user has put in its place: it does not."""
+    with contextlib.suppress(OSError):
+        if os.path.isdir(ring) and not os.path.islink(ring):
+            with os.scandir(ring) as entries:
+                return any(_SEGMENT_NAME.fullmatch(entry.name) for entry in islice(entries, _MOST_NAMES))
+    return False

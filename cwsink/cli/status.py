@@ -12,6 +12,7 @@ from dataclasses import asdict
 from cwsink.cli import DONE, NOT_DONE
 from cwsink.cli.sight import SpoolView, look
 from cwsink.cli.spools import Spools
+from cwsink.printable import printable_json
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 def _print_json(looks: Iterator[tuple[list[SpoolView], int]], watch: float | None) -> int:
     for views, code in looks:
         content = {"spools": [asdict(view.report) for view in views]}
-        print(json.dumps(content, indent=None if watch else 2), flush=True)
+        print(printable_json(json.dumps(content, indent=None if watch else 2)), flush=True)
         if watch is None:
             return code
         time.sleep(watch)
@@ -46,8 +47,6 @@ def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolView], int]]:
 
 
 def _try_to_look(directory: SpoolDirectory, spools: Spools) -> SpoolView | None:
-    try:
+    with spools.missing(directory.path, "cannot read the spool"):
         return look(directory)
-    except (OSError, ValueError) as error:
-        spools.miss(directory.path, f"cannot read the spool {directory.path}: {error}")
-        return None
+    return None

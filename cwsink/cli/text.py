@@ -110,10 +110,17 @@ class Line:
 
 
 def read(event: Event) -> Line:
-    """Return a record as a line. Its message is one of fapilog's two shapes of JSON, or any text."""
-    entry = _entry_of(event.message)
-    if entry is None:
-        return Line(event.timestamp_ms, None, None, "", event.message)
+    """Return a record as a line. Its message is one of fapilog's two shapes of JSON, or any text. Never raises."""
+    try:
+        entry = _entry_of(event.message)
+        if entry is not None:
+            return _line_of(event, entry)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # it only looks like an entry, or is nested so deep that its parts cannot be shown
+    return Line(event.timestamp_ms, None, None, "", event.message)
+
+
+def _line_of(event: Event, entry: Mapping[str, Any]) -> Line:
     level = entry.get("level")
     name = level.upper() if isinstance(level, str) else None
     diagnostics = _mapping(entry.get("diagnostics"))
@@ -170,10 +177,7 @@ def _entry_of(message: str) -> Mapping[str, Any] | None:
     """Return fapilog's entry, or None if the message is none."""
     if not message.startswith("{"):
         return None
-    try:
-        content = msgspec.json.decode(message)
-    except (ValueError, RecursionError):
-        return None
+    content = msgspec.json.decode(message)
     entry = content.get("log", content)
     return entry if isinstance(entry, dict) and "message" in entry else None
 

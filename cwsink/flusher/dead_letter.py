@@ -28,6 +28,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -37,8 +38,8 @@ from cwsink.spool import descriptors
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-# Each file has half of the cap. More is not ours, and is not read.
-_MOST_FILE_BYTES: Final = 32 * 1024 * 1024
+# One file may hold one letter that is as long as the cap, and two counts. More is not ours, and is not read.
+_MOST_FILE_BYTES: Final = MAX_BYTES + 64 * 1024
 # Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
 # Lines are written in portions of this size, so that few large letters are in memory in encoded form.
@@ -124,10 +125,13 @@ class DeadLetters:
     def read(self) -> Contents:
         """Return what the files hold. Changes nothing. Raises OSError."""
         with self._locked(strict=True):
-            lines = _lines(self._older) + _lines(self._path)
+            return self._read()
+
+    def _read(self) -> Contents:
         contents = Contents([], Counter(), 0, 0)
         unreadable = dropped = 0
-        for line in lines:
+        # Line by line, because somebody may have made millions of short ones.
+        for line in chain(_each_line(self._older), _each_line(self._path)):
             if (letter := _decoded(_letter_of, line)) is not None:
                 contents.letters.append((letter, line))
             elif (other := _decoded(_other_of, line)) is not None:
@@ -319,16 +323,24 @@ def _decoded(decode: Callable[[bytes], _T], line: bytes) -> _T | None:
 
 def _lines(path: str) -> list[bytes]:
     """Return the lines of a file, or none if there is no file. Raises OSError."""
+    return list(_each_line(path))
+
+
+def _each_line(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, or none if there is no file. Raises OSError."""
     try:
         fd = _open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return []
+        return
     try:
         with open(fd, "rb", closefd=False) as file:
-            lines = file.read(_MOST_FILE_BYTES).split(b"\n")  # somebody may have made it longer than we do
+            left = _MOST_FILE_BYTES
+            while left > 0 and (line := file.readline(left)):
+                left -= len(line)
+                if line := line.rstrip(b"\n"):
+                    yield line
     finally:
         descriptors.release(fd, descriptors.incarnation())
-    return [line for line in lines if line]
 
 
 def _size(path: str) -> int:

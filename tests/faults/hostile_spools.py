@@ -175,7 +175,9 @@ def noise(spool: Path, chance: random.Random) -> None:
     content = bytearray(path.read_bytes())
     at = chance.randrange(len(content))
     length = chance.choice((1, 16, 512))
-    content[at : at + length] = chance.choice((b"", bytes(length), os.urandom(length), content[at : at + length] * 2))
+    content[at : at + length] = chance.choice(
+        (b"", bytes(length), chance.randbytes(length), content[at : at + length] * 2)
+    )
     path.write_bytes(bytes(content))
 
 
