@@ -16,10 +16,14 @@ _ACTING: Final = re.compile(
     "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_PART_CHARACTERS: Final = 65_536
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
     """Return `text` with each character that acts as an escape. `one_line`: newlines and tabs, too."""
+    if len(text) > _PART_CHARACTERS:  # megabytes of escapes would be as many objects at once
+        parts = (text[at : at + _PART_CHARACTERS] for at in range(0, len(text), _PART_CHARACTERS))
+        return "".join(printable(part, one_line=one_line) for part in parts)
     text = _ACTING.sub(_escape, text)
     return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
 

@@ -29,9 +29,8 @@ from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.second_chance import Resend, Rules, Skip
-from cwsink.spool import capacity, descriptors, disk, lease, record, sending
+from cwsink.spool import capacity, descriptors, files, lease, record, segment, sending
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.open_segment import open_segments
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
 
@@ -170,7 +169,7 @@ class LetterReplay:
     def _take_out(self, done: list[Chosen]) -> None:
         self._replayed.update(each.reason for each in done)
         try:
-            _sync(self._directory)
+            segment.sync(self._directory.ring)  # the letters are about to be taken out of their file
             self._letters.remove(each.line for each in done)
         except OSError as error:
             self.failure = (
@@ -209,20 +208,10 @@ def _alone(directory: SpoolDirectory) -> Iterator[None]:
 
     The lock is on the file FORMAT, because that is there, is never replaced, and has no other lock.
     """
-    fd = descriptors.acquire(f"{directory.path}/FORMAT", os.O_RDONLY)
-    try:
-        if not descriptors.try_lock(fd, exclusive=True):
+    with files.opened(f"{directory.path}/FORMAT", os.O_RDONLY) as file:
+        if not descriptors.try_lock(file.fd, exclusive=True):
             raise SpoolError("another replay is at work", directory.path)
         yield
-    finally:
-        descriptors.release(fd, descriptors.incarnation())
-
-
-def _sync(directory: SpoolDirectory) -> None:
-    """Make the ring durable, because the letters are about to be taken out of their file. Raises OSError."""
-    for opened in open_segments(directory):
-        disk.sync(opened.fd)
-    disk.sync_directory(directory.ring)
 
 
 def _who_sends(directory: SpoolDirectory) -> str:

@@ -29,7 +29,7 @@ from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.flusher.election import Election, Kind
 from cwsink.flusher.turns import Turns
-from cwsink.spool import cursor, orphans
+from cwsink.spool import cursor, files, orphans
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
@@ -177,7 +177,7 @@ class FlushService:
                 raise
             report("find", f"cannot look for new spools in {self._spools.place}: {error} The known ones are served.")
         for path, election in known.items():
-            if not os.path.isdir(path):
+            if not files.exists(path):
                 election.leave(0.0)  # somebody has removed it. If it is made anew, it is found again
             if election.is_leaving and election.has_ended(0.0):
                 del self._elections[election]

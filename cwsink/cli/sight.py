@@ -7,7 +7,7 @@ are pure.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shlex
 import time
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from cwsink import host
 from cwsink.cli import text
 from cwsink.flusher.outcome import advice_on
-from cwsink.spool import capacity, heartbeat, leader_state, leadership, orphans, sending
+from cwsink.spool import capacity, files, heartbeat, leader_state, leadership, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leadership import Leader, leader_of
@@ -97,8 +97,7 @@ def look(directory: SpoolDirectory) -> SpoolView:
     published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
     leader = leader_of(directory)
     now = time.time()
-    written = [os.path.getmtime(path) for path in (directory.cursor, directory.leader_state) if os.path.exists(path)]
-    silent_seconds = max(0.0, now - max(written, default=0.0))
+    silent_seconds = max(0.0, now - _written_at(directory))
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
     is_current = leader is not None and published.epoch == leader.epoch
@@ -142,6 +141,15 @@ def look(directory: SpoolDirectory) -> SpoolView:
         orphan_seconds=max(0.0, now - (last_append(directory) or now)) if is_orphan else None,
         elsewhere=other.mark.host if other else None,
     )
+
+
+def _written_at(directory: SpoolDirectory) -> float:
+    """Return when a leader has written last, in seconds since 1970; 0 if none has."""
+    times = [0.0]
+    for path in (directory.cursor, directory.leader_state):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(files.status(path).st_mtime)
+    return max(times)
 
 
 def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stopped: bool, is_silent: bool) -> State:

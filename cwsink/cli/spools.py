@@ -10,23 +10,19 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Container
-from itertools import islice
 from typing import Final
 
 from cwsink.cli import complain, text
 from cwsink.config import ENVIRONMENT_PREFIX
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
-from cwsink.spool import heartbeat
+from cwsink.spool import files, heartbeat, open_directory, segment
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
-from cwsink.spool.root import choose_root
+from cwsink.spool.root import choose_root, directories
 
 # The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
 _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
-_SEGMENT_NAME: Final = re.compile(r"\d+\.seg")
-# Another user may have put millions of files there, and nobody is to wait for that.
-_MOST_NAMES: Final = 10_000
 
 
 def target(directory: SpoolDirectory) -> str:
@@ -92,21 +88,28 @@ class Spools:
     def _look_for_others(self, known: set[str]) -> None:
         """Complain of directories that seem to be spools, but cannot be opened."""
         try:
-            entries = [entry for entry in os.scandir(self.place) if entry.is_dir(follow_symlinks=False)]
+            paths = directories(self.place)
         except OSError:
             return
-        for entry in entries:
-            if entry.path in known:
+        for path in paths:
+            if path in known:
                 continue
-            if not os.access(entry.path, os.R_OK | os.X_OK):
-                if not _SPOOL_NAME.fullmatch(entry.name):
+            if not os.access(path, os.R_OK | os.X_OK):
+                if not _SPOOL_NAME.fullmatch(os.path.basename(path)):
                     continue
-                self.miss(entry.path, f"cannot look into {entry.path}: permission denied. Run as its owner or as root.")
-            elif not os.path.lexists(f"{entry.path}/FORMAT") and _holds_segments(f"{entry.path}/ring"):
+                self.miss(path, f"cannot look into {path}: permission denied. Run as its owner or as root.")
+            elif not files.exists(f"{path}/FORMAT") and self._has_records(path):
                 self.miss(
-                    entry.path,
-                    f"{entry.path} holds records but no FORMAT file. The next worker that logs there writes it anew.",
+                    path, f"{path} holds records but no FORMAT file. The next worker that logs there writes it anew."
                 )
+
+    def _has_records(self, path: str) -> bool:
+        """Tell whether a directory has segments. It may be anybody's, with anything in it."""
+        with contextlib.suppress(OSError):
+            if self._read_only:
+                open_directory.look_at(path, files.seen(path).st_uid)
+            return bool(segment.numbers(f"{path}/{open_directory.RING}"))
+        return False
 
     def missing(self, path: str, cannot: str, then: str = "") -> Missing:
         """Whatever goes wrong with one spool in the block: say so with its name, and let the others be served.
@@ -145,12 +148,3 @@ class Missing:
         what = str(error) if isinstance(error, CwsinkError | OSError) else f"{type(error).__name__}: {error}"
         self._spools.miss(self._path, f"{self._cannot} {self._path}: {what.rstrip('.: ')}.{self._then}")
         return True
-
-
-def _holds_segments(ring: str) -> bool:
-    """Tell whether a directory seems to hold segments. Whatever another user has put in its place: it does not."""
-    with contextlib.suppress(OSError):
-        if os.path.isdir(ring) and not os.path.islink(ring):
-            with os.scandir(ring) as entries:
-                return any(_SEGMENT_NAME.fullmatch(entry.name) for entry in islice(entries, _MOST_NAMES))
-    return False

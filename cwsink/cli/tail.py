@@ -30,6 +30,8 @@ from cwsink.spool.record import Event
 _QUIET_SECONDS: Final = 0.2
 _BUSY_SECONDS: Final = 0.01
 _NEW_SPOOLS_SECONDS: Final = 1.0
+# The last N records are in memory together. These are more than any that are sent.
+_MOST_CHARACTERS: Final = 16 * 1024 * 1024
 _CANNOT: Final = "cannot read the spool"
 
 
@@ -109,7 +111,7 @@ class _Tail:
         for directory in found:
             self._open(directory, all_present=last is not None)
             events = self._read(directory.path)
-            for event in events if last is None else deque(events, maxlen=last):
+            for event in events if last is None else _last(events, last):
                 self._printer.print(directory, event)
             if not follow:  # each segment takes a descriptor, and the next spools need theirs
                 self._forget(directory.path)
@@ -153,6 +155,21 @@ class _Tail:
     def _forget(self, path: str) -> None:
         if follower := self._followers.pop(path, None):
             follower.close()
+
+
+def _last(events: Iterator[Event], count: int) -> deque[Event]:
+    """Return the last events, fewer than asked for if they are too long to be held together."""
+    found: deque[Event] = deque()
+    characters = left_out = 0
+    for event in events:
+        found.append(event)
+        characters += len(event.message)
+        while len(found) > count or (characters > _MOST_CHARACTERS and len(found) > 1):
+            left_out += len(found) <= count
+            characters -= len(found.popleft().message)
+    if left_out and len(found) < count:
+        complain(f"only {text.counted(len(found), 'record')} shown of {count:,}, because they are very long.")
+    return found
 
 
 def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Follower:

@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import fcntl
 import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -34,12 +32,13 @@ from typing import Annotated, Final, NamedTuple, TypeVar
 import msgspec
 
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors
+from cwsink.spool import descriptors, files, held_lock, open_directory
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 # One file may hold one letter that is as long as the cap, and two counts. More is not ours, and is not read.
 _MOST_FILE_BYTES: Final = MAX_BYTES + 64 * 1024
+_READ_BYTES: Final = 1024 * 1024
 # Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
 # Lines are written in portions of this size, so that few large letters are in memory in encoded form.
@@ -109,6 +108,7 @@ class DeadLetters:
         self._max_bytes = max_bytes
         self._longest = max_bytes - 2 * _COUNT_BYTES  # the longest letter, if it is the only one
         self._half = max_bytes // 2 - 3 * _COUNT_BYTES
+        self._is_stuck = False  # another process had the lock for too long when we wanted it last
         self._uncounted = 0  # letters that a full disk has cost; the count cannot be written yet, either
 
     def add(self, reason: str, error: str, events: list[Event]) -> None:
@@ -179,7 +179,7 @@ class DeadLetters:
             with self._locked() as is_locked:
                 if is_locked:
                     with contextlib.suppress(OSError):
-                        os.unlink(self._temporary)  # a replay that was killed has left it
+                        files.remove(self._temporary)  # a replay that was killed has left it
                 for portion, number in self._portions(lines):
                     if is_locked:
                         self._make_room(len(portion))
@@ -218,7 +218,7 @@ class DeadLetters:
         if current and current + size_bytes > self._half:
             if _size(self._older):
                 self._drop(_lines(self._older))
-            os.replace(self._path, self._older)
+            files.rename(self._path, self._older)
             current = 0
         # A letter may be longer than half the cap. Then there is no room for two full halves, and older letters go.
         excess = current + _size(self._older) + size_bytes + _COUNT_BYTES - self._max_bytes
@@ -251,58 +251,66 @@ class DeadLetters:
 
     def _write(self, data: bytes) -> None:
         """Append whole lines. Raises OSError: none of them is there."""
-        fd = _open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        try:
-            size = os.fstat(fd).st_size
-            if size and os.pread(fd, 1, size - 1) != b"\n":
+        with files.opened(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+            size = os.fstat(file.fd).st_size
+            if size and os.pread(file.fd, 1, size - 1) != b"\n":
                 data = b"\n" + data  # a leader was killed while it wrote: end its fragment first
             try:
-                _write_all(fd, data)
+                _write_all(file.fd, data)
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(fd, size)
+                    os.ftruncate(file.fd, size)
                 raise
-        finally:
-            descriptors.release(fd, descriptors.incarnation())
 
     def _replace(self, path: str, lines: list[bytes]) -> None:
         """Have `path` hold these lines, or no file if there are none. Raises OSError: it is as it was."""
         if not lines:
-            os.unlink(path)
+            files.remove(path)
             return
         try:
-            fd = _open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            try:
-                _write_all(fd, b"\n".join([*lines, b""]))
-                os.fsync(fd)  # else the rename may be on disk before the content is
-            finally:
-                descriptors.release(fd, descriptors.incarnation())
-            os.replace(self._temporary, path)
+            with files.opened(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+                _write_all(file.fd, b"\n".join([*lines, b""]))
+                os.fsync(file.fd)  # else the rename may be on disk before the content is
+            files.rename(self._temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+                files.remove(self._temporary)
             raise
 
     @contextlib.contextmanager
     def _locked(self, *, strict: bool = False) -> Iterator[bool]:
         """Take the lock on the files, and yield whether it is held. Raises OSError, and TimeoutError if `strict`."""
         spool = os.path.dirname(self._path)
-        fd, incarnation = descriptors.acquire(spool, os.O_RDONLY | os.O_DIRECTORY), descriptors.incarnation()
-        try:
-            until = time.monotonic() + LOCK_SECONDS
-            while not (is_locked := descriptors.try_lock(fd, exclusive=True)) and time.monotonic() < until:
-                time.sleep(_LOCK_POLL_SECONDS)
-            if strict and not is_locked:
-                raise TimeoutError(
-                    f"another process has held the lock on {spool} for {LOCK_SECONDS:.0f} s. Is that process stopped? "
-                    "Nothing was changed."
+        with open_directory.at(spool) as held:
+            try:
+                is_locked = self._wait_for(held.fd, spool)
+                if strict and not is_locked:
+                    raise TimeoutError(
+                        f"another process has held the lock on {spool} for {LOCK_SECONDS:.0f} s. Is that process "
+                        "stopped? Nothing was changed."
+                    )
+                yield is_locked
+            finally:
+                # To close the descriptor is not enough, because a child that C code has forked holds the same lock.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(held.fd, fcntl.LOCK_UN)
+
+    def _wait_for(self, fd: int, spool: str) -> bool:
+        """Take the lock, and tell whether that has worked in time. Who has waited in vain does not wait again."""
+        began = time.monotonic()
+        most_seconds = 0.0 if self._is_stuck else LOCK_SECONDS
+        is_said = self._is_stuck
+        while not (is_locked := descriptors.try_lock(fd, exclusive=True)) and time.monotonic() - began < most_seconds:
+            if not is_said and time.monotonic() - began >= held_lock.PATIENCE_SECONDS:
+                is_said = True
+                held_lock.say(
+                    spool,
+                    "Dead letters are written under this lock, and delivery waits for it. After "
+                    f"{LOCK_SECONDS:.0f} s it goes on, and they are written without the lock.",
                 )
-            yield is_locked
-        finally:
-            # To close the descriptor is not enough, because a child that C code has forked holds the same lock.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)
-            descriptors.release(fd, incarnation)
+            time.sleep(_LOCK_POLL_SECONDS)
+        self._is_stuck = not is_locked
+        return is_locked
 
 
 def _now() -> str:
@@ -328,35 +336,24 @@ def _lines(path: str) -> list[bytes]:
 
 def _each_line(path: str) -> Iterator[bytes]:
     """Yield the lines of a file, or none if there is no file. Raises OSError."""
+    rest, at = b"", 0
     try:
-        fd = _open(path, os.O_RDONLY)
+        with files.opened(path, os.O_RDONLY) as file:
+            while at < _MOST_FILE_BYTES and (block := os.pread(file.fd, _READ_BYTES, at)):
+                at += len(block)
+                *lines, rest = (rest + block).split(b"\n")
+                yield from filter(None, lines)
     except FileNotFoundError:
         return
-    try:
-        with open(fd, "rb", closefd=False) as file:
-            left = _MOST_FILE_BYTES
-            while left > 0 and (line := file.readline(left)):
-                left -= len(line)
-                if line := line.rstrip(b"\n"):
-                    yield line
-    finally:
-        descriptors.release(fd, descriptors.incarnation())
+    if rest:
+        yield rest
 
 
 def _size(path: str) -> int:
     try:
-        return os.lstat(path).st_size
+        return files.status(path).st_size
     except FileNotFoundError:
         return 0
-
-
-def _open(path: str, flags: int) -> int:
-    """Open a regular file. Raises OSError, also for a pipe or a device, which would block or hold nothing."""
-    fd = descriptors.acquire(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        descriptors.release(fd, descriptors.incarnation())
-        raise OSError(errno.EINVAL, "not a file", path)
-    return fd
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -20,7 +20,6 @@ code that holds the GIL. It keeps the lease until it ends; `cwsink status` names
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -33,7 +32,7 @@ from cwsink.errors import ConfigError, SpoolError
 from cwsink.flusher import adoption, deadline
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.spool import flusher_lock, hurry, leader_state, lease, sending, survey
+from cwsink.spool import files, flusher_lock, hurry, leader_state, lease, sending, survey
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.leader_state import LeaderState
@@ -261,7 +260,7 @@ class Election:
                 self.directory = open_existing(self.directory.path)
             return self._lead_if_elected()
         except Exception as error:
-            if isinstance(error, SpoolError) and not os.path.lexists(f"{self.directory.path}/FORMAT"):
+            if isinstance(error, SpoolError) and not files.exists(f"{self.directory.path}/FORMAT"):
                 return False  # the spool is gone: there is nothing to flush until a writer makes it anew
             self.trouble = f"{type(error).__name__}: {error}"
             report(
@@ -283,6 +282,7 @@ class Election:
             claim = lease.Lease(self.directory)
             if not claim.try_acquire():
                 self._is_behind = True
+                lease.watch_holder(self.directory, self.request_seconds)
                 self._challenge()
                 return False
         self._is_behind = False

@@ -32,7 +32,7 @@ from cwsink.errors import CwsinkError
 from cwsink.flusher import stderr
 from cwsink.flusher.election import Election
 from cwsink.flusher.turns import Turns
-from cwsink.spool import flusher_lock, hurry, lease, segment, sending, survey
+from cwsink.spool import files, flusher_lock, hurry, lease, open_directory, segment, sending, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
@@ -181,9 +181,9 @@ class OwnFlusher:
         if time.monotonic() < self._question_at:
             return None
         self._question_at = time.monotonic() + _QUESTION_SECONDS
-        files, self._files_seen = self._files_seen, sending.installation_now()
+        before, self._files_seen = self._files_seen, sending.installation_now()
         # An upgrade takes a moment, in which some files are still old. So the new ones must be the same twice.
-        if self._files_seen and self._files_seen == files != sending.installation():
+        if self._files_seen and self._files_seen == before != sending.installation():
             return "renew"
         challenge = flusher_lock.challenge(self._root)
         if challenge is None:
@@ -237,7 +237,7 @@ class _Served:
         if self._left_at is not None:
             return self.election.has_ended(0.0) or time.monotonic() - self._left_at >= _HANDOVER_SECONDS
         directory, now = self.election.directory, time.monotonic()
-        if not os.path.isdir(directory.path):
+        if not files.exists(directory.path):
             self._leave()
         elif is_anyone_attached(directory, tries=_TRIES):
             self._alone_since = self._empty_since = None
@@ -283,8 +283,15 @@ def left_behind(root: str, since_ns: int) -> Ends:
 def _spools(root: str) -> list[str]:
     """Return the spools of this user. Several users may share a root, and each has a flusher of its own."""
     with contextlib.suppress(CwsinkError, OSError):
-        return [path for path in find_spools(root) if os.lstat(path).st_uid == os.geteuid()]
+        return [path for path in find_spools(root) if _is_ours(path)]
     return []
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        return files.seen(path).st_uid == os.geteuid()
+    except OSError:  # it was removed at this moment
+        return False
 
 
 def _end_of(path: str) -> tuple[int, int] | None:
@@ -299,8 +306,7 @@ def _appended_at_ns(path: str) -> int:
 
 
 def _newest(path: str) -> tuple[int, os.stat_result] | None:
-    ring = f"{path}/ring"
-    with contextlib.suppress(OSError):
-        for number in segment.numbers(ring)[-1:]:
-            return number, os.stat(segment.path_of(ring, number))
+    with contextlib.suppress(OSError), open_directory.at(f"{path}/{open_directory.RING}") as ring:
+        for number in segment.numbers_in(ring)[-1:]:
+            return number, ring.status(segment.name_of(number))
     return None

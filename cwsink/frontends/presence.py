@@ -25,7 +25,7 @@ from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
 from cwsink.frontends.starter import Starter, is_hosted
-from cwsink.spool import cursor, descriptors, leader_state, lease, sending
+from cwsink.spool import cursor, descriptors, files, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -141,6 +141,7 @@ class Presence:
         if self.config.flusher == "external":
             return
         self._starter.ensure(self.directory)
+        lease.watch_holder(self.directory, self.config.connect_timeout_seconds + self.config.read_timeout_seconds)
         if now >= self._offer_at:
             self._offer(now)
 
@@ -184,7 +185,7 @@ class Presence:
         if lease.is_taken(self.directory) and published.epoch >= cursor.read(self.directory.cursor).epoch:
             return True
         with contextlib.suppress(OSError):
-            return time.time() - os.stat(self.directory.leader_state).st_mtime < _STILL_TRUE_SECONDS
+            return time.time() - files.status(self.directory.leader_state).st_mtime < _STILL_TRUE_SECONDS
         return False
 
     def _say_what_stays(self, pending: int) -> None:

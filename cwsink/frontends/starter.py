@@ -26,13 +26,14 @@ import posix
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
 from cwsink import host, version
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
-from cwsink.spool import leader_state, lease
+from cwsink.spool import files, held_lock, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
 
@@ -53,6 +54,9 @@ _BOOT: Final = (
 _SHELL: Final = "/bin/sh"
 _RETRY_SECONDS: Final = 10.0
 _HOSTED_SECONDS: Final = 5.0
+# A flusher that has just started needs a moment before it leads. One that has given way comes back after 3 s.
+_BEGINNING_NS: Final = 10_000_000_000
+_VACANT_SECONDS: Final = 5.0
 _IS_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*t?")
 # A new process inherits which signals are ignored, and an application may ignore SIGCHLD or SIGPIPE. Reset these.
 _SIGNALS: Final = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
@@ -73,6 +77,7 @@ class Starter:
         self._led_before: int | None = None  # leader.json's time when we started a flusher; 0: there was no such file
         self._ended_early = 0  # flushers of ours that ended before they led, since we last saw a leader
         self._vacant_since: float | None = None
+        self._held: dict[str, held_lock.Obstruction] = {}  # of each spool that nobody leads, though the lock is taken
         self._left_alone: list[int] = []  # flushers that are our children, because there is no shell
 
     def ensure(self, directory: SpoolDirectory) -> None:
@@ -100,6 +105,7 @@ class Starter:
         if _is_led(directory):
             self._led_before = self._vacant_since = None
             self._ended_early = 0
+            self._held.pop(directory.path, None)
             reset_quiet("starter")
             return
         if now < self._look_again_at or self._is_hosted(now):
@@ -107,6 +113,7 @@ class Starter:
         lock = FlusherLock(self._root)
         try:
             if not lock.try_acquire():
+                self._say_if_held(directory, lock)
                 return
             led = _led_at(directory)
             if self._led_before == led:  # the lock is free again: the flusher that we started has ended
@@ -119,6 +126,17 @@ class Starter:
             self._led_before = led
         finally:
             lock.close()
+
+    def _say_if_held(self, directory: SpoolDirectory, lock: FlusherLock) -> None:
+        """A process has had the lock for long. It is to lead this spool; say so if it does not."""
+        has_begun = time.time_ns() - lock.taken_at_ns >= _BEGINNING_NS
+        held = self._held.setdefault(directory.path, held_lock.Obstruction())
+        if has_begun and held.lasts(seconds=_VACANT_SECONDS):
+            held_lock.say(
+                lock.path,
+                f"Only a flusher needs the lock. This process does not lead {directory.path}, so the records stay "
+                "there. `cwsink flush` sends them, too.",
+            )
 
     def _is_hosted(self, now: float) -> bool:
         """Tell whether to leave the start to `cwsink run`, whose flusher is not there yet or is started anew."""
@@ -216,7 +234,7 @@ def _is_led(directory: SpoolDirectory) -> bool:
 def _led_at(directory: SpoolDirectory) -> int:
     """Return the time of leader.json, which changes as soon as a flusher leads the spool; 0 if there is none."""
     try:
-        return os.stat(directory.leader_state).st_mtime_ns
+        return files.status(directory.leader_state).st_mtime_ns
     except OSError:
         return 0
 

@@ -27,7 +27,7 @@ from cwsink.errors import CwsinkError, SpoolAccessError
 from cwsink.frontends import presence
 from cwsink.frontends.losses import Losses
 from cwsink.frontends.turn import Turn
-from cwsink.spool import capacity, descriptors, directory, frame, record, refusals, root, sending
+from cwsink.spool import capacity, descriptors, directory, files, frame, record, refusals, root, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring
 from cwsink.target import Target
@@ -393,7 +393,7 @@ class Writer:
         if now < self._led_until:
             return
         with contextlib.suppress(OSError):
-            if 0 <= time.time() - os.stat(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
+            if 0 <= time.time() - files.status(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
                 self._led_until = now + _LED_SECONDS
                 return
         with contextlib.suppress(OSError):

@@ -164,7 +164,7 @@ Fork
 ----
 
 A flock belongs to the open file, which a forked child shares. If the child kept its parent's locks, no segment would
-ever become final. So each descriptor that a writer or a leader keeps is opened by `descriptors.acquire`, and a hook of
+ever become final. So each descriptor that a writer or a leader keeps is opened by `descriptors.opened`, and a hook of
 `os.register_at_fork` closes them all in the child. The child is another producer, and opens its own at its next
 append. A fork waits for no thread. If another thread was just opening a descriptor, the child finds it by its file.
 
@@ -191,11 +191,16 @@ Who may open what
 * Directories are 0700, files 0600, no symbolic link is followed. A spool of another user, one that others may write
   to, or a root in which another user could put something in a spool's place (`root`) is refused. So two users cannot
   share a spool.
+* A root may be given to somebody else later, who exchanges directories under a running process. So what is done by
+  name is done from the spool's directory as it was opened, and that must be this user's, as its files must
+  (`open_directory`). Then the most he can do is to take the spool away.
 * Network and FUSE file systems are refused (`allow_unsafe_filesystem`). If two hosts share one after all, each may
   get "the" lease. A process that gets it, and finds the fresh mark of another boot in leader.host, gives the lease
   back. Its writers append all the same.
-* Each process that may read the files may look (`survey`, `cursor.read`). That takes no lock, so it works while
-  everything else is stuck.
+* Each process that may read the files may look (`survey`, `cursor.read`), root at those of all users. That takes no
+  lock, so it works while everything else is stuck.
+* Another process of this user may keep any lock. Records are appended and delivered all the same, or one line names the
+  file (`held_lock`).
 * No process is known by its pid, because a pid in one container says nothing in another one. The kernel's locks tell
   which process leads and which are attached.
 

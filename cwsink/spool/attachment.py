@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from cwsink.spool import descriptors
+from cwsink.spool import descriptors, files
 from cwsink.spool.directory import SpoolDirectory
 
 # A process that asks whether anybody is attached takes the lock for a few microseconds. Another process that asks at
@@ -28,7 +28,7 @@ def is_anyone_attached(directory: SpoolDirectory, *, tries: int = _TRIES) -> boo
         tries: how often to try. All of them are needed if a process is attached, at 2 us each.
     """
     try:
-        return descriptors.is_locked(directory.attached_lock, shared=True, tries=tries)
+        return files.is_locked(directory.attached_lock, shared=True, tries=tries)
     except FileNotFoundError:
         return False
     except OSError:
@@ -41,7 +41,7 @@ class Attachment:
     def __init__(self, directory: SpoolDirectory) -> None:
         """Attach. Raises OSError."""
         self._directory = directory
-        self._file = descriptors.opened(directory.attached_lock, os.O_RDWR | os.O_CREAT)
+        self._file = files.opened(directory.attached_lock, os.O_RDWR | os.O_CREAT)
         self._is_held = self._has_left = False
         self.hold()
 
@@ -57,7 +57,7 @@ class Attachment:
         if not self._file.is_open():
             self._is_held = False
             self._file.abandon()
-            self._file = descriptors.opened(self._directory.attached_lock, os.O_RDWR | os.O_CREAT)
+            self._file = files.opened(self._directory.attached_lock, os.O_RDWR | os.O_CREAT)
         if not self._is_held:
             self._is_held = any(descriptors.try_lock(self._file.fd, exclusive=False) for _ in range(_TRIES))
 

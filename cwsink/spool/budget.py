@@ -24,7 +24,7 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import cursor, descriptors, files, segment
+from cwsink.spool import cursor, descriptors, files, held_lock, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.eviction_count import EvictionCount
 from cwsink.spool.record import Count, TimeMs
@@ -87,11 +87,7 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
 
 def used_bytes(ring: str) -> int:
     """Return the disk space of all segments, by their blocks: a segment whose blocks were given back takes little."""
-    total = 0
-    for number in segment.numbers(ring):
-        with contextlib.suppress(FileNotFoundError):
-            total += usage_of(os.lstat(segment.path_of(ring, number)))
-    return total
+    return sum(usage_of(status) for status in segment.statuses(ring).values())
 
 
 def usage_of(status: os.stat_result) -> int:
@@ -125,6 +121,8 @@ class Budget:
         self._written = Evictions()  # what the file said when we last had the lock
         self._unwritten = Evictions()  # what we evicted since, while the disk was too full to write it down
         self._counting: EvictionCount | None = None
+        self._lock_held = held_lock.Obstruction()
+        self._segments_held = held_lock.Obstruction()
 
     def has_room(self) -> bool:
         """Tell whether another segment fits. No lock is needed, because only one writer can make the next number."""
@@ -139,17 +137,15 @@ class Budget:
         A start behind a backlog, or a process that may only make small files, has left its segment early.
         """
         is_any = False
-        for number in segment.numbers(self._directory.ring)[:-1]:
+        for number, status in list(segment.statuses(self._directory.ring).items())[:-1]:
+            if usage_of(status) - status.st_size < _WORTH_TRIMMING_BYTES:
+                continue
             path = segment.path_of(self._directory.ring, number)
-            with contextlib.suppress(OSError):
-                status = os.lstat(path)
-                if usage_of(status) - status.st_size < _WORTH_TRIMMING_BYTES:
-                    continue
-                with descriptors.opened(path, os.O_RDWR) as file:
-                    # With this lock on a segment that is not the newest, nobody can append: the file is not cut.
-                    if descriptors.try_lock(file.fd, exclusive=True):
-                        os.ftruncate(file.fd, os.fstat(file.fd).st_size)
-                        is_any = True
+            with contextlib.suppress(OSError), files.opened(path, os.O_RDWR) as file:
+                # With this lock on a segment that is not the newest, nobody can append: the file is not cut.
+                if descriptors.try_lock(file.fd, exclusive=True):
+                    os.ftruncate(file.fd, os.fstat(file.fd).st_size)
+                    is_any = True
         return is_any
 
     def evict(self, *, at_least_one: bool = False, seconds: float = _COUNT_SECONDS) -> bool:
@@ -163,28 +159,59 @@ class Budget:
             Whether there is room now. False also if another process is evicting, or if the time is over.
         """
         until = time.monotonic() + seconds
-        with descriptors.opened(self._directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
+        with files.opened(self._directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
             if not descriptors.try_lock(lock.fd, exclusive=True):
+                self._wait_for_the_lock()
                 return False
+            self._lock_held.is_over()
             self._written = read_evictions(self._directory)
             evictions = _sum(_copy(self._written), self._unwritten)
             # First unlink the segment that an evictor had counted before it was killed, even if it is not the oldest.
             # The totals remember only one such segment; once they name the next, readers would take this one for live
             # again.
             if self._is_present(evictions.last_evicted):
-                if self._evict(evictions.number, evictions, until) is not _Fate.GONE:
+                fate = self._evict(evictions.number, evictions, until)
+                if fate is _Fate.HELD:
+                    self._say_what_is_held([evictions.number], 1)
+                if fate is not _Fate.GONE:
                     return False
                 at_least_one = False
             # The newest one stays: the next segment's number is counted from it.
-            for number in segment.numbers(self._directory.ring)[:-1]:
+            numbers, held = segment.numbers(self._directory.ring), 0
+            for number in numbers[:-1]:
                 if not at_least_one and self.has_room():
-                    return True
+                    break
                 fate = self._evict(number, evictions, until)
                 if fate is _Fate.COUNTING:
                     return False
                 if fate is _Fate.GONE:
                     at_least_one = False
-            return not at_least_one and self.has_room()
+                held += fate is _Fate.HELD
+            if not at_least_one and self.has_room():
+                return True
+            if held:
+                self._say_what_is_held(numbers, held)
+            return False
+
+    def _wait_for_the_lock(self) -> None:
+        """Another process has budget.lock. Say so if it keeps that and evicts nothing."""
+        numbers, written_at = segment.numbers(self._directory.ring), 0
+        with contextlib.suppress(OSError):
+            written_at = files.status(self._directory.evictions).st_mtime_ns  # also what it has counted so far
+        if self._lock_held.lasts((numbers[:1], numbers[-1:], written_at)):
+            held_lock.say(
+                self._directory.budget_lock,
+                "Without it nothing can be evicted: while the spool is full, new records are refused and counted.",
+            )
+
+    def _say_what_is_held(self, numbers: list[int], held: int) -> None:
+        """There is no room, and other processes use so many segments. Say so if that lasts."""
+        if self._segments_held.lasts((numbers[0], numbers[-1])):
+            held_lock.say(
+                segment.path_of(self._directory.ring, numbers[0]),
+                f"The spool is full, and {held:,} of its segments cannot be evicted: each is open in another process, "
+                "or is of a newer cwsink. New records are refused and counted.",
+            )
 
     def _open(self, number: int) -> descriptors.Opened | None:
         """Open a segment; None if it is gone, or is no segment. Raises OSError."""
@@ -206,7 +233,7 @@ class Budget:
         with opened:
             if not descriptors.try_lock(opened.fd, exclusive=True):
                 return _Fate.HELD
-            path, header = segment.path_of(self._directory.ring, number), segment.read_header(opened.fd)
+            header = segment.read_header(opened.fd)
             if header is not None and not header.readable:
                 return _Fate.HELD  # another version's: we do not know what we would throw away
             if header is not None and header.key != evictions.last_evicted:
@@ -215,14 +242,14 @@ class Budget:
                 try:
                     self._write_down(evictions)
                 except OSError:  # the disk is full to the last block: make room first, then write the totals down
-                    _unlink(path)
+                    segment.remove(self._directory.ring, number)
                     opened.close()  # the blocks are free only once the descriptor is closed, too
                     try:
                         self._write_down(evictions)
                     except OSError:
                         self._unwritten = _difference(evictions, self._written)  # it is added the next time
                     return _Fate.GONE
-            _unlink(path)
+            segment.remove(self._directory.ring, number)
             return _Fate.GONE
 
     def _write_down(self, evictions: Evictions) -> None:
@@ -249,11 +276,6 @@ class Budget:
         evictions.refused = dict(Counter(evictions.refused) + Counter(counted.refused))
         evictions.number, evictions.salt = header.key
         return True
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # a leader has reclaimed it at this moment
-        os.unlink(path)
 
 
 def _copy(totals: Evictions) -> Evictions:

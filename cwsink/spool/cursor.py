@@ -35,7 +35,7 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import descriptors, disk
+from cwsink.spool import descriptors, disk, files, held_lock
 from cwsink.spool.record import MOST, Count
 from cwsink.spool.segment import SegmentKey
 
@@ -45,8 +45,6 @@ SLOT_BYTES: Final = 65_536
 _HEADER: Final = Struct("<4sIQI")
 _CHECKED_FROM: Final = 8
 _FIRST_READ_BYTES: Final = 4096
-# A commit takes far less than a millisecond. If another process has the lock for so long, it is stopped.
-_PATIENCE_SECONDS: Final = 2.0
 _LOCK_POLL_SECONDS: Final = 0.01
 # So many offsets are kept if a slot is too small for all. An offset takes at most 24 bytes.
 _MOST_OFFSETS: Final = 1_000
@@ -152,7 +150,7 @@ _decode = msgspec.msgpack.Decoder(State).decode
 def read(path: str) -> State:
     """Return the state that counts; a new one if there is none. Any process may ask, and it takes no lock."""
     try:
-        with descriptors.opened(path, os.O_RDONLY) as file:
+        with files.opened(path, os.O_RDONLY) as file:
             return _best(file.fd)[0]
     except FileNotFoundError:
         return State()
@@ -163,7 +161,8 @@ class Cursor:
 
     def __init__(self, path: str) -> None:
         """Open the file. Raises OSError."""
-        self._fd = descriptors.acquire(path, os.O_RDWR | os.O_CREAT)
+        self._path = path
+        self._fd = files.opened(path, os.O_RDWR | os.O_CREAT).keep()
         self._incarnation = descriptors.incarnation()
         self._epoch = 0
         self._is_stuck = False  # another process had the lock for too long when we wanted it last
@@ -218,9 +217,15 @@ class Cursor:
         successor must not wait for it for ever. The epoch fences the stopped process when it goes on. It may still
         write once, into one slot. So the successor's last commit may be lost: its request is repeated if it dies then.
         """
-        until = time.monotonic() + (0.0 if self._is_stuck else _PATIENCE_SECONDS)
+        until = time.monotonic() + (0.0 if self._is_stuck else held_lock.PATIENCE_SECONDS)
         while not (is_ours := descriptors.try_lock(self._fd, exclusive=True)) and time.monotonic() < until:
             time.sleep(_LOCK_POLL_SECONDS)
+        if not is_ours and not self._is_stuck:
+            held_lock.say(
+                self._path,
+                "Only a leader needs the lock, for a moment. This one goes on without it. If it is killed now, the "
+                "next one may send a request again.",
+            )
         self._is_stuck = not is_ours
         try:
             yield is_ours

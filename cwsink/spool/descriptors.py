@@ -3,12 +3,11 @@
 A flock belongs to the open file description, and a forked child shares that with its parent. If the child kept the
 parent's descriptors, it would hold the parent's locks for as long as it lives: the leader could reclaim nothing, and
 no process could tell whether another one is still attached. So the descriptors of a spool are opened here, by
-`acquire`. A hook of `os.register_at_fork` closes them in the child. There `incarnation()` then differs, and each owner
-opens its own. Three kinds of descriptors are opened elsewhere: the guard's lock, because its child is to share it
-(cwsink.spool.flusher_lock), the lease, because filelock closes it in a child, and files that take no lock and are
-closed at once.
+`opened`. A hook of `os.register_at_fork` closes them in the child. There `incarnation()` then differs, and each owner
+opens its own. Two are not known here: the guard's lock, because its child is to share it (cwsink.spool.flusher_lock),
+and the lease, which filelock opens, and closes in a child.
 
-A fork waits for no thread. So another thread may be in the middle of `acquire` or `release` at the moment of the fork.
+A fork waits for no thread. So another thread may be in the middle of `opened` or `release` at the moment of the fork.
 The child then has a descriptor that is not recorded yet, or not any more. It finds such a descriptor by its file. That
 takes a moment, but is needed only then.
 
@@ -30,6 +29,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from threading import RLock
 from typing import Final
 
@@ -45,7 +45,7 @@ _BECOME_SECONDS: Final = 1.0
 # file's (`closerange` in a daemon). Nothing of that file may be closed or written then.
 _open: dict[int, tuple[int, int]] = {}
 # What threads are opening and closing now. These are lists because `append` and `remove` of a list need no lock.
-_opening: list[str] = []
+_opening: list[tuple[str, int | None]] = []
 _closing: list[tuple[int, tuple[int, int]]] = []
 _incarnation = 0
 _after_fork: list[Callable[[], None]] = []
@@ -98,13 +98,8 @@ def incarnation() -> int:
     return _incarnation
 
 
-def acquire(path: str, flags: int) -> int:
-    """Open `path` and own the descriptor. A file that is made can be used whatever the umask is. Raises OSError."""
-    return opened(path, flags).keep()
-
-
 def release(fd: int, owner_incarnation: int, file: tuple[int, int] | None = None) -> None:
-    """Close a descriptor of `acquire`; nothing happens if it is closed already, or is another file's by now.
+    """Close a descriptor of `opened`; nothing happens if it is closed already, or is another file's by now.
 
     Args:
         fd: the descriptor.
@@ -134,7 +129,7 @@ def release(fd: int, owner_incarnation: int, file: tuple[int, int] | None = None
 
 
 class Opened:
-    """A descriptor of `acquire`, open for one `with` block.
+    """A descriptor, open for one `with` block.
 
     A signal handler may raise at any line, also where a `finally` is about to close a descriptor. The lock on it would
     then stay for as long as this process lives. Here the last reference closes it at the latest.
@@ -152,14 +147,13 @@ class Opened:
         """The descriptor."""
         return self.fds[0]
 
-    def open(self, path: str, flags: int) -> None:
+    def open(self, path: str, flags: int, dir_fd: int | None) -> None:
         """Open. Raises OSError."""
         # The call and the note of its answer are one step of C code, so that no signal handler can raise in between.
-        self.fds.extend(map(os.open, (path,), (flags | _FLAGS,), (FILE_MODE,)))
+        self.fds.extend(map(partial(os.open, dir_fd=dir_fd), (path,), (flags | _FLAGS,), (FILE_MODE,)))
         status = os.fstat(self.fd)
-        if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE:
-            with contextlib.suppress(PermissionError):  # it was there before, and is another user's
-                os.fchmod(self.fd, FILE_MODE)
+        if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE and status.st_uid == os.geteuid():
+            os.fchmod(self.fd, FILE_MODE)
         _open[self.fd] = self._file = file_of(status)
 
     def is_open(self) -> bool:
@@ -194,16 +188,16 @@ class Opened:
             self.close()
 
 
-def opened(path: str, flags: int) -> Opened:
-    """Open `path` for a `with` block. Raises OSError."""
+def opened(path: str, flags: int, dir_fd: int | None = None) -> Opened:
+    """Open `path` for a `with` block; it begins at the directory `dir_fd`, if that is given. Raises OSError."""
     file = Opened()
-    _opening.append(path)
+    _opening.append((path, dir_fd))
     try:
-        file.open(path, flags)
+        file.open(path, flags, dir_fd)
         return file
     finally:
         with contextlib.suppress(ValueError):  # a fork has cleared the list: we are the child
-            _opening.remove(path)
+            _opening.remove((path, dir_fd))
 
 
 def file_of(status: os.stat_result) -> tuple[int, int]:
@@ -223,26 +217,22 @@ def try_lock(fd: int, *, exclusive: bool) -> bool:
     return True
 
 
-def is_locked(path: str, *, shared: bool = False, tries: int = 1) -> bool:
-    """Tell whether a process has locked a file. To find out, this takes the lock for a moment.
+def is_locked(fd: int, *, shared: bool = False, tries: int = 1) -> bool:
+    """Tell whether another process has locked the file of `fd`. To find out, this takes the lock for a moment.
 
     In that moment another thread may fork, and its child shares our lock. If we only closed our descriptor, the child
     would keep the lock for as long as it lives, and no leader could get it. So we unlock the file first: this frees
     the lock for all who share it.
 
     Args:
-        path: the file.
+        fd: a descriptor that has no lock.
         shared: a shared lock counts, too.
         tries: how often to try. Others ask in the same way, and their lock of a moment must not count.
-
-    Raises:
-        OSError: the file is not there, or cannot be opened.
     """
-    with opened(path, os.O_RDONLY) as file:
-        if not any(try_lock(file.fd, exclusive=shared) for _ in range(tries)):
-            return True
-        fcntl.flock(file.fd, fcntl.LOCK_UN)
-        return False
+    if not any(try_lock(fd, exclusive=shared) for _ in range(tries)):
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def _start_anew() -> None:
@@ -264,9 +254,9 @@ def _start_anew() -> None:
 def _unrecorded() -> list[int]:
     """Return the descriptors that another thread of the parent was just opening or closing at the fork."""
     found = []
-    for path in set(_opening):
+    for path, dir_fd in set(_opening):
         with contextlib.suppress(OSError):
-            wanted = file_of(os.stat(path, follow_symlinks=False))
+            wanted = file_of(os.stat(path, dir_fd=dir_fd, follow_symlinks=False))
             found += [int(name) for name in os.listdir("/dev/fd") if is_same(int(name), wanted)]
     # The file is compared, too: if the other thread had closed it before the fork, the number may be another file's.
     found += [fd for fd, file in _closing if is_same(fd, file)]

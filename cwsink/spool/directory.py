@@ -44,10 +44,10 @@ from cwsink import host, target
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
-from cwsink.spool import descriptors, files, host_names
+from cwsink.spool import files, host_names, open_directory
 from cwsink.spool.record import Count
 from cwsink.spool.repair import put_in_order
-from cwsink.spool.root import ROOT_VARIABLE, choose_root, make_directory
+from cwsink.spool.root import ROOT_VARIABLE, choose_root, directories, make_directory
 from cwsink.target import Target
 
 FORMAT_VERSION: Final = 1
@@ -142,8 +142,11 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
         SpoolError: there is no spool, it is not ours, or it is of a newer version.
     """
     path = os.path.abspath(path)
-    if not read_only:
-        _check_access(path)
+    status = _status_of(path)
+    if read_only:
+        open_directory.look_at(path, status.st_uid)
+    else:
+        _check_access(path, status)
     try:
         found = _read_format(path)
         if not read_only:
@@ -160,15 +163,15 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
 def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:
     """Return the spool at `path`, or the spools directly below it; without a path, those below a writer's root."""
     path = os.path.abspath(path) if path else choose_root(None, os.environ if env is None else env, make=False)
-    if os.path.lexists(f"{path}/FORMAT"):
+    if files.exists(f"{path}/FORMAT"):
         return [path]
     try:
-        below = sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+        below = directories(path)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise SpoolAccessError(f"cannot look into {path}: {error.strerror}.", path) from error
-    return [spool for spool in below if os.path.lexists(f"{spool}/FORMAT")]
+    return [spool for spool in below if files.exists(f"{spool}/FORMAT")]
 
 
 def filesystem_of(path: str, mountinfo: str) -> str:
@@ -189,7 +192,7 @@ def filesystem_of(path: str, mountinfo: str) -> str:
 def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
     try:
         make_directory(path)
-        _check_access(path)
+        _check_access(path, _status_of(path))
         if not allow_unsafe:
             _check_filesystem(path)
         put_in_order(path)
@@ -204,13 +207,24 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
         ) from error
 
 
-def _check_access(path: str) -> None:
+def _status_of(path: str) -> os.stat_result:
+    """Return the status of a spool's directory. Raises SpoolAccessError."""
     try:
-        status = os.lstat(path)
+        status = files.seen(path)
     except OSError as error:
         raise SpoolAccessError(f"cannot open the spool {path}: {error.strerror}.", path) from error
     if not stat.S_ISDIR(status.st_mode):
         raise SpoolAccessError(f"{path} is not a directory (a symbolic link is not followed).", path)
+    return status
+
+
+def _check_access(path: str, status: os.stat_result) -> None:
+    """Say clearly why a spool is not to be used: what opens its files would only say that it is another user's.
+
+    Raises:
+        SpoolAccessError: it is another user's, or others may write to it.
+    """
+    open_directory.work_on(path)
     if status.st_uid != os.geteuid():
         raise SpoolAccessError(
             f"the spool {path} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}. "
@@ -250,7 +264,7 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
     """
     try:
         found = _read_format(path)
-        if (found.log_group_name, found.log_stream_name) == (wanted.log_group_name, wanted.log_stream_name):
+        if found.spool_name == wanted.spool_name:
             return found
         damage = "it names another target"
     except FileNotFoundError:
@@ -260,7 +274,7 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
     if damage:
         report("format", f"{path}/FORMAT is damaged ({damage}). It was kept as FORMAT.damaged and written anew.")
         with contextlib.suppress(FileNotFoundError):  # another process was first
-            os.replace(f"{path}/FORMAT", f"{path}/FORMAT.damaged")
+            files.rename(f"{path}/FORMAT", f"{path}/FORMAT.damaged")
     _write_format(path, wanted)
     return _read_format(path)
 
@@ -268,17 +282,7 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
 def _write_format(path: str, wanted: SpoolFormat) -> None:
     content = msgspec.to_builtins(wanted)
     data = f"{json.dumps({**content, 'checksum': _checksum(content)}, indent=2)}\n".encode()
-    temporary = f"{path}/FORMAT.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-    try:
-        with descriptors.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            if os.write(file.fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-            os.fsync(file.fd)
-        with contextlib.suppress(FileExistsError):  # another process was first: its FORMAT counts
-            os.link(temporary, f"{path}/FORMAT")
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    files.create(f"{path}/FORMAT", data, is_durable=True)
 
 
 class _DamagedFormatError(SpoolFormatError):

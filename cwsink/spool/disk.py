@@ -36,9 +36,9 @@ def punch_hole(fd: int, start: int, end: int) -> bool:
     return _call(fd, _KEEP_SIZE | _PUNCH_HOLE, start, end - start)
 
 
-def free_bytes(path: str) -> int | None:
-    """Return how much room there is on the disk for this user; None if the file system does not say. Raises OSError."""
-    status = os.statvfs(path)
+def free_bytes(fd: int) -> int | None:
+    """Return how much room the disk of an open file has for this user; None if it does not say. Raises OSError."""
+    status = os.statvfs(fd)
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
@@ -51,24 +51,6 @@ def most_file_bytes() -> int | None:
 def sync(fd: int) -> None:
     """Make the file's data durable against a crash of the host. Raises OSError."""
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
-
-
-def sync_file(path: str) -> None:
-    """Make a file's data durable, as `sync` does. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        sync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable against a crash of the host. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def load() -> None:

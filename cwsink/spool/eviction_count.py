@@ -10,7 +10,6 @@ another segment's turn, the count begins anew.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -18,6 +17,8 @@ from typing import Final
 import msgspec
 
 from cwsink.spool import frame
+from cwsink.spool.open_segment import OpenSegment
+from cwsink.spool.record import Count, TimeMs
 
 # Some milliseconds for the shortest records: so late may a count notice that its time is over.
 _BLOCK_BYTES: Final = 64 * 1024
@@ -35,14 +36,14 @@ class EvictionCount(msgspec.Struct, array_like=True):
         refused: counts of loss markers, by reason.
     """
 
-    number: int
-    salt: int
-    start: int
-    offset: int
-    records: int = 0
-    first_ms: int = 0
-    last_ms: int = 0
-    refused: dict[str, int] = {}
+    number: Count
+    salt: Count
+    start: Count
+    offset: Count
+    records: Count = 0
+    first_ms: TimeMs = 0
+    last_ms: TimeMs = 0
+    refused: dict[str, Count] = {}
 
     def goes_on(self, number: int, salt: int, start: int) -> bool:
         """Tell whether this counts that segment from there."""
@@ -53,18 +54,12 @@ class EvictionCount(msgspec.Struct, array_like=True):
 
         At least one block is counted, so a count comes to its end. The caller has the segment's exclusive lock.
         """
-        size = os.fstat(fd).st_size
-        want = _BLOCK_BYTES
-        while self.offset < size:
-            data = os.pread(fd, min(want, size - self.offset), self.offset)
-            at_end = not data or self.offset + len(data) >= size
-            found = frame.scan(data, self.salt, at_end=at_end, final=True)
-            want = _BLOCK_BYTES if found.consumed else max(found.wanted, 2 * want)
-            self._add(found.frames)
-            self.offset += found.consumed
-            if at_end:
-                self.offset = size
-            if found.consumed and self.offset < size and time.monotonic() >= until:
+        opened = OpenSegment(fd, self.number, self.offset)
+        opened.is_final = True
+        while (block := opened.read(block_bytes=_BLOCK_BYTES)) is not None:
+            self._add(block.frames)
+            self.offset = block.end
+            if time.monotonic() >= until and self.offset < opened.size():
                 return False
         return True
 

@@ -1,8 +1,12 @@
-"""Small files of a spool, read and replaced in one way.
+"""The files of a spool by their paths: opened, read, replaced, removed in one way.
 
-Anybody who may write to a spool's directory may put something else in the place of a file: a FIFO, at which a process
-that opens it waits for ever, a symlink to somewhere else, gigabytes. So every file is opened without following links
-and without waiting (cwsink.spool.descriptors), and `read` accepts only regular files, up to a given length.
+Each path leads to a file in a spool, or in its ring. The file's directory is opened and looked at first, and the call
+is made from there (cwsink.spool.open_directory).
+
+Three questions are asked by path, without a descriptor (`seen`, `exists`, `is_named`). Somebody may exchange the
+directory in the next moment. So these answers are for messages, and for what is looked at more closely before anything
+is done. One answer stays true: `is_named` compares a name with a file that is open already, and nobody can give another
+file the same inode.
 
 A process may be killed, and the disk may become full, in the middle of a write. So `replace` writes a temporary file
 beside the old one, makes sure that all of it is there, and renames it: a reader sees the old content or the new one.
@@ -13,13 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import time
 from typing import Final
 
-from cwsink.spool import descriptors
+from cwsink.spool import open_directory
+from cwsink.spool.descriptors import Opened
+from cwsink.spool.open_directory import TEMPORARY_SUFFIX, OpenDirectory
 
-TEMPORARY_SUFFIX: Final = ".tmp"
 # A process keeps a temporary file for a moment only. One as old as this was left by a process that was killed.
 _STALE_SECONDS: Final = 60.0
 # Nothing was written yet, or the name belongs to something that is no file of ours.
@@ -33,6 +37,18 @@ def is_absent(error: OSError) -> bool:
     return error.errno in _ABSENT
 
 
+def opened(path: str, flags: int) -> Opened:
+    """Open a file for a `with` block.
+
+    Raises:
+        OSError: the directory or the file is not there, cannot be opened (EMFILE, EIO ...), is no directory or no
+            regular file (ENOTDIR, EINVAL), or is another user's (EACCES).
+    """
+    held, name = _place_of(path)
+    with held:
+        return held.opened(name, flags)
+
+
 def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
     """Return a file's content and its status at that time.
 
@@ -40,38 +56,110 @@ def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
     from its cache, but on opening a file it asks its server.
 
     Raises:
-        OSError: the file is not there, cannot be read (EMFILE, EIO ...), is no regular file (EINVAL), or is larger
-            than `most_bytes` (EFBIG).
+        OSError: as `opened`, or the file is larger than `most_bytes` (EFBIG).
     """
-    with descriptors.opened(path, os.O_RDONLY) as file:
-        status = os.fstat(file.fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        if status.st_size > most_bytes:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-        return os.pread(file.fd, most_bytes, 0), status
+    held, name = _place_of(path)
+    with held:
+        return held.read(name, most_bytes)
 
 
 def replace(path: str, data: bytes) -> None:
     """Replace a file as a whole. Raises OSError: then the old file is still there, unchanged."""
-    temporary = f"{path}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
-    with descriptors.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-        try:
-            if os.write(file.fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    held, name = _place_of(path)
+    with held:
+        held.replace(name, data)
 
 
-def remove_stale_temporaries(directory: str) -> None:
+def create(path: str, data: bytes, *, is_durable: bool = False) -> None:
+    """Make a file with this content, unless another process is first. Raises OSError.
+
+    Args:
+        path: the file.
+        data: its content.
+        is_durable: from the moment it has its name it must survive a crash of the host.
+    """
+    held, name = _place_of(path)
+    with held, held.prepared(name, data) as (file, temporary):
+        if is_durable:
+            os.fsync(file.fd)
+        with contextlib.suppress(FileExistsError):
+            held.link(temporary, name)
+
+
+def status(path: str) -> os.stat_result:
+    """Return the status of a file, or of the link that has the path. Raises OSError."""
+    held, name = _place_of(path)
+    with held:
+        return held.status(name)
+
+
+def remove(path: str) -> None:
+    """Remove a file. Raises OSError."""
+    held, name = _place_of(path)
+    with held:
+        held.remove(name)
+
+
+def rename(path: str, new: str) -> None:
+    """Give a file another path in the same directory, also one that another file has. Raises OSError."""
+    held, name = _place_of(path)
+    with held:
+        held.rename(name, new.rpartition("/")[2])
+
+
+def touch(path: str, *, make: bool = False) -> None:
+    """Set a file's time to now. `make`: make the file if it is not there. Raises OSError."""
+    held, name = _place_of(path)
+    with held:
+        held.touch(name, make=make)
+
+
+def is_locked(path: str, *, shared: bool = False, tries: int = 1) -> bool:
+    """Tell whether another process has locked a file; see `descriptors.is_locked`. Raises OSError."""
+    held, name = _place_of(path)
+    with held:
+        return held.is_locked(name, shared=shared, tries=tries)
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a spool's directory durable against a crash of the host. Raises OSError."""
+    with open_directory.at(path) as held:
+        held.sync()
+
+
+def remove_stale_temporaries(path: str) -> None:
     """Remove temporary files that are a minute old: the processes that made them were killed. Never raises."""
     oldest = time.time() - _STALE_SECONDS
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.endswith(TEMPORARY_SUFFIX):
+    with contextlib.suppress(OSError), open_directory.at(path) as held:
+        for name in held.names():
+            if name.endswith(TEMPORARY_SUFFIX):
                 with contextlib.suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.unlink(entry.path)
+                    if held.status(name).st_mtime < oldest:
+                        held.remove(name)
+
+
+# By path, without a descriptor.
+
+
+def seen(path: str) -> os.stat_result:
+    """Return the status of what has this path now; a link at its end is not followed. Raises OSError."""
+    return os.lstat(path)
+
+
+def exists(path: str) -> bool:
+    """Tell whether something has this path now."""
+    return os.path.lexists(path)
+
+
+def is_named(path: str, status: os.stat_result) -> bool:
+    """Tell whether a path leads to the open file with this status. Raises OSError, but not if it leads nowhere."""
+    try:
+        return os.path.samestat(seen(path), status)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _place_of(path: str) -> tuple[OpenDirectory, str]:
+    """Open the directory of a file. Returns it with the file's name. Raises OSError."""
+    above, _, name = path.rpartition("/")
+    return open_directory.at(above), name

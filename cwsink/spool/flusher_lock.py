@@ -11,6 +11,9 @@ A flusher may have to give way to another process: to one of a newer version, or
 other credentials or another network. Such a process locks `flusher-<user>.next` while it waits, and writes the reason
 into it. The flusher that has the lock looks there once a second.
 
+The files lie in the root, in which other users may write, too. A file with such a name that belongs to one of them is
+not used: he could keep our flushers from starting, or have them end. The writer says whose it is.
+
 If that flusher can deliver some of its spools, it stays, and gives up only the leases of the others. The new process is
 its *guest* then: a flusher beside it, with a lock of its own (`flusher-<user>.<number>.lock`).
 """
@@ -25,7 +28,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from cwsink.spool import descriptors, files
+from cwsink.spool import descriptors, files, open_directory
 
 _MOST_BYTES: Final = 4096
 
@@ -69,14 +72,17 @@ class FlusherLock:
         self._path = path_of(root, guest)
         self._incarnation = descriptors.incarnation()
         self._is_shared = is_shared
-        flags = os.O_RDWR | os.O_CREAT
         if fd is not None:
             os.set_inheritable(fd, False)
             self.fd = fd
-        elif is_shared:
-            self.fd = os.open(self._path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, descriptors.FILE_MODE)
+            return
+        with open_directory.root(root) as held:
+            file = held.opened(os.path.basename(self._path), os.O_RDWR | os.O_CREAT)
+        if is_shared:
+            with file:
+                self.fd = os.dup(file.fd)  # no hook closes this one in a forked child
         else:
-            self.fd = descriptors.acquire(self._path, flags)
+            self.fd = file.keep()
 
     def try_acquire(self) -> bool:
         """Take the lock if nobody has it, and tell whether it is ours now. Raises OSError."""
@@ -86,6 +92,11 @@ class FlusherLock:
         return True
 
     @property
+    def path(self) -> str:
+        """The file, for messages."""
+        return self._path
+
+    @property
     def taken_at_ns(self) -> int:
         """When the lock was taken, in ns since 1970, by the file system's clock."""
         return os.fstat(self.fd).st_mtime_ns
@@ -93,7 +104,7 @@ class FlusherLock:
     def is_in_place(self) -> bool:
         """Tell whether the file's name still leads to our file. A person may remove it, to make the flusher end."""
         try:
-            return os.path.samestat(os.fstat(self.fd), os.stat(self._path, follow_symlinks=False))
+            return files.is_named(self._path, os.fstat(self.fd))
         except OSError:
             return False
 
@@ -114,7 +125,8 @@ class FlusherLock:
 def is_taken(root: str) -> bool:
     """Tell whether a flusher that was started by a writer lives, or is just starting."""
     try:
-        return descriptors.is_locked(path_of(root))
+        with open_directory.root(root) as held:
+            return held.is_locked(os.path.basename(path_of(root)))
     except OSError:
         return False
 
@@ -122,28 +134,28 @@ def is_taken(root: str) -> bool:
 @contextlib.contextmanager
 def challenging(root: str, reason: Reason, leader: int) -> Iterator[bool]:
     """Ask the flusher that has the lock to give it up. Yields False if another process is asking already."""
-    fd, incarnation = descriptors.acquire(_next(root), os.O_RDWR | os.O_CREAT), descriptors.incarnation()
-    try:
-        if descriptors.try_lock(fd, exclusive=True):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, msgspec.json.encode(Challenge(reason, leader)), 0)
+    with open_directory.root(root) as held:
+        file = held.opened(_next(), os.O_RDWR | os.O_CREAT)
+    with file:
+        if descriptors.try_lock(file.fd, exclusive=True):
+            os.ftruncate(file.fd, 0)
+            os.pwrite(file.fd, msgspec.json.encode(Challenge(reason, leader)), 0)
             yield True
         else:
             yield False
-    finally:
-        descriptors.release(fd, incarnation)
 
 
 def challenge(root: str) -> Challenge | None:
     """Return why another process wants to take over from this one; None if none does."""
     try:
-        if descriptors.is_locked(_next(root)):
-            found = msgspec.json.decode(files.read(_next(root), _MOST_BYTES)[0], type=Challenge)
-            return found if found.leader in (0, os.getpid()) else None
+        with open_directory.root(root) as held:
+            if held.is_locked(_next()):
+                found = msgspec.json.decode(held.read(_next(), _MOST_BYTES)[0], type=Challenge)
+                return found if found.leader in (0, os.getpid()) else None
     except (OSError, ValueError):
         pass
     return None
 
 
-def _next(root: str) -> str:
-    return f"{root}/flusher-{os.geteuid()}.next"
+def _next() -> str:
+    return f"flusher-{os.geteuid()}.next"

@@ -14,7 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from cwsink.spool import cursor, descriptors, frame, segment
+from cwsink.spool import cursor, frame, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.record import Event
@@ -35,12 +35,16 @@ class Follower:
         self._missed = missed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
-        # Open first, and read the cursor then: a segment that a leader reclaims in between is open already.
-        self._attach()
-        if not all_present:
-            committed = cursor.read(directory.cursor).committed()
-            for opened in self._open.values():
-                opened.offset = committed.get(opened.key, opened.offset)
+        try:
+            # Open first, and read the cursor then: a segment that a leader reclaims in between is open already.
+            self._attach()
+            if not all_present:
+                committed = cursor.read(directory.cursor).committed()
+                for opened in self._open.values():
+                    opened.offset = committed.get(opened.key, opened.offset)
+        except BaseException:  # no descriptor is left, for example, and other spools need those that were opened
+            self.close()
+            raise
 
     def read(self) -> Iterator[Event]:
         """Yield the events that are new since the last call."""
@@ -68,6 +72,6 @@ class Follower:
             if self._newest and number > self._newest + 1:
                 self._missed(number - self._newest - 1)
             with contextlib.suppress(FileNotFoundError):
-                fd = descriptors.acquire(segment.path_of(self.directory.ring, number), os.O_RDONLY)
-                self._open[number] = OpenSegment(fd, number)
+                if (fd := segment.open_file(self.directory.ring, number, os.O_RDONLY)) is not None:
+                    self._open[number] = OpenSegment(fd, number)
             self._newest = max(self._newest, number)

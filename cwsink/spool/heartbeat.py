@@ -21,7 +21,6 @@ If two leaders send after all, the epoch in the cursor stops the first one (cwsi
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from typing import Final, NamedTuple
 
@@ -71,7 +70,7 @@ class Heartbeat:
         if time.monotonic() - self._beaten_at >= BEAT_SECONDS:
             self._beaten_at = time.monotonic()
             try:
-                os.utime(self._path)
+                files.touch(self._path)
             except FileNotFoundError:
                 self.begin()
             except OSError:
@@ -82,7 +81,7 @@ class Heartbeat:
         found = _read(self._path)
         if found is not None and found[0].boot_id == host.boot_id():
             with contextlib.suppress(OSError):
-                os.unlink(self._path)
+                files.remove(self._path)
 
 
 def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhere | None:
@@ -107,8 +106,8 @@ def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhe
 def _now(touch: str | None) -> float:
     if touch is not None:
         with contextlib.suppress(OSError):
-            os.utime(touch)
-            return os.stat(touch).st_mtime
+            files.touch(touch)
+            return files.status(touch).st_mtime
     return time.time()
 
 

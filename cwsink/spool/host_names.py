@@ -24,7 +24,8 @@ import msgspec
 
 from cwsink import host
 from cwsink.clock import monotonic
-from cwsink.spool import descriptors, files
+from cwsink.spool import descriptors, open_directory
+from cwsink.spool.open_directory import OpenDirectory
 
 _TRIES: Final = 3
 # A process waits so long for another one that asks: for all its tries, and a moment.
@@ -51,13 +52,13 @@ def look_up(root: str, name: str, env: Mapping[str, str]) -> str | None:
     service = host.service_of(name, env)
     if service is None or not host.boot_id():
         return host.look_up(name, env)
-    path, asked = f"{root}/host-{os.geteuid()}.json", f"{name} {service}"
+    ours, asked = f"host-{os.geteuid()}", f"{name} {service}"
     try:
-        with _alone(f"{path[:-5]}.lock"):
-            known = _read(path)
+        with open_directory.root(root) as held, _alone(held, f"{ours}.lock"):
+            known = _read(held, f"{ours}.json")
             if asked not in known.names:
                 known.names[asked] = _ask(name, env)
-                files.replace(path, msgspec.json.encode(known))
+                held.replace(f"{ours}.json", msgspec.json.encode(known))
             return known.names[asked]
     except OSError:  # no root, no space: what is wrong with it is told when the spool is made
         return host.look_up(name, env)
@@ -73,24 +74,21 @@ def _ask(name: str, env: Mapping[str, str]) -> str | None:
     return None
 
 
-def _read(path: str) -> Names:
+def _read(root: OpenDirectory, name: str) -> Names:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = msgspec.json.decode(files.read(path, _MOST_BYTES)[0], type=Names)
+        found = msgspec.json.decode(root.read(name, _MOST_BYTES)[0], type=Names)
         if found.boot_id == host.boot_id():
             return found
     return Names(host.boot_id(), {})
 
 
 @contextlib.contextmanager
-def _alone(path: str) -> Iterator[None]:
+def _alone(root: OpenDirectory, name: str) -> Iterator[None]:
     """Hold a lock while the block asks. Raises OSError; TimeoutError: another process keeps it for too long."""
-    fd, incarnation = descriptors.acquire(path, os.O_RDWR | os.O_CREAT), descriptors.incarnation()
-    try:
+    with root.opened(name, os.O_RDWR | os.O_CREAT) as file:
         until = monotonic() + _LONGEST_WAIT_SECONDS
-        while not descriptors.try_lock(fd, exclusive=True):
+        while not descriptors.try_lock(file.fd, exclusive=True):
             if monotonic() >= until:
-                raise TimeoutError(path)
+                raise TimeoutError(f"{root.path}/{name}")
             time.sleep(_POLL_SECONDS)
         yield
-    finally:
-        descriptors.release(fd, incarnation)

@@ -14,7 +14,7 @@ import contextlib
 import os
 from typing import Final
 
-from cwsink.spool import descriptors
+from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 
 _WORD: Final = b"told"
@@ -23,12 +23,7 @@ _WORD: Final = b"told"
 def ask(directory: SpoolDirectory) -> None:
     """Have the leader send what is there now. Never raises: on an error it is sent a little later."""
     with contextlib.suppress(OSError):
-        try:
-            os.utime(directory.hurry, follow_symlinks=False)
-        except FileNotFoundError:
-            descriptors.release(
-                descriptors.acquire(directory.hurry, os.O_WRONLY | os.O_CREAT), descriptors.incarnation()
-            )
+        files.touch(directory.hurry, make=True)
 
 
 def leave_word(directory: SpoolDirectory) -> None:
@@ -45,23 +40,20 @@ def take_word_back(directory: SpoolDirectory) -> None:
 def has_word(directory: SpoolDirectory) -> bool:
     """Tell whether a process has said on stderr that records are left."""
     try:
-        return os.stat(directory.hurry, follow_symlinks=False).st_size > 0
+        return files.status(directory.hurry).st_size > 0
     except OSError:
         return False
 
 
 def _write(directory: SpoolDirectory, data: bytes) -> None:
-    with contextlib.suppress(OSError):
-        fd = descriptors.acquire(directory.hurry, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            os.write(fd, data)
-        finally:
-            descriptors.release(fd, descriptors.incarnation())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with contextlib.suppress(OSError), files.opened(directory.hurry, flags) as file:
+        os.write(file.fd, data)
 
 
 def stamp(directory: SpoolDirectory) -> int | None:
     """Return the time of the last `ask`, in ns, to be compared with an earlier one; None if there was none."""
     try:
-        return os.stat(directory.hurry, follow_symlinks=False).st_mtime_ns
+        return files.status(directory.hurry).st_mtime_ns
     except OSError:
         return None

@@ -179,7 +179,7 @@ class LeaderState:
     def touch(self) -> None:
         """Set the file's time to now. Writers look at it to know whether a leader syncs the spool."""
         with contextlib.suppress(OSError):
-            os.utime(self._path)
+            files.touch(self._path)
 
     def publish(self) -> None:
         """Write the file if its content has changed or is old, at most once in `PUBLISH_SECONDS`. Never raises."""

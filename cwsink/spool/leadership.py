@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from cwsink.spool import cursor, leader_state, lease
+from cwsink.spool import cursor, files, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -50,7 +50,7 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
             state = file.read().rpartition(")")[2].split()[0]
         if state not in "Tt":
             return False
-        lock = os.stat(directory.leader_lock)
+        lock = files.status(directory.leader_lock)
         for fd in os.listdir(f"{process}/fd"):
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.stat(f"{process}/fd/{fd}"), lock):

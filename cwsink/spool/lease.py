@@ -8,6 +8,9 @@ Two things a lock cannot tell. Somebody may remove or replace its file while it 
 And two hosts may share the disk, and each may get the lock: a process that gets it while another host leads gives it
 back (cwsink.spool.heartbeat).
 
+FileLock opens the file by its path. Somebody may exchange directories while it does, and then it locks a file of his,
+or makes an empty one there. So afterwards the lock is looked for in the spool's own directory.
+
 filelock takes up to a megabyte (0.8 MiB beside `logging`), so only a process that is about to lead imports it. A writer
 asks the kernel by `flock` (`is_taken`), in a tenth of the time.
 """
@@ -16,15 +19,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import Final
 
 from cwsink import host
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors, heartbeat
+from cwsink.spool import cursor, descriptors, files, heartbeat, held_lock, segment
 from cwsink.spool.directory import SpoolDirectory
 
 # A process that may lead tries this often, plus up to half of it in jitter. So a free lease is found within 0.375 s.
 TRY_SECONDS: Final = 0.25
+
+# Who has the lock of a spool, and shows no sign of life.
+_silences: dict[str, held_lock.Obstruction] = {}
 
 
 class Lease:
@@ -46,7 +53,7 @@ class Lease:
             mode=descriptors.FILE_MODE,
         )
         self._pid = 0
-        self._inode: tuple[int, int] | None = None
+        self._file: os.stat_result | None = None
 
     def try_acquire(self) -> bool:
         """Take the lease if nobody has it, and tell whether it is ours now.
@@ -56,19 +63,28 @@ class Lease:
         """
         from filelock import Timeout
 
-        # If the directory was removed, FileLock would make it, with whatever mode the umask gives. So ask first.
-        os.stat(os.path.dirname(self._path))
+        # FileLock goes by the path. It would make a directory that was removed, with whatever mode the umask gives. And
+        # somebody may put a directory of his own in the place of the spool. So make the file in the directory that we
+        # have looked at, and look there afterwards: is that file ours, and is it locked now?
+        files.opened(self._path, os.O_RDWR | os.O_CREAT).close()
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
+            return False
+        is_ours = False
+        try:
+            self._file = files.status(self._path)
+            is_ours = files.is_locked(self._path)
+        finally:
+            if not is_ours:
+                self._lock.release(force=True)
+        if not is_ours:
             return False
         if (other := heartbeat.elsewhere(self._directory, touch=self._path)) is not None:
             self._lock.release(force=True)
             _refuse(self._directory, other)
             return False
         self._pid = os.getpid()
-        status = os.stat(self._path)
-        self._inode = (status.st_dev, status.st_ino)
         self._heartbeat.begin()
         return True
 
@@ -81,10 +97,10 @@ class Lease:
         if self._pid != os.getpid() or not self._lock.is_locked:
             return False
         try:
-            status = os.stat(self._path)
+            status = files.seen(self._path)  # it takes no descriptor: none may be left when a request is answered
         except OSError:
             return False
-        return status.st_nlink == 1 and (status.st_dev, status.st_ino) == self._inode
+        return status.st_nlink == 1 and self._file is not None and os.path.samestat(status, self._file)
 
     def release(self) -> None:
         """Give the lease back, if this process has it, so that another one can lead."""
@@ -103,18 +119,13 @@ def challenge(directory: SpoolDirectory) -> None:
     spool, and the leader need not know: if nobody takes the lease that it has given up, it takes that again.
     """
     with contextlib.suppress(OSError):
-        try:
-            os.utime(directory.leader_next, follow_symlinks=False)
-        except FileNotFoundError:
-            descriptors.release(
-                descriptors.acquire(directory.leader_next, os.O_WRONLY | os.O_CREAT), descriptors.incarnation()
-            )
+        files.touch(directory.leader_next, make=True)
 
 
 def challenged_at(directory: SpoolDirectory) -> int:
     """Return the time of the last challenge, in ns, to be compared with an earlier one; 0 if there was none."""
     try:
-        return os.stat(directory.leader_next, follow_symlinks=False).st_mtime_ns
+        return files.status(directory.leader_next).st_mtime_ns
     except OSError:
         return 0
 
@@ -126,9 +137,50 @@ def is_taken(directory: SpoolDirectory) -> bool:
     adoption and `cwsink replay` ask to know which spools nobody looks after.
     """
     try:
-        return descriptors.is_locked(directory.leader_lock)
+        return files.is_locked(directory.leader_lock)
     except OSError:
         return False
+
+
+def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
+    """Say so if records wait, and the process that has the lock does not lead. Never raises.
+
+    Whoever counts on a leader asks now and then. A leader shows that it lives: it touches leader.host, commits, and
+    writes leader.json. In a request it does none of that. When it leaves in order, it removes leader.host.
+
+    Args:
+        directory: the spool.
+        request_seconds: how long a request may take.
+    """
+    silence = _silences.setdefault(directory.path, held_lock.Obstruction())
+    has_mark = files.exists(directory.leader_host) or not host.boot_id()
+    seen_at = _alive_at(directory)
+    may_be_in_a_request = has_mark and time.time() - seen_at < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
+    if may_be_in_a_request or not is_taken(directory) or not _has_pending(directory):
+        silence.is_over()
+    elif silence.lasts(seen_at):
+        held_lock.say(
+            directory.leader_lock,
+            "Only a leader needs the lock, and this process shows no sign that it leads. Meanwhile nobody may send the "
+            "records of the spool. They stay there.",
+        )
+
+
+def _alive_at(directory: SpoolDirectory) -> float:
+    """Return when a leader has shown last that it lives, in seconds since 1970."""
+    times = [0.0]
+    for path in (directory.leader_host, directory.cursor, directory.leader_state):
+        with contextlib.suppress(OSError):
+            times.append(files.status(path).st_mtime)
+    return max(times)
+
+
+def _has_pending(directory: SpoolDirectory) -> bool:
+    with contextlib.suppress(OSError):
+        done = {key.number: end for key, end in cursor.read(directory.cursor).committed().items()}
+        sizes = {number: status.st_size for number, status in segment.statuses(directory.ring).items()}
+        return any(size > max(segment.HEADER_BYTES, done.get(number, 0)) for number, size in sizes.items())
+    return False
 
 
 def _refuse(directory: SpoolDirectory, other: heartbeat.Elsewhere) -> None:

@@ -10,8 +10,6 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from cwsink.spool import descriptors, disk, frame, segment
-from cwsink.spool.budget import read_evictions
-from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.frame import Damage, DamageKind, Frame
 from cwsink.spool.record import MAX_PAYLOAD_BYTES
 from cwsink.spool.segment import SegmentKey
@@ -69,11 +67,12 @@ class OpenSegment:
         """Return the file's size now, in bytes."""
         return os.fstat(self.fd).st_size
 
-    def read(self, limit: int | None = None) -> Block | None:
+    def read(self, limit: int | None = None, *, block_bytes: int = READ_BLOCK_BYTES) -> Block | None:
         """Return what is new, and advance `offset` past it; None if there is nothing.
 
         Args:
             limit: read up to this offset only. The caller knows that a frame ends there.
+            block_bytes: how much to read at once, if a whole frame is in that.
         """
         size = self.size() if limit is None else limit
         if size < self.offset and limit is None:
@@ -85,9 +84,9 @@ class OpenSegment:
             return Block(self.key, start, [], [Damage(start, size, DamageKind.CORRUPT)], size)
         if size == self._fruitless_size and not self.is_final:
             return None  # the same unfinished frame as last time
-        if (hole := self._hole(size)) is not None:
-            return hole
-        want = READ_BLOCK_BYTES
+        if hole_bytes := self._hole_bytes(0, size):
+            return self._bad_block(hole_bytes, DamageKind.TORN)
+        want = block_bytes
         while True:
             asked = min(want, size - self.offset)
             data = os.pread(self.fd, asked, self.offset)
@@ -96,25 +95,31 @@ class OpenSegment:
             found = frame.scan(data, self.key.salt, base=self.offset, at_end=at_end, final=final)
             if found.consumed or at_end:
                 break
+            if self._hole_bytes(asked, size):
+                return self._bad_block(asked, DamageKind.CORRUPT if data.strip(b"\0") else DamageKind.TORN)
             if asked >= _MOST_BLOCK_BYTES:
                 return self._bad_block(_MOST_BLOCK_BYTES // 2, DamageKind.CORRUPT)
             want = min(max(found.wanted, 2 * want), _MOST_BLOCK_BYTES)
+            del data, found  # else there are two blocks in memory
         if not found.consumed:
             self._fruitless_size = size
             return None
         begin, self.offset = self.offset, self.offset + found.consumed
         return Block(self.key, begin, found.frames, found.damage, self.offset)
 
-    def _hole(self, size: int) -> Block | None:
-        """Pass by a large hole, which no writer leaves in what is not settled. To read its zeros would take long."""
+    def _hole_bytes(self, ahead: int, size: int) -> int:
+        """Return how long the hole is that begins so many bytes ahead; 0 if there is none, or a small one.
+
+        No writer leaves a large one in what is not settled. To read its zeros would take long.
+        """
+        start = self.offset + ahead
         try:
-            begin = os.lseek(self.fd, self.offset, os.SEEK_DATA)
+            end = min(os.lseek(self.fd, start, os.SEEK_DATA), size)
         except OSError as error:
             if error.errno != errno.ENXIO:  # a file system that knows no holes
-                return None
-            begin = size  # nothing but a hole follows
-        length = min(begin, size) - self.offset
-        return self._bad_block(length, DamageKind.TORN) if length > READ_BLOCK_BYTES else None
+                return 0
+            end = size  # nothing but a hole follows
+        return end - start if end - start > READ_BLOCK_BYTES else 0
 
     def _bad_block(self, length: int, kind: DamageKind) -> Block:
         begin, self.offset = self.offset, self.offset + length
@@ -149,15 +154,3 @@ class OpenSegment:
     def close(self) -> None:
         """Close the descriptor, which frees the lock."""
         descriptors.release(self.fd, self._incarnation)
-
-
-def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
-    """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted."""
-    last_evicted = read_evictions(directory).last_evicted
-    for number in segment.numbers(directory.ring):
-        with contextlib.suppress(FileNotFoundError):
-            if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
-                continue
-            with contextlib.closing(OpenSegment(fd, number)) as opened:
-                if opened.key != last_evicted:
-                    yield opened

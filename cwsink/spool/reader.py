@@ -17,17 +17,17 @@ records do not wait for the backlog: see `FreshLane`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping
 
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors, disk, frame, segment
+from cwsink.spool import descriptors, disk, files, frame, held_lock, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.open_segment import Block, OpenSegment, open_segments
+from cwsink.spool.open_segment import Block, OpenSegment
 from cwsink.spool.segment import SegmentKey
+from cwsink.spool.survey import open_segments
 
 
 class _Seen:
@@ -104,6 +104,7 @@ class RingReader:
         self._lane: FreshLane | None = None
         self._is_lanes_turn = False
         self._synced: dict[int, int] = {}
+        self._held: dict[int, held_lock.Obstruction] = {}
 
     def read(self) -> Block | None:
         """Return the next block that was not read yet; None if all is read.
@@ -206,8 +207,7 @@ class RingReader:
             elif not opened.is_final:
                 opened.hollow(end)
             elif end >= opened.size():
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(segment.path_of(self._ring, number))
+                segment.remove(self._ring, number)
                 self._open.pop(number).close()
                 removed += 1
         return removed
@@ -224,7 +224,7 @@ class RingReader:
             if self._synced.get(opened.key.number) != sizes[opened.key.number]:
                 disk.sync(opened.fd)
         if sizes.keys() - self._synced.keys():
-            disk.sync_directory(self._ring)  # a new file survives only if its name does
+            files.sync_directory(self._ring)  # a new file survives only if its name does
         self._synced = sizes
 
     def close(self) -> None:
@@ -258,16 +258,25 @@ class RingReader:
         self._open[number] = opened
         return opened
 
+    def _say_if_held(self, number: int) -> None:
+        if self._held.setdefault(number, held_lock.Obstruction()).lasts():
+            held_lock.say(
+                segment.path_of(self._ring, number),
+                "Only a writer that evicts the segment needs the lock, for a moment. Its records wait; newer ones are "
+                "delivered.",
+            )
+
     def _is_readable(self, opened: OpenSegment, number: int) -> bool:
         """Lock a segment, and tell whether it may be read. A segment that counts as evicted is removed instead."""
         if opened.key == read_evictions(self._directory).last_evicted:
             # The evictor holds this lock until it has unlinked the segment. If we get the lock, it was killed.
             if descriptors.try_lock(opened.fd, exclusive=True):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(segment.path_of(self._ring, number))
+                segment.remove(self._ring, number)
             return False
         if opened.is_damaged and number == self._newest:
             return False  # writers that have it open append on, until they begin the next one
-        if not descriptors.try_lock(opened.fd, exclusive=False):
-            return False  # a writer is evicting it
+        if not descriptors.try_lock(opened.fd, exclusive=False):  # a writer is evicting it
+            self._say_if_held(number)
+            return False
+        self._held.pop(number, None)
         return segment.is_named(self._ring, number, os.fstat(opened.fd))  # False: it was evicted before we had the lock

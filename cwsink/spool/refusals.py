@@ -67,8 +67,8 @@ _decode = msgspec.msgpack.Decoder(dict[str, Refused]).decode
 def prepare(directory: SpoolDirectory) -> None:
     """Make the file if it is not there. Never raises: on a full disk the first refusal tries again."""
     with contextlib.suppress(OSError):
-        if not os.path.lexists(directory.refusals):
-            _make(directory)
+        if not files.exists(directory.refusals):
+            files.create(directory.refusals, _page({}))
 
 
 def read(directory: SpoolDirectory) -> dict[str, Refused]:
@@ -98,7 +98,7 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     """
     with contextlib.suppress(OSError):
         prepare(directory)
-        with descriptors.opened(directory.refusals, os.O_RDWR) as file:
+        with files.opened(directory.refusals, os.O_RDWR) as file:
             if _take_turn(file.fd):
                 now = len(losses)  # others may append to it meanwhile
                 page = _page(_sum(_parse(os.pread(file.fd, _PAGE_BYTES, 0)) or {}, losses[:now]))
@@ -121,18 +121,6 @@ def _take_turn(fd: int) -> bool:
             return True
     _impatient_until = max(_impatient_until, now + _IMPATIENT_SECONDS if now >= until else 0.0)
     return False
-
-
-def _make(directory: SpoolDirectory) -> None:
-    """Make the file, unless another process is first. Raises OSError."""
-    temporary = f"{directory.refusals}.{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-    try:
-        files.replace(temporary, _page({}))
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, directory.refusals)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def _parse(page: bytes) -> dict[str, Refused] | None:

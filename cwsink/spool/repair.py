@@ -11,38 +11,36 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from cwsink.diagnostics import report
+from cwsink.spool import open_directory
 from cwsink.spool.descriptors import FILE_MODE
-from cwsink.spool.root import DIRECTORY_MODE, make_directory
+from cwsink.spool.open_directory import RING, OpenDirectory
+from cwsink.spool.root import DIRECTORY_MODE
 
 
 def put_in_order(path: str) -> None:
     """Set aside what is no file of ours in the spool at `path`, and make the rest usable. Raises OSError."""
-    ring = f"{path}/ring"
-    _put_in_order(ring, stat.S_ISDIR, DIRECTORY_MODE)
-    make_directory(ring)
-    for name in _names(path):
-        if name not in ("ring", "FORMAT") and ".damaged" not in name:  # FORMAT is repaired by who opens the spool
-            _put_in_order(f"{path}/{name}", stat.S_ISREG, FILE_MODE)
-    for name in _names(ring):
-        if name.endswith(".seg"):
-            _put_in_order(f"{ring}/{name}", stat.S_ISREG, FILE_MODE)
+    with open_directory.at(path) as spool:
+        _put_in_order(spool, RING, stat.S_ISDIR, DIRECTORY_MODE)
+        spool.make_directory(RING)
+        for name in spool.names():
+            if name not in (RING, "FORMAT") and ".damaged" not in name:  # FORMAT is repaired by who opens the spool
+                _put_in_order(spool, name, stat.S_ISREG, FILE_MODE)
+        with spool.ring() as ring:
+            for name in ring.names():
+                if name.endswith(".seg"):
+                    _put_in_order(ring, name, stat.S_ISREG, FILE_MODE)
 
 
-def _names(path: str) -> Iterator[str]:
-    with os.scandir(path) as entries:
-        for entry in entries:
-            yield entry.name
-
-
-def _put_in_order(path: str, is_right: Callable[[int], bool], mode: int) -> None:
+def _put_in_order(held: OpenDirectory, name: str, is_right: Callable[[int], bool], mode: int) -> None:
     with contextlib.suppress(FileNotFoundError):
-        status = os.lstat(path)
+        status = held.status(name)
         if not is_right(status.st_mode) or status.st_uid != os.geteuid():
-            aside = f"{path}.damaged.{os.urandom(4).hex()}"
-            os.rename(path, aside)
-            report(f"aside_{path}", f"{path} is no file of this user and this spool. It was set aside as {aside}.")
+            aside = f"{name}.damaged.{os.urandom(4).hex()}"
+            held.rename(name, aside)
+            path, where = f"{held.path}/{name}", f"{held.path}/{aside}"
+            report(f"aside_{path}", f"{path} is no file of this user and this spool. It was set aside as {where}.")
         elif status.st_mode & mode != mode:
-            os.chmod(path, mode)
+            held.set_mode(name, mode)

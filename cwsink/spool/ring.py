@@ -33,7 +33,7 @@ from time import time_ns
 from typing import Final
 
 from cwsink.diagnostics import report, reset_quiet
-from cwsink.spool import descriptors, disk, frame, segment
+from cwsink.spool import descriptors, disk, files, frame, open_directory, segment
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.rotation import MOST_SEGMENT_FACTOR, Rotation
@@ -199,11 +199,10 @@ class Ring:
         disk.sync(attached.fd)
         if attached.key != self._synced:
             # The name of a new segment must last, too, and what nobody has synced in the older ones.
-            for number in segment.numbers(self._directory.ring):
-                with contextlib.suppress(FileNotFoundError):
-                    disk.sync_file(segment.path_of(self._directory.ring, number))
-            for path in (self._directory.ring, self._directory.path, self._directory.root):
-                disk.sync_directory(path)
+            segment.sync(self._directory.ring)
+            files.sync_directory(self._directory.path)
+            with open_directory.root(self._directory.root) as held:
+                held.sync()
             self._synced = attached.key
 
     def salvage(self) -> list[bytes]:
@@ -306,7 +305,7 @@ class Ring:
             if self._rotation.is_full(attached):
                 following = self._rotation.next(attached)
                 return None if following is None else self._swap(following)
-            if os.path.lexists(segment.path_of(self._directory.ring, attached.key.number + 1)):
+            if files.exists(segment.path_of(self._directory.ring, attached.key.number + 1)):
                 return self._swap(self._rotation.follow(attached))
         except OSError:
             # No descriptor, no space for another file: this segment may have room all the same.

@@ -58,11 +58,18 @@ def default_root(env: Mapping[str, str]) -> str:
     )
 
 
-def make_directory(path: str) -> None:
-    """Make a directory that only its owner may enter, if there is none. Raises OSError."""
+def make_directory(path: str, dir_fd: int | None = None) -> None:
+    """Make a directory that only its owner may enter, if there is none; the path begins at `dir_fd`. Raises OSError."""
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path, DIRECTORY_MODE)
-        os.chmod(path, DIRECTORY_MODE)  # under a umask such as 0177 even its owner could not enter
+        os.mkdir(path, DIRECTORY_MODE, dir_fd=dir_fd)
+        # Under a umask such as 0177 even its owner could not enter. Only then the mode is changed: that goes by name.
+        if os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode & DIRECTORY_MODE != DIRECTORY_MODE:
+            os.chmod(path, DIRECTORY_MODE, dir_fd=dir_fd)
+
+
+def directories(path: str) -> list[str]:
+    """Return the paths of the directories in a root. Raises OSError."""
+    return sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
 
 
 def _named_root(named: str, *, make: bool) -> str:

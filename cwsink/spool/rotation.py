@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cwsink.config import MIN_SEGMENT_BYTES
-from cwsink.spool import capacity, cursor, descriptors, disk, segment
+from cwsink.spool import capacity, cursor, descriptors, disk, files, open_directory, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
 from cwsink.spool.capacity import Capacity
@@ -69,7 +69,7 @@ class Rotation:
             # The records will need the disk, and a leader needs a cursor to free any of it: reserve that before.
             with (
                 contextlib.suppress(OSError),
-                descriptors.opened(self._directory.cursor, os.O_RDWR | os.O_CREAT) as file,
+                files.opened(self._directory.cursor, os.O_RDWR | os.O_CREAT) as file,
             ):
                 for slot in (0, 1):
                     disk.reserve(file.fd, _PAGE_BYTES, slot * cursor.SLOT_BYTES)
@@ -169,8 +169,8 @@ class Rotation:
         self.may_evict = holds.may_evict and not self._is_guest
         self._budget.most_bytes = holds.spool_max_bytes
         sizes = [holds.segment_bytes]
-        with contextlib.suppress(OSError):
-            if (free := disk.free_bytes(self._directory.ring)) is not None:
+        with contextlib.suppress(OSError), open_directory.at(self._directory.ring) as held:
+            if (free := disk.free_bytes(held.fd)) is not None:
                 sizes.append((free + used_bytes(self._directory.ring)) // _LEAST_SEGMENTS_ON_A_DISK)
         if (limit := disk.most_file_bytes()) is not None:
             sizes.append(limit - limit // 8)  # so that the last record of a segment is nearly never cut

@@ -32,14 +32,14 @@ import contextlib
 import errno
 import os
 import re
-import stat
 import time
 from collections.abc import Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from cwsink.spool import descriptors, disk, files
+from cwsink.spool import descriptors, disk, files, open_directory
+from cwsink.spool.open_directory import OpenDirectory
 
 MAGIC: Final = b"CWSINKSG"
 LAYOUT_MAJOR: Final = 1
@@ -58,8 +58,10 @@ _NAME: Final = re.compile(r"(\d{10,18})\.seg", re.ASCII)
 # or touched one). If it counted, the next number might need a digit more, and no reader would see that segment. So it
 # counts only if its own header has that number, too.
 _DUBIOUS_NUMBER: Final = 10**12
-# Errors of opening a directory, a symbolic link, a FIFO or device that nobody reads, or a file of another user.
-_NOT_A_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
+# Errors of opening a directory, a symbolic link, a FIFO, a device, or a file of another user.
+_NOT_A_FILE: Final = frozenset(
+    {errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM}
+)
 
 # A leader sends this much in about a third of a second. New records do not wait for a larger backlog: the first writer
 # after a start begins a segment for them, and the leader reads it in turn with the backlog (reader.FreshLane).
@@ -94,46 +96,59 @@ class Header(NamedTuple):
     readable: bool
 
 
+def name_of(number: int) -> str:
+    """Return the name of segment `number`."""
+    return f"{number:010d}.seg"
+
+
 def path_of(ring: str, number: int) -> str:
-    """Return the path of segment `number`."""
-    return f"{ring}/{number:010d}.seg"
+    """Return the path of segment `number`, for messages and for `files`."""
+    return f"{ring}/{name_of(number)}"
 
 
 def numbers(ring: str) -> list[int]:
-    """Return the numbers of the segments that exist, oldest first; empty if the ring is gone."""
+    """Return the numbers of the segments that exist, oldest first; empty if the ring is gone. Raises OSError."""
     try:
-        names = os.listdir(ring)
-    except FileNotFoundError:
+        with open_directory.at(ring) as held:
+            return numbers_in(held)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+
+def numbers_in(ring: OpenDirectory) -> list[int]:
+    """Return the numbers of the segments in a ring that is open, oldest first. Raises OSError."""
+    found = sorted(int(match[1]) for name in ring.names() if (match := _NAME.fullmatch(name)))
     while found and found[-1] >= _DUBIOUS_NUMBER and not _is_numbered(ring, found[-1]):
         found.pop()
     return found
 
 
-def _is_numbered(ring: str, number: int) -> bool:
+def statuses(ring: str) -> dict[int, os.stat_result]:
+    """Return the status of each segment that exists, oldest first; empty if the ring is gone. Raises OSError."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_directory.at(ring) as held:
+        for number in numbers_in(held):
+            with contextlib.suppress(FileNotFoundError):
+                found[number] = held.status(name_of(number))
+    return found
+
+
+def _is_numbered(ring: OpenDirectory, number: int) -> bool:
     """Tell whether the header of a segment has the number of its name."""
-    with contextlib.suppress(OSError), descriptors.opened(path_of(ring, number), os.O_RDONLY) as file:
+    with contextlib.suppress(OSError), ring.opened(name_of(number), os.O_RDONLY) as file:
         header = read_header(file.fd)
         return header is not None and header.key.number == number
     return False
 
 
 def is_named(ring: str, number: int, status: os.stat_result) -> bool:
-    """Tell whether the name of segment `number` leads to the file with this status. Raises OSError."""
-    try:
-        return os.path.samestat(os.lstat(path_of(ring, number)), status)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    """Tell whether the name of segment `number` leads to the open file with this status. Raises OSError."""
+    return files.is_named(path_of(ring, number), status)
 
 
 def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
     """Return how many bytes are not done: `done` has an offset by number, and of other segments nothing is done."""
-    pending = 0
-    for number in numbers(ring):
-        with contextlib.suppress(FileNotFoundError):
-            pending += os.lstat(path_of(ring, number)).st_size - done.get(number, 0)
-    return pending
+    return sum(status.st_size - done.get(number, 0) for number, status in statuses(ring).items())
 
 
 def open_file(ring: str, number: int, flags: int) -> int | None:
@@ -149,13 +164,28 @@ def open_file(ring: str, number: int, flags: int) -> int | None:
 
 def opened(ring: str, number: int, flags: int) -> descriptors.Opened | None:
     """Open segment `number` for a `with` block; see `open_file`."""
-    try:
-        file = descriptors.opened(path_of(ring, number), flags)
-    except OSError as error:
-        if error.errno in _NOT_A_FILE:
-            return None
-        raise
-    return file if stat.S_ISREG(os.fstat(file.fd).st_mode) else None
+    with open_directory.at(ring) as held:
+        try:
+            return held.opened(name_of(number), flags)
+        except OSError as error:
+            if error.errno in _NOT_A_FILE:
+                return None
+            raise
+
+
+def remove(ring: str, number: int) -> None:
+    """Unlink segment `number`, unless another process has done it. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        files.remove(path_of(ring, number))
+
+
+def sync(ring: str) -> None:
+    """Make all segments and their names durable against a crash of the host. Raises OSError."""
+    with open_directory.at(ring) as held:
+        for number in numbers_in(held):
+            with contextlib.suppress(FileNotFoundError), held.opened(name_of(number), os.O_RDONLY) as file:
+                disk.sync(file.fd)
+        held.sync()
 
 
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
@@ -201,29 +231,23 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int, *, or_le
     Raises:
         OSError: ENOSPC, EDQUOT and so on. The segment is removed again, unless another writer has opened it already.
     """
-    temporary = f"{ring}/{os.getpid()}-{os.urandom(8).hex()}{files.TEMPORARY_SUFFIX}"
-    try:
-        with descriptors.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            salt = int.from_bytes(os.urandom(4), "little")
-            header = encode_header(SegmentKey(number, salt), spool_id, int(time.time() * 1000))
-            if os.write(file.fd, header) != len(header):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-            try:
-                os.link(temporary, path_of(ring, number))
-            except FileExistsError:
-                return False
-            try:
-                # Only after the link: many writers may rotate at once, and only the one that wins is to reserve blocks.
-                _reserve(file.fd, reserve_bytes, or_less)
-            except OSError:
-                if descriptors.try_lock(file.fd, exclusive=True):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path_of(ring, number))
-                raise
-            return True
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    salt = int.from_bytes(os.urandom(4), "little")
+    header = encode_header(SegmentKey(number, salt), spool_id, int(time.time() * 1000))
+    name = name_of(number)
+    with open_directory.at(ring) as held, held.prepared(name, header) as (file, temporary):
+        try:
+            held.link(temporary, name)
+        except FileExistsError:
+            return False
+        try:
+            # Only after the link: many writers may rotate at once, and only the one that wins is to reserve blocks.
+            _reserve(file.fd, reserve_bytes, or_less)
+        except OSError:
+            if descriptors.try_lock(file.fd, exclusive=True):
+                with contextlib.suppress(FileNotFoundError):
+                    held.remove(name)
+            raise
+        return True
 
 
 def _reserve(fd: int, size_bytes: int, or_less: bool) -> None:

@@ -126,7 +126,7 @@ def shown(settings: dict[str, Any]) -> dict[str, Any]:
 def stamp(directory: SpoolDirectory) -> tuple[int, int] | None:
     """Return a value that differs once the settings were replaced; None if there are none."""
     try:
-        status = os.stat(directory.sending, follow_symlinks=False)
+        status = files.status(directory.sending)
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns

@@ -19,7 +19,7 @@ from cwsink.spool import cursor, frame, refusals, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.open_segment import READ_BLOCK_BYTES, OpenSegment, open_segments
+from cwsink.spool.open_segment import READ_BLOCK_BYTES, OpenSegment
 from cwsink.spool.record import Event
 from cwsink.spool.segment import SegmentKey
 
@@ -50,6 +50,18 @@ class Survey(msgspec.Struct):
     def adds_up(self) -> bool:
         """Tell whether every appended record is accounted for."""
         return self.appended == self.delivered + sum(self.dead_lettered.values()) + self.evicted + self.pending
+
+
+def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
+    """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted."""
+    last_evicted = read_evictions(directory).last_evicted
+    for number in segment.numbers(directory.ring):
+        with contextlib.suppress(FileNotFoundError):
+            if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
+                continue
+            with contextlib.closing(OpenSegment(fd, number)) as opened:
+                if opened.key != last_evicted:
+                    yield opened
 
 
 def walk(directory: SpoolDirectory, settled: Mapping[SegmentKey, int] | None = None) -> Iterator[OpenSegment]:
@@ -153,11 +165,7 @@ def unsettled(directory: SpoolDirectory, ends: Mapping[SegmentKey, int]) -> dict
 
 def last_append(directory: SpoolDirectory) -> float | None:
     """Return the time of the last append, in seconds since 1970; None if there was none."""
-    times = []
-    for number in segment.numbers(directory.ring):
-        with contextlib.suppress(FileNotFoundError):
-            times.append(os.stat(segment.path_of(directory.ring, number)).st_mtime)
-    return max(times, default=None)
+    return max((status.st_mtime for status in segment.statuses(directory.ring).values()), default=None)
 
 
 class Pending(msgspec.Struct):

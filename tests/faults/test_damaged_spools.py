@@ -190,7 +190,7 @@ def image() -> Image:
 
 
 def _opened(spool: directory.SpoolDirectory) -> Iterator[directory.Any]:
-    from cwsink.spool.open_segment import open_segments
+    from cwsink.spool.survey import open_segments
 
     return open_segments(spool)
 

@@ -37,6 +37,7 @@ from cwsink.spool import directory, disk, frame, record, ring, segment, sending
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, State
 from cwsink.spool.lease import Lease
+from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.segment import SegmentKey
 from tests.harness.fake_cloudwatch import FakeCloudWatch
 from tests.harness.support import Killed, quick_config
@@ -54,9 +55,9 @@ MOST_STEPS: Final = 20_000
 _real = types.SimpleNamespace(
     write=os.write,
     pwrite=os.pwrite,
-    unlink=os.unlink,
-    link=os.link,
-    replace=os.replace,
+    remove=OpenDirectory.remove,
+    link=OpenDirectory.link,
+    rename=OpenDirectory.rename,
     commit=Cursor.commit,
     bury=DeadLetters.add,
 )
@@ -319,7 +320,7 @@ class SimulatedHost:
             durable = self._durable.get(key, 0) if key else 0
             if path not in self._durable_names and chance.random() < 0.3:
                 self._excuse(fd, 0, size)
-                _real.unlink(path)
+                os.unlink(path)
                 return
             if size > durable and chance.random() < 0.6:
                 cut = chance.randrange(durable, size)
@@ -376,14 +377,14 @@ class SimulatedHost:
         put(os, "urandom", random.Random(0).randbytes)  # salts and producers: the same story twice is the same
         put(os, "write", self._write)
         put(os, "pwrite", self._pwrite)
-        put(os, "unlink", self._unlink)
-        put(os, "link", self._link)
-        put(os, "replace", self._replace)
         put(disk, "reserve", self._reserve)
         put(disk, "sync", self._sync)
-        put(disk, "sync_directory", self._sync_directory)
         put(CloudWatch, "put", self.cloudwatch.method())
         # Functions, not methods of ours: only those are given the object they are called on.
+        put(OpenDirectory, "remove", lambda held, name: self._remove(held, name))  # noqa: PLW0108
+        put(OpenDirectory, "link", lambda held, *names: self._link(held, *names))  # noqa: PLW0108
+        put(OpenDirectory, "rename", lambda held, *names: self._rename(held, *names))  # noqa: PLW0108
+        put(OpenDirectory, "sync", lambda held: self._sync_directory(held))  # noqa: PLW0108
         put(Cursor, "commit", lambda held, state: self._commit(held, state))  # noqa: PLW0108
         put(Cursor, "sync", lambda held: self._sync_cursor(held))  # noqa: PLW0108
         put(DeadLetters, "add", lambda letters, *rest: self._bury(letters, *rest))  # noqa: PLW0108
@@ -446,8 +447,9 @@ class SimulatedHost:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return True
 
-    def _unlink(self, path: str) -> None:
-        if path.endswith(".seg"):
+    def _remove(self, held: OpenDirectory, name: str) -> None:
+        if name.endswith(".seg"):
+            path = f"{held.path}/{name}"
             self.step("unlink")
             with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 key = self._key(file.fileno())
@@ -457,26 +459,26 @@ class SimulatedHost:
                     self.evicted |= {message for message, place in self.written.items() if place.key == key}
         elif self._is_dying:
             raise Killed
-        _real.unlink(path)
+        _real.remove(held, name)
 
-    def _link(self, source: str, target: str) -> None:
+    def _link(self, held: OpenDirectory, name: str, another: str) -> None:
         self.step("link")
-        _real.link(source, target)
+        _real.link(held, name, another)
         self.step("linked")
 
-    def _replace(self, source: str, target: str) -> None:
-        if target == self.spool.evictions:
+    def _rename(self, held: OpenDirectory, old: str, new: str) -> None:
+        if new == "evictions":
             self.step("evict")
-        _real.replace(source, target)
-        if target == self.spool.evictions:
+        _real.rename(held, old, new)
+        if new == "evictions":
             self.step("evicted")
 
     def _sync(self, fd: int) -> None:
         if (key := self._key(fd)) is not None:
             self._durable[key] = os.fstat(fd).st_size
 
-    def _sync_directory(self, path: str) -> None:
-        self._durable_names = {segment.path_of(path, number) for number in segment.numbers(path)}
+    def _sync_directory(self, held: OpenDirectory) -> None:
+        self._durable_names = {segment.path_of(held.path, number) for number in segment.numbers_in(held)}
         self._unlinked.clear()
 
     def _commit(self, held: Cursor, state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 from collections.abc import Callable
@@ -44,6 +45,12 @@ def books_balance(root: Path) -> None:
             continue
         books = survey(spool)
         assert books.adds_up, f"{spool.path}: {books}"
+
+
+def give(path: str, user: int) -> None:
+    """Give a spool with all that is in it to a user. Only root can."""
+    for each in (Path(path), *Path(path).rglob("*")):
+        os.lchown(each, user, user)
 
 
 def quick_config(endpoint_url: str | None = None, **settings: object) -> SinkConfig:

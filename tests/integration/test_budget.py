@@ -7,6 +7,7 @@ import fcntl
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,7 @@ from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.spool import budget, capacity, cursor, descriptors, rotation, segment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.open_segment import open_segments
-from cwsink.spool.survey import Survey, events, survey
+from cwsink.spool.survey import Survey, events, open_segments, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver, leading, on_write, ring_bytes, segments, until
@@ -387,18 +387,18 @@ def test_an_evictor_that_dies_counts_nothing_twice(
     path = segment.path_of(spool.ring, oldest)
     real_replace, real_unlink = os.replace, os.unlink
 
-    def replace(source: str, target: str) -> None:
-        if step == "open" and target == spool.evictions:
+    def replace(source: str, target: str, **more: Any) -> None:
+        if step == "open" and target == "evictions":
             raise Killed
-        real_replace(source, target)
-        if step == "replace" and target == spool.evictions:
+        real_replace(source, target, **more)
+        if step == "replace" and target == "evictions":
             raise Killed
 
-    def unlink(name: str) -> None:
-        if step == "unlink" and name == path:
+    def unlink(name: str, **more: Any) -> None:
+        if step == "unlink" and name == os.path.basename(path):
             raise Killed
-        real_unlink(name)
-        if step == "unlinked" and name == path:
+        real_unlink(name, **more)
+        if step == "unlinked" and name == os.path.basename(path):
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -431,7 +431,7 @@ def test_the_next_evictor_removes_a_void_segment_without_counting_it_again(
     spool = writer.directory
     oldest = segments(spool)[0]
 
-    def die(name: str) -> None:
+    def die(name: str, **more: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -731,3 +731,70 @@ def test_two_that_begin_at_once_have_the_larger_budget_in_the_end(server: Strict
     while large.append("x" * 300):
         appended += 1
     assert appended * 330 > 1.5 * CAP
+
+
+def test_a_hole_in_a_segment_that_is_to_go_is_not_read(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has made it 512 MiB long: the append that evicts reads some 100 KiB, and the segment goes."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    oldest = segments(spool)[0]
+    os.truncate(segment.path_of(spool.ring, oldest), 512 * MIB)
+    pread, read = os.pread, []
+
+    def note(fd: int, size: int, offset: int) -> bytes:
+        data = pread(fd, size, offset)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", note)
+    assert budget.Budget(spool, CAP, SEGMENT).evict(at_least_one=True)
+    monkeypatch.undo()
+    assert sum(read) < MIB
+    assert oldest not in segments(spool)
+    books = survey(spool)
+    assert books.evicted > 0
+    assert books.appended == count
+
+
+def test_what_is_no_record_in_a_segment_that_is_to_go_is_read_in_parts(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has written 100 MiB of noise into it: no more than a frame could need is in memory at once."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    oldest = segments(spool)[0]
+    with open(segment.path_of(spool.ring, oldest), "ab") as file:
+        file.writelines(b"\xa5" * MIB for _ in range(100))
+    pread, largest = os.pread, [0]
+
+    def note(fd: int, size: int, offset: int) -> bytes:
+        largest[0] = max(largest[0], size)
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", note)
+    room = budget.Budget(spool, CAP, SEGMENT)
+    for _ in range(20):
+        if room.evict(at_least_one=True):
+            break
+    monkeypatch.undo()
+    assert largest[0] <= 33 * MIB
+    assert oldest not in segments(spool)
+    assert survey(spool).appended == count
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 63])
+def test_a_count_that_nobody_could_have_written_is_not_gone_on_with(server: StrictCloudWatch, offset: int) -> None:
+    """The checksum of `evictions` is right, and it says that a segment is counted up to before its beginning."""
+    writer, count = full_spool(server.endpoint_url)
+    spool = writer.directory
+    oldest = segments(spool)[0]
+    header = segment.decode_header(Path(segment.path_of(spool.ring, oldest)).read_bytes()[: segment.HEADER_BYTES])
+    assert header is not None
+    body = msgspec.msgpack.encode([0, 0, 0, {}, 0, 0, [*header.key, header.length, offset, 0, 0, 0, {}]])
+    Path(spool.evictions).write_bytes(zlib.crc32(body).to_bytes(4, "little") + body)
+    assert budget.Budget(spool, CAP, SEGMENT).evict(at_least_one=True)
+    books = survey(spool)
+    assert books.evicted > 0
+    assert books.appended == count

@@ -25,7 +25,7 @@ from cwsink.config import SinkConfig
 from cwsink.spool import segment
 from cwsink.spool.lease import Lease
 from cwsink.testing import StrictCloudWatch
-from tests.harness.support import CHILD_SECONDS, finish
+from tests.harness.support import CHILD_SECONDS, finish, give
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -351,7 +351,7 @@ def test_another_users_spool(config: SinkConfig) -> None:
     """Root can look at it; flushing it is refused with the reason."""
     writer = external(config)
     writer.append("x")
-    os.chown(writer.directory.path, 12345, 12345)
+    give(writer.directory.path, 12345)
     assert spools_of()[0]["pending"] == 1
     assert "x" in cwsink("tail").stdout
     for words in (["flush", "--once"], ["flush"]):

@@ -11,7 +11,7 @@ from zlib import crc32
 import msgspec
 import pytest
 
-from cwsink.spool import cursor
+from cwsink.spool import cursor, held_lock
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, Ledger, Offset, State
 
 FEW = [Offset(1, 0xAAAA_AAAA, 100), Offset(2, 0xBBBB_BBBB, 4_096)]
@@ -277,7 +277,7 @@ def test_a_stopped_leader_that_has_the_lock_blocks_no_successor(path: str, monke
 
     When it goes on it writes what it was about to write: that costs no epoch, and nothing that is committed later.
     """
-    monkeypatch.setattr(cursor, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(held_lock, "PATIENCE_SECONDS", 0.05)
     stopped = Cursor(path)
     state = stopped.take_over("stopped")
     stopped.commit(state)
@@ -304,7 +304,7 @@ def test_a_stopped_leader_that_has_the_lock_blocks_no_successor(path: str, monke
 
 def test_the_first_commit_after_a_late_write_counts(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The late write comes before the successor has committed anything: its epoch is in the other slot."""
-    monkeypatch.setattr(cursor, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(held_lock, "PATIENCE_SECONDS", 0.05)
     stopped = Cursor(path)
     state = stopped.take_over("stopped")
     _, generation = cursor._best(stopped._fd)

@@ -335,6 +335,17 @@ def test_a_format_that_is_something_else_never_stops_a_start(spool: SpoolDirecto
     assert Path(spool.path, "FORMAT.damaged").read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("endpoint_url", "http://elsewhere"), ("region", "eu-central-1"), ("role_arn", "arn:aws:iam::1:role/other")],
+)
+def test_a_format_that_names_another_target_is_not_believed(spool: SpoolDirectory, field: str, value: str) -> None:
+    """Its checksum is right, but the directory's name says where the records go, and whose they are."""
+    Path(spool.path, "FORMAT").write_text(sealed({**content_of(spool), field: value}))
+    assert getattr(open_for(CONFIG).format, field) == getattr(spool.format, field)
+    assert value in Path(spool.path, "FORMAT.damaged").read_text()
+
+
 def test_damage_is_told_once(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line that says what was damaged and where it was kept."""
     lines: list[str] = []
@@ -365,14 +376,14 @@ def test_two_processes_that_find_the_same_damage_both_start(
     replace = os.replace
     calls: list[str] = []
 
-    def other_first(source: str, target: str) -> None:
+    def other_first(source: str, target: str, **more: Any) -> None:
         calls.append(source)
-        replace(source, f"{target}.by-the-other")
-        replace(source, target)
+        replace(source, f"{target}.by-the-other", **more)
+        replace(source, target, **more)
 
     monkeypatch.setattr(os, "replace", other_first)
     assert open_for(CONFIG).is_present()
-    assert calls == [str(path)]
+    assert calls == [path.name]
 
 
 def test_two_processes_that_make_a_spool_agree_on_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,10 +391,10 @@ def test_two_processes_that_make_a_spool_agree_on_its_id(monkeypatch: pytest.Mon
     link = os.link
     others: list[SpoolDirectory] = []
 
-    def other_first(source: str, target: str) -> None:
+    def other_first(source: str, target: str, **more: Any) -> None:
         monkeypatch.setattr(os, "link", link)
         others.append(open_for(CONFIG))
-        link(source, target)
+        link(source, target, **more)
 
     monkeypatch.setattr(os, "link", other_first)
     spool = open_for(CONFIG)

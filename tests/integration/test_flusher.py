@@ -622,9 +622,9 @@ def test_leader_json_is_written_at_most_once_a_second(external: SinkConfig, monk
     replaced: list[str] = []
     replace = os.replace
 
-    def count(source: str, target: str) -> None:
+    def count(source: str, target: str, **more: Any) -> None:
         replaced.append(target)
-        replace(source, target)
+        replace(source, target, **more)
 
     monkeypatch.setattr(os, "replace", count)
     state = leader_state.LeaderState(spool, 1, "own", 1)

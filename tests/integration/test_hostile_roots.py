@@ -202,7 +202,7 @@ def test_each_character_that_acts_is_escaped_in_json(code: int) -> None:
     assert json.loads(shown) == f"<{chr(code)}>"
 
 
-class Hostile(BaseHTTPRequestHandler):
+class ActingAnswers(BaseHTTPRequestHandler):
     """Answers with a code and a message that act on a terminal."""
 
     def do_POST(self) -> None:
@@ -220,7 +220,7 @@ class Hostile(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hostile() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Hostile) as server:
+    with HTTPServer(("127.0.0.1", 0), ActingAnswers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -30,7 +30,7 @@ from cwsink.spool.record import Event
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading
-from tests.harness.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, give, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Capture = pytest.CaptureFixture[str]
@@ -417,12 +417,12 @@ def test_two_replays_do_not_send_twice(spool: SpoolDirectory, capsys: Capture) -
 def test_another_users_spool_is_refused(spool: SpoolDirectory, capsys: Capture) -> None:
     """Files of the wrong owner would shut the workers out: code 1. A look at it is allowed."""
     bury(spool, "poison", "1")
-    os.chown(spool.path, 12345, 12345)
+    give(spool.path, 12345)
     cwsink(spool.path, code=1)
     assert "belongs to user 12345" in capsys.readouterr().err
     cwsink(spool.path, "--dry-run")
     assert "would replay 1" in capsys.readouterr().out
-    os.chown(spool.path, 0, 0)
+    give(spool.path, 0)
     assert (pending(spool), buried(spool)) == ([], ["1"])
 
 

@@ -370,7 +370,7 @@ def test_a_segment_is_unlinked_only_after_its_end_is_committed_and_delivered(
 
     def check(path: str, **rest: Any) -> None:
         if str(path).endswith(".seg"):
-            data = Path(path).read_bytes()
+            data = Path(writer.directory.ring, path).read_bytes()
             header = segment.decode_header(data)
             assert header is not None
             assert cursor.read(writer.directory.cursor).committed()[header.key] == len(data)
@@ -523,7 +523,7 @@ def test_an_attachment_that_cannot_be_renewed_now_refuses_no_record(
     os.close(mine._attachment._file.fd)
     opened = descriptors.opened
 
-    def none_left(path: str, flags: int) -> descriptors.Opened:
+    def none_left(path: str, flags: int, dir_fd: int | None = None) -> descriptors.Opened:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
     monkeypatch.setattr(descriptors, "opened", none_left)
@@ -660,7 +660,7 @@ def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monk
     fill_segment(keeper, count=2)
     link = os.link
 
-    def full(source: str, target: str) -> None:
+    def full(source: str, target: str, **more: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "link", full)
@@ -672,7 +672,7 @@ def test_no_room_for_a_new_segment_leaves_nothing_behind(small: SinkConfig, monk
     assert not list(Path(keeper.directory.ring).glob("*.tmp"))
     presence.this.forget_below(keeper.directory.root)
 
-    def full_once(source: str, target: str) -> None:
+    def full_once(source: str, target: str, **more: Any) -> None:
         monkeypatch.setattr(os, "link", link)
         full(source, target)
 
@@ -779,8 +779,8 @@ FORK_BESIDE_A_THREAD = """
         begun.set()
         assert go_on.wait(60), "the fork waits for this thread"
 
-    def open_slowly(*args):
-        fd = really_open(*args)
+    def open_slowly(*args, **more):
+        fd = really_open(*args, **more)
         pause()
         return fd
 
@@ -796,9 +796,9 @@ FORK_BESIDE_A_THREAD = """
     def work():
         if when == "opening":
             os.open = open_slowly
-            descriptors.acquire(path, os.O_RDONLY)
+            descriptors.opened(path, os.O_RDONLY)
         else:
-            fd = descriptors.acquire(path, os.O_RDONLY)
+            fd = descriptors.opened(path, os.O_RDONLY).keep()
             os.close = close_slowly
             descriptors.release(fd, descriptors.incarnation())
 

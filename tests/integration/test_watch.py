@@ -1,4 +1,4 @@
-"""A look at a ring that costs two `stat` calls misses nothing that was appended."""
+"""A look at a ring, which reads none of it, misses nothing that was appended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends.presence import Presence
-from cwsink.spool import descriptors, segment, survey
+from cwsink.spool import descriptors, files, segment, survey
 from cwsink.spool.attachment import Attachment, is_anyone_attached
 from cwsink.spool.survey import Backlog
 from cwsink.spool.watch import RingWatch
@@ -108,7 +108,7 @@ def test_a_lock_that_was_in_the_way_is_taken_at_a_later_append(small: SinkConfig
     """Another process held it for longer than we try, just to ask: the next look takes it, with no flusher either."""
     writer = Writer(small)
     directory = writer.directory
-    asking = descriptors.acquire(directory.attached_lock, os.O_RDWR | os.O_CREAT)
+    asking = files.opened(directory.attached_lock, os.O_RDWR | os.O_CREAT).keep()
     assert descriptors.try_lock(asking, exclusive=True)
     presence = Presence(directory, small)
     descriptors.release(asking, descriptors.incarnation())

@@ -22,6 +22,7 @@ from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
+from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -475,7 +476,7 @@ def test_under_host_durability_names_are_synced_while_nobody_leads(
     """A new segment is lost with its records if its name is: the directories are synced with its first record."""
     writer = Writer(quick_config(server.endpoint_url, flusher="external", durability="host", segment_bytes=4096))
     names: list[str] = []
-    monkeypatch.setattr(disk, "sync_directory", names.append)
+    monkeypatch.setattr(OpenDirectory, "sync", lambda held: names.append(held.path))
     assert writer.append("first")
     assert names == [writer.directory.ring, writer.directory.path, writer.directory.root]
     while len(segments(writer.directory)) < 2:

@@ -56,7 +56,7 @@ def test_what_cannot_be_written_down_waits(spool: SpoolDirectory, monkeypatch: p
     """No descriptor, say, for thousands of refusals: they take no more memory, and are all counted in the end."""
     losses = Losses()
 
-    def fail(path: str, flags: int) -> descriptors.Opened:
+    def fail(path: str, flags: int, dir_fd: int | None = None) -> descriptors.Opened:
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as none_left:

@@ -80,6 +80,90 @@ def test_no_two_public_classes_have_one_name() -> None:
     assert {name for name in names if names.count(name) > 1} == {"Entity", "LogEvent"}
 
 
+# What is touched by name. Somebody may exchange a directory between two calls: see cwsink.spool.open_directory.
+
+TAKES_A_NAME: Final = frozenset(
+    "open stat lstat access listdir scandir walk fwalk readlink statvfs mkdir makedirs mkfifo mknod link symlink "
+    "unlink remove rmdir removedirs rename renames replace utime chmod lchmod chown lchown truncate".split()
+)
+OF_PATH: Final = frozenset("exists lexists isdir isfile islink getmtime getctime getsize realpath samefile".split())
+READ_OR_WRITE: Final = frozenset("pathlib shutil glob tempfile".split())
+# Who may use which of them, and for what.
+BY_NAME: Final = {
+    "cwsink.spool.open_directory": ("listdir stat unlink replace link utime chmod", "this is the module"),
+    "cwsink.spool.descriptors": ("open stat listdir", "opens for it, and looks into /dev/fd"),
+    "cwsink.spool.files": ("lstat lexists", "for answers that nobody goes by: see there"),
+    "cwsink.spool.root": (
+        "mkdir stat lstat chmod access scandir readlink isdir",
+        "the root and the way to it, before it is trusted; makes directories for open_directory",
+    ),
+    "cwsink.spool.directory": ("open realpath", "/proc/self/mountinfo"),
+    "cwsink.spool.disk": ("statvfs", "of a descriptor"),
+    "cwsink.spool.flusher_lock": ("utime", "of a descriptor"),
+    "cwsink.spool.leadership": ("open stat listdir", "/proc"),
+    "cwsink.spool.sending": ("stat", "/proc, and cwsink's own files"),
+    "cwsink.flusher.aws_data": ("open isdir listdir", "botocore's files"),
+    "cwsink.flusher.guard": ("open", "/dev/null and /proc"),
+    "cwsink.flusher.stderr": ("open lstat listdir readlink", "/proc"),
+    "cwsink.frontends.starter": ("access pathlib", "the shell, Python, and cwsink's own files"),
+    "cwsink.cli": ("open", "/dev/null"),
+    "cwsink.cli.progress": ("open", "/dev/null"),
+    "cwsink.cli.run": ("listdir pathlib", "/proc, and cwsink's own files"),
+    "cwsink.cli.spools": ("access isdir", "what is said of a PATH that holds no spool"),
+    "cwsink.host": ("open", "/proc"),
+}
+# They have no spool, but that of an application that they start.
+WITHOUT_SPOOL: Final = ("cwsink.demo", "cwsink.testing")
+
+
+def taken_by_name(tree: ast.Module) -> Iterator[str]:
+    """Yield what is used of all that takes a name, however it is written."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            of = ast.unparse(node.value)
+            if (of in ("os", "posix") and node.attr in TAKES_A_NAME) or (of == "os.path" and node.attr in OF_PATH):
+                yield node.attr
+        elif isinstance(node, ast.Name) and node.id == "open":
+            yield "open"
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "os.path", "posix", "io"):
+            yield from (TAKES_A_NAME | OF_PATH | {"*"}).intersection(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
+            yield from READ_OR_WRITE.intersection(imported)
+            yield from (f"os as {each.asname}" for each in node.names if each.name == "os" and each.asname)
+
+
+def test_only_one_module_touches_the_files_of_a_spool_by_name() -> None:
+    """All others go by it. What else takes a name is in the table, with the files that it is used for."""
+    used = {
+        name: found
+        for name, tree in TREES.items()
+        if not name.startswith(WITHOUT_SPOOL) and (found := set(taken_by_name(tree)))
+    }
+    may = {name: set(names.split()) for name, (names, _) in BY_NAME.items()}
+    assert not {name: extra for name, found in used.items() if (extra := found - may.get(name, set()))}
+    assert used.keys() == may.keys(), "the table names a module that needs none of them"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import os\nos.stat(path)", "stat"),
+        ("import os\nmap(os.unlink, paths)", "unlink"),
+        ("import os\nos.path.exists(path)", "exists"),
+        ("from os import rename as move", "rename"),
+        ("from os.path import isdir", "isdir"),
+        ("import os as operating_system", "os as operating_system"),
+        ("with open(path) as file:\n    pass", "open"),
+        ("from pathlib import Path", "pathlib"),
+        ("import shutil", "shutil"),
+    ],
+)
+def test_a_file_that_is_touched_is_noticed(source: str, found: str) -> None:
+    """Called or handed over, and by whatever name."""
+    assert set(taken_by_name(ast.parse(source))) == {found}
+
+
 # The tests themselves.
 
 

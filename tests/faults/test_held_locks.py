@@ -1,0 +1,252 @@
+"""Another process of the same user has a lock, and keeps it: records are taken and delivered, or one line says why not.
+
+Its holder may be a stopped process, a debugger, a backup program, or a person with `flock`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cwsink import diagnostics
+from cwsink.config import SinkConfig
+from cwsink.flusher import dead_letter
+from cwsink.flusher.dead_letter import DeadLetters
+from cwsink.flusher.election import Election
+from cwsink.frontends import presence
+from cwsink.frontends.writer import Writer
+from cwsink.spool import flusher_lock, held_lock
+from cwsink.spool.record import Event
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.harness.interleave import SMALL, fill_segment, leading, segment_path, segments, until
+from tests.harness.support import CHILD_SECONDS, quick_config
+
+pytestmark = pytest.mark.faults
+
+Hold = Callable[..., int]
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    """Lock a file, or a directory, to the end of the test. A flock belongs to the open file, not to the process."""
+    held = []
+
+    def lock(path: str | Path, how: int = fcntl.LOCK_EX) -> int:
+        flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+        held.append(os.open(path, flags, 0o600))
+        fcntl.flock(held[-1], how | fcntl.LOCK_NB)
+        return held[-1]
+
+    yield lock
+    for fd in held:
+        os.close(fd)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of this process."""
+    lines: list[str] = []
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda key, message: lines.append(message)])
+    return lines
+
+
+def about(path: str | Path, said: list[str]) -> list[str]:
+    """The lines that name a held lock."""
+    return [line for line in said if line.startswith(f"another process has {path} locked, and does not let go. ")]
+
+
+def test_a_held_cursor_costs_one_wait_and_one_line(
+    server: StrictCloudWatch, small: SinkConfig, hold: Hold, said: list[str]
+) -> None:
+    """The leader goes on without the lock, for all that it sends then."""
+    writer = Writer(small)
+    assert writer.append("before")
+    hold(writer.directory.cursor)
+    with leading(writer.directory, small):
+        for number in range(20):
+            assert writer.append(f"{number}")
+            until(lambda number=number: f"{number}" in server.messages(), "delivered")  # type: ignore[misc]
+    assert len(about(writer.directory.cursor, said)) == 1
+    assert survey(writer.directory).pending == 0
+
+
+def full(server: StrictCloudWatch) -> Writer:
+    """A writer whose spool has no room for another segment."""
+    writer = Writer(
+        quick_config(server.endpoint_url, flusher="external", segment_bytes=SMALL, spool_max_bytes=4 * SMALL)
+    )
+    assert writer.append("first")
+    fill_segment(writer, count=2)
+    return writer
+
+
+def append_until_said(writer: Writer, path: str | Path, said: list[str]) -> None:
+    end = time.monotonic() + CHILD_SECONDS
+    while not about(path, said):
+        writer.append("x" * 500)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_held_budget_lock_is_named_when_records_are_refused_for_it(
+    server: StrictCloudWatch, hold: Hold, said: list[str]
+) -> None:
+    """Nothing can be evicted then: new records are refused, and the line says why."""
+    writer = full(server)
+    hold(writer.directory.budget_lock)
+    append_until_said(writer, writer.directory.budget_lock, said)
+    assert "new records are refused and counted" in about(writer.directory.budget_lock, said)[0]
+    assert survey(writer.directory).refused["spool_full"] > 0
+
+
+def test_held_segments_are_named_when_records_are_refused_for_them(
+    server: StrictCloudWatch, hold: Hold, said: list[str]
+) -> None:
+    """Each segment that might go is open elsewhere."""
+    writer = full(server)
+    for number in segments(writer.directory):
+        hold(segment_path(writer.directory, number), fcntl.LOCK_SH)
+    oldest = segment_path(writer.directory, segments(writer.directory)[0])
+    append_until_said(writer, oldest, said)
+    assert "cannot be evicted" in about(oldest, said)[0]
+
+
+def test_who_evicts_in_turn_is_not_named(
+    server: StrictCloudWatch, hold: Hold, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has the lock each time that this one asks, but it evicts."""
+    monkeypatch.setattr(held_lock, "PATIENCE_SECONDS", 0.05)
+    writer = full(server)
+    hold(writer.directory.budget_lock)
+    for number in range(20):
+        Path(writer.directory.evictions).write_bytes(b"")
+        os.utime(writer.directory.evictions, (number, number))
+        writer.append("x" * 500)
+        time.sleep(0.01)
+    assert not about(writer.directory.budget_lock, said)
+
+
+def test_a_held_segment_holds_up_only_its_own_records(
+    server: StrictCloudWatch, small: SinkConfig, hold: Hold, said: list[str]
+) -> None:
+    """Shared locks hold up nothing. Behind an exclusive one records wait, and a line says so; all newer ones go on."""
+    writer = Writer(small)
+    assert writer.append("first")
+    older = ["first", *fill_segment(writer, count=3)]
+    newest = segments(writer.directory)[-1]
+    writer.close()
+    for number in segments(writer.directory)[:-1]:
+        hold(segment_path(writer.directory, number), fcntl.LOCK_SH)
+    held = hold(segment_path(writer.directory, newest))
+    newer = [f"{number}" for number in range(10)]
+    assert all(writer.append(message) for message in newer)
+    with leading(writer.directory, small):
+        until(lambda: about(segment_path(writer.directory, newest), said) != [], "said")
+        until(lambda: set(newer) <= set(server.messages()), "the newer ones")
+        assert set(server.messages()) == {*older[:-1], *newer}
+        fcntl.flock(held, fcntl.LOCK_UN)
+        until(lambda: set(server.messages()) == {*older, *newer}, "what was held")
+
+
+@pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX], ids=["shared", "exclusive"])
+def test_a_held_attached_lock_holds_up_nothing(
+    server: StrictCloudWatch, small: SinkConfig, hold: Hold, said: list[str], how: int
+) -> None:
+    """Nobody knows any more who is the last; records are appended and delivered."""
+    writer = Writer(small)
+    hold(writer.directory.attached_lock, how)
+    with leading(writer.directory, small):
+        assert writer.append("one")
+        until(lambda: server.messages() == ["one"], "delivered")
+    assert not said
+
+
+def test_held_dead_letters_are_waited_for_once(tmp_path: Path, hold: Hold, said: list[str]) -> None:
+    """For ten seconds, with a line after two; then each letter is kept at once, without the lock."""
+    letters = DeadLetters(str(tmp_path / "dead_letters.jsonl"))
+    hold(tmp_path)
+    began = time.monotonic()
+    for number in range(20):
+        letters.add("too_old", "why", [Event(number, 1, number, f"{number}")])
+    assert time.monotonic() - began < 2 * dead_letter.LOCK_SECONDS
+    assert len((tmp_path / "dead_letters.jsonl").read_text().splitlines()) == 20
+    assert len(about(tmp_path, said)) == 1
+
+
+def lead_once(server: StrictCloudWatch, config: SinkConfig) -> Writer:
+    """A spool that was led before, in order."""
+    writer = Writer(config)
+    assert writer.append("before")
+    with leading(writer.directory, config):
+        until(lambda: server.messages() == ["before"], "delivered")
+    return writer
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["new spool", "led before"])
+def test_a_held_lease_is_named_by_who_stands(
+    server: StrictCloudWatch, small: SinkConfig, hold: Hold, said: list[str], is_new: bool
+) -> None:
+    """Nobody delivers while a process that is no leader has leader.lock."""
+    writer = Writer(small) if is_new else lead_once(server, small)
+    hold(writer.directory.leader_lock)
+    assert writer.append("one")
+    candidate = Election(writer.directory, kind="service")
+    candidate.start()
+    try:
+        until(lambda: about(writer.directory.leader_lock, said) != [], "said")
+    finally:
+        candidate.leave(0.0)
+        assert candidate.has_ended(CHILD_SECONDS)
+
+
+def test_a_held_lease_is_named_by_who_logs(server: StrictCloudWatch, hold: Hold, said: list[str]) -> None:
+    """A writer that relies on a flusher, and starts none because one seems to be there."""
+    writer = Writer(quick_config(server.endpoint_url))
+    hold(writer.directory.leader_lock)
+    end = time.monotonic() + CHILD_SECONDS
+    while not about(writer.directory.leader_lock, said):
+        assert writer.append("one")
+        writer._ring.check_due_ns = 0
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    presence.this.forget_below(writer.directory.root)
+
+
+def test_a_leader_that_waits_for_an_answer_is_not_named(
+    server: StrictCloudWatch, small: SinkConfig, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows no sign of life meanwhile, but it has left its mark when it began."""
+    monkeypatch.setattr(held_lock, "PATIENCE_SECONDS", 0.05)
+    writer = Writer(small)
+    assert writer.append("one")
+    server.faults.hang(2, 1, action="PutLogEvents")
+    candidate = Election(writer.directory, kind="service")
+    with leading(writer.directory, small):
+        candidate.start()
+        until(lambda: server.messages() == ["one"], "delivered")
+    candidate.leave(0.0)
+    assert candidate.has_ended(CHILD_SECONDS)
+    assert not about(writer.directory.leader_lock, said)
+
+
+def test_a_held_flusher_lock_is_named(server: StrictCloudWatch, hold: Hold, said: list[str], tmp_path: Path) -> None:
+    """No flusher starts while a process that is none has its lock."""
+    writer = Writer(quick_config(server.endpoint_url))
+    path = flusher_lock.path_of(writer.directory.root)
+    hold(path)
+    os.utime(path, (1, 1))
+    end = time.monotonic() + CHILD_SECONDS
+    while not about(path, said):
+        assert writer.append("one")
+        writer._ring.check_due_ns = 0
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert re.search(r"does not lead .*`cwsink flush` sends them", about(path, said)[0])
+    presence.this.forget_below(writer.directory.root)
