@@ -154,6 +154,7 @@ class Scan(NamedTuple):
 _MOST_WASTED: Final = 4
 _USUAL_BYTES: Final = 1024
 # Somebody may have written megabytes of magics.
+_TWO: Final = MAGIC * 2
 _RUN: Final = MAGIC * 4096
 
 
@@ -225,7 +226,8 @@ def _next_valid(data: bytes, offset: int, salt: int, trust: list[int]) -> int:
     """
     find = data.find
     while (offset := find(MAGIC, offset)) >= 0:
-        offset = _last_of_run(data, offset, len(data))
+        if data.startswith(_TWO, offset):
+            offset = _last_of_run(data, offset, len(data))
         end = _header_at(data, offset, salt)
         if 0 <= end <= len(data) and (trust[0] > 0 or end - offset <= _USUAL_BYTES):
             trust[0] -= end - offset
@@ -270,7 +272,8 @@ def _is_cut(data: bytes, start: int, end: int, salt: int) -> bool:
 def _are_cut(data: bytes, start: int, end: int, salt: int) -> bool:
     """Tell whether [start, end) is several cut writes, one after the other. Each of them begins with the magic."""
     while start < end:
-        start = _last_of_run(data, start, end)
+        if data.startswith(_TWO, start, end):
+            start = _last_of_run(data, start, end)
         following = data.find(MAGIC, start + 1, end)
         piece_end = following if following >= 0 else end
         # If the first frame's length ends exactly at `end`, nothing was cut: it is one whole, corrupt frame whose

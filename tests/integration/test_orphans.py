@@ -571,9 +571,9 @@ def test_an_adopter_that_is_not_leading_any_more_stops(config: SinkConfig) -> No
     """The block ends at once, whatever the adopter is doing."""
     spool = directory.open_for(quick_config(config.endpoint_url, adopt_orphans=True))
     elect = functools.partial(Election, kind="own", pace=adoption.PACE)
-    with adoption.beside(spool, elect):
+    with adoption.beside(elect(spool), elect):
         pass
-    adopter = adoption.Adopter(spool, elect)
+    adopter = adoption.Adopter(spool, quick_config(config.endpoint_url), elect)
     adopter.stop.set()
     adopter.run()
     assert sys.exc_info() == (None, None, None)
