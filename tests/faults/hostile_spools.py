@@ -48,7 +48,12 @@ def mutate(spool: Path, chance: random.Random) -> list[str]:
         change = chance.choice(CHANGES)
         try:
             change(spool, chance)
-        except (OSError, ValueError, LookupError, TypeError):  # another change has taken the file away, or made it no file
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ):  # another change has taken the file away, or made it no file
             continue
         names.append(change.__name__)
     return names
