@@ -81,7 +81,7 @@ class LetterReplay:
     def pretend(self) -> None:
         """Count what a replay would do, and change nothing."""
         try:
-            self._replayed.update(each.reason for each in self._choose())
+            self._replayed.update(each.reason for each in self._choose(waits=False))
         except OSError as error:
             self.failure = f"cannot read the dead letters of {self._directory.path}: {error}"
 
@@ -89,7 +89,7 @@ class LetterReplay:
         """Append the letters that get a second chance, step by step, and take them out of the dead letters."""
         try:
             with _alone(self._directory):
-                self._append_all(self._choose(), shown)
+                self._append_all(self._choose(waits=True), shown)
         except OSError as error:  # a SpoolError is an OSError
             self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
 
@@ -117,9 +117,9 @@ class LetterReplay:
         if self.failure is not None:
             complain(self.failure)
 
-    def _choose(self) -> list[Chosen]:
+    def _choose(self, *, waits: bool) -> list[Chosen]:
         """Read the letters. Return those that get a second chance, and remember why the others do not."""
-        contents = self._letters.read()
+        contents = self._letters.read(waits=waits)
         now_ms = time.time_ns() // 1_000_000
         chosen = []
         for letter, line in contents.letters:

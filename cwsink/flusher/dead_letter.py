@@ -122,9 +122,15 @@ class DeadLetters:
         line = {"reason": "corrupt", "segment": segment, "offset": start, "bytes": len(data), "data": content}
         self._keep("corrupt", 1, iter([_line_of({"time": _now(), **line})]))
 
-    def read(self) -> Contents:
-        """Return what the files hold. Changes nothing. Raises OSError."""
-        with self._locked(strict=True):
+    def read(self, *, waits: bool = True) -> Contents:
+        """Return what the files hold. Changes nothing. Raises OSError.
+
+        Args:
+            waits: wait for the lock on the files, and do nothing without it. Else read as they are now, which is good
+                enough to count: whoever holds the lock of his own spool must not hold up who only looks.
+        """
+        self._is_stuck |= not waits
+        with self._locked(strict=waits):
             return self._read()
 
     def _read(self) -> Contents:

@@ -5,6 +5,7 @@ Where the tests run as root, what is planted belongs to another user, and root l
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -434,6 +435,19 @@ def look(root: str) -> None:
 
 
 MEASURED: Final = "from tests.integration.test_hostile_roots import look"
+
+
+def test_who_holds_the_lock_of_his_letters_holds_up_nobody(server: StrictCloudWatch) -> None:
+    """Who only looks does not wait for it."""
+    bad = spool_of(server, "bad", "a line")
+    fd = os.open(bad, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        said = on_terminal("replay", "--dead-letters", "--dry-run", bad.parent)
+        assert "no dead letters" in said
+        assert "lock" not in said, "a replay would wait for 10 s, and say so"
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("plant", ["empty ring", "ring loop", "ring of a million"])
