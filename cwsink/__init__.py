@@ -213,33 +213,44 @@ from cwsink.version import __version__
 if TYPE_CHECKING:
     from cwsink.config import SinkConfig
     from cwsink.errors import ConfigError, CwsinkError, SpoolError
-    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink, drain, install
-    from cwsink.frontends.log_handler import SpoolHandler
+    from cwsink.frontends.endings import drain, lifespan
+    from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink, install
+    from cwsink.frontends.log_handler import JsonFormatter, SpoolHandler
+    from cwsink.frontends.uncaught import capture_uncaught
     from cwsink.frontends.writer import Writer
+    from cwsink.spool.stats import stats
 
 __all__ = [
     "CloudWatchSpoolSink",
     "ConfigError",
     "CwsinkError",
+    "JsonFormatter",
     "SinkConfig",
     "SpoolError",
     "SpoolHandler",
     "Writer",
     "__version__",
+    "capture_uncaught",
     "drain",
     "install",
+    "lifespan",
+    "stats",
 ]
 
 _HOME: Final = {
     "CloudWatchSpoolSink": "cwsink.frontends.fapilog_sink",
     "ConfigError": "cwsink.errors",
     "CwsinkError": "cwsink.errors",
+    "JsonFormatter": "cwsink.frontends.log_handler",
     "SinkConfig": "cwsink.config",
     "SpoolError": "cwsink.errors",
     "SpoolHandler": "cwsink.frontends.log_handler",
     "Writer": "cwsink.frontends.writer",
-    "drain": "cwsink.frontends.fapilog_sink",
+    "capture_uncaught": "cwsink.frontends.uncaught",
+    "drain": "cwsink.frontends.endings",
     "install": "cwsink.frontends.fapilog_sink",
+    "lifespan": "cwsink.frontends.endings",
+    "stats": "cwsink.spool.stats",
 }
 
 

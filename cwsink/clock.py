@@ -7,9 +7,12 @@ frozen or not.
 
 from __future__ import annotations
 
+import time
 from functools import partial
-from time import CLOCK_MONOTONIC, clock_gettime
 from typing import Final
 
-monotonic: Final = partial(clock_gettime, CLOCK_MONOTONIC)
+# Windows has no such clock. There nothing waits (cwsink.frontends.console).
+monotonic: Final = (
+    partial(time.clock_gettime, time.CLOCK_MONOTONIC) if hasattr(time, "clock_gettime") else time.monotonic
+)
 """Return seconds since some moment, as `time.monotonic` does."""

@@ -2,8 +2,8 @@
 
 `SinkConfig` is pure: it checks the values it is given, and holds them. The front
 ends call `load_config`. It also accepts a mapping or the built-in sink's config
-object, reads settings that were not given from `FAPILOG_CLOUDWATCH__<NAME>`, and
-reports a variable of that prefix that names no setting.
+object, reads settings that were not given from `CWSINK_<NAME>` or
+`FAPILOG_CLOUDWATCH__<NAME>`, and reports a variable that names no setting.
 A wrong setting is a ConfigError here, and cannot cause trouble later, while logging.
 """
 
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
     from cwsink.settings import Settings
 
+OWN_PREFIX: Final = "CWSINK_"
 ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
+# Variables of ours that are no settings: the interpreter for the flusher, and what one process of ours tells another.
+_OTHER_VARIABLES: Final = frozenset(("CWSINK_PYTHON", "CWSINK_HOSTED", "CWSINK_STARTED_BY", "CWSINK_TARGET"))
 
 # A segment is reclaimed or evicted as a whole. With fewer segments, one eviction would take a large part of the spool.
 MIN_SEGMENTS: Final = 4
@@ -216,31 +219,70 @@ def load_config(
     Args:
         config: a SinkConfig, a mapping, or any object with a `model_dump()` (the built-in
             sink's pydantic object). None: there is none.
-        env: the environment that holds `FAPILOG_CLOUDWATCH__*`; by default, the process's.
+        env: the environment that holds `CWSINK_*` and `FAPILOG_CLOUDWATCH__*`; by default, the process's.
         **settings: single settings; they win over `config`, which wins over the environment.
 
     Raises:
         ConfigError: see SinkConfig.
     """
-    env = os.environ if env is None else env
+    loaded: SinkConfig = SinkConfig(**_collect(config, os.environ if env is None else env, settings))
+    return loaded
+
+
+def load_own_config(config: object = None, **settings: Unpack[Settings]) -> SinkConfig:
+    """Do as `load_config`, for an application without fapilog: the log group must be given.
+
+    Raises:
+        ConfigError: see SinkConfig; or no log group is given.
+    """
+    given = _collect(config, os.environ, settings)
+    loaded: SinkConfig = SinkConfig(**given)
+    if "log_group_name" not in given:
+        raise ConfigError(
+            'where do the logs go? Give log_group_name="/myapp/prod" as an argument or in the config, or set the '
+            f"variable {OWN_PREFIX}LOG_GROUP_NAME. Nothing was written."
+        )
+    return loaded
+
+
+def variables_of(name: str) -> tuple[str, str]:
+    """Return the two environment variables of a setting: ours, which wins, and fapilog's."""
+    return OWN_PREFIX + name.upper(), ENVIRONMENT_PREFIX + name.upper()
+
+
+def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings that are given anywhere. Reports variables that have no effect. Raises ConfigError."""
     given = {name: value for name, value in _as_mapping(config).items() if value is not None}
     given.update((name, value) for name, value in settings.items() if value is not None)
     known = set(SinkConfig.__struct_fields__)
     for name in known - given.keys():
-        if text := env.get(ENVIRONMENT_PREFIX + name.upper()):
+        ours, theirs = (env.get(variable) for variable in variables_of(name))
+        if ours and theirs and ours != theirs:
+            wins, loses = variables_of(name)
+            report(
+                f"variables_{name}", f"the variable {loses} has no effect: {wins} is set to another value, and wins."
+            )
+        if text := ours or theirs:
             given[name] = text
     for variable in env:
-        if (
-            variable.startswith(ENVIRONMENT_PREFIX)
-            and (name := variable[len(ENVIRONMENT_PREFIX) :].lower()) not in known
-        ):
-            report(f"variable_{name}", f"the variable {variable} has no effect: {_unknown(name, known)}")
+        _check_variable(variable, known)
     if "region" not in given and (region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
         given["region"] = region
     if "endpoint_url" not in given and (url := _endpoint_url(env)):
         given["endpoint_url"] = url
-    loaded: SinkConfig = SinkConfig(**given)
-    return loaded
+    return given
+
+
+def _check_variable(variable: str, known: set[str]) -> None:
+    """Report a variable of fapilog's prefix that names no setting, or one of ours that looks like a misspelt one."""
+    if variable.startswith(ENVIRONMENT_PREFIX):
+        name, is_ours = variable[len(ENVIRONMENT_PREFIX) :].lower(), False
+    elif variable.startswith(OWN_PREFIX) and variable not in _OTHER_VARIABLES:
+        name, is_ours = variable[len(OWN_PREFIX) :].lower(), True
+    else:
+        return
+    if name not in known and (not is_ours or _nearest(name, known)):
+        report(f"variable_{variable}", f"the variable {variable} has no effect: {_unknown(name, known)}")
 
 
 def _endpoint_url(env: Mapping[str, str]) -> str | None:
@@ -303,11 +345,15 @@ def _decoded(name: str, text: str) -> Any:
         raise ConfigError(f'{_named(name, text)} is not JSON: {error}. Write it like {{"team": "shop"}}.') from None
 
 
-def _unknown(name: str, known: set[str]) -> str:
+def _nearest(name: str, known: set[str]) -> str | None:
     import difflib  # here, because only a mistake needs it, and every worker would hold it in memory
 
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = _nearest(name, known)
+    hint = f" Did you mean {near!r}?" if near else f" Known: {', '.join(sorted(known))}."
     return f"{name!r} is not a cwsink setting.{hint}"
 
 

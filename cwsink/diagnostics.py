@@ -13,7 +13,6 @@ fapilog's bridge would put that record into the queue again, which would need an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -40,9 +39,17 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _stderr_at_start() -> tuple[int, int] | None:
     """Return which file is stderr; None if this process was started without one (`2>&-`)."""
     try:
-        return None if sys.stderr is None else _identity(os.fstat(2))
+        return None if sys.stderr is None or _ends_with_exec(2) else _identity(os.fstat(2))
     except OSError:
         return None
+
+
+def _ends_with_exec(fd: int) -> bool:
+    """Tell whether a program that is started would not have this descriptor. Raises OSError.
+
+    A stderr is for them, too. What this process itself has opened is not, unless somebody has asked for it (`dup2`).
+    """
+    return not os.get_inheritable(fd)
 
 
 _STDERR: Final = _stderr_at_start()
@@ -92,17 +99,28 @@ def has_stderr() -> bool:
     """Tell whether the descriptor 2 is stderr, so that a line may be written there. Never raises.
 
     Somebody may have closed it, and opened a file of his own that got the same number. That file must get no line. But
-    a program may also send its stderr elsewhere: to a terminal or /dev/null, or to a log, which is opened for
+    a program may also send its stderr elsewhere (`dup2`): to a terminal or /dev/null, or to a log, which is opened for
     appending. Test runners send it to a file without a name.
     """
     if _STDERR is None:
         return False
     try:
-        status, flags = os.fstat(2), fcntl.fcntl(2, fcntl.F_GETFL)
+        status, flags = os.fstat(2), _flags_of(2)
+        if _identity(status) == _STDERR:
+            return True
+        is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
+        return (is_log or stat.S_ISCHR(status.st_mode)) and not _ends_with_exec(2)
     except OSError:
         return False
-    is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
-    return _identity(status) == _STDERR or is_log or stat.S_ISCHR(status.st_mode)
+
+
+def _flags_of(fd: int) -> int:
+    """Return the flags a descriptor was opened with. Raises OSError."""
+    try:
+        import fcntl  # here, because Windows has none
+    except ImportError:
+        return 0
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
 def reset_quiet(key: str) -> None:

@@ -5,7 +5,7 @@ from cwsink.gunicorn import when_ready, post_fork, on_exit
 ```
 
 The hooks run in gunicorn's master or in a new worker. They know the writers that a preloaded application
-has opened there, and the one that `FAPILOG_CLOUDWATCH__*` describes, if these variables name a log group.
+has opened there, and the one that the environment variables describe, if these name a log group.
 They do not know the settings of an application that only the workers load.
 Where workers run as another user (`user = "www-data"`) the hooks of the master do nothing: a spool that root makes is
 closed to them. No hook raises, because a server that cannot log must still serve.
@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from cwsink.config import ENVIRONMENT_PREFIX
+from cwsink.config import load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import survey
 
-_LOG_GROUP: Final = f"{ENVIRONMENT_PREFIX}LOG_GROUP_NAME"
+_LOG_GROUP: Final = variables_of("log_group_name")
 
 _own: Writer | None = None
 
@@ -76,8 +76,8 @@ def _is_for_another_user(of_gunicorn: Any) -> bool:
 def _writers() -> list[Writer]:
     """Return this process's writers, with one for the settings of the environment. Raises CwsinkError."""
     global _own
-    if _own is None and os.environ.get(_LOG_GROUP):
-        _own = Writer.open()
+    if _own is None and any(map(os.environ.get, _LOG_GROUP)):
+        _own = Writer(load_config())
     return _open_writers()
 
 

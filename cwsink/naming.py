@@ -94,6 +94,11 @@ def utc(timestamp_ms: int) -> datetime:
     return datetime.fromtimestamp(min(max(timestamp_ms // 1000, 0), _LAST_SECOND), timezone.utc)
 
 
+def rfc3339(timestamp_ms: int) -> str:
+    """Return "2026-01-31T12:00:00.000Z"."""
+    return f"{utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
+
+
 def stream_at(resolved: str, timestamp_ms: int) -> str:
     """Return the stream name of an event: with the date of its own time (UTC), and '-' for each ':' and '*'."""
     if "{" in resolved:

@@ -3,16 +3,16 @@
 A command's module is imported only when the command is asked for. So `cwsink --version` and `cwsink status --json` load
 neither rich nor botocore. No command imports fapilog.
 
-Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage. `run` has the exit code of its command. We never use 3
-or 4, because a gunicorn master would take these for a worker that cannot boot.
+Exit codes: 0 done, 1 not done (stderr says why), 2 wrong usage. `run` has the exit code of its command, and `check`
+those of Nagios. We never use 3 or 4, because a gunicorn master would take these for a worker that cannot boot.
 
 The floors, each of which imports from below only (import-linter holds them):
 
 ```text
-flush  replay  status  run  tail  demo     a command each
+flush  replay  status  check  run  tail  demo    a command each
 serve  dead_letters  status_view           the larger half of a command
 job                                        deliver what was in one spool at the beginning
-flushing  sight                            what all commands that lead need; what can be seen of a spool
+flushing  reasons                          what all commands that lead need; why the records of a spool wait
 spools  progress  signals                  which spools a PATH means; the progress bars; signals as a queue
 text                                       the wording of durations, sizes and records
 arguments                                  commands, options and help texts
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    _open_what_is_closed()
     from cwsink.cli import arguments
     from cwsink.errors import CwsinkError
 
@@ -76,6 +77,21 @@ def say(line: str) -> None:
 def complain(message: str) -> None:
     """Write one line to stderr."""
     print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
+
+
+def _open_what_is_closed() -> None:
+    """Have /dev/null stand for those of stdin, stdout and stderr that are closed (`>&-`).
+
+    Else the next file that is opened gets the number, and what is printed goes into a segment, or a lock has a reader.
+    The command of `cwsink run` finds them closed, as without us: a program that is started does not get /dev/null.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # it is open to the end
 
 
 def _discard_output() -> None:

@@ -34,7 +34,7 @@ _DRAIN_SECONDS: Final = 10.0
 
 _PATH = """\
 a spool (the directory with the file FORMAT), or a directory that holds several. The default is where a
-worker would put its spool: FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY, CWSINK_SPOOL_DIRECTORY, or the first of
+worker would put its spool: CWSINK_SPOOL_DIRECTORY, FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY, or the first of
 /var/lib/cwsink, ~/.local/state/cwsink, /var/tmp/cwsink-<uid>"""
 
 _EXIT_CODES = """\
@@ -43,6 +43,7 @@ Exit codes: 0 done, 1 not done (stderr says why), 2 usage"""
 _MAIN = f"""\
 examples:
   cwsink status                      is everything delivered? if not, why?
+  cwsink check --max-age 2m          one line and an exit code, for monitoring
   cwsink tail -f --level WARNING     what the workers log, as they log it
   cwsink flush --once                deliver what is there, then exit
   cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
@@ -75,6 +76,18 @@ examples:
 {_EXIT_CODES}; 1 also if there is no spool, or if one cannot be read.
 """
 
+_CHECK = """\
+It reads files only, so it answers while everything else is stuck. Losses are those since the spool was made: records
+that were refused or evicted. Let a readiness probe, a cron job or Nagios call it, and never a liveness probe: a restart
+does not bring CloudWatch back.
+
+examples:
+  cwsink check --max-age 2m --no-losses
+  exec: {command: [cwsink, check, --max-age, 5m]}      a probe of Kubernetes
+
+Exit codes: 0 all is well, 1 warning, 2 critical (records are lost, or will be; or wrong usage)
+"""
+
 _TAIL = f"""\
 Without -n it prints the records that are not delivered yet. Delivered records stay on disk for a short while only.
 With --level, records that have no level (plain text) are left out.
@@ -90,7 +103,7 @@ examples:
 
 _FLUSH = f"""\
 It delivers as a sidecar or as a unit of systemd. While it leads, workers start no flusher. With
-FAPILOG_CLOUDWATCH__FLUSHER=external they never start one. The spool's FORMAT says where to send, its settings.json
+CWSINK_FLUSHER=external they never start one. The spool's FORMAT says where to send, its settings.json
 says how, and credentials are found as boto3 finds them.
 
 TERM: a process manager sends it to a sidecar and to the application at once. So wait until no process is left
@@ -171,6 +184,13 @@ def _status_options(status: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_options(check: argparse.ArgumentParser) -> None:
+    check.add_argument("--max-age", type=_duration, default=60.0, help="how long a record may wait (default: 60s)")
+    check.add_argument("--max-fill", type=_percent, default=80.0, help="how full a spool may be (default: 80%%)")
+    check.add_argument("--no-losses", action="store_true", help="any record that was lost is critical")
+    check.add_argument("--no-dead-letters", action="store_true", help="any dead letter is a warning")
+
+
 def _tail_options(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new records as they are appended")
     lines = "print the last N records on disk, also delivered ones"
@@ -242,6 +262,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "status": Command("is everything delivered, how far behind is it, and why", _STATUS, _status_options),
+    "check": Command("all is well, a warning, or critical: one line, for monitoring", _CHECK, _check_options),
     "tail": Command("print the records that are in the spool", _TAIL, _tail_options),
     "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
     "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),
@@ -295,6 +316,15 @@ def _positive(text: str) -> float:
 
 
 _positive.__name__ = "SECONDS"  # argparse says "invalid SECONDS value"
+
+
+def _duration(text: str) -> float:
+    number = text.rstrip("smh")
+    return _positive(number) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}[text[len(number) :]]
+
+
+def _percent(text: str) -> float:
+    return _positive(text.rstrip("%"))
 
 
 def _at_least(least: int, name: str) -> Callable[[str], int]:

@@ -13,7 +13,7 @@ from typing import Final
 from cwsink.cli import text
 from cwsink.cli.flushing import POLL_SECONDS, StopRequests, end_all, leader_note
 from cwsink.cli.progress import Display
-from cwsink.cli.sight import look, sentence, why
+from cwsink.cli.reasons import sentence, why
 from cwsink.cli.spools import target
 from cwsink.flusher.election import Election
 from cwsink.flusher.outcome import advice_on
@@ -21,6 +21,7 @@ from cwsink.flusher.turns import Turns
 from cwsink.spool import segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.stats import look
 from cwsink.spool.survey import Backlog, survey
 
 # Without --timeout the command gives up after this time without progress, and does not wait for an outage to end.
@@ -93,14 +94,13 @@ class SpoolDrain:
 
     def give_up(self, reason: str) -> None:
         """Follow the spool no further. Remember why now, as long as the leader's state shows it. Raises OSError."""
-        view = look(self.directory)
-        report = view.report
+        spool = look(self.directory)
         if trouble := self.election.trouble:
             cause = sentence(trouble)
-        elif report.state in ("retrying", "circuit_open") and report.last_error:
-            cause = f"{sentence(report.last_error)} {advice_on(report.last_error)}"
+        elif spool.state in ("retrying", "circuit_open") and spool.last_error:
+            cause = f"{sentence(spool.last_error)} {advice_on(spool.last_error)}"
         else:
-            cause = why(view) if report.state == "stalled" else ""
+            cause = why(spool) if spool.state == "stalled" else ""
         self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and the next leader sends them."
 
     def abandon(self, error: OSError) -> None:

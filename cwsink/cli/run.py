@@ -64,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
     # need not start a flusher at once (cwsink.frontends.starter).
     os.environ["CWSINK_HOSTED"] = str(os.geteuid())
     if options.spool is not None:
-        # cwsink.config has this prefix, too, but would stay in memory for as long as the command runs.
-        os.environ["FAPILOG_CLOUDWATCH__SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
+        os.environ["CWSINK_SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
     return Supervisor(words, options.drain_timeout).run()
 
 

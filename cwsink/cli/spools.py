@@ -13,7 +13,7 @@ from collections.abc import Callable, Container
 from typing import Final
 
 from cwsink.cli import complain, text
-from cwsink.config import ENVIRONMENT_PREFIX
+from cwsink.config import variables_of
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
 from cwsink.spool import files, heartbeat, open_directory, segment
@@ -47,7 +47,9 @@ class Spools:
 
     def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], object] = complain) -> None:
         """`read_only`: only look, also at other users' spools. `tell`: gets a line for each that cannot be read."""
-        self._path = path or os.path.expanduser(os.environ.get(f"{ENVIRONMENT_PREFIX}SPOOL_DIRECTORY", ""))
+        self._path = path or os.path.expanduser(
+            next(filter(None, map(os.environ.get, variables_of("spool_directory"))), "")
+        )
         self._read_only = read_only
         self._tell = tell
         self._told: set[str] = set()

@@ -1,4 +1,4 @@
-"""`cwsink status`: look at spools (cwsink.cli.sight), and print JSON, or text for people (cwsink.cli.status_view)."""
+"""`cwsink status`: look at spools (cwsink.spool.stats), and print JSON, or text for people (cwsink.cli.status_view)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from cwsink.cli import DONE, NOT_DONE
-from cwsink.cli.sight import SpoolView, look
+from cwsink.cli.reasons import why
 from cwsink.cli.spools import Spools
 from cwsink.printable import printable_json
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.stats import SpoolStats, look
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _print_json(looks: Iterator[tuple[list[SpoolView], int]], watch: float | None) -> int:
-    for views, code in looks:
-        content = {"spools": [asdict(view.report) for view in views]}
+def _print_json(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> int:
+    for found, code in looks:
+        content = {"spools": [{**spool.as_dict(), "why": why(spool) if spool.pending else None} for spool in found]}
         print(printable_json(json.dumps(content, indent=None if watch else 2)), flush=True)
         if watch is None:
             return code
@@ -38,15 +38,15 @@ def _print_json(looks: Iterator[tuple[list[SpoolView], int]], watch: float | Non
     return DONE
 
 
-def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolView], int]]:
-    """Look again and again. Yields the views of all spools, and the exit code."""
+def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolStats], int]]:
+    """Look again and again. Yields all spools, and the exit code."""
     while True:
-        views = [view for directory in spools.find() if (view := _try_to_look(directory, spools))]
-        yield views, DONE if views and spools.is_whole else NOT_DONE
+        found = [spool for directory in spools.find() if (spool := _try_to_look(directory, spools))]
+        yield found, DONE if found and spools.is_whole else NOT_DONE
         spools.is_whole = True
 
 
-def _try_to_look(directory: SpoolDirectory, spools: Spools) -> SpoolView | None:
+def _try_to_look(directory: SpoolDirectory, spools: Spools) -> SpoolStats | None:
     with spools.missing(directory.path, "cannot read the spool"):
         return look(directory)
     return None

@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from cwsink.cli import DONE, text
-from cwsink.cli.sight import SpoolView, why
+from cwsink.cli.reasons import why
 from cwsink.printable import printable
+from cwsink.spool.stats import SpoolStats
 
 _LABEL_WIDTH: Final = 10
 # Lines in a pipe are for grep, so they are not folded.
@@ -38,150 +39,147 @@ _KINDS: Final = {
 }
 
 
-def show(looks: Iterator[tuple[list[SpoolView], int]], watch: float | None) -> int:
+def show(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> int:
     """Print the first look, or with `watch` show each look. Returns the exit code."""
     console = Console(highlight=False)
     if watch is None:
-        views, code = next(looks)
-        _print(console, views)
+        spools, code = next(looks)
+        _print(console, spools)
         return code
     if not console.is_terminal:
-        for views, _ in looks:
+        for spools, _ in looks:
             print(time.strftime("-- %Y-%m-%d %H:%M:%S"))
-            _print(console, views)
+            _print(console, spools)
             sys.stdout.flush()
             time.sleep(watch)
         return DONE
-    views = []
+    spools = []
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            for views, _ in looks:
+            for spools, _ in looks:
                 heading = Text(f"{time.strftime('%H:%M:%S')}, every {watch:g} s, Ctrl-C ends\n\n", "dim")
-                live.update(heading + page(views, console.width), refresh=True)
+                live.update(heading + page(spools, console.width), refresh=True)
                 time.sleep(watch)
     except KeyboardInterrupt:
-        _print(console, views)  # the last look stays on the screen
+        _print(console, spools)  # the last look stays on the screen
     return DONE
 
 
-def page(views: list[SpoolView], width: int) -> Text:
+def page(spools: list[SpoolStats], width: int) -> Text:
     """Return all spools as text of at most `width` columns."""
-    blocks = [block(view, width) for view in views]
-    if len(views) > 1:
-        blocks.insert(0, _summary(views))
+    blocks = [block(spool, width) for spool in spools]
+    if len(spools) > 1:
+        blocks.insert(0, _summary(spools))
     return Text("\n").join(blocks)
 
 
-def block(view: SpoolView, width: int) -> Text:
+def block(spool: SpoolStats, width: int) -> Text:
     """Return the block of one spool: target and verdict, then why, then the books."""
-    report = view.report
-    style, _ = _STATES[report.state]
+    style, _ = _STATES[spool.state]
     lines = Text()
     lines.append("● ", style)
-    lines.append(text.target(report.log_group_name, report.log_stream_name), "bold")
-    if report.region:
-        lines.append(f"  {printable(report.region, one_line=True)}", "dim")
+    lines.append(text.target(spool.log_group_name, spool.log_stream_name), "bold")
+    if spool.region:
+        lines.append(f"  {printable(spool.region, one_line=True)}", "dim")
     lines.append("\n")
-    for each in _fold(_verdict(view), width - 2):
+    for each in _fold(_verdict(spool), width - 2):
         lines.append(f"  {each}\n", style)
-    for label, value, value_style in _rows(view):
+    for label, value, value_style in _rows(spool):
         for index, each in enumerate(_fold(value, width - _LABEL_WIDTH - 2)):
             lines.append(f"  {label if index == 0 else '':{_LABEL_WIDTH}}", "dim")
             lines.append(f"{each}\n", value_style)
     return lines
 
 
-def _print(console: Console, views: list[SpoolView]) -> None:
+def _print(console: Console, spools: list[SpoolStats]) -> None:
     is_folded = console.is_terminal or "COLUMNS" in os.environ
-    shown = page(views, console.width if is_folded else _UNFOLDED)
+    shown = page(spools, console.width if is_folded else _UNFOLDED)
     console.print(shown, end="", soft_wrap=True)
 
 
-def _summary(views: list[SpoolView]) -> Text:
-    behind = [view.report for view in views if view.report.pending]
+def _summary(spools: list[SpoolStats]) -> Text:
+    behind = [spool for spool in spools if spool.pending]
     if not behind:
-        return Text(f"{len(views)} spools: everything is delivered.\n", "green")
-    pending = sum(report.pending for report in behind)
+        return Text(f"{len(spools)} spools: everything is delivered.\n", "green")
+    pending = sum(spool.pending for spool in behind)
     verb = "is" if len(behind) == 1 else "are"
-    summary = f"{len(behind)} of {len(views)} spools {verb} behind: {text.records(pending)} in all.\n"
-    if (left := sum(view.orphan_seconds is not None for view in views)) > 1:
+    summary = f"{len(behind)} of {len(spools)} spools {verb} behind: {text.records(pending)} in all.\n"
+    if (left := sum(spool.orphan_seconds is not None for spool in spools)) > 1:
         summary += f"{left} of them are orphans: `cwsink replay --all` sends those, and --dry-run only lists them.\n"
     return Text(summary, "yellow")
 
 
-def _verdict(view: SpoolView) -> str:
+def _verdict(spool: SpoolStats) -> str:
     """Return the answer to the first question: is everything delivered?"""
-    report = view.report
-    if not report.pending:
-        if not report.appended:
+    if not spool.pending:
+        if not spool.appended:
             return "Nothing was logged here yet."
-        when = "" if view.success_seconds is None else f", the last {text.duration(view.success_seconds)} ago"
-        lost = sum(report.dead_lettered.values()) + report.evicted
+        last = spool.last_success_seconds
+        when = "" if last is None else f", the last {text.duration(last)} ago"
+        lost = sum(spool.dead_lettered.values()) + spool.evicted
         if lost:
-            return f"Nothing waits: {text.records(report.delivered)} delivered{when}; {lost:,} could not be (below)."
-        return f"Everything is delivered: {text.records(report.delivered)}{when}."
-    waiting = f"{text.records(report.pending)} wait{'s' if report.pending == 1 else ''}"
-    waiting += f" ({text.size(report.pending_bytes)})"
-    if report.oldest_pending_seconds is not None:
-        waiting += f", the oldest for {text.duration(report.oldest_pending_seconds)}"
-    rate = view.records_per_second
-    if report.state == "delivering" and rate >= 1:
-        waiting += f"; {rate:,.0f} a second, about {text.duration(report.pending / rate)} left"
-    return f"{_STATES[report.state][1]}: {waiting}."
+            return f"Nothing waits: {text.records(spool.delivered)} delivered{when}; {lost:,} could not be (below)."
+        return f"Everything is delivered: {text.records(spool.delivered)}{when}."
+    waiting = f"{text.records(spool.pending)} wait{'s' if spool.pending == 1 else ''}"
+    waiting += f" ({text.size(spool.pending_bytes)})"
+    if spool.oldest_pending_seconds is not None:
+        waiting += f", the oldest for {text.duration(spool.oldest_pending_seconds)}"
+    rate = spool.records_per_second
+    if spool.state == "delivering" and rate >= 1:
+        waiting += f"; {rate:,.0f} a second, about {text.duration(spool.pending / rate)} left"
+    return f"{_STATES[spool.state][1]}: {waiting}."
 
 
-def _rows(view: SpoolView) -> Iterator[tuple[str, str, str]]:
-    report = view.report
-    if report.state not in ("idle", "delivering"):
-        first, *rest = why(view).split("\n")
+def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
+    if spool.state not in ("idle", "delivering"):
+        first, *rest = why(spool).split("\n")
         yield "why", first, "bold"
         for each in rest:
             yield "", each, ""
-    if report.pending:
-        for other in report.unable:
+    if spool.pending:
+        for other in spool.unable:
             kind = _KINDS.get(other["kind"], other["kind"])
             yield "unable", f"pid {other['pid']} on {other['host']}, {kind}: {other['error']}", ""
-    if report.appended:
-        yield "records", _books(view), ""
-    if report.evicted:
-        yield "evicted", f"{text.records(report.evicted)}: the spool was full, and the oldest went", "red"
-    if report.refused:
-        yield "refused", f"{text.each_counted(report.refused)}: never entered the spool, told in the stream", "red"
-    if report.dead_lettered:
-        yield "dead", f"{text.each_counted(report.dead_lettered)}: kept in dead_letters.jsonl", "red"
-    if report.last_error and report.state in ("idle", "delivering"):
-        yield "error", f"{report.last_error} (the last one; it is over)", "dim"
-    elif report.last_error and report.state in ("no_leader", "stalled"):
-        yield "error", f"{report.last_error} (the last one)", ""
-    yield "leader", _leader(view), ""
-    if report.settings:
-        differing = ", ".join(f"{name} {value}" for name, value in sorted(report.settings.items()))
-        yield "settings", printable(f"{differing} (from {report.settings_from})", one_line=True), ""
-    fill = view.used_bytes / report.capacity_bytes if report.capacity_bytes else 0.0
-    room = f"{text.size(view.used_bytes)} of {text.size(report.capacity_bytes)} used"
-    if report.pending and fill >= _NEARLY_FULL:
+    if spool.appended:
+        yield "records", _books(spool), ""
+    if spool.evicted:
+        yield "evicted", f"{text.records(spool.evicted)}: the spool was full, and the oldest went", "red"
+    if spool.refused:
+        yield "refused", f"{text.each_counted(spool.refused)}: never entered the spool, told in the stream", "red"
+    if spool.dead_lettered:
+        yield "dead", f"{text.each_counted(spool.dead_lettered)}: kept in dead_letters.jsonl", "red"
+    if spool.last_error and spool.state in ("idle", "delivering"):
+        yield "error", f"{spool.last_error} (the last one; it is over)", "dim"
+    elif spool.last_error and spool.state in ("no_leader", "stalled"):
+        yield "error", f"{spool.last_error} (the last one)", ""
+    yield "leader", _leader(spool), ""
+    if spool.settings:
+        differing = ", ".join(f"{name} {value}" for name, value in sorted(spool.settings.items()))
+        yield "settings", printable(f"{differing} (from {spool.settings_from})", one_line=True), ""
+    fill = spool.used_bytes / spool.capacity_bytes if spool.capacity_bytes else 0.0
+    room = f"{text.size(spool.used_bytes)} of {text.size(spool.capacity_bytes)} used"
+    if spool.pending and fill >= _NEARLY_FULL:
         yield "disk", f"{room} ({fill:.0%}): on_full decides what goes when it is full", "red"
     else:
         yield "disk", room, ""
-    yield "spool", report.path, ""
+    yield "spool", spool.path, ""
 
 
-def _books(view: SpoolView) -> str:
-    report = view.report
-    parts = [f"{report.delivered:,} delivered"]
-    if dead := sum(report.dead_lettered.values()):
+def _books(spool: SpoolStats) -> str:
+    parts = [f"{spool.delivered:,} delivered"]
+    if dead := sum(spool.dead_lettered.values()):
         parts.append(f"{dead:,} dead")
-    if report.evicted:
-        parts.append(f"{report.evicted:,} evicted")
-    parts.append(f"{report.pending:,} waiting")
-    extra = [f"{report.resent:,} sent again"] if report.resent else []
-    extra += [f"{report.corrupt_bytes:,} bytes damaged"] if report.corrupt_bytes else []
-    books = f"{report.appended:,} appended = {' + '.join(parts)}"
+    if spool.evicted:
+        parts.append(f"{spool.evicted:,} evicted")
+    parts.append(f"{spool.pending:,} waiting")
+    extra = [f"{spool.resent:,} sent again"] if spool.resent else []
+    extra += [f"{spool.corrupt_bytes:,} bytes damaged"] if spool.corrupt_bytes else []
+    books = f"{spool.appended:,} appended = {' + '.join(parts)}"
     return f"{books}  ({', '.join(extra)})" if extra else books
 
 
-def _leader(view: SpoolView) -> str:
-    leader = view.report.leader
+def _leader(spool: SpoolStats) -> str:
+    leader = spool.leader
     if leader is None:
         return "none"
     kind = _KINDS.get(leader.kind, leader.kind)

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import msgspec
 
-from cwsink import naming
 from cwsink.cli.arguments import LEVELS
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.printable import printable
@@ -80,11 +79,6 @@ def each_counted(counts: Mapping[str, int]) -> str:
 def target(log_group_name: str, log_stream_name: str) -> str:
     """Return the name of a spool for people: where its records are sent."""
     return printable(f"{log_group_name} → {log_stream_name}", one_line=True)
-
-
-def rfc3339(timestamp_ms: int) -> str:
-    """Return "2026-01-31T12:00:00.000Z"."""
-    return f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
 
 
 def stay(count: int) -> str:

@@ -63,7 +63,7 @@ orphans has an election for each of them, one after the other.
 
 * It tries the lease every 0.25 s, and up to half as long again. The kernel frees it the moment its holder dies.
 * It reads how to send from the spool (settings.json and FORMAT). Its environment is that of the process that happened
-  to start it, and gives credentials only. (A spool without settings.json is sent as `FAPILOG_CLOUDWATCH__*` say.)
+  to start it, and gives credentials only. (A spool without settings.json is sent as the environment says.)
 * If a writer leaves other settings, it ends after the request under way, and leads again with these, in a new epoch
   and under the same lease.
 * What goes wrong is said, with the spool's name, and tried again after 1 s. A damaged spool, or one of a newer cwsink,

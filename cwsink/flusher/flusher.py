@@ -363,8 +363,9 @@ class Flusher:
             try:
                 self._reader.sync()
                 self._cursor.sync()
-                self.leader_state.touch()
+                self.leader_state.synced()
             except OSError as error:
+                self.leader_state.not_synced()
                 # A commit may be under repetition. If the leader ended here, the next one would send the request again.
                 report(
                     "sync",

@@ -10,10 +10,11 @@ Write-through
 * **The append is done by the thread that logs.** There is no queue, no thread and no lock of ours. Therefore a record
   is safe when the call returns, a signal handler or `__del__` may log in the middle of an append, and a fork may come
   at any moment.
-* **`Writer.append` never raises.** True: the record is in the spool. False: the writer refused the record, and counts
-  it by reason in the spool before it answers (`losses`). The common case is spelled out in one
-  function. Everything else (a message in bytes, a time that is not valid, a check of the segment that is due, a fork)
-  takes a longer way.
+* **`Writer.append` never raises**, but lets pass what a signal handler raises in the middle of it: a soft time limit
+  is meant for the task (`interruption`). True: the record is in the spool. False: the writer refused the record, and
+  counts it by reason in the spool before it answers (`losses`). The common case is spelled out in one function.
+  Everything else (a message in bytes, a time that is not valid, a check of the segment that is due, a fork) takes a
+  longer way.
 * **fapilog's pipeline runs inline** (`inline`). fapilog would put each entry into a queue, and a thread would take it
   out a quarter of a second later: a kill loses the entries in between. Therefore the pipeline of a logger that has
   our sink (its filters, enrichers, redactors, processors) runs in the call. Each of its coroutines is driven by one

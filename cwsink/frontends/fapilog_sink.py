@@ -11,6 +11,7 @@ uses its own fallback, which shows the entry on stderr.
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,8 @@ from cwsink import diagnostics
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
-from cwsink.frontends import fapilog_repairs, presence
+from cwsink.frontends import console, fapilog_repairs, presence
+from cwsink.frontends.console import Console
 from cwsink.frontends.inline import seam
 from cwsink.frontends.plain import encode
 from cwsink.frontends.writer import Writer
@@ -62,20 +64,22 @@ class CloudWatchSpoolSink:
     """
 
     name = "cwsink"
+    _writer: Writer | Console
 
     def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
         if config is not None and not isinstance(config, (SinkConfig, dict)):
             self.name = "cloudwatch"  # fapilog's routing rules name the built-in sink like this
         try:
-            self._writer = Writer(load_config(config, **settings))
+            loaded = load_config(config, **settings)
+            where = console.place(os.environ)
+            self._writer = Writer(loaded) if where == "cloudwatch" else Console(where)
         except CwsinkError as error:
             diagnostics.report("sink", f"the sink cannot start, and fapilog will log elsewhere: {error}")
             raise
-        config_ = self._writer.config
-        self.blocks = config_.on_full == "block"
+        self.blocks = loaded.on_full == "block" and where == "cloudwatch"
         # If a subclass has a `write` of its own, that must be called: it keeps fapilog's queue, which calls it.
         is_plain = (type(self).write, type(self).write_serialized) == _OWN
-        self.writes_through = config_.pipeline == "inline" and is_plain
+        self.writes_through = loaded.pipeline == "inline" and is_plain
         enable_repairs()
 
     async def start(self) -> None:
@@ -112,16 +116,18 @@ class CloudWatchSpoolSink:
             True: spooled. False: refused and counted. Bytes: the encoded record; under
             `on_full="block"` there is no room for it now. Give it to `wait_for_room`.
         """
+        if not self.blocks:
+            return self.spool(entry) if view is None else self.spool_serialized(view)
+        assert isinstance(self._writer, Writer)  # a console does not block
         payload = self._writer.prepare(*(_text_of(entry) if view is None else _text_of_view(view)))
         if payload is None:
             return False
         answer = self._writer.try_append(payload)
-        if answer is Append.FULL and self.blocks:
-            return payload
-        return answer is Append.APPENDED
+        return payload if answer is Append.FULL else answer is Append.APPENDED
 
     async def wait_for_room(self, payload: bytes) -> bool:
         """Await room for the record that `offer` returned, and spool it. False: refused and counted."""
+        assert isinstance(self._writer, Writer)
         until = monotonic() + self._writer.config.block_timeout_seconds
         try:
             while monotonic() < until:
@@ -148,36 +154,12 @@ def install() -> None:
     """Make "cloudwatch" (and "cwsink") mean this sink, and put fapilog's repairs in place.
 
     Call it before the first logger is made. The settings of the built-in sink keep their names
-    and places; cwsink's own settings come from `FAPILOG_CLOUDWATCH__<NAME>`. To call it again
+    and places; cwsink's own settings come from `CWSINK_<NAME>`. To call it again
     changes nothing.
     """
     for name in ("cloudwatch", "cwsink"):
         loader.register_builtin("fapilog.sinks", name, CloudWatchSpoolSink)
     enable_repairs()
-
-
-def drain(timeout_seconds: float = 5.0) -> bool:
-    """Empty fapilog's queues into the spool, and wait until the spool is delivered.
-
-    A process that ends without exit handlers (by a signal, `os._exit`, uvicorn's shutdown) calls
-    this as its last act. It blocks; in an event loop, `await asyncio.to_thread(cwsink.drain)`.
-    The process may log after it. Never raises.
-
-    Args:
-        timeout_seconds: the most to wait, for both together.
-
-    Returns:
-        True: everything was delivered. False: the rest stays in the spool.
-    """
-    until = monotonic() + timeout_seconds
-    fapilog_repairs.drain(timeout_seconds)
-    try:
-        return presence.this.flush(max(0.0, until - monotonic()))
-    except OSError as error:
-        diagnostics.report(
-            "drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool."
-        )
-        return False
 
 
 def enable_repairs() -> None:

@@ -2,6 +2,7 @@
 
 ```text
 {"timestamp": "2026-01-31T12:00:00.123Z", "level": "INFO", "message": "order placed", "logger": "shop",
+ "trace_id": "5759e988bd862e3fe1be46a994272793", "span_id": "53995c3f42cd8ad8",     while a span is active
  "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
                  "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
                  "error.stack": ...}, "stack": ...},
@@ -17,13 +18,16 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
-from cwsink.frontends.plain import encode, is_flat
+from cwsink.frontends import trace
+from cwsink.frontends.interruption import is_interruption
+from cwsink.frontends.plain import encode, is_flat, unshowable
 
 # The attributes that a record has by itself. All others come from `extra`, or from a record factory of the application
 # (which `logging.makeLogRecord` would call). Formatters and newer Pythons add some. `color_message` is the message once
@@ -33,7 +37,9 @@ _OWN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
 }  # fmt: skip
 # A message that is a dict has its text under one of these keys, if it has one.
 _TEXT_KEYS: Final = ("message", "event", "msg")
-_KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
+KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
+
+_NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -57,23 +63,63 @@ class _Entry(msgspec.Struct):
     level: object
     message: str
     logger: object
+    trace_id: object
+    span_id: object
     diagnostics: _Diagnostics
     data: dict[str, Any]
 
 
 def encode_record(record: logging.LogRecord, message: str) -> str:
     """Return the record as JSON, with `message` for its message."""
-    fields = vars(record)
-    data = {} if _OWN.issuperset(fields) else {name: fields[name] for name in fields if name not in _OWN}
+    data: dict[str, Any] = {}
+    if not _OWN.issuperset(vars(record)):
+        # A copy, because another handler may format the record in another thread, and add to it meanwhile.
+        data = {name: value for name, value in dict(vars(record)).items() if name not in _OWN}
     if isinstance(record.msg, dict):
-        message, data = _text_in(record.msg, message), {**record.msg, **data}
-    entry = _Entry(_rfc3339(record.created), record.levelname, message, record.name, _diagnostics(record), data)
+        items = dict(record.msg)
+        message, data = _text_in(items, message), {**items, **data}
+    trace_id, span_id = trace.active() or _NO_SPAN
+    entry = _Entry(
+        _rfc3339(record.created), record.levelname, message, record.name, trace_id, span_id, _diagnostics(record), data
+    )
     try:
         if is_flat(data):
             return _encode(entry).decode()
-    except Exception:  # a text that is no Unicode, or a field that the application has replaced
-        pass
+    except Exception as error:  # a text that is no Unicode, or a field that the application has replaced
+        if is_interruption(error):
+            raise
     return encode({**_set_fields(entry), "diagnostics": _set_fields(entry.diagnostics)}).decode()
+
+
+def encode_entry(
+    *,
+    timestamp: object,
+    level: str,
+    message: object,
+    logger: object,
+    diagnostics: dict[str, Any],
+    data: Mapping[Any, Any],
+) -> str:
+    """Return an entry of another logging library as JSON, in the same shape.
+
+    Args:
+        timestamp: seconds since 1970, or the library's own text; None: now.
+        level, message, logger: as the library has them.
+        diagnostics: where the entry was made, and its exception (`exception_fields`).
+        data: all else.
+    """
+    trace_id, span_id = trace.active() or _NO_SPAN
+    entry = {
+        "timestamp": timestamp if isinstance(timestamp, str) else _rfc3339(timestamp or time.time()),
+        "level": level,
+        "message": shown(message),
+        "logger": logger,
+        "trace_id": trace_id,
+        "span_id": span_id,
+        "diagnostics": diagnostics,
+        "data": dict(data),
+    }
+    return encode({name: value for name, value in entry.items() if value is not msgspec.UNSET}).decode()
 
 
 def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
@@ -106,7 +152,7 @@ def shown(value: object) -> str:
     try:
         return repr(value).encode("utf-8", "backslashreplace").decode()
     except Exception as error:
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+        return unshowable(value, error)
 
 
 def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
@@ -121,7 +167,7 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
     )
     if task := getattr(record, "taskName", None):
         found.task = task
-    if record.levelname not in _KNOWN_LEVELS:
+    if record.levelname not in KNOWN_LEVELS:
         found.levelno = record.levelno
     if (record.exc_info or record.exc_text) and (exception := _exception(record)):
         found.exception = exception
@@ -138,19 +184,26 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
     """
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) and len(record.exc_info) == 3 else None
     if isinstance(error, BaseException):
-        try:
-            text = str(error)
-        except Exception:
-            text = shown(error)
-        named = {"error.type": type(error).__name__, "error.message": text}
-        if record.exc_text is not None and not record.exc_text.strip():
-            return named
-        try:
-            stack = "".join(traceback.format_exception(error))
-        except Exception as failure:
-            stack = f"<a traceback that cannot be shown: {type(failure).__name__}>"
-        return {**named, "error.stack": stack}
+        return exception_fields(error, has_stack=record.exc_text is None or bool(record.exc_text.strip()))
     return {"error.stack": record.exc_text} if record.exc_text else {}
+
+
+def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[str, str]:
+    """Return fapilog's keys for an exception, with its traceback unless the message has that already."""
+    try:
+        text = str(error)
+    except Exception as failure:
+        if is_interruption(failure):
+            raise
+        text = shown(error)
+    named = {"error.type": type(error).__name__, "error.message": text}
+    if not has_stack:
+        return named
+    try:
+        stack = "".join(traceback.format_exception(error))
+    except Exception as failure:
+        stack = unshowable(error.__traceback__, failure)
+    return {**named, "error.stack": stack}
 
 
 def _rfc3339(created: object) -> str:

@@ -15,11 +15,12 @@ import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from cwsink.diagnostics import report
-from cwsink.frontends import log_entry
-from cwsink.frontends.writer import Writer
+from cwsink.errors import ConfigError, SpoolError
+from cwsink.frontends import console, log_entry, opening
+from cwsink.frontends.interruption import is_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,23 +36,60 @@ _MOST_NESTED: Final = 5
 _beside_celery: set[SpoolHandler] = set()
 
 
+class JsonFormatter(logging.Formatter):
+    """Makes of a record the JSON that `SpoolHandler` spools, for any other handler (see cwsink.frontends.log_entry).
+
+    Example:
+        handler = logging.StreamHandler()
+        handler.setFormatter(cwsink.JsonFormatter())
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON, in one line. Raises whatever the record's own message raises."""
+        return log_entry.encode_record(record, str(record.getMessage()))
+
+
 class SpoolHandler(logging.Handler):
     """Spools each record: as JSON (see cwsink.frontends.log_entry), or as the text of its formatter, if it has one.
 
     Args:
         config: a SinkConfig or a mapping.
         level: the handler's level, as of any handler of logging.
-        **settings: single settings (see SinkConfig); they win over `config`, which wins over `FAPILOG_CLOUDWATCH__*`.
+        on_unusable: what to do if the spool cannot be made or opened. "stderr": say why, and print the records there,
+            because no application should fail to start for its log. "raise": raise SpoolError.
+        **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
+
+    Where `CWSINK_TARGET` is not "cloudwatch", records are printed, or left out (cwsink.frontends.console).
 
     Raises:
-        ConfigError, SpoolError: at construction. Later nothing is raised; a refused record is counted (see Writer).
+        ConfigError: a setting is wrong, or no log group is given. After construction nothing is raised; a refused
+            record is counted (see Writer).
+        SpoolError: the spool cannot be used, and on_unusable is "raise".
 
     Example:
         logging.getLogger().addHandler(SpoolHandler(log_group_name="/myapp/prod"))
     """
 
-    def __init__(self, config: object = None, level: int | str = logging.NOTSET, **settings: Unpack[Settings]) -> None:
-        self._writer = Writer.open(config, **settings)
+    def __init__(
+        self,
+        config: object = None,
+        level: int | str = logging.NOTSET,
+        *,
+        on_unusable: Literal["stderr", "raise"] = "stderr",
+        **settings: Unpack[Settings],
+    ) -> None:
+        if on_unusable not in ("stderr", "raise"):
+            raise ConfigError(f"on_unusable={on_unusable!r}: choose one of stderr, raise.")
+        try:
+            self._writer = opening.open_writer(config, **settings)
+        except SpoolError as error:
+            if on_unusable == "raise":
+                raise
+            report("unusable", f"records go to stderr, and not to CloudWatch: {error}")
+            self._writer = console.Console("stderr")
         self._nested = threading.local()
         super().__init__(level)
         if "celery" in sys.modules:
@@ -82,13 +120,15 @@ class SpoolHandler(logging.Handler):
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Spool a record, whatever objects it holds. Never raises an Exception."""
+        """Spool a record, whatever objects it holds. Raises no Exception but that of a signal handler."""
         nested = self._nested
         depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
             text = self._text_of(record) if depth <= _MOST_NESTED else _unshown(record)
             self._writer.append(text, log_entry.time_ms(record.created))
         except Exception as error:
+            if is_interruption(error):
+                raise
             with suppress(Exception):
                 self._writer.count_internal_error(error)
         finally:
@@ -106,20 +146,33 @@ class SpoolHandler(logging.Handler):
         The failure is reported by `handleError`, as by any handler.
         """
         try:
-            if self.formatter is not None:
+            if self.formatter is not None and type(self.formatter) is not JsonFormatter:
                 # A formatter may return an empty text, but CloudWatch wants at least one character in an event.
                 return str(self.formatter.format(record)) or " "
             message = str(record.getMessage())
-        except Exception:
+        except Exception as error:
+            if is_interruption(error):
+                raise
             with suppress(Exception):  # stderr may be closed, or a signal handler may have interrupted a write to it
                 self.handleError(record)
             message = log_entry.unformatted(record)
-        return log_entry.encode_record(record, message)
+        try:
+            return log_entry.encode_record(record, message)
+        except Exception as error:  # the application has taken away what each record has, or a dict of its own raises
+            if is_interruption(error):
+                raise
+            return _unshown(record, message)
 
 
-def _unshown(record: logging.LogRecord) -> str:
-    """Return the text for a record that is nested too deep, made without a call to any object of the application."""
-    message = record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
+def _unshown(record: logging.LogRecord, message: str = "") -> str:
+    """Return the text of a record with nothing but its message, without a call to any object of the application.
+
+    By default the message is that of a record that is nested too deep.
+    """
+    if not message:
+        message = (
+            record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
+        )
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
     return log_entry.encode_record(logging.makeLogRecord(own), message)
 

@@ -5,7 +5,8 @@ That code may change the very container that is being encoded, or let another th
 the middle of that container would then read freed memory, and the process would crash. So there are two ways:
 
 * The quick way is orjson, told to refuse all but exact JSON types, UUID and Enum. It runs no code of the application,
-  and it stops at the first value that it refuses.
+  and it stops at the first value that it refuses. But it asks an Enum for its `value`, which is Python code, during
+  which other threads may run. So a value goes the quick way only after a look that found no Enum in it.
 * The slow way, for all else, is written in Python. It copies each container first, and makes each value plain by
   itself. A value that cannot be made plain becomes a text that says so, and spoils no other value.
 
@@ -16,21 +17,21 @@ What the slow way makes of a value is never more than the value shows of itself:
 | text, whole numbers, floats, True, False, None | itself; NaN and infinity: null |
 | datetime, date, time | RFC 3339 |
 | UUID, Decimal | text |
-| dict, list, tuple, set, and their subclasses | object or array |
+| dict, list, tuple, set | object or array |
 | Enum | its value |
 | bytes | text; bytes that are not UTF-8 become backslash escapes |
 | numbers of other types (NumPy's) | number |
-| dataclass, attrs | object of the fields that its own `repr()` shows; if that is the application's, its `str()` |
-| msgspec.Struct | object; if its `__str__` or `__repr__` is the application's, its `str()` |
-| subclasses of text and numbers with a `__str__` or `__repr__` of the application | its `str()` |
+| dataclass, attrs, msgspec.Struct | object of the fields that its `repr()` shows; of a dataclass no `_private` ones |
+| model of pydantic | object of the fields that both its `repr()` and its `model_dump()` show |
+| any of these but an Enum, if its class has a `__str__` or `__repr__` of the application | its `str()` |
 | all else | its `str()` |
 """
 
 from __future__ import annotations
 
-import dataclasses
 import numbers
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -41,7 +42,10 @@ from uuid import UUID
 
 import msgspec
 
+from cwsink.frontends.interruption import is_interruption
+
 _VALUES: Final = frozenset((str, int, float, bool, NoneType, date, UUID, Decimal))
+_EXACT: Final = frozenset((str, int, float, bool, NoneType, UUID))
 _MOST_LEVELS: Final = 100
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -50,9 +54,27 @@ _encode: Final = msgspec.json.Encoder().encode
 def encode(value: object) -> bytes:
     """Return a value as JSON. Raises no Exception because of what the value is, or does meanwhile."""
     try:
-        return _strict()(value)
-    except Exception:  # a value of another type, a text that is no Unicode, a number of more than 64 bits
-        return _encode(plain(value))
+        if _is_exact((value,)):
+            return _strict()(value)
+    except Exception as error:  # a value of another type, a text that is no Unicode, a number of more than 64 bits
+        if is_interruption(error):
+            raise
+    return _encode(plain(value))
+
+
+def _is_exact(values: Iterable[object]) -> bool:
+    """Tell whether all values, and all in them, are of types of which orjson runs no code."""
+    for value in values:
+        kind = type(value)
+        if kind in _EXACT:
+            continue
+        if kind is dict:
+            value = value.values()  # type: ignore[attr-defined]  # it is a dict
+        elif kind is not list and kind is not tuple:
+            return False
+        if not _is_exact(value):  # type: ignore[arg-type]  # it can be iterated
+            return False
+    return True
 
 
 def is_flat(values: Mapping[Any, Any]) -> bool:
@@ -74,7 +96,14 @@ def plain(value: object, within: tuple[int, ...] = ()) -> Any:
     try:
         return _plain(value, within)
     except Exception as error:
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+        return unshowable(value, error)
+
+
+def unshowable(value: object, error: Exception) -> str:
+    """Return what to show instead of a value that has raised this. Raises what a signal handler has raised."""
+    if is_interruption(error):
+        raise error
+    return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
 def text(value: object) -> str:
@@ -91,16 +120,20 @@ def _plain(value: Any, within: tuple[int, ...]) -> Any:
     if len(within) >= _MOST_LEVELS:
         return f"<{kind.__name__}, nested {_MOST_LEVELS} levels deep>"
     within = (*within, id(value))
-    if isinstance(value, dict):
-        return {_key(key): plain(each, within) for key, each in list(value.items())}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        if _shows_itself(kind):
+            return text(value)
+        if isinstance(value, dict):
+            return {_key(key): plain(each, within) for key, each in list(value.items())}
         return [plain(each, within) for each in list(value)]
     if isinstance(value, Enum):
         return plain(value.value, within)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).decode("utf-8", "backslashreplace")
     if isinstance(value, (datetime, time)):
-        return msgspec.Raw(_encode(value))  # its tzinfo may run any code, but in the middle of no container
+        return re.sub(r"\+00:00$", "Z", text(value.isoformat()))
+    if _is_model(kind):
+        return {name: plain(each, within) for name, each in _of_model(value).items()}
     if (fields := _shown_fields(kind)) is not None:
         return {name: plain(show(getattr(value, name)), within) for name, show in fields.items()}
     if _shows_itself(kind):
@@ -116,7 +149,9 @@ def _scalar(value: Any) -> Any:
         return text(value)
     try:
         return msgspec.Raw(_encode(value))
-    except Exception:  # a whole number of more than 64 bits
+    except Exception as error:  # a whole number of more than 64 bits
+        if is_interruption(error):
+            raise
         return msgspec.Raw(repr(value).encode()) if isinstance(value, int) else text(value)
 
 
@@ -133,18 +168,46 @@ def _key(key: object) -> str:
     try:
         return text(key)
     except Exception as error:
-        return f"<{type(key).__name__} that cannot be shown: {type(error).__name__}>"
+        return unshowable(key, error)
 
 
 def _shows_itself(kind: type) -> bool:
     """Tell whether the application says how its values are shown: by a `__str__` or `__repr__` of its own."""
-    return isinstance(kind.__str__, FunctionType) or isinstance(kind.__repr__, FunctionType)
+    return _is_written(kind.__str__) or _is_written(kind.__repr__)
+
+
+def _is_written(method: Any) -> bool:
+    """Tell whether a method is Python code of the application. That of a namedtuple or Counter is of `collections`."""
+    return isinstance(method, FunctionType) and method.__globals__.get("__name__") != "collections"
 
 
 def _is_generated(function: Any) -> bool:
     """Tell whether `dataclasses` or `attrs` has made a method: its code comes from no file."""
     code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
     return code is not None and code.co_filename.startswith("<")
+
+
+def _is_model(kind: type) -> bool:
+    """Tell whether it is a class of pydantic's models that is shown as pydantic shows it."""
+    methods = (kind.__str__, kind.__repr__)
+    return hasattr(kind, "__pydantic_decorators__") and all(
+        isinstance(each, FunctionType) and str(each.__globals__.get("__name__")).startswith("pydantic.")
+        for each in methods
+    )
+
+
+def _of_model(model: Any) -> dict[str, object]:
+    """Return the fields of a model of pydantic's that both its `repr()` and its `model_dump()` show, as both do."""
+    decorators = model.__pydantic_decorators__
+    fields = {name: each for name, each in model.__pydantic_fields__.items() if each.repr and not each.exclude}
+    changed = {name for each in decorators.field_serializers.values() for name in each.info.fields}
+    changed |= {
+        name for name, each in fields.items() if any(type(how).__name__.endswith("Serializer") for how in each.metadata)
+    }
+    if decorators.model_serializers or "*" in changed:
+        changed = set(fields)
+    dumped = model.model_dump(include=changed) if changed else {}
+    return {name: dumped.get(name) if name in changed else getattr(model, name) for name in fields}
 
 
 def _as_it_is(value: object) -> object:
@@ -159,8 +222,13 @@ def _shown_fields(kind: type) -> dict[str, Callable[[Any], object]] | None:
         return None if _shows_itself(kind) else dict.fromkeys(kind.__struct_fields__, _as_it_is)
     if not _is_generated(kind.__repr__):
         return None
-    if dataclasses.is_dataclass(kind):
-        return {field.name: _as_it_is for field in dataclasses.fields(kind) if field.repr}
-    if (attributes := getattr(kind, "__attrs_attrs__", None)) is not None:
+    # A class that has no `__repr__` made for itself has that of another class, with the fields of that class.
+    owner = next(each for each in kind.__mro__ if "__repr__" in vars(each))
+    if hasattr(owner, "__dataclass_fields__"):
+        import dataclasses  # here, because the application has loaded it then, and no other one is to pay for it
+
+        fields = dataclasses.fields(owner)
+        return {each.name: _as_it_is for each in fields if each.repr and not each.name.startswith("_")}
+    if (attributes := getattr(owner, "__attrs_attrs__", None)) is not None:
         return {each.name: each.repr if callable(each.repr) else _as_it_is for each in attributes if each.repr}
     return None

@@ -24,6 +24,7 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
+from cwsink.frontends.console import is_lambda
 from cwsink.frontends.starter import Starter, is_hosted
 from cwsink.spool import cursor, descriptors, files, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
@@ -50,10 +51,11 @@ _HOPELESS: Final = frozenset(("credentials", "denied", "unreachable"))
 
 def refuse_lambda() -> None:
     """Raise ConfigError in AWS Lambda, where no process runs between two calls, and the disk goes with the sandbox."""
-    if os.environ.get("AWS_LAMBDA_FUNCTION_NAME") and os.environ.get("LAMBDA_TASK_ROOT"):
+    if is_lambda(os.environ):
         raise ConfigError(
             "this is AWS Lambda, which freezes the process between two calls and throws its disk away: records in a "
-            "spool would be late, or lost. Nothing is spooled. Log to stdout: Lambda sends that to CloudWatch itself."
+            "spool would be late, or lost. Nothing is spooled. Log to stdout (CWSINK_TARGET=stdout): Lambda sends that "
+            "to CloudWatch itself."
         )
 
 

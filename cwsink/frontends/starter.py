@@ -33,6 +33,7 @@ from typing import Final
 from cwsink import host, version
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
+from cwsink.frontends.interruption import is_interruption
 from cwsink.spool import files, held_lock, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
@@ -88,7 +89,7 @@ class Starter:
         try:
             self._ensure(directory)
         except Exception as error:
-            self._failed(f"{type(error).__name__}: {error}")
+            self._failed(error)
         finally:
             self._is_busy = False
 
@@ -97,7 +98,7 @@ class Starter:
         try:
             self._spawn(directory, None, f"{reason}:{leader}")
         except Exception as error:
-            self._failed(f"{type(error).__name__}: {error}")
+            self._failed(error)
 
     def _ensure(self, directory: SpoolDirectory) -> None:
         now = monotonic()
@@ -120,7 +121,7 @@ class Starter:
                 self._led_before = None
                 self._ended_early += 1
                 if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
-                    self._failed("it has ended before it led any spool")
+                    self._say_why_not("it has ended before it led any spool")
                     return
             self._spawn(directory, lock, "")
             self._led_before = led
@@ -167,7 +168,12 @@ class Starter:
             if (code := os.waitstatus_to_exitcode(_wait(pid, 0)[1])) != 0:
                 raise OSError(f"{_SHELL} ended with code {code}")
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, error: Exception) -> None:
+        if is_interruption(error):
+            raise error
+        self._say_why_not(f"{type(error).__name__}: {error}")
+
+    def _say_why_not(self, why: str) -> None:
         self._look_again_at = monotonic() + _RETRY_SECONDS
         report(
             "starter",

@@ -1,8 +1,9 @@
 """`Writer`: appends records to a spool, for every front end.
 
 `Writer.append` is all that an application's thread does for us: it encodes the record and calls `write` once. When it
-returns True the record is in the spool, and survives whatever happens to this process. It never raises and never waits
-for the network. It blocks only under `on_full="block"`, for at most `block_timeout_seconds`.
+returns True the record is in the spool, and survives whatever happens to this process. It raises nothing of ours (a
+signal handler that raises in the middle of it is heard), and never waits for the network. It blocks only under
+`on_full="block"`, for at most `block_timeout_seconds`.
 
 A record that the writer refuses is counted by reason, in the spool (cwsink.spool.refusals). `cwsink status` shows the
 counts, and the leader tells the stream of them.
@@ -22,14 +23,15 @@ from msgspec.structs import replace
 
 from cwsink import diagnostics
 from cwsink.clock import monotonic
-from cwsink.config import SinkConfig, load_config
+from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
-from cwsink.frontends import presence
+from cwsink.frontends import console, presence
+from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.losses import Losses
 from cwsink.frontends.turn import Turn
-from cwsink.spool import capacity, descriptors, directory, files, frame, record, refusals, root, sending
+from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, refusals, root, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
-from cwsink.spool.ring import Append, Ring
+from cwsink.spool.ring import Append, Ring, code_of
 from cwsink.target import Target
 
 if TYPE_CHECKING:
@@ -38,10 +40,7 @@ if TYPE_CHECKING:
     from cwsink.settings import Settings
 
 _BLOCK_POLL_SECONDS: Final = 0.005
-# Under durability="host" the leader syncs the ring twice a second, and touches leader.json each time. If leader.json is
-# older than this, no leader syncs. If it is from the future, the clock was set back, and it says nothing.
-_LEADER_SILENT_SECONDS: Final = 3.0
-# A writer that has seen that a leader syncs looks again after this time.
+# A writer under durability="host" that has seen that a leader syncs looks again after this time.
 _LED_SECONDS: Final = 0.1
 _REOPEN_SECONDS: Final = 1.0
 _MOST_MS: Final = 1 << 53
@@ -60,7 +59,7 @@ _write = os.write
 UNENCODABLE: Final = "unencodable"
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
     _presence: presence.Presence | None
@@ -84,30 +83,29 @@ class Writer:
         self._become_producer()
         presence.this.add(self)
 
-    @classmethod
-    def open(cls, config: object = None, **settings: Unpack[Settings]) -> Writer:
-        """Open a writer from a SinkConfig or mapping, single settings, and `FAPILOG_CLOUDWATCH__*`.
+    @staticmethod
+    def open(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
+        """Open a writer from a SinkConfig or mapping, single settings, and the environment.
 
-        Example:
-            writer = Writer.open(log_group_name="/myapp/prod")
+        Returns:
+            A writer. Where `CWSINK_TARGET` is not "cloudwatch", what takes its place (cwsink.frontends.console).
 
         Raises:
-            ConfigError, SpoolError: as for the constructor.
+            ConfigError, SpoolError: as for the constructor; or no log group is given.
         """
-        return cls(load_config(config, env=None, **settings))
+        return console.open_writer(Writer, config, **settings)
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
         """Spool one event.
 
         Args:
-            message: at least one character; bytes are read as UTF-8. Lone surrogates and bytes
-                that are not UTF-8 are kept as backslash escapes.
-            timestamp_ms: the event's time in ms since 1970 UTC. The present time is used if this
-                is None, no int, or out of range.
+            message: at least one character; bytes are read as UTF-8. Lone surrogates, and bytes that are not UTF-8, are
+                kept as backslash escapes.
+            timestamp_ms: the event's time in ms since 1970 UTC; the present time if this is None, no int, or no time.
 
         Returns:
-            True: the record is in the spool. False: it was refused and counted, because the spool
-            is full, the disk fails, or the message is empty or no text.
+            True: the record is in the spool. False: it was refused and counted, because the spool is full, the disk
+            fails, or the message is empty or no text.
         """
         # This is Ring.append and frame.encode, spelled out for a small event with a plain str and int. To call
         # the two would cost a tenth of what the system call does. Everything else goes by `_append_any`.
@@ -140,7 +138,7 @@ class Writer:
         try:
             written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
-            return self._finish_append(ring.retry(error.errno, payload), payload)
+            return self._finish_append(ring.retry(code_of(error), payload), payload)
         if sequence & ring.check_mask and written == size + _HEADER_BYTES:
             return True
         return self._finish_append(ring.appended(written, len(data), payload), payload)
@@ -193,7 +191,9 @@ class Writer:
         self._count_refusal(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
 
     def count_internal_error(self, error: Exception) -> bool:
-        """Count a record that was lost to an error of cwsink itself: no memory, no stack, a bug. Returns False."""
+        """Count a record lost to an error of our own: no memory, a bug. Returns False. A signal handler's is raised."""
+        if is_interruption(error):
+            raise error
         self._losses.add("io_error", time_ns() // 1_000_000)
         self.mark_losses()
         diagnostics.report("internal_error", f"a record was refused and counted: {type(error).__name__}: {error}")
@@ -202,11 +202,7 @@ class Writer:
     def flush(self, timeout: float) -> bool:
         """Wait until the flusher has settled every record that any process has appended to the spool so far.
 
-        Args:
-            timeout: the most to wait, in seconds.
-
-        Returns:
-            True: all are settled. False: some stay in the spool, and are delivered later.
+        Returns True if all are settled. After `timeout` seconds False: some stay, and are delivered later.
         """
         return presence.flush([(self.directory, self.config)], timeout)
 
@@ -214,6 +210,9 @@ class Writer:
         """Let go of the spool. Sends nothing and waits for nothing; a later append opens the spool again."""
         self._ring.close()
         self.mark_losses()  # now, because the ring's descriptor may have been the last one
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def mark_losses(self) -> None:
         """Write down the counts of refused records that could not be written down before."""
@@ -228,12 +227,11 @@ class Writer:
             self._presence = presence.this.presence_in(self.directory, self.config)
             self._presence.watch(self._ring)
             self._presence.look()
-        except Exception as error:
-            self._is_begun = False
+        except BaseException as error:
+            self._is_begun = False  # the next append goes on with it
+            if not isinstance(error, Exception) or is_interruption(error):
+                raise
             diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are kept.")
-        except BaseException:  # of a signal handler: the next append goes on with it
-            self._is_begun = False
-            raise
 
     @property
     def is_usable(self) -> bool:
@@ -392,9 +390,8 @@ class Writer:
         now = monotonic()
         if now < self._led_until:
             return
-        with contextlib.suppress(OSError):
-            if 0 <= time.time() - files.status(self.directory.leader_state).st_mtime < _LEADER_SILENT_SECONDS:
-                self._led_until = now + _LED_SECONDS
-                return
+        if leader_state.is_synced(self.directory):
+            self._led_until = now + _LED_SECONDS
+            return
         with contextlib.suppress(OSError):
             self._ring.sync()

@@ -176,8 +176,8 @@ Power loss
 ----------
 
 `durability="process"` (the default): records that the kernel had not written yet are lost, up to about 30 s of them.
-`"host"`: the leader syncs segments, their directory and the cursor every 0.5 s. If no leader has done so for 3 s, each
-append syncs its segment before it returns. After a power loss,
+`"host"`: the leader syncs segments, their directory and the cursor every 0.5 s. leader.json says whether
+a leader does. If none does, each append syncs its segment before it returns. After a power loss,
 
 * a segment may be shorter than its committed offset. Records appended to it would count as settled, so the first
   writer begins a new segment;

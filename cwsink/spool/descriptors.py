@@ -16,6 +16,12 @@ A fork by C code runs no Python hook. So there is a page of memory that the kern
 `getpid()`. Without such a page the child keeps writing under its parent's producer id: its records are safe, but their
 ids may repeat.
 
+An application may close descriptors that are not its own (a daemon closes all that it has inherited), or put a file of
+its own under any number. So ours are moved to high numbers: an application gets the lowest free ones, and most
+programs that close what they do not know stop before that. None of ours is ever 0, 1 or 2, where others write without
+asking whose file it is. A number may be lost all the same. So each descriptor is remembered with its file, and nobody
+writes to a number, or closes it, that has another file by then.
+
 All files are opened with mode 0600 and these flags: O_CLOEXEC (an exec'd program inherits nothing), O_NOFOLLOW (nobody
 can make us write through a symlink that they planted) and O_NONBLOCK (nobody can make us wait at a FIFO that they
 planted).
@@ -27,6 +33,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import resource
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +42,12 @@ from typing import Final
 
 FILE_MODE: Final = 0o600
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# Our numbers begin at a tenth of those that the process may have, within these bounds. The kernel keeps 8 bytes for
+# each number up to the highest one, and copies them at each fork.
+_LEAST_NUMBER: Final = 100
+_MOST_NUMBER: Final = 1_000
+_AFTER_STDERR: Final = 3
 
 # <asm-generic/mman-common.h>; the mmap module has no name for it yet.
 _MADV_WIPEONFORK: Final = 18
@@ -152,9 +165,25 @@ class Opened:
         # The call and the note of its answer are one step of C code, so that no signal handler can raise in between.
         self.fds.extend(map(partial(os.open, dir_fd=dir_fd), (path,), (flags | _FLAGS,), (FILE_MODE,)))
         status = os.fstat(self.fd)
+        self._file = file_of(status)
+        self._move_up()
         if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE and status.st_uid == os.geteuid():
             os.fchmod(self.fd, FILE_MODE)
-        _open[self.fd] = self._file = file_of(status)
+        _open[self.fd] = self._file
+
+    def _move_up(self) -> None:
+        """Give the descriptor a high number; as high as the limit allows. Raises OSError."""
+        number = min(max(_LEAST_NUMBER, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 10), _MOST_NUMBER)
+        while self.fd < number:
+            try:
+                self.fds.extend(map(fcntl.fcntl, (self.fd,), (fcntl.F_DUPFD_CLOEXEC,), (number,)))
+            except OSError:  # EINVAL: the limit is lower. EMFILE: all numbers from there on are taken
+                if number == _AFTER_STDERR:
+                    raise
+                number = max(_AFTER_STDERR, number // 2)
+                continue
+            os.close(self.fds[0])
+            del self.fds[0]
 
     def is_open(self) -> bool:
         """Tell whether it is open still: nobody has closed it beneath us."""
@@ -171,10 +200,10 @@ class Opened:
     def close(self) -> None:
         """Close it now, unless it is closed or given away."""
         for fd in self.fds:
-            if self._file is not None:
+            if fd in _open:
                 release(fd, self._incarnation, self._file)
-            elif self._incarnation == _incarnation:
-                os.close(fd)
+            elif self._incarnation == _incarnation and (self._file is None or is_same(fd, self._file)):
+                os.close(fd)  # it was not opened to the end
         self.fds.clear()
 
     def __enter__(self) -> Opened:

@@ -27,6 +27,9 @@ PUBLISH_SECONDS: Final = 1.0
 # While records wait the file is rewritten this often; if it is older, the leader hangs.
 ALIVE_SECONDS: Final = 10.0
 _MOST_BYTES: Final = 256 * 1024
+# A leader that syncs does so twice a second. If the file is older than this, no leader does. If it is from the future,
+# the clock was set back, and its time says nothing.
+_SYNC_SILENT_SECONDS: Final = 3.0
 # A leader that has failed for so long lets another process try, if one stands. Trouble that passes by itself may pass.
 _GIVE_WAY_SECONDS: Final = 3.0
 _GIVE_WAY_BUSY_SECONDS: Final = 10.0
@@ -62,6 +65,7 @@ class Published(msgspec.Struct, kw_only=True):
         credentials: a number that differs if it has other AWS credentials, or another network
             (cwsink.spool.sending.credentials_stamp).
         started_by: the process that started it, for people; "" if a person or a service manager did.
+        syncs: its last try to make the spool durable has succeeded (durability="host").
         unable: processes that led before and could not deliver, since the last request that CloudWatch has taken.
     """
 
@@ -81,15 +85,28 @@ class Published(msgspec.Struct, kw_only=True):
     started_by: str = ""
     records_per_second: float = 0.0
     capacity_bytes: int = 0
+    syncs: bool = False
     unable: list[Unable] = []
+
+
+_decode: Final = msgspec.json.Decoder(Published).decode
 
 
 def read(directory: SpoolDirectory) -> Published | None:
     """Return what the last leader published; None if there is no such file, or if it is damaged."""
     try:
-        return msgspec.json.decode(files.read(directory.leader_state, _MOST_BYTES)[0], type=Published)
+        return _decode(files.read(directory.leader_state, _MOST_BYTES)[0])
     except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
         return None
+
+
+def is_synced(directory: SpoolDirectory) -> bool:
+    """Tell whether a leader makes the spool durable, so that its writers need not. Never raises."""
+    try:
+        content, status = files.read(directory.leader_state, _MOST_BYTES)
+        return 0 <= time.time() - status.st_mtime < _SYNC_SILENT_SECONDS and _decode(content).syncs
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 class LeaderState:
@@ -176,10 +193,22 @@ class LeaderState:
         self._delivered += records
         self.publish()
 
-    def touch(self) -> None:
-        """Set the file's time to now. Writers look at it to know whether a leader syncs the spool."""
+    def synced(self) -> None:
+        """Note that the spool was made durable, and touch the file: writers look at its time (`is_synced`)."""
+        if not self._now.syncs:
+            self._set_syncs(True)
         with contextlib.suppress(OSError):
             files.touch(self._path)
+
+    def not_synced(self) -> None:
+        """Note that the spool could not be made durable, and publish that: writers are to do it themselves."""
+        if self._now.syncs:
+            self._set_syncs(False)
+
+    def _set_syncs(self, syncs: bool) -> None:
+        self._now.syncs = syncs
+        self._published_at = -math.inf
+        self.publish()
 
     def publish(self) -> None:
         """Write the file if its content has changed or is old, at most once in `PUBLISH_SECONDS`. Never raises."""

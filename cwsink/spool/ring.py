@@ -20,7 +20,7 @@ and writes the record once more (`retry`). If that fails too, the record is refu
 | EIO, three times in a row      | bad blocks                         | makes the next segment                        |
 | any error of a rotation        | no descriptor, no space            | appends on, up to twice `segment_bytes`       |
 
-`append` never raises. It answers with one of a closed set (`Append`).
+`append` never raises, but lets pass what a signal handler raises. It answers with one of a closed set (`Append`).
 """
 
 from __future__ import annotations
@@ -69,6 +69,13 @@ _APPENDED: Final = Append.APPENDED
 _write = os.write
 
 
+def code_of(error: OSError) -> int:
+    """Return the errno. An error without one is not the kernel's: a signal handler has raised it (TimeoutError)."""
+    if error.errno is None:
+        raise error
+    return error.errno
+
+
 class Ring:
     """This process's writing end of a spool's ring."""
 
@@ -115,7 +122,7 @@ class Ring:
         try:
             written = _write(attached.fd, data)
         except OSError as error:
-            return self.retry(error.errno, payload, kind)
+            return self.retry(code_of(error), payload, kind)
         self._unchecked_bytes += written
         if self._unchecked_bytes > self._check_bytes or written != len(data):
             return self.appended(written, len(data), payload, kind)
@@ -153,7 +160,7 @@ class Ring:
                     return _APPENDED
                 code = errno.ENOSPC
             except OSError as error:
-                code = error.errno
+                code = code_of(error)
         return self._not_written(code)
 
     def attach(self) -> None:
@@ -194,7 +201,11 @@ class Ring:
 
     def sync(self) -> None:
         """Make what was appended durable against a crash of the host (fdatasync). Raises OSError."""
-        if (attached := self.attached) is None:
+        attached = self.attached
+        if attached is not None and attached.status() is None:
+            self._abandon(attached)
+            attached = self._first()
+        if attached is None:
             return
         disk.sync(attached.fd)
         if attached.key != self._synced:
@@ -215,8 +226,9 @@ class Ring:
         if attached is None:
             return []
         with contextlib.suppress(OSError):
-            size = os.fstat(attached.fd).st_size
-            data = os.pread(attached.fd, max(0, size - attached.end_seen), attached.end_seen)
+            if (status := attached.status()) is None:
+                return []  # somebody has closed it, and its number may be another file's
+            data = os.pread(attached.fd, max(0, status.st_size - attached.end_seen), attached.end_seen)
             found = frame.scan(data, attached.salt, at_end=True, final=False)
             attached.end_seen += found.consumed
             return [each.payload for each in found.frames if each.is_event]
@@ -294,7 +306,7 @@ class Ring:
             self._removed = False
             return attached
         except OSError as error:
-            self._not_written(error.errno)
+            self._not_written(code_of(error))
             return None
 
     def _go_on(self, attached: AttachedSegment, *, is_cut: bool) -> AttachedSegment | None:
@@ -345,7 +357,7 @@ class Ring:
         if attached is None:
             return code == errno.EBADF  # another thread has noticed it before us
         try:
-            if code == errno.EBADF:
+            if code == errno.EBADF or (status := attached.status()) is None:
                 self._abandon(attached)
                 return True
             if code in disk.NO_ROOM:
@@ -355,8 +367,8 @@ class Ring:
                 attached.failures += 1
                 is_stuck = attached.failures >= _FAILURES
             # A record that has no room in a segment as large as this one has none in the next one, either.
-            size = os.fstat(attached.fd).st_size
-            attached.is_full = is_stuck and size >= segment.HEADER_BYTES + frame.HEADER_BYTES + length
+            needed = segment.HEADER_BYTES + frame.HEADER_BYTES + length
+            attached.is_full = is_stuck and status.st_size >= needed
             return attached.is_full
         except OSError:
             return False

@@ -27,7 +27,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from cwsink import version
-from cwsink.config import ENVIRONMENT_PREFIX, SinkConfig, load_config
+from cwsink.config import SinkConfig, load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.spool import attachment, capacity, files
@@ -93,7 +93,7 @@ def read(directory: SpoolDirectory) -> Sending | None:
 def config_of(directory: SpoolDirectory) -> SinkConfig:
     """Return how to send this spool: the target as FORMAT names it, the rest as the newest writer left it.
 
-    Where no writer has left settings, the environment variables `FAPILOG_CLOUDWATCH__*` say how.
+    Where no writer has left settings, the environment variables say how.
 
     Raises:
         ConfigError: these variables are wrong.
@@ -104,7 +104,7 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
     budget: dict[str, Any] = {"spool_max_bytes": held.spool_max_bytes if held else directory.format.spool_max_bytes}
     if found is None:
         # What FORMAT leaves open is left open: another application's role or segment size must not get in.
-        left_out = {f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in (*target, *budget, "segment_bytes")}
+        left_out = {each for name in (*target, *budget, "segment_bytes") for each in variables_of(name)}
         env = {name: value for name, value in os.environ.items() if name not in left_out}
         return SinkConfig(**{**asdict(load_config(env=env)), **target, **budget, "segment_bytes": None})
     known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER

@@ -179,10 +179,16 @@ def suffers(trial: FaultTrial, operation: Operation, log: Path, call: SystemCall
             evicting=operation.evicts,
             flusher_deaths=operation.flusher_deaths,
             refused=None if fault == KILL or operation.flusher_deaths else trial.noted,
-            # A segment we may not open is not ours: it is left alone, and what comes after it is not held back.
-            in_order=not (fault == "EACCES" and ".seg" in call.arguments),
+            # A segment that we may not open, or not ask about, is not ours: it is left alone, and what comes after it
+            # is not held back.
+            in_order=not (fault == "EACCES" and (".seg" in call.arguments or is_about_an_open_file(call))),
         )
     return was_met
+
+
+def is_about_an_open_file(call: SystemCall) -> bool:
+    """Tell whether it is what `os.fstat` calls."""
+    return call.name == "fstat" or "AT_EMPTY_PATH" in call.arguments
 
 
 def read_only_for_a_while(root: str) -> None:

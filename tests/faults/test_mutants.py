@@ -28,6 +28,7 @@ from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.own import OwnFlusher, _Served
 from cwsink.flusher.turns import _Turn
+from cwsink.frontends import plain
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
@@ -37,13 +38,22 @@ from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.reader import FreshLane, RingReader
+from cwsink.spool.ring import Ring
 from cwsink.spool.rotation import Rotation
-from tests.faults import test_damaged_spools, test_exchanged, test_meddling, test_starts, test_world
+from tests.faults import (
+    test_damaged_spools,
+    test_exchanged,
+    test_meddling,
+    test_raising_handlers,
+    test_starts,
+    test_world,
+)
 from tests.harness.simulation import Leader, simulated_host
 from tests.integration import (
     test_answers,
     test_budget,
     test_cursor,
+    test_descriptors,
     test_election,
     test_flusher,
     test_giving_way,
@@ -59,7 +69,7 @@ from tests.integration import (
     test_writer,
 )
 from tests.property import test_spool_machine
-from tests.unit import test_delivery, test_frame
+from tests.unit import test_delivery, test_frame, test_plain
 
 REPOSITORY: Final = Path(__file__).parents[2]
 HANG_SECONDS: Final = 300
@@ -288,6 +298,30 @@ MUTANTS: Final = {
         "if not fork_sentinel[0] and not _is_becoming:",
         "if not fork_sentinel[0]:",
         test_starts.test_a_fork_by_c_code_is_noticed_once,
+    ),
+    "a descriptor that stays where it was opened": Mutant(
+        descriptors.Opened.open,
+        "        self._move_up()\n",
+        "",
+        test_descriptors.test_ours_are_high,
+    ),
+    "a disk that is full beneath another file": Mutant(
+        Ring._mend,
+        "if code == errno.EBADF or (status := attached.status()) is None:",
+        "if code == errno.EBADF or (status := os.fstat(attached.fd)) is None:",
+        test_ring.test_a_full_disk_beneath_another_file_changes_nothing_of_it,
+    ),
+    "a time limit that is taken for an error of ours": Mutant(
+        Writer.count_internal_error,
+        "        if is_interruption(error):\n            raise error\n",
+        "",
+        test_raising_handlers.test_a_limit_in_the_middle_of_a_log_call_is_heard,
+    ),
+    "an encoder that asks an Enum": Mutant(
+        plain.encode,
+        "if _is_exact((value,)):",
+        "if True:",
+        test_plain.test_a_value_that_changes_its_container_crashes_nothing,
     ),
     "a lock that is freed when it is handed over": Mutant(
         Starter._ensure,

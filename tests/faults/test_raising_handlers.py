@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import SpoolHandler, Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence, turn
 from cwsink.spool import ring
@@ -38,6 +41,14 @@ FEWEST_LINES = 20
 
 class TimeLimitError(BaseException):
     """What the handler raises. Like KeyboardInterrupt, it is no Exception."""
+
+
+class SoftTimeLimitError(Exception):
+    """What the handler raises. As Celery's, it is an Exception."""
+
+
+Limit = type[TimeLimitError] | type[SoftTimeLimitError]
+LIMITS = [TimeLimitError, SoftTimeLimitError]
 
 
 def attach(config: SinkConfig) -> Writer:
@@ -99,8 +110,11 @@ def is_in_finalizer(frame: FrameType | None) -> bool:
     return False
 
 
-def interrupted(work: Callable[[], object], line: int) -> bool:
-    """Run `work`, and raise before this line of the package. False: it has fewer lines."""
+def interrupted(work: Callable[[], object], line: int, limit: Limit = TimeLimitError) -> bool:
+    """Run `work`, and raise before this line of the package. False: it has fewer lines.
+
+    It must raise that. A tracer is called as a signal handler is, with the frame that it interrupts.
+    """
     left = line
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
@@ -111,17 +125,18 @@ def interrupted(work: Callable[[], object], line: int) -> bool:
             left -= 1
             if left == 0:
                 sys.settrace(None)
-                raise TimeLimitError
+                raise limit
         return trace
 
     sys.settrace(trace)
     try:
         work()
-    except TimeLimitError:
+    except limit:
         return True
     finally:
         sys.settrace(None)
-    return left <= 0
+    assert left > 0, f"what was raised before line {line} was swallowed"
+    return False
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
@@ -131,7 +146,8 @@ def interrupted(work: Callable[[], object], line: int) -> bool:
 def test_a_handler_that_raises_leaves_nothing_wrong(
     prepare: Callable[[SinkConfig], Writer], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Afterwards this writer and another one append, evict and count as if nothing had been."""
+    """Who has logged hears of it. Afterwards this writer and another one append, evict and count as if nothing had
+    been."""
     # A tracer also stops in places where no handler can run, as between the end of a `with` and its lock's release.
     monkeypatch.setattr(turn, "_LEFT_BEHIND_SECONDS", 0.0)
     monkeypatch.setattr(ring, "_CHECKING_NS", 0)
@@ -140,7 +156,8 @@ def test_a_handler_that_raises_leaves_nothing_wrong(
         lines += step
         config = quick_config(None, **CONFIG, spool_directory=str(tmp_path / f"spools{lines}"))
         writer = prepare(config)
-        was_interrupted = interrupted(lambda writer=writer: writer.append("interrupted"), lines)
+        limit = LIMITS[lines // step % len(LIMITS)]
+        was_interrupted = interrupted(lambda writer=writer: writer.append("interrupted"), lines, limit)
         gc.collect()
         where = f"raised before line {lines}"
         before = survey(writer.directory)
@@ -166,3 +183,34 @@ def test_a_handler_that_raises_leaves_nothing_wrong(
         if not was_interrupted:
             break
     assert lines > FEWEST_LINES
+
+
+class Shown:
+    """An object whose `str()` is code of the application."""
+
+    def __str__(self) -> str:
+        return "shown"
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_in_the_middle_of_a_log_call_is_heard(limit: Limit, tmp_path: Path) -> None:
+    """At each line of `SpoolHandler`, whatever it is encoding: a task hears that its time is over."""
+    handler = SpoolHandler(quick_config(None, **CONFIG, spool_directory=str(tmp_path / "spools")))
+    extra = {
+        "shown": Shown(),
+        "list": [{"at": datetime(2026, 1, 2, tzinfo=timezone.utc)}, Decimal(1)],
+        "limit": limit(),
+        3: Path("/"),
+    }
+    try:
+        raise KeyError("gone")
+    except KeyError as error:
+        fields = {"msg": {"event": "placed", "order": Shown()}, "exc_info": (KeyError, error, None), **extra}
+        record = logging.LogRecord("app", logging.INFO, "app.py", 1, "", (), None)
+        vars(record).update(fields)
+    handler.handle(record)  # now it is attached
+    lines = 0
+    while interrupted(lambda: handler.handle(record), lines + 1, limit):
+        lines += 1
+    assert lines > FEWEST_LINES
+    handler.close()

@@ -23,6 +23,7 @@ from cwsink.spool.lease import Lease
 from tests.harness.support import CHILD_SECONDS
 
 LEAD_SECONDS = 30.0  # guards against a hang
+NOT_ELECTED = "another process leads"
 SMALL = 4096  # bytes: the smallest segments, so that a few records rotate
 
 
@@ -48,7 +49,7 @@ class Clock:
 def deliver(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "own") -> Flusher:
     """Lead until all that is pending is settled; returns the flusher, which has left."""
     lease = Lease(directory)
-    assert lease.try_acquire(), "another process leads"
+    assert lease.try_acquire(), NOT_ELECTED
     try:
         orders = Orders()
         flusher = Flusher(directory, config, lease, orders, kind=kind)
@@ -63,7 +64,7 @@ def deliver(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "own")
 def leading(directory: SpoolDirectory, config: SinkConfig, *, kind: str = "own") -> Iterator[Flusher]:
     """Lead in a thread of this process for as long as the block runs."""
     lease = Lease(directory)
-    assert lease.try_acquire(), "another process leads"
+    assert lease.try_acquire(), NOT_ELECTED
     orders = Orders()
     flusher = Flusher(directory, config, lease, orders, kind=kind)
 

@@ -32,7 +32,9 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 CONTRACT = {
     "path", "log_group_name", "log_stream_name", "region", "state", "leader", "appended", "delivered", "pending",
     "pending_bytes", "oldest_pending_seconds", "dead_lettered", "evicted", "refused", "resent", "corrupt_bytes",
-    "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable",
+    "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable", "used_bytes",
+    "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
+    "written_by", "orphan_seconds", "why",
 }  # fmt: skip
 
 # Appends as many records as each line of stdin says; exits (and drains) at its end.
@@ -226,6 +228,9 @@ def test_status_json_is_the_contract(config: SinkConfig) -> None:
     assert spool["capacity_bytes"] == config.spool_max_bytes
     assert (spool["dead_lettered"], spool["refused"], spool["evicted"]) == ({}, {}, 0)
     assert (spool["last_error"], spool["last_success"]) == (None, None)
+    assert spool["why"] == "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
+    assert (spool["used_bytes"] > 12 * 100, spool["leader_is_stopped"], spool["led_by_host"]) == (True, False, None)
+    assert (spool["written_by"], spool["orphan_seconds"]) == (socket.gethostname(), None)
     assert spool["settings"]["batch_timeout_seconds"] == config.batch_timeout_seconds
     assert spool["settings_from"] == f"{socket.gethostname()}/{os.getpid()}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -24,10 +25,11 @@ from cwsink.flusher.delivery import Delivery, Settled
 from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.limits import MAX_EVENT_BYTES
-from cwsink.spool import cursor, disk, leader_state
+from cwsink.spool import cursor, disk, leader_state, refusals
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
+from cwsink.spool.record import Loss
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading, segment_path, segments, until
@@ -108,7 +110,7 @@ def test_batch_timeout_sends_what_there_is(
         until(lambda: leader._pending_since is None, "the leader has found nothing")
         assert writer.append("a")
         assert writer.append("b")
-        until(lambda: leader._collector.count == 2, "the leader has read them")
+        until(lambda: leader._collector.count == 2 and leader._pending_since is not None, "the leader has read them")
         assert not server.calls
         offset[0] = NEVER + 1
         assert server.wait_for_events(2, 60)
@@ -687,6 +689,70 @@ def test_host_durability_reaches_segments_the_leader_has_not_read(
     with leading(writer.directory, config):
         until(lambda: wanted <= inodes, "every segment is synced")
     server.start()
+
+
+def test_a_writer_syncs_itself_unless_a_leader_does(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader with other settings writes leader.json, but does not sync; one that cannot sync any more says so."""
+    writer = Writer(changed(external, durability="host"))
+    synced: list[int] = []
+    monkeypatch.setattr(writer._ring, "sync", lambda: synced.append(1))
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def syncs() -> bool:
+        synced.clear()
+        writer._led_until = 0.0
+        assert writer.append("x")
+        return bool(synced)
+
+    assert syncs()
+    with leading(writer.directory, changed(external, durability="process")) as leader:
+        leader.leader_state.failed("an error", "busy", is_open=False)  # so leader.json is new
+        assert syncs()
+    with leading(writer.directory, changed(external, durability="host")):
+        until(lambda: not syncs(), "the leader syncs")
+        monkeypatch.setattr(disk, "sync", fail)
+        until(syncs, "the leader cannot sync, so the writer does")
+
+
+# What writers have refused.
+
+
+def test_notices_of_refusals_come_at_once_then_less_and_less_often(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, then after 1 s, 2 s, 4 s as long as it goes on, and at once again after a pause. None goes untold."""
+    spool = Writer(external).directory
+    clock = SimpleNamespace(**vars(time))
+    clock.now = 1000.0
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(flusher_module, "time", clock)
+    told: list[tuple[float, int]] = []
+    monkeypatch.setattr(Flusher, "_tell", lambda _, loss: told.append((clock.now - 1000.0, loss.count)))
+    lease, orders = Lease(spool), Orders()
+    assert lease.try_acquire()
+    leader = Flusher(spool, external, lease, orders, kind="own")
+
+    def pass_seconds(seconds: float, *, refused: bool) -> None:
+        for _ in range(round(4 * seconds)):
+            clock.now += 0.25
+            if refused:
+                assert refusals.add(spool, [Loss(1, now_ms(), now_ms(), "spool_full", 0)])
+            leader._report_evictions()
+
+    pass_seconds(8, refused=True)
+    assert told == [(0.25, 1), (1.25, 4), (3.25, 8), (7.25, 16)]
+    pass_seconds(200, refused=True)
+    assert told[-1][0] - told[-2][0] == flusher_module.LONGEST_REFUSALS_PAUSE_SECONDS
+    pass_seconds(100, refused=False)
+    assert sum(count for _, count in told) == 4 * 208
+    told.clear()
+    pass_seconds(0.25, refused=True)
+    assert [count for _, count in told] == [1]
+    orders.drain(0.0)
+    leader.lead()
+    lease.release()
 
 
 # Leaving.

@@ -144,6 +144,7 @@ def planted(server: StrictCloudWatch) -> Path:
 COMMANDS: Final = {
     "status": (["status"], True),
     "status --json": (["status", "--json"], True),
+    "check": (["check"], False),
     "tail": (["tail"], True),
     "tail -n": (["tail", "-n", "5", "--grep", "FAKE"], False),
     "tail --json": (["tail", "--json"], True),
@@ -373,6 +374,7 @@ PLANTS: Final[dict[str, Callable[[Path], None]]] = {
     ),
     "letters of 1 TiB": lambda spool: terabyte(spool / "dead_letters.jsonl"),
     "8 MiB of empty letters": lambda spool: (spool / "dead_letters.jsonl").write_bytes(b"{}\n" * (8 << 20)),
+    "a budget of nothing": lambda spool: (rewrite_format(spool, spool_max_bytes=0), (spool / "capacity.json").unlink()),
     "a negative budget": lambda spool: rewrite_format(spool, spool_max_bytes=-1),
     "an unknown setting": lambda spool: rewrite_format(spool, retention_days=-1),
     "a record of 16 MB": lambda spool: append_record(spool, "\x01" * 16_000_000),
@@ -394,6 +396,7 @@ LOOKS: Final = (
     ["tail", "-n", "50"],
     ["replay", "--all", "--dry-run"],
     ["replay", "--dead-letters", "--dry-run"],
+    ["check"],
 )
 
 
@@ -418,8 +421,8 @@ def test_a_planted_spool_hides_no_other(plant: str, server: StrictCloudWatch) ->
     assert "Traceback" not in done.stderr.decode()
     *looks, peak = said.split("=====\n")
     assert len(looks) == len(LOOKS)
-    for look in looks:
-        assert "good" in look or "an honest line" in look
+    for look, words in zip(looks, LOOKS, strict=True):
+        assert "good" in look or "an honest line" in look or (words[0] == "check" and " spool" in look)
     assert int(peak) < MOST_BYTES
     shutil.rmtree(bad)
 

@@ -6,11 +6,14 @@ import http.client
 import json
 import logging
 import logging.config
+import logging.handlers
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,109 @@ def test_loguru_and_its_traceback(server: StrictCloudWatch) -> None:
     assert placed["data"]["extra"] == {"order": 17}
     assert json.dumps(oh).count("KeyError: 'gone'") == 1
     assert oh["diagnostics"]["exception"]["error.type"] == "KeyError"
+
+
+def test_a_queue_handler_before_us_loses_nothing(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """It makes a text of the message and the traceback, and takes both away; extra and time stay as they are."""
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    logger.addHandler(logging.handlers.QueueHandler(records))
+    listener = logging.handlers.QueueListener(records, handler_for(server))
+    listener.start()
+    logger.info("order %d", 17, extra={"customer": 4})
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        logger.exception("oh", extra={"customer": 5})
+    listener.stop()
+    assert server.wait_for_events(2)
+    first, second = map(json.loads, server.messages())
+    assert (first["message"], first["data"]) == ("order 17", {"customer": 4})
+    assert second["data"] == {"customer": 5}
+    assert json.dumps(second).count("KeyError: 'gone'") == 1
+
+
+STRUCTLOG = {
+    "JSON": "[structlog.processors.JSONRenderer()]",
+    "keywords": "[structlog.stdlib.render_to_log_kwargs]",
+    "a formatter's": "[structlog.stdlib.ProcessorFormatter.wrap_for_formatter]",
+}
+
+
+@pytest.mark.parametrize("how", STRUCTLOG.values(), ids=STRUCTLOG)
+def test_structlog(server: StrictCloudWatch, spawn: Spawn, how: str) -> None:
+    """Whichever way it hands an entry to logging: the event, its keys and the traceback arrive."""
+    pytest.importorskip("structlog")
+    program = f"""
+import logging, structlog, cwsink
+logging.getLogger().addHandler(cwsink.SpoolHandler(log_group_name="/test/group", log_stream_name="stream"))
+logging.getLogger().setLevel(logging.INFO)
+structlog.configure(
+    processors=[structlog.stdlib.add_log_level, structlog.processors.format_exc_info, *{how}],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
+log = structlog.get_logger("shop").bind(order=17)
+log.info("placed")
+try:
+    raise KeyError("gone")
+except KeyError:
+    log.exception("oh")
+"""
+    finish(spawn(program, env=server.environment()))
+    assert server.wait_for_events(2)
+    placed, oh = server.messages()
+    for wanted in ("placed", "order", "17"):
+        assert wanted in placed
+    assert "KeyError: 'gone'" in oh
+    assert json.loads(placed)["level"] == "INFO"
+
+
+def test_a_record_that_another_thread_changes_costs_nothing(
+    server: StrictCloudWatch, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second handler formats the record meanwhile, and adds to it: the record arrives."""
+    logger.addHandler(handler_for(server))
+    record = logger.makeRecord(logger.name, logging.INFO, "f.py", 3, "placed", (), None, extra={"order": 17})
+    stop = threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            vars(record)[f"extra{number % 50}"] = number
+            vars(record).pop(f"extra{(number + 25) % 50}", None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(500):
+            logger.handle(record)
+    finally:
+        stop.set()
+        thread.join()
+    assert server.wait_for_events(500)
+    assert all(json.loads(text)["data"]["order"] == 17 for text in server.messages())
+
+
+def test_a_record_that_lacks_what_each_has_is_not_lost(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """A filter has deleted attributes, or the message is a dict whose own code raises: the message arrives."""
+
+    class Broken(dict):  # type: ignore[type-arg]
+        def get(self, *_: object) -> object:
+            raise RuntimeError
+
+        keys = items = __iter__ = get  # type: ignore[assignment]
+
+    logger.addHandler(handler_for(server))
+    record = logger.makeRecord(logger.name, logging.INFO, "f.py", 3, "first", (), None)
+    for name in ("process", "thread", "threadName", "pathname", "lineno", "funcName"):
+        delattr(record, name)
+    logger.handle(record)
+    logger.info(Broken(event="second"))
+    assert server.wait_for_events(2)
+    first, second = map(json.loads, server.messages())
+    assert first["message"] == "first"
+    assert "second" in second["message"]
 
 
 def test_what_cannot_be_formatted_is_sent_as_it_is_and_complained_about(

@@ -60,6 +60,7 @@ NOT_RUN: Final = {
 }
 
 LOG_ONE_RECORD: Final = "\nlogger.info('order placed')\n"
+APPEND_ONE_RECORD: Final = "import cwsink; cwsink.Writer.open(log_group_name='/myapp/prod').append('a line of text')\n"
 PROGRAM: Final = """\
 import cwsink, fapilog
 cwsink.install()
@@ -404,7 +405,7 @@ class Session:
                 self.has_replayed = "--dry-run" not in words
                 assert "replay" in output
             else:
-                assert "/myapp/prod" in output
+                assert ("OK: 1 spool" if words[1] == "check" else "/myapp/prod") in output
 
     def python(self, words: list[str]) -> None:
         """`python -m cwsink.testing`: a server of its own, at another port than ours."""
@@ -487,7 +488,10 @@ def test_python(block: Block, session: Session) -> None:
         assert "1 passed" in session.check_output(words)
     else:
         is_a_setup = "logger = " in block.text and "logger.info" not in block.text
-        session.check_output([sys.executable, "-c", block.text + LOG_ONE_RECORD * is_a_setup])
+        is_a_look = "cwsink.stats()" in block.text
+        script = f"{APPEND_ONE_RECORD * is_a_look}{block.text}{LOG_ONE_RECORD * is_a_setup}"
+        shown = session.check_output([sys.executable, "-c", script])
+        assert len(shown.split()) == 5 * is_a_look  # the stream's name, its state, and three numbers
         (event,) = session.server.events("/myapp/prod")
         assert ("order placed" if is_a_setup else "a line of text") in event.message
 

@@ -25,7 +25,7 @@ from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
 from cwsink.flusher.second_chance import Resend, Rules, Skip, restamped
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import budget, descriptors, disk
-from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.record import Event
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
@@ -423,6 +423,7 @@ def test_another_users_spool_is_refused(spool: SpoolDirectory, capsys: Capture) 
     cwsink(spool.path, "--dry-run")
     assert "would replay 1" in capsys.readouterr().out
     give(spool.path, 0)
+    spool = open_existing(spool.path)
     assert (pending(spool), buried(spool)) == ([], ["1"])
 
 

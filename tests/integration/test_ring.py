@@ -487,9 +487,9 @@ def test_a_descriptor_that_is_another_files_by_now_is_left_alone(small: SinkConf
     attached = writer._ring.attached
     assert attached is not None
     fd = attached.fd
-    os.close(fd)
-    with open(tmp_path / "theirs", "w+b", buffering=0) as theirs:
-        assert theirs.fileno() == fd
+    with open(tmp_path / "theirs", "w+b", buffering=0) as file:
+        os.dup2(file.fileno(), fd)
+    with open(fd, "r+b", buffering=0) as theirs:
         writer._ring.check_due_ns = 0
         assert writer.append("after")
         del attached
@@ -499,6 +499,26 @@ def test_a_descriptor_that_is_another_files_by_now_is_left_alone(small: SinkConf
         assert os.fstat(fd).st_size == 0
         theirs.write(b"still open")
     assert pending(writer.directory)[:2] == ["before", "after"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_beneath_another_file_changes_nothing_of_it(
+    small: SinkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application has put a file of its own under our number, and its disk is full: no room is made in that."""
+    writer = Writer(small)
+    assert writer.append("before")
+    attached = writer._ring.attached
+    assert attached is not None
+    punched: list[int] = []
+    monkeypatch.setattr(disk, "punch_hole", lambda fd, *_: punched.append(fd))
+    fd = attached.fd
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), fd)
+    assert writer.append("after")
+    assert punched == []
+    assert pending(writer.directory) == ["before", "after"]
+    os.close(fd)
 
 
 def test_an_attachment_whose_descriptor_is_closed_is_renewed(small: SinkConfig) -> None:

@@ -17,7 +17,7 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence
 from cwsink.frontends import writer as writer_module
-from cwsink.spool import attachment, directory, disk, flusher_lock, frame, record
+from cwsink.spool import attachment, directory, disk, flusher_lock, frame, leader_state, record
 from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -449,9 +449,9 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def lead_at(writer: Writer, seconds_ago: float) -> None:
-    """Make leader.json that a leader touched then."""
+    """Make the leader.json of a leader that synced the spool then."""
     moment = time.time() - seconds_ago
-    Path(writer.directory.leader_state).touch()
+    leader_state.LeaderState(writer.directory, 1, "own", 1).synced()
     os.utime(writer.directory.leader_state, (moment, moment))
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from cwsink.cli import sight, text
+from cwsink.cli import text
 from cwsink.cli.arguments import LEVELS, parser
 from cwsink.flusher.outcome import advice_on
 from cwsink.printable import printable
 from cwsink.spool.record import Event
+from cwsink.spool.stats import state_of
 
 NOON_MS = 1_700_000_000_123
 
@@ -137,7 +138,7 @@ def test_the_state_of_a_spool(
     pending: int, is_led: bool, doing: Any, is_stopped: bool, is_silent: bool, expected: str
 ) -> None:
     """Nothing pending is idle, whatever else; a leader that waits for its next try is not stalled."""
-    state = sight.state_of(pending=pending, is_led=is_led, doing=doing, is_stopped=is_stopped, is_silent=is_silent)
+    state = state_of(pending=pending, is_led=is_led, doing=doing, is_stopped=is_stopped, is_silent=is_silent)
     assert state == expected
 
 

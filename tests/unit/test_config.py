@@ -251,12 +251,13 @@ ENVIRONMENT = {
 BESIDE: dict[str, dict[str, Any]] = {"external_id": {"role_arn": "arn:role"}}
 
 
+@pytest.mark.parametrize("prefix", ["CWSINK_", "FAPILOG_CLOUDWATCH__"])
 @pytest.mark.parametrize("name", SinkConfig.__struct_fields__)
-def test_every_setting_can_come_from_the_environment(name: str) -> None:
-    """FAPILOG_CLOUDWATCH__<NAME> as text gives the same as the value itself; none is forgotten."""
+def test_every_setting_can_come_from_the_environment(name: str, prefix: str) -> None:
+    """CWSINK_<NAME> and FAPILOG_CLOUDWATCH__<NAME> as text give the same as the value itself; none is forgotten."""
     text, value = ENVIRONMENT[name]
     beside = BESIDE.get(name, {})
-    loaded = load(env={ENVIRONMENT_PREFIX + name.upper(): text}, **beside)
+    loaded = load(env={prefix + name.upper(): text}, **beside)
     assert loaded == SinkConfig(**{name: value}, **beside)
     assert loaded != SinkConfig(**beside)
 
@@ -385,6 +386,25 @@ def test_a_variable_that_is_no_setting_is_said(capfd: pytest.CaptureFixture[str]
     load_config(env={"FAPILOG_CLOUDWATCH__LOG_GROP_NAME": "/app"})
     assert "FAPILOG_CLOUDWATCH__LOG_GROP_NAME has no effect" in (said := capfd.readouterr().err)
     assert "'log_group_name'" in said
+
+
+def test_of_two_variables_that_differ_ours_wins_and_one_line_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    """No value is shown, for it may be a secret. Equal ones are no trouble."""
+    env = {"CWSINK_EXTERNAL_ID": "ours", "FAPILOG_CLOUDWATCH__EXTERNAL_ID": "theirs", "CWSINK_ROLE_ARN": "arn:role"}
+    assert load_config(env=env).external_id == "ours"
+    said = "cwsink: the variable FAPILOG_CLOUDWATCH__EXTERNAL_ID has no effect: CWSINK_EXTERNAL_ID is set to another "
+    assert capfd.readouterr().err == f"{said}value, and wins.\n"
+    assert load_config(env={**env, "FAPILOG_CLOUDWATCH__EXTERNAL_ID": "ours"}).external_id == "ours"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_variable_of_ours_that_looks_like_a_setting_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """The others of that prefix are ours or the application's, and none of them is misspelt."""
+    load_config(env={"CWSINK_LOG_GRUP_NAME": "/app", "CWSINK_VERSION_OF_THE_APP": "7", "CWSINK_TARGET": "cloudwatch"})
+    said = capfd.readouterr().err
+    assert said.startswith("cwsink: the variable CWSINK_LOG_GRUP_NAME has no effect: 'log_grup_name' is not a cwsink")
+    assert said.endswith("Did you mean 'log_group_name'?\n")
+    assert said.count("cwsink: ") == 1
 
 
 def choices(hint: object) -> set[object]:

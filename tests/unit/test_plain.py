@@ -7,17 +7,18 @@ import enum
 import json
 import logging
 import threading
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import attrs
 import msgspec
 import numpy
 import pydantic
+import pydantic.dataclasses
 import pytest
 
 from cwsink.frontends import log_entry, plain
@@ -57,12 +58,22 @@ class Struct(msgspec.Struct):
     number: int
 
 
+class Moment(datetime):
+    """As freezegun's and pandas' are."""
+
+
+class PlainModel(pydantic.BaseModel):
+    number: int
+    inner: list[Order]
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [
         ({"a": [1, (2.5, None, True)], "b": {}}, {"a": [1, [2.5, None, True]], "b": {}}),
         (OrderedDict(a=1), {"a": 1}),
         (defaultdict(list, a=[1]), {"a": [1]}),
+        (Counter(a=1), {"a": 1}),
         (Point(1, 2), [1, 2]),
         ({1}, [1]),
         (Text("text"), "text"),
@@ -73,6 +84,7 @@ class Struct(msgspec.Struct):
         (memoryview(b"hello"), "hello"),
         (date(2026, 1, 2), "2026-01-02"),
         (datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc), "2026-01-02T03:04:05Z"),
+        (Moment(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc), "2026-01-02T03:04:05Z"),
         (time(3, 4, 5), "03:04:05"),
         (timedelta(days=1), "1 day, 0:00:00"),
         (UUID(int=1), str(UUID(int=1))),
@@ -92,6 +104,9 @@ class Struct(msgspec.Struct):
         (numpy.float32(1.5), 1.5),
         (numpy.bool_(True), True),
         (numpy.array([1, 2]), "[1 2]"),
+        (numpy.array(7), 7),
+        (numpy.datetime64("2026-01-02"), "2026-01-02"),
+        (PlainModel(number=1, inner=[Order(2, [])]), {"number": 1, "inner": [{"number": 2, "items": []}]}),
         (ValueError("no"), "no"),
     ],
     ids=lambda value: type(value).__name__,
@@ -160,7 +175,76 @@ class MaskedAttrs:
     password: str = attrs.field(repr=lambda _: "***")
 
 
+@dataclasses.dataclass(repr=False)
+class HiddenByBase(Order):
+    password: str
+
+
+@dataclasses.dataclass
+class Private:
+    user: str
+    _password: str
+
+
+@attrs.define(repr=False)
+class HiddenByAttrsBase(HiddenAttrs):
+    secret: str = SECRET
+
+
+class MaskedDict(dict):  # type: ignore[type-arg]
+    def __repr__(self) -> str:
+        return "***"
+
+
+class MaskedList(list):  # type: ignore[type-arg]
+    def __str__(self) -> str:
+        return "***"
+
+
+class MaskedPoint(Point):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "***"
+
+
 class HiddenModel(pydantic.BaseModel):
+    user: str
+    password: str = pydantic.Field(repr=False)
+
+
+class ExcludingModel(pydantic.BaseModel):
+    user: str
+    password: str = pydantic.Field(exclude=True)
+
+
+class SerializingModel(pydantic.BaseModel):
+    user: str
+    password: str
+    token: Annotated[str, pydantic.PlainSerializer(lambda _: "***")]
+
+    @pydantic.field_serializer("password")
+    def mask(self, _: str) -> str:
+        return "***"
+
+
+class SerializedModel(pydantic.BaseModel):
+    password: str
+
+    @pydantic.model_serializer
+    def mask(self) -> dict[str, str]:
+        return {"password": "***"}
+
+
+class MaskedModel(pydantic.BaseModel):
+    password: str
+
+    def __str__(self) -> str:
+        return "***"
+
+
+@pydantic.dataclasses.dataclass
+class HiddenPydantic:
     user: str
     password: str = pydantic.Field(repr=False)
 
@@ -175,7 +259,18 @@ HIDING = [
     Unrepresented(SECRET),
     HiddenAttrs("ann", SECRET),
     MaskedAttrs("ann", SECRET),
+    HiddenByBase(1, [], SECRET),
+    Private("ann", SECRET),
+    HiddenByAttrsBase("ann", SECRET),
+    MaskedDict(password=SECRET),
+    MaskedList([SECRET]),
+    MaskedPoint(SECRET, 4711),
     HiddenModel(user="ann", password=SECRET),
+    ExcludingModel(user="ann", password=SECRET),
+    SerializingModel(user="ann", password=SECRET, token=SECRET),
+    SerializedModel(password=SECRET),
+    MaskedModel(password=SECRET),
+    HiddenPydantic(user="ann", password=SECRET),
     pydantic.SecretStr(SECRET),
 ]
 
@@ -214,7 +309,27 @@ class Offset(tzinfo):
         return timedelta(hours=1)
 
 
-@pytest.mark.parametrize("make", [Shrinking, lambda holder: datetime(2026, 1, 2, tzinfo=Offset(holder))])
+class ChangingEnum(enum.Enum):
+    """Its `value`, which an encoder in C asks for, is code of the application."""
+
+    JOB = "job"
+
+    @property
+    def value(self) -> str:
+        HOLDERS[-1].clear()
+        globals()["junk"] = [bytes(64) for _ in range(1000)]
+        return "job"
+
+
+HOLDERS: list[Any] = []
+
+
+def changing(holder: Any) -> ChangingEnum:
+    HOLDERS.append(holder)
+    return ChangingEnum.JOB
+
+
+@pytest.mark.parametrize("make", [Shrinking, changing, lambda holder: datetime(2026, 1, 2, tzinfo=Offset(holder))])
 def test_a_value_that_changes_its_container_crashes_nothing(make: Any) -> None:
     """Of the container, what it held when its turn came arrives."""
     jobs: list[object] = []

@@ -29,6 +29,7 @@ from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import handover, outlets, stages, waiting
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
+from cwsink.frontends.interruption import is_interruption
 
 # A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
@@ -95,7 +96,7 @@ class Pipeline:
     def log(self, payload: Entry) -> bool:
         """Take one record through the pipeline. Always True: fapilog has nothing left to do with it.
 
-        It raises no Exception. A KeyboardInterrupt or the like that comes while a plugin runs goes on to the caller.
+        It raises no Exception. A KeyboardInterrupt, or what a signal handler raises, goes on to the caller.
         """
         depth = _nested.depth
         if depth >= MOST_NESTED:
@@ -116,9 +117,9 @@ class Pipeline:
                 self._process(payload)
         except Suspended as suspended:
             self._leave_to_queue(suspended)
-        except Exception as error:
-            return self._drop(f"a record: {type(error).__name__}: {error}")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_interruption(error):
+                return self._drop(f"a record: {type(error).__name__}: {error}")
             logger._counters["dropped"] += 1  # this belongs to the application: a Ctrl-C while a plugin ran
             raise
         finally:

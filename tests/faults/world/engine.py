@@ -158,9 +158,20 @@ class Happening:
             "stderr": str(self.place / "said" / f"{member.number}"),
             "settings": self._settings(member, root),
         }
+        rules = self.plan.rules.get(member.group)
+        is_rival = rules is not None and rules.is_roomy and member.is_stingy
         self._pids[member.number] = self._forker.fork(spec)
-        if is_first:
+        if is_first or is_rival:
             self._await_begin(member.number)
+        if rules and is_rival and not self._has_roomy_companion(member):
+            # Nobody else logs there, so from now on its smaller budget holds.
+            self.plan.rules[member.group] = msgspec.structs.replace(rules, is_roomy=False, may_evict=True)
+
+    def _has_roomy_companion(self, member: Member) -> bool:
+        others = (self.plan.members[number] for number in self._pids)
+        return any(
+            other.group == member.group and not other.is_stingy and self._stays(other.number) for other in others
+        )
 
     def _starve(self, seconds: float) -> None:
         """Let our flushers open no file for a while. Who is starved while it begins just ends, and shows nothing."""
@@ -217,7 +228,7 @@ class Happening:
         """Wait until all is settled that a process of the world can deliver, while all who live go on logging."""
         for number in self._pids:
             self._await_begin(number)
-        able = [group for group in self.plan.rules if self._can_deliver(group)]
+        able = [group for group in self.plan.rules if self._can_deliver(group, moved=False)]
         self._say(f"(can be delivered: {', '.join(able) or 'nothing'})")
         self._await_delivery(able, self.plan.live_seconds)
 
@@ -232,12 +243,12 @@ class Happening:
             time.sleep(0.1)
 
     def _waiting(self, wanted: dict[str, set[str]]) -> dict[str, set[str]]:
-        """Return the lines of `wanted` that wait in their spool."""
+        """Return the lines of `wanted` that wait in a spool that somebody can deliver."""
         arrived = {arrival.line for arrival in arrivals(self.server.events())}
         waiting = {}
         for group, lines in wanted.items():
             wanted[group] = lines = lines - arrived
-            spools = self._spools(group) if lines else []
+            spools = [spool for spool in self._spools(group) if self._is_served(spool, group)] if lines else []
             if pending := lines & pending_of(spools) - letters_of(spools).keys():
                 waiting[group] = pending
         return waiting
@@ -252,15 +263,31 @@ class Happening:
                 found |= {id_of(line) for line in every if told[line.number] == TAKEN}
         return found
 
-    def _can_deliver(self, group: str) -> bool:
-        """Tell whether a process lives that has what it takes, and goes on logging or stands for election."""
+    def _is_served(self, spool: SpoolDirectory, group: str) -> bool:
+        """Tell whether a spool of a deliverable group can be delivered, too. Who becomes another user makes one more.
+
+        That one is served only by a process that has become that user as well.
+        """
+        return self._can_deliver(group, moved=self.place / "home" in Path(spool.path).parents)
+
+    def _may(self, member: Member, group: str) -> bool:
+        """Tell whether a member has the rights, the network and the flusher that delivery to a group takes."""
+        has_rights = member.key in GOOD_KEYS or bool(self.plan.rules[group].role)
+        return has_rights and DEAD_PROXY not in member.env.values() and member.has_flusher
+
+    def _can_deliver(self, group: str, *, moved: bool) -> bool:
+        """Tell whether a process lives that has what it takes, and goes on logging or stands for election.
+
+        `moved`: for the spool of those who have become another user, or else for the group's own.
+        """
         users = {(member.user, member.root) for member in self.plan.members if member.group == group}
         for number in self._pids:
             member = self.plan.members[number]
-            serves = member.group == group if member.logs else (member.user, member.root) in users
-            has_all = member.key in GOOD_KEYS or bool(self.plan.rules[group].role)
-            is_hindered = DEAD_PROXY in member.env.values() or not member.has_flusher
-            if serves and has_all and not is_hindered and self._stays(number):
+            if member.logs:
+                serves = member.group == group and member.changes_user == moved
+            else:
+                serves = (member.user, member.root) in users and not moved
+            if serves and self._may(member, group) and self._stays(number):
                 return True
         return False
 
@@ -285,10 +312,15 @@ class Happening:
         self._await_ends(list(self._pids))
         healthy = []
         for group in self.plan.rules:
-            if first := next((m for m in self.plan.members if m.group == group and m.number in self._pids), None):
-                healthy.append(len(self.plan.members))
-                self.plan.members.append(heir_of(first, healthy[-1]))
-                self._start(self.plan.members[-1])
+            started = [m for m in self.plan.members if m.group == group and m.number in self._pids]
+            if started:
+                first = min(started, key=lambda member: member.is_stingy)
+                for changes_user in sorted({False, *(member.changes_user for member in started)}):
+                    healthy.append(len(self.plan.members))
+                    self.plan.members.append(heir_of(first, healthy[-1], changes_user=changes_user))
+                    self._start(self.plan.members[-1])
+        for number in healthy:
+            self._await_begin(number)
         self._say(f"healthy ones: {healthy}")
         self._await_delivery(list(self.plan.rules), self.plan.live_seconds)
         for number in healthy:

@@ -19,6 +19,8 @@ DENIED_KEYS: Final = ("AKIADENIED0", "AKIADENIED1")
 HEARTBEATS: Final = 1_500
 HEARTBEAT_SECONDS: Final = 0.2
 SEGMENT_BYTES: Final = 16 * 1024
+# More than a world ever logs.
+ROOMY_BYTES: Final = 64 << 20
 # CloudWatch takes events of the last 14 days, and of the next 2 hours.
 DAY: Final = 86_400
 TOO_OLD_SECONDS: Final = -14 * DAY
@@ -117,9 +119,19 @@ class Member(msgspec.Struct, frozen=True):
         return f"{head}: {' '.join(details)} | {', '.join(map(str, self.acts))}"
 
     @property
+    def is_stingy(self) -> bool:
+        """Tell whether it asks for less room than a group needs that may lose nothing."""
+        return bool(self.settings.get("spool_max_bytes", ROOMY_BYTES) < ROOMY_BYTES)
+
+    @property
     def has_flusher(self) -> bool:
         """Tell whether it delivers by itself, or starts what does."""
         return self.settings.get("flusher") != "external"
+
+    @property
+    def changes_user(self) -> bool:
+        """Tell whether it becomes another user."""
+        return any(act.do == "user" for act in self.acts)
 
     @property
     def logs(self) -> bool:
@@ -127,8 +139,14 @@ class Member(msgspec.Struct, frozen=True):
         return self.role != "flush"
 
 
-def heir_of(member: Member, number: int) -> Member:
-    """Return a healthy member that logs a line to the same group, and delivers what the others have left there."""
+def heir_of(member: Member, number: int, *, changes_user: bool) -> Member:
+    """Return a healthy member that logs to the same group, and delivers what the others have left there.
+
+    Args:
+        member: one of the others.
+        number: the heir's number.
+        changes_user: it also delivers what is in the spool of those who have become another user.
+    """
     return Member(
         number,
         "writer",
@@ -136,7 +154,7 @@ def heir_of(member: Member, number: int) -> Member:
         member.root,
         member.user,
         settings={**member.settings, "flusher": "process"},
-        acts=[Act("log", 1)],
+        acts=[Act("log", 1), *([Act("user"), Act("log", 1)] if changes_user else [])],
     )
 
 
@@ -227,13 +245,17 @@ def lines_of(member: Member) -> list[list[Line]]:
     """Return the lines of each act of a member; at the end those of its heartbeats."""
     found: list[list[Line]] = []
     number, shift, era = 0, 0.0, 0
+    has_moved = False
     for index, act in enumerate([*member.acts, Act("log", HEARTBEATS, 40)] if member.logs else []):
         lines = []
         if act.do == "clock":
             shift, era = act.seconds, era + 1
+        has_moved = has_moved or act.do == "user"
         for each in range(act.count):
             is_main = act.do == "log" and act.threads == 1
             lane = (member.number, era, 0) if is_main else (member.number, index + 1, each % act.threads + 1)
+            if has_moved:  # soon, but not at once, its records go to another spool
+                lane = (member.number, -1, number)
             lines.append(Line(member.number, number, act.size, act.is_poison, lane, shift))
             number += 1
         found.append(lines)
@@ -268,7 +290,7 @@ class _Drawing:
         chance = self._chance
         user = 0 if root == "small" else index % self._users
         is_roomy = root != "small" and chance.random() < 0.6
-        budget: dict[str, Any] = {"spool_max_bytes": 64 << 20, "segment_bytes": SEGMENT_BYTES}
+        budget: dict[str, Any] = {"spool_max_bytes": ROOMY_BYTES, "segment_bytes": SEGMENT_BYTES}
         if not is_roomy:
             policy = {"on_full": chance.choice(("drop_oldest", "drop_oldest", "drop_newest", "block"))}
             budget = {"spool_max_bytes": chance.choice((32, 64, 128)) << 10, "block_timeout_seconds": 0.05, **policy}
@@ -278,7 +300,8 @@ class _Drawing:
         rules[name] = Rules(is_roomy=is_roomy, may_evict=budget.get("on_full") == "drop_oldest", role=role)
         for index in range(chance.choice((1, 2, 3))):
             self._members.append(self._writer(name, root, user, budget, is_roomy=is_roomy))
-            if index and is_roomy and chance.random() < 0.3:  # the first one's budget holds
+            # The first one's budget holds. (fapilog does not say whether a line was refused.)
+            if index and is_roomy and chance.random() < 0.3 and self._members[-1].role != "fapilog":
                 self._members[-1].settings.update(spool_max_bytes=64 << 10, on_full="drop_oldest")
                 self._members[-1].settings.pop("segment_bytes", None)
 

@@ -56,7 +56,7 @@ class Evidence(NamedTuple):
         told: for each member, what became of each of its lines.
         spools: for each group, the spools that were made for it. A worker that becomes another user may make its own.
         dead: the senders (their pids) that were killed, or may have been.
-        cuts: when the server went away, in seconds since 1970.
+        cuts: when the server began to go away and when it was gone, in seconds since 1970.
     """
 
     plan: Plan
@@ -227,7 +227,8 @@ class _Case:
         """The lines of one thread arrive in the order in which it logged them."""
         latest: dict[tuple[int, int, int], Line] = {}
         for line in self._first:
-            if (logged := self._lines.get(line)) is None:
+            # A line that is too long is a dead letter to one leader, and the next one may send it, by newer settings.
+            if (logged := self._lines.get(line)) is None or logged.size + _ENTRY_BYTES > MAX_EVENT_BYTES:
                 continue
             before = latest.get(logged.lane)
             if before is not None and logged.number < before.number:

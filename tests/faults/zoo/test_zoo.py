@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import json
 import os
 import random
 import re
@@ -26,6 +27,7 @@ import pytest
 from cwsink.spool import directory, files, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from tests.faults.zoo import table
 from tests.faults.zoo.acknowledged import id_of
 from tests.faults.zoo.endings import ENDINGS, RECORDS_BETWEEN
 from tests.faults.zoo.kinds import KINDS
@@ -200,6 +202,9 @@ def test_no_ending_loses_what_was_promised(server: StrictCloudWatch, keep: Keep,
     program.wait_until_ours_are_gone()
     if cell.ending == "kill_host":
         run_to_its_end(server, "-m", "cwsink", "flush", "--once", path)
+    acknowledged, came = program.acknowledged(), {id_of(event.message) for event in server.events()}
+    counts = len(acknowledged), len(acknowledged - came), left
+    table.note(table.Result(cell.kind, cell.ending, cell.flavour, cell.preload, *counts))
     arrived = assert_all_is_well(server, program)
     if program.kind.serves:
         assert {id_ for id_ in arrived if id_.startswith("client")} <= clients.issued
@@ -364,3 +369,19 @@ def descriptors_of(pid: int) -> Counter[str]:
         if not target.endswith(".seg"):  # a new leader has all of them open until it has delivered them
             kinds[target.split(":")[0] if ":" in target else Path(target).suffix or Path(target).name] += 1
     return kinds
+
+
+def test_the_table_adds_up_what_was_seen() -> None:
+    """A server in a row: lost and late of all cells of a column; what was not tried, and what it has not, is said."""
+    seen = [
+        table.Result("uwsgi", "term_parent", "handler", False, 1_000, 0, 3),
+        table.Result("uwsgi", "hup", "handler", False, 1_500, 0, 4),
+        table.Result("gunicorn_sync", "kill_worker", "writer", True, 200, 1, 0),
+    ]
+    lines = list(table.table(table.read(json.dumps(each._asdict()) for each in [seen[0]._replace(lost=9), *seen])))
+    assert lines[0] == "| server | deploy | kill | the flusher is killed | recycle | preload |"
+    gunicorn, uwsgi = lines[2:]
+    assert gunicorn == (
+        "| `gunicorn_sync` | not tried | 1 lost, 0 late of 200 | not tried | not tried | 1 lost, 0 late of 200 |"
+    )
+    assert uwsgi == ("| `uwsgi` | 0 lost, 7 late of 2,500 | not tried | not tried | not tried | does not |")

@@ -1,0 +1,49 @@
+"""`cwsink check`: one line and an exit code, for Nagios, a cron job, or a readiness probe of Kubernetes.
+
+It reads files only (cwsink.spool.stats), and loads neither rich nor botocore. A liveness probe must not use it, because
+it would have Kubernetes restart the application because CloudWatch is away, and a restart mends nothing there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from cwsink.cli import say, text
+from cwsink.spool.stats import SpoolStats, stats
+
+OK, WARNING, CRITICAL = 0, 1, 2
+_WORDS = {OK: "OK", WARNING: "WARNING", CRITICAL: "CRITICAL"}
+# Records that wait longer than `--max-age` by this factor, or in a spool that is nearly full, are about to be lost.
+_FAR_BEHIND = 5
+_NEARLY_LOST_FILL = 0.95
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one line. Returns the exit code: 0 all is well, 1 a warning, 2 records are lost or about to be."""
+    found = stats(options.path)
+    troubles = [(CRITICAL, f"cannot read {path}: {why}") for path, why in found.unreadable.items()]
+    for spool in found.spools:
+        name = text.target(spool.log_group_name, spool.log_stream_name)
+        troubles += [(code, f"{name}: {what}") for code, what in _troubles(spool, options)]
+    troubles.sort(key=lambda trouble: -trouble[0])
+    code = troubles[0][0] if troubles else OK
+    waiting = sum(spool.pending for spool in found.spools)
+    books = f"{text.counted(len(found.spools), 'spool')}, {text.records(waiting)} waiting"
+    say(f"{_WORDS[code]}: {'; '.join([*(what for _, what in troubles), books])}")
+    return code
+
+
+def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """Yield what is wrong with a spool, each with its exit code."""
+    age = spool.oldest_pending_seconds or 0.0
+    if age > options.max_age:
+        code = WARNING if spool.state == "delivering" and age <= _FAR_BEHIND * options.max_age else CRITICAL
+        yield code, f"the oldest record has waited {text.duration(age)} ({spool.state})"
+    fill = spool.used_bytes / max(spool.capacity_bytes, 1) if spool.pending else 0.0
+    if fill > options.max_fill / 100:
+        yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
+    if options.no_losses and spool.lost:
+        yield CRITICAL, f"{text.records(spool.lost)} lost"
+    if options.no_dead_letters and (dead := sum(spool.dead_lettered.values())):
+        yield WARNING, f"{text.counted(dead, 'dead letter')}"

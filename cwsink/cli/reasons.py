@@ -1,0 +1,51 @@
+"""Why the records of a spool wait, in sentences for people (pure, but for this host's name)."""
+
+from __future__ import annotations
+
+import shlex
+
+from cwsink import host
+from cwsink.cli import text
+from cwsink.flusher.outcome import advice_on
+from cwsink.spool.stats import SpoolStats
+
+
+def sentence(error: str) -> str:
+    """Return an error's text with one full stop at its end."""
+    return f"{error.rstrip('. ')}."
+
+
+def why(spool: SpoolStats) -> str:
+    """Return why records are pending: a few sentences, which are shown after the label "why"."""
+    leader = spool.leader
+    if spool.state == "no_leader":
+        if spool.led_by_host is not None:
+            return f"Host {spool.led_by_host} leads this spool, and sends them. Two hosts must not share a spool."
+        if spool.orphan_seconds is not None:
+            return _why_orphan(spool, spool.orphan_seconds)
+        return "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
+    if spool.state == "stalled" and leader is not None:
+        who = f"The leader (pid {leader.pid} on {leader.host})"
+        if spool.leader_is_stopped:
+            return (
+                f"{who} is a stopped process. `kill -CONT {leader.pid}` lets it go on. If it ends, another one leads."
+            )
+        return f"{who} has not moved for {text.duration(spool.leader_silent_seconds)}. If it ends, another one leads."
+    if spool.state in ("retrying", "circuit_open") and spool.last_error:
+        return f"{sentence(spool.last_error)}\n{advice_on(spool.last_error)} The leader tries again until it succeeds."
+    return "They are being sent."
+
+
+def _why_orphan(spool: SpoolStats, silent_seconds: float) -> str:
+    """Return how the spool came to be left behind, as far as that can be known, and which command sends it."""
+    silent = text.duration(silent_seconds)
+    command = f"`cwsink replay {shlex.quote(spool.path)}`"
+    if spool.written_by != host.name():
+        return (
+            f"An orphan of host {spool.written_by} (this one is {host.name()}): nobody has logged there for "
+            f"{silent}.\n{command} sends them where they were meant to go."
+        )
+    return (
+        f"No process leads, and none that logged there is left: nobody has for {silent}.\nThey are sent when a worker "
+        f"with these settings logs again. If none will: {command}."
+    )

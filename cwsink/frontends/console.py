@@ -1,0 +1,110 @@
+"""Where records go in the place of a spool: to stderr or stdout, a line each, or nowhere.
+
+The same application also runs on a laptop, in CI, in an image build, in AWS Lambda and on Windows. There it has no
+CloudWatch to send to, or nothing that could send. It must start and log all the same. `CWSINK_TARGET` says where to:
+
+| `CWSINK_TARGET` | records go |
+|---|---|
+| `cloudwatch` | into the spool, and from there to CloudWatch. This is the default |
+| `stderr`, `stdout` | there, a line each. In AWS Lambda, which sends its stdout to CloudWatch, that is the default |
+| `off` | nowhere |
+
+A `Console` takes the place of a writer (cwsink.frontends.writer), and has its methods. It holds no file, and starts no
+process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
+
+from cwsink.config import load_config, load_own_config
+from cwsink.diagnostics import report
+from cwsink.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from cwsink.config import SinkConfig
+    from cwsink.settings import Settings
+
+_Writer = TypeVar("_Writer")
+Place = Literal["cloudwatch", "stderr", "stdout", "off"]
+VARIABLE: Final = "CWSINK_TARGET"
+
+
+def place(env: Mapping[str, str]) -> Place:
+    """Return where this process's records go. Raises ConfigError: `CWSINK_TARGET` is none of the four."""
+    wanted = env.get(VARIABLE, "").strip().lower()
+    if not wanted:
+        if sys.platform == "win32":
+            report("windows", "cwsink spools on Linux and macOS only. On Windows records go to stderr.")
+            return "stderr"
+        return "stdout" if is_lambda(env) else "cloudwatch"
+    for each in get_args(Place):
+        if wanted == each:
+            return each  # type: ignore[no-any-return]  # a member of Place
+    raise ConfigError(f"{VARIABLE}={env[VARIABLE]!r}: choose one of {', '.join(get_args(Place))}.")
+
+
+def is_lambda(env: Mapping[str, str]) -> bool:
+    """Tell whether this is AWS Lambda. It freezes the process between two calls, and throws its disk away."""
+    return bool(env.get("AWS_LAMBDA_FUNCTION_NAME") and env.get("LAMBDA_TASK_ROOT"))
+
+
+def open_writer(
+    make: Callable[[SinkConfig], _Writer], config: object = None, **settings: Unpack[Settings]
+) -> _Writer | Console:
+    """Return a writer, which `make` opens, or what takes its place here. Raises ConfigError, SpoolError."""
+    where = place(os.environ)
+    if where != "cloudwatch":
+        load_config(config, **settings)  # a mistake shows on the laptop, and not only on the host
+        return Console(where)
+    return make(load_own_config(config, **settings))
+
+
+class Console:
+    """Prints records, a line each. Safe from threads and across forks; never raises."""
+
+    is_usable = True
+
+    def __init__(self, where: Place) -> None:
+        """`where`: the stream; "off": no stream."""
+        self._where = where
+
+    def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
+        """Print one event. False: the stream cannot be written. Its time is not shown."""
+        stream = getattr(sys, self._where, None) if self._where != "off" else None
+        if stream is None:
+            return self._where == "off"
+        text = message if isinstance(message, str) else bytes(message).decode("utf-8", "backslashreplace")
+        with suppress(Exception):  # the stream may be closed, or be any object that the application has put there
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+            return True
+        return False
+
+    def count_internal_error(self, error: Exception) -> bool:
+        """Say that a record was lost to an error of cwsink itself. Returns False."""
+        report("internal_error", f"a record was lost: {type(error).__name__}: {error}")
+        return False
+
+    def flush(self, timeout: float) -> bool:
+        """Return True: nothing waits here. `timeout` is as for a writer."""
+        return True
+
+    def attach(self) -> None:
+        """Do nothing: there is no spool."""
+
+    def close(self) -> None:
+        """Do nothing: there is no spool."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,57 @@
+"""The last act of a process: empty what is queued into the spool, and wait for its delivery.
+
+A process that ends in order needs none of this. A process that ends without exit handlers (by a signal, `os._exit`,
+uvicorn's shutdown) may call `drain` itself, and an ASGI application may name `lifespan`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cwsink.clock import monotonic
+from cwsink.diagnostics import report
+
+
+def drain(timeout_seconds: float = 5.0) -> bool:
+    """Empty fapilog's queues into the spool, and wait until the spool is delivered.
+
+    It blocks; in an event loop, `await asyncio.to_thread(cwsink.drain)`. The process may log after it. Never raises.
+
+    Args:
+        timeout_seconds: the most to wait, for both together.
+
+    Returns:
+        True: everything was delivered. False: the rest stays in the spool.
+    """
+    until = monotonic() + timeout_seconds
+    # A process that has loaded neither has nothing to drain, and is not to load fapilog for that.
+    if repairs := sys.modules.get("cwsink.frontends.fapilog_repairs"):
+        repairs.drain(timeout_seconds)
+    if (presence := sys.modules.get("cwsink.frontends.presence")) is None:
+        return True
+    try:
+        return bool(presence.this.flush(max(0.0, until - monotonic())))
+    except OSError as error:
+        report("drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool.")
+        return False
+
+
+@asynccontextmanager
+async def lifespan(app: object) -> AsyncIterator[None]:
+    """Drain when an ASGI application ends: `FastAPI(lifespan=cwsink.lifespan)`, and the same for Starlette.
+
+    An application with a lifespan of its own enters this one in it:
+
+        @asynccontextmanager
+        async def lifespan(app):
+            async with cwsink.lifespan(app):
+                ...
+                yield
+    """
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(drain)

@@ -1,0 +1,33 @@
+"""Tells what a signal handler of the application has raised from all other exceptions (no I/O).
+
+Python runs a signal handler between any two steps of the main thread, so also in the middle of a log call. The handler
+may raise: Celery does when a task's soft time limit is over, and RQ when a job's time is. The exception is meant for
+the task. If we took it for trouble of our own and went on, the task would never hear that its time is over. So whoever
+catches an Exception while a record is logged asks here, and raises what is not ours again.
+"""
+
+from __future__ import annotations
+
+from types import FrameType
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Tell whether a signal handler has raised an exception, or has called what has.
+
+    Python calls a handler with the number of the signal and the frame that it interrupts, which is also the frame that
+    has called it. No other function is called with the frame of its caller.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_back is not None and _is_called_with(frame, frame.f_back):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _is_called_with(frame: FrameType, caller: FrameType) -> bool:
+    for value in frame.f_locals.values():
+        if value is caller or (type(value) is tuple and any(each is caller for each in value)):
+            return True
+    return False

@@ -1,0 +1,25 @@
+"""Opens a writer for a front end, or what takes its place where nothing is spooled (cwsink.frontends.console)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cwsink.frontends import console
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.config import SinkConfig
+    from cwsink.frontends.writer import Writer
+    from cwsink.settings import Settings
+
+
+def open_writer(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
+    """Open a writer. Raises ConfigError, SpoolError."""
+    return console.open_writer(_writer, config, **settings)
+
+
+def _writer(config: SinkConfig) -> Writer:
+    from cwsink.frontends.writer import Writer  # here, because it cannot be imported on Windows
+
+    return Writer(config)

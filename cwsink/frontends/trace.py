@@ -1,0 +1,35 @@
+"""The ids of the trace that is active now, for a record's `trace_id` and `span_id` (no I/O, no dependency).
+
+OpenTelemetry's API is asked if the application has loaded it. Without a span of it, AWS X-Ray's header counts, which
+AWS Lambda sets.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Final
+
+XRAY_VARIABLE: Final = "_X_AMZN_TRACE_ID"
+
+
+def active() -> tuple[str, str] | None:
+    """Return the ids of trace and span, as OpenTelemetry and X-Ray write them; None if no span is active."""
+    if (api := sys.modules.get("opentelemetry.trace")) is not None and (found := _of_opentelemetry(api)):
+        return found
+    header = os.environ.get(XRAY_VARIABLE)
+    return _of_xray(header) if header else None
+
+
+def _of_opentelemetry(api: Any) -> tuple[str, str] | None:
+    try:
+        context = api.get_current_span().get_span_context()
+        return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None
+    except Exception:  # the module is being imported, or is another one of that name
+        return None
+
+
+def _of_xray(header: str) -> tuple[str, str] | None:
+    """Return the ids in a header such as "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8"."""
+    fields = dict(field.strip().partition("=")[::2] for field in header.split(";"))
+    return (fields["Root"], fields.get("Parent", "")) if fields.get("Root") else None

@@ -1,0 +1,67 @@
+"""A sink for loguru, in the shape of all other front ends. A traceback arrives once.
+
+```text
+import cwsink.loguru
+from loguru import logger
+
+logger.add(cwsink.loguru.Sink(log_group_name="/myapp/prod"), format="{message}")
+```
+
+`format="{message}"` spares loguru the work of a text that the sink does not use. The sink is safe in several processes
+and returns when the record is in the spool, so `enqueue=True` is not needed. Nothing of loguru is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cwsink.frontends import log_entry, opening
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.settings import Settings
+
+
+class Sink:
+    """Spools each message of loguru.
+
+    Args:
+        config: a SinkConfig or a mapping.
+        **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
+
+    Raises:
+        ConfigError, SpoolError: at construction. Later nothing is raised; a refused record is counted (see Writer).
+    """
+
+    def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
+        self._writer = opening.open_writer(config, **settings)
+
+    def __call__(self, message: Any) -> None:
+        """Spool one message of loguru: a text with the attribute `record`."""
+        record = message.record
+        diagnostics: dict[str, Any] = {
+            "origin": "loguru",
+            "pid": record["process"].id,
+            "process": record["process"].name,
+            "thread": record["thread"].name,
+            "file": record["file"].path,
+            "line": record["line"],
+            "function": record["function"],
+        }
+        if record["level"].name not in log_entry.KNOWN_LEVELS:
+            diagnostics["levelno"] = record["level"].no
+        if (failure := record["exception"]) is not None and failure.value is not None:
+            diagnostics["exception"] = log_entry.exception_fields(failure.value)
+        created = record["time"].timestamp()
+        self._writer.append(
+            log_entry.encode_entry(
+                timestamp=created,
+                level=record["level"].name,
+                message=record["message"],
+                logger=record["name"],
+                diagnostics=diagnostics,
+                data=record["extra"],
+            ),
+            log_entry.time_ms(created),
+        )

@@ -1,0 +1,101 @@
+"""structlog's rendered events go straight into the spool, in the shape of all other front ends.
+
+```text
+import cwsink.structlog, structlog
+
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        cwsink.structlog.render,
+    ],
+    logger_factory=cwsink.structlog.LoggerFactory(log_group_name="/myapp/prod"),
+)
+```
+
+Nothing of structlog is imported here: a processor is a function, and a logger factory is a callable.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+
+from cwsink.frontends import log_entry, opening
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cwsink.frontends.console import Console
+    from cwsink.frontends.writer import Writer
+    from cwsink.settings import Settings
+
+# What structlog's own processors call the parts of an event that are no data.
+_OWN: Final = frozenset(("event", "level", "logger", "timestamp", "exc_info", "exception", "stack", "stack_info"))
+
+
+class LoggerFactory:
+    """Makes loggers that spool what they are given: bytes or text, one event each.
+
+    Args:
+        config: a SinkConfig or a mapping.
+        **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
+
+    Raises:
+        ConfigError, SpoolError: at construction. Later nothing is raised; a refused event is counted (see Writer).
+    """
+
+    def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
+        self._writer = opening.open_writer(config, **settings)
+
+    def __call__(self, *args: object) -> Logger:
+        """Return a logger. structlog passes the arguments of `get_logger`; a name among them is the logger's name."""
+        return Logger(self._writer, next((name for name in args if isinstance(name, str)), ""))
+
+
+class Logger:
+    """The end of structlog's pipeline: every method spools a rendered event."""
+
+    def __init__(self, writer: Writer | Console, name: str) -> None:
+        self._writer = writer
+        self.name = name
+
+    def msg(self, message: str | bytes) -> None:
+        """Spool one rendered event. Never raises."""
+        self._writer.append(message)
+
+    log = debug = info = warning = warn = error = critical = fatal = exception = failure = msg
+
+
+def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> str:
+    """Render an event as JSON, as the last processor: see cwsink.frontends.log_entry for the shape.
+
+    What structlog's processors have found (level, time, exception) has its place; all else is `data`. A processor that
+    formats the exception is not needed, and may have been there.
+    """
+    diagnostics: dict[str, Any] = {"origin": "structlog", **_exception_of(event)}
+    if stack := event.get("stack"):
+        diagnostics["stack"] = stack
+    name = event.get("logger") or getattr(logger, "name", "")
+    return log_entry.encode_entry(
+        timestamp=event.get("timestamp"),
+        level=str(event.get("level", method_name)).upper(),
+        message=event.get("event", ""),
+        logger=name,
+        diagnostics=diagnostics,
+        data={key: value for key, value in event.items() if key not in _OWN},
+    )
+
+
+def _exception_of(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the exception of an event: one that a processor has formatted already, or one that is still an object."""
+    if (formatted := event.get("exception")) is not None:
+        key = "error.stack" if isinstance(formatted, str) else "error.frames"
+        return {"exception": {key: formatted}}
+    given = event.get("exc_info")
+    if isinstance(given, tuple) and len(given) == 3:
+        given = given[1]
+    elif given and not isinstance(given, BaseException):
+        given = sys.exc_info()[1]
+    return {"exception": log_entry.exception_fields(given)} if isinstance(given, BaseException) else {}

@@ -1,0 +1,266 @@
+"""structlog, loguru, OpenTelemetry and uncaught exceptions: one shape from every front end, with the real libraries."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import loguru
+import pytest
+import structlog
+from opentelemetry import trace as opentelemetry_trace
+
+import cwsink
+import cwsink.loguru
+import cwsink.structlog
+from cwsink.spool import survey
+from cwsink.spool.directory import find_spools, open_existing
+from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
+from tests.harness.support import CHILD_SECONDS
+
+GROUP = "/test/adapters"
+TOP = ["timestamp", "level", "message", "logger", "diagnostics", "data"]
+
+
+def entries() -> list[dict[str, Any]]:
+    """All that is in the test's spool, in the order in which it was logged."""
+    (path,) = find_spools()
+    return [json.loads(event.message) for event in survey.events(open_existing(path))]
+
+
+@pytest.fixture
+def structlog_logger() -> Iterator[Any]:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            cwsink.structlog.render,
+        ],
+        logger_factory=cwsink.structlog.LoggerFactory(log_group_name=GROUP, flusher="external"),
+    )
+    yield structlog.get_logger("shop")
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def loguru_logger() -> Iterator[Any]:
+    logger = loguru.logger
+    logger.remove()
+    number = logger.add(cwsink.loguru.Sink(log_group_name=GROUP, flusher="external"), format="{message}")
+    yield logger
+    logger.remove(number)
+
+
+@pytest.fixture
+def logging_logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("shop")
+    logger.addHandler(handler := cwsink.SpoolHandler(log_group_name=GROUP, flusher="external"))
+    logger.setLevel("DEBUG")
+    yield logger
+    logger.removeHandler(handler)
+    handler.close()
+
+
+def test_structlog(structlog_logger: Any) -> None:
+    """Bound context and keywords are data; level, logger, time and message have their places."""
+    structlog.contextvars.bind_contextvars(request_id="r-1")
+    structlog_logger.bind(user="ann").warning("order placed", order=17)
+    (found,) = entries()
+    assert list(found) == TOP
+    assert (found["level"], found["message"], found["logger"]) == ("WARNING", "order placed", "shop")
+    assert found["data"] == {"request_id": "r-1", "user": "ann", "order": 17}
+    assert found["diagnostics"] == {"origin": "structlog"}
+    assert found["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    "processor", [None, structlog.processors.format_exc_info, structlog.processors.dict_tracebacks]
+)
+def test_a_traceback_of_structlog_arrives_once(structlog_logger: Any, processor: Any) -> None:
+    """As an object, or formatted by one of structlog's own processors."""
+    if processor is not None:
+        processors = structlog.get_config()["processors"]
+        structlog.configure(processors=[*processors[:-1], processor, processors[-1]])
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        structlog.get_logger("shop").exception("failed")
+    (found,) = entries()
+    assert found["level"] == "ERROR"
+    exception = found["diagnostics"]["exception"]
+    if processor is structlog.processors.dict_tracebacks:
+        assert exception["error.frames"][0]["exc_type"] == "KeyError"
+    else:
+        assert exception["error.stack"].rstrip().endswith("KeyError: 'gone'")
+        assert json.dumps(found).count("Traceback (most recent call last)") == 1
+    assert "exc_info" not in found["data"]
+    assert "exception" not in found["data"]
+
+
+def test_structlog_with_values_that_are_no_json(structlog_logger: Any) -> None:
+    """An object arrives as its own text; a message that is no text, too."""
+    structlog_logger.info({1, 2}, thing=object, text="\ud800")
+    (found,) = entries()
+    assert found["message"] == "{1, 2}"
+    assert found["data"] == {"thing": "<class 'object'>", "text": "\\ud800"}
+
+
+def test_loguru(loguru_logger: Any) -> None:
+    """`bind` and `extra` are data; the record's own time and place arrive; an own level keeps its number."""
+    loguru_logger.level("NOTICE", no=25)
+    loguru_logger.bind(order=17).log("NOTICE", "order {} placed", 17)
+    (found,) = entries()
+    assert list(found) == TOP
+    assert (found["level"], found["message"], found["logger"]) == ("NOTICE", "order 17 placed", __name__)
+    assert found["data"] == {"order": 17}
+    assert (found["diagnostics"]["levelno"], found["diagnostics"]["function"]) == (25, "test_loguru")
+
+
+def test_a_traceback_of_loguru_arrives_once(loguru_logger: Any) -> None:
+    """In its own field, and not in the message as well."""
+    try:
+        raise KeyError("gone")
+    except KeyError:
+        loguru_logger.exception("failed")
+    (found,) = entries()
+    assert (found["level"], found["message"]) == ("ERROR", "failed")
+    assert found["diagnostics"]["exception"]["error.type"] == "KeyError"
+    assert json.dumps(found).count("Traceback (most recent call last)") == 1
+
+
+@pytest.fixture
+def span() -> Iterator[None]:
+    """An active span with the ids 1 and 2."""
+    context = opentelemetry_trace.SpanContext(1, 2, is_remote=False)
+    with opentelemetry_trace.use_span(opentelemetry_trace.NonRecordingSpan(context)):
+        yield
+
+
+@pytest.mark.parametrize("name", ["logging_logger", "structlog_logger", "loguru_logger"])
+def test_the_ids_of_the_active_span_are_at_the_top(name: str, span: None, request: pytest.FixtureRequest) -> None:
+    """As OpenTelemetry writes them, from each front end."""
+    request.getfixturevalue(name).error("order placed")
+    (found,) = entries()
+    assert (found["trace_id"], found["span_id"]) == (f"{1:032x}", f"{2:016x}")
+
+
+def test_without_a_span_there_are_no_ids(logging_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless X-Ray's header is set."""
+    logging_logger.error("outside")
+    header = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1"
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
+    logging_logger.error("inside")
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "garbage;=;")
+    logging_logger.error("garbage")
+    outside, inside, garbage = entries()
+    assert list(outside) == list(garbage) == TOP
+    assert inside["trace_id"] == "1-5759e988-bd862e3fe1be46a994272793"
+    assert inside["span_id"] == "53995c3f42cd8ad8"
+
+
+def test_the_json_of_a_record_for_any_handler(capsys: pytest.CaptureFixture[str]) -> None:
+    """`JsonFormatter` gives another handler what `SpoolHandler` spools, and `SpoolHandler` takes it as no change."""
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(cwsink.JsonFormatter())
+    spool = cwsink.SpoolHandler(log_group_name=GROUP, flusher="external")
+    spool.setFormatter(cwsink.JsonFormatter())
+    record = logging.makeLogRecord({"name": "shop", "levelname": "INFO", "msg": "a %s", "args": ("b",), "order": 17})
+    for handler in (stream, spool):
+        handler.handle(record)
+    assert [json.loads(capsys.readouterr().err)] == entries()
+    spool.close()
+
+
+# What nobody catches.
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The hooks and filters of the process, as they were before, when the test has ended."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", lambda failed: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield
+        logging.captureWarnings(False)
+
+
+def test_threads_and_warnings_are_captured(logging_logger: logging.Logger, hooks: None) -> None:
+    """To call it twice captures each once."""
+    py_warnings = logging.getLogger("py.warnings")
+    py_warnings.addHandler(logging_logger.handlers[0])
+    cwsink.capture_uncaught(logging_logger)
+    cwsink.capture_uncaught(logging_logger)
+    thread = threading.Thread(target=lambda: 1 // 0, name="worker-7")
+    thread.start()
+    thread.join(CHILD_SECONDS)
+    warnings.warn("old", DeprecationWarning, stacklevel=1)
+    py_warnings.removeHandler(logging_logger.handlers[0])
+    failed, warned = entries()
+    assert (failed["level"], failed["message"]) == ("ERROR", "uncaught exception in thread worker-7")
+    assert failed["diagnostics"]["exception"]["error.type"] == "ZeroDivisionError"
+    assert (warned["level"], warned["logger"]) == ("WARNING", "py.warnings")
+    assert "DeprecationWarning: old" in warned["message"]
+
+
+@pytest.mark.parametrize(("end", "code"), [("1 // 0", 1), ("sys.exit(3)", 3), ("raise KeyboardInterrupt", -2)])
+def test_the_exception_that_ends_a_process_is_captured(spawn: Spawn, end: str, code: int) -> None:
+    """stderr and exit code are as without it; an end that was wished for is no exception."""
+    script = f"""
+        import logging, sys
+        import cwsink
+        logging.getLogger().addHandler(cwsink.SpoolHandler(log_group_name="{GROUP}", flusher="external"))
+        cwsink.capture_uncaught()
+        logging.error("begun")
+        {end}
+    """
+    child = spawn(script)
+    _, errors = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == code
+    assert errors.count("Traceback (most recent call last)") == (end != "sys.exit(3)")
+    found = [(each["level"], each["message"]) for each in entries()]
+    assert found == [("ERROR", "begun"), *([("CRITICAL", "uncaught exception")] if code == 1 else [])]
+
+
+# The end of a server.
+
+
+def test_a_lifespan_drains(spawn: Spawn, server: StrictCloudWatch) -> None:
+    """An ASGI application's own lifespan enters ours; what was logged in it is delivered when it has ended."""
+    script = f"""
+        import asyncio, logging
+        from contextlib import asynccontextmanager
+        import cwsink
+        from starlette.applications import Starlette
+        import sys
+
+        handler = cwsink.SpoolHandler(log_group_name="{GROUP}", endpoint_url="{server.endpoint_url}")
+        logging.getLogger("shop").addHandler(handler)
+
+        @asynccontextmanager
+        async def own(app):
+            async with cwsink.lifespan(app):
+                logging.getLogger("shop").error("own")
+                yield
+
+        async def serve(lifespan):
+            app = Starlette(lifespan=lifespan)
+            async with app.router.lifespan_context(app):
+                logging.getLogger("shop").error("served")
+            (spool,) = cwsink.stats().spools
+            print(spool.appended, spool.pending)
+
+        asyncio.run(serve(cwsink.lifespan))
+        asyncio.run(serve(own))
+        print(*{{name.partition(".")[0] for name in sys.modules}} & {{"fapilog", "botocore", "pydantic", "httpx"}})
+    """
+    out, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
+    assert out.splitlines() == ["1 0", "3 0", ""], errors
+    assert [json.loads(text)["message"] for text in server.messages()] == ["served", "own", "served"]

@@ -1,0 +1,132 @@
+"""`cwsink check`: one line, and 0, 1 or 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.spool import refusals
+from cwsink.spool.record import Loss
+from cwsink.testing import StrictCloudWatch
+from tests.harness.interleave import deliver
+from tests.harness.support import CHILD_SECONDS, quick_config
+
+NAME = "/test/group → stream"
+
+
+def check(*words: str) -> tuple[int, str]:
+    """Run the command; returns its exit code and its line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cwsink", "check", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        timeout=CHILD_SECONDS,
+    )
+    assert done.stderr == "", done.stderr
+    return done.returncode, done.stdout.removesuffix("\n")
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def test_nothing_was_logged_yet() -> None:
+    """That is no trouble: a probe may ask before the first record."""
+    assert check() == (0, "OK: 0 spools, 0 records waiting")
+
+
+def test_all_is_delivered(small: SinkConfig) -> None:
+    """Every limit is kept, however strict."""
+    writer = Writer(small)
+    assert writer.append("x")
+    deliver(writer.directory, small)
+    words = ("--max-age", "1ms", "--max-fill", "1%", "--no-losses", "--no-dead-letters")
+    assert check(*words) == (0, "OK: 1 spool, 0 records waiting")
+
+
+@pytest.mark.parametrize(
+    ("max_age", "code"), [("60s", 2), ("1m", 2), ("0.5h", 0), ("3000", 0), ("90000ms", 2), ("2h", 0)]
+)
+def test_a_record_that_waits_too_long(small: SinkConfig, max_age: str, code: int) -> None:
+    """Critical, because nobody sends; the line says how long it has waited, and why."""
+    writer = Writer(small)
+    assert writer.append("x", now_ms() - 100_000)
+    found = check("--max-age", max_age, writer.directory.path)
+    lines = {
+        0: "OK: 1 spool, 1 record waiting",
+        2: f"CRITICAL: {NAME}: the oldest record has waited 1 min 40 s (no_leader); 1 spool, 1 record waiting",
+    }
+    assert found == (code, lines[code]) or "1 min 4" in found[1]
+    assert found[0] == code
+
+
+def test_a_spool_that_fills_up(server: StrictCloudWatch) -> None:
+    """Above the limit a warning; nearly full it is critical, because the next records go."""
+    config = quick_config(
+        server.endpoint_url, flusher="external", segment_bytes=4096, spool_max_bytes=64 * 1024, on_full="drop_newest"
+    )
+    writer = Writer(config)
+    codes = []
+    while writer.append("x" * 1000):
+        codes.append(check("--max-fill", "50%")[0])
+    assert sorted(set(codes)) == [0, 1, 2]
+    assert codes == sorted(codes)
+
+
+def test_losses_and_dead_letters_count_if_asked(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Without the option they are nobody's alarm."""
+    server.create_stream("/test/group", "stream")
+    server.faults.poison = "BAD"
+    writer = Writer(small)
+    assert writer.append("BAD")
+    assert writer.append("good")
+    deliver(writer.directory, small)
+    assert refusals.add(writer.directory, [Loss(1204, now_ms(), now_ms(), "spool_full", 0)])
+    assert check()[0] == 0
+    assert check("--no-dead-letters") == (1, f"WARNING: {NAME}: 1 dead letter; 1 spool, 0 records waiting")
+    both = f"CRITICAL: {NAME}: 1,204 records lost; {NAME}: 1 dead letter; 1 spool, 0 records waiting"
+    assert check("--no-losses", "--no-dead-letters") == (2, both)
+
+
+def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Path) -> None:
+    """The line names it, and tells of the others."""
+    writer = Writer(small)
+    damaged = Path(writer.directory.root, "damaged.0123456789")
+    damaged.mkdir(mode=0o700)
+    (damaged / "FORMAT").write_text("{")
+    code, line = check()
+    assert code == 2
+    assert line.startswith(f"CRITICAL: cannot read {damaged}: {damaged}/FORMAT cannot be read")
+    assert line.endswith("; 1 spool, 0 records waiting")
+
+
+def test_wrong_words_are_an_error_and_no_code_of_a_worker() -> None:
+    """gunicorn takes 3 and 4 for a worker that cannot boot; usage is 2, as everywhere."""
+    for words in (["--max-age", "soon"], ["--max-fill", "-3%"], ["--max-age", "5 weeks"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "cwsink", "check", *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=CHILD_SECONDS,
+        )
+        assert done.returncode == 2
+        assert "usage: cwsink check" in done.stderr
+
+
+def test_it_loads_neither_rich_nor_botocore() -> None:
+    """A probe that runs each second must be cheap."""
+    script = (
+        "import sys; from cwsink.cli import main; main(['check']);"
+        "print(*{name.split('.')[0] for name in sys.modules} & {'rich', 'botocore', 'boto3', 'fapilog', 'filelock'})"
+    )
+    out = subprocess.check_output([sys.executable, "-c", script], text=True, timeout=CHILD_SECONDS)
+    assert out == "OK: 0 spools, 0 records waiting\n\n"

@@ -1,0 +1,138 @@
+"""The same application where there is no CloudWatch: on a laptop, in CI, in an image build, on Windows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+import cwsink
+from tests.conftest import Spawn
+from tests.harness.support import CHILD_SECONDS
+
+APPLICATION = """
+    import logging, os, sys
+    import cwsink, fapilog
+    cwsink.install()
+    settings = fapilog.Settings()
+    settings.core.sinks = ["cloudwatch"]
+    logger = fapilog.get_logger(settings=settings)
+    logger.info("by fapilog", order=17)
+    logging.getLogger("shop").addHandler(cwsink.SpoolHandler(log_group_name="/myapp/prod"))
+    logging.getLogger("shop").error("by logging", extra={"order": 18})
+    with cwsink.Writer.open(log_group_name="/myapp/prod") as writer:
+        assert writer.append("by a writer \\N{SNOWMAN}")
+    print("end")
+"""
+
+
+@pytest.mark.parametrize("target", ["stderr", "stdout", "off", " STDERR "])
+def test_one_variable_sends_records_elsewhere(spawn: Spawn, tmp_path: Path, target: str) -> None:
+    """Each record is one line there, or none anywhere; no spool is made, and no AWS is needed."""
+    env = {"CWSINK_TARGET": target, "CWSINK_SPOOL_DIRECTORY": str(tmp_path / "spools")}
+    out, errors = spawn(APPLICATION, env=env).communicate(timeout=CHILD_SECONDS)
+    assert out.splitlines()[-1:] == ["end"], errors
+    lines = (errors if "err" in target.lower() else out).splitlines()
+    if target == "off":
+        assert (out, errors) == ("end\n", "")
+    else:
+        entry, record, text = lines[:3]
+        assert json.loads(entry)["data"] == {"order": 17}
+        assert (json.loads(record)["level"], json.loads(record)["data"]) == ("ERROR", {"order": 18})
+        assert text in ("by a writer \N{SNOWMAN}", "by a writer \\u2603")
+        assert not (errors if target == "stdout" else out.removesuffix("end\n"))
+    assert not (tmp_path / "spools").exists()
+
+
+def test_another_word_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the four that there are."""
+    monkeypatch.setenv("CWSINK_TARGET", "console")
+    for make in (cwsink.Writer.open, cwsink.SpoolHandler, cwsink.CloudWatchSpoolSink):
+        with pytest.raises(cwsink.ConfigError, match="'console': choose one of cloudwatch, stderr, stdout, off"):
+            make(log_group_name="/myapp/prod")
+
+
+def test_a_wrong_setting_is_found_on_the_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only where the application is deployed."""
+    monkeypatch.setenv("CWSINK_TARGET", "off")
+    with pytest.raises(cwsink.ConfigError, match="log_grup_name"):
+        cwsink.SpoolHandler(log_grup_name="/myapp/prod")  # type: ignore[call-arg]
+
+
+def test_a_closed_stream_costs_the_record_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The writer answers False, and the application goes on."""
+    monkeypatch.setenv("CWSINK_TARGET", "stderr")
+    writer = cwsink.Writer.open()
+    with open(tmp_path / "closed", "w") as file:
+        pass
+    monkeypatch.setattr("sys.stderr", file)
+    assert writer.append("x") is False
+    monkeypatch.setattr("sys.stderr", None)
+    assert writer.append("x") is False
+
+
+@pytest.fixture
+def unusable(tmp_path: Path) -> str:
+    """A path at which no directory can be made, not even by root."""
+    (tmp_path / "file").write_text("")
+    return str(tmp_path / "file" / "spools")
+
+
+def test_a_handler_without_a_spool_logs_to_stderr(unusable: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The application starts: one line says why, and each record follows as JSON."""
+    logger = logging.getLogger("test_console")
+    logger.addHandler(handler := cwsink.SpoolHandler(log_group_name="/myapp/prod", spool_directory=unusable))
+    try:
+        logger.error("order placed", extra={"order": 17})
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+    why, record = capfd.readouterr().err.splitlines()
+    assert why.startswith(f"cwsink: records go to stderr, and not to CloudWatch: the spool directory {unusable} cannot")
+    assert json.loads(record)["data"] == {"order": 17}
+
+
+def test_who_wants_it_strict_gets_the_error(unusable: str) -> None:
+    """`on_unusable="raise"`; and another word is a ConfigError."""
+    with pytest.raises(cwsink.SpoolError, match="cannot be used"):
+        cwsink.SpoolHandler(log_group_name="/myapp/prod", spool_directory=unusable, on_unusable="raise")
+    with pytest.raises(cwsink.ConfigError, match="on_unusable='stdout': choose one of stderr, raise"):
+        cwsink.SpoolHandler(log_group_name="/myapp/prod", on_unusable="stdout")  # type: ignore[arg-type]
+
+
+def test_on_windows_records_go_to_stderr(spawn: Spawn) -> None:
+    """No module of Unix is needed there to import cwsink and log. (Windows itself is not tried.)"""
+    script = """
+        import logging, os, sys, time
+        missing = ("fcntl", "resource", "termios", "pwd", "grp")
+        sys.modules.update(dict.fromkeys(missing))
+        del os.register_at_fork, os.fork, os.geteuid, time.clock_gettime, time.CLOCK_MONOTONIC
+        sys.platform = "win32"
+        import cwsink
+        logging.getLogger().addHandler(cwsink.SpoolHandler(log_group_name="/myapp/prod"))
+        logging.getLogger("shop").error("order placed")
+    """
+    _, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
+    lines = errors.splitlines()
+    assert lines[0] == "cwsink: cwsink spools on Linux and macOS only. On Windows records go to stderr."
+    assert json.loads(lines[1])["message"] == "order placed"
+
+
+def test_without_a_log_group_an_error_shows_the_ways_to_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument, a config, a variable: each of them is enough."""
+    monkeypatch.delenv("FAPILOG_CLOUDWATCH__LOG_GROUP_NAME", raising=False)
+    for make in (cwsink.Writer.open, cwsink.SpoolHandler):
+        with pytest.raises(
+            cwsink.ConfigError, match='Give log_group_name="/myapp/prod" as an argument or in the config'
+        ):
+            make(flusher="external")
+        make({"log_group_name": "/a"}, flusher="external").close()
+        make(log_group_name="/a", flusher="external").close()
+        for variable in ("CWSINK_LOG_GROUP_NAME", "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"):
+            monkeypatch.setenv(variable, "/a")
+            make(flusher="external").close()
+            monkeypatch.delenv(variable)
+    assert os.environ.get("CWSINK_LOG_GROUP_NAME") is None

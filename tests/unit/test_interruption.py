@@ -1,0 +1,92 @@
+"""What a signal handler raises in the middle of a log call is told from all other exceptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cwsink.frontends.interruption import is_interruption
+
+
+class OverTimeError(Exception):
+    """As Celery's."""
+
+
+def plain(number: int, frame: FrameType | None) -> None:
+    raise OverTimeError
+
+
+def of_any_arguments(*arguments: Any) -> None:
+    raise OverTimeError
+
+
+def deep(number: int, frame: FrameType | None) -> None:
+    def over() -> None:
+        raise OverTimeError
+
+    over()
+
+
+def indirect(*arguments: Any) -> None:
+    deep(*arguments)
+
+
+class Penalty:
+    """As RQ's: the handler is a method."""
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        raise OverTimeError
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("handler", [plain, of_any_arguments, deep, Penalty().handle, indirect])
+def test_what_a_handler_raises_is_an_interruption(handler: Callable[..., Any]) -> None:
+    """However it is written; also where it has passed through several of our functions."""
+    signal.signal(signal.SIGUSR1, handler)
+
+    def ours() -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.raises(OverTimeError) as raised:
+        ours()
+    assert is_interruption(raised.value)
+
+
+class RaisingText:
+    def __str__(self) -> str:
+        raise OverTimeError
+
+
+@pytest.mark.parametrize("work", [lambda: str(RaisingText()), lambda: int("x"), lambda: os.stat("/nothing/there")])
+def test_what_else_is_raised_is_none(work: Callable[[], object]) -> None:
+    """By code of the application, by C code, by the kernel."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # whatever it is
+        work()
+    assert not is_interruption(raised.value)
+    assert not is_interruption(OverTimeError("never raised"))
+
+
+@pytest.mark.usefixtures("restored")
+def test_celerys_and_rqs_own_handlers() -> None:
+    """The exceptions of the real libraries, raised by their own handlers."""
+    timeouts = pytest.importorskip("rq.timeouts")
+    with pytest.raises(timeouts.BaseTimeoutException) as raised, timeouts.UnixSignalDeathPenalty(1):
+        signal.raise_signal(signal.SIGALRM)
+    assert is_interruption(raised.value)
+    pool = pytest.importorskip("billiard.pool")
+    signal.signal(signal.SIGUSR1, pool.soft_timeout_sighandler)
+    with pytest.raises(pool.SoftTimeLimitExceeded) as exceeded:
+        signal.raise_signal(signal.SIGUSR1)
+    assert is_interruption(exceeded.value)
