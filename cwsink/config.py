@@ -368,7 +368,10 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
 
 def _named(name: str, value: object) -> str:
     """Return a setting as an error message shows it: with its value, unless that may be a secret."""
-    return name if name.partition("[")[0].partition(".")[0] in _NOT_SHOWN else f"{name}={value!r}"
+    is_secret = name.partition("[")[0].partition(".")[0] in _NOT_SHOWN or (
+        name == "endpoint_url" and "@" in repr(value)
+    )
+    return name if is_secret else f"{name}={value!r}"
 
 
 @cache

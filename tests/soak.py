@@ -126,7 +126,8 @@ def options_of(arguments: list[str], known: dict[str, Part]) -> tuple[argparse.N
     parser = argparse.ArgumentParser(
         prog="scripts/soak",
         description="Run the fault tests in full. The results are a page of Markdown; exit 1 on any breach.",
-        epilog="Everything after -- goes to pytest: scripts/soak zoo -- -k celery",
+        epilog="Everything after -- goes to pytest: scripts/soak zoo -- -k celery. Some tests need strace; it is "
+        "installed on this machine (apt-get) only if you say so when asked, or by CWSINK_SOAK_INSTALL=1.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which parts (default: all); see --list")
     parser.add_argument("--list", action="store_true", help="list the parts")

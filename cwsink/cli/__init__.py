@@ -21,6 +21,7 @@ arguments                                  commands, options and help texts
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def say(line: str) -> None:
+    """Write one line to stdout. Commands write lines only by this function, because a spool's name is foreign text."""
+    print(printable(line, one_line=True), flush=True)
+
+
 def complain(message: str) -> None:
     """Write one line to stderr."""
     print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
@@ -90,4 +96,5 @@ def _open_what_is_closed() -> None:
 
 def _discard_output() -> None:
     """Discard what is still buffered, because Python would fail to write it at its end, and change the exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):  # stdout has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from cwsink.cli import text
-from cwsink.printable import printable
+from cwsink.cli import say, text
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     code = troubles[0][0] if troubles else OK
     waiting = sum(spool.pending for spool in found.spools)
     books = f"{text.counted(len(found.spools), 'spool')}, {text.records(waiting)} waiting"
-    print(printable(f"{_WORDS[code]}: {'; '.join([*(what for _, what in troubles), books])}", one_line=True))
+    say(f"{_WORDS[code]}: {'; '.join([*(what for _, what in troubles), books])}")
     return code
 
 
@@ -41,7 +40,7 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
     if age > options.max_age:
         code = WARNING if spool.state == "delivering" and age <= _FAR_BEHIND * options.max_age else CRITICAL
         yield code, f"the oldest record has waited {text.duration(age)} ({spool.state})"
-    fill = spool.used_bytes / spool.capacity_bytes if spool.pending else 0.0
+    fill = spool.used_bytes / max(spool.capacity_bytes, 1) if spool.pending else 0.0
     if fill > options.max_fill / 100:
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
     if options.no_losses and spool.lost:

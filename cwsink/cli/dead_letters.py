@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli import DONE, NOT_DONE, complain, say, text
 from cwsink.cli.arguments import REPLAYABLE
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
@@ -29,7 +29,6 @@ from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.second_chance import Resend, Rules, Skip
-from cwsink.printable import printable
 from cwsink.spool import capacity, descriptors, files, lease, record, segment, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
@@ -38,6 +37,7 @@ from cwsink.spool.ring import Append, Ring
 # A killed replay may send so many letters twice. A smaller step would rewrite the file, up to 8 MiB, more often.
 _STEP_LETTERS: Final = 1_000
 
+_CANNOT: Final = "cannot replay the dead letters of"
 _DAMAGE: Final = "damage, which holds no record to send"
 _BEGINNING: Final = "only the beginning was kept"
 
@@ -61,11 +61,13 @@ class LetterReplay:
     """Makes records of the dead letters of one spool.
 
     Attributes:
+        path: of the spool.
         failure: why the replay failed, or None.
     """
 
     def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
         """Raises ConfigError: the environment's settings are wrong."""
+        self.path = directory.path
         self._directory = directory
         self._config = sending.config_of(directory)
         self._rules = Rules(REPLAYABLE, reasons, restamp, self._config.max_event_bytes)
@@ -79,7 +81,7 @@ class LetterReplay:
     def pretend(self) -> None:
         """Count what a replay would do, and change nothing."""
         try:
-            self._replayed.update(each.reason for each in self._choose())
+            self._replayed.update(each.reason for each in self._choose(waits=False))
         except OSError as error:
             self.failure = f"cannot read the dead letters of {self._directory.path}: {error}"
 
@@ -87,7 +89,7 @@ class LetterReplay:
         """Append the letters that get a second chance, step by step, and take them out of the dead letters."""
         try:
             with _alone(self._directory):
-                self._append_all(self._choose(), shown)
+                self._append_all(self._choose(waits=True), shown)
         except OSError as error:  # a SpoolError is an OSError
             self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
 
@@ -100,24 +102,24 @@ class LetterReplay:
             whys = "; ".join(f"{reason}: {count:,}, {why}" for (reason, why), count in sorted(self._skipped.items()))
             done, left = ("would replay", "skip") if dry_run else ("replayed", "skipped")
             line = f"{done} {replayed:,}{reasons and f' ({reasons})'}, {left} {skipped:,}{whys and f' ({whys})'}."
-            print(f"{name}: {printable(line, one_line=True)}")
+            say(f"{name}: {line}")
         elif self.failure is None:
-            print(f"{name}: no dead letters.")
+            say(f"{name}: no dead letters.")
         if replayed and not dry_run:
-            print(f"{name}: {_who_sends(self._directory)}")
+            say(f"{name}: {_who_sends(self._directory)}")
         if self._dropped:
             most = text.size(dead_letter.MAX_BYTES)
             lost = text.counted(self._dropped, "dead letter")
-            print(f"{name}: {lost} lost before. The oldest go when all together take {most}.")
+            say(f"{name}: {lost} lost before. The oldest go when all together take {most}.")
         if self._unreadable:
             lines = text.counted(self._unreadable, "line")
             complain(f"{lines} of {self._directory.dead_letters} cannot be read, and stay there.")
         if self.failure is not None:
             complain(self.failure)
 
-    def _choose(self) -> list[Chosen]:
+    def _choose(self, *, waits: bool) -> list[Chosen]:
         """Read the letters. Return those that get a second chance, and remember why the others do not."""
-        contents = self._letters.read()
+        contents = self._letters.read(waits=waits)
         now_ms = time.time_ns() // 1_000_000
         chosen = []
         for letter, line in contents.letters:
@@ -180,18 +182,23 @@ def run(options: argparse.Namespace) -> int:
     """Replay the dead letters of every spool at PATH."""
     spools = Spools(options.path, read_only=options.dry_run)
     reasons = frozenset(options.reason) if options.reason else None
-    replays = [LetterReplay(directory, reasons, restamp=options.restamp) for directory in spools.find()]
+    replays = []
+    for directory in spools.find():
+        with spools.missing(directory.path, _CANNOT):
+            replays.append(LetterReplay(directory, reasons, restamp=options.restamp))
     if options.dry_run:
         for replay in replays:
-            replay.pretend()
+            with spools.missing(replay.path, _CANNOT):
+                replay.pretend()
+                replay.tell(dry_run=True)
     else:
         with display(has_end=True) as shown:
             for replay in replays:
                 replay.run(shown)
-    for replay in replays:
-        replay.tell(dry_run=options.dry_run)
+        for replay in replays:
+            replay.tell(dry_run=False)
     if options.dry_run and replays:
-        print("Dry run: nothing was changed.")
+        say("Dry run: nothing was changed.")
     return DONE if replays and spools.is_whole and all(replay.failure is None for replay in replays) else NOT_DONE
 
 

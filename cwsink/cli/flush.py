@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli import DONE, NOT_DONE, complain, say, text
 from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
-from cwsink.errors import CwsinkError
 from cwsink.spool import sending
 from cwsink.spool.directory import SpoolDirectory
 
@@ -37,7 +36,7 @@ def _once(spools: Spools, timeout: float | None) -> int:
         follow(drains, stops, shown)
     for drain in drains:
         if drain.is_done:
-            print(drain.summary(), flush=True)
+            say(drain.summary())
         if drain.failure:
             complain(drain.failure)
     return DONE if drains and spools.is_whole and all(drain.failure is None for drain in drains) else NOT_DONE
@@ -45,9 +44,7 @@ def _once(spools: Spools, timeout: float | None) -> int:
 
 def _drain(directory: SpoolDirectory, spools: Spools, timeout: float | None) -> SpoolDrain | None:
     """Return what follows a spool. None: it cannot be sent, which is said. The others are sent all the same."""
-    try:
+    with spools.missing(directory.path, "cannot flush", "Its records stay there."):
         sending.config_of(directory)
         return SpoolDrain(directory, timeout=timeout)
-    except (CwsinkError, OSError) as error:
-        spools.miss(directory.path, f"cannot flush {directory.path}: {error} Its records stay there.")
-        return None
+    return None

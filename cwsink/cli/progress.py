@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from cwsink import diagnostics
+from cwsink.cli import say
+from cwsink.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -29,7 +31,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        print(line, flush=True)
+        say(line)
 
     def show(self, target: str, done: int, share: float | None, note: str = "") -> None:
         """Show how many records of a spool are done, if the last line is a while ago.
@@ -68,7 +70,7 @@ class _Bars(Display):
         self._tasks: dict[str, TaskID] = {}
 
     def say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, soft_wrap=True)
+        self.progress.console.print(printable(line, one_line=True), markup=False, soft_wrap=True)
 
     def show(self, target: str, done: int, share: float | None, note: str = "") -> None:
         count = f"{done:,} delivered" if share is None else f"{done:,} records, {share:.0%}"

@@ -17,14 +17,12 @@ import shlex
 import time
 
 from cwsink import naming
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli import DONE, NOT_DONE, complain, say, text
 from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
-from cwsink.errors import CwsinkError
 from cwsink.limits import MAX_PAST_MS
-from cwsink.printable import printable
 from cwsink.spool import orphans, survey
 from cwsink.spool.directory import SpoolDirectory
 
@@ -41,15 +39,22 @@ def run(options: argparse.Namespace) -> int:
     found = spools.find()
     if not found and spools.is_whole:
         return NOT_DONE
-    chosen = [directory for directory in found if orphans.is_orphan(directory)] if options.all else found
+    chosen = [directory for directory in found if _is_orphan(directory, spools)] if options.all else found
     if options.all and not chosen:
-        print(f"No orphans in {spools.place}.")
+        say(f"No orphans in {spools.place}.")
     if options.dry_run:
         for directory in chosen:
-            print(_would_do(directory))
-        print("Dry run: nothing was changed.")
+            with spools.missing(directory.path, "cannot read the spool"):
+                say(_would_do(directory))
+        say("Dry run: nothing was changed.")
         return DONE if spools.is_whole else NOT_DONE
     return DONE if _replay_all(chosen, options.rate) and spools.is_whole else NOT_DONE
+
+
+def _is_orphan(directory: SpoolDirectory, spools: Spools) -> bool:
+    with spools.missing(directory.path, "cannot read the spool"):
+        return orphans.is_orphan(directory)
+    return False
 
 
 def _contradiction(options: argparse.Namespace) -> str | None:
@@ -84,7 +89,7 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
                     lines.append(f"{target(directory)}: left alone, because {name} leads and sends it.")
                     continue
                 drain = _replay(directory, rate, stops, shown)
-            except (CwsinkError, OSError) as error:  # the other spools are sent all the same
+            except Exception as error:  # the other spools are sent all the same
                 failures.append(f"cannot replay {directory.path}: {error}")
                 continue
             if drain.failure:
@@ -93,10 +98,10 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
                 lines.append(drain.summary())
                 sent.append(drain)
     for line in lines:
-        print(line)
+        say(line)
     if len(sent) > 1:
         records = sum(drain.sent for drain in sent)
-        print(f"{len(sent):,} spools replayed: {text.records(records)}.", flush=True)
+        say(f"{len(sent):,} spools replayed: {text.records(records)}.")
     for failure in failures:
         complain(failure)
     return not failures
@@ -129,7 +134,7 @@ def _would_do(directory: SpoolDirectory) -> str:
         line += f" of {_utc(found.oldest_ms)} to {_utc(found.newest_ms)}"
         if found.oldest_ms < time.time_ns() // 1_000_000 - MAX_PAST_MS:
             line += "; the oldest are too old for CloudWatch, and become dead letters"
-    return f"{line}; from {printable(directory.path, one_line=True)}"
+    return f"{line}; from {directory.path}"
 
 
 def _utc(timestamp_ms: int) -> str:

@@ -29,6 +29,7 @@ from typing import Final
 
 import cwsink
 from cwsink.cli.signals import FORWARDED, Arrival, Signals
+from cwsink.printable import printable
 
 # The exit codes of a shell.
 NOT_FOUND: Final = 127
@@ -266,13 +267,16 @@ class Supervisor:
         from cwsink.errors import CwsinkError
         from cwsink.spool import orphans
 
+        # Another user's spool is not our flusher's, and may hold what was put there to stop us.
+        spools = Spools(None, read_only=False, tell=lambda _: None)
         try:
-            for directory in Spools(None, read_only=True, tell=lambda _: None).open():
-                if count := orphans.left_behind(directory):
-                    _say(
-                        f"{text.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
-                        "`cwsink flush --once`."
-                    )
+            for directory in spools.open():
+                with spools.missing(directory.path, "cannot read the spool"):
+                    if count := orphans.left_behind(directory):
+                        _say(
+                            f"{text.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
+                            "`cwsink flush --once`."
+                        )
         except (CwsinkError, OSError) as error:
             _say(str(error))
 
@@ -280,7 +284,7 @@ class Supervisor:
 def _say(message: str) -> None:
     """Write one line to stderr. If nobody reads it, that must not end the command."""
     with contextlib.suppress(OSError):
-        os.write(2, f"cwsink: {message}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, f"cwsink: {printable(message, one_line=True)}\n".encode("utf-8", "backslashreplace"))
 
 
 def _adopt_orphans() -> None:

@@ -21,7 +21,7 @@ import os
 import time
 from typing import Final
 
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli import DONE, NOT_DONE, complain, say, text
 from cwsink.cli.flushing import POLL_SECONDS, StopRequests, delivered, end_all, leader_note
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, target
@@ -149,11 +149,11 @@ class FlushService:
                 sent = delivered(election, before) - before
                 is_stuck = not election.has_ended(0.0)  # it still holds the lease then
                 pending = survey(directory).pending if is_stuck else orphans.left_behind(directory)
-            except OSError as error:
+            except Exception as error:
                 code = NOT_DONE
-                complain(f"cannot tell what is left in {directory.path}: {error.strerror}. Its records are kept.")
+                complain(f"cannot tell what is left in {directory.path}: {error}. Its records are kept.")
                 continue
-            print(f"{target(directory)}: ended; {text.records(sent)} delivered meanwhile.", flush=True)
+            say(f"{target(directory)}: ended; {text.records(sent)} delivered meanwhile.")
             if pending:
                 code = NOT_DONE
                 if is_told:
@@ -189,10 +189,10 @@ class FlushService:
     def _stand(self, directory: SpoolDirectory) -> None:
         try:
             before = cursor.read(directory.cursor).ledger.delivered
-        except OSError as error:
+        except Exception as error:
             report(
                 f"stand_{directory.path}",
-                f"cannot read {directory.cursor}: {error.strerror}. The records of that spool stay there. It is tried "
+                f"cannot read {directory.cursor}: {error}. The records of that spool stay there. It is tried "
                 f"again every {_LOOK_SECONDS:.0f} s.",
             )
             return

@@ -14,7 +14,7 @@ from typing import Final
 
 from cwsink.cli import complain, text
 from cwsink.config import variables_of
-from cwsink.errors import SpoolError
+from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
 from cwsink.spool import files, heartbeat, open_directory, segment
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
@@ -22,7 +22,7 @@ from cwsink.spool.leadership import leader_of
 from cwsink.spool.root import choose_root, directories
 
 # The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
-_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}")
+_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
 
 
 def target(directory: SpoolDirectory) -> str:
@@ -113,9 +113,40 @@ class Spools:
             return bool(segment.numbers(f"{path}/{open_directory.RING}"))
         return False
 
+    def missing(self, path: str, cannot: str, then: str = "") -> Missing:
+        """Whatever goes wrong with one spool in the block: say so with its name, and let the others be served.
+
+        Args:
+            path: of the spool.
+            cannot: what cannot be done, such as "cannot read".
+            then: what becomes of its records.
+        """
+        return Missing(self, path, cannot, then)
+
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""
         self.is_whole = False
         if path not in self._told:
             self._told.add(path)
             self._tell(message)
+
+
+class Missing:
+    """The block in which a spool may turn out to be missing (see `Spools.missing`)."""
+
+    def __init__(self, spools: Spools, path: str, cannot: str, then: str) -> None:
+        self._spools = spools
+        self._path = path
+        self._cannot = cannot
+        self._then = f" {then}" if then else ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        # A pipe that nobody reads is the output's trouble, and not the spool's.
+        if not isinstance(error, Exception) or isinstance(error, BrokenPipeError):
+            return False
+        what = str(error) if isinstance(error, CwsinkError | OSError) else f"{type(error).__name__}: {error}"
+        self._spools.miss(self._path, f"{self._cannot} {self._path}: {what.rstrip('.: ')}.{self._then}")
+        return True

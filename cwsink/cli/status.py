@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from cwsink.cli import DONE, NOT_DONE
 from cwsink.cli.reasons import why
 from cwsink.cli.spools import Spools
+from cwsink.printable import printable_json
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 def _print_json(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> int:
     for found, code in looks:
         content = {"spools": [{**spool.as_dict(), "why": why(spool) if spool.pending else None} for spool in found]}
-        print(json.dumps(content, indent=None if watch else 2), flush=True)
+        print(printable_json(json.dumps(content, indent=None if watch else 2)), flush=True)
         if watch is None:
             return code
         time.sleep(watch)
@@ -46,8 +47,6 @@ def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolStats], int]]:
 
 
 def _try_to_look(directory: SpoolDirectory, spools: Spools) -> SpoolStats | None:
-    try:
+    with spools.missing(directory.path, "cannot read the spool"):
         return look(directory)
-    except (OSError, ValueError) as error:
-        spools.miss(directory.path, f"cannot read the spool {directory.path}: {error}")
-        return None
+    return None

@@ -20,6 +20,7 @@ import msgspec
 
 from cwsink.cli import DONE, NOT_DONE, complain, text
 from cwsink.cli.spools import Spools, target
+from cwsink.printable import printable_json
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.follower import Follower
 from cwsink.spool.record import Event
@@ -29,6 +30,9 @@ from cwsink.spool.record import Event
 _QUIET_SECONDS: Final = 0.2
 _BUSY_SECONDS: Final = 0.01
 _NEW_SPOOLS_SECONDS: Final = 1.0
+# The last N records are in memory together. These are more than any that are sent.
+_MOST_CHARACTERS: Final = 16 * 1024 * 1024
+_CANNOT: Final = "cannot read the spool"
 
 
 class Printer:
@@ -38,6 +42,7 @@ class Printer:
         self._grep = options.grep.casefold() if options.grep else None
         self._level: int | None = options.level
         self._is_json = options.json
+        self._is_terminal = sys.stdout.isatty()
         self._has_colour = _wants_colour()
         self._heading = ""
         self.has_headings = False
@@ -55,7 +60,10 @@ class Printer:
         """Print one record, under its spool's heading if there are several."""
         if self._is_json:
             content = {"id": event.id, "timestamp_ms": event.timestamp_ms, "message": event.message}
-            sys.stdout.buffer.write(msgspec.json.encode(content) + b"\n")
+            line = msgspec.json.encode(content)
+            if self._is_terminal:
+                line = printable_json(line.decode()).encode()
+            sys.stdout.buffer.write(line + b"\n")
             return
         if self.has_headings and self._heading != directory.path:
             print(f"{chr(10) if self._heading else ''}==> {target(directory)} <==")
@@ -69,53 +77,99 @@ class Printer:
 def run(options: argparse.Namespace) -> int:
     """Print the records that are there. With -f go on until Ctrl-C, or until nobody reads the output."""
     _raise_file_limit()
-    spools = Spools(options.path, read_only=True)
-    printer = Printer(options)
-    followers: dict[str, Follower] = {}
-    try:
-        _begin(spools, followers, printer, options.lines)
-        if options.follow:
-            _follow(spools, followers, printer)
-        elif not followers:
-            return NOT_DONE
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for follower in followers.values():
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(_Tail(options)) as tail:
+        return tail.run(options.lines, follow=options.follow)
+    return DONE
+
+
+class _Tail:
+    """The spools that are looked at. One that cannot be read is named, and the others are shown."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._spools = Spools(options.path, read_only=True)
+        self._printer = Printer(options)
+        self._followers: dict[str, Follower] = {}
+        self._given_up: set[str] = set()
+
+    def run(self, lines: int | None, *, follow: bool) -> int:
+        """Print what is there, and with `follow` what comes. Returns the exit code."""
+        found = self._begin(lines, follow=follow)
+        if follow:
+            self._follow()
+            return DONE
+        return DONE if found and self._spools.is_whole else NOT_DONE
+
+    def close(self) -> None:
+        """Close all segments."""
+        for follower in self._followers.values():
             follower.close()
-    return DONE if spools.is_whole or options.follow else NOT_DONE
+
+    def _begin(self, last: int | None, *, follow: bool) -> list[SpoolDirectory]:
+        """Print all pending records, or the `last` records of all that are on disk. Returns the spools."""
+        found = self._spools.find()
+        self._printer.has_headings = len(found) > 1
+        for directory in found:
+            self._open(directory, all_present=last is not None)
+            events = self._read(directory.path)
+            for event in events if last is None else _last(events, last):
+                self._printer.print(directory, event)
+            if not follow:  # each segment takes a descriptor, and the next spools need theirs
+                self._forget(directory.path)
+        return found
+
+    def _follow(self) -> None:
+        pause = _QUIET_SECONDS
+        look_for_spools_at = 0.0
+        while not _is_nobody_reading():
+            if time.monotonic() >= look_for_spools_at:
+                for directory in self._spools.open():
+                    if directory.path not in self._followers.keys() | self._given_up:
+                        self._open(directory)
+                self._printer.has_headings = len(self._followers) > 1
+                look_for_spools_at = time.monotonic() + _NEW_SPOOLS_SECONDS
+            is_busy = False
+            for path, follower in list(self._followers.items()):
+                for event in self._read(path):
+                    is_busy = True
+                    self._printer.print(follower.directory, event)
+            sys.stdout.flush()
+            pause = _BUSY_SECONDS if is_busy else min(2 * pause, _QUIET_SECONDS)
+            time.sleep(pause)
+
+    def _open(self, directory: SpoolDirectory, *, all_present: bool = False) -> None:
+        with self._spools.missing(directory.path, _CANNOT):
+            self._followers[directory.path] = _follower_of(directory, all_present=all_present)
+            return
+        self._given_up.add(directory.path)
+
+    def _read(self, path: str) -> Iterator[Event]:
+        """Yield the records of a spool that are new, and wanted. If it cannot be read, look no further there."""
+        if (follower := self._followers.get(path)) is None:
+            return
+        with self._spools.missing(path, _CANNOT):
+            yield from filter(self._printer.wants, follower.read())
+            return
+        self._given_up.add(path)
+        self._forget(path)
+
+    def _forget(self, path: str) -> None:
+        if follower := self._followers.pop(path, None):
+            follower.close()
 
 
-def _begin(spools: Spools, followers: dict[str, Follower], printer: Printer, last: int | None) -> None:
-    """Print all pending records, or the `last` records of all that are on disk."""
-    found = spools.find()
-    printer.has_headings = len(found) > 1
-    for directory in found:
-        follower = followers[directory.path] = _follower_of(directory, all_present=last is not None)
-        events: Iterator[Event] | deque[Event] = filter(printer.wants, follower.read())
-        for event in events if last is None else deque(events, maxlen=last):
-            printer.print(directory, event)
-
-
-def _follow(spools: Spools, followers: dict[str, Follower], printer: Printer) -> None:
-    pause = _QUIET_SECONDS
-    look_for_spools_at = 0.0
-    while not _is_nobody_reading():
-        if time.monotonic() >= look_for_spools_at:
-            for directory in spools.open():
-                if directory.path not in followers:
-                    followers[directory.path] = _follower_of(directory)
-            printer.has_headings = len(followers) > 1
-            look_for_spools_at = time.monotonic() + _NEW_SPOOLS_SECONDS
-        is_busy = False
-        for follower in list(followers.values()):
-            for event in follower.read():
-                is_busy = True
-                if printer.wants(event):
-                    printer.print(follower.directory, event)
-        sys.stdout.flush()
-        pause = _BUSY_SECONDS if is_busy else min(2 * pause, _QUIET_SECONDS)
-        time.sleep(pause)
+def _last(events: Iterator[Event], count: int) -> deque[Event]:
+    """Return the last events, fewer than asked for if they are too long to be held together."""
+    found: deque[Event] = deque()
+    characters = left_out = 0
+    for event in events:
+        found.append(event)
+        characters += len(event.message)
+        while len(found) > count or (characters > _MOST_CHARACTERS and len(found) > 1):
+            left_out += len(found) <= count
+            characters -= len(found.popleft().message)
+    if left_out and len(found) < count:
+        complain(f"only {text.counted(len(found), 'record')} shown of {count:,}, because they are very long.")
+    return found
 
 
 def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Follower:

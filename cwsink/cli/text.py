@@ -16,12 +16,15 @@ from typing import Any, Final
 import msgspec
 
 from cwsink.cli.arguments import LEVELS
+from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.printable import printable
 from cwsink.spool.record import Event
 
 _PLAIN: Final = re.compile(r"[^\s=\"']+")
 
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+# CloudWatch takes no longer ones. A spool may hold them, to be sent in pieces.
+_MOST_CHARACTERS: Final = MAX_EVENT_BYTES
 # Deeper than this, data is shown as JSON.
 _MOST_FLAT: Final = 3
 _INDENT: Final = " " * 4
@@ -104,10 +107,17 @@ class Line:
 
 
 def read(event: Event) -> Line:
-    """Return a record as a line. Its message is one of fapilog's two shapes of JSON, or any text."""
-    entry = _entry_of(event.message)
-    if entry is None:
-        return Line(event.timestamp_ms, None, None, "", event.message)
+    """Return a record as a line. Its message is one of fapilog's two shapes of JSON, or any text. Never raises."""
+    try:
+        entry = _entry_of(event.message)
+        if entry is not None:
+            return _line_of(event, entry)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # it only looks like an entry, or is nested so deep that its parts cannot be shown
+    return Line(event.timestamp_ms, None, None, "", event.message)
+
+
+def _line_of(event: Event, entry: Mapping[str, Any]) -> Line:
     level = entry.get("level")
     name = level.upper() if isinstance(level, str) else None
     diagnostics = _mapping(entry.get("diagnostics"))
@@ -148,7 +158,7 @@ def render(line: Line, *, today: str, colour: bool) -> str:
         parts.append(paint(f"{printable(line.level, one_line=True):8}", code))
     if line.logger:
         parts.append(paint(f"{printable(line.logger, one_line=True)}:", "36"))
-    first, *rest = printable(line.message).splitlines() or [""]
+    first, *rest = printable(_begin(line.message)).splitlines() or [""]
     parts.append(paint(first, "1") if _ERROR <= (line.rank or 0) < _AUDIT else first)
     if line.details:
         parts.append("")  # two spaces between the message and its details
@@ -160,14 +170,18 @@ def render(line: Line, *, today: str, colour: bool) -> str:
     return "\n".join([" ".join(parts), *(_INDENT + paint(each, _DIM) for each in below)])
 
 
+def _begin(message: str) -> str:
+    """Return a message as long as people can read it."""
+    if len(message) <= _MOST_CHARACTERS:
+        return message
+    return f"{message[:_MOST_CHARACTERS]}\n... of {len(message):,} characters; --json shows all of them."
+
+
 def _entry_of(message: str) -> Mapping[str, Any] | None:
     """Return fapilog's entry, or None if the message is none."""
-    if not message.startswith("{"):
+    if not message.startswith("{") or len(message) > _MOST_CHARACTERS:
         return None
-    try:
-        content = msgspec.json.decode(message)
-    except (ValueError, RecursionError):
-        return None
+    content = msgspec.json.decode(message)
     entry = content.get("log", content)
     return entry if isinstance(entry, dict) and "message" in entry else None
 

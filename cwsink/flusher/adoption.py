@@ -8,9 +8,10 @@ an election of the orphan -> at most PACE records a second, for at most STINT_SE
 -> on to the next one; sooner if the orphan is empty, if a process logs there again, or if the leader stops
 ```
 
-Another container with our uid may have planted a spool, whose FORMAT names a server of its own. To send it there would
-give away our session token. So a leader adopts only what goes to the same endpoint as its own spool, by the same role
-and profile. `cwsink replay` sends the others, if a person wants it.
+Another container with our uid may have planted a spool, whose FORMAT names a server of its own, or whose settings.json
+names a role of its own. To send it there would give away our session token. So a leader adopts only what goes to the
+same endpoint as its own spool, by the same role and profile. The files may be exchanged at any moment, so this is
+looked at each time that an orphan's settings are read. `cwsink replay` sends the others, if a person wants it.
 
 If several leaders adopt, the orphan's own lease decides between them. An orphan that cannot be delivered (no
 permission, a region out of reach) holds up the other orphans for one stint in each round.
@@ -24,9 +25,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.errors import CwsinkError
-from cwsink.spool import cursor, orphans, survey
+from cwsink.errors import ConfigError, CwsinkError
+from cwsink.spool import cursor, orphans, sending, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 
@@ -40,8 +42,15 @@ _FIRST_SCAN_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.25
 
 
+ConfigOf = Callable[[SpoolDirectory], SinkConfig]
+
+
 class OrphansElection(Protocol):
-    """What the adopter asks of the election that it has for one orphan (cwsink.flusher.election.Election)."""
+    """What the adopter asks of an election, its own and those that it has for orphans (cwsink.flusher.election)."""
+
+    directory: SpoolDirectory
+    config: SinkConfig
+    config_of: ConfigOf
 
     def start(self) -> None:
         """Begin to stand for election."""
@@ -57,9 +66,9 @@ Elect = Callable[[SpoolDirectory], OrphansElection]
 
 
 @contextlib.contextmanager
-def beside(directory: SpoolDirectory, elect: Elect) -> Iterator[None]:
-    """Adopt the orphans beside `directory` while the block leads it. Its end waits for nothing."""
-    adopter = Adopter(directory, elect)
+def beside(leading: OrphansElection, elect: Elect) -> Iterator[None]:
+    """Adopt the orphans beside its spool while the block leads. Its end waits for nothing."""
+    adopter = Adopter(leading.directory, leading.config, elect)
     threading.Thread(target=adopter.run, name="cwsink-adopter", daemon=True).start()
     try:
         yield
@@ -74,9 +83,16 @@ class Adopter:
         stop: set it, and `run` returns as soon as the request in flight is over.
     """
 
-    def __init__(self, directory: SpoolDirectory, elect: Elect) -> None:
-        """`directory`: the spool that this process leads. `elect`: makes the election of an orphan."""
+    def __init__(self, directory: SpoolDirectory, config: SinkConfig, elect: Elect) -> None:
+        """Prepare; `run` adopts.
+
+        Args:
+            directory: the spool that this process leads.
+            config: its settings.
+            elect: makes the election of an orphan.
+        """
         self._own = directory
+        self._account = _account(config)
         self._elect = elect
         self._adopted: set[str] = set()
         self.stop = threading.Event()
@@ -96,10 +112,19 @@ class Adopter:
                     return
                 if path == self._own.path:
                     continue
-                with contextlib.suppress(CwsinkError, OSError):  # it is another user's, or damaged, or was just removed
+                # It is another user's, or damaged, or was just removed, or goes elsewhere.
+                with contextlib.suppress(CwsinkError, OSError):
                     directory = open_existing(path)
-                    if _account(directory) == _account(self._own) and orphans.is_orphan(directory):
+                    self._config_of(directory)
+                    if orphans.is_orphan(directory):
                         yield directory
+
+    def _config_of(self, orphan: SpoolDirectory) -> SinkConfig:
+        """Return how to send an orphan. Raises ConfigError: it does not go where our own spool goes."""
+        config = sending.config_of(orphan)
+        if _account(config) != self._account:
+            raise ConfigError("it goes to another endpoint, or by another role or profile.")
+        return config
 
     def _try_to_adopt(self, directory: SpoolDirectory) -> None:
         """Send one orphan for a stint. If anything goes wrong, say so; the next round tries again."""
@@ -115,6 +140,7 @@ class Adopter:
     def _adopt(self, directory: SpoolDirectory) -> None:
         before = cursor.read(directory.cursor).ledger.delivered
         election = self._elect(directory)
+        election.config_of = self._config_of
         if directory.path not in self._adopted:
             self._adopted.add(directory.path)
             spool_format = directory.format
@@ -138,7 +164,6 @@ class Adopter:
             )
 
 
-def _account(directory: SpoolDirectory) -> tuple[str | None, ...]:
+def _account(config: SinkConfig) -> tuple[str | None, ...]:
     """Return what says whose credentials go where."""
-    target = directory.format
-    return target.endpoint_url, target.profile, target.role_arn, target.external_id
+    return config.endpoint_url, config.profile, config.role_arn, config.external_id

@@ -17,17 +17,20 @@ from __future__ import annotations
 import copy
 import gzip
 import os
+import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from functools import partial
 from importlib import import_module
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.flusher import deadline
+from cwsink.flusher import confidential, deadline
 from cwsink.flusher.chunk import body
+from cwsink.flusher.confidential import answer
 from cwsink.flusher.outcome import Answer
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
@@ -38,6 +41,7 @@ from cwsink.version import __version__
 _GZIP_LEVEL: Final = 1
 
 _NO_ID: Final = "the answer has no AWS request id. Has a proxy answered? Check endpoint_url and the proxy settings"
+_LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|\[?::1\]?")
 
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 # botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
@@ -48,6 +52,8 @@ _OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStre
 # All sessions of one process share these: what botocore has read of AWS, and its event handlers.
 _data: Any = None
 _emitter: Any = None
+# Servers without TLS that the operator was told of.
+_told: set[str] = set()
 
 
 def import_botocore() -> None:
@@ -97,7 +103,9 @@ def _new_session(profile: str | None) -> Any:
     session = botocore.session.Session(profile=profile, include_builtin_handlers=_emitter is None)
     if _emitter is None:
         _data = AwsData(session.get_component("data_loader").search_paths)
+        session.register("before-send", _before_send)
         _emitter = copy.copy(session.get_component("event_emitter"))
+        deadline.bind()
     else:
         session.register_component("event_emitter", copy.copy(_emitter))
     session.register_component("data_loader", _data)
@@ -143,8 +151,8 @@ class CloudWatch:
         config, group = self._config, self._format.log_group_name
         wanted = {"kmsKeyId": config.kms_key_id, "tags": config.tags, "logGroupClass": config.log_group_class}
         options = {name: value for name, value in wanted.items() if value is not None}
-        answer = self._call("create_log_group", logGroupName=group, **options)
-        if not answer.code and not answer.already_existed and config.retention_days is not None:
+        made = self._call("create_log_group", logGroupName=group, **options)
+        if not made.code and not made.already_existed and config.retention_days is not None:
             kept = self._call("put_retention_policy", logGroupName=group, retentionInDays=config.retention_days)
             if kept.status != 200:
                 report(
@@ -152,7 +160,7 @@ class CloudWatch:
                     f"{group} was created, but its retention could not be set to {config.retention_days} days: "
                     f"{kept.code}: {kept.message}. Records are delivered. Set the retention by hand.",
                 )
-        return answer
+        return made
 
     def create_stream(self, stream: str) -> Answer:
         """Create a log stream. If it exists already, that is a success."""
@@ -175,33 +183,29 @@ class CloudWatch:
         try:
             if self._client is None:
                 self._client = self._connect()
-            answer = getattr(self._client, operation)(**parameters)
+            found = getattr(self._client, operation)(**parameters)
         except exceptions.ClientError as error:
             if error.operation_name not in _OPERATIONS:
-                return Answer(code="CredentialRetrievalError", message=str(error))
+                return answer(code="CredentialRetrievalError", message=str(error))
             return _failure(error.response, str(error))
         except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
-            # If no connection was made, the call cannot have reached CloudWatch. In all other cases it may have.
-            never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
-            message = str(error)
-            if isinstance(error, exceptions.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
-                message += f" (AWS_CA_BUNDLE is {bundle})"  # the error says "No such file", not which one
-            return Answer(code=type(error).__name__, message=message, is_ambiguous=not never_sent)
+            return _no_answer(error)
         except ResponseParserError as error:
-            return Answer(code="ResponseParserError", message=str(error), is_ambiguous=True)
+            return answer(code="ResponseParserError", message=str(error), is_ambiguous=True)
         except Exception as error:
             # No credentials, no region, a broken credential_process, a surprise of a proxy: the records stay.
             # An exception that is not botocore's comes from making the client, or from parsing an answer.
             may_have_arrived = self._client is not None and not isinstance(error, exceptions.BotoCoreError)
-            return Answer(code=type(error).__name__, message=str(error), is_ambiguous=may_have_arrived)
-        metadata = answer.get("ResponseMetadata", {})
+            message = confidential.text_of(error)
+            return answer(code=type(error).__name__, message=message, is_ambiguous=may_have_arrived)
+        metadata = found.get("ResponseMetadata", {})
         if not metadata.get("RequestId"):
-            return Answer(status=metadata.get("HTTPStatusCode"), code="NoRequestId", message=_NO_ID, is_ambiguous=True)
-        return Answer(
+            return answer(status=metadata.get("HTTPStatusCode"), code="NoRequestId", message=_NO_ID, is_ambiguous=True)
+        return answer(
             status=metadata.get("HTTPStatusCode"),
             request_id=metadata["RequestId"],
-            rejected=answer.get("rejectedLogEventsInfo"),
-            rejected_entity=(answer.get("rejectedEntityInfo") or {}).get("errorType"),
+            rejected=found.get("rejectedLogEventsInfo"),
+            rejected_entity=(found.get("rejectedEntityInfo") or {}).get("errorType"),
             is_ambiguous=True,
         )
 
@@ -221,13 +225,14 @@ class CloudWatch:
             "logs", region_name=self._region, endpoint_url=self._format.endpoint_url, config=botocore_config
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
-        deadline.bind(client, deadline.seconds_of(self._config))
         return client
 
     def _session(self, botocore_config: Any) -> Any:
         """Return a session of the profile, or of the role that the profile assumes."""
         config = self._config
+        confidential.learn(config.external_id)
         source = _new_session(config.profile)
+        source.set_default_client_config(botocore_config)  # for clients that credential providers make by themselves
         self._region = self._format.region or source.get_config_variable("region")
         if config.role_arn is None:
             return source
@@ -257,9 +262,7 @@ class CloudWatch:
 
     def _credentials_client(self, source: Any, botocore_config: Any, *args: Any, **options: Any) -> Any:
         """Return the client that assumes the role."""
-        client = source.create_client(*args, region_name=self._region, config=botocore_config, **options)
-        deadline.bind(client, deadline.seconds_of(self._config))
-        return client
+        return source.create_client(*args, region_name=self._region, config=botocore_config, **options)
 
     def _set_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body
@@ -268,14 +271,43 @@ class CloudWatch:
             params["headers"]["Content-Encoding"] = "gzip"
 
 
+def _before_send(request: Any, **_: Any) -> None:
+    """Look at a request of botocore before it is sent: learn its secrets, and say once that a server has no TLS."""
+    confidential.learn_from(request.headers)
+    address = urlsplit(request.url)
+    server = f"{address.hostname}:{address.port or 80}"
+    if address.scheme != "http" or _LOOPBACK.fullmatch(address.hostname or "") or server in _told:
+        return
+    _told.add(server)
+    report(
+        f"plain_{server}",
+        f"{server} is asked without TLS: whoever is on the way there can read what is sent, log lines and session "
+        "tokens, and can forge the answers. It is sent all the same. Use https, unless this network is yours alone.",
+    )
+
+
+def _no_answer(error: Any) -> Answer:
+    """Return what an exception of the connection means: no answer came, or none that could be read."""
+    from botocore import exceptions
+
+    if isinstance(cause := error.kwargs.get("error"), deadline.TooLongError):
+        return answer(code="AnswerTooLong", message=str(cause), is_ambiguous=True)
+    # If no connection was made, the call cannot have reached CloudWatch. In all other cases it may have.
+    never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
+    message = str(error)
+    if isinstance(error, exceptions.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
+        message += f" (AWS_CA_BUNDLE is {bundle})"  # the error says "No such file", not which one
+    return answer(code=type(error).__name__, message=message, is_ambiguous=not never_sent)
+
+
 def _failure(response: Mapping[str, Any], text: str) -> Answer:
     error = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     status = metadata.get("HTTPStatusCode")
     code = str(error.get("Code", "") or "Unknown")
     if code == "ResourceAlreadyExistsException":
-        return Answer(status=200, request_id=metadata.get("RequestId", "") or "exists", already_existed=True)
-    return Answer(
+        return answer(status=200, request_id=metadata.get("RequestId", "") or "exists", already_existed=True)
+    return answer(
         status=status,
         code=code,
         message=str(error.get("Message", "") or text.rstrip(": ")),

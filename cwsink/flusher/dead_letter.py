@@ -26,6 +26,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -35,8 +36,9 @@ from cwsink.spool import descriptors, files, held_lock, open_directory
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
-# Each file has half of the cap. More is not ours, and is not read.
-_MOST_FILE_BYTES: Final = 32 * 1024 * 1024
+# One file may hold one letter that is as long as the cap, and two counts. More is not ours, and is not read.
+_MOST_FILE_BYTES: Final = MAX_BYTES + 64 * 1024
+_READ_BYTES: Final = 1024 * 1024
 # Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
 # Lines are written in portions of this size, so that few large letters are in memory in encoded form.
@@ -120,13 +122,22 @@ class DeadLetters:
         line = {"reason": "corrupt", "segment": segment, "offset": start, "bytes": len(data), "data": content}
         self._keep("corrupt", 1, iter([_line_of({"time": _now(), **line})]))
 
-    def read(self) -> Contents:
-        """Return what the files hold. Changes nothing. Raises OSError."""
-        with self._locked(strict=True):
-            lines = _lines(self._older) + _lines(self._path)
+    def read(self, *, waits: bool = True) -> Contents:
+        """Return what the files hold. Changes nothing. Raises OSError.
+
+        Args:
+            waits: wait for the lock on the files, and do nothing without it. Else read as they are now, which is good
+                enough to count: whoever holds the lock of his own spool must not hold up who only looks.
+        """
+        self._is_stuck |= not waits
+        with self._locked(strict=waits):
+            return self._read()
+
+    def _read(self) -> Contents:
         contents = Contents([], Counter(), 0, 0)
         unreadable = dropped = 0
-        for line in lines:
+        # Line by line, because somebody may have made millions of short ones.
+        for line in chain(_each_line(self._older), _each_line(self._path)):
             if (letter := _decoded(_letter_of, line)) is not None:
                 contents.letters.append((letter, line))
             elif (other := _decoded(_other_of, line)) is not None:
@@ -326,12 +337,22 @@ def _decoded(decode: Callable[[bytes], _T], line: bytes) -> _T | None:
 
 def _lines(path: str) -> list[bytes]:
     """Return the lines of a file, or none if there is no file. Raises OSError."""
+    return list(_each_line(path))
+
+
+def _each_line(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, or none if there is no file. Raises OSError."""
+    rest, at = b"", 0
     try:
         with files.opened(path, os.O_RDONLY) as file:
-            data = os.pread(file.fd, _MOST_FILE_BYTES, 0)  # somebody may have made it longer than we do
+            while at < _MOST_FILE_BYTES and (block := os.pread(file.fd, _READ_BYTES, at)):
+                at += len(block)
+                *lines, rest = (rest + block).split(b"\n")
+                yield from filter(None, lines)
     except FileNotFoundError:
-        return []
-    return [line for line in data.split(b"\n") if line]
+        return
+    if rest:
+        yield rest
 
 
 def _size(path: str) -> int:

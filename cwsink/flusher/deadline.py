@@ -1,12 +1,16 @@
-"""A total deadline for each request of a client of botocore: connect, TLS, send, headers and body together.
+"""Bounds of each answer that botocore reads: one deadline for the whole request, and 1 MiB.
 
 The time-outs of botocore are for one step each, and one step of reading is one packet. A server that sends a byte a
 second never exceeds them, and a leader that waits for the rest of such an answer delivers nothing more, and does not
-say so. So each connection has a deadline of its own for each request, and every step may take only what is left.
+say so. And botocore reads an answer to its end, however long it is: a broken proxy could fill the memory.
 
-botocore has no setting for that. We replace the classes of its connections by classes derived from them. These are
-private names of botocore. If a version does not have them, its requests have the usual time-outs only, and a line says
-so.
+So each connection has one deadline for connect, TLS, send, headers and body together, and every step may take only what
+is left. Each answer, headers included, is read up to 1 MiB. CloudWatch's own answers have about 1 KiB.
+
+botocore has no setting for that. We replace the classes of its connection pools by classes derived from them, for all
+of this process: credential providers (a metadata service, STS, SSO) make connections of their own, which no caller can
+reach. This process is the flusher's, so no application's calls are concerned. These are private names of botocore. If a
+version does not have them, its requests have the usual time-outs only, and a line says so.
 
 Not bounded: the look-up of the host's name, for which the C library has time-outs of its own (resolv.conf).
 """
@@ -17,10 +21,21 @@ import contextlib
 import io
 import socket
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
+
+MOST_ANSWER_BYTES: Final = 1024 * 1024
+# One TLS record. With TLS, Python's time-out is for each record, and not for all that is sent.
+_RECORD_BYTES: Final = 16 * 1024
+# botocore's own default, for a connection without a time-out.
+_STEP_SECONDS: Final = 60.0
+
+
+class TooLongError(Exception):
+    """An answer is longer than any of AWS's. Not an OSError, because botocore would hide the reason of that."""
 
 
 def seconds_of(config: SinkConfig) -> float:
@@ -28,27 +43,45 @@ def seconds_of(config: SinkConfig) -> float:
     return config.connect_timeout_seconds + config.read_timeout_seconds
 
 
-def bind(client: Any, seconds: float) -> None:
-    """Have each request of `client` end within `seconds`, with an answer or a time-out."""
+def bind() -> None:
+    """Have each request of this process end within its two time-outs together, and each answer within 1 MiB."""
+    import botocore.awsrequest as pools
+
     try:
-        pools = client._endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001  # see above
-        bound = {scheme: _bound(pool, seconds) for scheme, pool in pools.items()}
+        plain, with_tls = pools.AWSHTTPConnectionPool, pools.AWSHTTPSConnectionPool
+        if not issubclass(plain, _Pool):
+            pools.AWSHTTPConnectionPool, pools.AWSHTTPSConnectionPool = _bound(plain), _bound(with_tls)
     except AttributeError as error:
         report("deadline", f"this version of botocore has no place for a total deadline of its requests: {error}.")
-    else:
-        pools.update(bound)
 
 
-def _bound(pool: Any, seconds: float) -> Any:
+def _bound(pool: Any) -> Any:
     """Return the class of a pool whose connections have the deadline."""
-    connection = type("Connection", (_Deadline, pool.ConnectionCls), {"total_seconds": seconds})
-    return type("Pool", (pool,), {"ConnectionCls": connection})
+    connection = type("Connection", (_Deadline, pool.ConnectionCls), {})
+    return type("Pool", (_Pool, pool), {"ConnectionCls": connection})
+
+
+class _Pool:
+    """What is added to the class of a pool (urllib3.connectionpool.HTTPConnectionPool)."""
+
+    timeout: Any
+
+    def _new_conn(self) -> Any:
+        steps = self.timeout
+        connection = super()._new_conn()  # type: ignore[misc]  # the other base has it, and so on below
+        connection.total_seconds = _seconds(steps.connect_timeout) + _seconds(steps.read_timeout)
+        return connection
+
+
+def _seconds(step: Any) -> float:
+    return float(step) if isinstance(step, (int, float)) else _STEP_SECONDS
 
 
 class _Deadline:
     """What is added to the class of a connection (urllib3.connection.HTTPConnection)."""
 
-    total_seconds = 0.0
+    total_seconds = 2 * _STEP_SECONDS
+    host: str
     sock: Any
     timeout: Any
     _until = 0.0
@@ -58,7 +91,7 @@ class _Deadline:
     def connect(self) -> None:
         self._until = time.monotonic() + self.total_seconds
         self._is_new = True
-        super().connect()  # type: ignore[misc]  # the other base has it, and so on below
+        super().connect()  # type: ignore[misc]
 
     def request(self, *args: Any, **options: Any) -> Any:
         if not self._is_new:
@@ -68,11 +101,13 @@ class _Deadline:
         finally:
             self._is_new = False
 
-    def send(self, data: Any) -> Any:
+    def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        self.sock.settimeout(self.left(self.timeout))
-        return super().send(data)  # type: ignore[misc]
+        is_plain = type(self.sock) is socket.socket
+        for part in [data] if is_plain or not isinstance(data, bytes) else _records(data):
+            self.sock.settimeout(self.left(self.timeout))
+            super().send(part)  # type: ignore[misc]
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> Any:
         from botocore.compat import HTTPResponse
@@ -96,6 +131,12 @@ class _Deadline:
         return super()._new_conn()  # type: ignore[misc]
 
 
+def _records(data: bytes) -> Iterator[memoryview]:
+    whole = memoryview(data)
+    for start in range(0, len(whole), _RECORD_BYTES):
+        yield whole[start : start + _RECORD_BYTES]
+
+
 class _Source:
     """Stands in for the socket that an answer is read from."""
 
@@ -109,7 +150,11 @@ class _Source:
 
 
 class _File(io.RawIOBase):
-    """Reads from a socket. Each read may take the time-out of one step, but no longer than until the deadline."""
+    """Reads one answer from a socket.
+
+    Each read may take the time-out of one step, but no longer than until the deadline. Beyond the most bytes of an
+    answer it raises TooLongError.
+    """
 
     def __init__(self, sock: Any, deadline: _Deadline) -> None:
         super().__init__()
@@ -117,13 +162,17 @@ class _File(io.RawIOBase):
         self._deadline = deadline
         self._step_seconds = sock.gettimeout()
         self._file = sock.makefile("rb", buffering=0)
+        self._count = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._count > MOST_ANSWER_BYTES:
+            raise TooLongError(f"{self._deadline.host} answers with more than {MOST_ANSWER_BYTES:,} bytes")
         self._sock.settimeout(self._deadline.left(self._step_seconds))
         count: int | None = self._file.readinto(buffer)
+        self._count += count or 0
         return count
 
     def fileno(self) -> int:

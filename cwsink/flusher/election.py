@@ -14,9 +14,8 @@ challenges it (cwsink.spool.lease). A leader that has failed for some seconds an
 stays out for 30 s, the next time for twice that, up to 600 s, until CloudWatch has taken something of it. If nobody
 leads although it has given way, nobody else could. Then it takes the lease again after 3 s. So nothing waits for a
 process that is not there, and processes that all fail take turns ever more rarely. `leader.json` keeps the reason of
-each one that gave way. This does not help if the leader is a stopped process (SIGSTOP, a debugger), or waits for one
-long call of C code that holds the GIL. It keeps the lease until it ends; `cwsink status` names it. Ctrl-Z in a shell
-does not stop a flusher that started by itself, because that has a session of its own.
+each one that gave way. This does not help if the leader is stopped (SIGSTOP, a debugger), or waits for a long call of C
+code that holds the GIL. It keeps the lease until it ends; `cwsink status` names it.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Election:
 
     Attributes:
         directory: the spool. It is opened anew if it was removed and made again.
-        config: how to send.
+        config, config_of: how to send; what reads that from a spool. If it raises ConfigError, nobody leads the spool.
         epoch: the epoch of its leadership, or 0 while it does not lead.
         trouble: what kept it from leading when it tried last, or None.
         pace: the most records to send in a second; None for no limit.
@@ -78,6 +77,7 @@ class Election:
         """
         self.directory = directory
         self.config = _config_or_defaults(directory)
+        self.config_of: adoption.ConfigOf = sending.config_of
         self.epoch = 0
         self.trouble: str | None = None
         self.pace = pace
@@ -313,7 +313,7 @@ class Election:
         """Lead with the present settings until told to stop. Raises Fenced."""
         orders = _OrdersOfSpool(self.directory, self._kind)
         try:
-            self.config = sending.config_of(self.directory)
+            self.config = self.config_of(self.directory)
             flusher = Flusher(self.directory, self.config, claim, orders, kind=self._kind, pace=self.pace)
             self._state = orders.leader_state = flusher.leader_state
             self._orders, self._flusher = orders, flusher
@@ -351,7 +351,7 @@ class Election:
         """While the block runs, also send the spools that nobody looks after, if the settings say so."""
         if not self.adopts:
             return nullcontext()
-        return adoption.beside(self.directory, lambda orphan: Election(orphan, kind=self._kind, pace=adoption.PACE))
+        return adoption.beside(self, lambda orphan: Election(orphan, kind=self._kind, pace=adoption.PACE))
 
 
 def _config_or_defaults(directory: SpoolDirectory) -> SinkConfig:

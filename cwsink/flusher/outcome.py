@@ -19,8 +19,29 @@ if TYPE_CHECKING:  # that module opens files, and this one must not
     from cwsink.spool.leader_state import Obstacle
 
 
+# The texts of an answer come from whoever has answered, and are shown to people.
+TEXTS: Final = ("code", "message", "request_id", "rejected_entity")
+MOST_TEXT_BYTES: Final = 1024
+# A token of CloudWatch's has 56 digits. A longer one would only make each request longer.
+_MOST_TOKEN_CHARACTERS: Final = 1024
+_LEFT_OUT: Final = " ... "
+
+
+def shortened(text: str, most_bytes: int) -> str:
+    """Return `text` in at most so many bytes of UTF-8. What is left out is its middle.
+
+    The end must stay, because there CloudWatch names the parameter that it finds wrong.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= most_bytes:
+        return text
+    room = most_bytes - len(_LEFT_OUT)
+    begin, end = data[: room - room // 3], data[-(room // 3) :]
+    return f"{begin.decode(errors='ignore')}{_LEFT_OUT}{end.decode(errors='ignore')}"
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back from a call.
+    """What came back from a call. Its texts are cut to 1 KiB here, whoever makes it.
 
     Attributes:
         status: the HTTP status, or None if no whole answer came.
@@ -43,6 +64,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     already_existed: bool = False
     expected_token: str | None = None
     is_ambiguous: bool = False
+
+    def __post_init__(self) -> None:
+        for name in TEXTS:
+            if text := getattr(self, name):
+                msgspec.structs.force_setattr(self, name, shortened(text, MOST_TEXT_BYTES))
+        if self.expected_token is not None and len(self.expected_token) > _MOST_TOKEN_CHARACTERS:
+            msgspec.structs.force_setattr(self, "expected_token", None)
 
 
 class Act(Enum):
@@ -137,6 +165,12 @@ class Outcome(Enum):
         "AccessDeniedException AccessDenied OptInRequired",
         obstacle="denied",
         is_slow=True,
+    )
+    # Whoever answers is hardly CloudWatch.
+    STRANGE = Reaction(
+        Act.WAIT,
+        "Has a proxy answered? Check endpoint_url and the proxy settings.",
+        "AnswerTooLong",
     )
     # All other trouble of the service, and all codes that this table does not know.
     RETRY = Reaction(

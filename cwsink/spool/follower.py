@@ -35,12 +35,16 @@ class Follower:
         self._missed = missed
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
-        # Open first, and read the cursor then: a segment that a leader reclaims in between is open already.
-        self._attach()
-        if not all_present:
-            committed = cursor.read(directory.cursor).committed()
-            for opened in self._open.values():
-                opened.offset = committed.get(opened.key, opened.offset)
+        try:
+            # Open first, and read the cursor then: a segment that a leader reclaims in between is open already.
+            self._attach()
+            if not all_present:
+                committed = cursor.read(directory.cursor).committed()
+                for opened in self._open.values():
+                    opened.offset = committed.get(opened.key, opened.offset)
+        except BaseException:  # no descriptor is left, for example, and other spools need those that were opened
+            self.close()
+            raise
 
     def read(self) -> Iterator[Event]:
         """Yield the events that are new since the last call."""

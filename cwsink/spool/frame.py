@@ -153,6 +153,9 @@ class Scan(NamedTuple):
 # So many times the data may be read again where frames are claimed in vain; then only frames of a usual size count.
 _MOST_WASTED: Final = 4
 _USUAL_BYTES: Final = 1024
+# Somebody may have written megabytes of magics.
+_TWO: Final = MAGIC * 2
+_RUN: Final = MAGIC * 4096
 
 
 def scan(data: bytes, salt: int, *, base: int = 0, at_end: bool, final: bool) -> Scan:
@@ -223,6 +226,8 @@ def _next_valid(data: bytes, offset: int, salt: int, trust: list[int]) -> int:
     """
     find = data.find
     while (offset := find(MAGIC, offset)) >= 0:
+        if data.startswith(_TWO, offset):
+            offset = _last_of_run(data, offset, len(data))
         end = _header_at(data, offset, salt)
         if 0 <= end <= len(data) and (trust[0] > 0 or end - offset <= _USUAL_BYTES):
             trust[0] -= end - offset
@@ -231,6 +236,19 @@ def _next_valid(data: bytes, offset: int, salt: int, trust: list[int]) -> int:
                 return offset
         offset += 1
     return -1
+
+
+def _last_of_run(data: bytes, start: int, end: int) -> int:
+    """Return where the last header of a run of magics begins; `start` if there is none.
+
+    All headers of the run are the same, and none is valid: a magic, read as a length, is more than a frame may have.
+    """
+    at = start
+    while data.startswith(_RUN, at, end):
+        at += len(_RUN)
+    while data.startswith(MAGIC, at, end):
+        at += len(MAGIC)
+    return max(start, at - HEADER_BYTES)
 
 
 def _judge(data: bytes, start: int, end: int, salt: int, base: int) -> Damage:
@@ -248,12 +266,14 @@ def _is_cut(data: bytes, start: int, end: int, salt: int) -> bool:
     """
     if end - start < HEADER_BYTES and MAGIC.startswith(data[start : min(start + 4, end)]):
         return True
-    return _header_at(data, start, salt) > end or not data[start:end].strip(b"\0")
+    return _header_at(data, start, salt) > end or data.count(b"\0", start, end) == end - start
 
 
 def _are_cut(data: bytes, start: int, end: int, salt: int) -> bool:
     """Tell whether [start, end) is several cut writes, one after the other. Each of them begins with the magic."""
     while start < end:
+        if data.startswith(_TWO, start, end):
+            start = _last_of_run(data, start, end)
         following = data.find(MAGIC, start + 1, end)
         piece_end = following if following >= 0 else end
         # If the first frame's length ends exactly at `end`, nothing was cut: it is one whole, corrupt frame whose

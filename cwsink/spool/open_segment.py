@@ -100,6 +100,7 @@ class OpenSegment:
             if asked >= _MOST_BLOCK_BYTES:
                 return self._bad_block(_MOST_BLOCK_BYTES // 2, DamageKind.CORRUPT)
             want = min(max(found.wanted, 2 * want), _MOST_BLOCK_BYTES)
+            del data, found  # else there are two blocks in memory
         if not found.consumed:
             self._fruitless_size = size
             return None

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal
 import msgspec
 
 from cwsink import naming
-from cwsink.errors import SpoolError
 from cwsink.spool import capacity, files, heartbeat, leader_state, leadership, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
@@ -143,7 +142,7 @@ def stats(path: str | None = None) -> Stats:
 def _add(path: str, found: Stats) -> None:
     try:
         found.spools.append(look(open_existing(path, read_only=True)))
-    except (SpoolError, OSError, ValueError) as error:
+    except Exception as error:  # whatever another user has planted there, the other spools are shown
         found.unreadable[path] = str(error)
 
 

@@ -87,7 +87,8 @@ def survey(directory: SpoolDirectory) -> Survey:
     for _ in range(_MOST_LOOKS):
         expected = set(segment.numbers(directory.ring))
         books, seen = _look(directory)
-        if expected <= seen:
+        unseen = expected - seen
+        if not unseen or unseen <= set(segment.numbers(directory.ring)):  # what is still there is no file of ours
             break
     return books
 

@@ -37,14 +37,16 @@ def strict_cloudwatch_environment(
 ) -> Iterator[StrictCloudWatch]:
     """The same server, and an environment in which boto3 and cwsink use it, in this process and its children.
 
-    All other variables of AWS's and cwsink's are unset. The credentials are dummies, and spools are made below
-    `tmp_path`. The flushers for these spools end with the test.
+    All other variables of AWS's and cwsink's are unset, and AWS's files in the home directory are not read. The
+    credentials are dummies, and spools are made below `tmp_path`. The flushers for these spools end with the test.
     """
     from cwsink.testing.flushers import end_flushers
 
     for name in list(os.environ):  # a developer's own settings would win, and the test's records go to the real ones
         if name.startswith(("AWS_", "CWSINK_", "FAPILOG_CLOUDWATCH__")):
             monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # else those in the developer's home
+        monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("CWSINK_SPOOL_DIRECTORY", str(tmp_path / "cwsink"))
     for name, value in strict_cloudwatch.environment().items():
         monkeypatch.setenv(name, value)

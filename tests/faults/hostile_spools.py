@@ -48,7 +48,12 @@ def mutate(spool: Path, chance: random.Random) -> list[str]:
         change = chance.choice(CHANGES)
         try:
             change(spool, chance)
-        except (OSError, ValueError, LookupError):  # another change has taken the file away, or made it no file
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ):  # another change has taken the file away, or made it no file
             continue
         names.append(change.__name__)
     return names
@@ -175,8 +180,12 @@ def noise(spool: Path, chance: random.Random) -> None:
     content = bytearray(path.read_bytes())
     at = chance.randrange(len(content))
     length = chance.choice((1, 16, 512))
-    content[at : at + length] = chance.choice((b"", bytes(length), os.urandom(length), content[at : at + length] * 2))
+    content[at : at + length] = chance.choice(
+        (b"", bytes(length), chance.randbytes(length), content[at : at + length] * 2)
+    )
     path.write_bytes(bytes(content))
+    if path.name == "leader.host":
+        os.utime(path, (1, 1))  # as above
 
 
 def another_kind(spool: Path, chance: random.Random) -> None:

@@ -19,8 +19,9 @@ from unittest import mock
 
 import pytest
 
-from cwsink.cli import flushing, job
-from cwsink.flusher import guard
+from cwsink.cli import flushing, job, spools
+from cwsink.flusher import confidential, deadline, guard
+from cwsink.flusher.adoption import Adopter
 from cwsink.flusher.collector import Collector
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.election import _OrdersOfSpool
@@ -49,18 +50,21 @@ from tests.faults import (
 )
 from tests.harness.simulation import Leader, simulated_host
 from tests.integration import (
+    test_answers,
     test_budget,
     test_cursor,
     test_descriptors,
     test_election,
     test_flusher,
     test_giving_way,
+    test_hostile_roots,
     test_open_directory,
     test_orphans,
     test_own_flusher,
     test_reader,
     test_refusals,
     test_ring,
+    test_secrets,
     test_turns,
     test_writer,
 )
@@ -597,6 +601,34 @@ MUTANTS: Final = {
         "if self._owner != os.geteuid():",
         "if False:",
         test_open_directory.test_who_looks_at_a_spool_of_another_user_reads_and_changes_nothing,
+    ),
+    # Who answers, and what others have planted.
+    "an answer without end": Mutant(
+        deadline._File.readinto,
+        "if self._count > MOST_ANSWER_BYTES:",
+        "if False:",
+        test_answers.test_an_answer_without_end_takes_no_memory,
+        case="100 Continue for ever",
+    ),
+    "a secret in the words of who answers": Mutant(
+        confidential.answer,
+        "{**fields, **texts}",
+        "{**fields}",
+        test_secrets.test_no_secret_is_seen,
+        case="a server repeats the request",
+    ),
+    "an orphan that is sent as its settings now say": Mutant(
+        Adopter._config_of,
+        "if _account(config) != self._account:",
+        "if False:",
+        test_orphans.test_an_orphan_that_changes_its_mind_is_not_led,
+    ),
+    "a spool that hides the others": Mutant(
+        spools.Missing.__exit__,
+        "return True",
+        "return False",
+        test_hostile_roots.test_a_planted_spool_hides_no_other,
+        case="success in the far future",
     ),
     # What the worlds find.
     "refused events that hold up all behind them": Mutant(

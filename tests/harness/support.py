@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,16 @@ def program_calling(function: Callable[..., object]) -> str:
     """Return a program for the fixture `spawn`: it calls a function of a test module with its command line's words."""
     name = function.__qualname__
     return f"import sys\nfrom {function.__module__} import {name}\n{name}(*sys.argv[1:])\n"
+
+
+def peak() -> int:
+    """Return the most memory that this process had, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss: a process that was just started has that of its parent.
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def finish(child: subprocess.Popen[str], *, code: int = 0, seconds: float = CHILD_SECONDS) -> str:

@@ -127,6 +127,21 @@ def put(url: str, times: int = 1) -> None:
     cloudwatch.close()
 
 
+def self_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Return the context of a TLS server at "localhost" whose certificate this process trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [*MAKE_CERTIFICATE.split(), "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+        timeout=HANG_SECONDS,
+    )
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
 @pytest.mark.parametrize("whole", [3, len(HEAD) + 3], ids=["headers", "body"])
 def test_an_answer_that_drips_is_a_lost_answer(drip: Callable[..., Dripping], whole: int) -> None:
     """Whether headers or body drip: the request ends by the deadline, and CloudWatch may have taken it."""
@@ -157,16 +172,7 @@ def test_it_is_the_same_with_tls(
     drip: Callable[..., Dripping], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bytes come encrypted, one packet each."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [*MAKE_CERTIFICATE.split(), "-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-        timeout=HANG_SECONDS,
-    )
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context = self_signed(tmp_path, monkeypatch)
     server = drip(len(HEAD) + 3, lambda each: context.wrap_socket(each, server_side=True))
     put(f"https://localhost:{server.port}")
     assert server.requests == 1

@@ -508,6 +508,48 @@ def test_an_orphan_that_wants_other_credentials_elsewhere_is_not_adopted(
         assert not foreign.requests
 
 
+@pytest.mark.parametrize("setting", ["profile", "role_arn", "external_id"])
+def test_an_orphan_whose_settings_want_other_credentials_is_not_adopted(
+    server: StrictCloudWatch,
+    config: SinkConfig,
+    spawn: Spawn,
+    leave_behind: Callable[[str, int], SpoolDirectory],
+    setting: str,
+) -> None:
+    """FORMAT is as ours, and settings.json names another role or profile: it stays, and the next orphan is adopted."""
+    planted = leave_behind("a", 5)
+    held = json.loads(Path(planted.sending).read_text())
+    held["settings"] |= {"role_arn": "arn:aws:iam::1:role/admin", setting: "arn:aws:iam::1:role/admin"}
+    Path(planted.sending).write_text(json.dumps(held))
+    leave_behind("b", 5)
+    worker = spawn(WORKER, adopting(config, log_stream_name="live"), "live")
+    tell(worker, 1)
+    assert server.wait_for(lambda s: s.messages(stream="b") == expected("b", 5), CHILD_SECONDS)
+    end(worker)
+    assert orphans.is_orphan(planted)
+    assert not server.messages(stream="a")
+
+
+def test_an_orphan_that_changes_its_mind_is_not_led(config: SinkConfig, small: SinkConfig) -> None:
+    """The settings are exchanged after the adopter has looked: its election reads them by the same rule."""
+    writer = Writer(small)
+    assert writer.append("one")
+    presence.this.forget_below(writer.directory.root)
+    adopter = adoption.Adopter(writer.directory, small, lambda orphan: Election(orphan, kind="own"))
+    election = Election(writer.directory, kind="own")
+    election.config_of = adopter._config_of
+    held = json.loads(Path(writer.directory.sending).read_text())
+    held["settings"] |= {"profile": "admin"}
+    Path(writer.directory.sending).write_text(json.dumps(held))
+    election.start()
+    until(lambda: election.trouble is not None, "it is refused")
+    assert election.trouble is not None
+    assert "by another role or profile" in election.trouble
+    election.leave(0.0)
+    assert election.has_ended(CHILD_SECONDS)
+    assert orphans.is_orphan(writer.directory)
+
+
 def test_a_wrong_orphan_does_not_hide_the_others(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, leave_behind: Callable[[str, int], SpoolDirectory]
 ) -> None:
@@ -529,9 +571,9 @@ def test_an_adopter_that_is_not_leading_any_more_stops(config: SinkConfig) -> No
     """The block ends at once, whatever the adopter is doing."""
     spool = directory.open_for(quick_config(config.endpoint_url, adopt_orphans=True))
     elect = functools.partial(Election, kind="own", pace=adoption.PACE)
-    with adoption.beside(spool, elect):
+    with adoption.beside(elect(spool), elect):
         pass
-    adopter = adoption.Adopter(spool, elect)
+    adopter = adoption.Adopter(spool, quick_config(config.endpoint_url), elect)
     adopter.stop.set()
     adopter.run()
     assert sys.exc_info() == (None, None, None)

@@ -1122,6 +1122,9 @@ def test_illegal(strict_cloudwatch_environment):
     )
     environment = {**os.environ, "PYTHONPATH": SOURCE_ROOT, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     environment |= {"FAPILOG_CLOUDWATCH__ENDPOINT_URL": "http://127.0.0.1:9", "AWS_PROFILE": "a-developers-own"}
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text("[default]\nignore_configured_endpoint_urls = true\n")
+    environment["HOME"] = str(tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "cwsink.testing.pytest_plugin", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "--rootdir", ".", "test_user.py"],

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from botocore import exceptions, parsers
+from botocore.awsrequest import AWSRequest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher import cloudwatch as cloudwatch_module
 from cwsink.flusher.cloudwatch import CloudWatch, take_credentials_only
 from cwsink.flusher.outcome import Act, Answer, Outcome, classify
 from cwsink.spool.directory import SpoolFormat
@@ -270,3 +272,16 @@ def test_an_environment_that_says_nothing_of_the_target_stays_as_it_is() -> None
     env = {"AWS_ACCESS_KEY_ID": "a", "PATH": "/bin"}
     take_credentials_only(env)
     assert env == {"AWS_ACCESS_KEY_ID": "a", "PATH": "/bin"}
+
+
+def test_a_server_without_tls_is_said_once(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whichever service it is; nothing is said of this host, nor of a server with TLS."""
+    monkeypatch.setattr(cloudwatch_module, "_told", set())
+    for url in ("https://logs.test/", "http://localhost:1/", "http://127.8.0.1:4566/x", "http://[::1]:4566/"):
+        cloudwatch_module._before_send(AWSRequest("POST", url))
+    assert not capfd.readouterr().err
+    for url in ("http://logs.test/", "http://logs.test:80/x", "http://sts.test:4566/", "http://logs.test/"):
+        cloudwatch_module._before_send(AWSRequest("POST", url))
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["logs.test:80", "sts.test:4566"]
+    assert all("without TLS" in line for line in lines)

@@ -37,6 +37,7 @@ NO_ANSWER = {
     "ReadTimeoutError": Outcome.NO_ANSWER,
     "ConnectionClosedError": Outcome.NO_ANSWER,
     "HTTPClientError": Outcome.RETRY,
+    "AnswerTooLong": Outcome.STRANGE,
     "ResponseParserError": Outcome.RETRY,
     "OverflowError": Outcome.RETRY,
 }
