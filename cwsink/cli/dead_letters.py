@@ -66,7 +66,7 @@ class LetterReplay:
     """
 
     def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
-        """Raises ConfigError: the environment's settings are wrong."""
+        """Raises ConfigError, OSError: how to send cannot be told (cwsink.spool.sending.config_of)."""
         self.path = directory.path
         self._directory = directory
         self._config = sending.config_of(directory)

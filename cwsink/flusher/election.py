@@ -358,7 +358,7 @@ def _config_or_defaults(directory: SpoolDirectory) -> SinkConfig:
     """Return how to send, for as long as it does not lead. What is wrong with it is said when it tries to."""
     try:
         return sending.config_of(directory)
-    except ConfigError:
+    except (ConfigError, OSError):
         return SinkConfig()
 
 

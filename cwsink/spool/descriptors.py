@@ -166,7 +166,8 @@ class Opened:
         self.fds.extend(map(partial(os.open, dir_fd=dir_fd), (path,), (flags | _FLAGS,), (FILE_MODE,)))
         status = os.fstat(self.fd)
         self._file = file_of(status)
-        self._move_up()
+        if not flags & os.O_DIRECTORY:  # a directory is open for one call, and nobody can write to it by its number
+            self._move_up()
         if flags & os.O_CREAT and status.st_mode & FILE_MODE != FILE_MODE and status.st_uid == os.geteuid():
             os.fchmod(self.fd, FILE_MODE)
         _open[self.fd] = self._file

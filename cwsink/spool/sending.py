@@ -84,10 +84,22 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
 
 
 def read(directory: SpoolDirectory) -> Sending | None:
-    """Return what the newest writer left; None if there is no such file, or if it is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        return msgspec.json.decode(files.read(directory.sending, _MOST_BYTES)[0], type=Sending)
+    """Return what the newest writer left; None if there is no such file, if it is damaged or cannot be read."""
+    with contextlib.suppress(OSError):
+        return _read(directory)
     return None
+
+
+def _read(directory: SpoolDirectory) -> Sending | None:
+    """Do as `read`. Raises OSError: there may be such a file, but it cannot be read (EMFILE, EIO ...)."""
+    try:
+        return msgspec.json.decode(files.read(directory.sending, _MOST_BYTES)[0], type=Sending)
+    except (ValueError, RecursionError):
+        return None
+    except OSError as error:
+        if files.is_absent(error):
+            return None
+        raise
 
 
 def config_of(directory: SpoolDirectory) -> SinkConfig:
@@ -97,8 +109,10 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
 
     Raises:
         ConfigError: these variables are wrong.
+        OSError: it cannot be told whether a writer has left settings. To send by those of this environment could mean
+            to send with the identity of another application.
     """
-    found = read(directory)
+    found = _read(directory)
     held = capacity.read(directory)
     target = directory.format.settings()
     budget: dict[str, Any] = {"spool_max_bytes": held.spool_max_bytes if held else directory.format.spool_max_bytes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from msgspec.structs import asdict
 import cwsink
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
-from cwsink.spool import directory, sending
+from cwsink.spool import directory, files, sending
 from cwsink.spool.directory import SpoolDirectory
 
 EVERYTHING: dict[str, Any] = {
@@ -188,6 +189,25 @@ def test_without_settings_the_variables_say_how_to_send(spool: SpoolDirectory, m
     assert (config.log_group_name, config.batch_size) == ("/app", 9)
     sending.leave(spool, SinkConfig(**EVERYTHING))
     assert sending.config_of(spool).batch_size == 7
+
+
+def test_settings_that_cannot_be_read_now_are_not_guessed(
+    spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of descriptors: the variables of another application must not say with which role this spool is sent."""
+    sending.leave(spool, SinkConfig(**EVERYTHING))
+    monkeypatch.setenv("CWSINK_ROLE_ARN", "arn:aws:iam::123456789012:role/another")
+    opened = files.read
+
+    def read(path: str, most_bytes: int) -> Any:
+        if path == spool.sending:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return opened(path, most_bytes)
+
+    monkeypatch.setattr(files, "read", read)
+    with pytest.raises(OSError, match="Too many open files"):
+        sending.config_of(spool)
+    assert sending.read(spool) is None
 
 
 # Which credentials an environment gives.
