@@ -1,7 +1,7 @@
 """The README's table of the servers that were tried, made of what the zoo's tests have seen.
 
 ```text
-CWSINK_ZOO_RESULTS=zoo.jsonl scripts/test tests/faults/zoo -m ''        # each cell appends a line, whatever its end
+ZOO_RESULTS=zoo.jsonl scripts/test tests/faults/zoo -m ''        # each cell appends a line, whatever its end
 python -m tests.faults.zoo.table zoo.jsonl                              # prints the table
 ```
 
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from tests.faults.zoo.kinds import KINDS
 
-RESULTS_VARIABLE: Final = "CWSINK_ZOO_RESULTS"
+RESULTS_VARIABLE: Final = "ZOO_RESULTS"
 
 # What people do to a server, and the endings of the zoo that are it.
 COLUMNS: Final = {
