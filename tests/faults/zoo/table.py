@@ -74,7 +74,7 @@ def table(results: Iterable[Result]) -> Iterator[str]:
 def _cell(kind: str, column: str, results: list[Result]) -> str:
     if column == PRELOAD:
         exists = KINDS[kind].preload is not None
-        mine = [each for each in results if each.preload]
+        mine = [each for each in results if each.preload or KINDS[kind].is_preloaded]
     else:
         exists = bool(set(COLUMNS[column]) & set(KINDS[kind].endings))
         mine = [each for each in results if each.ending in COLUMNS[column]]
