@@ -59,6 +59,7 @@ _DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
 _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
 
+_LAST_PORT: Final = 65_535
 _ENDPOINT: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/?#:\[\]\s]+)(:\d{1,5})?(/[^?#\s]*)?", re.IGNORECASE)
 
 # Settings that may hold a secret, or what is nobody else's business.
@@ -82,7 +83,11 @@ class _Validated(msgspec.StructMeta):
                 raise ConfigError(_unknown(name, known))
         plain = {name: _plain(name, value) for name, value in settings.items() if value is not None}
         try:
-            return msgspec.convert(plain, cls, strict=False)
+            made = msgspec.convert(plain, cls, strict=False)
+            msgspec.json.encode(made)  # a text that is no Unicode could not be written down for the leader
+            return made
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"settings: {error.object!r} holds a character that cannot be printed.") from None
         except msgspec.ValidationError as error:
             if isinstance(error.__cause__, ConfigError):
                 raise error.__cause__ from None
@@ -302,7 +307,8 @@ def _check_endpoint(url: str) -> None:
             "endpoint_url holds a user name or a password, which would lie in the spool for every later leader. "
             "Leave them out: AWS's requests are signed."
         )
-    if not _ENDPOINT.fullmatch(url):
+    match = _ENDPOINT.fullmatch(url)
+    if match is None or not 0 < int((match[2] or ":443")[1:]) <= _LAST_PORT:
         raise ConfigError(f"endpoint_url={url!r} is no URL. Write it like https://logs.us-east-1.amazonaws.com.")
 
 
@@ -341,7 +347,7 @@ def _plain(name: str, value: Any) -> Any:
 def _decoded(name: str, text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
         raise ConfigError(f'{_named(name, text)} is not JSON: {error}. Write it like {{"team": "shop"}}.') from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Collection
@@ -36,6 +37,7 @@ class StopRequests:
         self.count = 0
         self.is_patient = False
         self.is_orphaned = False
+        _let_go_of_stdin()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
@@ -46,6 +48,13 @@ class StopRequests:
         if not self.count:
             self.is_patient = number == signal.SIGTERM
         self.count += 1
+
+
+def _let_go_of_stdin() -> None:
+    """Have /dev/null be stdin. It is not ours to read, and a helper that gives credentials might read it."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
 
 
 def end_all(

@@ -52,15 +52,16 @@ class ParentPipe(StopRequests):
     """
 
     def __init__(self) -> None:
+        self._pipe = os.dup(0)
+        os.set_blocking(self._pipe, False)
         super().__init__()
-        os.set_blocking(0, False)
 
     def look(self) -> None:
         """Read the requests that have come."""
         if self.is_orphaned:
             return
         try:
-            requests = os.read(0, 16)
+            requests = os.read(self._pipe, 16)
         except BlockingIOError:
             return
         self.count += len(requests)

@@ -15,6 +15,7 @@ and takes 3 MiB less. Of what botocore reads about AWS's services, we keep only 
 from __future__ import annotations
 
 import copy
+import getpass
 import gzip
 import os
 import re
@@ -58,9 +59,25 @@ _told: set[str] = set()
 
 def import_botocore() -> None:
     """Import all that a call needs. It takes 0.15 s."""
+    getpass.getpass = _ask_nobody  # before botocore, which remembers it
     for name in ("botocore.session", "botocore.handlers", "botocore.parsers", "cwsink.flusher.aws_data"):
         import_module(name)
     import_module("encodings.idna")  # Python would import it at the first look-up of a host name
+
+
+def _ask_nobody(*_: object, **__: object) -> str:
+    """Take the place of `getpass`, by which botocore asks for an MFA code.
+
+    It would ask at a terminal, or read a line of stdin, and both belong to somebody else. Raises what botocore raises
+    if there are no credentials.
+    """
+    from botocore.exceptions import CredentialRetrievalError
+
+    raise CredentialRetrievalError(
+        provider="assume-role",
+        error_msg="the profile wants an MFA code (mfa_serial), and nobody is there to be asked for it. Use a profile "
+        "without, or credentials that were fetched before",
+    )
 
 
 def load() -> None:
@@ -96,6 +113,7 @@ def take_credentials_only(env: MutableMapping[str, str]) -> None:
 def _new_session(profile: str | None) -> Any:
     """Return a new session of botocore. The first one of a process takes 20 ms, and each other one takes 1."""
     global _data, _emitter
+    getpass.getpass = _ask_nobody
     import botocore.session
 
     from cwsink.flusher.aws_data import AwsData

@@ -134,12 +134,13 @@ class OwnFlusher:
         """Tell whether the reader of our stderr may be waiting for its end.
 
         It may be if all programs that logged have ended and all is delivered. It may also be if other programs still
-        log, and none of them has this stderr. While a program that has ended leaves records, stderr is kept to say so.
+        log, and none of them has this stderr. While a program that has ended leaves records, stderr is kept to say so,
+        unless the program has said it.
         """
         served = self._serving.values()
-        if all(each.is_done for each in served):
+        if all(each.is_all_said for each in served):
             return True
-        return all(each.is_done or each.is_in_use for each in served) and self._stderr.is_held_by_us_alone()
+        return all(each.is_all_said or each.is_in_use for each in served) and self._stderr.is_held_by_us_alone()
 
     def _go_mute(self) -> None:
         """Let go of stderr if it is a pipe.
@@ -228,9 +229,11 @@ class _Served:
         return self._alone_since is None
 
     @property
-    def is_done(self) -> bool:
-        """Tell whether no process is attached, and all is delivered or the spool is left."""
-        return self._empty_since is not None or self._left_at is not None
+    def is_all_said(self) -> bool:
+        """Tell whether no process is attached, and nothing is to be said: all is delivered, the spool is left, or the
+        last process has said itself what stays."""
+        is_done = self._empty_since is not None or self._left_at is not None
+        return is_done or (not self.is_in_use and hurry.has_word(self.election.directory))
 
     def has_ended(self, linger_seconds: float) -> bool:
         """Look whether a process still needs it. Tell whether the flusher has left it."""

@@ -28,7 +28,6 @@ from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.own import OwnFlusher, _Served
 from cwsink.flusher.turns import _Turn
-from cwsink.frontends import plain
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
@@ -69,7 +68,7 @@ from tests.integration import (
     test_writer,
 )
 from tests.property import test_spool_machine
-from tests.unit import test_delivery, test_frame, test_plain
+from tests.unit import test_delivery, test_frame
 
 REPOSITORY: Final = Path(__file__).parents[2]
 HANG_SECONDS: Final = 300
@@ -316,12 +315,6 @@ MUTANTS: Final = {
         "        if is_interruption(error):\n            raise error\n",
         "",
         test_raising_handlers.test_a_limit_in_the_middle_of_a_log_call_is_heard,
-    ),
-    "an encoder that asks an Enum": Mutant(
-        plain.encode,
-        "if _is_exact((value,)):",
-        "if True:",
-        test_plain.test_a_value_that_changes_its_container_crashes_nothing,
     ),
     "a lock that is freed when it is handed over": Mutant(
         Starter._ensure,

@@ -16,12 +16,12 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
-from cwsink.spool import directory, leader_state
+from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import until
-from tests.harness.support import CHILD_SECONDS, finish
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows who has a pipe")
 
@@ -176,3 +176,17 @@ def test_a_flusher_that_is_started_again_is_as_mute_as_before(
     assert Path(f"/proc/{leader(spool).pid}/fd/2").resolve() == Path(os.devnull)
     finish(second)
     assert set(server.messages()) == {"first", "second"}
+
+
+def test_a_program_that_has_said_what_stays_is_not_read_any_longer(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """CloudWatch denies: the program says how many records stay, and its reader waits for no flusher that tries on."""
+    server.faults.deny("logs:PutLogEvents")
+    config = quick_config(server.endpoint_url, drain_timeout_seconds=600.0)
+    child = spawn(WORKER, json.dumps(asdict(config)))
+    out, err = child.communicate("x\n", timeout=CHILD_SECONDS)  # until the end of stderr
+    assert (child.returncode, out) == (0, "True\n")
+    spool = directory.open_for(config)
+    assert f"cwsink: 1 record stays in {spool.path}: not delivered yet (AccessDeniedException" in err
+    assert flusher_lock.is_taken(spool.root), "the flusher tries on"
+    server.faults.clear()
+    assert server.wait_for(lambda each: each.messages() == ["x"], CHILD_SECONDS)

@@ -221,11 +221,16 @@ logging.warning("kept", extra={{"order": 17, "price": decimal.Decimal("1.50")}})
     assert server.wait_for(lambda s: [json.loads(each)["message"] for each in s.messages()] == ["kept"], CHILD_SECONDS)
 
 
+FREEZERS = {
+    "freezegun": "import freezegun; frozen = freezegun.freeze_time(datetime.datetime.now())",
+    "time_machine": "import time_machine; frozen = time_machine.travel(datetime.datetime.now(), tick=False)",
+}
 FROZEN = """
-import datetime, sys, freezegun
+import datetime, sys
+exec(sys.argv[2])
 if sys.argv[1] == "imported before":
     import cwsink, cwsink.frontends.fapilog_sink
-with freezegun.freeze_time(datetime.datetime.now()):
+with frozen:
     import cwsink
     full = cwsink.Writer.open(log_stream_name="full", on_full="block", block_timeout_seconds=0.1,
                               spool_max_bytes="16KiB", segment_bytes="4KiB", flusher="external")
@@ -242,11 +247,21 @@ with freezegun.freeze_time(datetime.datetime.now()):
 """
 
 
+@pytest.mark.parametrize("library", FREEZERS)
 @pytest.mark.parametrize("when", ["imported before", "imported within"])
-def test_a_clock_that_stands_still_makes_no_wait_endless(server: StrictCloudWatch, spawn: Spawn, when: str) -> None:
-    """freezegun: full spools, `flush` and `drain` end in time; the record has the frozen time, as the test wants."""
-    pytest.importorskip("freezegun")
-    finish(spawn(FROZEN, when, env={**server.environment(), "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group"}))
+def test_a_clock_that_stands_still_makes_no_wait_endless(
+    server: StrictCloudWatch, spawn: Spawn, when: str, library: str
+) -> None:
+    """Full spools, `flush` and `drain` end in time; the record has the frozen time, as the test wants."""
+    pytest.importorskip(library)
+    finish(
+        spawn(
+            FROZEN,
+            when,
+            FREEZERS[library],
+            env={**server.environment(), "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group"},
+        )
+    )
     (event,) = server.events(stream="sent")
     assert event.message == "frozen"
 

@@ -84,6 +84,8 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"region": "us east 1"}, "region='us east 1' is no name of a region."),
         ({"endpoint_url": "localhost:4566"}, "endpoint_url='localhost:4566' is no URL."),
         ({"endpoint_url": "https://"}, "endpoint_url='https://' is no URL."),
+        ({"endpoint_url": "http://x:99999"}, "endpoint_url='http://x:99999' is no URL."),
+        ({"batch_size": "\udcff"}, "settings: '\\udcff' holds a character that cannot be printed."),
         ({"endpoint_url": "http://ann:hunter2@proxy"}, "endpoint_url holds a user name or a password"),
         ({"spool_directory": "spools"}, "spool_directory='spools' is relative"),
         ({"spool_directory": "./spools"}, "spool_directory='./spools' is relative"),
@@ -105,6 +107,24 @@ def test_white_space_around_a_value_is_left_out(name: str) -> None:
     """A secret, a file or a shell's output often ends with a newline."""
     value = "http://localhost:4566" if name == "endpoint_url" else "x-1"
     assert getattr(SinkConfig(**{name: f" {value}\n"}), name) == value
+
+
+ODD: list[Any] = [
+    *("", " ", "\n", "a\n", "a b", "\0", "\udcff", "a\udcffb", "\u202e", "x" * 600, "{", "}", "{x}", "{0}", "{env:}"),
+    *("{app!r}", "{date:\ud800}", "https://", "ftp://x", "http://a b", "http://[::1", "http://x:0", "http://x:99999"),
+    *(b"x", 1, 1.5, float("nan"), True, [], {}, {"\ud800": "x"}, {"x": "\ud800"}, object()),
+]
+
+
+@pytest.mark.parametrize("name", SinkConfig.__struct_fields__)
+def test_whatever_a_setting_is_given_it_is_taken_or_a_config_error(name: str) -> None:
+    """No other exception: none of msgspec, none of Unicode."""
+    for odd in ODD:
+        try:
+            made = SinkConfig(**{"log_group_name": "/app", name: odd})
+        except ConfigError:
+            continue
+        str(getattr(made, name)).encode()  # it can be written down
 
 
 def test_two_values_that_contradict_each_other_are_both_named() -> None:

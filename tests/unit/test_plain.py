@@ -20,6 +20,8 @@ import numpy
 import pydantic
 import pydantic.dataclasses
 import pytest
+from fapilog.core.errors import FapilogError
+from fapilog.core.serialization import serialize_envelope
 
 from cwsink.frontends import log_entry, plain
 
@@ -384,3 +386,34 @@ def test_a_value_that_cannot_be_shown_is_named() -> None:
     """Whatever of it fails."""
     assert shown(Unshowable()) == "<Unshowable that cannot be shown: RuntimeError>"
     assert shown([Unshowable(), 1]) == ["<Unshowable that cannot be shown: RuntimeError>", 1]
+
+
+@dataclasses.dataclass
+class AsFapilogShows:
+    user: str
+    _token: str
+    order: Order
+
+
+MORE = [*HIDING, AsFapilogShows("ann", SECRET, Order(1, [])), PlainModel(number=1, inner=[Order(2, [])]), UUID(int=1)]
+
+
+@pytest.mark.parametrize("value", MORE, ids=lambda value: type(value).__name__)
+def test_no_more_of_a_value_arrives_than_fapilogs_own_sink_shows(value: object) -> None:
+    """As its sinks for stdout and files serialize an entry, if they can."""
+    entry = {"timestamp": 1.5, "level": "INFO", "message": "x", "data": {"value": value}}
+    try:
+        theirs = json.loads(serialize_envelope(entry).data)["log"]["data"]["value"]
+    except FapilogError:
+        return  # its sinks show nothing of such an entry
+    ours = shown(value)
+    assert isinstance(ours, str) or paths_of(ours) <= paths_of(theirs)  # a text is what the object shows of itself
+
+
+def paths_of(value: Any, path: str = "") -> set[str]:
+    """Return where something is in a value of JSON."""
+    if isinstance(value, dict):
+        return {each for key, item in value.items() for each in paths_of(item, f"{path}/{key}")}
+    if isinstance(value, list):
+        return {each for number, item in enumerate(value) for each in paths_of(item, f"{path}/{number}")}
+    return {path}

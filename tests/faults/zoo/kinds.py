@@ -37,6 +37,7 @@ class ProgramKind:
     workers: int = CHILDREN
     serves: bool = False  # answers requests; others log by themselves
     preload: tuple[str, ...] | None = None  # the option, where it exists
+    is_preloaded: bool = False  # it always loads the application before it forks
     environment: tuple[tuple[str, str], ...] = ()
     recycling: tuple[str, ...] = ()  # the option that ends a worker after some requests or tasks
     recycling_environment: tuple[tuple[str, str], ...] = ()
@@ -81,6 +82,7 @@ def _uwsgi(options: str = "") -> ProgramKind:
         environment=((EARLY_VARIABLE, "1"),),
         recycling=("--max-requests", "10", "--min-worker-lifetime", "1"),
         answers_to_the_end=False,
+        is_preloaded="--lazy-apps" not in options,
     )
 
 

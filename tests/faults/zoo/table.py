@@ -1,7 +1,7 @@
 """The README's table of the servers that were tried, made of what the zoo's tests have seen.
 
 ```text
-CWSINK_ZOO_RESULTS=zoo.jsonl scripts/test tests/faults/zoo -m ''        # each cell appends a line, whatever its end
+ZOO_RESULTS=zoo.jsonl scripts/test tests/faults/zoo -m ''        # each cell appends a line, whatever its end
 python -m tests.faults.zoo.table zoo.jsonl                              # prints the table
 ```
 
@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from tests.faults.zoo.kinds import KINDS
 
-RESULTS_VARIABLE: Final = "CWSINK_ZOO_RESULTS"
+RESULTS_VARIABLE: Final = "ZOO_RESULTS"
 
 # What people do to a server, and the endings of the zoo that are it.
 COLUMNS: Final = {
@@ -74,7 +74,7 @@ def table(results: Iterable[Result]) -> Iterator[str]:
 def _cell(kind: str, column: str, results: list[Result]) -> str:
     if column == PRELOAD:
         exists = KINDS[kind].preload is not None
-        mine = [each for each in results if each.preload]
+        mine = [each for each in results if each.preload or KINDS[kind].is_preloaded]
     else:
         exists = bool(set(COLUMNS[column]) & set(KINDS[kind].endings))
         mine = [each for each in results if each.ending in COLUMNS[column]]

@@ -1,0 +1,128 @@
+"""Nobody is asked for credentials: stdin and the terminal belong to the application, or to the person at the command.
+
+A helper of a profile (`credential_process`) may read its stdin, and a profile may want an MFA code. Neither gets a line
+that was meant for somebody else, and what cannot be had is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cwsink import Writer
+from cwsink.testing import StrictCloudWatch
+from tests.harness.support import CHILD_SECONDS, quick_config
+
+HELPER = """\
+import json, sys
+read = sys.stdin.readline()
+print(json.dumps({"Version": 1, "AccessKeyId": f"AKID{len(read)}", "SecretAccessKey": "secret"}))
+"""
+PROGRAM = """
+import sys
+from cwsink import Writer
+writer = Writer.open(log_group_name="/test/group", log_stream_name="stream", profile=sys.argv[1], retry_base_delay=0.05)
+assert writer.append("asked")
+print(sys.stdin.readline().strip(), flush=True)
+writer.flush(5 if sys.argv[1] == "mfa" else 60)
+print(sys.stdin.readline().strip(), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def profiles(server: StrictCloudWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile with a helper that reads its stdin, and one that wants an MFA code."""
+    (tmp_path / "helper.py").write_text(HELPER)
+    (tmp_path / "config").write_text(
+        f"[profile helper]\nregion = us-east-1\ncredential_process = {sys.executable} {tmp_path}/helper.py\n"
+        "[profile source]\naws_access_key_id = AKID\naws_secret_access_key = secret\n"
+        "[profile mfa]\nregion = us-east-1\nrole_arn = arn:aws:iam::1:role/logs\nsource_profile = source\n"
+        "mfa_serial = arn:aws:iam::1:mfa/ann\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        if name.startswith("AWS_ENDPOINT"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a pseudo-terminal: a person's, and the program's."""
+    person, program = pty.openpty()
+    yield person, program
+    os.close(person)
+    os.close(program)
+
+
+def take_terminal() -> None:
+    """In a child with a session of its own: have its stdin be its controlling terminal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize("profile", ["helper", "mfa"])
+def test_an_applications_terminal_is_its_own(
+    server: StrictCloudWatch, tmp_path: Path, terminal: tuple[int, int], profile: str
+) -> None:
+    """It reads each line that is typed, and no prompt appears."""
+    person, program = terminal
+    (tmp_path / "app.py").write_text(PROGRAM)
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "app.py"), profile],
+        stdin=program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509  # only of the child
+    )
+    os.write(person, b"first\nsecond\n")
+    out, err = child.communicate(timeout=CHILD_SECONDS)
+    assert (child.returncode, out) == (0, "first\nsecond\n"), err
+    shown = b""
+    while select.select([person], [], [], 0)[0]:
+        shown += os.read(person, 4096)
+    assert b"MFA" not in shown
+    if profile == "helper":
+        assert server.messages() == ["asked"]
+    else:
+        assert "the profile wants an MFA code" in err
+
+
+@pytest.mark.parametrize("profile", ["helper", "mfa"])
+def test_a_commands_terminal_is_the_persons(server: StrictCloudWatch, terminal: tuple[int, int], profile: str) -> None:
+    """`cwsink flush --once` in a terminal: what is typed meanwhile is for the shell."""
+    person, program = terminal
+    config = quick_config(server.endpoint_url, flusher="external", profile=profile)
+    assert Writer(config).append("asked")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cwsink", "flush", "--once", "--timeout", "3" if profile == "mfa" else "60"],
+        stdin=program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509  # only of the child
+    )
+    os.write(person, b"for the shell\n")
+    err = child.communicate(timeout=CHILD_SECONDS)[1]
+    assert select.select([program], [], [], CHILD_SECONDS)[0], err
+    assert os.read(program, 100) == b"for the shell\n"
+    if profile == "helper":
+        assert (child.returncode, server.messages()) == (0, ["asked"]), err
+    else:
+        assert child.returncode == 1
+        assert "the profile wants an MFA code" in err
