@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +73,7 @@ def odd_format(spool: Path, chance: random.Random) -> None:
 
 def odd_cursor(spool: Path, chance: random.Random) -> None:
     """A slot with a right CRC, whose generation, epoch, offsets or counts are out of this world."""
-    data = bytearray((spool / "cursor").read_bytes().ljust(2 * cursor.SLOT_BYTES, b"\0"))
+    data = bytearray(content_of(spool / "cursor").ljust(2 * cursor.SLOT_BYTES, b"\0"))
     slot = chance.randrange(2)
     state, generation = state_of(bytes(data), slot)
     wild(state, chance)
@@ -122,7 +123,7 @@ def odd_json(spool: Path, chance: random.Random) -> None:
     """leader.json, leader.host, settings.json: another value, no object at all, or 20 MB."""
     path = spool / chance.choice(("leader.json", "leader.host", "settings.json"))
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(content_of(path))
     except (ValueError, FileNotFoundError):
         content = {"last_success": 1, "last_error": "", "epoch": 1}
     if chance.random() < 0.2:
@@ -148,7 +149,7 @@ def odd_letters(spool: Path, chance: random.Random) -> None:
 def odd_frames(spool: Path, chance: random.Random) -> None:
     """Frames with right checksums: losses and events at their extremes, or headers that claim all that follows."""
     path = chance.choice(segments(spool))
-    header = segment.decode_header(path.read_bytes()[: segment.HEADER_BYTES])
+    header = segment.decode_header(content_of(path)[: segment.HEADER_BYTES])
     salt = header.key.salt if header is not None else 1
     kind = chance.randrange(3)
     if kind == 0:
@@ -177,7 +178,7 @@ def claim(salt: int, length: int) -> bytes:
 def noise(spool: Path, chance: random.Random) -> None:
     """Bytes flipped, cut, doubled or zeroed in any file."""
     path = chance.choice(segments(spool) + [each for each in spool.iterdir() if each.is_file()])
-    content = bytearray(path.read_bytes())
+    content = bytearray(content_of(path))
     at = chance.randrange(len(content))
     length = chance.choice((1, 16, 512))
     content[at : at + length] = chance.choice(
@@ -229,7 +230,7 @@ def odd_ring(spool: Path, chance: random.Random) -> None:
         ring.chmod(chance.choice((0, 0o500)))
     elif kind == "number":
         number = chance.choice((0, 10**18 - 1, 10**18, 10**10, 2**63, 99))
-        (ring / f"{number:010d}.seg").write_bytes(chance.choice((b"", segments(spool)[-1].read_bytes())))
+        (ring / f"{number:010d}.seg").write_bytes(chance.choice((b"", content_of(segments(spool)[-1]))))
     elif kind == "names":
         for name in ("-1.seg", "x.seg", ".seg", "0000000002.seg.tmp", "\x1b[2J", "0" * 200 + ".seg", "precious.tmp"):
             (ring / name).write_bytes(b"x")
@@ -240,6 +241,14 @@ def odd_ring(spool: Path, chance: random.Random) -> None:
             ring.symlink_to(spool.parent.parent / "outside")
         else:
             ring.write_text("no directory")
+
+
+def content_of(path: Path) -> bytes:
+    """Return a file's content. Raises OSError, also for a device, a FIFO or a hole, which another change has left."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size >= HOLE_BYTES:
+        raise OSError(path)
+    return path.read_bytes()
 
 
 def segments(spool: Path) -> list[Path]:
