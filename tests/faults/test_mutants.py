@@ -526,9 +526,9 @@ MUTANTS: Final = {
         test_budget.test_a_large_segment_is_counted_in_parts_by_whoever_is_there,
     ),
     "a leader that is believed though its sign of life is of the future": Mutant(
-        Writer._sync,
-        "if 0 <= time.time()",
-        "if time.time()",
+        leader_state.is_synced,
+        "return 0 <= time.time()",
+        "return time.time()",
         test_writer.test_under_host_durability_each_append_is_synced_while_nobody_leads,
     ),
     "a stray number that counts": Mutant(

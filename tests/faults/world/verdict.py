@@ -241,8 +241,10 @@ class _Case:
         evidence = self._evidence
         last = {(request.group, request.epoch): request for request in self._stored()}
         by_number = {request.number: request for request in evidence.requests}
-        # If one chunk spans days it is several requests. Then other settings may repeat more than one of them.
+        # A chunk that spans days, or holds poison, is several requests. Other settings, by which it is led anew, may then
+        # repeat more than one of them.
         spans = {self.group_of(line) for line, each in self._lines.items() if abs(each.shift_seconds) >= DAY}
+        poisoned = {self.group_of(line) for line, each in self._lines.items() if each.is_poison}
         before: dict[str, StoredRequest] = {}
         wrong: Counter[tuple[int, int]] = Counter()
         for line, _, event in self._arrivals:
@@ -250,6 +252,7 @@ class _Case:
             if (earlier := before.get(line)) is not None and event.group not in spans:
                 is_last = last[earlier.group, earlier.epoch] is earlier
                 is_excused = is_last and earlier.sender in evidence.dead
+                is_excused |= event.group in poisoned and earlier.epoch != request.epoch
                 if not is_excused and not self._is_unanswered(earlier):
                     wrong[earlier.number, request.number] += 1
             before[line] = request
