@@ -241,8 +241,8 @@ class _Case:
         evidence = self._evidence
         last = {(request.group, request.epoch): request for request in self._stored()}
         by_number = {request.number: request for request in evidence.requests}
-        # A chunk that spans days, or holds poison, is several requests. Other settings, by which it is led anew, may then
-        # repeat more than one of them.
+        # A chunk that spans days, or holds poison, is several requests. Other settings, by which it is led anew, may
+        # then repeat more than one of them.
         spans = {self.group_of(line) for line, each in self._lines.items() if abs(each.shift_seconds) >= DAY}
         poisoned = {self.group_of(line) for line, each in self._lines.items() if each.is_poison}
         before: dict[str, StoredRequest] = {}
