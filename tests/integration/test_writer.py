@@ -15,7 +15,7 @@ import pytest
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.frontends import presence
+from cwsink.frontends import presence, turn
 from cwsink.frontends import writer as writer_module
 from cwsink.frontends.turn import Turn
 from cwsink.spool import attachment, directory, disk, flusher_lock, frame, leader_state, record
@@ -231,6 +231,7 @@ def test_threads_wait_for_the_one_that_opens_another_spool(
     shutil.rmtree(writer.directory.path)
     writer._ring.check_due_ns = 0
     monkeypatch.setattr(writer_module, "_REOPEN_WAIT_SECONDS", CHILD_SECONDS)
+    monkeypatch.setattr(turn, "_LEFT_BEHIND_SECONDS", CHILD_SECONDS)
     answers: dict[str, bool] = {}
     others = [threading.Thread(target=lambda: answers.update(other=writer.append("other"))) for _ in range(2)]
     open_again, take = Writer._open_again, Turn.take
