@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any, Final
 
+from cwsink.frontends.interruption import is_interruption
+
 XRAY_VARIABLE: Final = "_X_AMZN_TRACE_ID"
 
 
@@ -25,7 +27,9 @@ def _of_opentelemetry(api: Any) -> tuple[str, str] | None:
     try:
         context = api.get_current_span().get_span_context()
         return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None
-    except Exception:  # the module is being imported, or is another one of that name
+    except Exception as error:  # the module is being imported, or is another one of that name
+        if is_interruption(error):
+            raise
         return None
 
 

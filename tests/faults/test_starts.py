@@ -246,7 +246,7 @@ def test_a_flusher_keeps_no_socket_of_its_program(server: StrictCloudWatch, spaw
         from cwsink import Writer
         listening = socket.create_server(("127.0.0.1", 0))
         os.dup2(listening.fileno(), 20, inheritable=True)  # 3 is where the lock goes
-        writer = Writer.open(endpoint_url=sys.argv[1])
+        writer = Writer.open(log_group_name="/test/group", endpoint_url=sys.argv[1])
         assert writer.append("heard")
         assert writer.flush(60)
         print(os.fstat(listening.fileno()).st_ino, flush=True)
@@ -267,7 +267,8 @@ def test_a_request_under_way_keeps_no_flusher_alive(server: StrictCloudWatch, sp
     code = """
         import os, signal, sys
         from cwsink import Writer
-        writer = Writer.open(endpoint_url=sys.argv[1], drain_timeout_seconds=0.5, read_timeout_seconds=60)
+        settings = {"drain_timeout_seconds": 0.5, "read_timeout_seconds": 60}
+        writer = Writer.open(log_group_name="/test/group", endpoint_url=sys.argv[1], **settings)
         assert writer.append("waits")
         sys.stdin.readline()
         os.kill(os.getpid(), signal.SIGKILL)
