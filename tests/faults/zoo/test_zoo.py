@@ -150,9 +150,9 @@ def marks(cell: Cell) -> list[pytest.MarkDecorator]:
 def needs(name: str) -> list[pytest.MarkDecorator]:
     """Return what a kind is marked with that is not installed."""
     modules = [each for each in KINDS[name].needs.split() if importlib.util.find_spec(each) is None]
-    return [pytest.mark.skip(reason=f"{name} needs {' and '.join(modules)}, which the extra `test` installs")] * bool(
-        modules
-    )
+    if not modules:
+        return []
+    return [pytest.mark.skip(reason=f"{name} needs {' and '.join(modules)}, which the extra `test` installs")]
 
 
 def often(name: str, names: Collection[str]) -> list[pytest.MarkDecorator]:
