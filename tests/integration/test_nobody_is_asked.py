@@ -73,6 +73,19 @@ def take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+def start_in(terminal: int, *words: str) -> subprocess.Popen[str]:
+    """Start a Python whose terminal this is."""
+    return subprocess.Popen(
+        [sys.executable, *words],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509  # only of the child
+    )
+
+
 @pytest.mark.parametrize("profile", ["helper", "mfa"])
 def test_an_applications_terminal_is_its_own(
     server: StrictCloudWatch, tmp_path: Path, terminal: tuple[int, int], profile: str
@@ -80,15 +93,7 @@ def test_an_applications_terminal_is_its_own(
     """It reads each line that is typed, and no prompt appears."""
     person, program = terminal
     (tmp_path / "app.py").write_text(PROGRAM)
-    child = subprocess.Popen(
-        [sys.executable, str(tmp_path / "app.py"), profile],
-        stdin=program,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=take_terminal,  # noqa: PLW1509  # only of the child
-    )
+    child = start_in(program, str(tmp_path / "app.py"), profile)
     os.write(person, b"first\nsecond\n")
     out, err = child.communicate(timeout=CHILD_SECONDS)
     assert (child.returncode, out) == (0, "first\nsecond\n"), err
@@ -108,15 +113,7 @@ def test_a_commands_terminal_is_the_persons(server: StrictCloudWatch, terminal: 
     person, program = terminal
     config = quick_config(server.endpoint_url, flusher="external", profile=profile)
     assert Writer(config).append("asked")
-    child = subprocess.Popen(
-        [sys.executable, "-m", "cwsink", "flush", "--once", "--timeout", "3" if profile == "mfa" else "60"],
-        stdin=program,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=take_terminal,  # noqa: PLW1509  # only of the child
-    )
+    child = start_in(program, "-m", "cwsink", "flush", "--once", "--timeout", "3" if profile == "mfa" else "60")
     os.write(person, b"for the shell\n")
     err = child.communicate(timeout=CHILD_SECONDS)[1]
     assert select.select([program], [], [], CHILD_SECONDS)[0], err
