@@ -49,6 +49,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `testing`                 | a strict CloudWatch server, our judge: it shares nothing with us | `limits` only         |
 | `frontends`               | what runs in the application; alone in using fapilog             | `spool` and below     |
 | `flusher`                 | what only a process that delivers runs; alone in using botocore  | `spool` and below     |
+| `supervisor`              | what `cwsink run` is: the parent of a command and of a flusher   | `printable` only      |
 | `spool`                   | what all processes share: the files, and the locks on them       | the rows below        |
 | `target`                  | where records go, resolved for this host                         | the rows below        |
 | `config`, `diagnostics`   | the validated settings; what we say on stderr                    | the rows below        |

@@ -295,7 +295,7 @@ def test_a_signal_that_comes_too_early_is_not_lost(spawn: Spawn) -> None:
     """TERM before the command is started ends it as soon as it is."""
     code = """
         import os, signal, sys
-        from cwsink.cli.run import Supervisor
+        from cwsink.supervisor.command import Supervisor
         supervisor = Supervisor(["sleep", "600"], 1.0)
         os.kill(os.getpid(), signal.SIGTERM)
         sys.exit(supervisor.run())

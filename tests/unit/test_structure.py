@@ -109,8 +109,9 @@ BY_NAME: Final = {
     "cwsink.cli": ("open", "/dev/null"),
     "cwsink.cli.flushing": ("open", "/dev/null"),
     "cwsink.cli.progress": ("open", "/dev/null"),
-    "cwsink.cli.run": ("listdir pathlib", "/proc, and cwsink's own files"),
     "cwsink.cli.spools": ("access isdir", "what is said of a PATH that holds no spool"),
+    "cwsink.supervisor.command": ("listdir pathlib", "/proc"),
+    "cwsink.supervisor.flusher_process": ("pathlib", "cwsink's own files"),
     "cwsink.host": ("open", "/proc"),
 }
 # They have no spool, but that of an application that they start.
