@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
@@ -178,8 +179,15 @@ class Flusher:
     def check(self) -> None:
         """Raise Fenced unless this process can prove that it still leads."""
         self._lease.beat()
-        if not self._lease.is_held() or not self._cursor.is_ours():
+        if not self._lease.is_held() or not self._is_cursor_ours():
             raise Fenced(f"epoch {self.epoch} has ended")
+
+    def _is_cursor_ours(self) -> bool:
+        with suppress(OSError):  # the next check tries again
+            if self._cursor.restore(self._state):
+                path = self._directory.cursor
+                report(path, f"{path} was removed or overwritten. It is written anew, and no record is sent again.")
+        return self._cursor.is_ours()
 
     def _is_due(self, is_full: bool) -> bool:
         collector = self._collector

@@ -12,8 +12,8 @@ offset  size  field            little-endian
 ```
 
 The valid slot with the highest (epoch, generation) counts. If a leader is killed in the middle of a write, that slot is
-torn and the other one counts. With both slots lost, reading begins at the oldest segment again: that costs duplicates,
-never a record.
+torn and the other one counts. With both slots lost, a leader that lives writes its state anew. The next one would begin
+to read at the oldest segment again: that costs duplicates, never a record.
 
 A process may believe that it still leads after another one has taken the lease. Each leader begins an epoch of its
 own, one higher than any before it, and `commit` reads the file again under a lock. If a later epoch is there, it raises
@@ -162,19 +162,10 @@ class Cursor:
     def __init__(self, path: str) -> None:
         """Open the file. Raises OSError."""
         self._path = path
-        self._fd = files.opened(path, os.O_RDWR | os.O_CREAT).keep()
+        self._fd = _open(path)
         self._incarnation = descriptors.incarnation()
         self._epoch = 0
         self._is_stuck = False  # another process had the lock for too long when we wanted it last
-        try:
-            # If the disk fills up later, a commit must not fail after its request was sent: the next leader would send
-            # that again. So reserve the blocks now. On a file system that copies on write (btrfs) a commit takes a new
-            # block all the same. Then it may fail, and the leader repeats it until there is room.
-            for slot in (0, 1):
-                disk.reserve(self._fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
-        except OSError:
-            self.close()
-            raise
 
     def take_over(self, holder: str) -> State:
         """Begin a new epoch, one more than any before it, and return the state to go on from. Raises OSError."""
@@ -192,6 +183,32 @@ class Cursor:
     def is_ours(self) -> bool:
         """Tell whether no later leader has begun an epoch."""
         return _best(self._fd)[0].epoch == self._epoch
+
+    def restore(self, state: State) -> bool:
+        """Write `state` anew if somebody has removed, replaced or overwritten the file. Returns whether that was done.
+
+        The leader would go on with the file that it has open, and nobody else would see what it settles. Writers would
+        wait for it at their end, and the next leader would send again all that the ring still has.
+
+        Args:
+            state: the last one that was committed.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            is_in_place = os.path.samestat(files.seen(self._path), os.fstat(self._fd))
+            if is_in_place and _best(self._fd)[1]:
+                return False
+        fd = _open(self._path)
+        descriptors.release(self._fd, self._incarnation)
+        self._fd = fd
+        with self._lock():
+            found, generation = _best(fd)
+            if found.epoch <= self._epoch:  # else a later leader has begun here, and `is_ours` says so
+                for slot in (1, 2):
+                    self._write(state, generation + slot)
+        return True
 
     def commit(self, state: State) -> None:
         """Make `state` durable against a crash of this process. Raises Fenced, OSError."""
@@ -247,6 +264,21 @@ class Cursor:
         slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked
         if os.pwrite(self._fd, slot, (generation % 2) * SLOT_BYTES) != len(slot):
             raise OSError(errno.ENOSPC, "the cursor could not be written whole")
+
+
+def _open(path: str) -> int:
+    """Open the file, and reserve its space. Raises OSError."""
+    opened = files.opened(path, os.O_RDWR | os.O_CREAT)
+    try:
+        # If the disk fills up later, a commit must not fail after its request was sent: the next leader would send that
+        # again. So reserve the blocks now. On a file system that copies on write (btrfs) a commit takes a new block all
+        # the same. Then it may fail, and the leader repeats it until there is room.
+        for slot in (0, 1):
+            disk.reserve(opened.fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
+    except OSError:
+        opened.close()
+        raise
+    return opened.keep()
 
 
 def _best(fd: int) -> tuple[State, int]:

@@ -82,7 +82,7 @@ def test_a_state_of_another_epoch_is_not_committed(path: str) -> None:
 
 
 def test_a_leader_whose_cursor_was_lost_is_fenced(path: str) -> None:
-    """Both slots gone under a leader: it stops rather than guess, and the next one starts anew."""
+    """With both slots gone a commit does not guess, and the next leader starts anew."""
     held = Cursor(path)
     state = held.take_over("holder")
     Path(path).write_bytes(bytes(2 * SLOT_BYTES))

@@ -582,6 +582,30 @@ def test_a_cursor_that_is_removed_costs_duplicates_and_no_record(
     assert Counter(server.messages()) == {"a": 2, "b": 2, "c": 1}
 
 
+@pytest.mark.parametrize("what", ["removed", "replaced", "overwritten", "emptied"])
+def test_a_leader_writes_a_cursor_that_is_gone_anew(external: SinkConfig, server: StrictCloudWatch, what: str) -> None:
+    """Nothing is sent again, neither by this leader nor by the next one, and the books go on."""
+    writer = filled(external, ["a", "b"])
+    path = Path(writer.directory.cursor)
+
+    def is_settled(appended: int) -> bool:
+        books = survey(writer.directory)
+        return (books.delivered, books.pending) == (appended, 0)
+
+    with leading(writer.directory, external, kind="own"):
+        until(lambda: is_settled(2), "the first two are settled")
+        if what in ("removed", "replaced"):
+            path.unlink()
+        if what != "removed":
+            path.write_bytes(b"" if what == "emptied" else b"\xff" * 4096)
+        until(lambda: is_settled(2), "the cursor is written anew")
+        assert writer.append("c")
+        until(lambda: is_settled(3), "the third one is settled")
+    deliver(writer.directory, external)
+    assert server.messages() == ["a", "b", "c"]
+    settled(writer.directory, appended=3, delivered=3)
+
+
 # leader.json and durability.
 
 
