@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import report
 
-NO_BENCHMARKS = {"append_peers", "machine", "report", "__init__", "__main__"}
+NO_BENCHMARKS = {"append_peers", "machine", "pictures", "report", "__init__", "__main__"}
 
 
 def benchmarks() -> dict[str, str]:

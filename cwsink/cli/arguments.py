@@ -49,6 +49,7 @@ examples:
   cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
   cwsink replay --all                send what other hosts or configurations left behind
   cwsink replay --dead-letters       a second chance for what CloudWatch refused
+  cwsink manual settings             a page of the manual
   cwsink demo                        see it survive kills and outages
 
 cwsink COMMAND --help tells more.
@@ -97,6 +98,15 @@ examples:
   cwsink tail -n 50 --level error             the last 50 errors on disk
   cwsink tail -f --grep order_id=17 /var/lib/cwsink
   cwsink tail --json | jq -r .message         {{"id", "timestamp_ms", "message"}} a line
+
+{_EXIT_CODES}
+"""
+
+_MANUAL = f"""\
+examples:
+  cwsink manual                      which pages there are
+  cwsink manual settings             a page
+  cwsink manual behaviour | less     as it is, without colours
 
 {_EXIT_CODES}
 """
@@ -251,6 +261,10 @@ def _replay_options(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
 
 
+def _manual_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", metavar="TOPIC", nargs="?", default="index", help="a page; the default lists them")
+
+
 class Command(NamedTuple):
     """A command: its help text, the function that adds its options, and whether it takes a PATH of spools."""
 
@@ -267,6 +281,7 @@ COMMANDS: Final = {
     "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
     "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),
     "replay": Command("send what spools left behind hold, or what CloudWatch refused", _REPLAY, _replay_options),
+    "manual": Command("read the manual", _MANUAL, _manual_options, False),
     "demo": Command("see it survive kills and outages", "", lambda _: None, False),
 }
 

@@ -1,4 +1,4 @@
-"""README.md, "Deploying": each example is run as it stands, as far as this machine allows.
+"""How to deploy, in the manual: each example is run as it stands, as far as this machine allows.
 
 Web servers, Celery and Django are real. What is for Docker, Kubernetes, ECS and systemd is parsed, and the
 commands in it are run without them. Only what names the machine is replaced: ports, /opt/shop/bin, /var/lib.
@@ -26,9 +26,11 @@ from cwsink.spool import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from tests.harness.pages import DEPLOYING, PAGES, Block, blocks
 from tests.harness.support import CHILD_SECONDS
-from tests.integration.test_readme import Block, Session, blocks, deploying, free_port, get, section, wait_until
+from tests.integration.test_pages import Session, free_port, get, wait_until
 
+TEXT: Final = "\n".join(PAGES[each] for each in DEPLOYING)
 REQUESTS: Final = 20
 SHOWN_PORT: Final = 8000
 GUNICORN_GRACE_SECONDS: Final = 30  # its default
@@ -36,7 +38,7 @@ SYSTEMD_SHOWN: Final = "/opt/shop/bin"
 
 
 def block_of(heading: str, language: str) -> Block:
-    (block,) = (each for each in deploying() if (each.heading, each.language) == (heading, language))
+    (block,) = (each for each in blocks(*DEPLOYING) if (each.heading, each.language) == (heading, language))
     return block
 
 
@@ -54,11 +56,9 @@ class Shop(Session):
         for block in blocks():
             if block.file_name:
                 (tmp_path / block.file_name).write_text(block.text)
-        for line in next(each.text for each in blocks() if each.heading == "Use it" and "$ export" in each.text).split(
-            "\n"
-        ):
-            if line:
-                self.run(line.removeprefix("$ "))
+        (exports,) = (each.text for each in blocks("README") if "$ export" in each.text)
+        for line in exports.splitlines():
+            self.run(line.removeprefix("$ "))
         # Where the commands of the page name no port, the servers' own variables do.
         self.env["GUNICORN_CMD_ARGS"] = f"--bind 127.0.0.1:{self.port}"
         self.env["UVICORN_PORT"] = str(self.port)
@@ -138,9 +138,9 @@ def test_every_example_has_a_test() -> None:
         "systemd",
         "Celery",
         "Django",
+        "uWSGI",
     ]
-    assert re.findall(r"^### (.+)$", section("Deploying"), re.MULTILINE) == known
-    assert {block.heading for block in deploying()} == set(known)
+    assert {block.heading for block in blocks(*DEPLOYING)} == set(known)
 
 
 @pytest.mark.parametrize("line", [*lines_of("gunicorn"), *lines_of("uvicorn")])
@@ -163,7 +163,7 @@ def test_the_entry_point_of_the_dockerfile(shop: Shop) -> None:
     assert (shop.cwd / copied).exists()
     assert steps["VOLUME"] in steps["RUN"]
     assert steps["USER"] in steps["RUN"]
-    assert f"-v shop-spool:{steps['VOLUME']}" in section("Deploying")
+    assert f"-v shop-spool:{steps['VOLUME']}" in TEXT
     env = dict(word.split("=", 1) for word in shlex.split(steps["ENV"]))
     for name in env:
         del shop.env[name]  # what "Use it" has set
@@ -177,13 +177,13 @@ def test_the_entry_point_of_the_dockerfile(shop: Shop) -> None:
 
 def test_docker_waits_long_enough() -> None:
     """--stop-timeout is longer than gunicorn's grace and the drain time-out together."""
-    match = re.search(r"--stop-timeout\s+(\d+)", section("Deploying"))
+    match = re.search(r"--stop-timeout\s+(\d+)", TEXT)
     assert match is not None
     assert int(match[1]) > GUNICORN_GRACE_SECONDS + default_drain_timeout()
 
 
 def default_drain_timeout() -> int:
-    match = re.search(r"`--drain-timeout` \((\d+) s\)", section("Deploying"))
+    match = re.search(r"`--drain-timeout` \((\d+) s\)", TEXT)
     assert match is not None
     return int(match[1])
 
@@ -227,7 +227,7 @@ def test_the_manifest_gives_time_and_a_place(shop: Shop, tmp_path: Path) -> None
 
 def test_the_sidecar_waits_for_the_writers(shop: Shop) -> None:
     """`cwsink flush` is told to end while the application still logs: it delivers what comes after that, too."""
-    match = re.search(r"`command: (\[.*?\])`", section("Deploying"))
+    match = re.search(r"`command: (\[.*?\])`", TEXT)
     assert match is not None
     words = [word.strip() for word in match[1].strip("[]").split(",")]
     sidecar = shop.start_in_place(words)
@@ -265,7 +265,7 @@ def test_the_task_definition(shop: Shop) -> None:
 
 def units() -> dict[str, str]:
     """Return the unit files on the page, by their names."""
-    found = [block.text for block in deploying() if (block.heading, block.language) == ("systemd", "ini")]
+    found = [block.text for block in blocks(*DEPLOYING) if (block.heading, block.language) == ("systemd", "ini")]
     return {text.split("\n", 1)[0].removeprefix("# "): text for text in found}
 
 
@@ -317,7 +317,17 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert ours == []
 
 
-# Celery and Django.
+# uWSGI, Celery and Django.
+
+
+def test_uwsgi(shop: Shop) -> None:
+    """Its configuration file as it stands: requests, INT, and every record is delivered."""
+    pytest.importorskip("pyuwsgi")
+    (shop.cwd / "uwsgi.ini").write_text(block_of("uWSGI", "ini").text.replace(":8000", f"127.0.0.1:{shop.port}"))
+    child = shop.start_in_place(["pyuwsgi", "--ini", "uwsgi.ini", "--die-on-term"])
+    shop.serve_requests(child, "pyuwsgi")
+    wait_until(lambda: len(shop.paths()) == REQUESTS)
+    assert shop.paths() == ALL
 
 
 def test_celery(shop: Shop) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cwsink.testing import StrictCloudWatch
+from tests.harness.pages import blocks
 from tests.harness.support import CHILD_SECONDS, finish
-from tests.integration.test_readme import blocks
 
 pytest.importorskip("gunicorn")
 
@@ -36,7 +36,7 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 """
-(HOOKS,) = (each.text for each in blocks() if each.text.startswith("# gunicorn.conf.py"))  # as the README has it
+(HOOKS,) = (each.text for each in blocks() if each.text.startswith("# gunicorn.conf.py"))  # as the manual has it
 SETTINGS = {
     "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group",
     "FAPILOG_CLOUDWATCH__LOG_STREAM_NAME": "stream",

@@ -23,8 +23,8 @@ import pytest
 import cwsink
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
+from tests.harness.pages import blocks
 from tests.harness.support import CHILD_SECONDS, finish, quick_config
-from tests.integration.test_readme import blocks
 
 PRELUDE = """
 import atexit, logging, logging.config, os, signal, sys, time
@@ -499,7 +499,7 @@ def app(environ, start_response):
 
 @pytest.mark.parametrize("options", [(), ("--preload",)], ids=["plain", "preload"])
 def test_gunicorns_own_logs_arrive(server: StrictCloudWatch, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """`--log-config` with the README's file: each request's access line, the master's lines, a traceback."""
+    """`--log-config` with the manual's file: each request's access line, the master's lines, a traceback."""
     pytest.importorskip("gunicorn")
     (log_config,) = (each.text for each in blocks() if each.heading == "gunicorn's own log" and each.language == "ini")
     (tmp_path / "log.ini").write_text(log_config)

@@ -22,7 +22,8 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES: Final = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+# The manual's recipes are programs of users.
+MODULES: Final = {name_of(path): path for path in PACKAGE.rglob("*.py") if "manual" not in path.parts}
 TREES: Final = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 

@@ -1,4 +1,4 @@
-"""The README's table of the servers that were tried, made of what the zoo's tests have seen.
+"""The manual's table of the servers that were tried, made of what the zoo's tests have seen.
 
 ```text
 ZOO_RESULTS=zoo.jsonl scripts/test tests/faults/zoo -m ''        # each cell appends a line, whatever its end

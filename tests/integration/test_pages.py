@@ -1,4 +1,4 @@
-"""README.md is true: its blocks are run, its commands and settings exist, its messages are those the code says.
+"""README.md and the manual are true: blocks are run, commands and settings exist, messages are those the code says.
 
 What a block shows is run as it stands, against the strict server; only ports and the word PATH are
 replaced. A block or a command of a kind that is not known here fails, so that none is added unrun.
@@ -22,7 +22,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -42,24 +41,25 @@ from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.ring import Append
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from tests.harness.pages import DEPLOYING, MANUAL, PAGES, README, ROOT, TOPICS, Block, anchors, blocks, code_in, rows
 from tests.harness.support import CHILD_SECONDS, quick_config
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 CI: Final = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 SERVER_PORT: Final = 8800  # where the README has its CloudWatch
 UVICORN_PORT: Final = 8000
 
 # Pictures: blocks that are no code. By their first line.
+# Other tests run the blocks of these pages.
+RUN_ELSEWHERE: Final = ("records",)
+
 PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")
 
 NOT_RUN: Final = {
-    "pip install cwsink": "the package under test is this tree; its installation is tested by .ci/run, with `-e .`",
+    "pip install .": "test_installation.py does that",
     "docker compose": "there is no Docker where the tests run; the file it names is looked at",
 }
 
-LOG_ONE_RECORD: Final = "\nlogger.info('order placed')\n"
 APPEND_ONE_RECORD: Final = "import cwsink; cwsink.Writer.open(log_group_name='/myapp/prod').append('a line of text')\n"
 PROGRAM: Final = """\
 import cwsink, fapilog
@@ -77,61 +77,10 @@ writer.append("seed of old", int(time.time() - 15 * 86_400) * 1000)
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, its text, the heading it stands under."""
-
-    language: str
-    text: str
-    heading: str
-    line: int
-
-    @property
-    def file_name(self) -> str | None:
-        """The file it is shown as ("# main.py"), if any."""
-        match = re.match(r"# (\w+\.py)\n", self.text)
-        return match[1] if match else None
-
-
-def blocks() -> Iterator[Block]:
-    heading = ""
-    for match in re.finditer(r"^#+ (?P<heading>.+)$|^```(?P<tag>.*)\n(?P<text>(?s:.*?))^```$", README, re.MULTILINE):
-        if match["heading"]:
-            heading = match["heading"]
-        else:
-            yield Block(match["tag"], match["text"], heading, README.count("\n", 0, match.start()) + 1)
-
-
-def deploying() -> list[Block]:
-    """Return the blocks that test_deploying.py runs."""
-    text = section("Deploying")
-    return [block for block in blocks() if f"```{block.language}\n{block.text}```" in text]
-
-
 def blocks_in(language: str) -> list[object]:
-    """Return the blocks of a language as parameters of a test."""
-    found = [block for block in blocks() if block.language == language and block not in deploying()]
-    return [pytest.param(block, id=f"line {block.line}, {block.heading}") for block in found]
-
-
-def section(heading: str) -> str:
-    return re.split(r"^## ", README, flags=re.MULTILINE)[[*headings()].index(heading) + 1].partition("\n")[2]
-
-
-def headings() -> list[str]:
-    return re.findall(r"^## (.+)$", README, re.MULTILINE)
-
-
-def rows(text: str) -> Iterator[list[str]]:
-    """Yield the cells of each row of the tables in `text`, without headings."""
-    lines = text.splitlines()
-    for before, line in zip(["", *lines], lines, strict=False):
-        if line.startswith("|") and before.startswith("|") and not line.startswith("|---"):
-            yield [cell.strip() for cell in line.strip("|").split(" | ")]
-
-
-def code_in(text: str) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```(?s:.*?)^```$", "", text, flags=re.MULTILINE))
+    """Return the blocks of a language that are run here, as parameters of a test."""
+    names = [name for name in PAGES if name not in (*DEPLOYING, *RUN_ELSEWHERE)]
+    return [pytest.param(block, id=str(block)) for block in blocks(*names) if block.language == language]
 
 
 def free_port() -> int:
@@ -157,51 +106,70 @@ def get(url: str) -> str:
         return ""
 
 
-# The page as a whole.
+# The pages as a whole.
 
 
 def test_the_first_screen_says_what_it_is_and_shows_it() -> None:
-    """One sentence, the problem in three, two commands, twelve lines of code, in this order and at the top."""
-    title, sentence, problem, *_ = README.split("\n\n")
+    """One sentence, the problem in three, a picture, two commands, an installation, two ways to log, in this order."""
+    assert len(README.splitlines()) <= 250
+    title, sentence, problem, picture, _, commands, *_ = README.split("\n\n")
     assert title == "# cwsink"
     assert sentence.count(".") == 1
     assert len(re.findall(r"[.]\s", f"{problem}\n")) == 3
-    first, _, example = list(blocks())[:3]
+    assert picture.startswith("![")
+    first, second, third, event, fourth, *_ = blocks("README")
+    assert first.text in commands
     assert [line.split()[1] for line in first.text.splitlines()] == ["scripts/demo", "scripts/test"]
-    assert len([line for line in example.text.splitlines() if line]) == 12
-    assert example.line < 45
+    assert second.text.startswith("$ pip install")
+    assert ("SpoolHandler" in third.text, event.language, "cwsink.install()" in fourth.text) == (True, "json", True)
+    assert fourth.line < 75
 
 
-def test_all_sections_are_there() -> None:
-    """In the order in which they are needed."""
-    wanted = ["How it works", "What survives what", "Look at it", "Settings", "Behaviour", "Deploying"]
-    wanted += ["IAM permissions"]
-    wanted += ["Troubleshooting", "Local testing", "Testing your application"]
-    assert [heading for heading in headings() if heading in wanted] == wanted
+def test_each_page_is_in_the_index_once() -> None:
+    """And begins with its title."""
+    assert sorted(TOPICS) == sorted(path.stem for path in MANUAL.glob("*.md") if path.stem != "index")
+    assert all(text.startswith("# ") for text in PAGES.values())
 
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
-    """A block in another language would be run by no test below."""
-    for block in blocks():
+    """A block in another language would be run by no test."""
+    for block in blocks(*(name for name in PAGES if name not in RUN_ELSEWHERE)):
         if block.language == "text":
-            assert block.text.startswith(PICTURES), f"line {block.line}: an unknown picture"
+            assert block.text.startswith(PICTURES), f"{block}: an unknown picture"
         else:
-            others = ("dockerfile", "ini", "json", "yaml") if block in deploying() else ("json",)
-            assert block.language in ("python", "console", *others), f"line {block.line}: {block.language!r}"
+            others = ("dockerfile", "ini", "json", "yaml") if block.page in DEPLOYING else ("json",)
+            assert block.language in ("python", "console", *others), f"{block}: {block.language!r}"
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
-def test_every_link_leads_somewhere(target: str) -> None:
-    """To a file of this repository, a heading of this page, or another site."""
-    if target.startswith("#"):
-        assert target[1:] in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings()}
-    elif not target.startswith("https://"):
-        assert (ROOT / target).is_file()
+LINKS: Final = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)", PAGES[page])})
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_link_leads_somewhere(page: str, link: str) -> None:
+    """To a file, to a heading, or another site. The manual's links do not leave the package."""
+    if link.startswith("https://"):
+        return
+    path, _, anchor = link.partition("#")
+    here = ROOT if page == "README" else MANUAL
+    there = (here / path).resolve() if path else (here / f"{page}.md")
+    assert there.is_file()
+    assert page == "README" or there.is_relative_to(MANUAL.parent)
+    if anchor:
+        assert anchor in anchors(there.stem)
+
+
+RECIPES: Final = sorted((MANUAL / "recipes").iterdir())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_each_recipe_is_a_block_of_its_page(recipe: Path) -> None:
+    """As a file it can be copied and linted, and as a block it is run."""
+    assert recipe.read_text(encoding="utf-8") in [block.text for block in blocks(*DEPLOYING)]
 
 
 def test_every_setting_is_in_the_table() -> None:
     """And nothing else; each with a default and what it does."""
-    table = list(rows(section("Settings")))
+    table = list(rows(PAGES["settings"]))
     assert all(len(row) == 3 and all(row) for row in table)
     named = [name for row in table for name in code_in(row[0])]
     assert sorted(named) == sorted(SinkConfig.__struct_fields__)
@@ -209,31 +177,39 @@ def test_every_setting_is_in_the_table() -> None:
 
 def test_the_builtin_sinks_settings_come_first() -> None:
     """ "The first twelve in sink_config.cloudwatch as well": those of the built-in sink."""
-    named = [name for row in rows(section("Settings")) for name in code_in(row[0])]
+    named = [name for row in rows(PAGES["settings"]) for name in code_in(row[0])]
     assert set(named[:12]) == set(SinkConfig.__struct_fields__[:12])
-    assert "the first twelve" in README
+    assert "the first twelve" in PAGES["settings"]
 
 
-def test_the_defaults_in_the_table_are_the_defaults() -> None:
+@pytest.mark.parametrize(("page", "least"), [("settings", 23), ("README", 5)])
+def test_the_defaults_in_the_table_are_the_defaults(page: str, least: int) -> None:
     """Where the table gives a value; some are told in words."""
     defaults = SinkConfig()
     checked = 0
-    for names, values, _ in rows(section("Settings")):
+    for names, values, *_ in rows(PAGES[page].rpartition("\n## Settings\n")[2].partition("\n## ")[0]):
         given = values.split(", ")
         for name, value in zip(code_in(names), given * (2 if len(given) == 1 else 1), strict=False):
-            if re.fullmatch(r"`.*`|[\d.]+|true|false|\d+ MiB", value):
+            if re.fullmatch(r"`.*`|[\d.]+|true|false|\d+ MiB", value) and name in SinkConfig.__struct_fields__:
                 value = value.strip("`").replace(" ", "")
+                if value.startswith("/"):
+                    continue
                 assert getattr(SinkConfig(**{name: value}), name) == getattr(defaults, name), name
                 checked += 1
-    assert checked >= 23
+    assert checked >= least
 
 
 def test_every_placeholder_is_told() -> None:
     """As the error message of a wrong one lists them."""
-    assert set(target.KNOWN_PLACEHOLDERS.split(", ")) <= set(code_in(section("Settings")))
+    assert set(target.KNOWN_PLACEHOLDERS.split(", ")) <= set(code_in(PAGES["settings"]))
 
 
-@pytest.mark.parametrize("variable", sorted(set(re.findall(r"FAPILOG_[A-Z_]+__[A-Z_]+[A-Z]", README))))
+VARIABLES: Final = sorted(
+    {each for text in PAGES.values() for each in re.findall(r"FAPILOG_[A-Z_]+__[A-Z_]+[A-Z]", text)}
+)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
 def test_every_variable_is_one(variable: str) -> None:
     """fapilog ignores those it does not know, in silence."""
     _, group, name = re.split(r"FAPILOG_|__", variable)
@@ -256,7 +232,8 @@ def help_of(command: str) -> str:
 def commands() -> set[str]:
     """Return the command lines of cwsink's on the page, without comments and what stands before "cwsink"."""
     lines = [line for block in blocks() if block.language == "console" for line in block.text.splitlines()]
-    found = (re.match(r"(?:\$ )?(?:\w+=\S+ )*cwsink ([a-z][^#]*)", text) for text in (*lines, *code_in(README)))
+    words = [code for text in PAGES.values() for code in code_in(text)]
+    found = (re.match(r"(?:\$ )?(?:\w+=\S+ )*cwsink ([a-z][^#]*)", text) for text in (*lines, *words))
     return {match[1].strip() for match in found if match}
 
 
@@ -398,6 +375,8 @@ class Session:
                 sent = self.server.messages("/myapp/prod")
                 assert sum('"seed ' in message for message in sent) == 2
                 assert any("seed of old" in message for message in sent) == self.has_replayed
+            elif words[1] == "manual":
+                assert output == PAGES[words[2] if len(words) > 2 else "index"]
             elif words[1] == "replay" and "--dead-letters" not in words:
                 said = ("would send 3 records", "settled 3 records", "nothing was pending", "No orphans")
                 assert any(each in output for each in said), output
@@ -479,7 +458,7 @@ def test_console(block: Block, session: Session) -> None:
 def test_python(block: Block, session: Session) -> None:
     """Every example does what it is there for."""
     if block.file_name == "main.py":
-        assert "uvicorn main:app" in README, "test_console runs it"
+        assert "uvicorn main:app" in PAGES["testing"], "test_console runs it"
     elif block.file_name:
         (session.cwd / block.file_name).write_text(block.text)
         pytest_plugins = importlib.metadata.entry_points(group="pytest11")
@@ -487,13 +466,12 @@ def test_python(block: Block, session: Session) -> None:
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *plugin, "--rootdir", ".", block.file_name]
         assert "1 passed" in session.check_output(words)
     else:
-        is_a_setup = "logger = " in block.text and "logger.info" not in block.text
         is_a_look = "cwsink.stats()" in block.text
-        script = f"{APPEND_ONE_RECORD * is_a_look}{block.text}{LOG_ONE_RECORD * is_a_setup}"
+        script = f"{APPEND_ONE_RECORD * is_a_look}{block.text}"
         shown = session.check_output([sys.executable, "-c", script])
         assert len(shown.split()) == 5 * is_a_look  # the stream's name, its state, and three numbers
         (event,) = session.server.events("/myapp/prod")
-        assert ("order placed" if is_a_setup else "a line of text") in event.message
+        assert ("order placed" if "order placed" in block.text else "a line of text") in event.message
 
 
 def test_uvicorn_keeps_every_record_when_it_is_told_to_end(session: Session) -> None:
@@ -530,7 +508,7 @@ CHECKED_BY_CREATE: Final = {"TagResource"}
 
 def statements() -> dict[str, set[str]]:
     """Return the actions of each statement of the policy on the page, by its name."""
-    (policy,) = (json.loads(block.text) for block in blocks() if block.heading == "IAM permissions")
+    (policy,) = (json.loads(block.text) for block in blocks("iam"))
     return {
         each["Sid"]: {action.removeprefix("logs:") for action in each["Action"]}
         for each in policy["Statement"]
@@ -575,7 +553,7 @@ def test_the_policy_is_enough_and_not_too_much(
 
 def test_the_policy_is_of_one_group() -> None:
     """No statement allows more than the group of the example."""
-    (policy,) = (json.loads(block.text) for block in blocks() if block.heading == "IAM permissions")
+    (policy,) = (json.loads(block.text) for block in blocks("iam"))
     for statement in policy["Statement"]:
         resources = statement["Resource"]
         for resource in [resources] if isinstance(resources, str) else resources:
@@ -905,7 +883,7 @@ NO_MESSAGE: Final = ("records on stdout as well",)
 def test_every_row_of_troubleshooting_is_complete_and_checked() -> None:
     """What you see, why, what to do; and each message it quotes is heard by the next test."""
     quoted = []
-    for row in rows(section("Troubleshooting")):
+    for row in rows(PAGES["troubleshooting"]):
         assert len(row) == 3, row
         assert all(row), row
         if not row[0].startswith(NO_MESSAGE):

@@ -1,0 +1,31 @@
+"""`cwsink manual`: the pages of the manual, formatted for a terminal, or as they are for a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from importlib.resources import files
+
+from cwsink.cli import DONE, NOT_DONE, complain
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a page. Returns the exit code."""
+    pages = files("cwsink") / "manual"
+    topics = sorted(page.name.removesuffix(".md") for page in pages.iterdir() if page.name.endswith(".md"))
+    topic = options.topic.lower()
+    if topic not in topics:
+        meant = difflib.get_close_matches(topic, topics, 1)
+        question = f" Did you mean {meant[0]}?" if meant else ""
+        complain(f"the manual has no page {topic!r}.{question} Its pages: {', '.join(topics)}.")
+        return NOT_DONE
+    text = (pages / f"{topic}.md").read_text(encoding="utf-8")
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return DONE
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text, hyperlinks=False))
+    return DONE
