@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from cwsink.frontends import log_entry, opening
+from cwsink.frontends import log_entry, opening, static_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,22 +48,24 @@ class LoggerFactory:
 
     def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
         self._writer = opening.open_writer(config, **settings)
+        self._fields = opening.fields_of(self._writer)
 
     def __call__(self, *args: object) -> Logger:
         """Return a logger. structlog passes the arguments of `get_logger`; a name among them is the logger's name."""
-        return Logger(self._writer, next((name for name in args if isinstance(name, str)), ""))
+        return Logger(self._writer, next((name for name in args if isinstance(name, str)), ""), self._fields)
 
 
 class Logger:
     """The end of structlog's pipeline: every method spools a rendered event."""
 
-    def __init__(self, writer: Writer | Console, name: str) -> None:
+    def __init__(self, writer: Writer | Console, name: str, fields: str) -> None:
         self._writer = writer
+        self._fields = fields
         self.name = name
 
     def msg(self, message: str | bytes) -> None:
         """Spool one rendered event. Never raises."""
-        self._writer.append(message)
+        self._writer.append(static_fields.add(message, self._fields) if self._fields else message)
 
     log = debug = info = warning = warn = error = critical = fatal = exception = failure = msg
 

@@ -112,6 +112,7 @@ BY_NAME: Final = {
     "cwsink.cli.run": ("listdir pathlib", "/proc, and cwsink's own files"),
     "cwsink.cli.spools": ("access isdir", "what is said of a PATH that holds no spool"),
     "cwsink.host": ("open", "/proc"),
+    "cwsink.regions": ("open", "botocore's list of regions"),
 }
 # They have no spool, but that of an application that they start.
 WITHOUT_SPOOL: Final = ("cwsink.demo", "cwsink.testing")
