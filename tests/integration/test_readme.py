@@ -43,6 +43,7 @@ from cwsink.spool.ring import Append
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.support import CHILD_SECONDS, quick_config
+from tests.integration import test_installation
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,8 +56,6 @@ UVICORN_PORT: Final = 8000
 PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")
 
 NOT_RUN: Final = {
-    "pip install": "the package under test is this tree; test_installation.py installs it as these lines say",
-    "pip wheel": "as above",
     "docker compose": "there is no Docker where the tests run; the file it names is looked at",
 }
 
@@ -380,6 +379,10 @@ class Session:
         else:
             assert words[0] in CI
 
+    def pip(self, words: list[str]) -> None:
+        """test_installation.py runs them, in environments of their own."""
+        assert " ".join(words) in test_installation.lines()
+
     def cwsink(self, words: list[str]) -> None:
         if "-f" in words:
             child = self.start(words)
@@ -440,6 +443,7 @@ class Session:
 
     PROGRAMS: Final[dict[str, Callable[[Session, list[str]], None]]] = {
         "export": export,
+        "pip": pip,
         "scripts/demo": script,
         "scripts/test": script,
         "scripts/localstack": script,
