@@ -73,8 +73,8 @@ class _Entry(msgspec.Struct):
     http: object = msgspec.UNSET
 
 
-def encode_record(record: logging.LogRecord, message: str) -> str:
-    """Return the record as JSON, with `message` for its message."""
+def encode_record(record: logging.LogRecord, message: str, created_ms: int | None = None) -> str:
+    """Return the record as JSON, with `message` for its message. `created_ms`: its `time_ms`, if that is known."""
     data: dict[str, Any] = {}
     attributes = record.__dict__
     if len(attributes) != _PLAIN_COUNT or [*attributes][-1] != _PLAIN_LAST:
@@ -85,7 +85,14 @@ def encode_record(record: logging.LogRecord, message: str) -> str:
         message, data = _text_in(items, message), {**items, **data}
     trace_id, span_id = trace.active() or _NO_SPAN
     entry = _Entry(
-        _rfc3339(record.created), record.levelname, message, record.name, trace_id, span_id, _diagnostics(record), data
+        _rfc3339(record.created, created_ms),
+        record.levelname,
+        message,
+        record.name,
+        trace_id,
+        span_id,
+        _diagnostics(record),
+        data,
     )
     try:
         if record.name in access_line.LOGGERS and (http := access_line.fields(record)):
@@ -172,7 +179,7 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
         record.lineno,
         record.funcName,
     )
-    if task := getattr(record, "taskName", None):
+    if task := record.__dict__.get("taskName"):
         found.task = task
     if record.levelname not in KNOWN_LEVELS:
         found.levelno = record.levelno
@@ -213,8 +220,9 @@ def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[st
     return {**named, "error.stack": stack}
 
 
-def _rfc3339(created: object) -> str:
-    milliseconds = time_ms(created)
+def _rfc3339(created: object, milliseconds: int | None = None) -> str:
+    if milliseconds is None:
+        milliseconds = time_ms(created)
     try:
         return "%s.%03dZ" % (_second(milliseconds // 1000), milliseconds % 1000)  # noqa: UP031  # the quickest
     except (ValueError, OverflowError, OSError):

@@ -130,10 +130,11 @@ class SpoolHandler(logging.Handler):
         nested = self._nested
         depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
-            text: str | bytes = self._text_of(record) if depth <= _MOST_NESTED else _unshown(record)
+            created_ms = log_entry.time_ms(record.created)
+            text: str | bytes = self._text_of(record, created_ms) if depth <= _MOST_NESTED else _unshown(record)
             if self._fields:
                 text = static_fields.add(text, self._fields)
-            self._writer.append(text, log_entry.time_ms(record.created))
+            self._writer.append(text, created_ms)
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -148,7 +149,7 @@ class SpoolHandler(logging.Handler):
         self._writer.close()
         super().close()
 
-    def _text_of(self, record: logging.LogRecord) -> str:
+    def _text_of(self, record: logging.LogRecord, created_ms: int) -> str:
         """Return the text of the event. If formatting fails, that is the unformatted message and its arguments.
 
         The failure is reported by `handleError`, as by any handler.
@@ -165,7 +166,7 @@ class SpoolHandler(logging.Handler):
                 self.handleError(record)
             message = log_entry.unformatted(record)
         try:
-            return log_entry.encode_record(record, message)
+            return log_entry.encode_record(record, message, created_ms)
         except Exception as error:  # the application has taken away what each record has, or a dict of its own raises
             if is_interruption(error):
                 raise
