@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 
 OWN_PREFIX: Final = "CWSINK_"
 ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
-# Variables of ours that are no settings: the interpreter for the flusher, and what one process of ours tells another.
-_OTHER_VARIABLES: Final = frozenset(("CWSINK_PYTHON", "CWSINK_HOSTED", "CWSINK_STARTED_BY", "CWSINK_TARGET"))
+# Variables of ours that are no settings of a spool: where records go, the interpreter for the flusher, and what one
+# process of ours tells another.
+_OTHER_VARIABLES: Final = frozenset(
+    ("CWSINK_PYTHON", "CWSINK_HOSTED", "CWSINK_STARTED_BY", "CWSINK_TARGET", "CWSINK_ON_UNUSABLE")
+)
 
 # A segment is reclaimed or evicted as a whole. With fewer segments, one eviction would take a large part of the spool.
 MIN_SEGMENTS: Final = 4
@@ -169,6 +172,8 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     entity: Entity | None = None
     # What each record has at its top, also. Text may have the placeholders of a stream's name, but for the date.
     fields: dict[str, str | int | float | bool] | None = None
+    # Whether a record has the ids of the span that is active.
+    trace: Literal["auto", "off"] = "auto"
 
     if TYPE_CHECKING:
 

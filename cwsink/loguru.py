@@ -37,6 +37,7 @@ class Sink:
     def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
         self._writer = opening.open_writer(config, **settings)
         self._fields = opening.fields_of(self._writer)
+        self._has_trace = self._writer.config.trace == "auto"
 
     def __call__(self, message: Any) -> None:
         """Spool one message of loguru: a text with the attribute `record`."""
@@ -62,6 +63,7 @@ class Sink:
             logger=record["name"],
             diagnostics=diagnostics,
             data=record["extra"],
+            has_trace=self._has_trace,
         )
         if self._fields:
             text = static_fields.add(text, self._fields)

@@ -61,3 +61,4 @@ class Settings(TypedDict, total=False):
     external_id: str | None
     entity: dict[str, Any] | None
     fields: Mapping[str, str | int | float | bool] | None
+    trace: Literal["auto", "off"] | None

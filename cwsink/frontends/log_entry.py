@@ -73,8 +73,16 @@ class _Entry(msgspec.Struct):
     http: object = msgspec.UNSET
 
 
-def encode_record(record: logging.LogRecord, message: str, created_ms: int | None = None) -> str:
-    """Return the record as JSON, with `message` for its message. `created_ms`: its `time_ms`, if that is known."""
+def encode_record(
+    record: logging.LogRecord, message: str, *, created_ms: int | None = None, has_trace: bool = True
+) -> str:
+    """Return the record as JSON, with `message` for its message.
+
+    Args:
+        record, message: the record, and the text that it has.
+        created_ms: its `time_ms`, if that is known.
+        has_trace: add the ids of the active span.
+    """
     data: dict[str, Any] = {}
     attributes = record.__dict__
     if len(attributes) != _PLAIN_COUNT or [*attributes][-1] != _PLAIN_LAST:
@@ -83,7 +91,7 @@ def encode_record(record: logging.LogRecord, message: str, created_ms: int | Non
     if isinstance(record.msg, dict):
         items = dict(record.msg)
         message, data = _text_in(items, message), {**items, **data}
-    trace_id, span_id = trace.active() or _NO_SPAN
+    trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = _Entry(
         _rfc3339(record.created, created_ms),
         record.levelname,
@@ -113,6 +121,7 @@ def encode_entry(
     logger: object,
     diagnostics: dict[str, Any],
     data: Mapping[Any, Any],
+    has_trace: bool = True,
 ) -> str:
     """Return an entry of another logging library as JSON, in the same shape.
 
@@ -121,8 +130,9 @@ def encode_entry(
         level, message, logger: as the library has them.
         diagnostics: where the entry was made, and its exception (`exception_fields`).
         data: all else.
+        has_trace: add the ids of the active span.
     """
-    trace_id, span_id = trace.active() or _NO_SPAN
+    trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = {
         "timestamp": timestamp if isinstance(timestamp, str) else _rfc3339(timestamp or time.time()),
         "level": level,

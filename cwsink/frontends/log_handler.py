@@ -11,6 +11,7 @@ either. botocore works in the flusher, which is a process of its own, so its log
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from contextlib import suppress
@@ -38,23 +39,30 @@ class JsonFormatter(logging.Formatter):
     """Makes of a record the JSON that `SpoolHandler` spools, for any other handler (see cwsink.frontends.log_entry).
 
     Args:
-        fields: static fields (see SinkConfig); by default those of the variable `CWSINK_FIELDS`.
+        fields, trace: as of SinkConfig; by default those of the variables `CWSINK_FIELDS` and `CWSINK_TRACE`.
 
     Raises:
-        ConfigError: they are no static fields.
+        ConfigError: one of them is wrong.
 
     Example:
         handler = logging.StreamHandler()
         handler.setFormatter(cwsink.JsonFormatter())
     """
 
-    def __init__(self, fields: Mapping[str, str | int | float | bool] | None = None) -> None:
+    def __init__(
+        self,
+        fields: Mapping[str, str | int | float | bool] | None = None,
+        *,
+        trace: Literal["auto", "off"] | None = None,
+    ) -> None:
         super().__init__()
-        self.fields = static_fields.encode(load_config({"fields": fields}), None)
+        config = load_config(fields=fields, trace=trace)
+        self.fields = static_fields.encode(config, None)
+        self._has_trace = config.trace == "auto"
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON, in one line. Raises whatever the record's own message raises."""
-        text = log_entry.encode_record(record, str(record.getMessage()))
+        text = log_entry.encode_record(record, str(record.getMessage()), has_trace=self._has_trace)
         return str(static_fields.add(text, self.fields)) if self.fields else text
 
 
@@ -65,7 +73,8 @@ class SpoolHandler(logging.Handler):
         config: a SinkConfig or a mapping.
         level: the handler's level, as of any handler of logging.
         on_unusable: what to do if the spool cannot be made or opened. "stderr": say why, and print the records there,
-            because no application should fail to start for its log. "raise": raise SpoolError.
+            because no application should fail to start for its log. "raise": raise SpoolError. By default what the
+            variable `CWSINK_ON_UNUSABLE` says, else "stderr".
         **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
 
     Where `CWSINK_TARGET` is not "cloudwatch", records are printed, or left out (cwsink.frontends.console).
@@ -84,19 +93,21 @@ class SpoolHandler(logging.Handler):
         config: object = None,
         level: int | str = logging.NOTSET,
         *,
-        on_unusable: Literal["stderr", "raise"] = "stderr",
+        on_unusable: Literal["stderr", "raise"] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        if on_unusable not in ("stderr", "raise"):
-            raise ConfigError(f"on_unusable={on_unusable!r}: choose one of stderr, raise.")
+        then = on_unusable or os.environ.get("CWSINK_ON_UNUSABLE") or "stderr"
+        if then not in ("stderr", "raise"):
+            raise ConfigError(f"on_unusable={then!r}: choose one of stderr, raise.")
         try:
             self._writer = opening.open_writer(config, **settings)
         except SpoolError as error:
-            if on_unusable == "raise":
+            if then == "raise":
                 raise
             report("unusable", f"records go to stderr, and not to CloudWatch: {error}")
             self._writer = console.Console("stderr", load_own_config(config, **settings))
         self._fields = opening.fields_of(self._writer)
+        self._has_trace = self._writer.config.trace == "auto"
         self._nested = threading.local()
         super().__init__(level)
         beside_celery.watch(self)
@@ -166,7 +177,7 @@ class SpoolHandler(logging.Handler):
                 self.handleError(record)
             message = log_entry.unformatted(record)
         try:
-            return log_entry.encode_record(record, message, created_ms)
+            return log_entry.encode_record(record, message, created_ms=created_ms, has_trace=self._has_trace)
         except Exception as error:  # the application has taken away what each record has, or a dict of its own raises
             if is_interruption(error):
                 raise

@@ -152,6 +152,26 @@ def test_the_ids_of_the_active_span_are_at_the_top(name: str, span: None, reques
     assert (found["trace_id"], found["span_id"]) == (f"{1:032x}", f"{2:016x}")
 
 
+def test_the_ids_can_be_left_out(span: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`trace="off"`, given to a front end or by the variable."""
+    record = logging.makeLogRecord({"msg": "placed"})
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external"}
+    with_ids = cwsink.SpoolHandler(**settings)
+    with_ids.handle(record)
+    assert "trace_id" in cwsink.JsonFormatter().format(record)
+    assert "trace_id" not in cwsink.JsonFormatter(trace="off").format(record)
+    monkeypatch.setenv("CWSINK_TRACE", "off")
+    assert "trace_id" not in cwsink.JsonFormatter().format(record)
+    cwsink.SpoolHandler(**settings).handle(record)
+    structlog.configure(processors=[cwsink.structlog.render], logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    structlog.get_logger().info("placed")
+    structlog.reset_defaults()
+    number = loguru.logger.add(cwsink.loguru.Sink(**settings), format="{message}")
+    loguru.logger.info("placed")
+    loguru.logger.remove(number)
+    assert ["trace_id" in each for each in entries()] == [True, False, False, False]
+
+
 def test_without_a_span_there_are_no_ids(logging_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless X-Ray's header is set."""
     logging_logger.error("outside")

@@ -25,6 +25,8 @@ SpoolHandler(fields="service=shop")  # type: ignore[arg-type]
 texts: dict[str, str] = {"service": "shop"}
 SpoolHandler(fields=texts)
 JsonFormatter(texts)
+JsonFormatter(trace="off")
+SpoolHandler(trace="on")  # type: ignore[arg-type]
 JsonFormatter(fields=["shop"])  # type: ignore[arg-type]
 
 Writer.open(log_group_name="/myapp/prod", on_full="block", read_timeout_seconds=2)

@@ -287,6 +287,7 @@ ENVIRONMENT = {
         '{"keyAttributes": {"Type": "Service", "Name": "shop"}}',
         {"keyAttributes": {"Type": "Service", "Name": "shop"}},
     ),
+    "trace": ("off", "off"),
     "fields": ('{"service": "shop", "shard": 7}', {"service": "shop", "shard": 7}),
 }
 # What a setting makes no sense without.
