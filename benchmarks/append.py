@@ -28,7 +28,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from benchmarks import append_fapilog, drain, report
-from benchmarks.append_peers import FORK, MESSAGE, PEERS, Once, Subject, missing
+from benchmarks.append_peers import (
+    FORK,
+    MESSAGE,
+    PEERS,
+    LoguruToNothing,
+    Once,
+    StructlogToNothing,
+    Subject,
+    missing,
+)
 from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
 from cwsink.spool import frame, record
@@ -129,7 +138,31 @@ class Handler(Subject):
         return self.through_logging(SpoolHandler(config(self.directory)))
 
 
-OURS: Final[tuple[type[Subject], ...]] = (Append, WriteSerialized, Handler, *append_fapilog.OURS)
+class Structlog(StructlogToNothing):
+    """`cwsink.structlog` as the manual has it."""
+
+    name = "cwsink.structlog"
+    note = "spools JSON with level and logger around the message; elsewhere as above"
+
+    def open(self) -> Once:
+        import cwsink.structlog
+
+        return self.through_structlog(cwsink.structlog.render, cwsink.structlog.LoggerFactory(config(self.directory)))
+
+
+class Loguru(LoguruToNothing):
+    """`cwsink.loguru` as the manual has it."""
+
+    name = "cwsink.loguru"
+    note = "spools JSON with level, logger, process and place around the message; elsewhere as above"
+
+    def open(self) -> Once:
+        import cwsink.loguru
+
+        return self.through_loguru(cwsink.loguru.Sink(config(self.directory)))
+
+
+OURS: Final[tuple[type[Subject], ...]] = (Append, WriteSerialized, Handler, Structlog, Loguru, *append_fapilog.OURS)
 
 
 class Cell(NamedTuple):

@@ -93,6 +93,56 @@ class ToNothing(Subject):
         return self.through_logging(logging.NullHandler())
 
 
+class StructlogToNothing(Subject):
+    """What `structlog` itself takes, before anything is rendered."""
+
+    name = "structlog to nothing"
+    package = "structlog"
+    note = "context and level are added, nothing is rendered"
+
+    def open(self) -> Once:
+        return self.through_structlog(lambda *_: "", lambda *_: _Nothing())
+
+    def through_structlog(self, render: Callable[..., object], logger_factory: Callable[..., object]) -> Once:
+        """Return an `info` of the message with this last processor and these loggers."""
+        add_level, merge = self.module.processors.add_log_level, self.module.contextvars.merge_contextvars
+        self.module.configure(processors=[merge, add_level, render], logger_factory=logger_factory)
+        info, message = self.module.get_logger("benchmark").info, self.message
+
+        def once() -> None:
+            info(message)
+
+        return once
+
+
+class _Nothing:
+    def info(self, message: object) -> None:
+        """Do nothing."""
+
+
+class LoguruToNothing(Subject):
+    """What loguru itself takes, with a sink that does nothing."""
+
+    name = "loguru to nothing"
+    package = "loguru"
+    note = "its own `logger.info`, and a sink that does nothing"
+
+    def open(self) -> Once:
+        return self.through_loguru(lambda _: None)
+
+    def through_loguru(self, sink: Callable[[Any], object]) -> Once:
+        """Return a `logger.info` of the message to this sink alone."""
+        logger = self.module.logger
+        logger.remove()
+        logger.add(sink, format="{message}")
+        info, message = logger.info, self.message
+
+        def once() -> None:
+            info(message)
+
+        return once
+
+
 class FlockRing(Subject):
     """A ring in a shared mapping, its head moved under a flock: the textbook alternative to O_APPEND."""
 
@@ -277,6 +327,8 @@ class Watchtower(Subject):
 
 PEERS: Final[tuple[type[Subject], ...]] = (
     ToNothing,
+    StructlogToNothing,
+    LoguruToNothing,
     FlockRing,
     MultiprocessingQueue,
     SqliteQueue,

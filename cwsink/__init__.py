@@ -53,8 +53,10 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `spool`                   | what all processes share: the files, and the locks on them       | the rows below        |
 | `target`                  | where records go, resolved for this host                         | the rows below        |
 | `config`, `diagnostics`   | the validated settings; what we say on stderr                    | the rows below        |
-| `naming`, `host`          | names of groups and streams; what this host is called            | the row below         |
+| `naming`, `host`          | names of groups and streams; what this host is called            | the rows below        |
+| `endpoint`                | the URL of CloudWatch                                            | the row below         |
 | `errors`, `limits`        | the exception tree; CloudWatch's documented limits               | nothing               |
+| `regions`, `units`        | botocore's list of regions; durations and sizes as text          | nothing               |
 
 `frontends` and `flusher` never import each other. They are different processes, and meet only in the files of
 `spool`. `chunk`, `limits`, `outcome`, `naming`, `frame` and `record` are pure: clock, chance and bytes come in as
@@ -86,7 +88,7 @@ What happens to a record:
 * **bury**: CloudWatch can never take it, so it is a line of the dead letters, with a reason.
 * **evict**: it went with the oldest segment because the ring was full.
 * **settle**: deliver or bury. **commit**: write to the cursor what is settled.
-* **notice**: an event of ours that begins with `cwsink: ` and tells the stream how many records are missing from it.
+* **notice**: an event of ours, by the logger `cwsink`, that tells the stream how many records are missing from it.
   The file `refusals` says how many were refused; before there was one, a **loss marker** did, a frame in the ring.
 
 Who sends:

@@ -10,7 +10,6 @@ A wrong setting is a ConfigError here, and cannot cause trouble later, while log
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_
 import msgspec
 from msgspec.structs import asdict
 
+from cwsink import endpoint, regions, units
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.limits import (
@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 
 OWN_PREFIX: Final = "CWSINK_"
 ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
-# Variables of ours that are no settings: the interpreter for the flusher, and what one process of ours tells another.
-_OTHER_VARIABLES: Final = frozenset(("CWSINK_PYTHON", "CWSINK_HOSTED", "CWSINK_STARTED_BY", "CWSINK_TARGET"))
+# Variables of ours that are no settings of a spool: where records go, the interpreter for the flusher, and what one
+# process of ours tells another.
+_OTHER_VARIABLES: Final = frozenset(
+    ("CWSINK_PYTHON", "CWSINK_HOSTED", "CWSINK_STARTED_BY", "CWSINK_TARGET", "CWSINK_ON_UNUSABLE")
+)
 
 # A segment is reclaimed or evicted as a whole. With fewer segments, one eviction would take a large part of the spool.
 MIN_SEGMENTS: Final = 4
@@ -54,13 +57,11 @@ MOST_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 # An event that is cut to size must hold a note about the cut, a few texts that were cut, and some content.
 MIN_SHORTENED_BYTES: Final = 1024
 
-_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
-_DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
-_SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
-
-_LAST_PORT: Final = 65_535
-_ENDPOINT: Final = re.compile(r"https?://(\[[0-9a-fA-F:.]+\]|[^/?#:\[\]\s]+)(:\d{1,5})?(/[^?#\s]*)?", re.IGNORECASE)
+# What a record has at its top, from our front ends or fapilog. A static field cannot have such a name.
+OF_A_RECORD: Final = frozenset(
+    "timestamp level message logger trace_id span_id http diagnostics data context correlation_id log schema_version "
+    "metadata".split()
+)
 
 # Settings that may hold a secret, or what is nobody else's business.
 _NOT_SHOWN: Final = frozenset(("external_id", "tags"))
@@ -73,25 +74,29 @@ _Positive = Annotated[float, msgspec.Meta(gt=0, le=_MOST_SECONDS)]
 _NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)]
 
 
+def _checked(cls: type[msgspec.Struct], **settings: Any) -> Any:
+    known = set(cls.__struct_fields__)
+    for name in settings:
+        if name not in known:
+            raise ConfigError(_unknown(name, known))
+    plain = {name: _plain(name, value) for name, value in settings.items() if value is not None}
+    try:
+        made = msgspec.convert(plain, cls, strict=False)
+        msgspec.json.encode(made)  # a text that is no Unicode could not be written down for the leader
+        return made
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"settings: {error.object!r} holds a character that cannot be printed.") from None
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(_explain(str(error), plain)) from None
+
+
 class _Validated(msgspec.StructMeta):
     """Makes `SinkConfig(...)` check names, types and bounds of its settings. By itself a msgspec struct does not."""
 
-    def __call__(cls, **settings: Any) -> Any:  # noqa: N805  # this is a metaclass, because StructMeta is one
-        known = set(cls.__struct_fields__)
-        for name in settings:
-            if name not in known:
-                raise ConfigError(_unknown(name, known))
-        plain = {name: _plain(name, value) for name, value in settings.items() if value is not None}
-        try:
-            made = msgspec.convert(plain, cls, strict=False)
-            msgspec.json.encode(made)  # a text that is no Unicode could not be written down for the leader
-            return made
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"settings: {error.object!r} holds a character that cannot be printed.") from None
-        except msgspec.ValidationError as error:
-            if isinstance(error.__cause__, ConfigError):
-                raise error.__cause__ from None
-            raise ConfigError(_explain(str(error), plain)) from None
+    if not TYPE_CHECKING:  # for a type checker, SinkConfig is called as its `__init__` says
+        __call__ = _checked
 
 
 class Entity(msgspec.Struct, frozen=True, kw_only=True, rename={"key_attributes": "keyAttributes"}):
@@ -165,6 +170,10 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     role_arn: str | None = None
     external_id: str | None = None
     entity: Entity | None = None
+    # What each record has at its top, also. Text may have the placeholders of a stream's name, but for the date.
+    fields: dict[str, str | int | float | bool] | None = None
+    # Whether a record has the ids of the span that is active.
+    trace: Literal["auto", "off"] = "auto"
 
     if TYPE_CHECKING:
 
@@ -179,7 +188,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
         if self.region is not None and not REGION.fullmatch(self.region):
             raise ConfigError(f"region={self.region!r} is no name of a region. Write it like us-east-1.")
         if self.endpoint_url is not None:
-            _check_endpoint(self.endpoint_url)
+            endpoint.check(self.endpoint_url)
         if not self.log_stream_name:
             raise ConfigError("log_stream_name is empty. Leave it out for the host's name.")
         if self.segment_bytes is not None and self.segment_bytes * MIN_SEGMENTS > self.spool_max_bytes:
@@ -204,6 +213,12 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
             raise ConfigError("external_id is set and role_arn is not: an external_id is sent only to assume a role.")
         if self.entity is not None:
             self.entity.check()
+        for name in self.fields or ():
+            if name in OF_A_RECORD or not name.isprintable() or name[:1] in ("", "_", "@"):
+                taken = ", ".join(sorted(OF_A_RECORD))
+                raise ConfigError(
+                    f"fields: {name!r} cannot be a static field's name. Taken are {taken}, and what begins with _ or @."
+                )
         if self.spool_directory is not None and not os.path.isabs(os.path.expanduser(self.spool_directory)):
             raise ConfigError(
                 f"spool_directory={self.spool_directory!r} is relative: workers with different working "
@@ -273,8 +288,11 @@ def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]
         _check_variable(variable, known)
     if "region" not in given and (region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
         given["region"] = region
-    if "endpoint_url" not in given and (url := _endpoint_url(env)):
+    if "endpoint_url" not in given and (url := endpoint.of_variables(env)):
         given["endpoint_url"] = url
+    region = given.get("region")
+    if isinstance(region, str) and not given.get("endpoint_url") and (doubt := regions.doubt(region.strip())):
+        report("region", doubt)
     return given
 
 
@@ -288,28 +306,6 @@ def _check_variable(variable: str, known: set[str]) -> None:
         return
     if name not in known and (not is_ours or _nearest(name, known)):
         report(f"variable_{variable}", f"the variable {variable} has no effect: {_unknown(name, known)}")
-
-
-def _endpoint_url(env: Mapping[str, str]) -> str | None:
-    """Return the endpoint that botocore's own variables name.
-
-    A later process with other variables may replay the spool, so the endpoint must be in the spool.
-    """
-    if env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
-        return None
-    return env.get("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS") or env.get("AWS_ENDPOINT_URL") or None
-
-
-def _check_endpoint(url: str) -> None:
-    """Raise ConfigError unless a request can be sent to this URL. A password in it is not shown."""
-    if "@" in url:
-        raise ConfigError(
-            "endpoint_url holds a user name or a password, which would lie in the spool for every later leader. "
-            "Leave them out: AWS's requests are signed."
-        )
-    match = _ENDPOINT.fullmatch(url)
-    if match is None or not 0 < int((match[2] or ":443")[1:]) <= _LAST_PORT:
-        raise ConfigError(f"endpoint_url={url!r} is no URL. Write it like https://logs.us-east-1.amazonaws.com.")
 
 
 def _as_mapping(config: object) -> Mapping[str, Any]:
@@ -331,14 +327,11 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, str):
         if name != "spool_directory":
             value = value.strip()  # a secret or a file often ends with a newline
-        if (name.endswith("_seconds") or name == "retry_base_delay") and (match := _DURATION.fullmatch(value)):
-            return float(match[1]) * _DURATION_SECONDS[match[2]]
-        if name.endswith("_bytes") and (match := _SIZE.fullmatch(value)):
-            return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZE_POWER[match[2].lower()])
-        if name in ("tags", "entity"):
+        if name in ("tags", "entity", "fields"):
             return _decoded(name, value)
         if name in _switches():
             return {"yes": True, "on": True, "no": False, "off": False}.get(value.strip().lower(), value)
+        return units.read(name, value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
@@ -366,9 +359,11 @@ def _unknown(name: str, known: set[str]) -> str:
 def _explain(error: str, settings: Mapping[str, Any]) -> str:
     """Return msgspec's message, such as "Expected `int` >= 1 - at `$.batch_size`", with name and value first."""
     what, _, where = error.partition(" - at `$.")
-    name = where.rstrip("`")
+    name = where.rstrip("`").partition("[")[0]
     if choices := _choices_of(name) if name in settings else ():
         what = f"choose one of {', '.join(choices)}"
+    elif ", got `" in what and (forms := units.legal_forms(name)):
+        what = forms
     return f"{_named(name, settings.get(name))}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cwsink.frontends import log_entry, opening
+from cwsink.frontends import log_entry, opening, static_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +36,8 @@ class Sink:
 
     def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
         self._writer = opening.open_writer(config, **settings)
+        self._fields = opening.fields_of(self._writer)
+        self._has_trace = self._writer.config.trace == "auto"
 
     def __call__(self, message: Any) -> None:
         """Spool one message of loguru: a text with the attribute `record`."""
@@ -54,14 +56,15 @@ class Sink:
         if (failure := record["exception"]) is not None and failure.value is not None:
             diagnostics["exception"] = log_entry.exception_fields(failure.value)
         created = record["time"].timestamp()
-        self._writer.append(
-            log_entry.encode_entry(
-                timestamp=created,
-                level=record["level"].name,
-                message=record["message"],
-                logger=record["name"],
-                diagnostics=diagnostics,
-                data=record["extra"],
-            ),
-            log_entry.time_ms(created),
+        text: str | bytes = log_entry.encode_entry(
+            timestamp=created,
+            level=record["level"].name,
+            message=record["message"],
+            logger=record["name"],
+            diagnostics=diagnostics,
+            data=record["extra"],
+            has_trace=self._has_trace,
         )
+        if self._fields:
+            text = static_fields.add(text, self._fields)
+        self._writer.append(text, log_entry.time_ms(created))

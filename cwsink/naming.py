@@ -4,7 +4,7 @@ A stream template is resolved in two steps. `resolve` fills in the placeholders
 that stay the same for the life of a host (`{hostname}`, `{app}`, `{env:NAME}`);
 the spool is kept under the result. `stream_at` fills in `{date}` from the time
 of each event. An event that is replayed a day later must go to the stream of the
-day on which it was logged.
+day on which it was logged. Static fields have the same placeholders, but for the date.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from cwsink.limits import LOG_GROUP_NAME, MAX_NAME_CHARACTERS, RESERVED_GROUP_PR
 _NOT_IN_STREAM: Final = re.compile(r"[:*]")
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
-_DATES_AND_VARIABLES: Final = ("{date}", "{date:%Y/%m/%d}", "{env:NAME}", "{env:NAME:default}")
+_DATES: Final = ("{date}", "{date:%Y/%m/%d}")
+_VARIABLES: Final = ("{env:NAME}", "{env:NAME:default}")
 _DEFAULT_DATE: Final = "%Y-%m-%d"
 
 # A record may carry any 64-bit time. This is 9999-12-31T23:59:59Z, the last second that `datetime` can hold.
@@ -39,26 +40,26 @@ def check_group(name: str) -> None:
         raise ConfigError(f"log_group_name {name!r} starts with 'aws/', which AWS keeps for itself.")
 
 
-def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping[str, str]) -> str:
-    """Fill in every placeholder of a stream template, except the date.
+def fill(
+    setting: str, template: str, values: Mapping[str, Callable[[], str]], env: Mapping[str, str], *, dates: bool = False
+) -> str:
+    """Fill in every placeholder of a template.
 
     Args:
-        template: such as "{hostname}" or "{app}-{env:STAGE:dev}/{date}".
+        setting: what the template is given for, as an error names it.
+        template: such as "{hostname}" or "{app}-{env:STAGE:dev}".
         values: for each placeholder, a function that returns its value. It is called only if the
             template holds that placeholder.
         env: the environment that `{env:NAME}` reads.
-
-    Returns:
-        The template in which only `{date...}` is still open. With a date it gives a name of 1 to
-        512 characters (see `stream_at`).
+        dates: whether `{date...}` may be among them. It stays open.
 
     Raises:
-        ConfigError: an unknown placeholder, a missing variable, an empty or too long name.
+        ConfigError: an unknown placeholder, a missing variable, a character that cannot be printed.
     """
 
-    def fill(match: re.Match[str]) -> str:
+    def value_of(match: re.Match[str]) -> str:
         name, _, argument = match[1].partition(":")
-        if name == "date":
+        if name == "date" and dates:
             return match[0]
         if name in values:
             return values[name]()
@@ -68,25 +69,39 @@ def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping
             if value:
                 return value
             raise ConfigError(
-                f"log_stream_name {template!r} needs the environment variable {variable}, which is not "
+                f"{setting} {template!r} needs the environment variable {variable}, which is not "
                 f"set. Set it, or give a default: {{env:{variable}:default}}."
             )
-        raise ConfigError(f"log_stream_name {template!r}: {match[0]} is not known. Known: {known(values)}.")
+        raise ConfigError(f"{setting} {template!r}: {match[0]} is not known. Known: {known(values, dates=dates)}.")
 
-    resolved = _PLACEHOLDER.sub(fill, template)
-    if resolved.count("{") != resolved.count("{date") or resolved.count("{") != resolved.count("}"):
-        raise ConfigError(f"log_stream_name {template!r} has a brace without a partner. Known: {known(values)}.")
-    if not resolved.isprintable():
-        raise ConfigError(f"log_stream_name {template!r} gives {resolved!r}, with a character that cannot be printed.")
+    filled = _PLACEHOLDER.sub(value_of, template)
+    if filled.count("{") != filled.count("{date") * dates or filled.count("{") != filled.count("}"):
+        raise ConfigError(f"{setting} {template!r} has a brace without a partner. Known: {known(values, dates=dates)}.")
+    if not filled.isprintable():
+        raise ConfigError(f"{setting} {template!r} gives {filled!r}, with a character that cannot be printed.")
+    return filled
+
+
+def resolve(template: str, values: Mapping[str, Callable[[], str]], env: Mapping[str, str]) -> str:
+    """Fill in every placeholder of a stream template, except the date (see `fill`).
+
+    Returns:
+        The template in which only `{date...}` is still open. With a date it gives a name of 1 to
+        512 characters (see `stream_at`).
+
+    Raises:
+        ConfigError: as for `fill`; or an empty or too long name.
+    """
+    resolved = fill("log_stream_name", template, values, env, dates=True)
     name = stream_at(resolved, 0)
     if not 1 <= len(name) <= MAX_NAME_CHARACTERS:
         raise ConfigError(f"log_stream_name {template!r} gives a name of {len(name)} characters; 1 to 512 are legal.")
     return resolved
 
 
-def known(values: Iterable[str]) -> str:
+def known(values: Iterable[str], *, dates: bool = True) -> str:
     """Return the list of all placeholders, as an error message shows it."""
-    return ", ".join([*(f"{{{name}}}" for name in values), *_DATES_AND_VARIABLES])
+    return ", ".join([*(f"{{{name}}}" for name in values), *(_DATES if dates else ()), *_VARIABLES])
 
 
 def utc(timestamp_ms: int) -> datetime:

@@ -6,6 +6,7 @@ arguments. So no program loads it. `None` means the default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -59,3 +60,5 @@ class Settings(TypedDict, total=False):
     role_arn: str | None
     external_id: str | None
     entity: dict[str, Any] | None
+    fields: Mapping[str, str | int | float | bool] | None
+    trace: Literal["auto", "off"] | None

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from cwsink.frontends import log_entry, opening
+from cwsink.frontends import log_entry, opening, static_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,22 +48,27 @@ class LoggerFactory:
 
     def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
         self._writer = opening.open_writer(config, **settings)
+        self._fields = opening.fields_of(self._writer)
+        self._has_trace = self._writer.config.trace == "auto"
 
     def __call__(self, *args: object) -> Logger:
         """Return a logger. structlog passes the arguments of `get_logger`; a name among them is the logger's name."""
-        return Logger(self._writer, next((name for name in args if isinstance(name, str)), ""))
+        name = next((name for name in args if isinstance(name, str)), "")
+        return Logger(self._writer, name, self._fields, self._has_trace)
 
 
 class Logger:
     """The end of structlog's pipeline: every method spools a rendered event."""
 
-    def __init__(self, writer: Writer | Console, name: str) -> None:
+    def __init__(self, writer: Writer | Console, name: str, fields: str, has_trace: bool) -> None:
         self._writer = writer
+        self._fields = fields
         self.name = name
+        self.has_trace = has_trace
 
     def msg(self, message: str | bytes) -> None:
         """Spool one rendered event. Never raises."""
-        self._writer.append(message)
+        self._writer.append(static_fields.add(message, self._fields) if self._fields else message)
 
     log = debug = info = warning = warn = error = critical = fatal = exception = failure = msg
 
@@ -85,6 +90,7 @@ def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> st
         logger=name,
         diagnostics=diagnostics,
         data={key: value for key, value in event.items() if key not in _OWN},
+        has_trace=getattr(logger, "has_trace", True),
     )
 
 

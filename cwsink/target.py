@@ -67,11 +67,28 @@ def resolve(config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str],
     Raises:
         ConfigError: the stream's name cannot be resolved.
     """
-    asker = _Asker(config, env, look_up)
-    values = {name: lambda how=how: how(asker) for name, how in _PLACEHOLDERS.items()}
-    stream = naming.resolve(config.log_stream_name, values, env)
+    stream = naming.resolve(config.log_stream_name, _values(_Asker(config, env, look_up)), env)
     fields = {name: getattr(config, name) for name in Target.__struct_fields__}
     return Target(**{**fields, "log_stream_name": stream})
+
+
+def resolve_fields(
+    config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str], str | None]
+) -> dict[str, str | int | float | bool]:
+    """Return the static fields of `config` on this host. The arguments are those of `resolve`.
+
+    Raises:
+        ConfigError: a placeholder has no value.
+    """
+    values = _values(_Asker(config, env, look_up))
+    return {
+        name: naming.fill(f"fields[{name!r}]", each, values, env) if isinstance(each, str) else each
+        for name, each in (config.fields or {}).items()
+    }
+
+
+def _values(asker: _Asker) -> dict[str, Callable[[], str]]:
+    return {name: lambda how=how: how(asker) for name, how in _PLACEHOLDERS.items()}  # type: ignore[misc]
 
 
 def _app(asker: _Asker) -> str:
@@ -82,13 +99,13 @@ def _looked_up(name: str) -> Callable[[_Asker], str]:
     def look_up(asker: _Asker) -> str:
         if (found := asker.look_up(name)) is not None:
             return found
-        report(f"name_{name}", f"{{{name}}} cannot be found here. The stream is named after the host, {host.name()}.")
+        report(f"name_{name}", f"{{{name}}} cannot be found here. The host's name is taken, {host.name()}.")
         return host.name()
 
     return look_up
 
 
-# The placeholders of a stream's name, beside `{date}` and `{env:NAME}`, and how to resolve each.
+# The placeholders of a stream's name or a static field, beside `{date}` and `{env:NAME}`, and how to resolve each.
 _PLACEHOLDERS: Final[dict[str, Callable[[_Asker], str]]] = {
     "hostname": lambda _: host.name(),
     "app": _app,

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import msgspec
+
 from cwsink import naming
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
@@ -30,7 +32,7 @@ from cwsink.spool.segment import SegmentKey
 _MOST_SET_ASIDE_BYTES: Final = record.MAX_PAYLOAD_BYTES
 _LAST_MS: Final = (1 << 63) - 1
 # The notice that tells the stream of events that were set aside is shorter than this.
-_NOTICE_BYTES: Final = 200
+_NOTICE_BYTES: Final = 400
 
 
 class DamagedRange(NamedTuple):
@@ -149,7 +151,7 @@ class Collector:
                     return True
             else:
                 size = message_bytes(event.message)
-                if size > self._max_event_bytes:
+                if size > self._max_event_bytes and event.is_record:
                     if not self._add_oversize(key, event, size, everything):
                         return False
                 elif everything or builder.fits(size):
@@ -221,10 +223,25 @@ class Collector:
 
 
 def notice(loss: Loss) -> Event:
-    """Return the notice that tells the stream of lost records. Its sequence says that it is not a record."""
+    """Return the notice that tells the stream of lost records: JSON as of a record, with `_cwsink` to be summed up.
+
+    Its sequence says that it is not a record.
+    """
     count = f"{loss.count:,} record{'s' if loss.count != 1 else ''}"
-    text = f"cwsink: {count} dropped {_clock(loss.first_ms)} to {_clock(loss.last_ms)}, reason {loss.reason}"
+    content = {
+        "timestamp": naming.rfc3339(loss.last_ms),
+        "level": "ERROR",
+        "message": f"cwsink: {count} dropped {_clock(loss.first_ms)} to {_clock(loss.last_ms)}, reason {loss.reason}",
+        "logger": "cwsink",
+        "_cwsink": {
+            "lost": loss.count,
+            "reason": loss.reason,
+            "first": naming.rfc3339(loss.first_ms),
+            "last": naming.rfc3339(loss.last_ms),
+        },
+    }
     # A loss marker may hold any time. CloudWatch refuses a request with a time below 0 or above 63 bits, so clamp it.
+    text = msgspec.json.encode(content).decode()
     return Event(min(max(0, loss.last_ms), _LAST_MS), loss.producer, record.NOTICE, text)
 
 

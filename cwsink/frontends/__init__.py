@@ -1,8 +1,8 @@
 """The front ends: the code of cwsink that runs in the application's processes.
 
-There are three ways in. `Writer.append` takes a text, `SpoolHandler` a record of the logging module,
-`CloudWatchSpoolSink` an entry of fapilog. All three end in one `write()` to the spool, in the thread that logs. The
-words are explained in `cwsink`, the files in `cwsink.spool`.
+`Writer.append` takes a text, `SpoolHandler` a record of the logging module, `CloudWatchSpoolSink` an entry of fapilog,
+`cwsink.structlog` and `cwsink.loguru` what their libraries give them. All end in one `write()` to the spool, in the
+thread that logs. The words are explained in `cwsink`, the files in `cwsink.spool`.
 
 Write-through
 -------------

@@ -61,8 +61,7 @@ def open_writer(
     """Return a writer, which `make` opens, or what takes its place here. Raises ConfigError, SpoolError."""
     where = place(os.environ)
     if where != "cloudwatch":
-        load_config(config, **settings)  # a mistake shows on the laptop, and not only on the host
-        return Console(where)
+        return Console(where, load_config(config, **settings))  # a mistake shows on the laptop, not only on the host
     return make(load_own_config(config, **settings))
 
 
@@ -71,8 +70,9 @@ class Console:
 
     is_usable = True
 
-    def __init__(self, where: Place) -> None:
-        """`where`: the stream; "off": no stream."""
+    def __init__(self, where: Place, config: SinkConfig) -> None:
+        """`where`: the stream; "off": no stream. `config`: as of a writer."""
+        self.config = config
         self._where = where
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:

@@ -23,7 +23,7 @@ from cwsink import diagnostics
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig, load_config
 from cwsink.errors import CwsinkError
-from cwsink.frontends import console, fapilog_repairs, presence
+from cwsink.frontends import console, fapilog_repairs, opening, presence, static_fields
 from cwsink.frontends.console import Console
 from cwsink.frontends.inline import seam
 from cwsink.frontends.plain import encode
@@ -72,7 +72,8 @@ class CloudWatchSpoolSink:
         try:
             loaded = load_config(config, **settings)
             where = console.place(os.environ)
-            self._writer = Writer(loaded) if where == "cloudwatch" else Console(where)
+            self._writer = Writer(loaded) if where == "cloudwatch" else Console(where, loaded)
+            self._fields = opening.fields_of(self._writer)
         except CwsinkError as error:
             diagnostics.report("sink", f"the sink cannot start, and fapilog will log elsewhere: {error}")
             raise
@@ -103,11 +104,11 @@ class CloudWatchSpoolSink:
 
     def spool(self, entry: dict[str, Any]) -> bool:
         """Spool one entry. Under `on_full="block"` the calling thread waits for room. False: refused and counted."""
-        return self._writer.append(*_text_of(entry))
+        return self._writer.append(*self._text_of(entry))
 
     def spool_serialized(self, view: Any) -> bool:
         """Spool one entry that fapilog has serialized already, as `spool` does."""
-        return self._writer.append(*_text_of_view(view))
+        return self._writer.append(*self._text_of_view(view))
 
     def offer(self, entry: dict[str, Any], view: Any = None) -> bool | bytes:
         """Spool one entry, or its serialized view, without waiting.
@@ -119,7 +120,7 @@ class CloudWatchSpoolSink:
         if not self.blocks:
             return self.spool(entry) if view is None else self.spool_serialized(view)
         assert isinstance(self._writer, Writer)  # a console does not block
-        payload = self._writer.prepare(*(_text_of(entry) if view is None else _text_of_view(view)))
+        payload = self._writer.prepare(*(self._text_of(entry) if view is None else self._text_of_view(view)))
         if payload is None:
             return False
         answer = self._writer.try_append(payload)
@@ -145,6 +146,15 @@ class CloudWatchSpoolSink:
             return self.spool(entry) if view is None else self.spool_serialized(view)
         answer = self.offer(entry, view)
         return await self.wait_for_room(answer) if isinstance(answer, bytes) else answer
+
+    def _text_of(self, entry: dict[str, Any]) -> tuple[str | bytes, int | None]:
+        text = encode(entry).decode()
+        return static_fields.add(text, self._fields) if self._fields else text, entry_time(entry.get("timestamp"))
+
+    def _text_of_view(self, view: Any) -> tuple[str | bytes, int | None]:
+        data = bytes(view.data)
+        text = data.decode("utf-8", "backslashreplace")
+        return static_fields.add(text, self._fields) if self._fields else text, envelope_time(data)
 
 
 _OWN: Final = (CloudWatchSpoolSink.write, CloudWatchSpoolSink.write_serialized)
@@ -174,15 +184,6 @@ class _REAL:
     """The class `datetime`. While a test library freezes the clock, it puts a class of its own in its place."""
 
     datetime: Final[type[datetime]] = next(each for each in datetime.__mro__ if each.__module__ == "datetime")
-
-
-def _text_of(entry: dict[str, Any]) -> tuple[str, int | None]:
-    return encode(entry).decode(), entry_time(entry.get("timestamp"))
-
-
-def _text_of_view(view: Any) -> tuple[str, int | None]:
-    data = bytes(view.data)
-    return data.decode("utf-8", "backslashreplace"), envelope_time(data)
 
 
 def entry_time(timestamp: object) -> int | None:

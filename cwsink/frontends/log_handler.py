@@ -11,18 +11,21 @@ either. botocore works in the flusher, which is a process of its own, so its log
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from contextlib import suppress
-from importlib import import_module
 from typing import TYPE_CHECKING, Final, Literal
 
+from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, SpoolError
-from cwsink.frontends import console, log_entry, opening
+from cwsink.frontends import beside_celery, console, log_entry, opening, static_fields
 from cwsink.frontends.interruption import is_interruption
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from typing_extensions import Unpack
 
     from cwsink.settings import Settings
@@ -32,24 +35,35 @@ if TYPE_CHECKING:
 _MOST_NESTED: Final = 5
 
 
-# Handlers that are not closed yet. Celery drops them without a word, and nothing else would hold them.
-_beside_celery: set[SpoolHandler] = set()
-
-
 class JsonFormatter(logging.Formatter):
     """Makes of a record the JSON that `SpoolHandler` spools, for any other handler (see cwsink.frontends.log_entry).
+
+    Args:
+        fields, trace: as of SinkConfig; by default those of the variables `CWSINK_FIELDS` and `CWSINK_TRACE`.
+
+    Raises:
+        ConfigError: one of them is wrong.
 
     Example:
         handler = logging.StreamHandler()
         handler.setFormatter(cwsink.JsonFormatter())
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        fields: Mapping[str, str | int | float | bool] | None = None,
+        *,
+        trace: Literal["auto", "off"] | None = None,
+    ) -> None:
         super().__init__()
+        config = load_config(fields=fields, trace=trace)
+        self.fields = static_fields.encode(config, None)
+        self._has_trace = config.trace == "auto"
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON, in one line. Raises whatever the record's own message raises."""
-        return log_entry.encode_record(record, str(record.getMessage()))
+        text = log_entry.encode_record(record, str(record.getMessage()), has_trace=self._has_trace)
+        return str(static_fields.add(text, self.fields)) if self.fields else text
 
 
 class SpoolHandler(logging.Handler):
@@ -59,7 +73,8 @@ class SpoolHandler(logging.Handler):
         config: a SinkConfig or a mapping.
         level: the handler's level, as of any handler of logging.
         on_unusable: what to do if the spool cannot be made or opened. "stderr": say why, and print the records there,
-            because no application should fail to start for its log. "raise": raise SpoolError.
+            because no application should fail to start for its log. "raise": raise SpoolError. By default what the
+            variable `CWSINK_ON_UNUSABLE` says, else "stderr".
         **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
 
     Where `CWSINK_TARGET` is not "cloudwatch", records are printed, or left out (cwsink.frontends.console).
@@ -78,24 +93,24 @@ class SpoolHandler(logging.Handler):
         config: object = None,
         level: int | str = logging.NOTSET,
         *,
-        on_unusable: Literal["stderr", "raise"] = "stderr",
+        on_unusable: Literal["stderr", "raise"] | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        if on_unusable not in ("stderr", "raise"):
-            raise ConfigError(f"on_unusable={on_unusable!r}: choose one of stderr, raise.")
+        then = on_unusable or os.environ.get("CWSINK_ON_UNUSABLE") or "stderr"
+        if then not in ("stderr", "raise"):
+            raise ConfigError(f"on_unusable={then!r}: choose one of stderr, raise.")
         try:
             self._writer = opening.open_writer(config, **settings)
         except SpoolError as error:
-            if on_unusable == "raise":
+            if then == "raise":
                 raise
             report("unusable", f"records go to stderr, and not to CloudWatch: {error}")
-            self._writer = console.Console("stderr")
+            self._writer = console.Console("stderr", load_own_config(config, **settings))
+        self._fields = opening.fields_of(self._writer)
+        self._has_trace = self._writer.config.trace == "auto"
         self._nested = threading.local()
         super().__init__(level)
-        if "celery" in sys.modules:
-            _beside_celery.add(self)
-            signals = import_module("celery.signals")
-            signals.after_setup_logger.connect(_say_if_celery_removed_us, weak=False, dispatch_uid="cwsink-handler")
+        beside_celery.watch(self)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802  # logging's name
         """Have records be formatted as text, as the application wishes.
@@ -105,6 +120,8 @@ class SpoolHandler(logging.Handler):
         caller = sys._getframe(1)  # noqa: SLF001  # logging asks it, too, who has logged
         if (caller.f_globals.get("__name__"), caller.f_code.co_name) != ("logging", "basicConfig"):
             super().setFormatter(fmt)
+            if type(fmt) is JsonFormatter:
+                self._fields = self._fields or fmt.fields
 
     def createLock(self) -> None:  # noqa: N802  # logging's name
         """Make no lock: the kernel puts the `write()` calls of several threads in order."""
@@ -124,8 +141,11 @@ class SpoolHandler(logging.Handler):
         nested = self._nested
         depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
-            text = self._text_of(record) if depth <= _MOST_NESTED else _unshown(record)
-            self._writer.append(text, log_entry.time_ms(record.created))
+            created_ms = log_entry.time_ms(record.created)
+            text: str | bytes = self._text_of(record, created_ms) if depth <= _MOST_NESTED else _unshown(record)
+            if self._fields:
+                text = static_fields.add(text, self._fields)
+            self._writer.append(text, created_ms)
         except Exception as error:
             if is_interruption(error):
                 raise
@@ -136,11 +156,11 @@ class SpoolHandler(logging.Handler):
 
     def close(self) -> None:
         """Let go of the spool. `logging.shutdown` and `dictConfig` call this. A later record opens the spool again."""
-        _beside_celery.discard(self)
+        beside_celery.forget(self)
         self._writer.close()
         super().close()
 
-    def _text_of(self, record: logging.LogRecord) -> str:
+    def _text_of(self, record: logging.LogRecord, created_ms: int) -> str:
         """Return the text of the event. If formatting fails, that is the unformatted message and its arguments.
 
         The failure is reported by `handleError`, as by any handler.
@@ -157,7 +177,7 @@ class SpoolHandler(logging.Handler):
                 self.handleError(record)
             message = log_entry.unformatted(record)
         try:
-            return log_entry.encode_record(record, message)
+            return log_entry.encode_record(record, message, created_ms=created_ms, has_trace=self._has_trace)
         except Exception as error:  # the application has taken away what each record has, or a dict of its own raises
             if is_interruption(error):
                 raise
@@ -175,15 +195,3 @@ def _unshown(record: logging.LogRecord, message: str = "") -> str:
         )
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
     return log_entry.encode_record(logging.makeLogRecord(own), message)
-
-
-def _say_if_celery_removed_us(**_: object) -> None:
-    """Say so if a handler is attached to no logger any more, after a worker of Celery has set up its logging."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    attached = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
-    if not attached.issuperset(_beside_celery):
-        report(
-            "celery",
-            "Celery has removed the handlers of the root logger, SpoolHandler with them: what is logged there is not "
-            "spooled. Set worker_hijack_root_logger=False in Celery's configuration.",
-        )

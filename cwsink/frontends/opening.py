@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cwsink.frontends import console
+from cwsink.errors import ConfigError
+from cwsink.frontends import console, static_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 def open_writer(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
     """Open a writer. Raises ConfigError, SpoolError."""
     return console.open_writer(_writer, config, **settings)
+
+
+def fields_of(writer: Writer | console.Console) -> str:
+    """Return the static fields of a writer's settings (cwsink.frontends.static_fields). Raises ConfigError."""
+    try:
+        return static_fields.encode(writer.config, getattr(writer, "directory", None))
+    except ConfigError:
+        writer.close()
+        raise
 
 
 def _writer(config: SinkConfig) -> Writer:

@@ -13,12 +13,19 @@ from typing import Any, Final
 from cwsink.frontends.interruption import is_interruption
 
 XRAY_VARIABLE: Final = "_X_AMZN_TRACE_ID"
+_XRAY_KEY: Final = getattr(os.environ, "encodekey", str)(XRAY_VARIABLE)
 
 
 def active() -> tuple[str, str] | None:
     """Return the ids of trace and span, as OpenTelemetry and X-Ray write them; None if no span is active."""
     if (api := sys.modules.get("opentelemetry.trace")) is not None and (found := _of_opentelemetry(api)):
         return found
+    try:
+        # `os.environ.get` takes a microsecond for a variable that is not set: a tenth of a record.
+        if _XRAY_KEY not in os.environ._data:  # type: ignore[attr-defined]  # noqa: SLF001
+            return None
+    except AttributeError:  # the application has put another mapping in its place
+        pass
     header = os.environ.get(XRAY_VARIABLE)
     return _of_xray(header) if header else None
 

@@ -37,7 +37,7 @@ from cwsink.spool.directory import SpoolDirectory
 # (cwsink.spool.capacity), or are in FORMAT.
 _OF_THE_WRITER: Final = frozenset(
     "spool_directory allow_unsafe_filesystem app_name spool_max_bytes on_full block_timeout_seconds segment_bytes "
-    "flusher log_group_name log_stream_name region endpoint_url pipeline".split()
+    "flusher log_group_name log_stream_name region endpoint_url pipeline fields trace".split()
 )
 # Variables by which botocore finds its way through a proxy.
 _OF_THE_NETWORK: Final = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"))

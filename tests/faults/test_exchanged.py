@@ -40,7 +40,7 @@ from cwsink.spool.segment import SegmentKey
 from tests.faults.test_damaged_spools import forget, lead
 from tests.harness.fake_cloudwatch import FakeCloudWatch
 from tests.harness.interleave import SMALL, deliver
-from tests.harness.support import quick_config
+from tests.harness.support import is_ours, quick_config
 from tests.soak import SEED_VARIABLE
 
 pytestmark = [
@@ -281,7 +281,7 @@ def check(places: Places, kind: str, times: int, seconds: float, seed: int) -> N
     spool = directory.open_existing(str(places.spool), read_only=True)
     reap(in_child(VICTIM, lambda: deliver(spool, places.config), places.sent))
     sent = places.sent.read_text().splitlines()
-    lines = [line for line in sent if not line.startswith("cwsink:")]
+    lines = [line for line in sent if not is_ours(line)]
     assert FORGED not in lines
     acknowledged = shared.acknowledged()
     assert acknowledged <= {int(line[:7]) for line in lines}

@@ -24,7 +24,7 @@ from tests.conftest import Spawn
 from tests.faults import failpoints
 from tests.faults.failpoints import failpoint
 from tests.harness.interleave import deliver, leading
-from tests.harness.support import finish
+from tests.harness.support import finish, is_ours
 
 pytestmark = pytest.mark.faults
 
@@ -46,7 +46,7 @@ def flush(spawn: Spawn, spool: SpoolDirectory, text: str) -> subprocess.Popen[st
 
 
 def delivered(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if not text.startswith("cwsink: ")]
+    return [text for text in server.messages() if not is_ours(text)]
 
 
 @pytest.mark.parametrize(

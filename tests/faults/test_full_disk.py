@@ -16,7 +16,7 @@ import pytest
 
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.harness.support import finish
+from tests.harness.support import finish, is_ours, told_lost
 
 pytestmark = pytest.mark.faults
 
@@ -115,7 +115,7 @@ def full_disk(namespace: list[str], spawn: Spawn, tmp_path: Path) -> FullDisk:
 
 
 def records(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if not text.startswith("cwsink:")]
+    return [text for text in server.messages() if not is_ours(text)]
 
 
 @pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest", "block"])
@@ -414,8 +414,7 @@ def test_what_a_full_disk_refuses_is_counted_though_the_process_ends_before_ther
     for books in (result["full"], result["after"]):
         assert isinstance(books, dict)
         assert books["refused"] == {"spool_full": result["refused"]}
-    notices = [text for text in server.messages() if "reason spool_full" in text]
-    assert sum(int(text.split(" ")[1].replace(",", "")) for text in notices) == result["refused"]
+    assert told_lost(server.messages(), "spool_full") == result["refused"]
 
 
 # A disk that reserves nothing (ZFS, APFS): it is full in the middle of a record.

@@ -22,7 +22,7 @@ from cwsink.testing.flushers import end_flushers
 from tests.conftest import Spawn
 from tests.faults.own_processes import kill, ours
 from tests.harness.interleave import deliver
-from tests.harness.support import quick_config
+from tests.harness.support import is_ours, quick_config
 from tests.harness.warm_forker import WarmForker
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -107,7 +107,7 @@ def test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment(
     last = max(lost.values(), default=began) - began
     assert last < RECOVERY_SECONDS, f"acknowledged {last:.1f} s later and lost"
     assert max(acknowledged.values()) > began + RECOVERY_SECONDS, "nothing more was acknowledged"
-    assert not {text for text in delivered if not text.startswith("cwsink:")} - acknowledged.keys()
+    assert not {text for text in delivered if not is_ours(text)} - acknowledged.keys()
     books = survey(spool)
     assert (books.adds_up, books.pending) == (True, 0)
     print(f"{what}: {len(lost)} of {len(acknowledged)} lost, the last one after {max(0.0, last):.2f} s")

@@ -33,7 +33,7 @@ from cwsink.spool import directory, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey
 from tests.harness.interleave import SMALL, deliver
-from tests.harness.support import quick_config
+from tests.harness.support import is_ours, quick_config
 
 IDS = 1024
 LANE = 64  # ids of one writer: `lane(n)` begins at n * LANE
@@ -191,7 +191,7 @@ class FaultTrial:
             assert self.log(writer, number), "the next writer was refused"
         writer.close()
         deliver(self.spool, self.config)
-        texts = [text for request in self.sent() for text in request.texts if not text.startswith("cwsink:")]
+        texts = [text for request in self.sent() for text in request.texts if not is_ours(text)]
         first = dict.fromkeys(int(text[:4]) for text in texts)
         acknowledged, issued = self.acknowledged(), self.issued()
         lost = acknowledged - first.keys()

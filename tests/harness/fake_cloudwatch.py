@@ -15,6 +15,7 @@ from cwsink.flusher.outcome import Answer
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool.record import Event
 from cwsink.testing import rules
+from tests.harness.support import is_ours
 
 # An event whose message holds this is refused, and with it every request it is in.
 POISON: Final = "poison"
@@ -59,7 +60,7 @@ class FakeCloudWatch:
 
     def messages(self) -> list[str]:
         """Return the messages of records, without what cwsink itself told the stream."""
-        return [sent.message for sent in self.stored if not sent.message.startswith("cwsink: ")]
+        return [sent.message for sent in self.stored if not is_ours(sent.message)]
 
     def _put(self, client: CloudWatch, events: list[Event]) -> Answer:
         self.before(client)

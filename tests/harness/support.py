@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolError
@@ -45,6 +47,22 @@ def books_balance(root: Path) -> None:
             continue
         books = survey(spool)
         assert books.adds_up, f"{spool.path}: {books}"
+
+
+def is_ours(message: str) -> bool:
+    """Tell whether cwsink itself has put this event into the stream: a notice of loss, or a trial line."""
+    return message.startswith("cwsink: ") or '"logger":"cwsink","_cwsink":{"lost":' in message
+
+
+def notices_in(messages: list[str]) -> list[dict[str, Any]]:
+    """Return the notices of loss among the events of a stream."""
+    return [json.loads(message) for message in messages if is_ours(message) and message.startswith("{")]
+
+
+def told_lost(messages: list[str], reason: str) -> int:
+    """Return how many records the stream was told of that are lost for `reason`."""
+    found = [notice["_cwsink"] for notice in notices_in(messages)]
+    return sum(each["lost"] for each in found if each["reason"] == reason)
 
 
 def give(path: str, user: int) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import loguru
@@ -151,6 +152,26 @@ def test_the_ids_of_the_active_span_are_at_the_top(name: str, span: None, reques
     assert (found["trace_id"], found["span_id"]) == (f"{1:032x}", f"{2:016x}")
 
 
+def test_the_ids_can_be_left_out(span: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`trace="off"`, given to a front end or by the variable."""
+    record = logging.makeLogRecord({"msg": "placed"})
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external"}
+    with_ids = cwsink.SpoolHandler(**settings)
+    with_ids.handle(record)
+    assert "trace_id" in cwsink.JsonFormatter().format(record)
+    assert "trace_id" not in cwsink.JsonFormatter(trace="off").format(record)
+    monkeypatch.setenv("CWSINK_TRACE", "off")
+    assert "trace_id" not in cwsink.JsonFormatter().format(record)
+    cwsink.SpoolHandler(**settings).handle(record)
+    structlog.configure(processors=[cwsink.structlog.render], logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    structlog.get_logger().info("placed")
+    structlog.reset_defaults()
+    number = loguru.logger.add(cwsink.loguru.Sink(**settings), format="{message}")
+    loguru.logger.info("placed")
+    loguru.logger.remove(number)
+    assert ["trace_id" in each for each in entries()] == [True, False, False, False]
+
+
 def test_without_a_span_there_are_no_ids(logging_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless X-Ray's header is set."""
     logging_logger.error("outside")
@@ -176,6 +197,99 @@ def test_the_json_of_a_record_for_any_handler(capsys: pytest.CaptureFixture[str]
         handler.handle(record)
     assert [json.loads(capsys.readouterr().err)] == entries()
     spool.close()
+
+
+# Static fields.
+
+
+FIELDS: dict[str, str | int | float | bool] = {"service": "shop", "env": "{env:STAGE}", "shard": 7, "canary": True}
+
+
+def test_static_fields_are_at_the_top_of_every_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From each front end, given to it or by the variable; placeholders are filled in. Other text stays as it is."""
+    monkeypatch.setenv("STAGE", "prod")
+    monkeypatch.setenv("CWSINK_FIELDS", json.dumps(FIELDS))
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external"}
+    record = logging.makeLogRecord({"name": "shop", "msg": "by logging"})
+    by_logging = cwsink.SpoolHandler(fields=FIELDS, **settings)
+    by_logging.handle(record)
+    formatter = cwsink.JsonFormatter()
+    by_logging.setFormatter(formatter)
+    by_logging.handle(record)
+    structlog.configure(processors=[cwsink.structlog.render], logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    structlog.get_logger().info("by structlog")
+    structlog.configure(processors=[structlog.processors.JSONRenderer()])
+    structlog.get_logger().info("by another renderer")
+    structlog.reset_defaults()
+    number = loguru.logger.add(cwsink.loguru.Sink(**settings), format="{message}")
+    loguru.logger.info("by loguru")
+    loguru.logger.remove(number)
+    sink = cwsink.CloudWatchSpoolSink(**settings)
+    assert sink.spool({"message": "by fapilog"})
+    found = entries()
+    assert len(found) == 6
+    for each in found:
+        assert list(each.items())[-4:] == [("service", "shop"), ("env", "prod"), ("shard", 7), ("canary", True)]
+    assert json.loads(formatter.format(record)) == found[0]
+    by_logging.setFormatter(logging.Formatter("%(message)s"))
+    by_logging.handle(record)
+    with cwsink.Writer.open(**settings) as writer:
+        assert writer.append("{}")
+    (path,) = find_spools()
+    assert [event.message for event in survey.events(open_existing(path))][-2:] == ["by logging", "{}"]
+    monkeypatch.setenv("CWSINK_TARGET", "stdout")
+    cwsink.SpoolHandler(**settings).handle(record)
+    assert json.loads(capsys.readouterr().out) == found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{env:NO_SUCH}", "fields['env'] '{env:NO_SUCH}' needs the environment variable NO_SUCH, which is not set."),
+        ("{date}", "fields['env'] '{date}': {date} is not known. Known: {hostname}, {app}, {instance_id}, {task_id}, "),
+        ("{stage", "fields['env'] '{stage' has a brace without a partner."),
+    ],
+)
+def test_a_static_field_without_a_value_is_an_error_at_construction(text: str, says: str) -> None:
+    """Of each front end, by its name and what is wrong."""
+    fields: dict[str, str] = {"env": text}
+    for make in (
+        cwsink.SpoolHandler,
+        cwsink.CloudWatchSpoolSink,
+        cwsink.structlog.LoggerFactory,
+        cwsink.loguru.Sink,
+        cwsink.JsonFormatter,
+    ):
+        given: dict[str, Any] = {"log_group_name": GROUP} if make is not cwsink.JsonFormatter else {}
+        with pytest.raises(cwsink.ConfigError) as raised:
+            make(fields=fields, **given)
+        assert str(raised.value).startswith(says)
+
+
+# Access lines.
+
+
+ACCESS: dict[str, tuple[Any, ...]] = {
+    "gunicorn.access": ({"m": "GET", "U": '/a\\"b', "s": "404", "D": 1500, "h": "::1"},),
+    "uvicorn.access": ("::1:5000", "GET", '/a"b?x=1', "1.1", 404),
+}
+
+
+@pytest.mark.parametrize("name", ACCESS)
+def test_an_access_line_has_fields(logging_logger: logging.Logger, name: str) -> None:
+    """Of the request, as far as the server knows them. Anything else under that name is a record as any other."""
+    (handler,) = logging_logger.handlers
+    for arguments in (ACCESS[name], (), ("odd",), ({"s": "-"},), (1, 2, 3, 4, "5")):
+        handler.handle(logging.LogRecord(name, logging.INFO, "", 0, "request", arguments, None))
+    handler.handle(logging.LogRecord("shop", logging.INFO, "", 0, "request", ACCESS[name], None))
+    first, *others = entries()
+    took = {"duration_ms": 1.5} if name == "gunicorn.access" else {}
+    assert first["http"] == {"method": "GET", "path": '/a"b', "status": 404, **took, "client": "::1"}
+    assert all(set(each.get("http", {})) <= {"status"} for each in others)
+    assert "http" not in others[-1]
+    assert len(others) == 5
 
 
 # What nobody catches.
@@ -259,7 +373,8 @@ def test_a_lifespan_drains(spawn: Spawn, server: StrictCloudWatch) -> None:
 
         asyncio.run(serve(cwsink.lifespan))
         asyncio.run(serve(own))
-        print(*{{name.partition(".")[0] for name in sys.modules}} & {{"fapilog", "botocore", "pydantic", "httpx"}})
+        loaded = {{name.partition(".")[0] for name in sys.modules}}
+        print(*loaded & {{"fapilog", "botocore", "pydantic", "httpx", "rich"}})
     """
     out, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
     assert out.splitlines() == ["1 0", "3 0", ""], errors

@@ -28,7 +28,7 @@ from cwsink.spool.survey import Survey, events, open_segments, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver, leading, on_write, ring_bytes, segments, until
-from tests.harness.support import Killed, finish, quick_config
+from tests.harness.support import Killed, finish, is_ours, quick_config, told_lost
 
 SEGMENT = 16 * 1024
 CAP = 8 * SEGMENT
@@ -77,17 +77,12 @@ def check_books(spool: SpoolDirectory, *, attempts: int, appended: int) -> Surve
 
 
 def records(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if not text.startswith("cwsink:")]
-
-
-def notices(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if text.startswith("cwsink:")]
+    return [text for text in server.messages() if not is_ours(text)]
 
 
 def told(server: StrictCloudWatch, reason: str) -> int:
     """Sum what the stream was told about records lost for `reason`."""
-    lines = [line for line in notices(server) if line.endswith(f"reason {reason}")]
-    return sum(int(line.split(" ")[1].replace(",", "")) for line in lines)
+    return told_lost(server.messages(), reason)
 
 
 @pytest.mark.parametrize("on_full", POLICIES)

@@ -95,10 +95,13 @@ def test_a_handler_without_a_spool_logs_to_stderr(unusable: str, capfd: pytest.C
     assert json.loads(record)["data"] == {"order": 17}
 
 
-def test_who_wants_it_strict_gets_the_error(unusable: str) -> None:
-    """`on_unusable="raise"`; and another word is a ConfigError."""
+def test_who_wants_it_strict_gets_the_error(unusable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`on_unusable="raise"`, or the variable; and another word is a ConfigError."""
     with pytest.raises(cwsink.SpoolError, match="cannot be used"):
         cwsink.SpoolHandler(log_group_name="/myapp/prod", spool_directory=unusable, on_unusable="raise")
+    monkeypatch.setenv("CWSINK_ON_UNUSABLE", "raise")
+    with pytest.raises(cwsink.SpoolError, match="cannot be used"):
+        cwsink.SpoolHandler(log_group_name="/myapp/prod", spool_directory=unusable)
     with pytest.raises(cwsink.ConfigError, match="on_unusable='stdout': choose one of stderr, raise"):
         cwsink.SpoolHandler(log_group_name="/myapp/prod", on_unusable="stdout")  # type: ignore[arg-type]
 

@@ -37,7 +37,7 @@ from cwsink.spool.survey import survey
 from cwsink.testing import Faults, StrictCloudWatch
 from cwsink.testing.wire import HttpRequest, Reply
 from tests.harness.interleave import deliver, leading, segments
-from tests.harness.support import books_balance, quick_config
+from tests.harness.support import books_balance, is_ours, quick_config
 
 PUT = "PutLogEvents"
 GROUP, STREAM = "/test/group", "stream"
@@ -167,7 +167,7 @@ def letters(directory: SpoolDirectory) -> list[dict[str, Any]]:
 
 
 def records(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if not text.startswith("cwsink: ")]
+    return [text for text in server.messages() if not is_ours(text)]
 
 
 def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
@@ -868,11 +868,7 @@ def test_anything_appended_arrives_or_is_accounted_for(
         deliver(writer.directory, config)
         server.assert_clean()
         expected = [(text.encode("utf-8", "backslashreplace").decode(), offset) for text, offset in appended]
-        arrived = [
-            (event.message, event.timestamp - now)
-            for event in server.events()
-            if not (event.message.startswith("cwsink: ") and event.message.endswith("reason unencodable"))
-        ]
+        arrived = [(event.message, event.timestamp - now) for event in server.events() if not is_ours(event.message)]
         buried = [(letter["message"], letter["timestamp_ms"] - now) for letter in letters(writer.directory)]
         assert sorted(arrived) == sorted(each for each in expected if -MAX_PAST_MS <= each[1] <= MAX_FUTURE_MS)
         assert sorted(arrived + buried) == sorted(expected)

@@ -33,7 +33,7 @@ from cwsink.spool.record import Loss
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading, segment_path, segments, until
-from tests.harness.support import Killed, quick_config
+from tests.harness.support import Killed, is_ours, notices_in, quick_config
 
 DAY_MS = 86_400_000
 NEVER = 3600.0
@@ -65,11 +65,11 @@ def letters(directory: SpoolDirectory) -> list[dict[str, Any]]:
 
 
 def records(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if not text.startswith("cwsink:")]
+    return [text for text in server.messages() if not is_ours(text)]
 
 
-def notices(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if text.startswith("cwsink:")]
+def notices(server: StrictCloudWatch) -> list[dict[str, Any]]:
+    return notices_in(server.messages())
 
 
 def settled(directory: SpoolDirectory, *, appended: int, delivered: int, **dead: int) -> None:
@@ -284,8 +284,8 @@ def test_an_oversize_event_becomes_a_dead_letter_and_the_stream_is_told(
     writer = filled(external, ["before", "y" * MAX_EVENT_BYTES, big, "after"])
     deliver(writer.directory, external)
     assert records(server) == ["before", "y" * MAX_EVENT_BYTES, "after"]
-    assert [text.split(", reason ")[1] for text in notices(server)] == ["oversize"]
-    assert notices(server)[0].startswith("cwsink: 1 record dropped ")
+    (notice,) = notices(server)
+    assert (notice["_cwsink"]["lost"], notice["_cwsink"]["reason"]) == (1, "oversize")
     assert [(letter["reason"], letter["message"]) for letter in letters(writer.directory)] == [("oversize", big)]
     settled(writer.directory, appended=4, delivered=3, oversize=1)
 

@@ -541,6 +541,13 @@ def test_gunicorns_own_logs_arrive(server: StrictCloudWatch, tmp_path: Path, opt
     assert sorted(access) == sorted(set(access))
     for number in range(1, 50):
         assert sum(f'"GET /request-{number} HTTP/1.1" 200' in line for line in access) == 1
+    fields = {entry["http"]["path"]: entry["http"] for entry in found if entry["logger"] == "gunicorn.access"}
+    assert fields["/bad"]["status"] == 500
+    assert fields["/request-1"] == {
+        "method": "GET", "path": "/request-1", "status": 200, "client": "127.0.0.1",
+        "duration_ms": fields["/request-1"]["duration_ms"],
+    }  # fmt: skip
+    assert 0 < fields["/request-1"]["duration_ms"] < 1000 * CHILD_SECONDS
     errors = {entry["message"]: entry for entry in found if entry["logger"] == "gunicorn.error"}
     assert any(text.startswith("Starting gunicorn") for text in errors)
     assert any(text.startswith("Shutting down: Master") for text in errors)

@@ -21,7 +21,7 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver
-from tests.harness.support import Killed, finish, quick_config
+from tests.harness.support import Killed, finish, is_ours, notices_in, quick_config
 
 MIB = 1 << 20
 # What partitions take that still have 256 KB, without the 26 bytes of each event.
@@ -64,7 +64,7 @@ def books(directory: SpoolDirectory) -> tuple[int, int, dict[str, int]]:
 
 
 def notices(server: StrictCloudWatch) -> list[str]:
-    return [text for text in server.messages() if text.startswith("cwsink:")]
+    return [notice["message"] for notice in notices_in(server.messages())]
 
 
 def joined(messages: list[str]) -> str:
@@ -86,7 +86,7 @@ def test_by_default_an_oversize_event_becomes_a_dead_letter(
     assert (config.oversize, config.max_event_bytes) == ("drop", MAX_EVENT_BYTES)
     directory = filled(config, "before", BIG, "between", BIG + "y", "after")
     deliver(directory, config)
-    assert [text for text in server.messages() if text not in notices(server)] == ["before", "between", "after"]
+    assert [text for text in server.messages() if not is_ours(text)] == ["before", "between", "after"]
     (notice,) = notices(server)
     assert notice.startswith("cwsink: 2 records dropped ")
     assert notice.endswith(", reason oversize")
@@ -271,7 +271,7 @@ def test_a_metric_event_goes_untouched_or_not_at_all(server: StrictCloudWatch, p
     config = settings(server, oversize=policy)
     directory = filled(config, small, large, "after")
     deliver(directory, config)
-    assert [text for text in server.messages() if text not in notices(server)] == [small, "after"]
+    assert [text for text in server.messages() if not is_ours(text)] == [small, "after"]
     assert [(letter["reason"], letter["message"]) for letter in letters(directory)] == [("oversize", large)]
     assert books(directory) == (3, 2, {"oversize": 1})
 

@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import botocore.session
 import fapilog
+import msgspec
 import pytest
 from fapilog.core.settings import CoreSettings
 
@@ -43,20 +44,20 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.pages import DEPLOYING, MANUAL, PAGES, README, ROOT, TOPICS, Block, anchors, blocks, code_in, rows
 from tests.harness.support import CHILD_SECONDS, quick_config
+from tests.integration import test_installation
 
 CI: Final = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 SERVER_PORT: Final = 8800  # where the README has its CloudWatch
 UVICORN_PORT: Final = 8000
 
-# Pictures: blocks that are no code. By their first line.
 # Other tests run the blocks of these pages.
 RUN_ELSEWHERE: Final = ("records",)
 
+# Pictures: blocks that are no code. By their first line.
 PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")
 
 NOT_RUN: Final = {
-    "pip install .": "test_installation.py does that",
     "docker compose": "there is no Docker where the tests run; the file it names is looked at",
 }
 
@@ -139,6 +140,22 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         else:
             others = ("dockerfile", "ini", "json", "yaml") if block.page in DEPLOYING else ("json",)
             assert block.language in ("python", "console", *others), f"{block}: {block.language!r}"
+
+
+def test_the_events_of_the_first_screens_are_those_of_the_manual() -> None:
+    """Another test holds those of the manual against what arrives."""
+    shown = [msgspec.json.decode(block.text) for block in blocks("README") if block.language == "json"]
+    known = [msgspec.json.decode(block.text) for block in blocks("records") if block.language == "json"]
+    assert len(shown) == 2
+    for event in shown:
+        assert any(shapes_of(event) == shapes_of(each) for each in known)
+
+
+def shapes_of(value: object) -> object:
+    """Return a JSON value with types in the place of its texts and numbers."""
+    if isinstance(value, dict):
+        return {key: shapes_of(each) for key, each in value.items()}
+    return type(value)
 
 
 LINKS: Final = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)", PAGES[page])})
@@ -356,6 +373,10 @@ class Session:
         else:
             assert words[0] in CI
 
+    def pip(self, words: list[str]) -> None:
+        """test_installation.py runs them, in environments of their own."""
+        assert " ".join(words) in test_installation.lines()
+
     def cwsink(self, words: list[str]) -> None:
         if "-f" in words:
             child = self.start(words)
@@ -418,6 +439,7 @@ class Session:
 
     PROGRAMS: Final[dict[str, Callable[[Session, list[str]], None]]] = {
         "export": export,
+        "pip": pip,
         "scripts/demo": script,
         "scripts/test": script,
         "scripts/localstack": script,

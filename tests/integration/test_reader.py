@@ -25,7 +25,7 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import SMALL, Clock, deliver, fill_segment, leading, segment_path, segments, until
-from tests.harness.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, is_ours, quick_config
 
 
 def event_frame(salt: int, message: str, *, kind: int = frame.EVENT, flags: int = 0) -> bytes:
@@ -50,7 +50,7 @@ assert all(writer.append(f"{number} ".ljust(1024, ".")) for number in range(int(
 
 
 def now_ms(messages: list[str]) -> list[str]:
-    return [text for text in messages if not text.startswith("cwsink:")]
+    return [text for text in messages if not is_ours(text)]
 
 
 def dead_letters(directory: SpoolDirectory) -> list[dict[str, object]]:

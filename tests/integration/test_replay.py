@@ -30,7 +30,7 @@ from cwsink.spool.record import Event
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading
-from tests.harness.support import CHILD_SECONDS, finish, give, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, give, is_ours, quick_config
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Capture = pytest.CaptureFixture[str]
@@ -148,7 +148,7 @@ def test_a_leader_that_lives_sends_them(external: SinkConfig, server: StrictClou
         cwsink(writer.directory.path)
         assert writer.flush(CHILD_SECONDS)
     assert f"pid {os.getpid()} on " in capsys.readouterr().out
-    arrived = [(each.message, each.timestamp) for each in server.events() if not each.message.startswith("cwsink: ")]
+    arrived = [(each.message, each.timestamp) for each in server.events() if not is_ours(each.message)]
     assert arrived == [("good egg", then), ("BAD egg", then)]
     assert buried(writer.directory) == []
     assert survey(writer.directory).appended == 3

@@ -29,7 +29,7 @@ from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import Clock, deliver, leading, on_write, segment_path, segments, until
-from tests.harness.support import CHILD_SECONDS, finish, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, quick_config, told_lost
 
 
 @pytest.fixture
@@ -412,8 +412,7 @@ def test_close_tells_of_what_was_refused(external: SinkConfig, server: StrictClo
     writer.close()
     assert survey(writer.directory).refused == {"unencodable": 5}
     deliver(writer.directory, external)
-    told = [text for text in server.messages() if "reason unencodable" in text]
-    assert sum(int(text.split(" ")[1]) for text in told) == 5
+    assert told_lost(server.messages(), "unencodable") == 5
 
 
 EXIT = """

@@ -6,13 +6,22 @@ import os
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import botocore.session
 import pytest
 from fapilog.plugins.sinks.contrib.cloudwatch import CloudWatchSinkConfig
 
 import cwsink.errors
-from cwsink import limits
-from cwsink.config import ENVIRONMENT_PREFIX, MIN_SEGMENT_BYTES, MIN_SEGMENTS, SinkConfig, load_config
+from cwsink import limits, regions, units
+from cwsink.config import (
+    ENVIRONMENT_PREFIX,
+    MIN_SEGMENT_BYTES,
+    MIN_SEGMENTS,
+    OF_A_RECORD,
+    SinkConfig,
+    load_config,
+)
 from cwsink.errors import ConfigError
+from cwsink.frontends.log_entry import _Entry
 from cwsink.settings import Settings
 
 DEFAULTS = SinkConfig()
@@ -48,7 +57,13 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"batch_size": "many"}, "batch_size='many': expected `int`, got `str`."),
         ({"batch_size": 1.5}, "batch_size=1.5: expected `int`, got `float`."),
         ({"batch_timeout_seconds": 0}, "batch_timeout_seconds=0: expected `float` > 0.0."),
-        ({"batch_timeout_seconds": "soon"}, "batch_timeout_seconds='soon': expected `float`, got `str`."),
+        (
+            {"batch_timeout_seconds": "soon"},
+            "batch_timeout_seconds='soon': a duration is a number of seconds, or a text",
+        ),
+        ({"retry_base_delay": "5d"}, f"retry_base_delay='5d': {units.legal_forms('retry_base_delay')}."),
+        ({"spool_max_bytes": "1TiB"}, f"spool_max_bytes='1TiB': {units.legal_forms('spool_max_bytes')}."),
+        ({"segment_bytes": 8192.5}, "segment_bytes=8192.5: a size is a whole number of bytes, or a text"),
         ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds=nan: expected `float` > 0.0."),
         ({"connect_timeout_seconds": float("inf")}, "connect_timeout_seconds=inf: expected `float` <= 31536000.0."),
         ({"drain_timeout_seconds": -1}, "drain_timeout_seconds=-1: expected `float` >= 0.0."),
@@ -87,6 +102,12 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"endpoint_url": "http://x:99999"}, "endpoint_url='http://x:99999' is no URL."),
         ({"batch_size": "\udcff"}, "settings: '\\udcff' holds a character that cannot be printed."),
         ({"endpoint_url": "http://ann:hunter2@proxy"}, "endpoint_url holds a user name or a password"),
+        ({"fields": {"level": "INFO"}}, "fields: 'level' cannot be a static field's name. Taken are context,"),
+        ({"fields": {"_aws": 1}}, "fields: '_aws' cannot be a static field's name."),
+        ({"fields": {"": 1}}, "fields: '' cannot be a static field's name."),
+        ({"fields": {"a\n": 1}}, "fields: 'a\\n' cannot be a static field's name."),
+        ({"fields": {"tags": ["a"]}}, "fields={'tags': ['a']}: expected `bool | int | float | str`, got `array`."),
+        ({"fields": "service=shop"}, "fields='service=shop' is not JSON"),
         ({"spool_directory": "spools"}, "spool_directory='spools' is relative"),
         ({"spool_directory": "./spools"}, "spool_directory='./spools' is relative"),
     ],
@@ -266,6 +287,8 @@ ENVIRONMENT = {
         '{"keyAttributes": {"Type": "Service", "Name": "shop"}}',
         {"keyAttributes": {"Type": "Service", "Name": "shop"}},
     ),
+    "trace": ("off", "off"),
+    "fields": ('{"service": "shop", "shard": 7}', {"service": "shop", "shard": 7}),
 }
 # What a setting makes no sense without.
 BESIDE: dict[str, dict[str, Any]] = {"external_id": {"role_arn": "arn:role"}}
@@ -436,3 +459,34 @@ def test_type_checkers_know_each_setting() -> None:
     typed, held = get_type_hints(Settings), get_type_hints(SinkConfig)
     assert list(typed) == list(SinkConfig.__struct_fields__)
     assert {name: choices(typed[name]) for name in typed} == {name: choices(held[name]) for name in typed}
+
+
+@pytest.mark.parametrize(
+    ("region", "nearest"),
+    [("us-esat-1", "us-east-1"), ("eu-central1", "eu-central-1"), ("US-East-1", "us-east-1"), ("Frankfurt", None)],
+)
+def test_an_unknown_region_is_answered_with_the_nearest_one(
+    region: str, nearest: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By a line, because botocore's list may be older than the region: nobody is refused for that."""
+    assert load(env={"AWS_REGION": region}).region == region
+    said = capfd.readouterr().err
+    assert f"region={region!r} is no region that the installed botocore knows." in said
+    assert (f"Did you mean {nearest!r}?" in said) if nearest else ("Did you mean" not in said)
+    load(region=region, endpoint_url="http://localhost:4566")
+    assert capfd.readouterr().err == ""
+
+
+def test_no_region_is_doubted_that_botocore_knows() -> None:
+    """The list is botocore's own, which a worker reads without an import of botocore."""
+    session = botocore.session.Session()
+    known = [
+        name for each in session.get_available_partitions() for name in session.get_available_regions("logs", each)
+    ]
+    assert len(known) > 20
+    assert [name for name in known if regions.doubt(name)] == []
+
+
+def test_what_a_record_has_at_its_top_is_no_static_field() -> None:
+    """A key of a record would be there twice."""
+    assert set(_Entry.__struct_fields__) <= OF_A_RECORD

@@ -57,10 +57,14 @@ def test_a_writer_carries_nothing_that_sends() -> None:
     assert not {name for name in loaded if name.startswith(("cwsink.flusher", "cwsink.cli"))}
 
 
-@pytest.mark.parametrize("module", ["cwsink.frontends.log_handler", "cwsink.gunicorn"])
-def test_the_logging_handler_and_the_hooks_carry_neither(module: str) -> None:
-    """Who does not use fapilog does not load it, nor gunicorn, whose name the module shares."""
-    assert not loaded_by(module) & {"boto3", "botocore", "filelock", "fapilog", "gunicorn"}
+@pytest.mark.parametrize(
+    "module", ["cwsink.frontends.log_handler", "cwsink.gunicorn", "cwsink.structlog, cwsink.loguru"]
+)
+def test_other_front_ends_and_the_hooks_carry_neither(module: str) -> None:
+    """Who does not use fapilog does not load it, nor any library that a module shares its name with."""
+    loaded = loaded_by(module)
+    assert not loaded & {"boto3", "botocore", "filelock", "fapilog", "pydantic", "httpx", "rich"}
+    assert not loaded & {"gunicorn", "structlog", "loguru"}
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tests.faults.world.plan import (
     id_of,
     lines_of,
 )
+from tests.harness.support import is_ours
 
 _ID: Final = re.compile(r"w\d{3}\.\d{5}")
 # fapilog wraps a line into an entry of at most so many bytes more.
@@ -74,7 +75,7 @@ def arrivals(events: list[StoredEvent]) -> list[Arrival]:
     parts: dict[str, dict[int, StoredEvent]] = defaultdict(dict)
     for event in events:
         message, first = event.message, event
-        if message.startswith("cwsink: "):
+        if is_ours(message):
             continue
         if message.startswith('{"_cwsink_part"'):
             part = json.loads(message)["_cwsink_part"]

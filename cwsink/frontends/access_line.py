@@ -1,0 +1,58 @@
+"""What gunicorn and uvicorn say of a request, as fields: `http.method`, `http.path`, `http.status` (no I/O).
+
+Their access loggers give all of it as the arguments of the message. gunicorn's are a dict, its atoms (`%(m)s` is the
+method). uvicorn's are (client, method, path with query, version, status), and it does not measure how long it took.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from cwsink.frontends.interruption import is_interruption
+
+
+def fields(record: logging.LogRecord) -> dict[str, str | int | float]:
+    """Return the fields of the record of an access logger, as far as it has them."""
+    try:
+        found = LOGGERS[record.name](record.args)
+    except Exception as error:  # arguments of another kind, by whatever has the logger's name
+        if is_interruption(error):
+            raise
+        return {}
+    return {name: value for name, value in found.items() if value not in (None, "", "-")}
+
+
+def _of_gunicorn(atoms: Mapping[str, Any]) -> dict[str, Any]:
+    took_us = atoms.get("D")
+    # gunicorn's answer to an exception of the application has no path, but the line of the request.
+    line = _text(atoms.get("r")).split(" ")
+    return {
+        "method": _text(atoms.get("m")),
+        "path": _text(atoms.get("U")) or (line[1].partition("?")[0] if len(line) > 1 else None),
+        "status": int(atoms["s"]),
+        "duration_ms": took_us / 1000 if isinstance(took_us, int) else None,
+        "client": _text(atoms.get("h")),
+    }
+
+
+def _of_uvicorn(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    client, method, path, _, status = arguments
+    return {
+        "method": _text(method),
+        "path": _text(path).partition("?")[0],
+        "status": int(status),
+        "client": _text(client).rpartition(":")[0],
+    }
+
+
+def _text(value: object) -> str:
+    """Return a text of gunicorn's without the backslashes that it puts before quotes."""
+    return value.replace('\\"', '"') if isinstance(value, str) else ""
+
+
+LOGGERS: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
+    "gunicorn.access": _of_gunicorn,
+    "uvicorn.access": _of_uvicorn,
+}
