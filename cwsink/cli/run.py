@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from cwsink.supervisor.flusher_process import say
 from cwsink.supervisor.command import Supervisor
+from cwsink.supervisor.flusher_process import say
 
 
 def run(options: argparse.Namespace) -> int:
