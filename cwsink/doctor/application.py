@@ -42,7 +42,7 @@ def fapilog(patient: Patient) -> Iterator[Finding]:
         try:
             plan = import_module("cwsink.frontends.fapilog_plan").read()
         except Exception as error:
-            yield wrong("fapilog", f"its settings are wrong: {type(error).__name__}: {error}")
+            yield wrong("fapilog", f"its settings are wrong: {error}")
             return
         yield from _sinks(plan.sinks, is_allowed=plan.is_allowed)
         if plan.lacking:
@@ -93,7 +93,7 @@ def server(patient: Patient) -> Iterator[Finding]:
     if (found := _running(patient)) is None:
         yield unknown("server", "no process that has logged lives here", "cwsink doctor -- COMMAND")
     else:
-        yield ok("server", shlex.join(found.words[:6]))
+        yield ok("server", found.program)  # the other words may hold a secret
         for judge in (_judge_uwsgi, _judge_cooperative):
             yield from judge(found, patient)
         if found.below_shell or found.program in SHELLS:

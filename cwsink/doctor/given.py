@@ -55,6 +55,8 @@ def targets(patient: Patient) -> Iterator[Finding]:
             yield unknown("target", f"{of}: nothing was logged there yet on this host", "cwsink doctor --probe")
         else:
             yield ok("target", f"{of}, in {case.directory.path}")
+    if patient.left_out:
+        yield unknown("target", f"{patient.left_out:,} more spools are not looked at", "cwsink status")
     if not patient.cases:
         yield unknown(
             "target",

@@ -64,6 +64,7 @@ class Patient:
         root_error: why.
         cases: the targets.
         unreadable: spools that cannot be opened, with the reason.
+        left_out: how many more targets there are.
     """
 
     env: Mapping[str, str]
@@ -75,6 +76,7 @@ class Patient:
     root_error: str = ""
     cases: list[Case] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    left_out: int = 0
 
 
 def admit(words: list[str], env: Mapping[str, str]) -> Patient:
@@ -99,6 +101,7 @@ def admit(words: list[str], env: Mapping[str, str]) -> Patient:
         _add(patient, path)
     patient.cases.sort(key=lambda case: -((last_append(case.directory) if case.directory else None) or 0.0))
     _name(patient)
+    patient.left_out = max(0, len(patient.cases) - MOST_CASES)
     del patient.cases[MOST_CASES:]
     return patient
 

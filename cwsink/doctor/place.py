@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from cwsink.config import SinkConfig
 from cwsink.doctor import machine
 from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
 from cwsink.doctor.patient import Patient
@@ -21,7 +22,7 @@ _MIB = 1024 * 1024
 def root(patient: Patient) -> Iterator[Finding]:
     """Is the directory of the spools there, and may it be used?"""
     path = patient.root
-    if path is None:
+    if path is None or patient.root_error:
         yield wrong("root", patient.root_error, f"{ROOT_VARIABLE}=/absolute/path of a local directory")
         return
     there = machine.nearest(path)
@@ -74,7 +75,8 @@ def room(patient: Patient) -> Iterator[Finding]:
     for case in patient.cases:
         used = used_bytes(case.directory.ring) if case.directory else 0
         needed += max(0, case.config.spool_max_bytes - used)
-    segment = max((case.config.ring_segment_bytes for case in patient.cases), default=0)
+    configs = [case.config for case in patient.cases] or [patient.config or SinkConfig()]
+    segment = max(config.ring_segment_bytes for config in configs)
     shown = f"{free / _MIB:,.0f} MiB free"
     if free < segment:
         yield wrong("room", f"{shown}: there is no room for another segment, and records are lost", "Free some space.")
@@ -92,8 +94,7 @@ def room(patient: Patient) -> Iterator[Finding]:
 
 def users(patient: Patient) -> Iterator[Finding]:
     """Do the workers run as the user whose spools these are?"""
-    me, started = os.geteuid(), patient.started
-    named = None if started is None else _user_of(patient)
+    me, named = os.geteuid(), _user_of(patient)
     if named is not None:
         uid = machine.uid_of(named)
         if uid is None:
@@ -119,10 +120,8 @@ def users(patient: Patient) -> Iterator[Finding]:
 
 def _user_of(patient: Patient) -> str | None:
     """Return the user whom the command's workers run as, if it says so."""
-    started = patient.started
-    assert started is not None
-    if started.program in ("gunicorn", "chpst"):
-        return started.option("--user", "-u") or started.user
-    if started.program in ("uwsgi", "pyuwsgi", "celery"):
-        return started.option("--uid") or started.user
-    return started.user
+    if (started := patient.started) is None:
+        return None
+    own = {"gunicorn": ("--user", "-u"), "uwsgi": ("--uid",), "pyuwsgi": ("--uid",), "celery": ("--uid",)}
+    user = started.option(*names) if (names := own.get(started.program)) else None
+    return (user or started.user or "").partition(":")[0] or None

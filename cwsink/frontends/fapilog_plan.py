@@ -32,8 +32,15 @@ class Plan(NamedTuple):
 
 
 def read() -> Plan:
-    """Return the plan. Raises what fapilog raises if a variable of its own is wrong."""
-    settings = Settings()
+    """Return the plan. Raises ValueError: a variable of fapilog is wrong. Its value, maybe a secret, is left out."""
+    try:
+        settings = Settings()
+    except ValueError as error:
+        if not hasattr(error, "errors"):
+            raise
+        # pydantic's ValidationError, whose text would show the value
+        wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False))
+        raise ValueError("; ".join(wrong)) from None
     plugins = settings.plugins
     is_allowed = (plugins.allow_external or "cwsink" in plugins.allowlist) and "cwsink" not in plugins.denylist
     return Plan(list(settings.core.sinks), is_allowed, seam.missing(), _waiting(settings.core))
