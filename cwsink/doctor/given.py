@@ -50,7 +50,9 @@ def targets(patient: Patient) -> Iterator[Finding]:
         what = "nowhere" if where == "off" else f"to {where}"
         yield wrong("target", f"records go {what}, and not to CloudWatch: CWSINK_TARGET={where}", "unset CWSINK_TARGET")
     for case in patient.cases:
-        of = f"{case.name}{f', role {case.target.role_arn}' if case.target.role_arn else ''}"
+        target = case.target
+        more = (target.region, target.endpoint_url, f"role {target.role_arn}" if target.role_arn else None)
+        of = f"{case.name} ({', '.join(filter(None, more))})" if any(more) else case.name
         if case.directory is None:
             yield unknown("target", f"{of}: nothing was logged there yet on this host", "cwsink doctor --probe")
         else:

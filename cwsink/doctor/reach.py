@@ -121,6 +121,7 @@ def credentials(patient: Patient) -> Iterator[Finding]:
             yield wrong("credentials", f"{of}there are none", _LIST)
             continue
         shown = f"{of}{_FOUND_BY.get(found.found_by, found.found_by)}, key ...{found.key}"
+        shown += f", {found.arn}" if found.arn else ""
         if found.until is None:
             yield ok("credentials", shown)
             continue

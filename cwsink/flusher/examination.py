@@ -5,7 +5,7 @@ Each permission is tried by a call that cannot have an effect, whoever answers:
 * PutLogEvents with one event of 1970. CloudWatch accepts the call, and rejects the event as too old: nothing is stored.
 * CreateLogStream and CreateLogGroup with the name of one that exists. The answer is that it exists already. For one
   that is missing this cannot be tried.
-* DescribeLogStreams and GetLogEvents read. A flusher needs neither.
+* DescribeLogStreams and GetLogEvents read, and GetCallerIdentity of STS tells who asks. A flusher needs none of them.
 
 All goes the flusher's way: by its client, with its credentials, role, proxy and deadlines.
 """
@@ -13,6 +13,7 @@ All goes the flusher's way: by its client, with its credentials, role, proxy and
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -35,6 +36,7 @@ _MOST_READ_SECONDS: Final = 5.0
 _TOO_OLD: Final = Event(1, 0, 0, "cwsink doctor asks whether it may send. This event is too old to be kept.")
 _LEAST_SECRET_CHARACTERS: Final = 8
 _SHOWN_CHARACTERS: Final = 4
+_OF_STS: Final = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL")
 
 
 class Credentials(NamedTuple):
@@ -44,11 +46,13 @@ class Credentials(NamedTuple):
         found_by: the provider that has them, as botocore calls it ("env", "iam-role" ...).
         key: the end of the access key's id.
         until: when they expire; None if they do not, or if that is not known.
+        arn: the user or role, as STS says; None if STS was not asked, or has not answered.
     """
 
     found_by: str
     key: str
     until: datetime | None
+    arn: str | None
 
 
 class Examination(CloudWatch):
@@ -100,10 +104,9 @@ class Examination(CloudWatch):
         """Return whose credentials are used; None if there are none. Raises what botocore raises."""
         from botocore.config import Config
 
-        config = self._config
-        session = self._session(
-            Config(connect_timeout=config.connect_timeout_seconds, read_timeout=config.read_timeout_seconds)
-        )
+        times = self._config.connect_timeout_seconds, self._config.read_timeout_seconds
+        once = Config(connect_timeout=times[0], read_timeout=times[1], retries={"total_max_attempts": 1})
+        session = self._session(once)
         if (found := session.get_credentials()) is None:
             return None
         frozen = found.get_frozen_credentials()
@@ -111,9 +114,20 @@ class Examination(CloudWatch):
             if secret and len(secret) >= _LEAST_SECRET_CHARACTERS:
                 confidential.learn(secret)
         until = getattr(found, "_expiry_time", None)  # of credentials that expire; a private name of botocore
-        return Credentials(
-            str(found.method), frozen.access_key[-_SHOWN_CHARACTERS:], until if isinstance(until, datetime) else None
-        )
+        until = until if isinstance(until, datetime) else None
+        key = frozen.access_key[-_SHOWN_CHARACTERS:]
+        return Credentials(str(found.method), key, until, self._caller(session, once))
+
+    def _caller(self, session: Any, botocore_config: Any) -> str | None:
+        """Return whom STS knows by the credentials. Beside an emulator or a private endpoint it is not asked."""
+        if self._format.endpoint_url and not any(os.environ.get(name) for name in _OF_STS):
+            return None
+        with contextlib.suppress(Exception):  # it may be out of reach, and a flusher does not need it
+            client = session.create_client("sts", region_name=self._region, config=botocore_config)
+            with contextlib.closing(client):
+                arn: str = client.get_caller_identity()["Arn"]
+                return arn
+        return None
 
     def _connect(self, **options: Any) -> Any:
         from botocore import UNSIGNED
