@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink.cli import DONE, NOT_DONE, text
 from cwsink.cli.spools import Spools
 from cwsink.printable import printable
 from cwsink.top import columns
@@ -30,15 +30,15 @@ def run(options: argparse.Namespace) -> int:
     """Show the board until `q` or Ctrl-C; without a terminal, or with --once, one picture."""
     is_folded = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(highlight=False, width=None if is_folded else _WIDTH_OF_PIPE)
-    with contextlib.closing(Board(Spools(options.path, read_only=True).place)) as board:
+    spools = Spools(options.path, read_only=True)
+    with contextlib.closing(Board(spools.place)) as board:
         if options.once or not (console.is_terminal and sys.stdin.isatty()):
             board.look()
             time.sleep(LOOK_SECONDS)  # a rate needs two looks
             board.look()
-            for path, why in board.unreadable.items():
-                complain(f"cannot read {path}: {why}")
-            console.print(_table(board, console, is_marked=False))
-            return DONE if board.rows and not board.unreadable else NOT_DONE
+            if spools.find():  # it says what cannot be read
+                console.print(_table(board, console, is_marked=False))
+            return DONE if board.rows and spools.is_whole else NOT_DONE
         live = Live(console=console, screen=True, auto_refresh=False)
         with contextlib.suppress(KeyboardInterrupt, EOFError), Keys() as keys, live:
             _show(board, keys, live)
