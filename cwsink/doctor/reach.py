@@ -61,26 +61,28 @@ def name(patient: Patient) -> Iterator[Finding]:
             yield ok("proxy", f"{url} is reached by the proxy {proxy}")
         address = urlsplit(proxy if proxy and "://" in proxy else f"//{proxy}" if proxy else url)
         host = address.hostname or ""
+        _mark(patient, case, is_reached=False)  # until the name is known: the look-up may hang
         try:
             found = {str(each[4][0]) for each in socket.getaddrinfo(host, address.port or 443, type=socket.SOCK_STREAM)}
         except OSError as error:
             yield wrong("name", f"{host} cannot be looked up: {error.strerror or error}", f"getent hosts {host}")
         else:
+            _mark(patient, case, is_reached=None)
             yield ok("name", f"{host} is {', '.join(sorted(found)[:3])}")
 
 
 def endpoint(patient: Patient) -> Iterator[Finding]:
     """Does the endpoint answer, by TLS, and is this host's clock right?"""
     for case in _each_place(patient):
+        if case.is_reached is False:
+            yield unknown("endpoint", "not asked, because its name is not known")
+            continue
         asked = Examination(case.target, case.config, is_signed=False)
         with diagnostics.collected() as said, contextlib.closing(asked):
             answer = asked.describe()
-        is_reached = answer.status is not None
-        for each in patient.cases:
-            if _place_of(each) == _place_of(case):
-                each.is_reached = is_reached
+        _mark(patient, case, is_reached=answer.status is not None)
         url = _url_of(case) or "the endpoint"
-        if not is_reached:
+        if answer.status is None:
             yield wrong("endpoint", f"{url}: {_shown(answer)}", _advice(answer, url))
             continue
         for each_said in said:
@@ -113,7 +115,7 @@ def credentials(patient: Patient) -> Iterator[Finding]:
         who = case.config.role_arn or (f"profile {case.config.profile}" if case.config.profile else "")
         of = f"{who}: " if who else ""
         try:
-            found = Examination(case.target, case.config).credentials()
+            found = Examination(case.target, case.config).credentials(asks_sts=case.is_reached is not False)
         except Exception as error:
             yield wrong("credentials", f"{of}{type(error).__name__}: {confidential.text_of(error)}", _LIST)
             continue
@@ -240,6 +242,13 @@ def _url_of(case: Case) -> str | None:
 
 def _place_of(case: Case) -> tuple[str | None, str | None]:
     return case.target.region, case.target.endpoint_url
+
+
+def _mark(patient: Patient, case: Case, *, is_reached: bool | None) -> None:
+    """Note whether an endpoint answers, in each case that has this one."""
+    for each in patient.cases:
+        if _place_of(each) == _place_of(case):
+            each.is_reached = is_reached
 
 
 def _each_place(patient: Patient) -> list[Case]:

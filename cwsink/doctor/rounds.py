@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from cwsink.clock import monotonic
 from cwsink.doctor import application, course, given, place, reach, trial
-from cwsink.doctor.finding import Finding, unknown
+from cwsink.doctor.finding import Finding, Verdict, unknown
 from cwsink.doctor.patient import Patient
 from cwsink.flusher import confidential
 from cwsink.flusher.outcome import MOST_TEXT_BYTES, shortened
@@ -23,11 +23,19 @@ _MOST_PROBE_SECONDS: Final = trial.SECONDS + 15.0
 
 
 class Question(NamedTuple):
-    """A question: what it is called if it does not answer, who asks it, and how long it may take in seconds."""
+    """A question.
+
+    Attributes:
+        topic: what it is called if it does not answer.
+        ask: see above.
+        seconds: how long it may take.
+        if_silent: what it means if it takes longer.
+    """
 
     topic: str
     ask: Callable[[Patient], Iterable[Finding]]
     seconds: float = 5.0
+    if_silent: Verdict = "unknown"
 
 
 QUESTIONS: Final = (
@@ -44,8 +52,8 @@ QUESTIONS: Final = (
     Question("server", application.server),
     Question("stopping", application.stopping),
     Question("region", reach.region, 10.0),
-    Question("name", reach.name, 10.0),
-    Question("endpoint", reach.endpoint, 20.0),
+    Question("name", reach.name, 10.0, "wrong"),
+    Question("endpoint", reach.endpoint, 20.0, "wrong"),
     Question("credentials", reach.credentials, 15.0),
     Question("permissions", reach.permissions, 30.0),
 )
@@ -83,7 +91,8 @@ def _ask(question: Question, patient: Patient, seconds: float) -> Iterator[Findi
         while (found := answers.get(timeout=max(0.0, until - monotonic()))) is not None:
             yield _harmless(found, patient)
     except queue.Empty:
-        yield unknown(question.topic, f"no answer within {seconds:.0f} s: something hangs there", _IF_IT_HANGS)
+        seen = f"no answer within {seconds:.0f} s: something hangs there"
+        yield Finding(question.topic, question.if_silent, seen, _IF_IT_HANGS)
 
 
 _IF_IT_HANGS: Final = "Look at /etc/resolv.conf, the proxy, the metadata service, and mounted disks."

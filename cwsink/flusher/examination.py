@@ -100,7 +100,7 @@ class Examination(CloudWatch):
         """Try to create the group, which exists. Its retention and tags stay as they are."""
         return self._call("create_log_group", logGroupName=self._format.log_group_name)
 
-    def credentials(self) -> Credentials | None:
+    def credentials(self, *, asks_sts: bool = True) -> Credentials | None:
         """Return whose credentials are used; None if there are none. Raises what botocore raises."""
         from botocore.config import Config
 
@@ -116,7 +116,7 @@ class Examination(CloudWatch):
         until = getattr(found, "_expiry_time", None)  # of credentials that expire; a private name of botocore
         until = until if isinstance(until, datetime) else None
         key = frozen.access_key[-_SHOWN_CHARACTERS:]
-        return Credentials(str(found.method), key, until, self._caller(session, once))
+        return Credentials(str(found.method), key, until, self._caller(session, once) if asks_sts else None)
 
     def _caller(self, session: Any, botocore_config: Any) -> str | None:
         """Return whom STS knows by the credentials. Beside an emulator or a private endpoint it is not asked."""

@@ -387,6 +387,17 @@ def test_the_name_and_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     one(found, "wrong", "getent hosts proxy.example")
 
 
+def test_a_name_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what is wrong, and nothing else waits for it: the look-up, the endpoint, the permissions, STS."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(CHILD_SECONDS))
+    questions = [each for each in rounds.QUESTIONS if each.ask.__module__.endswith("reach")]
+    quick = [each._replace(seconds=0.2) if each.topic == "name" else each for each in questions]
+    found = list(rounds.examine(patient.admit([], {**os.environ, **GROUP}), quick))
+    one(found, "wrong", "something hangs there")
+    assert [each.topic for each in found] == ["region", "name", "endpoint", "credentials", "permissions"]
+    assert "its name is not known" in found[2].seen
+
+
 def test_an_endpoint_that_does_not_answer() -> None:
     """Refused, and one that speaks no TLS."""
     with socket.create_server(("127.0.0.1", 0)) as free:
