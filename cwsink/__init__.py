@@ -46,6 +46,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | room                      | what lives there                                                 | may import            |
 |---------------------------|------------------------------------------------------------------|-----------------------|
 | `cli`, `demo`, `gunicorn` | commands, the demonstration, hooks of a server                   | all below             |
+| `doctor`, `top`           | what these two commands look at, without the words on the screen | all below             |
 | `testing`                 | a strict CloudWatch server, our judge: it shares nothing with us | `limits` only         |
 | `frontends`               | what runs in the application; alone in using fapilog             | `spool` and below     |
 | `flusher`                 | what only a process that delivers runs; alone in using botocore  | `spool` and below     |

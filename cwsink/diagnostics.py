@@ -58,6 +58,7 @@ _subscribers: list[Subscriber] = []
 _quiet: dict[str, tuple[float, int]] = {}
 # Pairs of process and thread. The thread alone is not enough, because a forked child's threads get the same numbers.
 _own_threads: set[tuple[int, int]] = set()
+_collected: list[str] | None = None
 
 
 def subscribe(subscriber: Subscriber) -> None:
@@ -76,6 +77,9 @@ def report(key: str, message: str) -> bool:
     Returns:
         True: the line was written. False: it was held back, and counted.
     """
+    if _collected is not None:
+        _collected.append(message)
+        return True
     now = monotonic()
     last, held_back = _quiet.get(key, (-QUIET_SECONDS, 0))
     if now - last < QUIET_SECONDS:
@@ -126,6 +130,17 @@ def _flags_of(fd: int) -> int:
 def reset_quiet(key: str) -> None:
     """Note that the trouble of `key` is over: its next line is not held back."""
     _quiet.pop(key, None)
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """Have each line of this process in a list, and on stderr none, until the end of the block."""
+    global _collected
+    before, _collected = _collected, []
+    try:
+        yield _collected
+    finally:
+        _collected = before
 
 
 @contextlib.contextmanager

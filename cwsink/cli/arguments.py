@@ -44,6 +44,8 @@ _MAIN = f"""\
 examples:
   cwsink status                      is everything delivered? if not, why?
   cwsink check --max-age 2m          one line and an exit code, for monitoring
+  cwsink top                         all spools on one screen
+  cwsink doctor                      why do my logs not arrive?
   cwsink tail -f --level WARNING     what the workers log, as they log it
   cwsink flush --once                deliver what is there, then exit
   cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
@@ -87,6 +89,28 @@ examples:
   exec: {command: [cwsink, check, --max-age, 5m]}      a probe of Kubernetes
 
 Exit codes: 0 all is well, 1 warning, 2 critical (records are lost, or will be; or wrong usage)
+"""
+
+_DOCTOR = """\
+It asks each question behind "my logs do not arrive", and prints a line for each: OK, WARN, WRONG, or ? for what cannot
+be told from here. It changes nothing. What is tried in AWS has no effect: an event of 1970 is offered, which CloudWatch
+refuses for its time. Run it as the workers' user, in their container, with their variables. With a COMMAND it sees what
+that would: `env`, `sudo -u` and their like before the server are followed. COMMAND is not run.
+
+examples:
+  cwsink doctor
+  cwsink doctor --probe                                  send one record, and read it back
+  cwsink doctor -- env CWSINK_REGION=eu-west-1 gunicorn app:app
+  cwsink doctor --json | jq -r '.findings[] | select(.verdict == "wrong") | .advice'
+
+Exit codes: 0 nothing is wrong, 1 something is wrong, 2 usage
+"""
+
+_TOP = f"""\
+Keys: q quit, s sort, j k or the arrows choose a spool, t or Enter shows its records, Esc goes back, h help.
+Without a terminal it prints one picture, as with --once.
+
+{_EXIT_CODES}; 1 also if there is no spool, or if one cannot be read.
 """
 
 _TAIL = f"""\
@@ -201,6 +225,17 @@ def _check_options(check: argparse.ArgumentParser) -> None:
     check.add_argument("--no-dead-letters", action="store_true", help="any dead letter is a warning")
 
 
+def _doctor_options(doctor: argparse.ArgumentParser) -> None:
+    doctor.usage = "cwsink doctor [-h] [--probe] [--json] [-- COMMAND ...]"
+    doctor.add_argument("--probe", action="store_true", help="append one record, and wait until it has arrived")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER, help="what starts the workers")
+
+
+def _top_options(top: argparse.ArgumentParser) -> None:
+    top.add_argument("--once", action="store_true", help="print one picture, and exit")
+
+
 def _tail_options(tail: argparse.ArgumentParser) -> None:
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new records as they are appended")
     lines = "print the last N records on disk, also delivered ones"
@@ -277,6 +312,8 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "status": Command("is everything delivered, how far behind is it, and why", _STATUS, _status_options),
     "check": Command("all is well, a warning, or critical: one line, for monitoring", _CHECK, _check_options),
+    "top": Command("all spools on one screen, which refreshes itself", _TOP, _top_options),
+    "doctor": Command("why do my logs not arrive? Each question, and what to type", _DOCTOR, _doctor_options, False),
     "tail": Command("print the records that are in the spool", _TAIL, _tail_options),
     "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
     "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),

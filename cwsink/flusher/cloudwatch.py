@@ -1,4 +1,4 @@
-"""The CloudWatch Logs client. Beside cwsink.flusher.aws_data it is the only module that imports botocore.
+"""The CloudWatch Logs client. Only cwsink.flusher.aws_data and .examination import botocore, too.
 
 Every call gives an `Answer`; no exception of botocore leaves this module.
 
@@ -33,8 +33,8 @@ from cwsink.flusher import confidential, deadline
 from cwsink.flusher.chunk import body
 from cwsink.flusher.confidential import answer
 from cwsink.flusher.outcome import Answer
-from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.record import Event
+from cwsink.target import Target
 from cwsink.version import __version__
 
 # Level 1 makes 248 KB of 1 MB of log lines in 6 ms of CPU, zlib's default of 6 makes 205 KB in 15 ms, and 9 makes
@@ -47,7 +47,9 @@ _LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|\[?::1\]?")
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 # botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
 # must not be taken for an answer about the events.
-_OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy"))
+_OPERATIONS: Final = frozenset(
+    "PutLogEvents CreateLogGroup CreateLogStream PutRetentionPolicy DescribeLogStreams GetLogEvents".split()
+)
 
 
 # All sessions of one process share these: what botocore has read of AWS, and its event handlers.
@@ -86,7 +88,7 @@ def load() -> None:
     A client that is made afterwards takes 5 ms, also in a forked child. No credentials are looked for.
     """
     import_botocore()
-    session = _new_session(None)
+    session = new_session(None)
     session.set_credentials("none", "none")
     session.create_client("logs", region_name="us-east-1").close()
 
@@ -110,7 +112,7 @@ def take_credentials_only(env: MutableMapping[str, str]) -> None:
         env.pop(name, None)
 
 
-def _new_session(profile: str | None) -> Any:
+def new_session(profile: str | None = None) -> Any:
     """Return a new session of botocore. The first one of a process takes 20 ms, and each other one takes 1."""
     global _data, _emitter
     getpass.getpass = _ask_nobody
@@ -145,7 +147,7 @@ class _LogsClient(Protocol):
 class CloudWatch:
     """Calls CloudWatch Logs for one log group, for one epoch."""
 
-    def __init__(self, spool_format: SpoolFormat, config: SinkConfig, epoch: int) -> None:
+    def __init__(self, spool_format: Target, config: SinkConfig, epoch: int) -> None:
         """Remember. The first call makes the client, because that reads files and may ask for credentials."""
         self._format = spool_format
         self._config = config
@@ -227,7 +229,7 @@ class CloudWatch:
             is_ambiguous=True,
         )
 
-    def _connect(self) -> _LogsClient:
+    def _connect(self, **options: Any) -> _LogsClient:
         from botocore.config import Config
 
         botocore_config = Config(
@@ -237,6 +239,7 @@ class CloudWatch:
             parameter_validation=False,
             max_pool_connections=1,
             user_agent_extra=f"cwsink/{__version__} epoch/{self._epoch} pid/{os.getpid()}",
+            **options,
         )
         session = self._session(botocore_config)
         client: _LogsClient = session.create_client(
@@ -249,7 +252,7 @@ class CloudWatch:
         """Return a session of the profile, or of the role that the profile assumes."""
         config = self._config
         confidential.learn(config.external_id)
-        source = _new_session(config.profile)
+        source = new_session(config.profile)
         source.set_default_client_config(botocore_config)  # for clients that credential providers make by themselves
         self._region = self._format.region or source.get_config_variable("region")
         if config.role_arn is None:
@@ -274,7 +277,7 @@ class CloudWatch:
             def load(self) -> Any:
                 return DeferredRefreshableCredentials(method=self.METHOD, refresh_using=fetcher.fetch_credentials)
 
-        session = _new_session(config.profile)
+        session = new_session(config.profile)
         session.get_component("credential_provider").providers.insert(0, AssumedRole())
         return session
 

@@ -16,6 +16,7 @@ from cwsink.spool.directory import SpoolDirectory
 # A process that asks whether anybody is attached takes the lock for a few microseconds. Another process that asks at
 # that moment must not take it for a writer, so it tries again. It does not sleep in between: this may be an append.
 _TRIES: Final = 50
+_SHARED: Final = ["FLOCK", "ADVISORY", "READ"]
 
 
 def is_anyone_attached(directory: SpoolDirectory, *, tries: int = _TRIES) -> bool:
@@ -33,6 +34,19 @@ def is_anyone_attached(directory: SpoolDirectory, *, tries: int = _TRIES) -> boo
         return False
     except OSError:
         return True
+
+
+def attached_pids(directory: SpoolDirectory) -> list[int] | None:
+    """Return the processes that are attached, as far as the kernel shows them here; None if it does not (macOS)."""
+    try:
+        with open("/proc/locks", encoding="ascii") as file:
+            fields = [line.split() for line in file]
+        inode = f":{files.status(directory.attached_lock).st_ino}"
+    except FileNotFoundError as error:
+        return None if error.filename == "/proc/locks" else []
+    except OSError:
+        return None
+    return sorted({int(each[4]) for each in fields if each[1:4] == _SHARED and each[5].endswith(inode)})
 
 
 class Attachment:

@@ -239,15 +239,24 @@ def _check_access(path: str, status: os.stat_result) -> None:
         )
 
 
+def filesystem_at(path: str) -> str:
+    """Return the type of the file system that a path lies on; "" if that cannot be told here."""
+    if sys.platform == "linux":
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                return filesystem_of(os.path.realpath(path), file.read())
+        except OSError:
+            pass
+    return ""
+
+
+def is_unsafe(kind: str) -> bool:
+    """Tell whether a file system of this type may be one of several hosts."""
+    return kind in _UNSAFE_FILESYSTEMS or kind.startswith("fuse.")
+
+
 def _check_filesystem(path: str) -> None:
-    if sys.platform != "linux":
-        return
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            kind = filesystem_of(os.path.realpath(path), file.read())
-    except OSError:
-        return
-    if kind in _UNSAFE_FILESYSTEMS or kind.startswith("fuse."):
+    if is_unsafe(kind := filesystem_at(path)):
         raise UnsafeFilesystemError(
             f"the spool {path} lies on a {kind} file system, where appends and locks of several processes are not "
             "safe. Nothing was written. Name a local directory (spool_directory), or set "

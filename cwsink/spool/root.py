@@ -103,7 +103,7 @@ def _why_unusable(root: str) -> str | None:
     """Return why a root cannot be used, after making it if it is not there. None: it can."""
     try:
         _make(root)
-        return _why_untrusted(root)
+        return why_untrusted(root)
     except OSError as error:
         return f"{error.strerror}".lower()
 
@@ -115,7 +115,8 @@ def _make(path: str) -> None:
         make_directory(path)
 
 
-def _why_untrusted(root: str) -> str | None:
+def why_untrusted(root: str) -> str | None:
+    """Return why this user must not put spools into a directory; None: there is no reason. Raises OSError."""
     status = os.stat(root)
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISDIR(status.st_mode):

@@ -178,7 +178,7 @@ def in_child(user: int, work: Callable[[], object], sent: Path) -> int:
             return Answer(status=200, request_id="stored")
 
         CloudWatch.put = put  # type: ignore[method-assign]
-        root._why_untrusted = lambda path: None
+        root.why_untrusted = lambda path: None
         repair._put_in_order = lambda *arguments: None  # it would set the hostile ring aside, and make another one
         work()
         code = 0

@@ -8,6 +8,7 @@ inherited by one class in the test module of each emulator, which provides `endp
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from cwsink.doctor import patient, rounds
 from tests.conftest import Spawn
 from tests.harness.support import finish
 
@@ -177,6 +179,32 @@ class EmulatorContract:
         for producer in range(PROCESSES):
             own = [(record["number"], record["message"]) for record in records if record["producer"] == producer]
             assert own == [(number, text_of(number)) for number in range(RECORDS)]
+
+    def test_the_doctor_changes_nothing_and_its_probe_arrives(
+        self, target: Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is missing is said, and not made; then all is well, and nothing is stored but the probe's record."""
+        settings = {"LOG_GROUP_NAME": target.group, "LOG_STREAM_NAME": target.stream, "ENDPOINT_URL": target.endpoint}
+        for name, value in {**settings, "BATCH_TIMEOUT_SECONDS": "0.1", "DRAIN_TIMEOUT_SECONDS": "0"}.items():
+            monkeypatch.setenv(f"CWSINK_{name}", value)
+        monkeypatch.setenv("NO_PROXY", "*")
+        questions = [question for question in rounds.QUESTIONS if question.ask.__module__.endswith("reach")]
+
+        def verdicts(*, probe: bool = False) -> dict[str, str]:
+            found = list(rounds.examine(patient.admit([], os.environ), questions, probe=probe))
+            assert "wrong" not in {each.verdict for each in found}, found
+            return {each.topic: each.verdict for each in found}
+
+        assert verdicts()["CreateLogGroup"] == "unknown"
+        assert target.groups() == []
+        target.client.create_log_group(logGroupName=target.group)
+        assert verdicts()["CreateLogStream"] == "unknown"
+        assert target.streams() == []
+        target.client.create_log_stream(logGroupName=target.group, logStreamName=target.stream)
+        assert set(verdicts().values()) == {"ok"}
+        assert list(target.get_log_events()) == []
+        assert verdicts(probe=True)["probe"] == "ok"
+        assert [json.loads(message)["logger"] for _, message in target.get_log_events()] == ["cwsink.doctor"]
 
 
 def text_of(number: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from cwsink.doctor import patient, rounds
 from tests.harness.emulator_contract import EmulatorContract
 from tests.harness.support import CHILD_SECONDS
 
@@ -25,4 +27,12 @@ def endpoint() -> Iterator[str]:
 
 
 class TestMoto(EmulatorContract):
-    """Every test of EmulatorContract."""
+    """Every test of EmulatorContract, and what `cwsink doctor` asks another service."""
+
+    def test_the_doctor_says_whose_credentials_these_are(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """STS knows the name behind the key."""
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("CWSINK_LOG_GROUP_NAME", "/app")
+        questions = [question for question in rounds.QUESTIONS if question.topic == "credentials"]
+        (found,) = rounds.examine(patient.admit([], os.environ), questions)
+        assert (found.verdict, "arn:aws:" in found.seen) == ("ok", True), found

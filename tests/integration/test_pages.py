@@ -52,7 +52,7 @@ SERVER_PORT: Final = 8800  # where the README has its CloudWatch
 UVICORN_PORT: Final = 8000
 
 # Other tests run the blocks of these pages.
-RUN_ELSEWHERE: Final = ("records",)
+RUN_ELSEWHERE: Final = ("records", "doctor")
 
 # Pictures: blocks that are no code. By their first line.
 PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")

@@ -67,7 +67,7 @@ def test_no_two_modules_have_one_name() -> None:
     """Each name has one meaning. The heart of a package may have its name, and a command that of what it runs."""
     leaves = [name.rpartition(".")[2] for name in MODULES]
     double = {leaf for leaf in leaves if leaves.count(leaf) > 1}
-    assert double == {"__main__", "demo", "flusher"}
+    assert double == {"__main__", "demo", "doctor", "flusher", "top"}
 
 
 def test_no_two_public_classes_have_one_name() -> None:
@@ -99,6 +99,7 @@ BY_NAME: Final = {
         "the root and the way to it, before it is trusted; makes directories for open_directory",
     ),
     "cwsink.spool.directory": ("open realpath", "/proc/self/mountinfo"),
+    "cwsink.spool.attachment": ("open", "/proc/locks"),
     "cwsink.spool.disk": ("statvfs", "of a descriptor"),
     "cwsink.spool.flusher_lock": ("utime", "of a descriptor"),
     "cwsink.spool.leadership": ("open stat listdir", "/proc"),
@@ -110,6 +111,7 @@ BY_NAME: Final = {
     "cwsink.cli": ("open", "/dev/null"),
     "cwsink.cli.flushing": ("open", "/dev/null"),
     "cwsink.cli.progress": ("open", "/dev/null"),
+    "cwsink.doctor.machine": ("open stat statvfs access isdir", "/proc, and what is said of the root and its disk"),
     "cwsink.cli.spools": ("access isdir", "what is said of a PATH that holds no spool"),
     "cwsink.supervisor.command": ("listdir pathlib", "/proc"),
     "cwsink.supervisor.flusher_process": ("pathlib", "cwsink's own files"),

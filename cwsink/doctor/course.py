@@ -1,0 +1,89 @@
+"""Questions about delivery: who sends each spool, what CloudWatch has answered last, and what was left behind."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from cwsink.doctor.finding import Finding, ok, warning, wrong
+from cwsink.doctor.patient import Patient
+from cwsink.flusher.outcome import advice_on
+from cwsink.spool import flusher_lock
+from cwsink.spool.stats import SpoolStats, look
+
+
+def delivery(patient: Patient) -> Iterator[Finding]:
+    """Is each spool delivered, and if not, why?"""
+    for case in patient.cases:
+        if case.directory is not None:
+            spool = look(case.directory)
+            yield from _verdict(case.name, spool)
+            yield from _lost(case.name, spool)
+
+
+def leader(patient: Patient) -> Iterator[Finding]:
+    """Who sends?"""
+    for case in patient.cases:
+        if case.directory is None:
+            continue
+        spool = look(case.directory)
+        if spool.led_by_host is not None:
+            yield wrong(
+                "leader", f"{case.name}: host {spool.led_by_host} leads this spool", "Give each host a disk of its own."
+            )
+        elif spool.leader is None and patient.root and flusher_lock.is_taken(patient.root):
+            yield ok("leader", f"{case.name}: none now; a flusher serves other spools here")
+        elif spool.leader is None:
+            yield ok("leader", f"{case.name}: none now; the next record starts one")
+        else:
+            of = f"pid {spool.leader.pid} on {spool.leader.host}, epoch {spool.leader.epoch}"
+            for unable in spool.unable:
+                yield warning("leader", f"{case.name}: pid {unable['pid']} gave way, unable to send: {unable['error']}")
+            yield ok("leader", f"{case.name}: {of}")
+
+
+def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
+    if not spool.pending:
+        last = "" if spool.last_success_seconds is None else f", the last {spool.last_success_seconds:,.0f} s ago"
+        yield ok("delivery", f"{name}: nothing waits, {spool.delivered:,} delivered{last}")
+        return
+    waiting = f"{name}: {spool.pending:,} wait, the oldest for {spool.oldest_pending_seconds or 0:,.0f} s"
+    path = shlex.quote(spool.path)
+    if spool.state == "stalled" and spool.leader is not None:
+        pid = spool.leader.pid
+        how = "is a stopped process" if spool.leader_is_stopped else "has not moved for 30 s"
+        yield wrong(
+            "delivery",
+            f"{waiting}; pid {pid} leads, and {how}",
+            f"kill -{'CONT' if spool.leader_is_stopped else 'TERM'} {pid}",
+        )
+    elif spool.state in ("retrying", "circuit_open"):
+        error = spool.last_error or spool.state
+        yield wrong("delivery", f"{waiting}; the last answer: {error}", advice_on(error))
+    elif spool.state == "no_leader" and spool.orphan_seconds is not None:
+        yield wrong(
+            "delivery",
+            f"{waiting}; an orphan of host {spool.written_by}: nobody leads, and none that logged there is left",
+            f"cwsink replay {path}",
+        )
+    elif spool.state == "no_leader":
+        error = f"; the last error: {spool.last_error}" if spool.last_error else ""
+        yield wrong("delivery", f"{waiting}; nobody sends{error}", f"cwsink flush --once {path}")
+    else:
+        yield ok("delivery", f"{waiting}; they are being sent")
+
+
+def _lost(name: str, spool: SpoolStats) -> Iterator[Finding]:
+    if spool.lost:
+        yield warning(
+            "losses",
+            f"{name}: {spool.lost:,} records are lost since the spool was made (evicted or refused)",
+            f"Raise spool_max_bytes above {spool.capacity_bytes:,}, or find out why CloudWatch did not take them.",
+        )
+    if spool.dead_lettered:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(spool.dead_lettered.items()))
+        yield warning(
+            "dead letters",
+            f"{name}: CloudWatch can never take {counts}",
+            f"cwsink replay --dead-letters --dry-run {shlex.quote(spool.path)}",
+        )

@@ -1,0 +1,62 @@
+"""What `cwsink doctor` reads of this machine: /proc, the disk of a directory, names of users. Changes nothing.
+
+What is seen by a path here is only told to people. Nobody opens or writes a file by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+_MOST_BYTES: Final = 64 * 1024
+
+
+def nearest(path: str) -> str:
+    """Return the path itself, or the nearest directory above it that is there."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def owner_of(path: str) -> int:
+    """Return the user whose directory it is. Raises OSError."""
+    return os.stat(path).st_uid
+
+
+def may_make(path: str) -> bool:
+    """Tell whether this user may make something in a directory."""
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def free_bytes(path: str) -> int | None:
+    """Return how much room the disk has for this user; None if it does not say. Raises OSError."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize if status.f_blocks else None
+
+
+def user_name(uid: int) -> str:
+    """Return "www-data (33)", or "33" if the user has no name here."""
+    with contextlib.suppress(KeyError, ImportError):
+        import pwd
+
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    return str(uid)
+
+
+def uid_of(name: str) -> int | None:
+    """Return the number of a user, which may be given as one; None if there is none of that name."""
+    with contextlib.suppress(KeyError, ImportError):
+        import pwd
+
+        return int(name.lstrip("#")) if name.lstrip("#").isdecimal() else pwd.getpwnam(name).pw_uid
+    return None
+
+
+def words_of(pid: int) -> list[str]:
+    """Return the command line of a process; empty if there is no such process, or if that cannot be told here."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read(_MOST_BYTES).decode(errors="backslashreplace").rstrip("\0").split("\0")
+    except OSError:
+        return []

@@ -1,0 +1,127 @@
+"""Questions about the disk: where the spools are, whose they are, how much room there is, and what survives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from cwsink.config import SinkConfig
+from cwsink.doctor import machine
+from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
+from cwsink.doctor.patient import Patient
+from cwsink.spool import disk
+from cwsink.spool.budget import used_bytes
+from cwsink.spool.directory import filesystem_at, is_unsafe
+from cwsink.spool.root import ROOT_VARIABLE, why_untrusted
+
+_IN_MEMORY = frozenset(("tmpfs", "ramfs"))
+_OF_CONTAINER = frozenset(("overlay", "aufs"))
+_MIB = 1024 * 1024
+
+
+def root(patient: Patient) -> Iterator[Finding]:
+    """Is the directory of the spools there, and may it be used?"""
+    path = patient.root
+    if path is None or patient.root_error:
+        yield wrong("root", patient.root_error, f"{ROOT_VARIABLE}=/absolute/path of a local directory")
+        return
+    there = machine.nearest(path)
+    is_named = bool(patient.env.get(ROOT_VARIABLE) or (patient.config and patient.config.spool_directory))
+    if there != path:
+        if machine.may_make(there) or not is_named:  # a worker tries the other default ones, too
+            yield ok("root", f"{path} is made by the first record")
+        else:
+            yield wrong("root", f"{path} is not there, and user {os.geteuid()} cannot make it", _mkdir(path))
+    elif why := why_untrusted(path):
+        yield (wrong if is_named else warning)("root", f"{path} cannot be used: {why}", _mkdir(path))
+    else:
+        yield ok("root", f"{path}, of user {machine.user_name(machine.owner_of(path))}")
+    for spool, why in patient.unreadable.items():
+        yield wrong("root", f"{spool} cannot be opened: {why}", "Run as its owner, or as root to look.")
+
+
+def _mkdir(path: str) -> str:
+    return f"sudo install -d -m 0700 -o {os.geteuid()} {path}, or {ROOT_VARIABLE}=another directory"
+
+
+def survival(patient: Patient) -> Iterator[Finding]:
+    """Does what waits there survive a restart?"""
+    if patient.root is None:
+        return
+    path = machine.nearest(patient.root)
+    kind = filesystem_at(path)
+    at = f"{patient.root} is on {kind or 'a file system that cannot be told'}"
+    if is_unsafe(kind):
+        yield wrong("disk", f"{at}, which several hosts may share: no worker starts there", f"{ROOT_VARIABLE}=/local")
+    elif kind in _IN_MEMORY:
+        yield warning("disk", f"{at}: what waits there is lost at a restart of the host", "Use a real disk.")
+    elif kind in _OF_CONTAINER:
+        yield warning("disk", f"{at}: what waits there goes with the container", f"Mount a volume at {patient.root}.")
+    elif kind:
+        yield ok("disk", f"{at}, and survives a restart")
+    else:
+        yield unknown("disk", at)
+
+
+def room(patient: Patient) -> Iterator[Finding]:
+    """Is there room for all that the spools may hold?"""
+    if patient.root is None:
+        return
+    free = machine.free_bytes(machine.nearest(patient.root))
+    if free is None:
+        yield unknown("room", "the disk does not say how much is free")
+        return
+    needed = 0
+    for case in patient.cases:
+        used = used_bytes(case.directory.ring) if case.directory else 0
+        needed += max(0, case.config.spool_max_bytes - used)
+    configs = [case.config for case in patient.cases] or [patient.config or SinkConfig()]
+    segment = max(config.ring_segment_bytes for config in configs)
+    shown = f"{free / _MIB:,.0f} MiB free"
+    if free < segment:
+        yield wrong("room", f"{shown}: there is no room for another segment, and records are lost", "Free some space.")
+    elif (most := disk.most_file_bytes()) is not None and most < segment:
+        yield wrong("room", f"this user's files may have {most:,} bytes (ulimit -f)", "ulimit -f unlimited")
+    elif free < needed:
+        yield warning(
+            "room",
+            f"{shown}, and the spools may take {needed / _MIB:,.0f} MiB more",
+            f"Free some space, or CWSINK_SPOOL_MAX_BYTES={max(1, free // 2 // _MIB)}MiB",
+        )
+    else:
+        yield ok("room", f"{shown}; the spools may take {needed / _MIB:,.0f} MiB more")
+
+
+def users(patient: Patient) -> Iterator[Finding]:
+    """Do the workers run as the user whose spools these are?"""
+    me, named = os.geteuid(), _user_of(patient)
+    if named is not None:
+        uid = machine.uid_of(named)
+        if uid is None:
+            yield wrong("user", f"the command is to run as {named}, and there is no such user here")
+            return
+        if uid != me:
+            yield warning(
+                "user",
+                f"the command runs as {machine.user_name(uid)}, and this as {machine.user_name(me)}: "
+                "root, disk and credentials may differ",
+                f"sudo -u {named} cwsink doctor -- ...",
+            )
+            return
+    owners = {machine.owner_of(case.directory.path) for case in patient.cases if case.directory} - {me}
+    if owners:
+        shown = ", ".join(map(machine.user_name, sorted(owners)))
+        yield warning(
+            "user", f"this is {machine.user_name(me)}, and spools are of {shown}", "Run it as the workers' user."
+        )
+    else:
+        yield ok("user", machine.user_name(me))
+
+
+def _user_of(patient: Patient) -> str | None:
+    """Return the user whom the command's workers run as, if it says so."""
+    if (started := patient.started) is None:
+        return None
+    own = {"gunicorn": ("--user", "-u"), "uwsgi": ("--uid",), "pyuwsgi": ("--uid",), "celery": ("--uid",)}
+    user = started.option(*names) if (names := own.get(started.program)) else None
+    return (user or started.user or "").partition(":")[0] or None
