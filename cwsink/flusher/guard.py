@@ -33,7 +33,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from cwsink.diagnostics import report
-from cwsink.flusher import cloudwatch, own
+from cwsink.flusher import cloudwatch, helper, own
 from cwsink.flusher.own import Ends
 from cwsink.spool import disk, flusher_lock, leader_state, lease
 from cwsink.spool.directory import open_existing
@@ -172,6 +172,7 @@ def _be_flusher(work: Callable[[], bool]) -> NoReturn:
     except BaseException as error:
         report("flusher", f"the flusher ends: {type(error).__name__}: {error}. Records wait in the spool.")
     finally:
+        helper.end_all()  # `_exit` calls no handler
         os._exit(code)
 
 
