@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -374,6 +375,29 @@ def test_what_can_be_seen_from_outside_needs_no_flusher(
     assert slept == []
     (line,) = parting_words(said)
     assert f"not delivered yet ({named}" in line
+
+
+SLOW = """\
+import pathlib, time
+while not pathlib.Path(__file__, "../enough").resolve().exists():
+    time.sleep(0.01)
+raise SystemExit
+"""
+
+
+def test_who_reads_all_that_a_program_says_does_not_wait_for_its_flusher_to_load(
+    spawn: Spawn, config: SinkConfig, nobody_listens: str, tmp_path: Path
+) -> None:
+    """The flusher has the program's stderr, and takes long to load. When the program has said what stays, it lets go
+    of a pipe."""
+    (tmp_path / "slow").mkdir()
+    path = os.pathsep.join((f"{tmp_path}/slow", *sys.path))
+    (tmp_path / "slow" / "filelock.py").write_text(SLOW)
+    child = start(spawn, BURST, config, {"PYTHONPATH": path}, endpoint_url=nobody_listens)
+    wait_until_ready(child)
+    _, said = child.communicate(timeout=CHILD_SECONDS)
+    assert len(parting_words(said)) == 1
+    (tmp_path / "slow" / "enough").touch()
 
 
 @pytest.mark.usefixtures("no_flusher")
