@@ -8,11 +8,12 @@ time between the beginning and the end of cwsink's exit handlers. The parts:
 * delivered: all that it has logged is;
 * pending: a flusher leads, and waits for more records before it sends these;
 * at once: it ends right after its records. It is the first one to log here, so a flusher is on its way;
-* known: the flusher has found out that it cannot deliver, and has said so in the spool.
+* known: the flusher has found out that it cannot deliver, and has said so in the spool;
+* again: as "at once", and a program found out a minute ago that it could not deliver.
 
-CloudWatch is up; refuses connections; is silent (connections are accepted, requests read, nothing answered); or there
-are no credentials. `drain_timeout_seconds` is 1 here (the default is 5), so that the rows of a silent CloudWatch show
-the limit. Linux only.
+CloudWatch is up; refuses connections; denies; is silent (connections are accepted, requests read, nothing answered); or
+there are no credentials, or no region. `drain_timeout_seconds` is 1 here (the default is 5), so that the rows of a
+silent CloudWatch show the limit. Linux only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -56,7 +58,7 @@ while part == "pending" and not (lease.is_taken(writer.directory) and leader_sta
     time.sleep(0.01)
 while part == "known" and not ((led := leader_state.read(writer.directory)) and led.obstacle):
     time.sleep(0.01)
-if part != "at once":
+if part not in ("at once", "again"):
     print("ready", flush=True)
     sys.stdin.read()
 atexit.unregister(presence.this.leave)
@@ -88,8 +90,11 @@ ROWS: Final = (
     Row("delivered", "up", True, 700),
     Row("pending", "up", True, 700),
     Row("at once", "up", True, 700),
-    Row("at once", "refuses", True, 700),
-    Row("at once", "without credentials", True, 700),
+    Row("at once", "refuses", True, 200),
+    Row("at once", "without credentials", True, 200),
+    Row("at once", "without region", True, 200),
+    Row("at once", "denies", True, 700),
+    Row("again", "denies", True, 200),
     Row("known", "refuses", True, 10),
     Row("known", "without credentials", True, 10),
     Row("pending", "silent", True, None),
@@ -102,11 +107,13 @@ def leave(row: Row, folder: Path) -> float:
         spools = tempfile.mkdtemp(dir=folder)
         stack.callback(kill_flushers, spools)
         settings: dict[str, Any] = {
+            "log_group_name": "/benchmark",
             "endpoint_url": endpoint_of(row.cloudwatch, stack),
-            "region": "us-east-1",
+            "region": None if row.cloudwatch == "without region" else "us-east-1",
             "spool_directory": spools,
             "batch_timeout_seconds": 60.0 if row.part == "pending" else 0.1,
             "batch_size": 10 * RECORDS,
+            "drain_timeout_seconds": 1.0,
         }
         env = {
             name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FAPILOG_", "CWSINK_"))
@@ -114,6 +121,11 @@ def leave(row: Row, folder: Path) -> float:
         env.update(AWS_EC2_METADATA_DISABLED="true", HOME=str(folder))
         if row.cloudwatch != "without credentials":
             env.update(CREDENTIALS)
+        if row.part == "again":
+            start(settings, "known", 1, env, stack).communicate(timeout=HANG_SECONDS)
+            kill_flushers(spools)
+            for path in Path(spools).glob("*/leader.json"):
+                os.utime(path, (time.time() - 60, time.time() - 60))
         process = start(settings, row.part, RECORDS, env, stack)
         if not row.is_last:
             start(settings, "attached", 1, env, stack)
@@ -130,6 +142,8 @@ def endpoint_of(cloudwatch: str, stack: ExitStack) -> str:
     server = stack.enter_context(StrictCloudWatch())
     if cloudwatch == "silent":
         server.faults.hang(HANG_SECONDS, 1_000)
+    if cloudwatch == "denies":
+        server.faults.deny("logs:PutLogEvents")
     return server.endpoint_url
 
 
@@ -147,7 +161,7 @@ def start(
     )
     stack.callback(end, process)
     assert process.stdout is not None, "asked for a pipe"
-    if part != "at once" and process.stdout.readline() != "ready\n":
+    if part not in ("at once", "again") and process.stdout.readline() != "ready\n":
         raise SystemExit(f"a process that was to be {part} ended with {process.wait()}")
     return process
 

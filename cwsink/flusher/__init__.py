@@ -40,10 +40,10 @@ take over: epoch + 1 in the cursor
 
 A call is believed to have succeeded only with a 200 and AWS's request id. It ends within `connect_timeout_seconds` +
 `read_timeout_seconds` in all, and at most 1 MiB of its answer is read (`deadline`): a server that answers a byte a
-second, or without end, is a lost answer. What is told of an answer has no secret in it (`confidential`). botocore does
-not retry for us: it would send where the lease cannot be checked. After a failure a leader waits a random share of a
-time that doubles up to 20 s; for credentials and permissions 5 to 10 s; with the circuit open 15 to 30 s. Once
-throttled it also sends less often.
+second, or without end, is a lost answer. A helper that gives credentials gets 13 s (`helper`). What is told of an
+answer has no secret in it (`confidential`). botocore does not retry for us: it would send where the lease cannot be
+checked. After a failure a leader waits a random share of a time that doubles up to 20 s; for credentials and
+permissions 5 to 10 s; with the circuit open 15 to 30 s. Once throttled it also sends less often.
 
 Fenced
 ------

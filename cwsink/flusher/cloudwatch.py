@@ -29,7 +29,7 @@ import msgspec
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.flusher import confidential, deadline
+from cwsink.flusher import confidential, deadline, helper
 from cwsink.flusher.chunk import body
 from cwsink.flusher.confidential import answer
 from cwsink.flusher.outcome import Answer
@@ -126,6 +126,7 @@ def new_session(profile: str | None = None) -> Any:
         session.register("before-send", _before_send)
         _emitter = copy.copy(session.get_component("event_emitter"))
         deadline.bind()
+        helper.bind()
     else:
         session.register_component("event_emitter", copy.copy(_emitter))
     session.register_component("data_loader", _data)

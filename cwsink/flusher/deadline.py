@@ -12,7 +12,9 @@ of this process: credential providers (a metadata service, STS, SSO) make connec
 reach. This process is the flusher's, so no application's calls are concerned. These are private names of botocore. If a
 version does not have them, its requests have the usual time-outs only, and a line says so.
 
-Not bounded: the look-up of the host's name, for which the C library has time-outs of its own (resolv.conf).
+Not bounded: the look-up of the host's name. The C library has time-outs of its own for it (resolv.conf, usually 5 s,
+twice), and no call that could be ended from outside. (Rejected: a thread for each look-up. A resolver that hangs would
+leave one behind at each try.)
 """
 
 from __future__ import annotations

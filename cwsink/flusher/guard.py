@@ -33,7 +33,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from cwsink.diagnostics import report
-from cwsink.flusher import cloudwatch, own
+from cwsink.flusher import cloudwatch, helper, mute, own
 from cwsink.flusher.own import Ends
 from cwsink.spool import disk, flusher_lock, leader_state, lease
 from cwsink.spool.directory import open_existing
@@ -48,7 +48,6 @@ _STEADY_SECONDS: Final = 1.0
 # The exit code by which the flusher asks the guard to begin anew.
 _RENEW: Final = 75
 _LEFT_BEHIND_VARIABLE: Final = "CWSINK_FLUSHER_LEFT_BEHIND"
-_MUTE_VARIABLE: Final = "CWSINK_FLUSHER_MUTE"
 # How long a guard that is to take over waits for the present leader to end.
 _CHALLENGE_SECONDS: Final = 30.0
 _CHALLENGE_POLL_SECONDS: Final = 0.05
@@ -91,32 +90,24 @@ def main(argv: list[str]) -> NoReturn:
     _load()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _forward)
-    signal.signal(signal.SIGUSR1, _mute)
+    signal.signal(signal.SIGUSR1, mute.go_mute)
+    mute.end()
     guard_pid = os.getpid()
 
-    def mute() -> None:
-        _mute()
+    def go_mute() -> None:
+        mute.go_mute()
         if os.getppid() == guard_pid:
             os.kill(guard_pid, signal.SIGUSR1)
 
     def work() -> bool:
-        is_mute = _MUTE_VARIABLE in os.environ
-        return own.OwnFlusher(root, lock, mute=mute, is_mute=is_mute, left_behind=left_behind).run()
+        is_mute = mute.MUTE_VARIABLE in os.environ
+        return own.OwnFlusher(root, lock, go_mute=go_mute, is_mute=is_mute, left_behind=left_behind).run()
 
     _watch(work)
     _begin_anew(lock, left_behind)
 
 
 _flusher_pid = 0
-
-
-def _mute(*_: object) -> None:
-    """Let go of stderr. The variable tells the flushers and guards that come after."""
-    os.environ[_MUTE_VARIABLE] = "1"
-    with contextlib.suppress(OSError):
-        fd = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(fd, 2)
-        os.close(fd)
 
 
 def _watch(work: Callable[[], bool]) -> None:
@@ -172,6 +163,7 @@ def _be_flusher(work: Callable[[], bool]) -> NoReturn:
     except BaseException as error:
         report("flusher", f"the flusher ends: {type(error).__name__}: {error}. Records wait in the spool.")
     finally:
+        helper.end_all()  # `_exit` calls no handler
         os._exit(code)
 
 

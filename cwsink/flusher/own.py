@@ -29,7 +29,7 @@ from typing import Final, Literal
 
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
-from cwsink.flusher import stderr
+from cwsink.flusher import mute, stderr
 from cwsink.flusher.election import Election
 from cwsink.flusher.turns import Turns
 from cwsink.spool import files, flusher_lock, hurry, lease, open_directory, segment, sending, survey
@@ -59,21 +59,21 @@ class OwnFlusher:
     """Delivers for one root until nobody needs it."""
 
     def __init__(
-        self, root: str, lock: FlusherLock, *, mute: Callable[[], None], is_mute: bool, left_behind: Ends
+        self, root: str, lock: FlusherLock, *, go_mute: Callable[[], None], is_mute: bool, left_behind: Ends
     ) -> None:
         """Prepare; `run` delivers.
 
         Args:
             root: the directory that holds the spools.
             lock: this process and its guard hold it.
-            mute: lets go of stderr, in this process and in the guard.
+            go_mute: lets go of stderr, in this process and in the guard.
             is_mute: an earlier flusher has let go of stderr.
             left_behind: where the rings ended that no process logged to any more when the guard began. All other
                 spools are in use, even if their writers have ended since.
         """
         self._root = root
         self._lock = lock
-        self._mute = mute
+        self._mute = go_mute
         self._is_mute = is_mute
         self._stderr = stderr.Stderr()
         self._turns = Turns()
@@ -147,7 +147,7 @@ class OwnFlusher:
 
         A process that logs here later sees `is_mute` in leader.json, and starts another flusher, which gets its stderr.
         """
-        if stderr.is_pipe():
+        if mute.is_pipe():
             self._is_mute = True
             for served in self._serving.values():
                 served.election.went_mute()

@@ -16,6 +16,7 @@ import re
 import stat
 from typing import Final
 
+from cwsink.flusher.mute import is_pipe
 from cwsink.spool.leader_state import STARTED_BY_VARIABLE
 
 _PROC: Final = "/proc"
@@ -52,14 +53,6 @@ class Stderr:
                     if _link(pid, fd) == self._pipe and not _is_flusher(pid):
                         return pid, fd
         return None
-
-
-def is_pipe() -> bool:
-    """Tell whether our stderr has a reader that may wait for its end."""
-    with contextlib.suppress(OSError):
-        mode = os.fstat(2).st_mode
-        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-    return False
 
 
 def _link(pid: int, fd: int) -> str | None:

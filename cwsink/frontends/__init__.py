@@ -83,8 +83,9 @@ of each spool, then writes down the last counts of refused records.
 * A process asks the kernel for an exclusive flock on attached.lock. If another process is still attached it gets
   none, and leaves at once.
 * The last process waits until the pending records are delivered, for at most `drain_timeout_seconds` for all spools
-  together. It does not wait if the leader says that it cannot deliver (no credentials, denied, out of reach), with
-  `flusher="external"`, or below `cwsink run`, which waits itself.
+  together. It does not wait with `flusher="external"`, or below `cwsink run`, which waits itself.
+* It does not wait for what cannot be delivered now (no credentials, denied, out of reach), either. The leader says so,
+  or a leader a moment ago, or the process sees it itself before the flusher can (`parting`, `outlook`).
 * If records are left, the process says so in one line. The flusher tries for as long again.
 
 No record's safety depends on this. If a process is killed, or ends by `os._exit`, the kernel drops its flock. The

@@ -5,9 +5,8 @@ whether there is a flusher, and starts one if not (cwsink.frontends.starter). It
 botocore or filelock from us.
 
 At exit a process detaches, and asks whether it was the last one attached. If not, it leaves at once. The last process
-waits until the pending records are delivered, for at most `drain_timeout_seconds`. If the leader says that it cannot
-deliver now, the process does not wait. The flusher lives on, and sends the rest until it is done or its own time is
-over.
+waits until the pending records are delivered, for at most `drain_timeout_seconds` (cwsink.frontends.parting). The
+flusher lives on, and sends the rest until it is done or its own time is over.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from typing import Final, Protocol
 
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
-from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
 from cwsink.frontends.console import is_lambda
 from cwsink.frontends.starter import Starter, is_hosted
-from cwsink.spool import cursor, descriptors, files, leader_state, lease, sending
+from cwsink.spool import descriptors, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -35,18 +33,15 @@ from cwsink.version import __version__
 
 # Looks come with the ring's checks, which are nearly a second apart. A longer time would miss every other one of them.
 _LOOK_SECONDS: Final = 0.5
-# Pauses between two looks whether all is delivered: by the last process at exit, and by a caller of `flush`.
-_DRAIN_POLL_SECONDS: Final = 0.01
+# A caller of `flush`: pauses between two looks whether all is delivered; how often it starts a flusher if there is
+# none, and asks the flusher to hurry.
 _FLUSH_POLL_SECONDS: Final = 0.02
-# How often both start a flusher if there is none, and ask the flusher to hurry.
 _ASK_SECONDS: Final = 0.5
-# A leader's obstacle counts for this long after the leader has ended: a short program need not wait for the next one.
-_STILL_TRUE_SECONDS: Final = 5.0
+# What a leader before could not do counts for so long for a process that begins (cwsink.frontends.parting).
+_REMEMBERED_SECONDS: Final = 600.0
 # The pause between two offers of another flusher: the first one, doubled by each offer up to the longest.
 _FIRST_OFFER_SECONDS: Final = 5.0
 _LONGEST_OFFER_SECONDS: Final = 600.0
-
-_HOPELESS: Final = frozenset(("credentials", "denied", "unreachable"))
 
 
 def refuse_lambda() -> None:
@@ -81,7 +76,7 @@ def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: 
 
 
 def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
-    from cwsink.spool import survey  # imported here for the reason given in `await_delivery`
+    from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and few wait
 
     until = monotonic() + timeout_seconds
     ask_at = 0.0
@@ -114,6 +109,7 @@ class Presence:
         hurry_file.take_word_back(directory)
         self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
         self._starter = this.starter_of(directory)
+        self._known = leader_state.hopeless(directory, within_seconds=_REMEMBERED_SECONDS)
         self._look_at = 0.0
         self._offer_at = 0.0
         self._offer_seconds = _FIRST_OFFER_SECONDS
@@ -158,52 +154,15 @@ class Presence:
         return is_last and self.config.flusher != "external" and not is_hosted()
 
     def await_delivery(self, began: float) -> None:
-        """Wait until the pending records are delivered, or the leader says that it cannot deliver. Raises OSError.
+        """Wait until the pending records are delivered, or cannot be delivered now. Raises OSError.
 
         Args:
             began: when the process began to leave its spools (monotonic). All spools share one
                 `drain_timeout_seconds`, which begins here.
         """
-        from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and most processes never wait
+        from cwsink.frontends.parting import Parting  # it takes 0.1 MiB with the reader, and most never wait
 
-        until = began + self.config.drain_timeout_seconds
-        ends = survey.ends(self.directory)
-        if not ends:
-            return
-        ask_at = 0.0
-        while ends and (now := monotonic()) < until and not self._is_hopeless():
-            if now >= ask_at:
-                ask_at = now + _ASK_SECONDS
-                hurry(self.directory, self.config)
-            time.sleep(_DRAIN_POLL_SECONDS)
-            ends = survey.unsettled(self.directory, ends)
-        if ends and (pending := survey.survey(self.directory).pending):
-            self._say_what_stays(pending)
-
-    def _is_hopeless(self) -> bool:
-        published = leader_state.read(self.directory)
-        if published is None or published.obstacle not in _HOPELESS:
-            return False
-        if lease.is_taken(self.directory) and published.epoch >= cursor.read(self.directory.cursor).epoch:
-            return True
-        with contextlib.suppress(OSError):
-            return time.time() - files.status(self.directory.leader_state).st_mtime < _STILL_TRUE_SECONDS
-        return False
-
-    def _say_what_stays(self, pending: int) -> None:
-        published = leader_state.read(self.directory)
-        why = (
-            f" ({published.last_error.rstrip('.')})"
-            if published and published.obstacle and published.last_error
-            else ""
-        )
-        report(
-            f"stay_{self.directory.path}",
-            f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self.directory.path}: not "
-            f"delivered yet{why}. The flusher tries for {self.config.drain_timeout_seconds:g} s more; then the next "
-            "process that logs there sends them, or `cwsink flush --once`.",
-        )
-        hurry_file.leave_word(self.directory)
+        Parting(self.directory, self.config, self._starter, self._known).wait(began)
 
     def _offer(self, now: float) -> None:
         """Start a flusher that takes the leader's place, if it may do better.
@@ -220,7 +179,9 @@ class Presence:
         is_gone = published.is_outdated and sending.installation_now() != ""
         if published.kind == "own" and (is_older or published.is_mute or is_gone):
             self._starter.replace(self.directory, "version", published.pid)
-        elif published.obstacle in _HOPELESS and published.credentials != sending.credentials_stamp(os.environ):
+        elif published.obstacle in leader_state.HOPELESS and published.credentials != sending.credentials_stamp(
+            os.environ
+        ):
             self._starter.replace(self.directory, "trouble", published.pid)
         else:
             if not published.obstacle:  # if it has one, another flusher of ours would have it, too

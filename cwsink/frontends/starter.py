@@ -50,6 +50,7 @@ _BOOT: Final = (
     "import os,sys;"
     "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
     "sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more);"
+    "from cwsink.flusher.mute import begin;begin(sys.argv[3]);"
     "from cwsink.flusher.guard import main;main(sys.argv[2:])"
 )
 _SHELL: Final = "/bin/sh"
@@ -69,9 +70,14 @@ _wait = posix.waitpid
 
 
 class Starter:
-    """Starts a flusher for the spools of one root if there is none. A process has one Starter for each root."""
+    """Starts a flusher for the spools of one root if there is none. A process has one Starter for each root.
+
+    Attributes:
+        has_started: it has started one, which has the environment of this process.
+    """
 
     def __init__(self, root: str) -> None:
+        self.has_started = False
         self._root = root
         self._is_busy = False
         self._look_again_at = 0.0
@@ -124,6 +130,7 @@ class Starter:
                     self._say_why_not("it has ended before it led any spool")
                     return
             self._spawn(directory, lock, "")
+            self.has_started = True
             self._led_before = led
         finally:
             lock.close()

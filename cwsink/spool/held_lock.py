@@ -7,10 +7,13 @@ somebody has to know why nothing is delivered, or why records are refused: one l
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Final
 
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report
+from cwsink.spool import files
 
 # Whoever of ours has such a lock needs it for milliseconds.
 PATIENCE_SECONDS: Final = 2.0
@@ -42,3 +45,22 @@ def say(path: str, what: str) -> None:
         f"another process has {path} locked, and does not let go. {what} `fuser -v {path}` names the process: let it "
         "go on, or end it.",
     )
+
+
+def holder(path: str) -> frozenset[str]:
+    """Return the pid of the process that has an exclusive flock on a file: one for each pid namespace that it is in.
+
+    Empty if nobody has, or if the kernel does not say: the process is in a container that we cannot look into, or has
+    ended and left the lock to a child, or this is no Linux.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        status = files.status(path)
+        file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        with open("/proc/locks", encoding="ascii") as locks:
+            of_file = [fields for line in locks if (fields := line.split())[5] == file and fields[1] == "FLOCK"]
+        for fields in of_file:
+            if fields[3] == "WRITE":
+                with open(f"/proc/{fields[4]}/status", encoding="utf-8", errors="replace") as about:
+                    numbers = [line.split()[1:] for line in about if line.startswith("NSpid:")]
+                return frozenset(numbers[0])
+    return frozenset()

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cwsink.spool import files
-from cwsink.spool.directory import SpoolDirectory
+
+if TYPE_CHECKING:
+    from cwsink.spool.directory import SpoolDirectory
 
 _WORD: Final = b"told"
 
@@ -39,8 +41,13 @@ def take_word_back(directory: SpoolDirectory) -> None:
 
 def has_word(directory: SpoolDirectory) -> bool:
     """Tell whether a process has said on stderr that records are left."""
+    return has_word_in(directory.path)
+
+
+def has_word_in(spool: str) -> bool:
+    """Tell the same of a path. For a process that has not loaded anything yet."""
     try:
-        return files.status(directory.hurry).st_size > 0
+        return files.status(f"{spool}/hurry").st_size > 0
     except OSError:
         return False
 

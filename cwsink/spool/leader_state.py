@@ -38,6 +38,7 @@ _MOST_UNABLE: Final = 8
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
 # The reason why the leader cannot deliver. "busy" passes by itself, the others rarely do.
 Obstacle = Literal["", "credentials", "denied", "unreachable", "busy"]
+HOPELESS: Final = frozenset[Obstacle](("credentials", "denied", "unreachable"))
 # Names the process that started a flusher. A writer sets it for the flusher that it starts.
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 
@@ -98,6 +99,17 @@ def read(directory: SpoolDirectory) -> Published | None:
         return _decode(files.read(directory.leader_state, _MOST_BYTES)[0])
     except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
         return None
+
+
+def hopeless(directory: SpoolDirectory, *, within_seconds: float) -> Published | None:
+    """Return what the last leader published, if it could not deliver then, and that is not longer ago. Never raises."""
+    try:
+        content, status = files.read(directory.leader_state, _MOST_BYTES)
+        published = _decode(content)
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_recent = time.time() - status.st_mtime < within_seconds
+    return published if is_recent and published.obstacle in HOPELESS else None
 
 
 def is_synced(directory: SpoolDirectory) -> bool:

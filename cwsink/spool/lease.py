@@ -24,11 +24,14 @@ from typing import Final
 
 from cwsink import host
 from cwsink.diagnostics import report
-from cwsink.spool import cursor, descriptors, files, heartbeat, held_lock, segment
+from cwsink.spool import cursor, descriptors, files, heartbeat, held_lock, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
 
 # A process that may lead tries this often, plus up to half of it in jitter. So a free lease is found within 0.375 s.
 TRY_SECONDS: Final = 0.25
+
+# A leader that is in no request touches leader.host more often than this.
+_SILENT_SECONDS: Final = heartbeat.BEAT_SECONDS + 1.0
 
 # Who has the lock of a spool, and shows no sign of life.
 _silences: dict[str, held_lock.Obstruction] = {}
@@ -146,7 +149,8 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
     """Say so if records wait, and the process that has the lock does not lead. Never raises.
 
     Whoever counts on a leader asks now and then. A leader shows that it lives: it touches leader.host, commits, and
-    writes leader.json. In a request it does none of that. When it leaves in order, it removes leader.host.
+    writes leader.json. In a request it does none of that. When it leaves in order, it removes leader.host. If it was
+    killed, the file is there, and may be young. Then the kernel may know better who has the lock.
 
     Args:
         directory: the spool.
@@ -155,8 +159,11 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
     silence = _silences.setdefault(directory.path, held_lock.Obstruction())
     has_mark = files.exists(directory.leader_host) or not host.boot_id()
     seen_at = _alive_at(directory)
-    may_be_in_a_request = has_mark and time.time() - seen_at < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
-    if may_be_in_a_request or not is_taken(directory) or not _has_pending(directory):
+    silent_seconds = time.time() - seen_at
+    may_be_leader = has_mark and silent_seconds < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
+    if may_be_leader and silent_seconds >= _SILENT_SECONDS:
+        may_be_leader = not _has_stranger(directory)
+    if may_be_leader or not is_taken(directory) or not _has_pending(directory):
         silence.is_over()
     elif silence.lasts(seen_at):
         held_lock.say(
@@ -164,6 +171,14 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
             "Only a leader needs the lock, and this process shows no sign that it leads. Meanwhile nobody may send the "
             "records of the spool. They stay there.",
         )
+
+
+def _has_stranger(directory: SpoolDirectory) -> bool:
+    """Tell whether the kernel names the process that has the lock, and it is none that leads or has led."""
+    pids = held_lock.holder(directory.leader_lock)
+    published = leader_state.read(directory)
+    led_by = cursor.read(directory.cursor).holder.rpartition("/")[2]
+    return bool(pids) and led_by not in pids and (published is None or str(published.pid) not in pids)
 
 
 def _alive_at(directory: SpoolDirectory) -> float:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cwsink import diagnostics
@@ -21,10 +22,11 @@ from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.election import Election
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
-from cwsink.spool import flusher_lock, held_lock
+from cwsink.spool import files, flusher_lock, heartbeat, held_lock, leader_state, lease
 from cwsink.spool.record import Event
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
 from tests.harness.interleave import SMALL, fill_segment, leading, segment_path, segments, until
 from tests.harness.support import CHILD_SECONDS, quick_config
 
@@ -204,6 +206,42 @@ def test_a_held_lease_is_named_by_who_stands(
     finally:
         candidate.leave(0.0)
         assert candidate.has_ended(CHILD_SECONDS)
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "r+")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_held_lease_is_named_soon_where_the_kernel_knows_who_has_it(
+    server: StrictCloudWatch, small: SinkConfig, spawn: Spawn, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last leader was killed a moment ago, so its mark is young: another process has the lock, and is none that
+    leads. If the kernel names the leader, it may be in a request, and is left alone."""
+    monkeypatch.setattr(lease, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "FRESH_SECONDS", 1000.0)
+    writer = lead_once(server, small)
+    path = writer.directory.leader_lock
+    holder = spawn(HOLDER, path)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    heartbeat.Heartbeat(writer.directory).begin()
+    assert writer.append("one")
+    published = leader_state.read(writer.directory)
+    assert published is not None
+    published.pid = holder.pid
+    files.replace(writer.directory.leader_state, msgspec.json.encode(published))
+    lease.watch_holder(writer.directory, 1.0)
+    time.sleep(held_lock.PATIENCE_SECONDS)
+    lease.watch_holder(writer.directory, 1.0)
+    assert not about(path, said)
+    published.pid = os.getpid()
+    files.replace(writer.directory.leader_state, msgspec.json.encode(published))
+    until(lambda: lease.watch_holder(writer.directory, 1.0) or about(path, said) != [], "said")
 
 
 def test_a_held_lease_is_named_by_who_logs(server: StrictCloudWatch, hold: Hold, said: list[str]) -> None:

@@ -158,7 +158,7 @@ class EndingFlusher:
     def __init__(self, spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lock = FlusherLock(spool.root, is_shared=True)
         assert self.lock.try_acquire()
-        self.flusher = OwnFlusher(spool.root, self.lock, mute=lambda: None, is_mute=False, left_behind={})
+        self.flusher = OwnFlusher(spool.root, self.lock, go_mute=lambda: None, is_mute=False, left_behind={})
         self._monkeypatch = monkeypatch
 
     def has_ended(self, before: object = None, after: object = None) -> bool:

@@ -13,7 +13,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
+from cwsink.flusher.election import Election
 from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
@@ -63,9 +66,11 @@ BURST = PRELUDE + "burst()\nuntil_told()\n"
 RECORDS: Final = [f"record-{number}" for number in range(50)]
 
 
-def start(spawn: Spawn, code: str, config: SinkConfig, **settings: object) -> subprocess.Popen[str]:
+def start(
+    spawn: Spawn, code: str, config: SinkConfig, env: Mapping[str, str] | None = None, **settings: object
+) -> subprocess.Popen[str]:
     given = {name: value for name, value in asdict(config).items() if value is not None}
-    return spawn(code, env={"SETTINGS": json.dumps({**given, **settings})})
+    return spawn(code, env={"SETTINGS": json.dumps({**given, **settings}), **(env or {})})
 
 
 def wait_until_ready(child: subprocess.Popen[str]) -> None:
@@ -327,6 +332,115 @@ def test_the_last_one_does_not_wait_for_what_cannot_be_delivered(
     assert line.startswith(f"cwsink: 50 records stay in {spool.path}: not delivered yet ({named}")
     assert line.endswith("then the next process that logs there sends them, or `cwsink flush --once`.")
     assert survey(spool).pending == 50
+
+
+def without_region(monkeypatch: pytest.MonkeyPatch, server: StrictCloudWatch) -> None:
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.delenv("AWS_REGION")
+
+
+@pytest.fixture
+def no_flusher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each flusher that is started ends before it can tell anything."""
+    monkeypatch.setenv("CWSINK_PYTHON", "/bin/true")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (without_region, "NoRegionError"),
+        (without_credentials, "NoCredentialsError"),
+        (refused, "EndpointConnectionError"),
+    ],
+)
+@pytest.mark.usefixtures("no_flusher")
+def test_what_can_be_seen_from_outside_needs_no_flusher(
+    server: StrictCloudWatch,
+    spawn: Spawn,
+    config: SinkConfig,
+    nobody_listens: str,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Hopeless,
+    named: str,
+) -> None:
+    """No region, no credentials, refused: the process that has started the flusher says it itself, and goes."""
+    make(monkeypatch, server)
+    url = nobody_listens if make is refused else server.endpoint_url
+    region = None if make is without_region else "us-east-1"
+    config = SinkConfig(**{**asdict(config), "endpoint_url": url, "region": region})
+    child = start(spawn, BURST, config)
+    wait_until_ready(child)
+    slept, said = end(child)
+    assert slept == []
+    (line,) = parting_words(said)
+    assert f"not delivered yet ({named}" in line
+
+
+SLOW = """\
+import pathlib, time
+while not pathlib.Path(__file__, "../enough").resolve().exists():
+    time.sleep(0.01)
+raise SystemExit
+"""
+
+
+def test_who_reads_all_that_a_program_says_does_not_wait_for_its_flusher_to_load(
+    spawn: Spawn, config: SinkConfig, nobody_listens: str, tmp_path: Path
+) -> None:
+    """The flusher has the program's stderr, and takes long to load. When the program has said what stays, it lets go
+    of a pipe."""
+    (tmp_path / "slow").mkdir()
+    path = os.pathsep.join((f"{tmp_path}/slow", *sys.path))
+    (tmp_path / "slow" / "filelock.py").write_text(SLOW)
+    child = start(spawn, BURST, config, {"PYTHONPATH": path}, endpoint_url=nobody_listens)
+    wait_until_ready(child)
+    _, said = child.communicate(timeout=CHILD_SECONDS)
+    assert len(parting_words(said)) == 1
+    (tmp_path / "slow" / "enough").touch()
+
+
+@pytest.mark.usefixtures("no_flusher")
+def test_what_another_one_may_deliver_is_waited_for(server: StrictCloudWatch, spawn: Spawn, config: SinkConfig) -> None:
+    """The process has no credentials, but whoever leads by now has: its records are delivered when it has ended."""
+    none = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
+    none |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    child = start(spawn, BURST, config, none)
+    wait_until_ready(child)
+    server.faults.latency_seconds = 0.5
+    leader = Election(directory.open_for(config), kind="service")
+    leader.start()
+    try:
+        flusher_of(leader.directory)
+        _, said = end(child)
+        assert parting_words(said) == []
+        assert server.messages() == RECORDS
+    finally:
+        leader.leave(0.0)
+        assert leader.has_ended(CHILD_SECONDS)
+
+
+@pytest.mark.usefixtures("no_flusher")
+def test_what_the_program_before_has_learned_is_remembered(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute ago it was denied, as the same program of now would be: it waits for a moment only. With other
+    credentials it would wait until it knows."""
+    leader = leader_state.LeaderState(spool, 1, "own", 0)
+    leader.failed("AccessDeniedException: no", "denied", is_open=False)
+    a_minute_ago = time.time() - 60
+    os.utime(spool.leader_state, (a_minute_ago, a_minute_ago))
+    child = start(spawn, BURST, config)
+    wait_until_ready(child)
+    slept, said = end(child)
+    assert 0 < sum(slept) < 1.0
+    (line,) = parting_words(said)
+    assert "50 records stay in " in line
+    assert "not delivered yet (AccessDeniedException: no). " in line
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another one")
+    other = start(spawn, BURST, config, drain_timeout_seconds=1.0)
+    wait_until_ready(other)
+    assert sum(end(other)[0]) > 0.5
 
 
 def test_who_gives_up_says_how_many_records_stay_and_where(

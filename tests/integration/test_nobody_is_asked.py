@@ -6,6 +6,7 @@ that was meant for somebody else, and what cannot be had is one line on stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -17,8 +18,15 @@ from pathlib import Path
 import pytest
 
 from cwsink import Writer
+from cwsink.flusher import helper
+from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.outcome import Outcome, classify
+from cwsink.frontends import presence
+from cwsink.spool import flusher_lock
+from cwsink.spool.record import Event
 from cwsink.testing import StrictCloudWatch
-from tests.harness.support import CHILD_SECONDS, quick_config
+from tests.harness.interleave import until
+from tests.harness.support import CHILD_SECONDS, SPOOL_FORMAT, quick_config
 
 HELPER = """\
 import json, sys
@@ -123,3 +131,47 @@ def test_a_commands_terminal_is_the_persons(server: StrictCloudWatch, terminal: 
     else:
         assert child.returncode == 1
         assert "the profile wants an MFA code" in err
+
+
+HANGS = """\
+sleep 500 &
+echo $! $$ > "$0.started"
+sleep 500
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Path:
+    """A profile's helper that never answers, nor does what it starts. Returns where their pids are."""
+    (tmp_path / "hangs").write_text(HANGS)
+    (tmp_path / "config").write_text(f"[profile hangs]\ncredential_process = /bin/sh {tmp_path}/hangs\n")
+    return tmp_path / "hangs.started"
+
+
+def are_gone(pids: Path) -> bool:
+    """Tell whether no process of a helper is left; one that nobody has reaped yet is gone, too."""
+    for pid in pids.read_text().split():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                return False
+    return True
+
+
+def test_a_helper_that_hangs_is_killed_and_named(hanging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that it has started."""
+    monkeypatch.setattr(helper, "SECONDS", 0.3)
+    client = CloudWatch(SPOOL_FORMAT, quick_config(profile="hangs"), 1)
+    answer = client.put("stream", [Event(1, 1, 1, "text")])
+    client.close()
+    assert classify(answer) is Outcome.CREDENTIALS
+    assert "from credential_process: it has not ended within 0.3 s, and was killed" in answer.message
+    until(lambda: are_gone(hanging), "both have ended")
+
+
+def test_a_helper_that_hangs_does_not_outlive_the_flusher(hanging: Path, server: StrictCloudWatch) -> None:
+    """The flusher's time is over, and it leaves while the helper still runs."""
+    writer = Writer(quick_config(server.endpoint_url, profile="hangs", drain_timeout_seconds=0.1))
+    assert writer.append("asked")
+    until(hanging.exists, "the helper is asked")
+    presence.this.leave()
+    until(lambda: not flusher_lock.is_taken(writer.directory.root) and are_gone(hanging), "both are gone")

@@ -1,0 +1,126 @@
+"""The end of the last process that logs to a spool: it waits for delivery, but not for what cannot be delivered.
+
+That nothing can be delivered is known from one of these, and the first one that tells ends the wait:
+
+* The leader has tried, and says in leader.json what stands in the way.
+* The process has started the flusher itself, and sees what that one will find (cwsink.frontends.outlook).
+* A leader before has said so, and neither has this process other credentials, nor has CloudWatch taken anything since.
+  Trouble may be over, so the present flusher is given a moment to show that.
+
+The flusher lives on in each case. So whoever does not wait loses nothing: what can be delivered after all is delivered
+a moment later.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from cwsink.clock import monotonic
+from cwsink.config import SinkConfig
+from cwsink.diagnostics import report
+from cwsink.frontends.starter import Starter
+from cwsink.spool import cursor, hurry, leader_state, lease, sending, survey
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.leader_state import Published
+
+if TYPE_CHECKING:
+    from cwsink.frontends.outlook import Outlook
+
+# Pauses between two looks whether all is delivered.
+_POLL_SECONDS: Final = 0.01
+# How often the process starts a flusher if there is none, and asks the flusher to hurry.
+_ASK_SECONDS: Final = 0.5
+# A leader's obstacle counts for this long after the leader has ended: a short program need not wait for the next one.
+_STILL_TRUE_SECONDS: Final = 5.0
+# What was known before this process began counts only after so long.
+_MOMENT_SECONDS: Final = 0.1
+
+
+class Parting:
+    """The end of the last process of one spool."""
+
+    def __init__(
+        self, directory: SpoolDirectory, config: SinkConfig, starter: Starter, known: Published | None
+    ) -> None:
+        """Prepare; `wait` waits.
+
+        Args:
+            directory: the spool. The process has detached from it.
+            config: the config of this process's first writer to the spool.
+            starter: of the spool's root.
+            known: what a leader that could not deliver had published when this process attached, if one had.
+        """
+        self._directory = directory
+        self._config = config
+        self._starter = starter
+        self._known = known
+        self._credentials = sending.credentials_stamp(os.environ)
+        self._outlook: Outlook | None = None
+
+    def wait(self, began: float) -> None:
+        """Wait until the pending records are delivered, or cannot be delivered now. Raises OSError.
+
+        Args:
+            began: when the process began to leave its spools (monotonic). All spools share one
+                `drain_timeout_seconds`, which begins here.
+        """
+        try:
+            self._wait(began)
+        finally:
+            if self._outlook is not None:
+                self._outlook.close()
+
+    def _wait(self, began: float) -> None:
+        until = began + self._config.drain_timeout_seconds
+        ends = survey.ends(self._directory)
+        ask_at, why = 0.0, ""
+        while ends and (now := monotonic()) < until and not (why := self._why_hopeless(now - began)):
+            if now >= ask_at:
+                ask_at = now + _ASK_SECONDS
+                hurry.ask(self._directory)
+                self._starter.ensure(self._directory)
+            time.sleep(_POLL_SECONDS)
+            ends = survey.unsettled(self._directory, ends)
+        if ends and (pending := survey.survey(self._directory).pending):
+            self._say_what_stays(pending, why)
+
+    def _why_hopeless(self, waited_seconds: float) -> str:
+        """Return why nothing can be delivered now; "" if something may be."""
+        is_led = lease.is_taken(self._directory)
+        published = leader_state.read(self._directory)
+        if published is not None and published.obstacle in leader_state.HOPELESS:
+            is_of_leader = is_led and published.epoch >= cursor.read(self._directory.cursor).epoch
+            if is_of_leader or leader_state.hopeless(self._directory, within_seconds=_STILL_TRUE_SECONDS):
+                return published.last_error or published.obstacle
+        if published is not None and is_led and published.credentials != self._credentials:
+            return ""  # another process delivers, which may have what we lack
+        known = self._known if waited_seconds >= _MOMENT_SECONDS else None
+        if known is not None and known.credentials == self._credentials and not _has_changed(known, published):
+            return known.last_error or known.obstacle
+        if not self._starter.has_started:
+            return ""
+        if self._outlook is None:
+            from cwsink.frontends.outlook import Outlook  # it is rarely needed
+
+            self._outlook = Outlook(self._directory.format, self._config, os.environ)
+        return self._outlook.why_hopeless()
+
+    def _say_what_stays(self, pending: int, why: str) -> None:
+        published = leader_state.read(self._directory)
+        if not why and published is not None and published.obstacle:
+            why = published.last_error or ""
+        reason = f" ({why.rstrip('.')})" if why else ""
+        report(
+            f"stay_{self._directory.path}",
+            f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self._directory.path}: not "
+            f"delivered yet{reason}. The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the "
+            "next process that logs there sends them, or `cwsink flush --once`.",
+        )
+        hurry.leave_word(self._directory)
+
+
+def _has_changed(known: Published, published: Published | None) -> bool:
+    """Tell whether CloudWatch has taken something since."""
+    return published is not None and published.last_success != known.last_success
