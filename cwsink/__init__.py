@@ -46,6 +46,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | room                      | what lives there                                                 | may import            |
 |---------------------------|------------------------------------------------------------------|-----------------------|
 | `cli`, `demo`, `gunicorn` | commands, the demonstration, hooks of a server                   | all below             |
+| `watching`                | what people and machines are shown of spools                     | all below             |
 | `testing`                 | a strict CloudWatch server, our judge: it shares nothing with us | `limits` only         |
 | `frontends`               | what runs in the application; alone in using fapilog             | `spool` and below     |
 | `flusher`                 | what only a process that delivers runs; alone in using botocore  | `spool` and below     |
@@ -53,7 +54,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `target`                  | where records go, resolved for this host                         | the rows below        |
 | `config`, `diagnostics`   | the validated settings; what we say on stderr                    | the rows below        |
 | `naming`, `host`          | names of groups and streams; what this host is called            | the row below         |
-| `errors`, `limits`        | the exception tree; CloudWatch's documented limits               | nothing               |
+| `errors`, `limits`, `words` | the exception tree; CloudWatch's limits; words for people      | nothing               |
 
 `frontends` and `flusher` never import each other. They are different processes, and meet only in the files of
 `spool`. `chunk`, `limits`, `outcome`, `naming`, `frame` and `record` are pure: clock, chance and bytes come in as

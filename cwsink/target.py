@@ -74,8 +74,9 @@ def resolve(config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str],
     return Target(**{**fields, "log_stream_name": stream})
 
 
-def _app(asker: _Asker) -> str:
-    return asker.config.app_name or asker.env.get(APP_VARIABLE) or host.program() or "app"
+def app_name(config: SinkConfig, env: Mapping[str, str]) -> str:
+    """Return what the application is called."""
+    return config.app_name or env.get(APP_VARIABLE) or host.program() or "app"
 
 
 def _looked_up(name: str) -> Callable[[_Asker], str]:
@@ -91,7 +92,7 @@ def _looked_up(name: str) -> Callable[[_Asker], str]:
 # The placeholders of a stream's name, beside `{date}` and `{env:NAME}`, and how to resolve each.
 _PLACEHOLDERS: Final[dict[str, Callable[[_Asker], str]]] = {
     "hostname": lambda _: host.name(),
-    "app": _app,
+    "app": lambda asker: app_name(asker.config, asker.env),
     **{name: _looked_up(name) for name in host.LOOKED_UP},
 }
 KNOWN_PLACEHOLDERS: Final = naming.known(_PLACEHOLDERS)

@@ -146,7 +146,7 @@ class FlusherProcess:
         self._pause_seconds = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         self.start_at = time.monotonic() + pause
         what_now = "" if self._is_ending else f" It is started again in {pause:.1f} s."
-        _say(f"{why}.{what_now} Records wait in the spool.")
+        _say(f"{why}.{what_now} Records wait as long as their spool has room.")
 
     def _close(self) -> None:
         self._process = None
@@ -262,7 +262,7 @@ class Supervisor:
         return until
 
     def _say_what_stays(self) -> None:
-        from cwsink.cli import text  # imported here, because it would hold 8 MiB while the command runs
+        from cwsink import words  # imported here, because all of this would hold 8 MiB while the command runs
         from cwsink.cli.spools import Spools
         from cwsink.errors import CwsinkError
         from cwsink.spool import orphans
@@ -274,8 +274,8 @@ class Supervisor:
                 with spools.missing(directory.path, "cannot read the spool"):
                     if count := orphans.left_behind(directory):
                         _say(
-                            f"{text.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
-                            "`cwsink flush --once`."
+                            f"{words.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
+                            f"{words.to_send(directory.path)}."
                         )
         except (CwsinkError, OSError) as error:
             _say(str(error))

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
@@ -201,7 +202,7 @@ class Presence:
             f"stay_{self.directory.path}",
             f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self.directory.path}: not "
             f"delivered yet{why}. The flusher tries for {self.config.drain_timeout_seconds:g} s more; then the next "
-            "process that logs there sends them, or `cwsink flush --once`.",
+            f"process that logs there sends them, or {words.to_send(self.directory.path)}.",
         )
         hurry_file.leave_word(self.directory)
 
@@ -243,8 +244,8 @@ class _Appender(Protocol):
     def forked(self) -> None:
         """Become another producer, in a child."""
 
-    def mark_losses(self) -> None:
-        """Write down the counts of refused records."""
+    def mark_losses(self, *, is_last: bool = False) -> None:
+        """Write down the counts of refused records. `is_last`: and say what was not said."""
 
 
 class Process:
@@ -341,7 +342,7 @@ class Process:
         self._presences.clear()
         last = [presence for presence in presences if presence.leave()]
         for writer in list(self.writers):  # only now, because they may need the descriptors that were just closed
-            writer.mark_losses()
+            writer.mark_losses(is_last=True)
         for presence in last:
             with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
                 presence.await_delivery(began)

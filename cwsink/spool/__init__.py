@@ -46,7 +46,9 @@ The files
 | budget.lock            | who may evict                            | a writer, flock exclusive, tried once           |
 | evictions              | totals, and which segment went last      | a writer that has budget.lock                   |
 | refusals               | totals of refused records, 4 KiB long    | a writer, in place, flock on it                 |
+| told                   | what stderr was told of losses, 4 KiB    | leader and writers, in place, flock on it       |
 | dead_letters.jsonl, .1 | what CloudWatch can never take           | leader and `replay`, flock on the spool itself  |
+| letters.json           | how many of these were replayed          | `replay --dead-letters`, flock on FORMAT        |
 | hurry                  | says that a process waits for delivery   | writers touch it; the leader looks 10 times/s   |
 
 A FORMAT that is damaged is kept as FORMAT.damaged and made anew: the directory's name says which target it was for.
