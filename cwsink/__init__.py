@@ -119,8 +119,9 @@ tests/unit/test_invariants.py compares the two lists.
    faults/zoo/test_zoo.py::test_no_ending_loses_what_was_promised,
    integration/test_inline_processes.py::test_what_was_logged_before_an_end_is_spooled
 
-2. Nothing is delivered that was not appended, and each message arrives byte for byte. Exceptions are notices, and
-   events longer than `max_event_bytes` where `oversize` says to cut them. What is no legal text is appended escaped.
+2. Nothing is delivered that was not appended, and each message arrives byte for byte. Exceptions are notices, metrics
+   of cwsink itself (`self_metrics`), and events longer than `max_event_bytes` where `oversize` says to cut them. What
+   is no legal text is appended escaped.
    Held by: property/test_spool_machine.py, property/test_frames.py, faults/test_every_bytecode.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record, faults/test_world.py,
    integration/test_flusher.py::test_events_arrive_byte_for_byte_with_their_own_times

@@ -159,6 +159,8 @@ If the disk is full before the ring is, that shows when a segment is made (or, o
 one is evicted for it. Where nothing can be evicted, as much is reserved as there is. A leader needs a cursor to free
 any of it, so the cursor's blocks are reserved before the first segment is made.
 
+What is lost is said on stderr, by the leader or by the writer that lost it, and once a host (`alerts`).
+
 A refused record is counted in `refusals` before the answer is given. That file has its block, so neither a full disk
 nor a kill costs a count. Only there a process may wait for another, for 40 ms.
 

@@ -85,8 +85,8 @@ class Room(NamedTuple):
 
     @property
     def is_nearly_full(self) -> bool:
-        """Tell whether records may soon be lost."""
-        return self.fill >= NEARLY_FULL or self.used + self.segment > self.capacity
+        """Tell whether records may soon be lost: it is 80 % full, or has room for one segment at most."""
+        return self.fill >= NEARLY_FULL or self.used + 1.5 * self.segment > self.capacity
 
 
 class Seen(NamedTuple):

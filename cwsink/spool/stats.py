@@ -183,7 +183,7 @@ def look(directory: SpoolDirectory) -> SpoolStats:
     published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
     leader = leader_of(directory)
     now = time.time()
-    silent_seconds = max(0.0, now - _written_at(directory))
+    silent_seconds = max(0.0, now - _written_at(directory.cursor, directory.leader_state))
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
     is_current = leader is not None and published.epoch == leader.epoch
@@ -254,14 +254,20 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
     room = alerts.room_of(directory)
     lost = books.evicted + sum(books.refused.values())
     said = told.read(directory) or told.Told()
+    since, until = said.since, said.until
+    is_unsaid = lost > sum(said.lost.values()) + books.refused.get("unencodable", 0)
+    if is_unsaid:  # it will be said in a minute, or never, because all stderr is /dev/null
+        until = _written_at(directory.refusals, directory.evictions)
+        since = since or until
+    is_recent = now - until < 2 * alerts.AGAIN_SECONDS
     is_full = bool(books.pending) and room.is_nearly_full
-    is_going_on = said.trouble == "losing" and (is_full or now - said.until < 2 * alerts.AGAIN_SECONDS)
+    is_losing = (is_unsaid and is_recent) or (said.trouble == "losing" and (is_recent or is_full))
     reasons = {**books.refused, **({alerts.EVICTED: books.evicted} if books.evicted else {})}
     return {
         "lost": lost,
-        "is_losing": is_going_on or lost > sum(said.lost.values()) + books.refused.get("unencodable", 0),
-        "lost_since": _moment(said.since or None),
-        "lost_until": _moment(said.until or None),
+        "is_losing": is_losing,
+        "lost_since": _moment(since or None),
+        "lost_until": _moment(until or None),
         "lost_why": alerts.causes(directory, reasons, room) if lost else None,
         "used_bytes": room.used,
         "capacity_bytes": room.capacity,
@@ -284,10 +290,10 @@ def _ago(seconds: float | None, now: float) -> float | None:
     return None if seconds is None else round(max(0.0, now - seconds), 3)
 
 
-def _written_at(directory: SpoolDirectory) -> float:
-    """Return when a leader has written last, in seconds since 1970; 0 if none has."""
+def _written_at(*paths: str) -> float:
+    """Return when one of these files was written last, in seconds since 1970; 0 if none is there."""
     times = [0.0]
-    for path in (directory.cursor, directory.leader_state):
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
             times.append(files.status(path).st_mtime)
     return max(times)

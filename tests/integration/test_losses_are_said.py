@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 
 from cwsink import CloudWatchSpoolSink, Writer, diagnostics
 from cwsink.config import SinkConfig
+from cwsink.flusher import backoff
 from cwsink.spool import alerts, disk, refusals, told
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
@@ -175,6 +176,7 @@ def test_who_has_no_stderr_leaves_it_to_others(
 
 def test_health_is_honest(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """False while CloudWatch refuses everything, and while records are lost; true again when that is over."""
+    monkeypatch.setattr(backoff, "SLOW_DELAY_SECONDS", 0.2)
     config = tiny(server)
     sink = CloudWatchSpoolSink(**{name: value for name, value in asdict(config).items() if value is not None})
 
