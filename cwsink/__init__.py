@@ -47,6 +47,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 |---------------------------|------------------------------------------------------------------|-----------------------|
 | `cli`, `demo`, `gunicorn` | commands, the demonstration, hooks of a server                   | all below             |
 | `doctor`, `top`           | what these two commands look at, without the words on the screen | all below             |
+| `watching`                | what people and machines are shown of spools                     | all below             |
 | `testing`                 | a strict CloudWatch server, our judge: it shares nothing with us | `limits` only         |
 | `frontends`               | what runs in the application; alone in using fapilog             | `spool` and below     |
 | `flusher`                 | what only a process that delivers runs; alone in using botocore  | `spool` and below     |
@@ -58,6 +59,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `endpoint`                | the URL of CloudWatch                                            | the row below         |
 | `errors`, `limits`        | the exception tree; CloudWatch's documented limits               | nothing               |
 | `regions`, `units`        | botocore's list of regions; durations and sizes as text          | nothing               |
+| `words`                   | words for people: durations, sizes, counts                       | nothing               |
 
 `frontends` and `flusher` never import each other. They are different processes, and meet only in the files of
 `spool`. `chunk`, `limits`, `outcome`, `naming`, `frame` and `record` are pure: clock, chance and bytes come in as
@@ -122,8 +124,9 @@ tests/unit/test_invariants.py compares the two lists.
    faults/zoo/test_zoo.py::test_no_ending_loses_what_was_promised,
    integration/test_inline_processes.py::test_what_was_logged_before_an_end_is_spooled
 
-2. Nothing is delivered that was not appended, and each message arrives byte for byte. Exceptions are notices, and
-   events longer than `max_event_bytes` where `oversize` says to cut them. What is no legal text is appended escaped.
+2. Nothing is delivered that was not appended, and each message arrives byte for byte. Exceptions are notices, metrics
+   of cwsink itself (`self_metrics`), and events longer than `max_event_bytes` where `oversize` says to cut them. What
+   is no legal text is appended escaped.
    Held by: property/test_spool_machine.py, property/test_frames.py, faults/test_every_bytecode.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record, faults/test_world.py,
    integration/test_flusher.py::test_events_arrive_byte_for_byte_with_their_own_times

@@ -161,6 +161,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     adopt_orphans: bool = False
     oversize: Literal["drop", "truncate", "split"] = "drop"
     compression: Literal["none", "gzip"] = "none"
+    self_metrics: Literal["off", "emf"] = "off"
     # How the target is created, and the role or profile that writes to it.
     retention_days: int | None = None
     tags: dict[str, str] | None = None

@@ -118,6 +118,14 @@ def has_stderr() -> bool:
         return False
 
 
+def is_heard() -> bool:
+    """Tell whether somebody may read our stderr: it is there, and is not /dev/null. Never raises."""
+    try:
+        return has_stderr() and os.fstat(2).st_rdev != os.stat(os.devnull).st_rdev
+    except OSError:
+        return False
+
+
 def _flags_of(fd: int) -> int:
     """Return the flags a descriptor was opened with. Raises OSError."""
     try:

@@ -52,6 +52,7 @@ class Settings(TypedDict, total=False):
     adopt_orphans: bool | None
     oversize: Literal["drop", "truncate", "split"] | None
     compression: Literal["none", "gzip"] | None
+    self_metrics: Literal["off", "emf"] | None
     retention_days: int | None
     tags: dict[str, str] | None
     kms_key_id: str | None

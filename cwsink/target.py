@@ -91,8 +91,9 @@ def _values(asker: _Asker) -> dict[str, Callable[[], str]]:
     return {name: lambda how=how: how(asker) for name, how in _PLACEHOLDERS.items()}  # type: ignore[misc]
 
 
-def _app(asker: _Asker) -> str:
-    return asker.config.app_name or asker.env.get(APP_VARIABLE) or host.program() or "app"
+def app_name(config: SinkConfig, env: Mapping[str, str]) -> str:
+    """Return what the application is called."""
+    return config.app_name or env.get(APP_VARIABLE) or host.program() or "app"
 
 
 def _looked_up(name: str) -> Callable[[_Asker], str]:
@@ -108,7 +109,7 @@ def _looked_up(name: str) -> Callable[[_Asker], str]:
 # The placeholders of a stream's name or a static field, beside `{date}` and `{env:NAME}`, and how to resolve each.
 _PLACEHOLDERS: Final[dict[str, Callable[[_Asker], str]]] = {
     "hostname": lambda _: host.name(),
-    "app": _app,
+    "app": lambda asker: app_name(asker.config, asker.env),
     **{name: _looked_up(name) for name in host.LOOKED_UP},
 }
 KNOWN_PLACEHOLDERS: Final = naming.known(_PLACEHOLDERS)

@@ -9,12 +9,11 @@ those of Nagios. We never use 3 or 4, because a gunicorn master would take these
 The floors, each of which imports from below only (import-linter holds them):
 
 ```text
-flush  replay  status  check  run  tail  demo  doctor  top    a command each
+flush  replay  status  check  run  tail  metrics  alarms  doctor  top  manual  demo    a command each
 serve  dead_letters  status_view           the larger half of a command
 job                                        deliver what was in one spool at the beginning
-flushing  reasons                          what all commands that lead need; why the records of a spool wait
-spools  progress  signals                  which spools a PATH means; the progress bars; signals as a queue
-text                                       the wording of durations, sizes and records
+flushing                                   what all commands that lead need
+spools  progress                           which spools a PATH means; the progress bars
 arguments                                  commands, options and help texts
 ```
 """

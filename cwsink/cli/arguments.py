@@ -1,4 +1,4 @@
-"""All commands with their options and help texts. Imports nothing of ours but the version.
+"""All commands with their options and help texts. Imports next to nothing of ours.
 
 The parsers stand apart from the commands, so that no command loads what another one imports.
 """
@@ -11,24 +11,13 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cwsink.version import __version__
-
-LEVELS: Final = {
-    "TRACE": 5,
-    "DEBUG": 10,
-    "INFO": 20,
-    "WARNING": 30,
-    "WARN": 30,
-    "ERROR": 40,
-    "CRITICAL": 50,
-    "FATAL": 50,
-    "AUDIT": 60,  # 60 and 70 are fapilog's
-    "SECURITY": 70,
-}
+from cwsink.words import LEVELS
 
 # Reasons of dead letters that may have a second chance. Damage has none, because it holds no record.
 REPLAYABLE: Final = ("too_old", "too_new", "expired", "oversize", "poison")
 
 _WATCH_SECONDS: Final = 2.0
+_LISTEN: Final = "127.0.0.1:9464"
 # `docker stop` leaves this time for everything. Nearly always there is next to nothing to deliver.
 _DRAIN_SECONDS: Final = 10.0
 
@@ -51,6 +40,8 @@ examples:
   cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
   cwsink replay --all                send what other hosts or configurations left behind
   cwsink replay --dead-letters       a second chance for what CloudWatch refused
+  cwsink alarms                      a template of alarms and a dashboard
+  cwsink metrics --listen            OpenMetrics for Prometheus
   cwsink manual settings             a page of the manual
   cwsink demo                        see it survive kills and outages
 
@@ -66,7 +57,7 @@ states:
   circuit_open  many sends failed in a row; the leader tries again about every 30 s
   stalled       a process leads, but is stopped or has not moved for 30 s
   no_leader     records are pending and no process leads. They are sent when a worker logs
-                again, or by `cwsink flush`. If no worker will, send them by `cwsink replay`
+                again, or by `cwsink flush --once PATH`
 
 The books add up: appended = delivered + dead_lettered + evicted + pending (records).
 This command only looks. It writes nothing, needs no leader, and as root works on another user's spool.
@@ -111,6 +102,29 @@ Keys: q quit, s sort, j k or the arrows choose a spool, t or Enter shows its rec
 Without a terminal it prints one picture, as with --once.
 
 {_EXIT_CODES}; 1 also if there is no spool, or if one cannot be read.
+"""
+
+_METRICS = f"""\
+It reads files only, so it works while everything else is stuck. It needs the extra: pip install 'cwsink[metrics]'.
+
+examples:
+  cwsink metrics --textfile /var/lib/node_exporter/cwsink.prom     each minute by cron
+  cwsink metrics --listen 127.0.0.1:9464                           a service that Prometheus asks
+
+{_EXIT_CODES}
+"""
+
+_ALARMS = f"""\
+The template wants metrics of cwsink itself, which the setting self_metrics=emf has the leader send. Its five alarms:
+behind, losing, no data, dead letters, throttled.
+
+examples:
+  cwsink alarms > cwsink.yaml
+  aws cloudformation deploy --template-file cwsink.yaml --stack-name cwsink-shop \\
+      --parameter-overrides Group=/shop/prod App=shop Topic=arn:aws:sns:...
+  cwsink alarms --prometheus > /etc/prometheus/cwsink.yaml
+
+{_EXIT_CODES}
 """
 
 _TAIL = f"""\
@@ -197,10 +211,11 @@ before plain text as [2023-11-14T22:13:20.000Z].
 examples:
   cwsink replay --all --dry-run                        which orphans there are, with how many records
   cwsink replay --all --rate 500                       send them, at most 500 records a second
-  cwsink replay SPOOL                                  send this one (or all below a root), orphan or not
+  cwsink replay SPOOL                                  as `flush --once SPOOL`, but not what another process leads
   cwsink replay --dead-letters --dry-run               how many, and why
   cwsink replay --dead-letters --restamp               also what is too old by now
   cwsink replay --dead-letters --reason poison SPOOL   nothing but these
+  cwsink replay --dead-letters --clear SPOOL           throw away what is left, once you have read it
 
 {_EXIT_CODES}; 1 also if a spool is full. Live records come first, and the rest of the letters stays.
 """
@@ -234,6 +249,17 @@ def _doctor_options(doctor: argparse.ArgumentParser) -> None:
 
 def _top_options(top: argparse.ArgumentParser) -> None:
     top.add_argument("--once", action="store_true", help="print one picture, and exit")
+
+
+def _metrics_options(metrics: argparse.ArgumentParser) -> None:
+    how = metrics.add_mutually_exclusive_group(required=True)
+    how.add_argument("--textfile", metavar="FILE", help="write FILE once, as a whole (- is stdout)")
+    listen = f"answer at ADDRESS (default: {_LISTEN}) until TERM"
+    how.add_argument("--listen", metavar="ADDRESS:PORT", nargs="?", type=_address, const=_address(_LISTEN), help=listen)
+
+
+def _alarms_options(alarms: argparse.ArgumentParser) -> None:
+    alarms.add_argument("--prometheus", action="store_true", help="print rules for the metrics of `cwsink metrics`")
 
 
 def _tail_options(tail: argparse.ArgumentParser) -> None:
@@ -293,6 +319,8 @@ def _replay_options(replay: argparse.ArgumentParser) -> None:
         action="store_true",
         help="send what was refused for its time with the present time, with its own time inside",
     )
+    clear = "throw dead letters away instead, all or those of --reason; they are counted as dead no more"
+    replay.add_argument("--clear", action="store_true", help=clear)
     replay.add_argument("--dry-run", action="store_true", help="only count; change nothing")
 
 
@@ -318,6 +346,8 @@ COMMANDS: Final = {
     "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
     "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),
     "replay": Command("send what spools left behind hold, or what CloudWatch refused", _REPLAY, _replay_options),
+    "metrics": Command("the numbers of all spools, for Prometheus", _METRICS, _metrics_options),
+    "alarms": Command("print alarms and a dashboard, for CloudFormation", _ALARMS, _alarms_options, False),
     "manual": Command("read the manual", _MANUAL, _manual_options, False),
     "demo": Command("see it survive kills and outages", "", lambda _: None, False),
 }
@@ -377,6 +407,13 @@ def _duration(text: str) -> float:
 
 def _percent(text: str) -> float:
     return _positive(text.rstrip("%"))
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like {_LISTEN}")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _at_least(least: int, name: str) -> Callable[[str], int]:

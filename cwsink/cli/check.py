@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from cwsink.cli import say, text
+from cwsink import words
+from cwsink.cli import say
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2
@@ -24,12 +25,12 @@ def run(options: argparse.Namespace) -> int:
     found = stats(options.path)
     troubles = [(CRITICAL, f"cannot read {path}: {why}") for path, why in found.unreadable.items()]
     for spool in found.spools:
-        name = text.target(spool.log_group_name, spool.log_stream_name)
+        name = words.target(spool.log_group_name, spool.log_stream_name)
         troubles += [(code, f"{name}: {what}") for code, what in _troubles(spool, options)]
     troubles.sort(key=lambda trouble: -trouble[0])
     code = troubles[0][0] if troubles else OK
     waiting = sum(spool.pending for spool in found.spools)
-    books = f"{text.counted(len(found.spools), 'spool')}, {text.records(waiting)} waiting"
+    books = f"{words.counted(len(found.spools), 'spool')}, {words.records(waiting)} waiting"
     say(f"{_WORDS[code]}: {'; '.join([*(what for _, what in troubles), books])}")
     return code
 
@@ -39,11 +40,11 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
     age = spool.oldest_pending_seconds or 0.0
     if age > options.max_age:
         code = WARNING if spool.state == "delivering" and age <= _FAR_BEHIND * options.max_age else CRITICAL
-        yield code, f"the oldest record has waited {text.duration(age)} ({spool.state})"
-    fill = spool.used_bytes / max(spool.capacity_bytes, 1) if spool.pending else 0.0
+        yield code, f"the oldest record has waited {words.duration(age)} ({spool.state})"
+    fill = spool.fill if spool.pending else 0.0
     if fill > options.max_fill / 100:
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
     if options.no_losses and spool.lost:
-        yield CRITICAL, f"{text.records(spool.lost)} lost"
-    if options.no_dead_letters and (dead := sum(spool.dead_lettered.values())):
-        yield WARNING, f"{text.counted(dead, 'dead letter')}"
+        yield CRITICAL, f"{words.records(spool.lost)} lost"
+    if options.no_dead_letters and (dead := sum(spool.dead_letters.values())):
+        yield WARNING, f"{words.counted(dead, 'dead letter')}"

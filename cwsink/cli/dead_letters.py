@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from cwsink.cli import DONE, NOT_DONE, complain, say, text
+from cwsink import words
+from cwsink.cli import DONE, NOT_DONE, complain, say
 from cwsink.cli.arguments import REPLAYABLE
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
@@ -29,21 +29,23 @@ from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.second_chance import Resend, Rules, Skip
-from cwsink.spool import capacity, descriptors, files, lease, record, segment, sending
+from cwsink.spool import capacity, descriptors, files, lease, letters, record, segment, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
+from cwsink.spool.stats import look
 
 # A killed replay may send so many letters twice. A smaller step would rewrite the file, up to 8 MiB, more often.
 _STEP_LETTERS: Final = 1_000
 
 _CANNOT: Final = "cannot replay the dead letters of"
+_CANNOT_CLEAR: Final = "cannot throw away the dead letters of"
 _DAMAGE: Final = "damage, which holds no record to send"
 _BEGINNING: Final = "only the beginning was kept"
 
 _WHY_STOPPED: Final = {
     Append.FULL: "the spool, or its disk, is full, and no record that waits there is evicted for them. Deliver those, "
-    "for instance by `cwsink flush --once {}`, and replay again",
+    "for instance by {}, and replay again",
     Append.FAILED: "the spool cannot be written",
     Append.GONE: "the spool was removed",
 }
@@ -93,12 +95,23 @@ class LetterReplay:
         except OSError as error:  # a SpoolError is an OSError
             self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
 
+    def clear(self, reasons: frozenset[str] | None, *, dry_run: bool) -> None:
+        """Throw the letters away, and say how many. Raises OSError."""
+        with _alone(self._directory):
+            kept = look(self._directory).dead_letters
+            counts = {reason: count for reason, count in kept.items() if reasons is None or reason in reasons}
+            if not dry_run:
+                self._letters.clear(reasons)
+                letters.add(self._directory, "cleared", counts)
+        done = "would throw away" if dry_run else "thrown away:"
+        say(f"{target(self._directory)}: {done} {words.each_counted(counts) or 'no dead letters'}.")
+
     def tell(self, *, dry_run: bool) -> None:
         """Print what was done, or what would be done."""
         name = target(self._directory)
         replayed, skipped = self._replayed.total(), self._skipped.total()
         if replayed or skipped:
-            reasons = text.each_counted(self._replayed)
+            reasons = words.each_counted(self._replayed)
             whys = "; ".join(f"{reason}: {count:,}, {why}" for (reason, why), count in sorted(self._skipped.items()))
             done, left = ("would replay", "skip") if dry_run else ("replayed", "skipped")
             line = f"{done} {replayed:,}{reasons and f' ({reasons})'}, {left} {skipped:,}{whys and f' ({whys})'}."
@@ -108,11 +121,11 @@ class LetterReplay:
         if replayed and not dry_run:
             say(f"{name}: {_who_sends(self._directory)}")
         if self._dropped:
-            most = text.size(dead_letter.MAX_BYTES)
-            lost = text.counted(self._dropped, "dead letter")
+            most = words.size(dead_letter.MAX_BYTES)
+            lost = words.counted(self._dropped, "dead letter")
             say(f"{name}: {lost} lost before. The oldest go when all together take {most}.")
         if self._unreadable:
-            lines = text.counted(self._unreadable, "line")
+            lines = words.counted(self._unreadable, "line")
             complain(f"{lines} of {self._directory.dead_letters} cannot be read, and stay there.")
         if self.failure is not None:
             complain(self.failure)
@@ -145,8 +158,8 @@ class LetterReplay:
                 if shown.is_live:  # elsewhere the summary says it soon enough
                     shown.show(target(self._directory), replayed, replayed / len(chosen))
                 if stopped is not None:
-                    why = _WHY_STOPPED[stopped].format(shlex.quote(path))
-                    self.failure = f"{text.counted(len(chosen) - replayed, 'dead letter')} of {path} stay: {why}."
+                    why = _WHY_STOPPED[stopped].format(words.to_send(path))
+                    self.failure = f"{words.counted(len(chosen) - replayed, 'dead letter')} of {path} stay: {why}."
                 if self.failure is not None:
                     return
 
@@ -171,9 +184,10 @@ class LetterReplay:
         try:
             segment.sync(self._directory.ring)  # the letters are about to be taken out of their file
             self._letters.remove(each.line for each in done)
+            letters.add(self._directory, "replayed", Counter(each.reason for each in done))
         except OSError as error:
             self.failure = (
-                f"{text.counted(len(done), 'dead letter')} of {self._directory.path} replayed, but could not be taken "
+                f"{words.counted(len(done), 'dead letter')} of {self._directory.path} replayed, but could not be taken "
                 f"out of the dead letters: {error}. Another replay sends them again."
             )
 
@@ -186,7 +200,11 @@ def run(options: argparse.Namespace) -> int:
     for directory in spools.find():
         with spools.missing(directory.path, _CANNOT):
             replays.append(LetterReplay(directory, reasons, restamp=options.restamp))
-    if options.dry_run:
+    if options.clear:
+        for replay in replays:
+            with spools.missing(replay.path, _CANNOT_CLEAR):
+                replay.clear(reasons, dry_run=options.dry_run)
+    elif options.dry_run:
         for replay in replays:
             with spools.missing(replay.path, _CANNOT):
                 replay.pretend()
@@ -217,7 +235,4 @@ def _alone(directory: SpoolDirectory) -> Iterator[None]:
 def _who_sends(directory: SpoolDirectory) -> str:
     if lease.is_taken(directory):
         return f"{leader_name(directory)} leads, and sends them."
-    return (
-        "no process leads. They are sent when a worker logs again, or by "
-        f"`cwsink flush --once {shlex.quote(directory.path)}`."
-    )
+    return f"no process leads. They are sent when a worker logs again, or by {words.to_send(directory.path)}."

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from cwsink.cli import DONE, NOT_DONE, text
+from cwsink.cli import DONE, NOT_DONE
 from cwsink.doctor import patient, rounds
 from cwsink.doctor.finding import Finding
 from cwsink.printable import printable_json
@@ -27,9 +27,9 @@ _TOPIC_WIDTH: Final = 15
 
 def run(options: argparse.Namespace) -> int:
     """Ask all questions. Returns the exit code: 1 if something is wrong."""
-    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    command = options.words[1:] if options.words[:1] == ["--"] else options.words
     try:
-        admitted = patient.admit(words, os.environ)
+        admitted = patient.admit(command, os.environ)
     except ValueError as error:
         options.error(f"the command cannot be read: {error}")
     console, found = Console(highlight=False), []
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(printable_json(msgspec.json.encode({"wrong": count, "findings": found}).decode()))
     else:
-        print(f"\n{text.counted(count, 'thing')} wrong." if count else "\nNothing is wrong.")
+        print(f"\n{words.counted(count, 'thing')} wrong." if count else "\nNothing is wrong.")
     return NOT_DONE if count else DONE
 
 

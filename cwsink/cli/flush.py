@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 
-from cwsink.cli import DONE, NOT_DONE, complain, say, text
+from cwsink import words
+from cwsink.cli import DONE, NOT_DONE, complain, say
 from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
-from cwsink.spool import sending
+from cwsink.spool import orphans, sending
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -32,11 +33,12 @@ def _once(spools: Spools, timeout: float | None) -> int:
     with display(has_end=True) as shown:
         for drain in drains:
             if drain.backlog.data_bytes:
-                shown.say(f"{drain.target}: {text.size(drain.backlog.data_bytes)} to deliver.")
+                shown.say(f"{drain.target}: {words.size(drain.backlog.data_bytes)} to deliver.")
         follow(drains, stops, shown)
     for drain in drains:
         if drain.is_done:
             say(drain.summary())
+            orphans.give_back(drain.directory)
         if drain.failure:
             complain(drain.failure)
     return DONE if drains and spools.is_whole and all(drain.failure is None for drain in drains) else NOT_DONE

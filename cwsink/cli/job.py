@@ -10,10 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from cwsink.cli import text
+from cwsink import words
 from cwsink.cli.flushing import POLL_SECONDS, StopRequests, end_all, leader_note
 from cwsink.cli.progress import Display
-from cwsink.cli.reasons import sentence, why
 from cwsink.cli.spools import target
 from cwsink.flusher.election import Election
 from cwsink.flusher.outcome import advice_on
@@ -23,6 +22,7 @@ from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import look
 from cwsink.spool.survey import Backlog, survey
+from cwsink.watching.reasons import sentence, why
 
 # Without --timeout the command gives up after this time without progress, and does not wait for an outage to end.
 _PATIENCE_SECONDS: Final = 60.0
@@ -88,9 +88,9 @@ class SpoolDrain:
             self._tidy_until = self._tidy_until or now + _TIDY_SECONDS
             self.is_done = self.is_tidy or now >= self._tidy_until
         elif self._timeout is not None and now - self._began >= self._timeout:
-            self.give_up(f"not delivered within {text.duration(self._timeout)}")
+            self.give_up(f"not delivered within {words.duration(self._timeout)}")
         elif self._timeout is None and now - self._moved >= _PATIENCE_SECONDS:
-            self.give_up(f"no progress for {text.duration(_PATIENCE_SECONDS)}")
+            self.give_up(f"no progress for {words.duration(_PATIENCE_SECONDS)}")
 
     def give_up(self, reason: str) -> None:
         """Follow the spool no further. Remember why now, as long as the leader's state shows it. Raises OSError."""
@@ -114,7 +114,7 @@ class SpoolDrain:
             if self._why and self.backlog.is_settled():
                 self.is_done = True
             elif self._why:
-                self.failure = f"{text.stay(survey(self.directory).pending)} in {path}: {self._why}"
+                self.failure = f"{words.stay(survey(self.directory).pending)} in {path}: {self._why}"
         except OSError as error:
             self.failure = f"cannot tell what is left in {path}: {error.strerror}. Its records are kept."
         if self.backlog.foreign:
@@ -124,16 +124,16 @@ class SpoolDrain:
 
     def summary(self) -> str:
         """Return a line that says what was delivered. Raises OSError."""
-        seconds = text.duration(time.monotonic() - self._began)
+        seconds = words.duration(time.monotonic() - self._began)
         settled = self.backlog.settled_since()
         self.sent = settled.appended
         if not settled.appended:
             return f"{self.target}: nothing was pending."
         if settled.dead_lettered:
-            letters = text.each_counted(settled.dead_lettered)
-            count = text.records(settled.appended)
+            letters = words.each_counted(settled.dead_lettered)
+            count = words.records(settled.appended)
             return f"{self.target}: settled {count} in {seconds}; not deliverable: {letters} (see dead_letters.jsonl)."
-        return f"{self.target}: delivered {text.records(settled.delivered)} in {seconds}."
+        return f"{self.target}: delivered {words.records(settled.delivered)} in {seconds}."
 
 
 def follow(drains: Sequence[SpoolDrain], stops: StopRequests, shown: Display) -> None:

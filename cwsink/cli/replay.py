@@ -13,11 +13,10 @@ disk space is given back, and it takes only a few KiB then.
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
 
-from cwsink import naming
-from cwsink.cli import DONE, NOT_DONE, complain, say, text
+from cwsink import naming, words
+from cwsink.cli import DONE, NOT_DONE, complain, say
 from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import Display, display
@@ -61,9 +60,11 @@ def _contradiction(options: argparse.Namespace) -> str | None:
     """Return which arguments do not go together, or which one is missing. None: all is well."""
     if options.dead_letters:
         wrong = [name for name, value in (("--all", options.all), ("--rate", options.rate)) if value]
+        if options.clear and options.restamp:
+            return "--clear throws letters away, and --restamp sends them."
         return f"{' and '.join(wrong)} cannot be combined with --dead-letters." if wrong else None
-    if options.reason or options.restamp:
-        return "--reason and --restamp are for --dead-letters."
+    if options.reason or options.restamp or options.clear:
+        return "--reason, --restamp and --clear are for --dead-letters."
     if options.path is None and not options.all:
         return "replay what? PATH of a spool (`cwsink status` shows them), --all for every orphan, or --dead-letters."
     return None
@@ -81,7 +82,7 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
     with display(has_end=True) as shown:
         for index, directory in enumerate(directories):
             if stops.count:
-                failures.append(f"{text.counted(len(directories) - index, 'more spool')} not begun.")
+                failures.append(f"{words.counted(len(directories) - index, 'more spool')} not begun.")
                 break
             try:
                 if orphans.is_led(directory):
@@ -101,7 +102,7 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
         say(line)
     if len(sent) > 1:
         records = sum(drain.sent for drain in sent)
-        say(f"{len(sent):,} spools replayed: {text.records(records)}.")
+        say(f"{len(sent):,} spools replayed: {words.records(records)}.")
     for failure in failures:
         complain(failure)
     return not failures
@@ -113,10 +114,10 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
     if drain.backlog.is_empty:
         drain.is_done = True
     else:
-        shown.say(f"{drain.target}: {text.size(drain.backlog.data_bytes)} to send from {directory.path}")
+        shown.say(f"{drain.target}: {words.size(drain.backlog.data_bytes)} to send from {directory.path}")
     follow([drain], stops, shown)
     if drain.failure and stops.count:
-        drain.failure += f" `cwsink replay {shlex.quote(directory.path)}` goes on from there."
+        drain.failure += f" {words.to_send(directory.path)} goes on from there."
     if drain.is_done:
         orphans.give_back(directory)
     return drain
@@ -129,7 +130,7 @@ def _would_do(directory: SpoolDirectory) -> str:
     found = survey.pending(directory)
     if not found.records:
         return f"{name}: nothing is pending."
-    line = f"{name}: would send {text.records(found.records)} ({text.size(found.data_bytes)})"
+    line = f"{name}: would send {words.records(found.records)} ({words.size(found.data_bytes)})"
     if found.oldest_ms is not None and found.newest_ms is not None:
         line += f" of {_utc(found.oldest_ms)} to {_utc(found.newest_ms)}"
         if found.oldest_ms < time.time_ns() // 1_000_000 - MAX_PAST_MS:

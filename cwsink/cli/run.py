@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _say_what_stays() -> None:
-    from cwsink.cli import text  # imported here, because it would hold 8 MiB while the command runs
+    from cwsink import words  # imported here, because all of this would hold 8 MiB while the command runs
     from cwsink.cli.spools import Spools
     from cwsink.errors import CwsinkError
     from cwsink.spool import orphans
@@ -39,8 +39,8 @@ def _say_what_stays() -> None:
             with spools.missing(directory.path, "cannot read the spool"):
                 if count := orphans.left_behind(directory):
                     say(
-                        f"{text.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
-                        "`cwsink flush --once`."
+                        f"{words.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
+                        f"{words.to_send(directory.path)}."
                     )
     except (CwsinkError, OSError) as error:
         say(str(error))

@@ -21,7 +21,8 @@ import os
 import time
 from typing import Final
 
-from cwsink.cli import DONE, NOT_DONE, complain, say, text
+from cwsink import words
+from cwsink.cli import DONE, NOT_DONE, complain, say
 from cwsink.cli.flushing import POLL_SECONDS, StopRequests, delivered, end_all, leader_note
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, target
@@ -124,7 +125,7 @@ class FlushService:
         until = time.monotonic() + total * _WRITERS_SHARE
         self._ends_at = time.monotonic() + total
         if self._has_writers():
-            seconds = text.duration(total * _WRITERS_SHARE)
+            seconds = words.duration(total * _WRITERS_SHARE)
             self._shown.say(f"Told to end: waiting at most {seconds} for the processes that log to end first.")
         while self._stops.count == 1 and time.monotonic() < until and self._has_writers():
             self._find()
@@ -154,11 +155,11 @@ class FlushService:
                 code = NOT_DONE
                 complain(f"cannot tell what is left in {directory.path}: {error}. Its records are kept.")
                 continue
-            say(f"{target(directory)}: ended; {text.records(sent)} delivered meanwhile.")
+            say(f"{target(directory)}: ended; {words.records(sent)} delivered meanwhile.")
             if pending:
                 code = NOT_DONE
                 if is_told:
-                    complain(f"{text.stay(pending)} in {directory.path}: not delivered in time. They are kept.")
+                    complain(f"{words.stay(pending)} in {directory.path}: not delivered in time. They are kept.")
         return code
 
     def _has_writers(self) -> bool:

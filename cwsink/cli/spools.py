@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Container
 from typing import Final
 
-from cwsink.cli import complain, text
+from cwsink import words
+from cwsink.cli import complain
 from cwsink.config import variables_of
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
@@ -27,7 +28,7 @@ _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
 
 def target(directory: SpoolDirectory) -> str:
     """Return the name of a spool for people: its target."""
-    return text.target(directory.format.log_group_name, directory.format.log_stream_name)
+    return words.target(directory.format.log_group_name, directory.format.log_stream_name)
 
 
 def leader_name(directory: SpoolDirectory) -> str:

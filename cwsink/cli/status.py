@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 
 from cwsink.cli import DONE, NOT_DONE
-from cwsink.cli.reasons import why
 from cwsink.cli.spools import Spools
 from cwsink.printable import printable_json
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
+from cwsink.watching.reasons import why
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,12 +18,14 @@ from typing import Final
 
 import msgspec
 
-from cwsink.cli import DONE, NOT_DONE, complain, text
+from cwsink import words
+from cwsink.cli import DONE, NOT_DONE, complain
 from cwsink.cli.spools import Spools, target
 from cwsink.printable import printable_json
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.follower import Follower
 from cwsink.spool.record import Event
+from cwsink.watching import lines
 
 # A look at a quiet spool five times a second costs nearly nothing. In a busy one, a small segment may be filled,
 # delivered and reclaimed within moments. So the command looks more often there.
@@ -49,7 +51,7 @@ class Printer:
 
     def wants(self, event: Event) -> bool:
         """Tell whether the filters let a record through."""
-        if self._level is not None and not text.is_at_least(text.read(event), self._level):
+        if self._level is not None and not lines.is_at_least(lines.read(event), self._level):
             return False
         if self._grep is None or self._grep in event.message.casefold():
             return True
@@ -71,7 +73,7 @@ class Printer:
         print(self._line(event, colour=self._has_colour))
 
     def _line(self, event: Event, *, colour: bool) -> str:
-        return text.render(text.read(event), today=time.strftime("%Y-%m-%d"), colour=colour)
+        return lines.render(lines.read(event), today=time.strftime("%Y-%m-%d"), colour=colour)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -168,13 +170,13 @@ def _last(events: Iterator[Event], count: int) -> deque[Event]:
             left_out += len(found) <= count
             characters -= len(found.popleft().message)
     if left_out and len(found) < count:
-        complain(f"only {text.counted(len(found), 'record')} shown of {count:,}, because they are very long.")
+        complain(f"only {words.counted(len(found), 'record')} shown of {count:,}, because they are very long.")
     return found
 
 
 def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Follower:
     def say_missed(count: int) -> None:
-        segments = f"{text.counted(count, 'segment')} of {directory.path}"
+        segments = f"{words.counted(count, 'segment')} of {directory.path}"
         complain(f"{segments} came and went unseen. Their records were delivered (or evicted), but not shown here.")
 
     return Follower(directory, all_present=all_present, missed=say_missed)

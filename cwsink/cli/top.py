@@ -14,12 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cwsink.cli import DONE, NOT_DONE, text
+from cwsink import words
+from cwsink.cli import DONE, NOT_DONE
 from cwsink.cli.spools import Spools
 from cwsink.printable import printable
 from cwsink.top import columns
 from cwsink.top.board import HELP, LOOK_SECONDS, Board
 from cwsink.top.keys import Keys
+from cwsink.watching import lines
 
 _STYLES: Final = {"idle": "green", "delivering": "cyan", "retrying": "yellow", "no_leader": "yellow"}  # the others: red
 _WIDTH_OF_PIPE: Final = 160
@@ -58,7 +60,7 @@ def _show(board: Board, keys: Keys, live: Live) -> None:
 
 def _page(board: Board, console: Console) -> RenderableType:
     waiting = sum(row.spool.pending for row in board.rows)
-    heading = f"{time.strftime('%H:%M:%S')}  {text.counted(len(board.rows), 'spool')}, {waiting:,} waiting"
+    heading = f"{time.strftime('%H:%M:%S')}  {words.counted(len(board.rows), 'spool')}, {waiting:,} waiting"
     lines = [_line(f"{heading}, sorted by {board.sort}; h help, q quit", "dim")]
     lines += [Text(HELP, "bold")] if board.has_help else []
     lines += [_line(f"cannot read {path}: {why}", "red") for path, why in board.unreadable.items()]
@@ -86,9 +88,9 @@ def _records(board: Board, console: Console) -> RenderableType:
     assert board.tailed is not None
     today = time.strftime("%Y-%m-%d")
     room = console.height - 2
-    shown = [text.render(text.read(event), today=today, colour=True) for event in list(board.records)[-room:]]
-    lines = [line for each in shown for line in each.split("\n")][-room:]
-    texts = [Text.from_ansi(line, no_wrap=True, overflow="ellipsis") for line in lines]
+    shown = [lines.render(lines.read(event), today=today, colour=True) for event in list(board.records)[-room:]]
+    cut = [line for each in shown for line in each.split("\n")][-room:]
+    texts = [Text.from_ansi(line, no_wrap=True, overflow="ellipsis") for line in cut]
     return Group(_line(f"{columns.name(board.tailed)}; Esc back, q quit", "dim"), *texts)
 
 

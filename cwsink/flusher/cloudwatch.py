@@ -146,7 +146,11 @@ class _LogsClient(Protocol):
 
 
 class CloudWatch:
-    """Calls CloudWatch Logs for one log group, for one epoch."""
+    """Calls CloudWatch Logs for one log group, for one epoch.
+
+    Attributes:
+        sent_bytes: the bodies of all requests so far that were to send events.
+    """
 
     def __init__(self, spool_format: Target, config: SinkConfig, epoch: int) -> None:
         """Remember. The first call makes the client, because that reads files and may ask for credentials."""
@@ -157,6 +161,7 @@ class CloudWatch:
         self._client: _LogsClient | None = None
         self._region = spool_format.region
         self._body = b""
+        self.sent_bytes = 0
 
     def put(self, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> Answer:
         """Send the events of one request."""
@@ -291,6 +296,7 @@ class CloudWatch:
         if self._config.compression == "gzip":
             params["body"] = gzip.compress(self._body, compresslevel=_GZIP_LEVEL, mtime=0)
             params["headers"]["Content-Encoding"] = "gzip"
+        self.sent_bytes += len(params["body"])
 
 
 def _before_send(request: Any, **_: Any) -> None:

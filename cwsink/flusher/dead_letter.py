@@ -25,12 +25,13 @@ import fcntl
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from cwsink import words
 from cwsink.diagnostics import report
 from cwsink.spool import descriptors, files, held_lock, open_directory
 from cwsink.spool.record import Event
@@ -163,6 +164,15 @@ class DeadLetters:
                 if len(kept) < len(present):
                     self._replace(path, kept)
 
+    def clear(self, reasons: Collection[str] | None) -> None:
+        """Throw away all lines, or those with these reasons. Raises OSError: some of them may still be there."""
+        with self._locked(strict=True):
+            for path in (self._older, self._path):
+                present = _lines(path)
+                kept = [line for line in present if line.startswith(_COUNT) or not _is_of(line, reasons)]
+                if len(kept) < len(present):
+                    self._replace(path, kept)
+
     def _line(self, now: str, reason: str, error: str, event: Event) -> bytes:
         letter = DeadLetter(now, reason, error, event.id, event.timestamp_ms, event.message)
         line = _line_of(letter)
@@ -200,8 +210,8 @@ class DeadLetters:
         if left < count:
             report(
                 f"dead_{reason}",
-                f"{count - left:,} records cannot be delivered ({reason}). They are kept in {self._path}. All "
-                "other records are delivered.",
+                f"{words.records(count - left)} cannot be delivered ({reason}): kept in {self._path}. Other records "
+                "are not held up.",
             )
 
     def _portions(self, lines: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
@@ -317,6 +327,13 @@ class DeadLetters:
             time.sleep(_LOCK_POLL_SECONDS)
         self._is_stuck = not is_locked
         return is_locked
+
+
+def _is_of(line: bytes, reasons: Collection[str] | None) -> bool:
+    if reasons is None:
+        return True
+    found = _decoded(_letter_of, line) or _decoded(_other_of, line)
+    return found is not None and found.reason in reasons
 
 
 def _now() -> str:

@@ -31,6 +31,7 @@ from cwsink.diagnostics import report, reset_quiet
 from cwsink.flusher.backoff import Backoff, SendInterval
 from cwsink.flusher.chunk import Request
 from cwsink.flusher.outcome import Act, Answer, Outcome, classify, rejected_indexes
+from cwsink.spool.alerts import SAFE
 from cwsink.spool.directory import SpoolFormat
 from cwsink.spool.leader_state import Obstacle
 from cwsink.spool.record import NOTICE, Event
@@ -136,7 +137,10 @@ class Delivery:
         leadership: Leadership,
         *,
         uniform: Callable[[], float],
+        fate: Callable[[], str] = lambda: SAFE,
     ) -> None:
+        """Begin. `fate` says what becomes of the records meanwhile, for lines about trouble."""
+        self._fate = fate
         self._cloudwatch = cloudwatch
         self._format = spool_format
         self._may_create_group = config.create_log_group
@@ -320,8 +324,8 @@ class Delivery:
             kind = reaction.obstacle if reaction.is_slow else "retry"
             self._is_trouble_told |= report(
                 f"send_{kind}",
-                f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} The records "
-                "stay in the spool. The leader tries again until it succeeds.",
+                f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} "
+                f"{self._fate()} The leader tries again until it succeeds.",
             )
         if not self._leadership.wait(delay):
             raise Stopped

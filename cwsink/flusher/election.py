@@ -32,7 +32,7 @@ from cwsink.errors import ConfigError, SpoolError
 from cwsink.flusher import adoption, deadline
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher, Orders
-from cwsink.spool import files, flusher_lock, hurry, leader_state, lease, sending, survey
+from cwsink.spool import alerts, files, flusher_lock, hurry, leader_state, lease, sending, survey
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.leader_state import LeaderState
@@ -265,7 +265,7 @@ class Election:
             self.trouble = f"{type(error).__name__}: {error}"
             report(
                 f"flusher_{self.directory.path}",
-                f"cannot flush {self.directory.path}: {self.trouble}. The records stay in the spool. It is tried "
+                f"cannot flush {self.directory.path}: {self.trouble}. {alerts.fate_of(self.directory)} It is tried "
                 f"again every {_TROUBLE_SECONDS:.0f} s.",
             )
             self._leaving.wait(_TROUBLE_SECONDS)
@@ -341,7 +341,7 @@ class Election:
         report(
             f"give_way_{self.directory.path}",
             f"cannot deliver from {self.directory.path} ({error.rstrip('.')}), and another process stands: it gives "
-            f"way for {self._stay_out_seconds:.0f} s. The records stay in the spool for the other one.",
+            f"way for {self._stay_out_seconds:.0f} s. {alerts.fate_of(self.directory)}",
         )
         self._vacant_since = None
         self._stand_at = time.monotonic() + self._stay_out_seconds

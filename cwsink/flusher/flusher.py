@@ -32,7 +32,10 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.meter import Meter
+from cwsink.flusher.self_metrics import SelfMetrics
 from cwsink.spool import budget, refusals
+from cwsink.spool.alerts import Alerts
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
@@ -40,7 +43,7 @@ from cwsink.spool.frame import DamageKind
 from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
-from cwsink.spool.record import Loss
+from cwsink.spool.record import Event, Loss
 
 # How often an idle leader looks for new records. Ten looks a second take about 0.4 % of a core.
 POLL_SECONDS: Final = 0.1
@@ -127,14 +130,17 @@ class Flusher:
         self._collector = Collector(self._reader, config)
         self._dead_letters = DeadLetters(directory.dead_letters)
         self.leader_state = LeaderState(directory, self.epoch, kind, config.spool_max_bytes)
+        self._alerts = Alerts(directory)
+        self._self_metrics = SelfMetrics(directory, config, self.leader_state)
         self._delivery = Delivery(
-            CloudWatch(directory.format, config, self.epoch),
+            Meter(CloudWatch(directory.format, config, self.epoch), self.leader_state),
             directory.format,
             config,
             self._dead_letters,
             self.leader_state,
             self,
             uniform=random.random,
+            fate=self._alerts.fate,
         )
         # Records that a new leader finds have waited long enough.
         self._pending_since: float | None = -math.inf
@@ -157,7 +163,10 @@ class Flusher:
                 self.check()  # even if there is nothing to send, because the spool may have been removed and made anew
                 self._orders.look()
                 self._sync()
+                self._alerts.look()
                 self._report_evictions()
+                if (event := self._self_metrics.event()) is not None:
+                    self._tell(event)
                 is_full = self._collector.fill()
                 if self._is_due(is_full):
                     self._deliver()
@@ -166,12 +175,14 @@ class Flusher:
                 self._reclaim()
                 self.is_idle = self._collector.is_empty
                 if self._orders.stop.is_set() and self.is_idle:
-                    return
+                    break
                 if self.is_idle and time.monotonic() - self._sent_at >= CLIENT_SECONDS:
                     self._delivery.close()  # the next request makes another client
                 self.leader_state.publish()
                 self._orders.stop.wait(POLL_SECONDS)
+            self.leader_state.publish(at_once=True)
         finally:
+            self._alerts.look(at_once=True)
             self._delivery.close()
             self._reader.close()
             self._cursor.close()
@@ -274,7 +285,7 @@ class Flusher:
         evictions = budget.read_evictions(self._directory)
         ledger = self._state.ledger
         if count := max(0, evictions.records - ledger.evicted_reported):
-            self._tell(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0))
+            self._tell(notice(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0)))
             ledger.evicted_reported = evictions.records
             self._commit(self._state)
         self._report_refusals(evictions)
@@ -294,15 +305,14 @@ class Flusher:
             return
         for reason, count in unsaid.items():
             known = refused.get(reason, evictions)
-            self._tell(Loss(count, known.first_ms, known.last_ms, reason, 0))
+            self._tell(notice(Loss(count, known.first_ms, known.last_ms, reason, 0)))
         ledger.refused_reported = dict(totals)
         self._commit(self._state)
         self._refusals_pause = min(LONGEST_REFUSALS_PAUSE_SECONDS, 2 * self._refusals_pause or 1.0)
         self._tell_refusals_at = now + self._refusals_pause
 
-    def _tell(self, loss: Loss) -> None:
-        """Tell the stream that records are missing from it."""
-        event = notice(loss)
+    def _tell(self, event: Event) -> None:
+        """Send an event of ours, which is no record."""
         for _ in self._delivery.send(Request(self._stream_of(event.timestamp_ms), [event])):
             pass
 
@@ -392,5 +402,6 @@ class Flusher:
             self.leader_state.publish()
             self._lease.beat()
             self._sync()
+            self._alerts.look()
             time.sleep(min(left, POLL_SECONDS))
         return False

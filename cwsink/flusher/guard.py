@@ -45,6 +45,7 @@ LOCK_FD: Final = 3
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _STEADY_SECONDS: Final = 1.0
+_MEANWHILE: Final = "Records wait as long as their spool has room."
 # The exit code by which the flusher asks the guard to begin anew.
 _RENEW: Final = 75
 _LEFT_BEHIND_VARIABLE: Final = "CWSINK_FLUSHER_LEFT_BEHIND"
@@ -131,7 +132,7 @@ def _watch(work: Callable[[], bool]) -> None:
         )
         pause_seconds = min(pause_seconds, _LONGEST_PAUSE_SECONDS)
         again = f"in {pause_seconds:.1f} s" if pause_seconds else "at once"
-        report("guard", f"the flusher {how}. It is started again {again}. Records wait in the spool.")
+        report("guard", f"the flusher {how}. It is started again {again}. {_MEANWHILE}")
         time.sleep(pause_seconds)
 
 
@@ -161,7 +162,7 @@ def _be_flusher(work: Callable[[], bool]) -> NoReturn:
         _name_process("cwsink-flusher")
         code = _RENEW if work() else 0
     except BaseException as error:
-        report("flusher", f"the flusher ends: {type(error).__name__}: {error}. Records wait in the spool.")
+        report("flusher", f"the flusher ends: {type(error).__name__}: {error}. {_MEANWHILE}")
     finally:
         helper.end_all()  # `_exit` calls no handler
         os._exit(code)

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal
 
+from cwsink import words
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.flusher import mute, stderr
@@ -160,7 +161,10 @@ class OwnFlusher:
             if is_anyone_attached(directory, tries=_TRIES) or self._ends_before.get(path) != _end_of(path):
                 return _Served(open_existing(path), is_mute=self._is_mute)
         except (CwsinkError, OSError) as error:
-            report(f"serve_{path}", f"cannot deliver from {path}: {error} Its records stay there. It is tried again.")
+            report(
+                f"serve_{path}",
+                f"cannot deliver from {path}: {error} Records wait as long as it has room. It is tried again.",
+            )
         return None
 
     def _has_ended(self) -> bool:
@@ -270,7 +274,7 @@ class _Served:
                     f"stay_{directory.path}",
                     f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {directory.path}: no "
                     "process logs there any more, and CloudWatch did not take them in time. The next process that logs "
-                    "there has them sent; so does `cwsink flush --once`.",
+                    f"there has them sent; so does {words.to_send(directory.path)}.",
                 )
 
     def _leave(self) -> None:

@@ -30,6 +30,7 @@ from typing import Final
 
 from cwsink.diagnostics import report
 from cwsink.flusher.election import Election
+from cwsink.flusher.self_metrics import EVERY_SECONDS
 from cwsink.spool import leader_state, lease, survey
 from cwsink.spool.watch import RingWatch
 
@@ -141,9 +142,9 @@ class Turns:
         )
 
     def _let_rest(self, running: list[_Turn], now: float) -> None:
-        """Have idle spools rest, except the only spool of the process, and one that adopts orphans meanwhile."""
+        """Have idle spools rest, except a process's only one, one that adopts orphans, and those with metrics."""
         adopters = [turn for turn in running if turn.election.adopts]
-        for turn in running if len(self._turns) > 1 else ():
+        for turn in (each for each in running if len(self._turns) > 1 and not each.is_metered):
             if turn.idle_since is not None and now - turn.idle_since >= REST_SECONDS and adopters != [turn]:
                 adopters = [each for each in adopters if each is not turn]
                 turn.end(now, keep_lease=self._may_keep_lease(turn))
@@ -175,7 +176,12 @@ class _Turn:
         self._ring = RingWatch(election.directory.ring)
         self._wants = True
         self._was_last = False
-        self._close_look_at = 0.0
+        self._close_look_at = self._rests_since = 0.0
+
+    @property
+    def is_metered(self) -> bool:
+        """Tell whether it sends metrics of its own each minute while it leads."""
+        return self.election.config.self_metrics != "off"
 
     def begin(self, now: float) -> None:
         """Begin a turn. Raises RuntimeError: no thread can be started now."""
@@ -198,6 +204,7 @@ class _Turn:
         self._ring.mark()
         self._wants = self.idle_since is None
         self._close_look_at = now + _CLOSE_LOOK_SECONDS
+        self._rests_since = now
         self.is_ending = True
         self.keeps_lease = keep_lease
         self.at = now
@@ -223,7 +230,8 @@ class _Turn:
                 self._close_look_at = now + _CLOSE_LOOK_SECONDS
                 self._ring.distrust()
                 self.keeps_lease = self.keeps_lease and self.election.beat()
-            self._wants = (self._ring.has_grown() or (is_close and self._has_pending())) and (
+            is_due = self.is_metered and now - self._rests_since >= EVERY_SECONDS
+            self._wants = (self._ring.has_grown() or is_due or (is_close and self._has_pending())) and (
                 self.keeps_lease or self._is_vacant()
             )
             self.at = now

@@ -68,7 +68,7 @@ def open_writer(
 class Console:
     """Prints records, a line each. Safe from threads and across forks; never raises."""
 
-    is_usable = True
+    is_usable = is_healthy = True
 
     def __init__(self, where: Place, config: SinkConfig) -> None:
         """`where`: the stream; "off": no stream. `config`: as of a writer."""

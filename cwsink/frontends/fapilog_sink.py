@@ -99,8 +99,11 @@ class CloudWatchSpoolSink:
         return await self._append({}, view)
 
     async def health_check(self) -> bool:
-        """Tell whether entries can be spooled. CloudWatch is not asked: while it is down, nothing is lost."""
-        return self._writer.is_usable
+        """Tell whether entries can be spooled, are delivered, and none is lost now. It asks the spool, not CloudWatch.
+
+        False does not mean that a restart helps: let no liveness probe depend on it.
+        """
+        return self._writer.is_healthy
 
     def spool(self, entry: dict[str, Any]) -> bool:
         """Spool one entry. Under `on_full="block"` the calling thread waits for room. False: refused and counted."""

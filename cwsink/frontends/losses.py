@@ -1,4 +1,4 @@
-"""Counts refused records until they are written down in the spool (cwsink.spool.refusals).
+"""Counts refused records until they are written down in the spool (cwsink.spool.refusals), and has them said.
 
 A refusal is written down before the caller is told of it, so that the count survives a kill. If that cannot be done at
 this moment (another process is writing, there is no descriptor), the count waits here, and is tried again with the next
@@ -12,13 +12,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from cwsink.diagnostics import report
 from cwsink.frontends.turn import Turn
 from cwsink.spool import refusals
+from cwsink.spool.alerts import Alerts
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
+from cwsink.spool.segment import AttachedSegment, SegmentKey
 
 # While nothing can be written down, the list must not take more memory with each refusal.
 _MOST_SEPARATE: Final = 1000
+UNENCODABLE: Final = "unencodable"
 
 
 class Losses:
@@ -27,6 +31,9 @@ class Losses:
     def __init__(self) -> None:
         self._losses: list[Loss] = []
         self._turn = Turn()
+        self._has_lost = self._is_said = False
+        self._alerts: Alerts | None = None
+        self._segment: SegmentKey | None = None
 
     @property
     def pending(self) -> bool:
@@ -35,10 +42,34 @@ class Losses:
 
     def add(self, reason: str, timestamp_ms: int) -> None:
         """Count one refused record with this time."""
+        self._has_lost = True
         self._losses.append(Loss(1, timestamp_ms, timestamp_ms, reason, 0))
 
-    def write_down(self, directory: SpoolDirectory) -> None:
-        """Write down what is counted, if that can be done now. Never raises."""
+    def add_text(self, timestamp_ms: int, what: str) -> None:
+        """Count a message that is no record, and say which."""
+        self.add(UNENCODABLE, timestamp_ms)
+        report(f"refused_{UNENCODABLE}", f"LOST {what}. It is counted; the application goes on.")
+
+    def watch(self, directory: SpoolDirectory, attached: AttachedSegment | None) -> None:
+        """Note the segment that is appended to. The next one may be one of the last, or an older one was evicted."""
+        # Not the segment itself: it could not be reclaimed as long as it is kept here.
+        if attached is not None and attached.key != self._segment:
+            self._segment = attached.key
+            self._alerts_of(directory).look(at_once=True)
+
+    def write_down(self, directory: SpoolDirectory, *, is_last: bool = False) -> None:
+        """Write down what is counted, if that can be done now, and say it. Never raises. `is_last`: at the end."""
+        self._write_down(directory)
+        if self._has_lost:
+            is_first, self._is_said = not self._is_said, True
+            self._alerts_of(directory).look(is_last=is_last, at_once=is_first)
+
+    def _alerts_of(self, directory: SpoolDirectory) -> Alerts:
+        if self._alerts is None or self._alerts.directory is not directory:  # the spool was removed and made anew
+            self._alerts = Alerts(directory)
+        return self._alerts
+
+    def _write_down(self, directory: SpoolDirectory) -> None:
         # If it is another thread's turn, that one sees what was added.
         while self._losses and (turn := self._turn.take()) is not None:
             with turn:

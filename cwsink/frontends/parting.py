@@ -17,6 +17,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
@@ -116,7 +117,7 @@ class Parting:
             f"stay_{self._directory.path}",
             f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self._directory.path}: not "
             f"delivered yet{reason}. The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the "
-            "next process that logs there sends them, or `cwsink flush --once`.",
+            f"next process that logs there sends them, or {words.to_send(self._directory.path)}.",
         )
         hurry.leave_word(self._directory)
 

@@ -204,8 +204,8 @@ class _Appender(Protocol):
     def forked(self) -> None:
         """Become another producer, in a child."""
 
-    def mark_losses(self) -> None:
-        """Write down the counts of refused records."""
+    def mark_losses(self, *, is_last: bool = False) -> None:
+        """Write down the counts of refused records. `is_last`: and say what was not said."""
 
 
 class Process:
@@ -302,7 +302,7 @@ class Process:
         self._presences.clear()
         last = [presence for presence in presences if presence.leave()]
         for writer in list(self.writers):  # only now, because they may need the descriptors that were just closed
-            writer.mark_losses()
+            writer.mark_losses(is_last=True)
         for presence in last:
             with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
                 presence.await_delivery(began)

@@ -30,11 +30,11 @@ import time
 from pathlib import Path
 from typing import Final
 
-from cwsink import host, version
+from cwsink import host, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
 from cwsink.frontends.interruption import is_interruption
-from cwsink.spool import files, held_lock, leader_state, lease
+from cwsink.spool import alerts, files, held_lock, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
 
@@ -142,8 +142,8 @@ class Starter:
         if has_begun and held.lasts(seconds=_VACANT_SECONDS):
             held_lock.say(
                 lock.path,
-                f"Only a flusher needs the lock. This process does not lead {directory.path}, so the records stay "
-                "there. `cwsink flush` sends them, too.",
+                f"Only a flusher needs the lock. This process does not lead {directory.path}. "
+                f"{alerts.fate_of(directory)} {words.to_send(directory.path)} sends them, too.",
             )
 
     def _is_hosted(self, now: float) -> bool:
@@ -184,8 +184,8 @@ class Starter:
         self._look_again_at = monotonic() + _RETRY_SECONDS
         report(
             "starter",
-            f"the flusher cannot be started: {why}. Records wait in {self._root}, and the start is tried again every "
-            f"{_RETRY_SECONDS:.0f} s. `cwsink flush` sends them, too.",
+            f"the flusher cannot be started: {why}. Records wait in {self._root} as long as there is room, and the "
+            f"start is tried again every {_RETRY_SECONDS:.0f} s. {words.to_send(self._root)} sends them, too.",
         )
 
     def _collect(self) -> None:

@@ -5,8 +5,7 @@ returns True the record is in the spool, and survives whatever happens to this p
 signal handler that raises in the middle of it is heard), and never waits for the network. It blocks only under
 `on_full="block"`, for at most `block_timeout_seconds`.
 
-A record that the writer refuses is counted by reason, in the spool (cwsink.spool.refusals). `cwsink status` shows the
-counts, and the leader tells the stream of them.
+A record that the writer refuses is counted by reason, in the spool, and said (cwsink.frontends.losses).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from cwsink.frontends import console, presence
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.losses import Losses
 from cwsink.frontends.turn import Turn
-from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, refusals, root, sending
+from cwsink.spool import alerts, capacity, descriptors, directory, frame, leader_state, record, refusals, root, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring, code_of
 from cwsink.target import Target
@@ -57,8 +56,6 @@ _HEADER_BYTES: Final = frame.HEADER_BYTES
 _PLAIN_EVENT: Final = frame.PLAIN_EVENT
 _crc32 = crc32
 _write = os.write
-
-UNENCODABLE: Final = "unencodable"
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
@@ -153,7 +150,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         text = record.text_of(message)
         if not text:
             what = f"a message of type {type(message).__name__} that is empty or no text"
-            self._count_refusal(UNENCODABLE, now_ms, what)
+            self._losses.add_text(now_ms, what)
+            self.mark_losses()
             return None
         # int(): a bool is an int, too, but would be spooled as a boolean.
         timestamp_ms = int(timestamp_ms) if isinstance(timestamp_ms, int) and 0 <= timestamp_ms < _MOST_MS else now_ms
@@ -165,8 +163,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def try_append(self, payload: bytes) -> Append:
         """Append a prepared record if there is room now.
 
-        A refusal is counted here, except FULL under `on_full="block"`. Then the caller waits and tries again. When
-        its time is over it calls `refuse`, which counts the record.
+        A refusal is counted, except FULL under `on_full="block"`. Then the caller tries again, and calls `refuse` last.
         """
         return self.after_append(self._ring.append(payload), payload)
 
@@ -178,6 +175,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             self.attach()
         elif self._presence is not None:
             self._presence.look()
+        self._losses.watch(self.directory, self._ring.attached)
         if answer is _APPENDED:
             if self._losses.pending:
                 self.mark_losses()
@@ -190,7 +188,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def refuse(self, payload: bytes, answer: Append = Append.FULL) -> None:
         """Count a prepared record that the caller does not try to append any more."""
         reason = "spool_full" if answer is Append.FULL else "io_error"
-        self._count_refusal(reason, record.timestamp_of(payload), f"a record: {reason} in {self.directory.path}")
+        self._losses.add(reason, record.timestamp_of(payload))
+        self.mark_losses()
 
     def count_internal_error(self, error: Exception) -> bool:
         """Count a record lost to an error of our own: no memory, a bug. Returns False. A signal handler's is raised."""
@@ -198,7 +197,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             raise error
         self._losses.add("io_error", time_ns() // 1_000_000)
         self.mark_losses()
-        diagnostics.report("internal_error", f"a record was refused and counted: {type(error).__name__}: {error}")
+        diagnostics.report("internal_error", f"LOST a record, which is counted: {type(error).__name__}: {error}")
         return False
 
     def flush(self, timeout: float) -> bool:
@@ -211,14 +210,14 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def close(self) -> None:
         """Let go of the spool. Sends nothing and waits for nothing; a later append opens the spool again."""
         self._ring.close()
-        self.mark_losses()  # now, because the ring's descriptor may have been the last one
+        self.mark_losses(is_last=True)  # now, because the ring's descriptor may have been the last one
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def mark_losses(self) -> None:
-        """Write down the counts of refused records that could not be written down before."""
-        self._losses.write_down(self.directory)
+    def mark_losses(self, *, is_last: bool = False) -> None:
+        """Write down the counts of refused records that could not be written down before. `is_last`: say them, too."""
+        self._losses.write_down(self.directory, is_last=is_last)
         if self._losses.pending:
             self._ring.check_due_ns = 0  # the next append then goes by `after_append`, which tries again
 
@@ -233,7 +232,12 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             self._is_begun = False  # the next append goes on with it
             if not isinstance(error, Exception) or is_interruption(error):
                 raise
-            diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are kept.")
+            diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are appended.")
+
+    @property
+    def is_healthy(self) -> bool:
+        """Tell whether records can be spooled, are delivered, and none is lost now, as far as the spool says."""
+        return self.is_usable and alerts.is_healthy(self.directory)
 
     @property
     def is_usable(self) -> bool:
@@ -251,6 +255,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def _open_ring(self) -> Ring:
         refusals.prepare(self.directory)
+        alerts.prepare(self.directory)
         ring = Ring(self.directory, capacity.of(self.config))
         if self._syncs:
             ring.small_bytes = -1  # no event is small then: every append goes by `after_append`, which syncs
@@ -286,7 +291,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         if len(payload) <= MAX_PAYLOAD_BYTES:
             return False
         what = f"a message of {len(payload):,} bytes; {MAX_PAYLOAD_BYTES:,} is the most"
-        self._count_refusal(UNENCODABLE, time_ns() // 1_000_000, what)
+        self._losses.add_text(time_ns() // 1_000_000, what)
+        self.mark_losses()
         return True
 
     def _finish_append(self, answer: Append, payload: bytes) -> bool:
@@ -306,11 +312,6 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 return answer is _APPENDED
         self.refuse(payload)
         return False
-
-    def _count_refusal(self, reason: str, timestamp_ms: int, what: str) -> None:
-        self._losses.add(reason, timestamp_ms)
-        self.mark_losses()
-        diagnostics.report(f"refused_{reason}", f"refused {what}. It is counted; the application goes on.")
 
     def _open_spool(self, resolved: Target | None) -> None:
         """Open the spool of a target; by default that of the config. Raises ConfigError, SpoolError."""

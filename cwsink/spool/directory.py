@@ -8,6 +8,7 @@
     settings.json   how to send (cwsink.spool.sending)               (writers)
     capacity.json   how much it may hold (cwsink.spool.capacity)     (writers)
     refusals        totals of what was refused                       (writers, under an flock on it)
+    told            what stderr was told of that                     (leader and writers, under an flock on it)
     evictions       totals of what was evicted                       (writers, under budget.lock)
     leader.lock     the lease                                        (filelock)
     leader.json     what the leader is doing                         (a leader)
@@ -16,6 +17,7 @@
     attached.lock   shared flock: a process that has appended lives  (every writer)
     budget.lock     flock of the one that evicts; never waited for   (writers)
     dead_letters.jsonl  records that can never be delivered          (a leader)
+    letters.json    how many of these were replayed                  (`cwsink replay --dead-letters`)
     hurry           touched by a process that waits for delivery     (writers)
 <root>/flusher-<user>.lock, .next   the flusher that starts by itself (cwsink.spool.flusher_lock)
 <root>/host-<user>.json              the host's name, if a stream's name asks for it (cwsink.spool.host_names)
@@ -89,9 +91,11 @@ class SpoolDirectory:
         self.attached_lock = f"{path}/attached.lock"
         self.budget_lock = f"{path}/budget.lock"
         self.dead_letters = f"{path}/dead_letters.jsonl"
+        self.letters = f"{path}/letters.json"
         self.sending = f"{path}/settings.json"
         self.capacity = f"{path}/capacity.json"
         self.refusals = f"{path}/refusals"
+        self.told = f"{path}/told"
         self.hurry = f"{path}/hurry"
 
     def is_present(self) -> bool:

@@ -15,12 +15,14 @@ import math
 import os
 import socket
 import time
+from bisect import bisect_left
 from typing import Final, Literal
 
 import msgspec
 
 from cwsink.spool import files, sending
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.record import Count, Seconds
 from cwsink.version import __version__
 
 PUBLISH_SECONDS: Final = 1.0
@@ -34,6 +36,8 @@ _SYNC_SILENT_SECONDS: Final = 3.0
 _GIVE_WAY_SECONDS: Final = 3.0
 _GIVE_WAY_BUSY_SECONDS: Final = 10.0
 _MOST_UNABLE: Final = 8
+# The bounds of the histogram of request times. Whoever reads one of other bounds begins a new one.
+REQUEST_SECONDS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 Doing = Literal["idle", "delivering", "retrying", "circuit_open"]
 # The reason why the leader cannot deliver. "busy" passes by itself, the others rarely do.
@@ -41,6 +45,10 @@ Obstacle = Literal["", "credentials", "denied", "unreachable", "busy"]
 HOPELESS: Final = frozenset[Obstacle](("credentials", "denied", "unreachable"))
 # Names the process that started a flusher. A writer sets it for the flusher that it starts.
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
+# What the next leader goes on with.
+_OF_THE_SPOOL: Final = (
+    "last_success", "failing_since", "requests", "sent_bytes", "request_seconds", "metered", "metered_at",
+)  # fmt: skip
 
 
 class Unable(msgspec.Struct, frozen=True):
@@ -67,6 +75,13 @@ class Published(msgspec.Struct, kw_only=True):
             (cwsink.spool.sending.credentials_stamp).
         started_by: the process that started it, for people; "" if a person or a service manager did.
         syncs: its last try to make the spool durable has succeeded (durability="host").
+        failing_since: since when CloudWatch has taken nothing although it was asked; None: its last request succeeded.
+        requests: how many requests were answered, ever, by outcome (cwsink.flusher.outcome).
+        sent_bytes: the bodies of these together, as they were sent.
+        request_seconds: how long they took: how many took at most so many seconds, by each bound of REQUEST_SECONDS,
+            and longer; then the sum of all.
+        metered: the totals that the last event of metrics was made from, and metered_at, when that was
+            (cwsink.flusher.self_metrics).
         unable: processes that led before and could not deliver, since the last request that CloudWatch has taken.
     """
 
@@ -88,6 +103,12 @@ class Published(msgspec.Struct, kw_only=True):
     capacity_bytes: int = 0
     syncs: bool = False
     unable: list[Unable] = []
+    failing_since: Seconds | None = None
+    requests: dict[str, Count] = {}
+    sent_bytes: Count = 0
+    request_seconds: list[Seconds] = []
+    metered: dict[str, Count] = {}
+    metered_at: Seconds = 0.0
 
 
 _decode: Final = msgspec.json.Decoder(Published).decode
@@ -136,14 +157,15 @@ class LeaderState:
             version=__version__,
             credentials=sending.credentials_stamp(os.environ),
             started_by=os.environ.get(STARTED_BY_VARIABLE, ""),
-            last_success=before.last_success if before else None,
             capacity_bytes=capacity_bytes,
         )
         if before:
+            for name in _OF_THE_SPOOL:
+                setattr(self._now, name, getattr(before, name))
             self._now.unable = [
                 each for each in before.unable if (each.pid, each.host) != (self._now.pid, self._now.host)
             ]
-        self._failing_since: float | None = None
+        self._failing_since: Seconds | None = None
         self.has_succeeded = False
         self._published: Published | None = None
         self._published_at = self._written_at = 0.0
@@ -166,7 +188,7 @@ class LeaderState:
     def succeeded(self) -> None:
         """Note that CloudWatch has accepted a request."""
         self.has_succeeded = True
-        self._failing_since = None
+        self._failing_since = self._now.failing_since = None
         self._now.unable = []
         if self._now.obstacle:
             self._published_at = -math.inf  # with the next look: a process that ends may be waiting to know this, too
@@ -180,9 +202,35 @@ class LeaderState:
             self._published_at = -math.inf  # a process that ends may be waiting to know
         if self._failing_since is None:
             self._failing_since = time.monotonic()
+        if self._now.failing_since is None:
+            self._now.failing_since = time.time()
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
         self._now.obstacle = obstacle
+        self.publish()
+
+    def answered(self, outcome: str, seconds: float, sent_bytes: int) -> None:
+        """Count a request that has ended."""
+        now = self._now
+        now.requests = {**now.requests, outcome: now.requests.get(outcome, 0) + 1}
+        now.sent_bytes += sent_bytes
+        counts = (
+            now.request_seconds
+            if len(now.request_seconds) == len(REQUEST_SECONDS) + 2
+            else [0.0] * (len(REQUEST_SECONDS) + 2)
+        )
+        index = bisect_left(REQUEST_SECONDS, seconds)
+        now.request_seconds = [*counts[:index], counts[index] + 1, *counts[index + 1 : -1], counts[-1] + seconds]
+
+    @property
+    def published(self) -> Published:
+        """What is, or will soon be, in the file."""
+        return self._now
+
+    def metered(self, totals: dict[str, int], at: float) -> None:
+        """Note that an event of metrics was made of these totals, and publish that."""
+        self._now.metered, self._now.metered_at = totals, at
+        self._published_at = -math.inf
         self.publish()
 
     def gave_way(self) -> str:
@@ -222,12 +270,12 @@ class LeaderState:
         self._published_at = -math.inf
         self.publish()
 
-    def publish(self) -> None:
+    def publish(self, *, at_once: bool = False) -> None:
         """Write the file if its content has changed or is old, at most once in `PUBLISH_SECONDS`. Never raises."""
         elapsed = time.monotonic() - self._published_at
-        if elapsed < PUBLISH_SECONDS:
+        if elapsed < PUBLISH_SECONDS and not at_once:
             return
-        rate = self._delivered / min(elapsed, 3600.0)
+        rate = self._delivered / min(max(elapsed, 0.1), 3600.0)
         self._now.records_per_second = round(rate, 1)
         if self._now.state == "delivering" and not self._delivered:
             self._now.state = "idle"

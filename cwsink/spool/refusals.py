@@ -1,17 +1,9 @@
 """`refusals`: how many records writers have refused, by reason, in space that was reserved beforehand.
 
 When a record is refused, the disk may be full to its last block. The process may be killed in the next moment. The
-count must be exact all the same. So the file is written once, in full length, while there is room. From then on it is
-overwritten in place, which needs no new block (but for file systems that copy on write). A writer does that before it
-answers that the record was refused.
-
-```text
-offset  size  field          little-endian
-     0     4  CRC            zlib.crc32 of bytes 4 .. 8 + length
-     4     4  length         of the totals
-     8     n  totals         MessagePack: {reason: [count, first_ms, last_ms]}
-               zeros up to 4,096 bytes
-```
+count must be exact all the same. So the file is a page (cwsink.spool.page): it is written once, in full length, while
+there is room, and from then on overwritten in place. Its content is `{reason: [count, first_ms, last_ms]}`. A writer
+does that before it answers that the record was refused.
 
 Several processes may refuse records at once. One at a time adds its own, under an flock. The others wait for it, but
 for 40 ms at most: it may have been stopped. Then they keep their counts in memory, and add them with their next
@@ -28,20 +20,14 @@ import os
 import time
 from collections import deque
 from functools import partial
-from struct import Struct
 from typing import Any, Final
-from zlib import crc32
 
 import msgspec
 
-from cwsink.spool import descriptors, files
+from cwsink.spool import descriptors, files, page
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Loss, TimeMs
 
-_PAGE_BYTES: Final = 4096
-_MOST_BYTES: Final = 64 * 1024
-_HEADER: Final = Struct("<II")
-_CHECKED_FROM: Final = 4
 # Another process that adds has the lock for some 10 us. A reader may meet a page that is being overwritten.
 _TRIES: Final = 50
 _WAIT_SECONDS: Final = 0.0005
@@ -75,7 +61,7 @@ def read(directory: SpoolDirectory) -> dict[str, Refused]:
     """Return the totals by reason; empty if there are none, or if the file is damaged. Raises OSError."""
     for _ in range(_TRIES):
         try:
-            found = _parse(files.read(directory.refusals, _MOST_BYTES)[0])
+            found = _parse(files.read(directory.refusals, page.MOST_BYTES)[0])
         except OSError as error:
             if files.is_absent(error):
                 return {}
@@ -101,8 +87,8 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
         with files.opened(directory.refusals, os.O_RDWR) as file:
             if _take_turn(file.fd):
                 now = len(losses)  # others may append to it meanwhile
-                page = _page(_sum(_parse(os.pread(file.fd, _PAGE_BYTES, 0)) or {}, losses[:now]))
-                write = partial(os.pwrite, file.fd, page, 0)
+                data = _page(_sum(_parse(os.pread(file.fd, page.PAGE_BYTES, 0)) or {}, losses[:now]))
+                write = partial(os.pwrite, file.fd, data, 0)
                 steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
                 deque(map(partial.__call__, steps), maxlen=0)
                 return True
@@ -123,24 +109,16 @@ def _take_turn(fd: int) -> bool:
     return False
 
 
-def _parse(page: bytes) -> dict[str, Refused] | None:
+def _parse(data: bytes) -> dict[str, Refused] | None:
     """Return the totals on a page; None if the page is damaged, or if it was read while it was overwritten."""
-    if len(page) < _HEADER.size:
-        return None
-    crc, length = _HEADER.unpack_from(page)
-    end = _HEADER.size + length
-    if end > len(page) or crc32(page[_CHECKED_FROM:end]) != crc:
-        return None
     try:
-        return _decode(page[_HEADER.size : end])
+        return None if (body := page.unpacked(data)) is None else _decode(body)
     except ValueError:
         return None
 
 
 def _page(totals: dict[str, Refused]) -> bytes:
-    body = msgspec.msgpack.encode(totals)
-    checked = _HEADER.pack(0, len(body))[_CHECKED_FROM:] + body
-    return (crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked).ljust(_PAGE_BYTES, b"\0")
+    return page.packed(msgspec.msgpack.encode(totals))
 
 
 def _sum(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:

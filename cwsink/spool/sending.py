@@ -26,7 +26,7 @@ from zlib import crc32
 import msgspec
 from msgspec.structs import asdict
 
-from cwsink import version
+from cwsink import target, version
 from cwsink.config import SinkConfig, load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
@@ -52,12 +52,14 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
         installation: of the writer (see the function `installation`).
         written_by: host and pid of the writer, for people.
         settings: the fields of SinkConfig that differ from their defaults.
+        app: the name of the writer's application, for metrics.
     """
 
     cwsink: str
     installation: str
     written_by: str
     settings: dict[str, Any]
+    app: str = ""
 
 
 def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
@@ -67,6 +69,7 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
         installation=installation(),
         written_by=f"{socket.gethostname()}/{os.getpid()}",
         settings=_settings_of(config),
+        app=target.app_name(config, os.environ),
     )
     found = read(directory)
     if found is not None and (found.settings, found.installation) == (mine.settings, mine.installation):
@@ -114,16 +117,16 @@ def config_of(directory: SpoolDirectory) -> SinkConfig:
     """
     found = _read(directory)
     held = capacity.read(directory)
-    target = directory.format.settings()
+    where = directory.format.settings()
     budget: dict[str, Any] = {"spool_max_bytes": held.spool_max_bytes if held else directory.format.spool_max_bytes}
     if found is None:
         # What FORMAT leaves open is left open: another application's role or segment size must not get in.
-        left_out = {each for name in (*target, *budget, "segment_bytes") for each in variables_of(name)}
+        left_out = {each for name in (*where, *budget, "segment_bytes") for each in variables_of(name)}
         env = {name: value for name, value in os.environ.items() if name not in left_out}
-        return SinkConfig(**{**asdict(load_config(env=env)), **target, **budget, "segment_bytes": None})
+        return SinkConfig(**{**asdict(load_config(env=env)), **where, **budget, "segment_bytes": None})
     known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER
     settings = {name: value for name, value in found.settings.items() if name in known}  # a newer writer has more
-    of_format = {name: value for name, value in target.items() if value is not None}
+    of_format = {name: value for name, value in where.items() if value is not None}
     try:
         config: SinkConfig = SinkConfig(**{**of_format, **settings, **budget})
     except ConfigError as error:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Final, Literal
 
 import msgspec
 
 from cwsink import naming
-from cwsink.spool import capacity, files, heartbeat, leader_state, leadership, orphans, sending
-from cwsink.spool.budget import used_bytes
+from cwsink.config import SinkConfig
+from cwsink.spool import alerts, files, heartbeat, leader_state, leadership, letters, orphans, sending, told
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import Leader, leader_of
-from cwsink.spool.survey import last_append, survey
+from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
 
 # A leader that has written nothing for this long does not move. No call (connecting, waiting for the answer) takes
 # longer, and no pause of an open circuit.
 STALLED_SECONDS: Final = 30.0
+_DEFAULTS: Final = SinkConfig()
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,36 @@ class SpoolStats:
         region: the region of AWS. None: as the credentials say.
         state: `cwsink status --help` explains each.
         leader: the process that sends, if one does.
+        epoch: how many leaderships there were.
         appended: records that were ever safe in the spool.
         delivered: CloudWatch has answered that it has them.
         pending: they wait.
         pending_bytes: the size of those.
         oldest_pending_seconds: how long the oldest has waited.
         dead_lettered: CloudWatch can never take them, by reason. They are in dead_letters.jsonl.
+        dead_letters: how many of these are still there: neither replayed nor cleared.
+        replayed: dead letters that were appended once more, and are in `appended` a second time, by reason.
         evicted: lost, because the spool was full and the oldest went.
         refused: lost, because they never entered the spool, by reason.
+        lost: evicted and refused ones together.
+        is_losing: records are being lost.
+        lost_since: when the losses began that were said last, or that are counted last.
+        lost_until: when the last of them was seen.
+        lost_why: why, and what to do about it.
         resent: how many were sent again after the answer to a request was lost.
         corrupt_bytes: bytes that changed on the disk after they were written.
         capacity_bytes: how much the spool may hold.
         last_error: the last failure of the last leader that had one. It may be over.
         last_success: when CloudWatch last took records.
+        failing_since: since when CloudWatch has taken nothing although it was asked.
+        is_behind: the oldest record has waited for longer than batch_timeout_seconds and a request may take.
+        requests: how many requests to send records were answered, by outcome.
+        sent_bytes: the bodies of these.
+        request_seconds: how many took at most so many seconds, by bound ("+Inf": all), and their "sum".
         settings: the newest writer's settings for sending that differ from the defaults.
         settings_from: that writer, as host/pid.
         unable: processes that led before and gave way because they could not deliver, with their reasons.
+        disk_free_bytes: what the disk has beside it.
         used_bytes: the disk space that the ring takes.
         records_per_second: how fast the leader delivers.
         last_success_seconds: how long ago CloudWatch last took records.
@@ -73,23 +90,37 @@ class SpoolStats:
     region: str | None
     state: State
     leader: Leader | None
+    epoch: int
     appended: int
     delivered: int
     pending: int
     pending_bytes: int
     oldest_pending_seconds: float | None
     dead_lettered: dict[str, int]
+    dead_letters: dict[str, int]
+    replayed: dict[str, int]
     evicted: int
     refused: dict[str, int]
+    lost: int
+    is_losing: bool
+    lost_since: str | None
+    lost_until: str | None
+    lost_why: str | None
     resent: int
     corrupt_bytes: int
     capacity_bytes: int
     last_error: str | None
     last_success: str | None
+    failing_since: str | None
+    is_behind: bool
+    requests: dict[str, int]
+    sent_bytes: int
+    request_seconds: dict[str, float]
     settings: dict[str, Any]
     settings_from: str | None
     unable: list[dict[str, Any]]
     used_bytes: int
+    disk_free_bytes: int | None
     records_per_second: float
     last_success_seconds: float | None
     leader_silent_seconds: float
@@ -99,9 +130,9 @@ class SpoolStats:
     orphan_seconds: float | None
 
     @property
-    def lost(self) -> int:
-        """How many records will never be in CloudWatch: refused or evicted. Dead letters are kept, and not lost."""
-        return self.evicted + sum(self.refused.values())
+    def fill(self) -> float:
+        """How full the spool is, from 0 to 1, of what it may have, and its disk has."""
+        return alerts.Room(self.used_bytes, self.capacity_bytes, self.disk_free_bytes).fill
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as `cwsink status --json` prints them."""
@@ -152,13 +183,11 @@ def look(directory: SpoolDirectory) -> SpoolStats:
     published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
     leader = leader_of(directory)
     now = time.time()
-    silent_seconds = max(0.0, now - _written_at(directory))
+    silent_seconds = max(0.0, now - _written_at(directory.cursor, directory.leader_state))
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
     is_current = leader is not None and published.epoch == leader.epoch
-    last_success = published.last_success
     other = heartbeat.elsewhere(directory)
-    found, held = sending.read(directory), capacity.read(directory)
     state = state_of(
         pending=books.pending,
         is_led=leader is not None,
@@ -166,9 +195,10 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         is_stopped=is_stopped,
         is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
     )
-    counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for these two
-    del counts["epoch"], counts["oldest_pending_ms"]
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
+    letters_done = letters.read(directory)
+    found = sending.read(directory)
+    settings = found.settings if found else {}
     return SpoolStats(
         path=directory.path,
         log_group_name=directory.format.log_group_name,
@@ -177,28 +207,93 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         state=state,
         leader=leader,
         oldest_pending_seconds=None if age is None else round(age, 3),
-        capacity_bytes=held.spool_max_bytes if held else directory.format.spool_max_bytes,
-        last_error=published.last_error,
-        last_success=None if last_success is None else naming.rfc3339(int(last_success * 1000)),
-        settings=sending.shown(found.settings) if found else {},
+        dead_letters=letters_done.kept(books.dead_lettered),
+        replayed=letters_done.replayed,
+        is_behind=(age or 0.0) > sum(_waits(settings)),
+        settings=sending.shown(settings),
         settings_from=found.written_by if found else None,
-        unable=[msgspec.structs.asdict(each) for each in published.unable],
-        used_bytes=used_bytes(directory.ring),
         records_per_second=published.records_per_second if is_current else 0.0,
-        last_success_seconds=None if last_success is None else round(max(0.0, now - last_success), 3),
         leader_silent_seconds=round(silent_seconds, 3),
         leader_is_stopped=is_stopped,
         led_by_host=other.mark.host if other else None,
         written_by=directory.format.host,
         orphan_seconds=round(max(0.0, now - (last_append(directory) or now)), 3) if is_orphan else None,
-        **counts,
+        **_counts(books),
+        **_published(published, now),
+        **_losses(directory, books, now),
     )
 
 
-def _written_at(directory: SpoolDirectory) -> float:
-    """Return when a leader has written last, in seconds since 1970; 0 if none has."""
+def _counts(books: Survey) -> dict[str, Any]:
+    counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for this one
+    del counts["oldest_pending_ms"]
+    return counts
+
+
+def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
+    """Return what is known by the last leader."""
+    bounds = [f"{bound:g}" for bound in leader_state.REQUEST_SECONDS]
+    seconds = published.request_seconds
+    so_far = (
+        dict(zip([*bounds, "+Inf"], accumulate(seconds[:-1]), strict=True)) if len(seconds) == len(bounds) + 2 else {}
+    )
+    return {
+        "last_error": published.last_error,
+        "last_success": _moment(published.last_success),
+        "last_success_seconds": _ago(published.last_success, now),
+        "failing_since": _moment(published.failing_since),
+        "requests": published.requests,
+        "sent_bytes": published.sent_bytes,
+        "request_seconds": {**so_far, "sum": round(seconds[-1], 6)} if so_far else {},
+        "unable": [msgspec.structs.asdict(each) for each in published.unable],
+    }
+
+
+def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, Any]:
+    """Return how much room there is, and what was lost for want of it, or for other reasons."""
+    room = alerts.room_of(directory)
+    lost = books.evicted + sum(books.refused.values())
+    said = told.read(directory) or told.Told()
+    since, until = said.since, said.until
+    is_unsaid = lost > sum(said.lost.values()) + books.refused.get("unencodable", 0)
+    if is_unsaid:  # it will be said in a minute, or never, because all stderr is /dev/null
+        until = _written_at(directory.refusals, directory.evictions)
+        since = since or until
+    is_recent = now - until < 2 * alerts.AGAIN_SECONDS
+    is_full = bool(books.pending) and room.is_nearly_full
+    is_losing = (is_unsaid and is_recent) or (said.trouble == "losing" and (is_recent or is_full))
+    reasons = {**books.refused, **({alerts.EVICTED: books.evicted} if books.evicted else {})}
+    return {
+        "lost": lost,
+        "is_losing": is_losing,
+        "lost_since": _moment(since or None),
+        "lost_until": _moment(until or None),
+        "lost_why": alerts.causes(directory, reasons, room) if lost else None,
+        "used_bytes": room.used,
+        "capacity_bytes": room.capacity,
+        "disk_free_bytes": room.free,
+    }
+
+
+def _waits(settings: Mapping[str, Any]) -> Iterator[float]:
+    """Yield how long a record may wait without being late: to be gathered, and for one request."""
+    for name in ("batch_timeout_seconds", "connect_timeout_seconds", "read_timeout_seconds"):
+        value = settings.get(name, getattr(_DEFAULTS, name))
+        yield value if isinstance(value, int | float) else 0.0
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else naming.rfc3339(int(seconds * 1000))
+
+
+def _ago(seconds: float | None, now: float) -> float | None:
+    return None if seconds is None else round(max(0.0, now - seconds), 3)
+
+
+def _written_at(*paths: str) -> float:
+    """Return when one of these files was written last, in seconds since 1970; 0 if none is there."""
     times = [0.0]
-    for path in (directory.cursor, directory.leader_state):
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
             times.append(files.status(path).st_mtime)
     return max(times)

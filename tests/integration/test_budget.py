@@ -237,7 +237,8 @@ def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWat
 
     def work() -> None:
         for _ in range(each):
-            writer._count_refusal("spool_full", 1_700_000_000_000, "a record")
+            writer._losses.add("spool_full", 1_700_000_000_000)
+            writer.mark_losses()
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -249,13 +250,13 @@ def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWat
 
 
 def test_drop_newest_refuses_and_says_so(server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """append answers False, one line goes to stderr, and room makes it answer True again."""
+    """append answers False, one line says that records are lost, and room makes it answer True again."""
     config = full_config(server.endpoint_url, "drop_newest")
     writer = Writer(config)
     while writer.append("x" * 300):
         pass
     assert not writer.append("refused")
-    assert capfd.readouterr().err.count("refused a record: spool_full") == 1
+    assert capfd.readouterr().err.count("LOST 1 record (1 in all): the spool is full") == 1
     deliver(writer.directory, config)
     until(lambda: writer.append("accepted"), "room")
     deliver(writer.directory, config)

@@ -34,7 +34,9 @@ CONTRACT = {
     "pending_bytes", "oldest_pending_seconds", "dead_lettered", "evicted", "refused", "resent", "corrupt_bytes",
     "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable", "used_bytes",
     "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
-    "written_by", "orphan_seconds", "why",
+    "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
+    "lost_until", "lost_why", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
+    "disk_free_bytes",
 }  # fmt: skip
 
 # Appends as many records as each line of stdin says; exits (and drains) at its end.
@@ -228,7 +230,10 @@ def test_status_json_is_the_contract(config: SinkConfig) -> None:
     assert spool["capacity_bytes"] == config.spool_max_bytes
     assert (spool["dead_lettered"], spool["refused"], spool["evicted"]) == ({}, {}, 0)
     assert (spool["last_error"], spool["last_success"]) == (None, None)
-    assert spool["why"] == "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
+    assert spool["why"] == (
+        "No process leads. They are sent when a worker logs again, or by "
+        f"`cwsink flush --once {writer.directory.path}`."
+    )
     assert (spool["used_bytes"] > 12 * 100, spool["leader_is_stopped"], spool["led_by_host"]) == (True, False, None)
     assert (spool["written_by"], spool["orphan_seconds"]) == (socket.gethostname(), None)
     assert spool["settings"]["batch_timeout_seconds"] == config.batch_timeout_seconds
@@ -321,7 +326,10 @@ def test_status_of_several_spools(tmp_path: Path, config: SinkConfig) -> None:
     both = spools_of(tmp_path / "spools")
     assert {spool["path"] for spool in both} == {first.directory.path, second.directory.path}
     assert [spool["log_group_name"] for spool in spools_of(second.directory.path)] == ["/other"]
-    assert "1 of 2 spools is behind: 1 record in all." in cwsink("status").stdout
+    assert "2 spools, none behind: 1 record on the way." in cwsink("status").stdout
+    first.append("x", int((time.time() - 60) * 1000))
+    second.append("x")
+    assert "1 of 2 spools is behind: 2 records in all." in cwsink("status").stdout
 
 
 @pytest.mark.parametrize("damage", [b"{", b"", None])

@@ -753,7 +753,9 @@ def test_notices_of_refusals_come_at_once_then_less_and_less_often(
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(flusher_module, "time", clock)
     told: list[tuple[float, int]] = []
-    monkeypatch.setattr(Flusher, "_tell", lambda _, loss: told.append((clock.now - 1000.0, loss.count)))
+    monkeypatch.setattr(
+        Flusher, "_tell", lambda _, event: told.append((clock.now - 1000.0, int(event.message.split()[1])))
+    )
     lease, orders = Lease(spool), Orders()
     assert lease.try_acquire()
     leader = Flusher(spool, external, lease, orders, kind="own")

@@ -25,12 +25,12 @@ import msgspec
 import pytest
 
 from cwsink import Writer
-from cwsink.cli import text
 from cwsink.frontends import presence
 from cwsink.printable import printable, printable_json
 from cwsink.spool import cursor, directory, frame, record, segment
 from cwsink.spool.record import Event
 from cwsink.testing import StrictCloudWatch
+from cwsink.watching import lines
 from tests.harness.support import CHILD_SECONDS, peak, quick_config
 
 OTHER_USER: Final = 65_534
@@ -270,9 +270,9 @@ LOG_LINES: Final = [
 @pytest.mark.parametrize("timestamp_ms", [0, -1, 2**63 - 1, -(2**63), 253_402_300_800_000])
 def test_each_log_line_is_shown(line: str, timestamp_ms: int) -> None:
     """Whatever was logged: it is a line, and a filter can be asked about it."""
-    shown = text.read(Event(timestamp_ms, 1, 2, line))
-    text.is_at_least(shown, 30)
-    said = text.render(shown, today="2026-01-01", colour=True)
+    shown = lines.read(Event(timestamp_ms, 1, 2, line))
+    lines.is_at_least(shown, 30)
+    said = lines.render(shown, today="2026-01-01", colour=True)
     assert printable(OURS.sub("", said)) == OURS.sub("", said)
 
 
@@ -282,7 +282,7 @@ def test_a_line_of_any_depth_is_shown() -> None:
         closing = "}" if "{" in place else ""
         for depth in (*range(5), *range(180, 260), *range(900, 1020), 10_000):
             line = "{" + place + "[" * depth + "]" * depth + closing + "}"
-            text.render(text.read(Event(1, 1, 1, line)), today="2026-01-01", colour=False)
+            lines.render(lines.read(Event(1, 1, 1, line)), today="2026-01-01", colour=False)
 
 
 # What is not waited for.

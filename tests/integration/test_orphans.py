@@ -159,7 +159,7 @@ def test_status_tells_of_another_hosts_spool(
     out = capsys.readouterr().out
     assert "Nobody sends: 1,234 records wait" in out
     assert f"An orphan of host web-7 (this one is {here}): nobody has logged there for 3 h" in out
-    assert f"`cwsink replay {spool.path}` sends them" in out
+    assert f"`cwsink flush --once {spool.path}` sends them" in out
     run("status", "--json")
     (report,) = json.loads(capsys.readouterr().out)["spools"]
     assert (report["state"], report["leader"], report["pending"]) == ("no_leader", None, 1_234)
@@ -173,7 +173,7 @@ def test_status_tells_of_several(capsys: Capture, leave_behind: Callable[[str, i
     out = capsys.readouterr().out
     assert "2 of them are orphans: `cwsink replay --all`" in out
     for spool in spools:
-        assert f"If none will: `cwsink replay {spool.path}`." in out
+        assert f"If none will: `cwsink flush --once {spool.path}`." in out
 
 
 # replay
@@ -288,7 +288,7 @@ def test_an_interrupted_replay_goes_on_where_it_was(
     left = survey(spools[0]).pending
     assert 0 < left <= 300
     assert f"{left} records stay in {spools[0].path}: interrupted." in err
-    assert f"`cwsink replay {spools[0].path}` goes on from there." in err
+    assert f"`cwsink flush --once {spools[0].path}` goes on from there." in err
     assert "1 more spool not begun." in err
     assert "Traceback" not in err
     server.faults.clear()

@@ -51,8 +51,10 @@ CI: Final = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 SERVER_PORT: Final = 8800  # where the README has its CloudWatch
 UVICORN_PORT: Final = 8000
 
-# Other tests run the blocks of these pages.
+# Other tests run the blocks of these pages: records has test_records.py, doctor test_doctor.py, watching's commands
+# test_watching.py.
 RUN_ELSEWHERE: Final = ("records", "doctor")
+RUN_ELSEWHERE_CONSOLE: Final = ("watching",)
 
 # Pictures: blocks that are no code. By their first line.
 PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")
@@ -80,7 +82,8 @@ writer.append("seed of old", int(time.time() - 15 * 86_400) * 1000)
 
 def blocks_in(language: str) -> list[object]:
     """Return the blocks of a language that are run here, as parameters of a test."""
-    names = [name for name in PAGES if name not in (*DEPLOYING, *RUN_ELSEWHERE)]
+    elsewhere = (*DEPLOYING, *RUN_ELSEWHERE, *(RUN_ELSEWHERE_CONSOLE if language == "console" else ()))
+    names = [name for name in PAGES if name not in elsewhere]
     return [pytest.param(block, id=str(block)) for block in blocks(*names) if block.language == language]
 
 
@@ -880,8 +883,9 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "is no file of this user and this spool. It was set aside": not_our_file,
     "CloudWatch takes nothing that is sent there": lambda trouble: trouble.fail("InvalidParameterException"),
     "has format ...; this cwsink reads format": newer_format,
-    "refused a record: spool_full": full_spool,
-    "refused a record: io_error": full_disk,
+    "LOST ... in all): the spool is full": full_spool,
+    "LOST ... in all): the disk fails": full_disk,
+    "and nothing is lost yet": full_spool,
     "cannot be delivered (too_old)": too_old,
     "cannot be delivered (too_new)": too_new,
     "cannot be delivered (oversize)": oversize,

@@ -441,10 +441,11 @@ def test_no_spool_is_not_done(tmp_path: Path, capsys: Capture) -> None:
         (["--all", "--rate", "0"], "0 is less than 1"),
         (["--all", "--rate", "fast"], "invalid RECORDS value: 'fast'"),
         (["--all", "--dead-letters", "--rate", "5"], "--all and --rate cannot be combined with --dead-letters"),
-        (["--all", "--reason", "poison"], "--reason and --restamp are for --dead-letters"),
+        (["--all", "--reason", "poison"], "--reason, --restamp and --clear are for --dead-letters"),
         (["--dead-letters", "--reason", "corrupt"], "invalid choice: 'corrupt'"),
         (["--dead-letters", "--reason"], "expected one argument"),
-        (["--restamp", "--dry-run"], "--reason and --restamp are for --dead-letters"),
+        (["--dead-letters", "--clear", "--restamp"], "--clear throws letters away"),
+        (["--restamp", "--dry-run"], "--reason, --restamp and --clear are for --dead-letters"),
     ],
 )
 def test_usage_errors(words: list[str], said: str, capsys: Capture) -> None:
@@ -464,7 +465,7 @@ def test_help_has_examples(capsys: Capture) -> None:
     assert ended.value.code == 0
     out = capsys.readouterr().out
     examples = re.findall(r"^  cwsink (replay .*?)   ", out, re.MULTILINE)
-    assert len(examples) == 6
+    assert len(examples) == 7
     from cwsink.cli import arguments
 
     for example in examples:

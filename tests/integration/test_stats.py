@@ -34,7 +34,7 @@ def test_the_numbers_are_those_of_the_command(small: SinkConfig) -> None:
         check=True,
     )
     (printed,) = json.loads(done.stdout)["spools"]
-    passing = {"oldest_pending_seconds", "last_success_seconds", "leader_silent_seconds", "why"}
+    passing = {"disk_free_bytes", "oldest_pending_seconds", "last_success_seconds", "leader_silent_seconds", "why"}
     assert {key: value for key, value in printed.items() if key not in passing} == {
         key: value for key, value in found.as_dict().items() if key not in passing
     }

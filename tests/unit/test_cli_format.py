@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from cwsink.cli import text
-from cwsink.cli.arguments import LEVELS, parser
+from cwsink import words
+from cwsink.cli.arguments import parser
 from cwsink.flusher.outcome import advice_on
 from cwsink.printable import printable
 from cwsink.spool.record import Event
 from cwsink.spool.stats import state_of
+from cwsink.watching import lines
+from cwsink.words import LEVELS
 
 NOON_MS = 1_700_000_000_123
 
@@ -34,7 +36,7 @@ def entry(level: str = "INFO", **changes: Any) -> dict[str, Any]:
 def line_of(message: object, *, colour: bool = False) -> str:
     """The message as `tail` prints it, without its clock."""
     content = message if isinstance(message, str) else json.dumps(message)
-    line = text.render(text.read(Event(NOON_MS, 7, 0, content)), today="", colour=colour)
+    line = lines.render(lines.read(Event(NOON_MS, 7, 0, content)), today="", colour=colour)
     return line.split(" ", 2)[2]
 
 
@@ -91,7 +93,7 @@ def test_at_least_a_level() -> None:
     """WARNING lets warnings and above through, and custom levels; no level is no level."""
 
     def passes(message: object) -> bool:
-        return text.is_at_least(text.read(Event(0, 0, 0, json.dumps(message))), LEVELS["WARNING"])
+        return lines.is_at_least(lines.read(Event(0, 0, 0, json.dumps(message))), LEVELS["WARNING"])
 
     assert [name for name in ("DEBUG", "info", "WARNING", "error", "AUDIT", "CUSTOM") if passes(entry(name))] == [
         "WARNING",
@@ -108,8 +110,8 @@ def test_at_least_a_level() -> None:
 )
 def test_durations_have_two_units_at_most(seconds: float, expected: str) -> None:
     """As people say them."""
-    assert text.duration(seconds) == expected
-    assert text.duration(86_400 * 3 + 3_600 * 4 + 59) == "3 d 4 h"
+    assert words.duration(seconds) == expected
+    assert words.duration(86_400 * 3 + 3_600 * 4 + 59) == "3 d 4 h"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_durations_have_two_units_at_most(seconds: float, expected: str) -> None
 )
 def test_sizes_are_binary(count: int, expected: str) -> None:
     """The units are those of the settings."""
-    assert text.size(count) == expected
+    assert words.size(count) == expected
 
 
 @pytest.mark.parametrize(

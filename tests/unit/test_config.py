@@ -276,6 +276,7 @@ ENVIRONMENT = {
     "adopt_orphans": ("on", True),
     "oversize": ("split", "split"),
     "compression": ("gzip", "gzip"),
+    "self_metrics": ("emf", "emf"),
     "retention_days": ("14", 14),
     "tags": ('{"team": "shop"}', {"team": "shop"}),
     "kms_key_id": ("arn:key", "arn:key"),

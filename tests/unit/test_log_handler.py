@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cwsink.cli import text
 from cwsink.frontends import log_entry
 from cwsink.spool.record import Event
+from cwsink.watching import lines
 
 
 class Hostile:
@@ -45,8 +45,8 @@ def raised(error: BaseException) -> Any:
         return type(caught), caught, caught.__traceback__
 
 
-def line_of(record: logging.LogRecord) -> text.Line:
-    return text.read(Event(0, 1, 1, log_entry.encode_record(record, "hello")))
+def line_of(record: logging.LogRecord) -> lines.Line:
+    return lines.read(Event(0, 1, 1, log_entry.encode_record(record, "hello")))
 
 
 def test_an_entry_has_fapilogs_keys() -> None:
@@ -183,8 +183,8 @@ def test_a_level_of_the_applications_own_keeps_name_and_number() -> None:
     """`cwsink tail --level` goes by the number."""
     line = line_of(record_of(levelname="NOTICE", levelno=25))
     assert (line.level, line.rank) == ("NOTICE", 25)
-    assert not text.is_at_least(line, logging.WARNING)
-    assert text.is_at_least(line, logging.INFO)
+    assert not lines.is_at_least(line, logging.WARNING)
+    assert lines.is_at_least(line, logging.INFO)
 
 
 @pytest.mark.parametrize("level", [10, 20, 30, 40, 50])

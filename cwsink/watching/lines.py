@@ -1,4 +1,4 @@
-"""Words for people: durations, sizes, and a record as a line (pure).
+"""A record as people read it (pure).
 
 All that comes from a spool is foreign text, so it is shown by `printable`.
 """
@@ -10,19 +10,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 
-from cwsink.cli.arguments import LEVELS
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.printable import printable
 from cwsink.spool.record import Event
+from cwsink.words import LEVELS
 
 _PLAIN: Final = re.compile(r"[^\s=\"']+")
 
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 # CloudWatch takes no longer ones. A spool may hold them, to be sent in pieces.
 _MOST_CHARACTERS: Final = MAX_EVENT_BYTES
 # Deeper than this, data is shown as JSON.
@@ -37,53 +35,6 @@ _AUDIT: Final = LEVELS["AUDIT"]
 _ERROR: Final = LEVELS["ERROR"]
 # Colours from these ranks on: magenta, bold red, yellow, green, dim.
 _LEVEL_COLOURS: Final = ((_AUDIT, "35"), (_ERROR, "1;31"), (LEVELS["WARNING"], "33"), (LEVELS["INFO"], "32"), (0, "2"))
-
-
-def duration(seconds: float) -> str:
-    """Return "0.4 s", "12 s", "3 min 5 s", "2 h 5 min", "3 d 4 h"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for (size, name), (smaller, smaller_name) in pairwise(_UNITS):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
-    return f"{whole} s"
-
-
-def size(count: int) -> str:
-    """Return "12 B", "1.5 KiB", "256 MiB", "1.2 GiB"."""
-    amount, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if amount < 1023.95:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.0f} {unit}" if amount >= 100 or amount == int(amount) else f"{amount:.1f} {unit}"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return "1 line", "1,234 lines"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def records(count: int) -> str:
-    """Return "1 record", "1,234 records"."""
-    return counted(count, "record")
-
-
-def each_counted(counts: Mapping[str, int]) -> str:
-    """Return "1,234 expired, 2 oversize"."""
-    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
-
-
-def target(log_group_name: str, log_stream_name: str) -> str:
-    """Return the name of a spool for people: where its records are sent."""
-    return printable(f"{log_group_name} → {log_stream_name}", one_line=True)
-
-
-def stay(count: int) -> str:
-    """Return "1 record stays", "2 records stay"."""
-    return f"{records(count)} stay{'s' if count == 1 else ''}"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import time
 
-from cwsink import host
-from cwsink.cli import text
+from cwsink import host, words
 from cwsink.flusher.outcome import advice_on
 from cwsink.spool.stats import SpoolStats
 
@@ -13,6 +12,28 @@ from cwsink.spool.stats import SpoolStats
 def sentence(error: str) -> str:
     """Return an error's text with one full stop at its end."""
     return f"{error.rstrip('. ')}."
+
+
+def clock(moment: str) -> str:
+    """Return an RFC 3339 time as people say it, in UTC: "14:03", or "2026-01-31 14:03" if that is not today."""
+    day, _, hour = moment.partition("T")
+    return f"{'' if day == time.strftime('%Y-%m-%d', time.gmtime()) else f'{day} '}{hour[:5]} UTC"
+
+
+def loss(spool: SpoolStats) -> str:
+    """Return what was lost, since when, why, and what to do: a sentence or two; "" if nothing was."""
+    if not spool.lost:
+        return ""
+    parts = ([f"{spool.evicted:,} evicted"] if spool.evicted else []) + (
+        [f"refused {words.each_counted(spool.refused)}"] if spool.refused else []
+    )
+    line = f"LOST {words.records(spool.lost)} ({', '.join(parts)})"
+    since, until = spool.lost_since, spool.lost_until
+    if spool.is_losing:
+        return f"{line}{f', since {clock(since)}' if since else ''}: {spool.lost_why}"
+    if since and until:
+        line += f", {clock(since)} to {clock(until)}" if since[:16] != until[:16] else f", {clock(since)}"
+    return f"{line}. That is over: none is lost now."
 
 
 def why(spool: SpoolStats) -> str:
@@ -23,23 +44,25 @@ def why(spool: SpoolStats) -> str:
             return f"Host {spool.led_by_host} leads this spool, and sends them. Two hosts must not share a spool."
         if spool.orphan_seconds is not None:
             return _why_orphan(spool, spool.orphan_seconds)
-        return "No process leads. They are sent when a worker logs again, or by `cwsink flush --once`."
+        return f"No process leads. They are sent when a worker logs again, or by {words.to_send(spool.path)}."
     if spool.state == "stalled" and leader is not None:
         who = f"The leader (pid {leader.pid} on {leader.host})"
         if spool.leader_is_stopped:
             return (
                 f"{who} is a stopped process. `kill -CONT {leader.pid}` lets it go on. If it ends, another one leads."
             )
-        return f"{who} has not moved for {text.duration(spool.leader_silent_seconds)}. If it ends, another one leads."
+        return f"{who} has not moved for {words.duration(spool.leader_silent_seconds)}. If it ends, another one leads."
     if spool.state in ("retrying", "circuit_open") and spool.last_error:
-        return f"{sentence(spool.last_error)}\n{advice_on(spool.last_error)} The leader tries again until it succeeds."
+        since = f" (since {clock(spool.failing_since)})" if spool.failing_since else ""
+        error = sentence(f"{spool.last_error.rstrip('. ')}{since}")
+        return f"{error}\n{advice_on(spool.last_error)} The leader tries again until it succeeds."
     return "They are being sent."
 
 
 def _why_orphan(spool: SpoolStats, silent_seconds: float) -> str:
     """Return how the spool came to be left behind, as far as that can be known, and which command sends it."""
-    silent = text.duration(silent_seconds)
-    command = f"`cwsink replay {shlex.quote(spool.path)}`"
+    silent = words.duration(silent_seconds)
+    command = words.to_send(spool.path)
     if spool.written_by != host.name():
         return (
             f"An orphan of host {spool.written_by} (this one is {host.name()}): nobody has logged there for "

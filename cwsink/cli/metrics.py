@@ -1,0 +1,55 @@
+"""`cwsink metrics`: the numbers of all spools as OpenMetrics (cwsink.watching.openmetrics), in a file or over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+
+from cwsink.cli import DONE
+from cwsink.errors import CwsinkError
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the file once, or answer until TERM or Ctrl-C. Returns the exit code."""
+    try:
+        import prometheus_client
+
+        from cwsink.watching import openmetrics
+    except ImportError as error:
+        raise CwsinkError(f"metrics need prometheus-client: pip install 'cwsink[metrics]' ({error})") from error
+    if options.textfile is not None:
+        _write(options.textfile, openmetrics.text_of(options.path))
+        return DONE
+    host, port = options.listen
+    openmetrics.text_of(options.path)  # a PATH that cannot be read is said now
+    try:
+        server, thread = prometheus_client.start_http_server(port, host, openmetrics.registry_of(options.path))
+    except OSError as error:
+        raise CwsinkError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
+    print(f"http://{host}:{server.server_port}/metrics", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        server.shutdown()
+        thread.join()
+    return DONE
+
+
+def _write(path: str, content: bytes) -> None:
+    """Replace the file as a whole, so that no reader sees a part of it. `-` is stdout. Raises OSError."""
+    if path == "-":
+        sys.stdout.buffer.write(content)
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,310 @@
+"""Says on stderr what is lost of a spool, and what will be: no loss is silent, and none is called safe.
+
+```text
+80 % full, records wait     "the spool is 82 % full ..., and nothing is lost yet"    and once a minute
+records are lost            "LOST 1,204 records (23,825 in all): the spool is ..."   at once, and once a minute
+neither any more            "no record is lost any more: 23,825 were ..."            once
+```
+
+The leader looks once a second. A writer looks when it refuses a record and when it goes on to another segment, so that
+it is said without a leader, too. Of all of them one says it (cwsink.spool.told). A process whose stderr is closed, or
+is /dev/null, leaves it to the others. `decide` is pure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from cwsink import words
+from cwsink.clock import monotonic
+from cwsink.diagnostics import is_heard, report, reset_quiet
+from cwsink.spool import capacity, cursor, disk, leader_state, lease, open_directory, refusals, segment, told
+from cwsink.spool.budget import read_evictions, used_bytes
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.leader_state import Obstacle
+from cwsink.spool.told import Told
+
+# What lasts is said this often.
+AGAIN_SECONDS: Final = 60.0
+# From this fill on records may soon be lost, and below this one that is over.
+NEARLY_FULL: Final = 0.8
+CALM: Final = 0.7
+EVICTED: Final = "evicted"
+_LOOK_SECONDS: Final = 1.0
+_PASSING_SECONDS: Final = 3.0
+# Of these reasons the spool, or its disk, is full.
+_FULL: Final = frozenset((EVICTED, "spool_full"))
+_UNENCODABLE: Final = "unencodable"
+_OTHER_CAUSES: Final = {"io_error": "the disk fails", _UNENCODABLE: "they are empty, no text, or too long"}
+# A spool that is emptier than this by now was full when it lost records.
+_STILL_FULL: Final = 0.5
+SAFE: Final = "The records stay in the spool."
+_NOT_SAFE: Final = "Records are being LOST."
+
+# What else may be done about a full spool, by what hinders the leader.
+_REMEDIES: Final[Mapping[Obstacle, str]] = {
+    "credentials": "give the flusher valid AWS credentials",
+    "denied": "allow what CloudWatch refuses",
+    "unreachable": "see why CloudWatch cannot be reached",
+    "busy": "ask AWS for a higher quota",
+    "": "log less",
+}
+
+
+class Room(NamedTuple):
+    """How full a spool is, in bytes.
+
+    Attributes:
+        used: what its records take.
+        capacity: what they may take.
+        free: what the disk has beside that; None if it does not say.
+        segment: what they take at a time.
+    """
+
+    used: int
+    capacity: int
+    free: int | None
+    segment: int = 0
+
+    @property
+    def is_disk_small(self) -> bool:
+        """Tell whether the disk is full before the spool has what it may have."""
+        return self.free is not None and self.used + self.free < self.capacity
+
+    @property
+    def fill(self) -> float:
+        """The share of it that is used."""
+        most = self.used + (self.free or 0) if self.is_disk_small else self.capacity
+        return self.used / max(most, 1)
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Tell whether records may soon be lost: it is 80 % full, or has room for one segment at most."""
+        return self.fill >= NEARLY_FULL or self.used + 1.5 * self.segment > self.capacity
+
+
+class Seen(NamedTuple):
+    """What a look at a spool has found: how many records were lost and became dead letters, ever, by reason.
+
+    Messages that are no text do not count here: the process that logs them has said so, and no spool is in trouble.
+    """
+
+    lost: dict[str, int]
+    dead: dict[str, int]
+    room: Room
+    has_pending: bool
+
+
+class Finding(NamedTuple):
+    """What to say, and what was said then. `more`: how many more records are lost since the last line, by reason."""
+
+    told: Told
+    says: tuple[str, ...]
+    more: dict[str, int]
+
+
+def room_of(directory: SpoolDirectory) -> Room:
+    """Return how full a spool is. Raises OSError."""
+    held = capacity.read(directory)
+    with open_directory.at(directory.ring) as ring:
+        free = disk.free_bytes(ring.fd)
+    most = held.spool_max_bytes if held else directory.format.spool_max_bytes
+    return Room(used_bytes(directory.ring), most, free, held.segment_bytes if held else 0)
+
+
+def see(directory: SpoolDirectory) -> Seen:
+    """Look at a spool. Raises OSError."""
+    state, evictions = cursor.read(directory.cursor), read_evictions(directory)
+    lost = Counter(state.ledger.refused) + Counter(evictions.refused) + Counter(refusals.counts(directory))
+    del lost[_UNENCODABLE]
+    if evictions.records:
+        lost[EVICTED] = evictions.records
+    dead = Counter(state.ledger.dead_lettered) + Counter(state.partial.dead_lettered)
+    done = {key.number: end for key, end in state.committed().items()}
+    sizes = {number: status.st_size for number, status in segment.statuses(directory.ring).items()}
+    has_pending = any(size > max(segment.HEADER_BYTES, done.get(number, 0)) for number, size in sizes.items())
+    return Seen(dict(lost), dict(dead), room_of(directory), has_pending)
+
+
+def decide(said: Told, seen: Seen, now: float, *, is_last: bool = False) -> Finding:
+    """Return what is to be said now.
+
+    Args:
+        said: what was said before.
+        seen: what there is.
+        now: seconds since 1970.
+        is_last: who looks ends now, so that it cannot say the rest in a minute.
+    """
+    says: list[str] = []
+    new = said
+    more = dict(Counter(seen.lost) - Counter(said.lost))
+    is_due = not 0 <= now - said.at < AGAIN_SECONDS
+    is_full = seen.has_pending and seen.room.is_nearly_full
+    if more and (said.trouble != "losing" or is_due or is_last):
+        says.append("losing")
+        since = said.since if said.trouble == "losing" else now
+        new = replace(new, lost=seen.lost, trouble="losing", at=now, since=since, until=now)
+    elif more:
+        more = {}  # it is said when the minute is over
+    elif said.trouble == "losing" and is_due and not is_full:
+        says.append("over")
+        new = replace(new, trouble="")
+    elif said.trouble != "losing" and is_full and (said.trouble != "filling" or is_due):
+        says.append("filling")
+        new = replace(new, trouble="filling", at=now)
+    elif said.trouble == "filling" and not is_full and not (seen.has_pending and seen.room.fill >= CALM):
+        says.append("emptied")
+        new = replace(new, trouble="")
+    if Counter(seen.dead) - Counter(said.dead):
+        new = replace(new, dead=seen.dead, dead_at=now)
+    elif said.dead_at and not 0 <= now - said.dead_at < AGAIN_SECONDS:
+        says.append("no more dead")
+        new = replace(new, dead_at=0.0)
+    return Finding(new, tuple(says), more)
+
+
+class Alerts:
+    """Says what is due of one spool. Each process that may say it has one."""
+
+    def __init__(self, directory: SpoolDirectory) -> None:
+        self.directory = directory
+        self._look_at = 0.0
+        self._said = Told()  # for a disk that has no room for the file
+
+    def look(self, *, is_last: bool = False, at_once: bool = False) -> None:
+        """Look, at most once a second, and say what is due. Never raises.
+
+        Args:
+            is_last: this process ends now.
+            at_once: look now.
+        """
+        now = monotonic()
+        if not (is_last or at_once) and self._look_at - _LOOK_SECONDS <= now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        with contextlib.suppress(OSError):
+            if not is_heard():
+                return
+            seen, said = see(self.directory), told.read(self.directory)
+            verdict = decide(said or self._said, seen, time.time(), is_last=is_last)
+            if verdict.told == (said or self._said):
+                return
+            if said is None:
+                told.prepare(self.directory, lambda: self._said)
+
+            def changed(before: Told) -> Told:
+                nonlocal verdict
+                verdict = decide(before, seen, time.time(), is_last=is_last)
+                return verdict.told
+
+            if not told.change(self.directory, changed):
+                if said is not None:
+                    return  # another process says it
+                self._said = verdict.told
+            for kind in verdict.says:
+                self._say(kind, verdict, seen)
+
+    def fate(self) -> str:
+        """Return what becomes of the records of the spool: a sentence for a line about trouble. Never raises."""
+        return fate_of(self.directory)
+
+    def _say(self, kind: str, verdict: Finding, seen: Seen) -> None:
+        path, said = self.directory.path, verdict.told
+        key = f"{kind}_{path}"
+        reset_quiet(key)
+        total = sum(seen.lost.values())
+        if kind == "losing":
+            what = f"LOST {words.records(sum(verdict.more.values()))} ({total:,} in all): "
+            what += causes(self.directory, verdict.more, seen.room)
+        elif kind == "filling":
+            room = seen.room
+            of = f"its disk, {words.size(room.free or 0)} free" if room.is_disk_small else words.size(room.capacity)
+            what = f"the spool is {room.fill:.0%} full ({words.size(room.used)} of {of}), and nothing is lost yet"
+            what += f"{_because(self.directory)}. When it is full, records are LOST. {_remedy(self.directory, room)}"
+        elif kind == "over":
+            lasted = words.duration(max(0.0, said.until - said.since))
+            what = f"no record is lost any more: {total:,} were in all, these within {lasted}."
+        elif kind == "emptied":
+            what = f"the spool is {seen.room.fill:.0%} full again, and no record was lost meanwhile."
+        else:
+            what = f"no more dead letters for a minute. `cwsink replay --dead-letters {path}` sends what can be sent."
+        report(key, f"{what} Spool: {path}")
+
+
+def prepare(directory: SpoolDirectory) -> None:
+    """Make the file of what was said, if it is not there. What was lost before that is not said any more."""
+
+    def as_of_now() -> Told:
+        seen = see(directory)
+        return Told(lost=seen.lost, dead=seen.dead)
+
+    told.prepare(directory, as_of_now)
+
+
+def fate_of(directory: SpoolDirectory) -> str:
+    """Return what becomes of the records of a spool: a sentence for a line about trouble. Never raises."""
+    with contextlib.suppress(OSError):
+        said, seen = told.read(directory) or Told(), see(directory)
+        if said.trouble == "losing" or Counter(seen.lost) - Counter(said.lost):
+            return _NOT_SAFE
+        if seen.has_pending and seen.room.is_nearly_full:
+            return f"The spool is {seen.room.fill:.0%} full: soon records will be LOST."
+    return SAFE
+
+
+def is_healthy(directory: SpoolDirectory) -> bool:
+    """Tell whether no record is lost now, and the leader, if there is one, can deliver. Never raises.
+
+    Trouble that passes by itself (throttling, a lost connection) counts once it has lasted.
+    """
+    published = leader_state.read(directory)
+    if published is not None and published.obstacle and lease.is_taken(directory):
+        since = published.failing_since or 0.0
+        if published.obstacle != "busy" or time.time() - since >= _PASSING_SECONDS:
+            return False
+    return fate_of(directory) != _NOT_SAFE
+
+
+def causes(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) -> str:
+    """Return why records are lost for these reasons, and what to do: one or two sentences."""
+    is_full = bool(_FULL & reasons.keys())
+    found = [_full_of(room)] if is_full else []
+    found += [_OTHER_CAUSES.get(reason, reason) for reason in reasons if reason not in _FULL]
+    cause = " and ".join(found)
+    if is_full:
+        return f"{cause}{_because(directory)}. {_remedy(directory, room)}"
+    return f"{cause}. See to that disk." if "io_error" in reasons else f"{cause}. Correct what logs them."
+
+
+def _full_of(room: Room) -> str:
+    """Return what is full."""
+    if room.is_disk_small:
+        return f"the disk is full ({words.size(room.free or 0)} free)"
+    return f"the spool {'is' if room.fill >= _STILL_FULL else 'was'} full"
+
+
+def _because(directory: SpoolDirectory) -> str:
+    """Return why it does not get emptier, to be put behind a statement."""
+    published = leader_state.read(directory)
+    if not lease.is_taken(directory):
+        return "; no process sends"
+    if published is None or not published.obstacle or not published.last_error:
+        return "; records come faster than they are sent"
+    code = published.last_error.partition(":")[0]
+    what = f"delivery has failed ({code})" if code.endswith("Error") else f"CloudWatch has answered {code}"
+    since = published.failing_since
+    return f"; {what}" + ("" if since is None else f" for {words.duration(max(0.0, time.time() - since))}")
+
+
+def _remedy(directory: SpoolDirectory, room: Room) -> str:
+    first = "Make room on the disk" if room.is_disk_small else "Raise spool_max_bytes"
+    if not lease.is_taken(directory):
+        return f"{first}, or have it sent by {words.to_send(directory.path)}."
+    published = leader_state.read(directory)
+    return f"{first}, or {_REMEDIES[published.obstacle if published else '']}."

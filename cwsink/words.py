@@ -1,0 +1,79 @@
+"""Words for people: counts, durations, sizes, levels, and the command that sends what is in a spool (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Final
+
+from cwsink.printable import printable
+
+LEVELS: Final = {
+    "TRACE": 5,
+    "DEBUG": 10,
+    "INFO": 20,
+    "WARNING": 30,
+    "WARN": 30,
+    "ERROR": 40,
+    "CRITICAL": 50,
+    "FATAL": 50,
+    "AUDIT": 60,  # 60 and 70 are fapilog's
+    "SECURITY": 70,
+}
+"""The levels of `logging` and fapilog, and their numbers."""
+
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def duration(seconds: float) -> str:
+    """Return "0.4 s", "12 s", "3 min 5 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for (size, name), (smaller, smaller_name) in pairwise(_UNITS):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
+    return f"{whole} s"
+
+
+def size(count: int) -> str:
+    """Return "12 B", "1.5 KiB", "256 MiB", "1.2 GiB"."""
+    amount, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1023.95:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.0f} {unit}" if amount >= 100 or amount == int(amount) else f"{amount:.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 line", "1,234 lines"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def records(count: int) -> str:
+    """Return "1 record", "1,234 records"."""
+    return counted(count, "record")
+
+
+def each_counted(counts: Mapping[str, int]) -> str:
+    """Return "1,234 expired, 2 oversize"."""
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+
+
+def stay(count: int) -> str:
+    """Return "1 record stays", "2 records stay"."""
+    return f"{records(count)} stay{'s' if count == 1 else ''}"
+
+
+def target(log_group_name: str, log_stream_name: str) -> str:
+    """Return the name of a spool: where its records are sent."""
+    return printable(f"{log_group_name} → {log_stream_name}", one_line=True)
+
+
+def to_send(path: str) -> str:
+    """Return the command that sends what is in a spool now, as all hints name it."""
+    import shlex  # here, because a process that has no trouble never needs it
+
+    return f"`cwsink flush --once {shlex.quote(path)}`"

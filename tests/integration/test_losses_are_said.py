@@ -1,0 +1,213 @@
+"""No loss is silent, and none is called safe: stderr, `health_check`, and what the leader says meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+from msgspec.structs import asdict
+
+from cwsink import CloudWatchSpoolSink, Writer, diagnostics
+from cwsink.config import SinkConfig
+from cwsink.flusher import backoff
+from cwsink.spool import alerts, disk, refusals, told
+from cwsink.spool.record import Loss
+from cwsink.testing import StrictCloudWatch
+from tests.harness.interleave import leading, until
+from tests.harness.support import program_calling, quick_config
+
+Spawn = Callable[..., "Popen[str]"]
+LOST = re.compile(r"LOST ([\d,]+) records? \(([\d,]+) in all\): (.*)")
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said from now on, in this process."""
+    found: list[str] = []
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda _, message: found.append(message)])
+    return found
+
+
+def tiny(server: StrictCloudWatch, **settings: object) -> SinkConfig:
+    """A spool of 16 small segments that nobody sends."""
+    given = {"flusher": "external", "segment_bytes": 4096, "spool_max_bytes": 64 * 1024, **settings}
+    return quick_config(server.endpoint_url, **given)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def lost(lines: list[str]) -> list[tuple[int, int, str]]:
+    found = [LOST.match(line) for line in lines]
+    return [(int(m[1].replace(",", "")), int(m[2].replace(",", "")), m[3]) for m in found if m]
+
+
+def overflow(config: str) -> None:
+    """A worker: it logs more than the spool holds, and ends."""
+    writer = Writer(SinkConfig(**json.loads(config)))
+    for number in range(600):
+        writer.append(f"{number} {'x' * 200}")
+
+
+def test_without_a_leader_one_of_the_workers_says_it(spawn: Spawn, server: StrictCloudWatch) -> None:
+    """Before the first loss that the spool fills up, then how many are lost and what to do; not once a worker."""
+    config = json.dumps(asdict(tiny(server)))
+    workers = [spawn(program_calling(overflow), config) for _ in range(3)]
+    said = "".join(worker.communicate(timeout=60)[1] for worker in workers).splitlines()
+    assert [line for line in said if " full (" in line and "nothing is lost yet" in line][1:] == []
+    found = lost([line.removeprefix("cwsink: ") for line in said])
+    assert 1 <= len(found) <= 1 + len(workers), said
+    totals = sorted(total for _, total, _ in found)
+    assert sum(count for count, _, _ in found) == totals[-1]
+    assert all(
+        text.startswith("the spool is full; no process sends. Raise spool_max_bytes, or") for _, _, text in found
+    )
+    assert not [line for line in said if "stay in the spool" in line or "It is counted" in line]
+
+
+@pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest"])
+def test_a_loss_is_said_from_its_beginning_to_its_end(
+    server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch, on_full: str
+) -> None:
+    """At 80 %, at the first lost record, again with the difference, and when it is over; no line says "safe"."""
+    monkeypatch.setattr(alerts, "AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(alerts, "_LOOK_SECONDS", 0.05)
+    server.faults.throttle_rate(0.0)
+    config = tiny(server, on_full=on_full)
+    writer = Writer(config)
+    with leading(writer.directory, config):
+        until(lambda: writer.append("y" * 200) is None or any("cannot deliver" in line for line in lines), "throttled")
+        assert any("The records stay in the spool." in line for line in lines)
+        diagnostics._quiet.clear()
+
+        def is_said_twice() -> bool:
+            writer.append("x" * 300)
+            return len(lost(lines)) >= 3
+
+        until(is_said_twice, "that records are lost")
+        first = next(at for at, line in enumerate(lines) if line.startswith("LOST"))
+        assert any("nothing is lost yet; CloudWatch has answered ThrottlingException" in line for line in lines[:first])
+        found = lost(lines)
+        assert [total for _, total, _ in found] == sorted({total for _, total, _ in found})
+        assert all(
+            re.match(
+                r"the spool is full; CloudWatch has answered ThrottlingException for [\d.]+ s. "
+                r"Raise spool_max_bytes, or ask AWS for a higher quota.",
+                text,
+            )
+            for _, _, text in found
+        )
+        diagnostics._quiet.clear()
+        until(lambda: any("cannot deliver" in line for line in lines[first:]), "the trouble again")
+        assert not any("stay in the spool" in line for line in lines[first:])
+        assert any("cannot deliver" in line and "are being LOST" in line for line in lines[first:])
+        server.faults.throttle_rate(None)
+        until(lambda: any("no record is lost any more" in line for line in lines), "its end")
+    said = told.read(writer.directory)
+    assert said is not None
+    assert sum(said.lost.values()) == sum(alerts.see(writer.directory).lost.values())
+
+
+def test_at_its_end_a_process_says_the_rest(server: StrictCloudWatch, lines: list[str]) -> None:
+    """One line at the first refusal, one at the end; together they are all that was refused."""
+    writer = Writer(tiny(server, on_full="drop_newest"))
+    refused = sum(not writer.append("x" * 500) for _ in range(300))
+    assert [count for count, _, _ in lost(lines)] == [1]
+    writer.close()
+    assert [count for count, _, _ in lost(lines)] == [1, refused - 1]
+    writer.close()
+    assert len(lost(lines)) == 2
+
+
+def test_a_full_disk_is_called_one(server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and while it costs records: the remedy is another one than for a full spool."""
+    writer = Writer(tiny(server))
+    writer.append("x")
+    monkeypatch.setattr(disk, "free_bytes", lambda fd: 100)
+    alerts.Alerts(writer.directory).look()
+    assert any("of its disk, 100 B free" in line and "Make room on the disk, or" in line for line in lines)
+    refusals.add(writer.directory, [Loss(7, now_ms(), now_ms(), "spool_full", 0)])
+    alerts.Alerts(writer.directory).look()
+    assert lost(lines)[0][2].startswith("the disk is full (100 B free); no process sends. Make room on the disk, or")
+
+
+def test_other_losses_have_their_own_cause(small: SinkConfig, lines: list[str]) -> None:
+    """No budget helps against a disk that fails, or a message that is none, of which the type is said."""
+    writer = Writer(small)
+    refusals.add(writer.directory, [Loss(3, now_ms(), now_ms(), "io_error", 0)])
+    alerts.Alerts(writer.directory).look()
+    ((count, total, text),) = lost(lines)
+    assert (count, total) == (3, 3)
+    assert text.startswith("the disk fails. See to that disk.")
+    lines.clear()
+    assert not writer.append("")
+    assert lines == ["LOST a message of type str that is empty or no text. It is counted; the application goes on."]
+
+
+def test_what_was_lost_before_is_not_said_as_new(small: SinkConfig, lines: list[str]) -> None:
+    """A spool of a cwsink that wrote nothing down of what it said: its old losses are not news."""
+    writer = Writer(small)
+    refusals.add(writer.directory, [Loss(5, now_ms(), now_ms(), "spool_full", 0)])
+    Path(writer.directory.told).unlink()
+    alerts.Alerts(Writer(small).directory).look()
+    assert lost(lines) == []
+
+
+def test_who_has_no_stderr_leaves_it_to_others(
+    small: SinkConfig, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cron job with its stderr in /dev/null does not silence the web server."""
+    writer = Writer(small)
+    refusals.add(writer.directory, [Loss(5, now_ms(), now_ms(), "spool_full", 0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(alerts, "is_heard", lambda: False)
+        alerts.Alerts(writer.directory).look()
+    assert lines == []
+    alerts.Alerts(writer.directory).look()
+    assert [count for count, _, _ in lost(lines)] == [5]
+
+
+def test_health_is_honest(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """False while CloudWatch refuses everything, and while records are lost; true again when that is over."""
+    monkeypatch.setattr(backoff, "SLOW_DELAY_SECONDS", 0.2)
+    config = tiny(server)
+    sink = CloudWatchSpoolSink(**{name: value for name, value in asdict(config).items() if value is not None})
+
+    async def health() -> bool:
+        return await sink.health_check()
+
+    asyncio.run(sink.start())
+    assert asyncio.run(health())
+    server.faults.deny("logs:PutLogEvents")
+    asyncio.run(sink.write({"message": "x"}))
+    directory = sink._writer.directory
+    with leading(directory, config):
+        until(lambda: not asyncio.run(health()), "it cannot deliver")
+        server.faults.allow("logs:PutLogEvents")
+        until(lambda: asyncio.run(health()), "it can")
+    refusals.add(directory, [Loss(5, now_ms(), now_ms(), "spool_full", 0)])
+    assert not asyncio.run(health())
+
+
+def test_dead_letters_end_with_a_line(
+    small: SinkConfig, server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the beginning how many and why; a while after the last one, what to do with them."""
+    monkeypatch.setattr(alerts, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(alerts, "_LOOK_SECONDS", 0.05)
+    server.create_stream("/test/group", "stream")
+    server.faults.poison = "BAD"
+    writer = Writer(small)
+    for message in ("BAD", "good", "BAD"):
+        assert writer.append(message)
+    with leading(writer.directory, small):
+        until(lambda: any("no more dead letters" in line for line in lines), "their end")
+    assert any("cannot be delivered (poison)" in line for line in lines)
+    assert any(f"`cwsink replay --dead-letters {writer.directory.path}`" in line for line in lines)
