@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from cwsink import words
 from cwsink.cli import DONE, NOT_DONE
 from cwsink.doctor import patient, rounds
 from cwsink.doctor.finding import Finding

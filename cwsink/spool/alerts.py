@@ -101,7 +101,7 @@ class Seen(NamedTuple):
     has_pending: bool
 
 
-class Finding(NamedTuple):
+class Decision(NamedTuple):
     """What to say, and what was said then. `more`: how many more records are lost since the last line, by reason."""
 
     told: Told
@@ -132,7 +132,7 @@ def see(directory: SpoolDirectory) -> Seen:
     return Seen(dict(lost), dict(dead), room_of(directory), has_pending)
 
 
-def decide(said: Told, seen: Seen, now: float, *, is_last: bool = False) -> Finding:
+def decide(said: Told, seen: Seen, now: float, *, is_last: bool = False) -> Decision:
     """Return what is to be said now.
 
     Args:
@@ -166,7 +166,7 @@ def decide(said: Told, seen: Seen, now: float, *, is_last: bool = False) -> Find
     elif said.dead_at and not 0 <= now - said.dead_at < AGAIN_SECONDS:
         says.append("no more dead")
         new = replace(new, dead_at=0.0)
-    return Finding(new, tuple(says), more)
+    return Decision(new, tuple(says), more)
 
 
 class Alerts:
@@ -214,7 +214,7 @@ class Alerts:
         """Return what becomes of the records of the spool: a sentence for a line about trouble. Never raises."""
         return fate_of(self.directory)
 
-    def _say(self, kind: str, verdict: Finding, seen: Seen) -> None:
+    def _say(self, kind: str, verdict: Decision, seen: Seen) -> None:
         path, said = self.directory.path, verdict.told
         key = f"{kind}_{path}"
         reset_quiet(key)

@@ -42,7 +42,7 @@ class SpoolsCollector:
 
 def text_of(path: str | None) -> bytes:
     """Return the metrics of the spools at a path as OpenMetrics. Raises SpoolError."""
-    return generate_latest(registry_of(path))
+    return bytes(generate_latest(registry_of(path)))
 
 
 def registry_of(path: str | None) -> CollectorRegistry:

@@ -183,8 +183,8 @@ OPERATIONS = {
 # A leader runs some 25,000 bytecodes for a few records. Only a call can change what is on disk, so a kill before
 # each call leaves each state there is; the bytecodes between two calls are for the long run.
 SHORT = ("append",)
-# Each run takes each 17th call, and the long one takes all.
-STRIDE = 17
+# Each run takes each 29th call, and the long one takes all.
+STRIDE = 29
 
 
 @pytest.mark.timeout(600)
@@ -218,7 +218,7 @@ def run(spawn: Spawn, disk: Path, name: str, points: str, stride: int = 1) -> in
 
 
 def sweep(name: str, root: str, points: str, stride: str) -> None:
-    """Kill a victim at its "calls" or "bytecodes" in turn, each or each 17th one, until one comes to its end."""
+    """Kill a victim at its "calls" or "bytecodes" in turn, each or each 29th one, until one comes to its end."""
     operation = OPERATIONS[name]
     trial = FaultTrial(Path(root), **operation.settings)
     with trial.cloudwatch_is_a_file():

@@ -399,6 +399,8 @@ class Session:
                 sent = self.server.messages("/myapp/prod")
                 assert sum('"seed ' in message for message in sent) == 2
                 assert any("seed of old" in message for message in sent) == self.has_replayed
+            elif words[1] == "alarms":
+                assert "AWS::CloudWatch::Alarm" in output
             elif words[1] == "manual":
                 assert output == PAGES[words[2] if len(words) > 2 else "index"]
             elif words[1] == "replay" and "--dead-letters" not in words:

@@ -19,23 +19,37 @@ STATS: Final = SpoolStats(
     region=None,
     state="idle",
     leader=None,
+    epoch=0,
     appended=0,
     delivered=0,
     pending=0,
     pending_bytes=0,
     oldest_pending_seconds=None,
     dead_lettered={},
+    dead_letters={},
+    replayed={},
     evicted=0,
     refused={},
+    lost=0,
+    is_losing=False,
+    lost_since=None,
+    lost_until=None,
+    lost_why=None,
     resent=0,
     corrupt_bytes=0,
     capacity_bytes=1000,
     last_error=None,
     last_success=None,
+    failing_since=None,
+    is_behind=False,
+    requests={},
+    sent_bytes=0,
+    request_seconds={},
     settings={},
     settings_from=None,
     unable=[],
     used_bytes=0,
+    disk_free_bytes=None,
     records_per_second=0.0,
     last_success_seconds=None,
     leader_silent_seconds=0.0,
@@ -84,7 +98,7 @@ def test_five_minutes_are_kept() -> None:
 def test_each_order() -> None:
     """The worst one first: a state that delivers nothing, then losses, then what waits longest."""
     fine = spool("/r/fine", log_group_name="/a", delivered=100, appended=100, used_bytes=900)
-    losing = spool("/r/losing", log_group_name="/b", evicted=7, appended=7)
+    losing = spool("/r/losing", log_group_name="/b", evicted=7, lost=7, appended=7)
     late = spool("/r/late", log_group_name="/c", state="no_leader", pending=1, appended=1, oldest_pending_seconds=60.0)
     trend = Trend()
     trend.add([fine, losing, late], 0.0)
@@ -137,6 +151,7 @@ def test_the_words_of_a_row() -> None:
         pending=1,
         last_error="Throttling\x07: rate",
         evicted=3,
+        lost=3,
     )
     trend.add([found, spool("/root/b", last_error="Old: over", last_success_seconds=200.0)], 0.0, {"/root/a": 4})
     first, second = trend.rows()
