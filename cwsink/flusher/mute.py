@@ -1,8 +1,9 @@
 """Lets go of stderr while the guard loads: whoever reads a program's stderr to its end is not to wait for that.
 
 The guard has the stderr of the program that has started it, and takes a third of a second to load. A short program may
-have ended by then, and may have said what stays in the spool (cwsink.spool.hurry). Nobody waits for another word then.
-From its first moment on the guard looks for that. So this module loads little.
+have ended by then, and may have said what stays in the spool (cwsink.spool.hurry). Then nobody waits for another word,
+nor wants one in the middle of the next command at a terminal. From its first moment on the guard looks for that. So
+this module loads little.
 
 Later the flusher looks itself, and more closely (cwsink.flusher.stderr, cwsink.flusher.own).
 """
@@ -26,7 +27,7 @@ def begin(spool: str) -> None:
 
     def look(*_: object) -> None:
         with contextlib.suppress(OSError):
-            if is_pipe() and hurry.has_word_in(spool):
+            if (is_pipe() or os.isatty(2)) and hurry.has_word_in(spool):
                 go_mute()
 
     if spool:

@@ -28,10 +28,11 @@ from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.own import OwnFlusher, _Served
 from cwsink.flusher.turns import _Turn
+from cwsink.frontends.parting import Parting
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import capacity, cursor, descriptors, frame, leader_state, segment, sending
+from cwsink.spool import capacity, cursor, descriptors, frame, leader_state, lease, segment, sending
 from cwsink.spool.budget import Budget
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
@@ -42,6 +43,7 @@ from cwsink.spool.rotation import Rotation
 from tests.faults import (
     test_damaged_spools,
     test_exchanged,
+    test_held_locks,
     test_meddling,
     test_raising_handlers,
     test_starts,
@@ -54,6 +56,7 @@ from tests.integration import (
     test_cursor,
     test_descriptors,
     test_election,
+    test_exit_time,
     test_flusher,
     test_giving_way,
     test_hostile_roots,
@@ -243,6 +246,18 @@ MUTANTS: Final = {
         "            self.check()\n            if self._reader.reclaim(committed):",
         "            if self._reader.reclaim(committed):",
         test_a_leader_that_is_superseded_before_it_reclaims_unlinks_nothing,
+    ),
+    "a leader in a request that is taken for a stranger": Mutant(
+        lease._has_stranger,
+        "return bool(pids) and led_by",
+        "return bool(pids) or led_by",
+        test_held_locks.test_a_held_lease_is_named_soon_where_the_kernel_knows_who_has_it,
+    ),
+    "who lacks credentials, and does not ask who leads": Mutant(
+        Parting._why_hopeless,
+        "published.credentials != self._credentials",
+        "False",
+        test_exit_time.test_what_another_one_may_deliver_is_waited_for,
     ),
     "a lease without the inode": Mutant(
         Lease.is_held,
