@@ -325,7 +325,7 @@ def test_the_last_one_does_not_wait_for_what_cannot_be_delivered(
         assert slept == []
     (line,) = parting_words(said)
     assert line.startswith(f"cwsink: 50 records stay in {spool.path}: not delivered yet ({named}")
-    assert line.endswith("then the next process that logs there sends them, or `cwsink flush --once`.")
+    assert line.endswith("then the next process that logs there sends them, or `cwsink flush --once {spool.path}`.")
     assert survey(spool).pending == 50
 
 
