@@ -42,7 +42,8 @@ class SpoolsCollector:
 
 def text_of(path: str | None) -> bytes:
     """Return the metrics of the spools at a path as OpenMetrics. Raises SpoolError."""
-    return generate_latest(registry_of(path))
+    text: bytes = generate_latest(registry_of(path))
+    return text
 
 
 def registry_of(path: str | None) -> CollectorRegistry:
