@@ -45,8 +45,7 @@ answer has no secret in it (`confidential`). botocore does not retry for us: it 
 checked. After a failure a leader waits a random share of a time that doubles up to 20 s; for credentials and
 permissions 5 to 10 s; with the circuit open 15 to 30 s. Once throttled it also sends less often.
 
-Beside this the leader says once a second what is due of losses (`cwsink.spool.alerts`), counts its requests for
-leader.json (`meter`), and once a minute sends metrics of itself, if the settings say so (`self_metrics`).
+Beside this it looks for losses to say (`spool.alerts`), and may send metrics of itself (`self_metrics`).
 
 Fenced
 ------

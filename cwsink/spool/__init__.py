@@ -45,8 +45,7 @@ The files
 | attached.lock          | who has appended and lives               | each process that appended, flock shared        |
 | budget.lock            | who may evict                            | a writer, flock exclusive, tried once           |
 | evictions              | totals, and which segment went last      | a writer that has budget.lock                   |
-| refusals               | totals of refused records, 4 KiB long    | a writer, in place, flock on it                 |
-| told                   | what stderr was told of losses, 4 KiB    | leader and writers, in place, flock on it       |
+| refusals, told         | totals of refused records; what was said | writers (told: the leader, too), flock on it    |
 | dead_letters.jsonl, .1 | what CloudWatch can never take           | leader and `replay`, flock on the spool itself  |
 | letters.json           | how many of these were replayed          | `replay --dead-letters`, flock on FORMAT        |
 | hurry                  | says that a process waits for delivery   | writers touch it; the leader looks 10 times/s   |
@@ -159,7 +158,7 @@ If the disk is full before the ring is, that shows when a segment is made (or, o
 one is evicted for it. Where nothing can be evicted, as much is reserved as there is. A leader needs a cursor to free
 any of it, so the cursor's blocks are reserved before the first segment is made.
 
-What is lost is said on stderr, by the leader or by the writer that lost it, and once a host (`alerts`).
+What is lost is said once a host (`alerts`).
 
 A refused record is counted in `refusals` before the answer is given. That file has its block, so neither a full disk
 nor a kill costs a count. Only there a process may wait for another, for 40 ms.

@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from cwsink.flusher.outcome import Outcome
 from cwsink.spool.stats import SpoolStats, State, stats
 
+_generate: Final[Any] = generate_latest  # it has no types
 OTHER: Final = "other"
 # Why a record was dead-lettered, and why one was refused.
 DEAD: Final = ("too_old", "too_new", "expired", "oversize", "poison", "corrupt")
@@ -42,7 +43,8 @@ class SpoolsCollector:
 
 def text_of(path: str | None) -> bytes:
     """Return the metrics of the spools at a path as OpenMetrics. Raises SpoolError."""
-    return bytes(generate_latest(registry_of(path)))
+    text: bytes = _generate(registry_of(path))
+    return text
 
 
 def registry_of(path: str | None) -> CollectorRegistry:

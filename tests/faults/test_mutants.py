@@ -20,7 +20,7 @@ from unittest import mock
 import pytest
 
 from cwsink.cli import flushing, job, spools
-from cwsink.flusher import confidential, deadline, guard
+from cwsink.flusher import confidential, deadline, guard, self_metrics
 from cwsink.flusher.adoption import Adopter
 from cwsink.flusher.collector import Collector
 from cwsink.flusher.delivery import Delivery
@@ -28,11 +28,12 @@ from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.own import OwnFlusher, _Served
 from cwsink.flusher.turns import _Turn
+from cwsink.frontends import losses
 from cwsink.frontends.parting import Parting
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import capacity, cursor, descriptors, frame, leader_state, lease, segment, sending
+from cwsink.spool import alerts, capacity, cursor, descriptors, frame, leader_state, lease, segment, sending
 from cwsink.spool.budget import Budget
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
@@ -60,6 +61,7 @@ from tests.integration import (
     test_flusher,
     test_giving_way,
     test_hostile_roots,
+    test_losses_are_said,
     test_open_directory,
     test_orphans,
     test_own_flusher,
@@ -68,6 +70,7 @@ from tests.integration import (
     test_ring,
     test_secrets,
     test_turns,
+    test_watching,
     test_writer,
 )
 from tests.property import test_spool_machine
@@ -193,6 +196,31 @@ def path_of(place: Callable[..., object] | ModuleType) -> Path:
 
 
 MUTANTS: Final = {
+    "a loss is called safe": Mutant(
+        alerts.fate_of,
+        "            return _NOT_SAFE",
+        "            return SAFE",
+        test_losses_are_said.test_a_loss_is_said_from_its_beginning_to_its_end,
+        "drop_newest",
+    ),
+    "each worker says what is lost": Mutant(
+        alerts.Alerts.look,
+        "                    return  # another process says it",
+        "                    pass",
+        test_losses_are_said.test_who_says_it_has_the_lock,
+    ),
+    "a short program keeps its losses to itself": Mutant(
+        losses.Losses.write_down,
+        "look(is_last=is_last, ",
+        "look(",
+        test_losses_are_said.test_at_its_end_a_process_says_the_rest,
+    ),
+    "metrics count as records": Mutant(
+        self_metrics.SelfMetrics._event,
+        "Event(int(now * 1000), 0, NOTICE, message)",
+        "Event(int(now * 1000), 0, 0, message)",
+        test_watching.test_the_leader_sends_metrics_of_itself,
+    ),
     "no check of the epoch before a request": Mutant(
         Delivery._put,
         "            self._leadership.check()\n            answer = self._cloudwatch.put(",

@@ -230,10 +230,8 @@ def test_status_json_is_the_contract(config: SinkConfig) -> None:
     assert spool["capacity_bytes"] == config.spool_max_bytes
     assert (spool["dead_lettered"], spool["refused"], spool["evicted"]) == ({}, {}, 0)
     assert (spool["last_error"], spool["last_success"]) == (None, None)
-    assert spool["why"] == (
-        "No process leads. They are sent when a worker logs again, or by "
-        f"`cwsink flush --once {writer.directory.path}`."
-    )
+    command = f"`cwsink flush --once {writer.directory.path}`"
+    assert spool["why"] == f"No process leads. They are sent when a worker logs again, or by {command}."
     assert (spool["used_bytes"] > 12 * 100, spool["leader_is_stopped"], spool["led_by_host"]) == (True, False, None)
     assert (spool["written_by"], spool["orphan_seconds"]) == (socket.gethostname(), None)
     assert spool["settings"]["batch_timeout_seconds"] == config.batch_timeout_seconds
@@ -327,7 +325,7 @@ def test_status_of_several_spools(tmp_path: Path, config: SinkConfig) -> None:
     assert {spool["path"] for spool in both} == {first.directory.path, second.directory.path}
     assert [spool["log_group_name"] for spool in spools_of(second.directory.path)] == ["/other"]
     assert "2 spools, none behind: 1 record on the way." in cwsink("status").stdout
-    first.append("x", int((time.time() - 60) * 1000))
+    second.append("x", int((time.time() - 60) * 1000))
     second.append("x")
     assert "1 of 2 spools is behind: 2 records in all." in cwsink("status").stdout
 

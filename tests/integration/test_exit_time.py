@@ -330,7 +330,7 @@ def test_the_last_one_does_not_wait_for_what_cannot_be_delivered(
         assert slept == []
     (line,) = parting_words(said)
     assert line.startswith(f"cwsink: 50 records stay in {spool.path}: not delivered yet ({named}")
-    assert line.endswith("then the next process that logs there sends them, or `cwsink flush --once`.")
+    assert line.endswith(f"then the next process that logs there sends them, or `cwsink flush --once {spool.path}`.")
     assert survey(spool).pending == 50
 
 
@@ -455,7 +455,7 @@ def test_who_gives_up_says_how_many_records_stay_and_where(
     (line,) = parting_words(said)
     assert line == (
         f"cwsink: 50 records stay in {spool.path}: not delivered yet. The flusher tries for 0.3 s more; then the "
-        "next process that logs there sends them, or `cwsink flush --once`."
+        f"next process that logs there sends them, or `cwsink flush --once {spool.path}`."
     )
     assert survey(spool).pending == 50
     until(lambda: not flusher_lock.is_taken(spool.root), "the flusher has ended, with its call in flight")

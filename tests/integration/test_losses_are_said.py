@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import re
 import time
@@ -85,7 +86,6 @@ def test_a_loss_is_said_from_its_beginning_to_its_end(
     with leading(writer.directory, config):
         until(lambda: writer.append("y" * 200) is None or any("cannot deliver" in line for line in lines), "throttled")
         assert any("The records stay in the spool." in line for line in lines)
-        diagnostics._quiet.clear()
 
         def is_said_twice() -> bool:
             writer.append("x" * 300)
@@ -172,6 +172,16 @@ def test_who_has_no_stderr_leaves_it_to_others(
     assert lines == []
     alerts.Alerts(writer.directory).look()
     assert [count for count, _, _ in lost(lines)] == [5]
+
+
+def test_who_says_it_has_the_lock(small: SinkConfig, lines: list[str]) -> None:
+    """While another process is about to say it, this one does not."""
+    writer = Writer(small)
+    refusals.add(writer.directory, [Loss(5, now_ms(), now_ms(), "spool_full", 0)])
+    with open(writer.directory.told, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        alerts.Alerts(writer.directory).look()
+    assert lines == []
 
 
 def test_health_is_honest(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:

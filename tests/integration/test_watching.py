@@ -24,7 +24,6 @@ from cwsink.flusher.self_metrics import COUNTERS, GAUGES
 from cwsink.spool import leader_state, refusals
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
-from cwsink.watching import openmetrics
 from tests.harness.interleave import deliver, leading, until
 from tests.harness.support import CHILD_SECONDS, quick_config
 
@@ -41,6 +40,12 @@ def cwsink(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def openmetrics_of(path: str | None) -> str:
+    from cwsink.watching import openmetrics  # here, because it needs an extra
+
+    return openmetrics.text_of(path).decode()
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -101,7 +106,7 @@ def test_no_label_grows_without_bound(small: SinkConfig) -> None:
     state = leader_state.LeaderState(writer.directory, 1, "own", 1)
     state.answered("made up", 0.1, 5)
     state.publish(at_once=True)
-    text = openmetrics.text_of(writer.directory.root).decode()
+    text = openmetrics_of(writer.directory.root)
     found = samples(text)
     assert found[key("pending_records")] == 2
     assert found[key("records_total", outcome="refused", reason="other")] == 3
@@ -278,7 +283,7 @@ def test_the_rules_of_prometheus_are_on_metrics_that_exist(small: SinkConfig, tm
     assert [rule["alert"] for rule in rules] == [
         "CwsinkBehind", "CwsinkLosing", "CwsinkNoData", "CwsinkDeadLetters", "CwsinkThrottled",
     ]  # fmt: skip
-    names = {name for name, _ in samples(openmetrics.text_of(None).decode())}
+    names = {name for name, _ in samples(openmetrics_of(None))}
     assert {name for rule in rules for name in re.findall(r"cwsink_\w+", rule["expr"])} <= names
     if promtool := shutil.which("promtool"):
         (tmp_path / "rules.yaml").write_text(text)
