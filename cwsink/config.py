@@ -55,6 +55,7 @@ MOST_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 MIN_SHORTENED_BYTES: Final = 1024
 
 _DURATION: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)\s*")
+_DURATIONS: Final = ("retry_base_delay", "keep_delivered")
 _DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
 _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
@@ -156,6 +157,8 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     adopt_orphans: bool = False
     oversize: Literal["drop", "truncate", "split"] = "drop"
     compression: Literal["none", "gzip"] = "none"
+    keep_delivered: _Positive | None = None
+    keep_delivered_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES, le=_MOST_SPOOL_BYTES)] = 1 << 30
     # How the target is created, and the role or profile that writes to it.
     retention_days: int | None = None
     tags: dict[str, str] | None = None
@@ -331,7 +334,7 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, str):
         if name != "spool_directory":
             value = value.strip()  # a secret or a file often ends with a newline
-        if (name.endswith("_seconds") or name == "retry_base_delay") and (match := _DURATION.fullmatch(value)):
+        if (name.endswith("_seconds") or name in _DURATIONS) and (match := _DURATION.fullmatch(value)):
             return float(match[1]) * _DURATION_SECONDS[match[2]]
         if name.endswith("_bytes") and (match := _SIZE.fullmatch(value)):
             return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZE_POWER[match[2].lower()])

@@ -158,6 +158,8 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
         yield "settings", printable(f"{differing} (from {spool.settings_from})", one_line=True), ""
     fill = spool.used_bytes / spool.capacity_bytes if spool.capacity_bytes else 0.0
     room = f"{text.size(spool.used_bytes)} of {text.size(spool.capacity_bytes)} used"
+    if spool.history_seconds is not None:
+        room += f"; {text.size(spool.history_bytes)} of history, {text.duration(spool.history_seconds)} back"
     if spool.pending and fill >= _NEARLY_FULL:
         yield "disk", f"{room} ({fill:.0%}): on_full decides what goes when it is full", "red"
     else:

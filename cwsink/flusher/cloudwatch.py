@@ -47,7 +47,9 @@ _LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|\[?::1\]?")
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 # botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
 # must not be taken for an answer about the events.
-_OPERATIONS: Final = frozenset(("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy"))
+_OPERATIONS: Final = frozenset(
+    ("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy", "GetLogEvents")
+)
 
 
 # All sessions of one process share these: what botocore has read of AWS, and its event handlers.
@@ -139,6 +141,7 @@ class _LogsClient(Protocol):
     def create_log_group(self, **parameters: Any) -> Mapping[str, Any]: ...
     def create_log_stream(self, **parameters: Any) -> Mapping[str, Any]: ...
     def put_retention_policy(self, **parameters: Any) -> Mapping[str, Any]: ...
+    def get_log_events(self, **parameters: Any) -> Mapping[str, Any]: ...
     def close(self) -> None: ...
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from cwsink import naming
-from cwsink.spool import capacity, files, heartbeat, leader_state, leadership, orphans, sending
+from cwsink.spool import capacity, files, heartbeat, history, leader_state, leadership, orphans, sending
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import Leader, leader_of
@@ -57,6 +57,8 @@ class SpoolStats:
         settings_from: that writer, as host/pid.
         unable: processes that led before and gave way because they could not deliver, with their reasons.
         used_bytes: the disk space that the ring takes.
+        history_bytes: the disk space that delivered records take beside that (keep_delivered).
+        history_seconds: how long the oldest of those have been delivered; None if none is kept.
         records_per_second: how fast the leader delivers.
         last_success_seconds: how long ago CloudWatch last took records.
         leader_silent_seconds: how long the leader has written nothing. It has nothing to write while nothing is
@@ -90,6 +92,8 @@ class SpoolStats:
     settings_from: str | None
     unable: list[dict[str, Any]]
     used_bytes: int
+    history_bytes: int
+    history_seconds: float | None
     records_per_second: float
     last_success_seconds: float | None
     leader_silent_seconds: float
@@ -168,6 +172,7 @@ def look(directory: SpoolDirectory) -> SpoolStats:
     )
     counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for these two
     del counts["epoch"], counts["oldest_pending_ms"]
+    kept = history.kept(directory)
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     return SpoolStats(
         path=directory.path,
@@ -184,6 +189,8 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         settings_from=found.written_by if found else None,
         unable=[msgspec.structs.asdict(each) for each in published.unable],
         used_bytes=used_bytes(directory.ring),
+        history_bytes=sum(each.used_bytes for each in kept),
+        history_seconds=round(max(0.0, now - min(each.since for each in kept)), 3) if kept else None,
         records_per_second=published.records_per_second if is_current else 0.0,
         last_success_seconds=None if last_success is None else round(max(0.0, now - last_success), 3),
         leader_silent_seconds=round(silent_seconds, 3),

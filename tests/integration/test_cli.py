@@ -34,7 +34,7 @@ CONTRACT = {
     "pending_bytes", "oldest_pending_seconds", "dead_lettered", "evicted", "refused", "resent", "corrupt_bytes",
     "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable", "used_bytes",
     "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
-    "written_by", "orphan_seconds", "why",
+    "written_by", "orphan_seconds", "why", "history_bytes", "history_seconds",
 }  # fmt: skip
 
 # Appends as many records as each line of stdin says; exits (and drains) at its end.
