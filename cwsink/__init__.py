@@ -77,7 +77,7 @@ Places:
 * **spool**: the directory of one target. **root**: the directory that holds the spools.
 * **ring**: the records of a spool, within its byte budget. **segment**: one file of the ring.
 * **cursor**: the file that says how far each segment is settled, with epoch and **ledger** (the totals).
-* **history**: delivered segments that are kept for a while. Its **journal** has a line for each request.
+* **history**: delivered segments that are kept for a while.
 * **orphan**: a spool with records that nobody looks after: no process leads it, and none that appended to it lives.
 
 What happens to a record:

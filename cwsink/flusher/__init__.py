@@ -36,7 +36,7 @@ take over: epoch + 1 in the cursor
    committed after each of them, and a refused request after each piece that is settled. The slot then says how many
    requests are done, and how many events of the next one. A commit that fails (a full disk, an I/O error) is
    repeated, and nothing is sent before it succeeds.
-6. **Reclaim** what is final and committed to its end. (`keep_delivered`: `journal` notes a request before its commit.)
+6. **Reclaim** what is final and committed to its end.
 
 A call is believed to have succeeded only with a 200 and AWS's request id. It ends within `connect_timeout_seconds` +
 `read_timeout_seconds` in all, and at most 1 MiB of its answer is read (`deadline`): a server that answers a byte a

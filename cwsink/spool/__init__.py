@@ -133,8 +133,7 @@ If an idle writer has the segment open, the leader *hollows* it instead: it give
 second page on, where the file system can), and goes on looking into the file. The budget counts blocks, so even 64 idle
 workers, each with a segment of its own, fill nothing.
 
-With `keep_delivered` the leader renames a segment into `history/` instead, and notes each request there. The history is
-in no book and no budget, and the first to go when the disk is full (`history`).
+With `keep_delivered` it moves into `history/` instead: in no book, in no budget, and the first to go (`history`).
 
 When the ring is full
 ---------------------
