@@ -49,6 +49,8 @@ examples:
   cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
   cwsink replay --all                send what other hosts or configurations left behind
   cwsink replay --dead-letters       a second chance for what CloudWatch refused
+  cwsink verify --since 24h          has CloudWatch all that was delivered?
+  cwsink export --since 2h           records as JSON, delivered ones as well
   cwsink demo                        see it survive kills and outages
 
 cwsink COMMAND --help tells more.
@@ -89,12 +91,13 @@ Exit codes: 0 all is well, 1 warning, 2 critical (records are lost, or will be; 
 """
 
 _TAIL = f"""\
-Without -n it prints the records that are not delivered yet. Delivered records stay on disk for a short while only.
-With --level, records that have no level (plain text) are left out.
+Without -n it prints the records that are not delivered yet. With --since, also the delivered ones, oldest first: those
+that are still on disk (see keep_delivered). With --level, records that have no level (plain text) are left out.
 
 examples:
   cwsink tail -f                              all spools, as records are appended
   cwsink tail -n 50 --level error             the last 50 errors on disk
+  cwsink tail --since 2h --logger 'shop.*'    what was logged there, delivered or not
   cwsink tail -f --grep order_id=17 /var/lib/cwsink
   cwsink tail --json | jq -r .message         {{"id", "timestamp_ms", "message"}} a line
 
@@ -172,6 +175,47 @@ examples:
 """
 
 
+_VERIFY = f"""\
+It reads the log streams back, and compares them, by time and byte for byte, with what was delivered according to the
+history of the spool (keep_delivered). Events that were delivered in the last 10 minutes may be shown late: it waits.
+It needs one more IAM action, logs:GetLogEvents. Interrupted, the same command goes on. It never runs by itself.
+
+examples:
+  cwsink verify --since 24h
+  cwsink verify --since 26h --until 2h --json
+
+{_EXIT_CODES}; 0 only if nothing is missing
+"""
+
+_EXPORT = f"""\
+A record is in its place if it is less than 10,000 records out of order. Times are those of the events.
+
+examples:
+  cwsink export --since 2h > events.jsonl          {{"id", "timestamp_ms", "message"}} a line
+  cwsink export --since 26h --until 2h -o yesterday.jsonl.gz
+
+{_EXIT_CODES}
+"""
+
+
+def _period_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--since", metavar="AGE", type=_duration, help="only events of the last AGE, e.g. 2h or 90m")
+    command.add_argument("--until", metavar="AGE", type=_duration, help="only events older than AGE")
+
+
+def _verify_options(verify: argparse.ArgumentParser) -> None:
+    _period_options(verify)
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.add_argument("--rate", metavar="CALLS", type=_positive, default=4.0, help="calls a second (default: 4)")
+    patience = "how long to wait for events that are not shown yet (default: 3m)"
+    verify.add_argument("--patience", metavar="TIME", type=_duration, default=180.0, help=patience)
+
+
+def _export_options(export: argparse.ArgumentParser) -> None:
+    _period_options(export)
+    export.add_argument("-o", "--output", metavar="FILE", help="write to FILE; compressed if its name ends with .gz")
+
+
 def _status_options(status: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="print one JSON object")
     status.add_argument(
@@ -192,6 +236,8 @@ def _check_options(check: argparse.ArgumentParser) -> None:
 
 
 def _tail_options(tail: argparse.ArgumentParser) -> None:
+    _period_options(tail)
+    tail.add_argument("--logger", metavar="NAME", help="only records of this logger, e.g. 'shop.*'")
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new records as they are appended")
     lines = "print the last N records on disk, also delivered ones"
     tail.add_argument("-n", "--lines", metavar="N", type=_at_least(0, "N"), help=lines)
@@ -267,6 +313,8 @@ COMMANDS: Final = {
     "flush": Command("be a dedicated flusher: deliver what is in the spool", _FLUSH, _flush_options),
     "run": Command("run a command, with one flusher beside it for all of its processes", _RUN, _run_options, False),
     "replay": Command("send what spools left behind hold, or what CloudWatch refused", _REPLAY, _replay_options),
+    "verify": Command("has CloudWatch what was delivered? compare it with the history", _VERIFY, _verify_options),
+    "export": Command("print delivered and pending records as JSON lines", _EXPORT, _export_options),
     "demo": Command("see it survive kills and outages", "", lambda _: None, False),
 }
 

@@ -3,9 +3,9 @@
 botocore would make a dict of each event, and check each against its model, which takes 150 ms for a page. So a hook
 takes the body of the answer before botocore parses it, and msgspec decodes it. Errors are botocore's.
 
-GetLogEvents may be called 10 to 25 times a second for each account and region, and everybody who looks at the console
-takes a part of that. So it is called `calls_per_second` times at most. A call that is throttled, or not answered, is
-made again after a pause that grows.
+GetLogEvents may be called 10 to 25 times a second for each account and region (AWS's older pages say 5), and everybody
+who looks at the console takes a part of that. So it is called `calls_per_second` times at most. A call that is
+throttled, or not answered, is made again after a pause that grows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.outcome import Act, Answer, Outcome, classify
 from cwsink.spool.directory import SpoolFormat
 
-# Half of the lowest quota of any region.
-CALLS_PER_SECOND: Final = 5.0
+# Less than half of the quota of most regions, and below that of any.
+CALLS_PER_SECOND: Final = 4.0
 _BEFORE_PARSE: Final = "before-parse.cloudwatch-logs.GetLogEvents"
 # A call is tried again for about two minutes.
 _TRIES: Final = 8

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from cwsink import naming
 from cwsink.flusher.account import Difference, Span, compare, key_of, windows
 from cwsink.flusher.log_reader import CALLS_PER_SECOND, LogReader
 from cwsink.flusher.past import Past, Sent
@@ -41,6 +42,12 @@ _SAVE_SECONDS: Final = 1.0
 _MOST_BYTES: Final = 8 * 1024 * 1024
 
 Cause = Literal["leader_death", "lost_answer", "unknown"]
+_CAUSES: Final[dict[Cause, str]] = {
+    "leader_death": "a flusher died between an answer and its commit",
+    "lost_answer": "the answer to a request was lost",
+    "unknown": "the cause is not known",
+}
+_MOST_SHOWN: Final = 20
 Window = tuple[str, int, int]  # a stream, and [start, end) in ms
 
 
@@ -284,6 +291,24 @@ class Verification:
             work.saved_at = time.time()
             with contextlib.suppress(OSError):  # it begins anew then
                 files.replace(self._path, msgspec.json.encode(work))
+
+
+def in_words(account: Account) -> Iterator[str]:
+    """Yield an account as lines for people."""
+    late = f", {account.not_yet:,} not shown yet" if account.not_yet else ""
+    yield f"{account.found:,} events found, {account.missing:,} missing{late}."
+    for cause, count in account.repeated.items():
+        yield f"{count:,} more than once: {_CAUSES[cause]}."
+    if account.others or account.notices:
+        yield f"{account.others:,} that history does not know, {account.notices:,} notices of cwsink."
+    if account.forgotten or account.unnoted_bytes:
+        unnoted = f"and {account.unnoted_bytes:,} bytes of which nothing is noted"
+        yield f"not compared: {account.forgotten:,} events that are not in the history any more, {unnoted}."
+    for each in account.listed[:_MOST_SHOWN]:
+        where = f"{each.stream}, request {each.request_id}, id {each.id}"
+        yield f"missing: {naming.rfc3339(each.timestamp_ms)} {where}: {each.message}"
+    if len(account.listed) > _MOST_SHOWN:
+        yield f"and {account.missing + account.not_yet - _MOST_SHOWN:,} more (--json lists them)."
 
 
 def has_history(directory: SpoolDirectory) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
+from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.errors import ReadBackError
 from cwsink.flusher import verification
@@ -163,3 +164,28 @@ def test_windows_hold_each_event_once(spans: list[Span], since: int, until: int,
     times = {time for each in spans for time in (each.first_ms, each.last_ms) if since <= time < until}
     assert all(sum(start <= time < end for start, end in found) == 1 for time in times)
     assert key_of(1, "a") != key_of(2, "a") != key_of(2, "b")
+
+
+def test_the_command_says_what_it_finds(
+    server: StrictCloudWatch, keeping: SinkConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In words and as JSON; the exit code is 0 only if nothing is missing."""
+    assert main(["verify", "--rate", "1000"]) == 1
+    directory = log(keeping, 10)
+    deliver(directory, keeping)
+    capfd.readouterr()
+    assert main(["verify", "--rate", "1000"]) == 0
+    assert capfd.readouterr() == ("/test/group → stream: 10 events found, 0 missing.\n", "")
+    server.faults.keep_all_but_one()
+    log(keeping, 10, first=10)
+    deliver(directory, keeping)
+    assert main(["verify", "--rate", "1000", "--patience", "1ms"]) == 1
+    assert "19 events found, 0 missing, 1 not shown yet.\n" in (said := capfd.readouterr().out)
+    assert "00015 yyy" in said
+    assert main(["verify", "--json", "--rate", "1000", "--patience", "1ms"]) == 1
+    (spool,) = json.loads(capfd.readouterr().out)["spools"]
+    assert (spool["found"], spool["not_yet"], spool["listed"][0]["message"][:5]) == (19, 1, "00015")
+    without = SinkConfig(**{**asdict(keeping), "keep_delivered": None, "log_stream_name": "other"})
+    deliver(log(without, 3), without)
+    assert main(["verify", "--rate", "1000", "--patience", "1ms", "--until", "1h"]) == 0
+    assert "set keep_delivered" in capfd.readouterr().err

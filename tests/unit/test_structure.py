@@ -107,6 +107,7 @@ BY_NAME: Final = {
     "cwsink.flusher.stderr": ("open lstat listdir readlink", "/proc"),
     "cwsink.frontends.starter": ("access pathlib", "the shell, Python, and cwsink's own files"),
     "cwsink.cli": ("open", "/dev/null"),
+    "cwsink.cli.export": ("open", "the file that --output names"),
     "cwsink.cli.flushing": ("open", "/dev/null"),
     "cwsink.cli.progress": ("open", "/dev/null"),
     "cwsink.cli.spools": ("access isdir", "what is said of a PATH that holds no spool"),
