@@ -43,7 +43,8 @@ FRAME_BYTES: Final = len(frame.encode(record.encode(record.Event(1 << 40, 1 << 6
 # One leader for many spools. Prints the CPU seconds that each has taken, as a JSON array.
 LEADER: Final = """
 import gc, json, sys, time
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.spool import directory, sending
 from cwsink.spool.lease import Lease
 

@@ -48,7 +48,8 @@ from cwsink.testing import spawn
 
 LEADER: Final = """
 import sys
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.spool import directory, sending
 from cwsink.spool.lease import Lease
 

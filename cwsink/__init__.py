@@ -82,6 +82,7 @@ Places:
 * **spool**: the directory of one target. **root**: the directory that holds the spools.
 * **ring**: the records of a spool, within its byte budget. **segment**: one file of the ring.
 * **cursor**: the file that says how far each segment is settled, with epoch and **ledger** (the totals).
+* **history**: delivered segments that are kept for a while.
 * **orphan**: a spool with records that nobody looks after: no process leads it, and none that appended to it lives.
 
 What happens to a record:
@@ -153,8 +154,9 @@ tests/unit/test_invariants.py compares the two lists.
    integration/test_election.py::test_200_leaders_are_killed_and_one_follows_each,
    integration/test_election.py::test_a_stopped_leader_that_was_superseded_sends_nothing_more
 
-6. The ring takes `spool_max_bytes` of disk, and about one segment more; the dead letters take 8 MiB at most. "About",
-   because a writer looks at a segment's size now and then, and not at each record (see `cwsink.spool`).
+6. The ring takes `spool_max_bytes` of disk, and about one segment more; the dead letters take 8 MiB at most, the
+   history `keep_delivered_bytes`. "About", because a writer looks at a segment's size now and then, and not at each
+   record (see `cwsink.spool`).
    Held by: property/test_spool_machine.py, faults/test_overflow.py,
    integration/test_budget.py::test_with_no_leader_alive_the_cap_holds_and_drops_are_counted,
    integration/test_budget.py::test_four_processes_together_keep_the_cap,

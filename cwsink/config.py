@@ -162,6 +162,8 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     oversize: Literal["drop", "truncate", "split"] = "drop"
     compression: Literal["none", "gzip"] = "none"
     self_metrics: Literal["off", "emf"] = "off"
+    keep_delivered: _Positive | None = None
+    keep_delivered_bytes: Annotated[int, msgspec.Meta(ge=MIN_SEGMENT_BYTES, le=_MOST_SPOOL_BYTES)] = 1 << 30
     # How the target is created, and the role or profile that writes to it.
     retention_days: int | None = None
     tags: dict[str, str] | None = None

@@ -3,6 +3,7 @@
 ```text
 CwsinkError
 ├── ConfigError              (ValueError)        code "config"
+├── ReadBackError            (ConnectionError)   code "read_back"
 └── SpoolError               (OSError)           code "spool"
     ├── SpoolAccessError     (PermissionError)   code "spool_access"
     ├── SpoolFormatError                         code "spool_format"
@@ -29,6 +30,12 @@ class ConfigError(CwsinkError, ValueError):
     """A setting is unknown, of the wrong type, or contradicts another one."""
 
     code = "config"
+
+
+class ReadBackError(CwsinkError, ConnectionError):
+    """CloudWatch cannot be asked what it has, or does not allow that."""
+
+    code = "read_back"
 
 
 class SpoolError(CwsinkError, OSError):

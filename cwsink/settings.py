@@ -53,6 +53,8 @@ class Settings(TypedDict, total=False):
     oversize: Literal["drop", "truncate", "split"] | None
     compression: Literal["none", "gzip"] | None
     self_metrics: Literal["off", "emf"] | None
+    keep_delivered: Duration | None
+    keep_delivered_bytes: Size | None
     retention_days: int | None
     tags: dict[str, str] | None
     kms_key_id: str | None

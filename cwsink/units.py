@@ -31,7 +31,7 @@ def legal_forms(setting: str) -> str | None:
 
 def is_duration(setting: str) -> bool:
     """Tell whether the setting of this name is a time."""
-    return setting.endswith("_seconds") or setting == "retry_base_delay"
+    return setting.endswith("_seconds") or setting in ("retry_base_delay", "keep_delivered")
 
 
 def is_size(setting: str) -> bool:

@@ -9,7 +9,7 @@ those of Nagios. We never use 3 or 4, because a gunicorn master would take these
 The floors, each of which imports from below only (import-linter holds them):
 
 ```text
-flush  replay  status  check  run  tail  metrics  alarms  doctor  top  manual  demo    a command each
+flush  replay  status  check  run  tail  metrics  alarms  doctor  top  verify  export  manual  demo
 serve  dead_letters  status_view           the larger half of a command
 job                                        deliver what was in one spool at the beginning
 flushing                                   what all commands that lead need

@@ -23,6 +23,24 @@ _LISTEN: Final = "127.0.0.1:9464"
 _DRAIN_SECONDS: Final = 10.0
 
 
+def _period_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--since", metavar="AGE", type=_duration, help="only events of the last AGE, e.g. 2h or 90m")
+    command.add_argument("--until", metavar="AGE", type=_duration, help="only events older than AGE")
+
+
+def _verify_options(verify: argparse.ArgumentParser) -> None:
+    _period_options(verify)
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.add_argument("--rate", metavar="CALLS", type=_positive, default=4.0, help="calls a second (default: 4)")
+    patience = "how long to wait for events that are not shown yet (default: 3m)"
+    verify.add_argument("--patience", metavar="TIME", type=_duration, default=180.0, help=patience)
+
+
+def _export_options(export: argparse.ArgumentParser) -> None:
+    _period_options(export)
+    export.add_argument("-o", "--output", metavar="FILE", help="write to FILE; compressed if its name ends with .gz")
+
+
 def _status_options(status: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="print one JSON object")
     status.add_argument(
@@ -65,6 +83,8 @@ def _alarms_options(alarms: argparse.ArgumentParser) -> None:
 
 
 def _tail_options(tail: argparse.ArgumentParser) -> None:
+    _period_options(tail)
+    tail.add_argument("--logger", metavar="NAME", help="only records of this logger, e.g. 'shop.*'")
     tail.add_argument("-f", "--follow", action="store_true", help="go on with new records as they are appended")
     lines = "print the last N records on disk, also delivered ones"
     tail.add_argument("-n", "--lines", metavar="N", type=_at_least(0, "N"), help=lines)
@@ -155,6 +175,10 @@ COMMANDS: Final = {
     "metrics": Command("the numbers of all spools, for Prometheus", epilogs.METRICS, _metrics_options),
     "alarms": Command("print alarms and a dashboard, for CloudFormation", epilogs.ALARMS, _alarms_options, False),
     "manual": Command("read the manual", epilogs.MANUAL, _manual_options, False),
+    "verify": Command(
+        "has CloudWatch what was delivered? Compare it with the history", epilogs.VERIFY, _verify_options
+    ),
+    "export": Command("print delivered and pending records as JSON lines", epilogs.EXPORT, _export_options),
     "demo": Command("see it survive kills and outages", "", lambda _: None, False),
 }
 

@@ -21,6 +21,8 @@ examples:
   cwsink run -- gunicorn app:app     a command, and one flusher beside its workers
   cwsink replay --all                send what other hosts or configurations left behind
   cwsink replay --dead-letters       a second chance for what CloudWatch refused
+  cwsink verify --since 24h          has CloudWatch all that was delivered?
+  cwsink export --since 2h           records as JSON, delivered ones as well
   cwsink alarms                      a template of alarms and a dashboard
   cwsink metrics --listen            OpenMetrics for Prometheus
   cwsink manual settings             a page of the manual
@@ -109,12 +111,13 @@ examples:
 """
 
 TAIL = f"""\
-Without -n it prints the records that are not delivered yet. Delivered records stay on disk for a short while only.
-With --level, records that have no level (plain text) are left out.
+Without -n it prints the records that are not delivered yet. With --since, also the delivered ones, oldest first: those
+that are still on disk (see keep_delivered). With --level, records that have no level (plain text) are left out.
 
 examples:
   cwsink tail -f                              all spools, as records are appended
   cwsink tail -n 50 --level error             the last 50 errors on disk
+  cwsink tail --since 2h --logger 'shop.*'    what was logged there, delivered or not
   cwsink tail -f --grep order_id=17 /var/lib/cwsink
   cwsink tail --json | jq -r .message         {{"id", "timestamp_ms", "message"}} a line
 
@@ -199,4 +202,26 @@ examples:
   cwsink replay --dead-letters --clear SPOOL           throw away what is left, once you have read it
 
 {EXIT_CODES}; 1 also if a spool is full. Live records come first, and the rest of the letters stays.
+"""
+
+VERIFY = f"""\
+It reads the log streams back, and compares them, by time and byte for byte, with what was delivered according to the
+history of the spool (keep_delivered). Events that were delivered in the last 10 minutes may be shown late: it waits.
+It needs one more IAM action, logs:GetLogEvents. Interrupted, the same command goes on. It never runs by itself.
+
+examples:
+  cwsink verify --since 24h
+  cwsink verify --since 26h --until 2h --json
+
+{EXIT_CODES}; 0 only if nothing is missing
+"""
+
+EXPORT = f"""\
+A record is in its place if it is less than 10,000 records out of order. Times are those of the events.
+
+examples:
+  cwsink export --since 2h > events.jsonl          {{"id", "timestamp_ms", "message"}} a line
+  cwsink export --since 26h --until 2h -o yesterday.jsonl.gz
+
+{EXIT_CODES}
 """

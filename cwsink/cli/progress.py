@@ -26,7 +26,8 @@ class Display:
     is_live = False
     """Whether progress is redrawn in place, so that each small step may be shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, verb: str = "delivered") -> None:
+        self._verb = verb
         self._shown: dict[str, tuple[float, int]] = {}
 
     def say(self, line: str) -> None:
@@ -45,7 +46,7 @@ class Display:
         at, before = self._shown.setdefault(target, (time.monotonic(), 0))
         if done != before and time.monotonic() - at >= _LINE_SECONDS:
             self._shown[target] = (time.monotonic(), done)
-            self.say(f"{target}: {done:,} records delivered{'' if share is None else f' ({share:.0%})'}")
+            self.say(f"{target}: {done:,} records {self._verb}{'' if share is None else f' ({share:.0%})'}")
 
 
 class _Bars(Display):
@@ -82,10 +83,10 @@ class _Bars(Display):
 
 
 @contextlib.contextmanager
-def display(*, has_end: bool) -> Iterator[Display]:
-    """Yield the display that suits stdout. `has_end`: totals are known."""
+def display(*, has_end: bool, verb: str = "delivered") -> Iterator[Display]:
+    """Yield the display that suits stdout. `has_end`: totals are known. `verb`: what is done to records."""
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        yield Display()
+        yield Display(verb)
         return
     bars = _Bars(has_end=has_end)
     with _diagnostics_above(bars), bars.progress:

@@ -6,9 +6,11 @@ are returned.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Container
 from typing import Final
 
@@ -29,6 +31,13 @@ _SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
 def target(directory: SpoolDirectory) -> str:
     """Return the name of a spool for people: its target."""
     return words.target(directory.format.log_group_name, directory.format.log_stream_name)
+
+
+def period(options: argparse.Namespace) -> tuple[int, int]:
+    """Return what --since and --until mean: a range of times in ms since 1970."""
+    now = time.time()
+    since_ms = 0 if options.since is None else int((now - options.since) * 1000)
+    return since_ms, (1 << 62) if options.until is None else int((now - options.until) * 1000)
 
 
 def leader_name(directory: SpoolDirectory) -> str:

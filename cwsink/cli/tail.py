@@ -1,12 +1,13 @@
 """`cwsink tail`: print the records of spools, also while they are appended, delivered and reclaimed.
 
-A follower (cwsink.spool.follower) reads each spool.
+A follower (cwsink.spool.follower) reads each spool; with --since, cwsink.spool.past_records does.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import os
 import resource
 import select
@@ -20,8 +21,9 @@ import msgspec
 
 from cwsink import words
 from cwsink.cli import DONE, NOT_DONE, complain
-from cwsink.cli.spools import Spools, target
+from cwsink.cli.spools import Spools, period, target
 from cwsink.printable import printable_json
+from cwsink.spool import past_records
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.follower import Follower
 from cwsink.spool.record import Event
@@ -43,6 +45,7 @@ class Printer:
     def __init__(self, options: argparse.Namespace) -> None:
         self._grep = options.grep.casefold() if options.grep else None
         self._level: int | None = options.level
+        self._logger: str | None = options.logger
         self._is_json = options.json
         self._is_terminal = sys.stdout.isatty()
         self._has_colour = _wants_colour()
@@ -52,6 +55,8 @@ class Printer:
     def wants(self, event: Event) -> bool:
         """Tell whether the filters let a record through."""
         if self._level is not None and not lines.is_at_least(lines.read(event), self._level):
+            return False
+        if self._logger is not None and not fnmatch.fnmatchcase(lines.read(event).logger, self._logger):
             return False
         if self._grep is None or self._grep in event.message.casefold():
             return True
@@ -78,6 +83,8 @@ class Printer:
 
 def run(options: argparse.Namespace) -> int:
     """Print the records that are there. With -f go on until Ctrl-C, or until nobody reads the output."""
+    if options.follow and (options.since or options.until):
+        options.error("--since and --until are for what is there, and -f is for what comes.")
     _raise_file_limit()
     with contextlib.suppress(KeyboardInterrupt), contextlib.closing(_Tail(options)) as tail:
         return tail.run(options.lines, follow=options.follow)
@@ -89,6 +96,7 @@ class _Tail:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._spools = Spools(options.path, read_only=True)
+        self._period = period(options) if options.since or options.until else None
         self._printer = Printer(options)
         self._followers: dict[str, Follower] = {}
         self._given_up: set[str] = set()
@@ -112,7 +120,7 @@ class _Tail:
         self._printer.has_headings = len(found) > 1
         for directory in found:
             self._open(directory, all_present=last is not None)
-            events = self._read(directory.path)
+            events = self._read_past(directory) if self._period else self._read(directory.path)
             for event in events if last is None else _last(events, last):
                 self._printer.print(directory, event)
             if not follow:  # each segment takes a descriptor, and the next spools need theirs
@@ -153,6 +161,10 @@ class _Tail:
             return
         self._given_up.add(path)
         self._forget(path)
+
+    def _read_past(self, directory: SpoolDirectory) -> Iterator[Event]:
+        with self._spools.missing(directory.path, _CANNOT):
+            yield from filter(self._printer.wants, past_records.between(directory, *self._period or (0, 0)))
 
     def _forget(self, path: str) -> None:
         if follower := self._followers.pop(path, None):

@@ -129,6 +129,7 @@ def _rows(ending: Ending) -> list[tuple[str, str, str]]:
         ("duplicates", f"{verdict.duplicates:,}", "one batch: its answer came after the kill"),
         ("lost", f"{verdict.lost:,}", ""),
         ("streams written", f"{len(ending.streams):,}", ", ".join(ending.streams)),
+        ("verified", f"{ending.account.found:,}", f"cwsink verify: {ending.account.missing:,} missing"),
         ("ledger: appended", f"{books.appended:,}", sums),
     ]
 

@@ -4,7 +4,7 @@
 start CloudWatch -> start gunicorn -> requests | 1/4: kill a worker
                                                | 2/4: kill the flusher, time how soon its guard has another one
                                                | 3/4: kill another worker
--> stop gunicorn (the last worker out waits for the flusher) -> read back -> judge
+-> stop gunicorn (the last worker out waits for the flusher) -> read back -> judge -> `cwsink verify`
 ```
 """
 
@@ -14,6 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from cwsink.demo import oracle, read_back
@@ -24,6 +25,7 @@ from cwsink.demo.sandbox import DemoError, Sandbox
 from cwsink.demo.succession import Takeover, find_flusher, kill, wait_for_successor
 from cwsink.demo.verdict import Ending, Evidence, judge
 from cwsink.demo.webserver import WebServer
+from cwsink.flusher.verification import Verification, in_words
 from cwsink.spool import directory, survey
 from cwsink.spool.directory import SpoolDirectory
 
@@ -33,6 +35,7 @@ LOAD_UNTIL_SECONDS: Final = 35.0  # requests that are not sent by then are left 
 FLUSHER_SECONDS: Final = 5.0
 STOP_UNTIL_SECONDS: Final = 55.0
 READ_SECONDS: Final = 4.0
+CALLS_PER_SECOND: Final = 10.0
 
 _POLL_SECONDS: Final = 0.05
 
@@ -124,8 +127,14 @@ class Story:
                 break
             time.sleep(_POLL_SECONDS)
         self._screen.say(f"{len(events):,} events read back through botocore")
+        with self._sandbox.entered():
+            work = Verification(spool, lambda _: None, calls_per_second=CALLS_PER_SECOND)
+            account = work.run(patience_seconds=READ_SECONDS)
+        if not account.is_whole:
+            verdict = replace(verdict, problems=(*verdict.problems, f"cwsink verify: {next(in_words(account))}"))
         return Ending(
             verdict=verdict,
+            account=account,
             books=survey.survey(spool),
             takeover=takeover,
             sent=len(load.answers.sent),

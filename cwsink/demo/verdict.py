@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from cwsink.demo.read_back import LogEvent
 from cwsink.demo.succession import Takeover
+from cwsink.flusher.verification import Account
 from cwsink.spool.survey import Survey
 
 
@@ -103,6 +104,7 @@ class Ending:
 
     Attributes:
         verdict: what became of the records.
+        account: what `cwsink verify` finds.
         books: the spool's ledger.
         takeover: the flusher before and after the kill.
         sent: the number of HTTP requests, with those sent again.
@@ -113,6 +115,7 @@ class Ending:
     """
 
     verdict: Verdict
+    account: Account
     books: Survey
     takeover: Takeover
     sent: int

@@ -25,6 +25,7 @@ class WebServer:
         sandbox.environment[oracle.FILE_VARIABLE] = str(self.logged)
         sandbox.environment["FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"] = group
         sandbox.environment["FAPILOG_CLOUDWATCH__ENDPOINT_URL"] = endpoint_url
+        sandbox.environment["CWSINK_KEEP_DELIVERED"] = "1h"
         # The socket is bound here and passed on. So the demo need not guess a port, or read it in a log.
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
             self.port: int = listener.getsockname()[1]

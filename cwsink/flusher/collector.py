@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,7 +23,6 @@ from cwsink.spool import frame, record
 from cwsink.spool.cursor import Offset
 from cwsink.spool.frame import Damage, DamageKind, Frame
 from cwsink.spool.open_segment import Block
-from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event, Loss
 from cwsink.spool.segment import SegmentKey
 
@@ -67,10 +66,23 @@ class Chunk:
         return [Offset(key.number, key.salt, end) for key, end in sorted(self.ends.items())]
 
 
+class Source(Protocol):
+    """Where blocks come from: cwsink.spool.reader, or what is delivered already (cwsink.flusher.past)."""
+
+    def read(self) -> Block | None:
+        """Return the next block; None if all is read."""
+
+    def read_to(self, key: SegmentKey, end: int) -> Block | None:
+        """Return the next block of a segment before offset `end`; None if all of that is read, or gone."""
+
+    def stop_reading(self, key: SegmentKey) -> None:
+        """Read no further in a segment, because only a newer version understands it."""
+
+
 class Collector:
     """Reads ahead until a chunk is full."""
 
-    def __init__(self, reader: RingReader, config: SinkConfig) -> None:
+    def __init__(self, reader: Source, config: SinkConfig) -> None:
         self._reader = reader
         self._max_event_bytes = config.max_event_bytes
         self._oversize = config.oversize

@@ -39,7 +39,6 @@ from cwsink.spool.record import Event
 MAX_BYTES: Final = 8 * 1024 * 1024
 # One file may hold one letter that is as long as the cap, and two counts. More is not ours, and is not read.
 _MOST_FILE_BYTES: Final = MAX_BYTES + 64 * 1024
-_READ_BYTES: Final = 1024 * 1024
 # Damage, and the beginning of a letter that is too long, are kept for people to look at, not for a replay.
 _MOST_DAMAGE_BYTES: Final = 64 * 1024
 # Lines are written in portions of this size, so that few large letters are in memory in encoded form.
@@ -138,7 +137,7 @@ class DeadLetters:
         contents = Contents([], Counter(), 0, 0)
         unreadable = dropped = 0
         # Line by line, because somebody may have made millions of short ones.
-        for line in chain(_each_line(self._older), _each_line(self._path)):
+        for line in chain.from_iterable(files.lines(path, _MOST_FILE_BYTES) for path in (self._older, self._path)):
             if (letter := _decoded(_letter_of, line)) is not None:
                 contents.letters.append((letter, line))
             elif (other := _decoded(_other_of, line)) is not None:
@@ -354,22 +353,7 @@ def _decoded(decode: Callable[[bytes], _T], line: bytes) -> _T | None:
 
 def _lines(path: str) -> list[bytes]:
     """Return the lines of a file, or none if there is no file. Raises OSError."""
-    return list(_each_line(path))
-
-
-def _each_line(path: str) -> Iterator[bytes]:
-    """Yield the lines of a file, or none if there is no file. Raises OSError."""
-    rest, at = b"", 0
-    try:
-        with files.opened(path, os.O_RDONLY) as file:
-            while at < _MOST_FILE_BYTES and (block := os.pread(file.fd, _READ_BYTES, at)):
-                at += len(block)
-                *lines, rest = (rest + block).split(b"\n")
-                yield from filter(None, lines)
-    except FileNotFoundError:
-        return
-    if rest:
-        yield rest
+    return list(files.lines(path, _MOST_FILE_BYTES))
 
 
 def _size(path: str) -> int:

@@ -5,7 +5,8 @@ second never exceeds them, and a leader that waits for the rest of such an answe
 say so. And botocore reads an answer to its end, however long it is: a broken proxy could fill the memory.
 
 So each connection has one deadline for connect, TLS, send, headers and body together, and every step may take only what
-is left. Each answer, headers included, is read up to 1 MiB. CloudWatch's own answers have about 1 KiB.
+is left. Each answer, headers included, is read up to 1 MiB. CloudWatch's own answers have about 1 KiB, but for pages of
+events, which only `cwsink verify` reads (`for_pages`).
 
 botocore has no setting for that. We replace the classes of its connection pools by classes derived from them, for all
 of this process: credential providers (a metadata service, STS, SSO) make connections of their own, which no caller can
@@ -29,11 +30,24 @@ from typing import Any, Final
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 
-MOST_ANSWER_BYTES: Final = 1024 * 1024
+MOST_ANSWER_BYTES = 1024 * 1024
+# A page of GetLogEvents: 1 MB of messages in up to 10,000 events, as JSON, in which a byte may take six.
+_MOST_PAGE_BYTES: Final = 8 * 1024 * 1024
 # One TLS record. With TLS, Python's time-out is for each record, and not for all that is sent.
 _RECORD_BYTES: Final = 16 * 1024
 # botocore's own default, for a connection without a time-out.
 _STEP_SECONDS: Final = 60.0
+
+
+@contextlib.contextmanager
+def for_pages() -> Iterator[None]:
+    """Have this process read answers of the length of a page in the block. It delivers nothing meanwhile."""
+    global MOST_ANSWER_BYTES
+    before, MOST_ANSWER_BYTES = MOST_ANSWER_BYTES, _MOST_PAGE_BYTES
+    try:
+        yield
+    finally:
+        MOST_ANSWER_BYTES = before
 
 
 class TooLongError(Exception):

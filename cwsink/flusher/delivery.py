@@ -100,10 +100,18 @@ class Settled(NamedTuple):
     Attributes:
         done: how many events of the request are settled by now, always its first ones.
         tally: what became of the events of this piece.
+        events: how many events this piece has.
+        answer: the last answer of CloudWatch to it.
+        resent: how many of its records were sent before, although they may have arrived.
+        is_refused: CloudWatch refuses the piece, which is one event.
     """
 
     done: int
     tally: Tally
+    events: int
+    answer: Answer
+    resent: int = 0
+    is_refused: bool = False
 
 
 class _Try:
@@ -178,11 +186,13 @@ class Delivery:
         is_in_doubt = False
         while pieces:
             piece = pieces.pop()
+            before = self._resent
             act, answer = self._put(stream, piece)
             if act is Act.SETTLE:
                 is_in_doubt, believed = False, MOST_BELIEVED
                 done += len(piece)
-                yield Settled(done, self._taken(piece, answer))
+                resent = self._resent - before
+                yield Settled(done, self._taken(piece, answer), len(piece), answer, resent)
             elif not believed and (is_in_doubt or len(piece) == 1):
                 if self._takes_canary(stream):
                     # The target may have been corrected since the piece was refused. So send the piece again.
@@ -196,7 +206,8 @@ class Delivery:
             else:
                 believed -= 1
                 done += 1
-                yield Settled(done, Tally(0, self._bury("poison", f"{answer.code}: {answer.message}", piece)))
+                dead = self._bury("poison", f"{answer.code}: {answer.message}", piece)
+                yield Settled(done, Tally(0, dead), 1, answer, is_refused=True)
 
     def take_resent(self) -> int:
         """Return how many records were sent again since the last call of this, although they may have arrived."""

@@ -31,7 +31,8 @@ from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, SpoolError
 from cwsink.flusher import adoption, deadline
 from cwsink.flusher.delivery import Stopped
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.spool import alerts, files, flusher_lock, hurry, leader_state, lease, sending, survey
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing

@@ -16,7 +16,6 @@ import math
 import os
 import random
 import socket
-import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -32,9 +31,11 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.journal import Journal
 from cwsink.flusher.meter import Meter
+from cwsink.flusher.orders import Orders
 from cwsink.flusher.self_metrics import SelfMetrics
-from cwsink.spool import budget, refusals
+from cwsink.spool import budget, disk, history, refusals
 from cwsink.spool.alerts import Alerts
 from cwsink.spool.cursor import Cursor, Fenced, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
@@ -55,29 +56,6 @@ SYNC_SECONDS: Final = 0.5
 LONGEST_REFUSALS_PAUSE_SECONDS: Final = 60.0
 # How long the leader waits before it repeats a commit that has failed.
 COMMIT_AGAIN_SECONDS: Final = 0.5
-
-
-class Orders:
-    """What the owner of a flusher wants of it. Any thread and any signal handler may give orders."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.hurry = threading.Event()  # send what is pending without waiting for batch_size or batch_timeout_seconds
-        self._drain_until = 0.0
-
-    def look(self) -> None:
-        """See whether there are orders that do not come by a call. A subclass may have some."""
-
-    def drain(self, timeout_seconds: float) -> None:
-        """Deliver what is there for at most `timeout_seconds`, then stop."""
-        self._drain_until = time.monotonic() + timeout_seconds
-        self.hurry.set()
-        self.stop.set()
-
-    @property
-    def is_over(self) -> bool:
-        """Tell whether to leave now, whether all is delivered or not."""
-        return self.stop.is_set() and time.monotonic() >= self._drain_until
 
 
 class Flusher:
@@ -126,7 +104,9 @@ class Flusher:
             self._cursor.close()
             raise
         self.epoch = self._state.epoch
-        self._reader = RingReader(directory, self._state.committed())
+        self._history = history.of(directory, config)
+        self._journal = Journal(self._history, config, self.epoch)
+        self._reader = RingReader(directory, self._state.committed(), self._history)
         self._collector = Collector(self._reader, config)
         self._dead_letters = DeadLetters(directory.dead_letters)
         self.leader_state = LeaderState(directory, self.epoch, kind, config.spool_max_bytes)
@@ -253,15 +233,18 @@ class Flusher:
         # The requests differ if some of the chunk was evicted, or if there are other settings for oversize events.
         if begun and begun.fingerprint == mark() + begun.events_done:
             first, begin, partial = begun.requests_done, begun.events_done, begun.partial
-        for number in range(first, len(found)):
-            stream, events = found[number]
-            for piece in self._delivery.send(Request(stream, events[begin:])):
-                partial.count(*piece.tally)
-                if (done := begin + piece.done) < len(events):
-                    self._commit_progress(chunk, number, done, partial, mark())
-                elif number + 1 < len(found):
-                    self._commit_progress(chunk, number + 1, 0, partial, mark())
-            begin = 0
+        with self._journal.of(chunk, self._state.committed()) as note:
+            for number in range(first, len(found)):
+                stream, events = found[number]
+                for piece in self._delivery.send(Request(stream, events[begin:])):
+                    partial.count(*piece.tally)
+                    done = begin + piece.done
+                    note(number, found[number], done - piece.events, piece)
+                    if done < len(events):
+                        self._commit_progress(chunk, number, done, partial, mark())
+                    elif number + 1 < len(found):
+                        self._commit_progress(chunk, number + 1, 0, partial, mark())
+                begin = 0
         self._set_aside(chunk, partial)
         self._commit_chunk(chunk, partial, existing)
         self.leader_state.delivered(partial.delivered)
@@ -354,6 +337,8 @@ class Flusher:
             try:
                 self._cursor.commit(state)
             except OSError as error:  # noqa: PERF203  # nearly always the first try succeeds
+                if error.errno in disk.NO_ROOM and history.give_way(self._directory):
+                    continue
                 report(
                     "commit",
                     f"cannot write down how far {self._directory.path} is delivered: {error.strerror}. It is tried "
@@ -373,6 +358,8 @@ class Flusher:
                 # A writer killed between `link` and `unlink` leaves a second name on the segment's file. Until that
                 # name goes, the disk blocks of a reclaimed segment are not freed.
                 remove_stale_temporaries(self._directory.ring)
+        if self._history:
+            self._history.prune()
 
     def _sync(self) -> None:
         now = time.monotonic()

@@ -37,6 +37,7 @@ The files
 | capacity.json          | budget, policy and segment size          | writers, replaced whole (`capacity`)            |
 | ring/0000000001.seg    | a segment                                | writers, flock shared for as long as it is open |
 | ring/*.tmp             | a segment that is being made             | a writer; a leader removes one that is 60 s old |
+| history/               | what is delivered, and by which requests | the leader; a writer removes the oldest         |
 | cursor                 | offsets, epoch, ledger; two slots        | the leader, under an flock on it                |
 | leader.lock            | the lease                                | the leader, flock exclusive                     |
 | leader.json            | what the leader does, what hinders it    | the leader, at most once a second               |
@@ -133,6 +134,8 @@ If an idle writer has the segment open, the leader *hollows* it instead: it give
 second page on, where the file system can), and goes on looking into the file. The budget counts blocks, so even 64 idle
 workers, each with a segment of its own, fill nothing.
 
+With `keep_delivered` it moves into `history/` instead: in no book, in no budget, and the first to go (`history`).
+
 When the ring is full
 ---------------------
 
@@ -154,8 +157,8 @@ totals, with the number of the segment that they now include; then it unlinks th
 the segment counts as evicted although it exists: readers pass it by, and the next evictor unlinks it before it counts
 another one. The leader tells the stream how many records were evicted.
 
-If the disk is full before the ring is, that shows when a segment is made (or, on ZFS, in a write): under `drop_oldest`
-one is evicted for it. Where nothing can be evicted, as much is reserved as there is. A leader needs a cursor to free
+If the disk is full before the ring is, that shows when a segment is made (or, on ZFS, in a write): history goes for it,
+or under `drop_oldest` a segment. Where nothing can go, as much is reserved as there is. A leader needs a cursor to free
 any of it, so the cursor's blocks are reserved before the first segment is made.
 
 What is lost is said once a host (`alerts`).

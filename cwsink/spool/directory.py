@@ -4,6 +4,7 @@
 <root>/<group.stream>.<hash>/          one per target, 0700
     FORMAT          JSON, never changed: layout version, spool id, target. No secret
     ring/           the segments
+    history/        segments that are delivered, and what became of them     (a leader)
     cursor          committed offsets, epoch, ledger                 (a leader writes it)
     settings.json   how to send (cwsink.spool.sending)               (writers)
     capacity.json   how much it may hold (cwsink.spool.capacity)     (writers)
@@ -82,6 +83,7 @@ class SpoolDirectory:
         self.root = os.path.dirname(path)
         self.format = spool_format
         self.ring = f"{path}/ring"
+        self.history = f"{path}/history"
         self.cursor = f"{path}/cursor"
         self.evictions = f"{path}/evictions"
         self.leader_lock = f"{path}/leader.lock"

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from cwsink.spool import open_directory
@@ -26,6 +27,7 @@ from cwsink.spool.open_directory import TEMPORARY_SUFFIX, OpenDirectory
 
 # A process keeps a temporary file for a moment only. One as old as this was left by a process that was killed.
 _STALE_SECONDS: Final = 60.0
+_READ_BYTES: Final = 1024 * 1024
 # Nothing was written yet, or the name belongs to something that is no file of ours.
 _ABSENT: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EFBIG}
@@ -61,6 +63,25 @@ def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
     held, name = _place_of(path)
     with held:
         return held.read(name, most_bytes)
+
+
+def lines(path: str, most_bytes: int) -> Iterator[bytes]:
+    """Yield the lines of a file that are not empty, in its first `most_bytes`; none if there is no file.
+
+    Raises:
+        OSError: as `opened`.
+    """
+    rest, at = b"", 0
+    try:
+        with opened(path, os.O_RDONLY) as file:
+            while at < most_bytes and (block := os.pread(file.fd, _READ_BYTES, at)):
+                at += len(block)
+                *found, rest = (rest + block).split(b"\n")
+                yield from filter(None, found)
+    except FileNotFoundError:
+        return
+    if rest:
+        yield rest
 
 
 def replace(path: str, data: bytes) -> None:

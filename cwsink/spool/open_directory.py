@@ -37,6 +37,7 @@ from cwsink.spool.descriptors import Opened
 from cwsink.spool.root import make_directory
 
 RING: Final = "ring"
+HISTORY: Final = "history"
 TEMPORARY_SUFFIX: Final = ".tmp"
 _CHANGES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -84,9 +85,9 @@ class OpenDirectory:
         """The descriptor. It is closed at the end of the block."""
         return self._file.fd
 
-    def ring(self) -> OpenDirectory:
-        """Open the ring of a spool. Raises OSError, as `at`."""
-        return OpenDirectory(f"{self.path}/{RING}", RING, self._owner, dir_fd=self.fd)
+    def within(self, name: str) -> OpenDirectory:
+        """Open the ring of a spool, or its history. Raises OSError, as `at`."""
+        return OpenDirectory(f"{self.path}/{name}", name, self._owner, dir_fd=self.fd)
 
     def names(self) -> list[str]:
         """Return all names. Raises OSError."""
@@ -169,6 +170,10 @@ class OpenDirectory:
         fd = self._fd_to_change()
         os.replace(old, new, src_dir_fd=fd, dst_dir_fd=fd)
 
+    def move(self, name: str, into: OpenDirectory) -> None:
+        """Move a file into another directory, where it takes the place of one of its name. Raises OSError."""
+        os.replace(name, name, src_dir_fd=self._fd_to_change(), dst_dir_fd=into.fd)
+
     def link(self, name: str, another: str) -> None:
         """Give a file a second name. Raises OSError; FileExistsError: a file has that name already."""
         fd = self._fd_to_change()
@@ -208,7 +213,7 @@ class OpenDirectory:
 
 
 def at(path: str) -> OpenDirectory:
-    """Open a spool's directory, or its ring, for a `with` block.
+    """Open a spool's directory, or its ring or history, for a `with` block.
 
     Raises:
         FileNotFoundError: it is gone.
@@ -217,9 +222,9 @@ def at(path: str) -> OpenDirectory:
         OSError: EMFILE and so on.
     """
     above, _, name = path.rpartition("/")
-    if name == RING:
+    if name in (RING, HISTORY):
         with at(above) as spool:
-            return spool.ring()
+            return spool.within(name)
     return OpenDirectory(path, path, _looked_at.get(path, os.geteuid()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -143,13 +143,20 @@ class OpenSegment:
         # A conversion that fails may have dropped the shared lock (flock(2)), so take it again.
         return self.is_final or descriptors.try_lock(self.fd, exclusive=False)
 
-    def hollow(self, end: int) -> None:
-        """Give the disk blocks before `end` back. All of that is settled, but an idle writer has the file open."""
-        end -= end % _PAGE_BYTES
-        if end > self._hollowed_to:
+    def hollow(self, end: int, save: Callable[[OpenSegment, int], object] | None = None) -> None:
+        """Give the disk blocks before `end` back. All of that is settled, but an idle writer has the file open.
+
+        Args:
+            end: where a frame ends.
+            save: what keeps a copy.
+        """
+        page_end = end - end % _PAGE_BYTES
+        if page_end > self._hollowed_to:
+            if save:
+                save(self, end)
             with contextlib.suppress(OSError):
-                disk.punch_hole(self.fd, self._hollowed_to, end)
-            self._hollowed_to = end
+                disk.punch_hole(self.fd, self._hollowed_to, page_end)
+            self._hollowed_to = page_end
 
     def close(self) -> None:
         """Close the descriptor, which frees the lock."""

@@ -25,6 +25,7 @@ from cwsink.diagnostics import report
 from cwsink.spool import descriptors, disk, files, frame, held_lock, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.history import History
 from cwsink.spool.open_segment import Block, OpenSegment
 from cwsink.spool.segment import SegmentKey
 from cwsink.spool.survey import open_segments
@@ -94,11 +95,14 @@ class FreshLane:
 class RingReader:
     """All segments of a spool, as one leader reads them."""
 
-    def __init__(self, directory: SpoolDirectory, committed: Mapping[SegmentKey, int]) -> None:
-        """Begin each segment at its `committed` offset."""
+    def __init__(
+        self, directory: SpoolDirectory, committed: Mapping[SegmentKey, int], history: History | None = None
+    ) -> None:
+        """Begin each segment at its `committed` offset. `history`: where segments go that are settled."""
         self._directory = directory
         self._ring = directory.ring
         self._committed = committed
+        self._history = history
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
         self._lane: FreshLane | None = None
@@ -191,7 +195,7 @@ class RingReader:
         )
 
     def reclaim(self, committed: Mapping[SegmentKey, int]) -> int:
-        """Unlink each segment that is final and committed to its end, and return how many these were.
+        """Unlink each segment that is final and committed to its end, or have the history take it. Return how many.
 
         If an idle writer has such a segment open, give its disk blocks back instead. The caller still leads.
         """
@@ -205,9 +209,12 @@ class RingReader:
             if not opened.finalise():
                 self._open.pop(number).close()
             elif not opened.is_final:
-                opened.hollow(end)
+                opened.hollow(end, self._history.save if self._history else None)
             elif end >= opened.size():
-                segment.remove(self._ring, number)
+                if self._history:
+                    self._history.take(opened)
+                else:
+                    segment.remove(self._ring, number)
                 self._open.pop(number).close()
                 removed += 1
         return removed

@@ -68,6 +68,11 @@ class Event(msgspec.Struct, array_like=True, gc=False):
         return self.sequence == NOTICE
 
     @property
+    def is_part(self) -> bool:
+        """Tell whether this is the second, third ... part of a record that was split."""
+        return self.sequence == FURTHER_PART
+
+    @property
     def id(self) -> str:
         """The event's stable id. It is the same in every request, so a person can recognise a duplicate."""
         return f"{self.producer:016x}-{self.sequence}"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from cwsink.diagnostics import report
 from cwsink.spool import open_directory
 from cwsink.spool.descriptors import FILE_MODE
-from cwsink.spool.open_directory import RING, OpenDirectory
+from cwsink.spool.open_directory import HISTORY, RING, OpenDirectory
 from cwsink.spool.root import DIRECTORY_MODE
 
 
@@ -25,10 +25,12 @@ def put_in_order(path: str) -> None:
     with open_directory.at(path) as spool:
         _put_in_order(spool, RING, stat.S_ISDIR, DIRECTORY_MODE)
         spool.make_directory(RING)
+        _put_in_order(spool, HISTORY, stat.S_ISDIR, DIRECTORY_MODE)
         for name in spool.names():
-            if name not in (RING, "FORMAT") and ".damaged" not in name:  # FORMAT is repaired by who opens the spool
+            # FORMAT is repaired by who opens the spool.
+            if name not in (RING, HISTORY, "FORMAT") and ".damaged" not in name:
                 _put_in_order(spool, name, stat.S_ISREG, FILE_MODE)
-        with spool.ring() as ring:
+        with spool.within(RING) as ring:
             for name in ring.names():
                 if name.endswith(".seg"):
                     _put_in_order(ring, name, stat.S_ISREG, FILE_MODE)

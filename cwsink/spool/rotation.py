@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cwsink.config import MIN_SEGMENT_BYTES
-from cwsink.spool import capacity, cursor, descriptors, disk, files, open_directory, segment
+from cwsink.spool import capacity, cursor, descriptors, disk, files, history, open_directory, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
 from cwsink.spool.capacity import Capacity
@@ -129,10 +129,13 @@ class Rotation:
         try:
             segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=not self.may_evict)
         except OSError as error:
-            # The disk is full before the budget is: all that we can free is our own oldest segment.
-            if error.errno not in disk.NO_ROOM or not self.may_evict:
+            # The disk is full before the budget is: all that we can free is history, or else our own oldest segment.
+            if error.errno not in disk.NO_ROOM:
                 raise
-            self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
+            if not history.give_way(self._directory, reserve_bytes):
+                if not self.may_evict:
+                    raise
+                self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
             segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=True)
         attached = segment.attach_newest(ring)
         if attached is None:
@@ -148,11 +151,13 @@ class Rotation:
         return not attached.is_full and attached.end_seen < MOST_SEGMENT_FACTOR * self.segment_bytes
 
     def make_room(self, attached: AttachedSegment) -> bool:
-        """Free some of a full disk: what is settled of this segment, or else the oldest segment. Tell whether.
+        """Free some of a full disk: history, what is settled of this segment, or the oldest segment. Tell whether.
 
         Raises:
             OSError: neither could be tried.
         """
+        if history.give_way(self._directory):
+            return True
         end = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
         before = usage_of(os.fstat(attached.fd))
         disk.punch_hole(attached.fd, _PAGE_BYTES, end - end % _PAGE_BYTES)

@@ -17,7 +17,7 @@ import msgspec
 
 from cwsink import naming
 from cwsink.config import SinkConfig
-from cwsink.spool import alerts, files, heartbeat, leader_state, leadership, letters, orphans, sending, told
+from cwsink.spool import alerts, files, heartbeat, history, leader_state, leadership, letters, orphans, sending, told
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import Leader, leader_of
 from cwsink.spool.survey import Survey, last_append, survey
@@ -74,6 +74,8 @@ class SpoolStats:
         unable: processes that led before and gave way because they could not deliver, with their reasons.
         disk_free_bytes: what the disk has beside it.
         used_bytes: the disk space that the ring takes.
+        history_bytes: the disk space that delivered records take beside that (keep_delivered).
+        history_seconds: how long the oldest of those have been delivered; None if none is kept.
         records_per_second: how fast the leader delivers.
         last_success_seconds: how long ago CloudWatch last took records.
         leader_silent_seconds: how long the leader has written nothing. It has nothing to write while nothing is
@@ -121,6 +123,8 @@ class SpoolStats:
     unable: list[dict[str, Any]]
     used_bytes: int
     disk_free_bytes: int | None
+    history_bytes: int
+    history_seconds: float | None
     records_per_second: float
     last_success_seconds: float | None
     leader_silent_seconds: float
@@ -195,6 +199,7 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         is_stopped=is_stopped,
         is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
     )
+    kept = history.kept(directory)
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     letters_done = letters.read(directory)
     found = sending.read(directory)
@@ -212,6 +217,8 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         is_behind=(age or 0.0) > sum(_waits(settings)),
         settings=sending.shown(settings),
         settings_from=found.written_by if found else None,
+        history_bytes=sum(each.used_bytes for each in kept),
+        history_seconds=round(max(0.0, now - min(each.since for each in kept)), 3) if kept else None,
         records_per_second=published.records_per_second if is_current else 0.0,
         leader_silent_seconds=round(silent_seconds, 3),
         leader_is_stopped=is_stopped,

@@ -14,7 +14,7 @@ import msgspec
 from cwsink.limits import MAX_EVENT_BYTES, MAX_TAGS
 from cwsink.testing import queries, rules, shapes
 from cwsink.testing.entity import entity_error
-from cwsink.testing.faults import Faults
+from cwsink.testing.faults import Faults, Kind
 from cwsink.testing.rules import Violation
 from cwsink.testing.store import Group, Store, StoredBatch, Stream
 
@@ -32,7 +32,10 @@ class AwsError(Exception):
 
 
 class Call(msgspec.Struct):
-    """One call of an action. The first four fields are known when it arrives; judging it fills in the others."""
+    """One call of an action. The first four fields are known when it arrives; judging it fills in the others.
+
+    `kind` is what the script of `faults` has for it.
+    """
 
     action: str
     number: int
@@ -44,6 +47,7 @@ class Call(msgspec.Struct):
     events: int = 0
     counted_bytes: int = 0
     has_stored: bool = False
+    kind: Kind = Kind.PASS
 
 
 class Service(NamedTuple):
@@ -186,11 +190,16 @@ def put_log_events(service: Service, call: Call, args: shapes.PutLogEvents) -> A
     rejection = rules.rejected(timestamps, now_ms=call.now_ms, retention_days=group.retention_days)
     for reason, index in rejection.answer().items():
         service.store.rejected[reason] += len(messages) - index if reason.startswith("tooNew") else index
-    kept = rejection.accepted(len(messages))
-    batch = StoredBatch(group.name, stream.name, timestamps[kept], messages[kept], call.epoch, call.number, call.now_ms)
-    if batch.messages:
-        service.store.accept(stream, batch, rules.counted_bytes(batch.messages))
-        call.has_stored = True
+    accepted = rejection.accepted(len(messages))
+    kept = timestamps[accepted], messages[accepted]
+    if call.kind is Kind.KEEP_ALL_BUT_ONE and kept[0]:
+        for each in kept:
+            del each[len(each) // 2]
+    batch = StoredBatch(group.name, stream.name, *kept, call.epoch, call.number, call.now_ms)
+    for _ in range(2 if call.kind is Kind.STORE_TWICE else 1):
+        if batch.messages:
+            service.store.accept(stream, batch, rules.counted_bytes(batch.messages))
+            call.has_stored = True
     stream.sequence += 1
     # This keeps the whole batch in memory. It is needed only to tell a repeated call from a new one.
     stream.last_call = (timestamps, messages) if service.faults.sequence_tokens else None
@@ -244,14 +253,18 @@ def describe_log_streams(service: Service, call: Call, args: shapes.DescribeLogS
 
 def get_log_events(service: Service, call: Call, args: shapes.GetLogEvents) -> Answer:
     group = _named_group(service, args.log_group_name, args.log_group_identifier)
-    return queries.get_events(service.stream(group.name, args.log_stream_name), args)
+    return queries.get_events(service.stream(group.name, args.log_stream_name), args, _shown_until_ms(service, call))
 
 
 def filter_log_events(service: Service, call: Call, args: shapes.FilterLogEvents) -> Answer:
     group = _named_group(service, args.log_group_name, args.log_group_identifier)
     for name in args.log_stream_names or ():
         service.stream(group.name, name)
-    return queries.filter_events(group, args)
+    return queries.filter_events(group, args, _shown_until_ms(service, call))
+
+
+def _shown_until_ms(service: Service, call: Call) -> int:
+    return call.now_ms - int(service.faults.late_seconds * 1000)
 
 
 class Action(NamedTuple):

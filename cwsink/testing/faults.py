@@ -2,9 +2,10 @@
 
 A test sets them up, and `gateway` asks for them at each call. There are three kinds:
 
-* settings, which stay until they are changed: `latency_seconds`, `drip_seconds`, `sequence_tokens`, `poison`;
+* settings, which stay until they are changed: `latency_seconds`, `drip_seconds`, `sequence_tokens`, `poison`,
+  `late_seconds`;
 * refusals, which stay, too: `throttle_rate`, `deny`, `deny_key`;
-* the script: `..._next`, `drop_...`, `hang` and `delete_...` add steps. Each call to the
+* the script: `..._next`, `drop_...`, `hang`, `delete_...`, `keep_...` and `store_...` add steps. Each call to the
   server uses up the first step that is meant for its action. For example,
   `pass_next(2); fail_next(1, "ThrottlingException")` fails the third call.
 """
@@ -39,6 +40,8 @@ class Kind(enum.Enum):
     HANG_AFTER_STORING = "hang after storing"
     DELETE_STREAM = "delete stream"
     DELETE_GROUP = "delete group"
+    KEEP_ALL_BUT_ONE = "keep all but one"
+    STORE_TWICE = "store twice"
 
 
 # These steps wait for a call that has stored something. A call that has not leaves the step in the script.
@@ -87,6 +90,7 @@ class Faults:
             tokens since 2023, but emulators and older partitions do not.
         poison: PutLogEvents calls with a message that contains this text are refused
             with InvalidParameterException. They are no violation.
+        late_seconds: GetLogEvents and FilterLogEvents show an event only so long after it was accepted.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -102,6 +106,7 @@ class Faults:
             self.drip_seconds = 0.0
             self.sequence_tokens = False
             self.poison: str | None = None
+            self.late_seconds = 0.0
             self._denied: set[str] = set()
             self._denied_keys: set[str] = set()
             self._buckets: dict[str | None, Bucket] = {}
@@ -173,6 +178,14 @@ class Faults:
     def delete_group_under_way(self, n: int = 1) -> None:
         """Delete the group of n PutLogEvents calls, just before the call looks it up."""
         self._add(n, Step(Kind.DELETE_GROUP, PUT))
+
+    def keep_all_but_one(self, n: int = 1) -> None:
+        """Lie on n PutLogEvents calls: store all events but the one in the middle, and answer that all is well."""
+        self._add(n, Step(Kind.KEEP_ALL_BUT_ONE, PUT))
+
+    def store_twice(self, n: int = 1) -> None:
+        """Store the events of n PutLogEvents calls twice, and answer that all is well."""
+        self._add(n, Step(Kind.STORE_TWICE, PUT))
 
     def deny(self, *permissions: str) -> None:
         """Answer AccessDeniedException to calls of e.g. "logs:CreateLogGroup", until `allow`."""

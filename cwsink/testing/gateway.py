@@ -133,6 +133,7 @@ class Gateway:
             body = self._content(request, call)
             if kind in (Kind.DELETE_STREAM, Kind.DELETE_GROUP):
                 self._delete_under_way(kind, body)
+            call.kind = kind
             answer = perform(self._service, call, body)
         except AwsError as error:
             reply, code = _error(error.code, error.message, **error.members), error.code

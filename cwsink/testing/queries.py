@@ -149,9 +149,12 @@ def _described_stream(stream: Stream, rows: list[Row], group_arn: str) -> Member
     return members
 
 
-def get_events(stream: Stream, args: shapes.GetLogEvents) -> Members:
-    """Return the answer to GetLogEvents. At the end of a direction it has the same token as the call, as in AWS."""
-    rows = [row for row in stream.events() if _is_within(row, args.start_time, args.end_time)]
+def get_events(stream: Stream, args: shapes.GetLogEvents, until_ms: int) -> Members:
+    """Return the answer to GetLogEvents. At the end of a direction it has the same token as the call, as in AWS.
+
+    `until_ms`: events that were accepted later are not shown yet.
+    """
+    rows = [row for row in stream.events(until_ms) if _is_within(row, args.start_time, args.end_time)]
     limit = args.limit or MAX_READ_EVENTS
     forward = args.next_token.startswith("f") if args.next_token else bool(args.start_from_head)
     if args.next_token:
@@ -171,7 +174,7 @@ def get_events(stream: Stream, args: shapes.GetLogEvents) -> Members:
     }
 
 
-def filter_events(group: Group, args: shapes.FilterLogEvents) -> Members:
+def filter_events(group: Group, args: shapes.FilterLogEvents, until_ms: int) -> Members:
     """Return the answer to FilterLogEvents, with the events of all streams ordered by time."""
     terms = _terms(args.filter_pattern or "")
     found = [
@@ -179,7 +182,7 @@ def filter_events(group: Group, args: shapes.FilterLogEvents) -> Members:
         for name, stream in group.streams.items()
         if (args.log_stream_names is None or name in args.log_stream_names)
         and name.startswith(args.log_stream_name_prefix or "")
-        for row in stream.events()
+        for row in stream.events(until_ms)
         if _is_within(row, args.start_time, args.end_time) and all(term in row[2] for term in terms)
     ]
     found.sort(key=lambda pair: pair[1][0])

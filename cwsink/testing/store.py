@@ -95,9 +95,13 @@ class Stream(msgspec.Struct):
         """The sequence token that the next call must have."""
         return f"{self.sequence:056d}"
 
-    def events(self) -> list[tuple[int, int, str]]:
-        """Return (timestamp, ingestion time, message) of each event, ordered by timestamp, then arrival."""
-        rows = [(t, b.ingested_ms, m) for b in self.batches for t, m in zip(b.timestamps, b.messages, strict=True)]
+    def events(self, until_ms: int | None = None) -> list[tuple[int, int, str]]:
+        """Return (timestamp, ingestion time, message) of each event, ordered by timestamp, then arrival.
+
+        `until_ms`: only of those that were accepted until then.
+        """
+        batches = [each for each in self.batches if until_ms is None or each.ingested_ms <= until_ms]
+        rows = [(t, b.ingested_ms, m) for b in batches for t, m in zip(b.timestamps, b.messages, strict=True)]
         rows.sort(key=lambda row: row[0])
         return rows
 

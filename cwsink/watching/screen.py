@@ -147,6 +147,8 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
         differing = ", ".join(f"{name} {value}" for name, value in sorted(spool.settings.items()))
         yield "settings", printable(f"{differing} (from {spool.settings_from})", one_line=True), ""
     room = f"{words.size(spool.used_bytes)} of {words.size(spool.capacity_bytes)} used"
+    if spool.history_seconds is not None:
+        room += f"; {words.size(spool.history_bytes)} of history, {words.duration(spool.history_seconds)} back"
     free = spool.disk_free_bytes
     if free is not None and spool.used_bytes + free < spool.capacity_bytes:
         room += f", but the disk has only {words.size(free)} free"

@@ -23,7 +23,8 @@ import pytest
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, directory, disk, frame, record, segment, sending

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.frontends.writer import Writer
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.lease import Lease

@@ -30,7 +30,8 @@ from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.delivery import Stopped
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.flusher.outcome import Answer
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, frame, record, repair, root, segment

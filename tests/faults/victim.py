@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from cwsink.spool import directory, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import Survey, survey
 from tests.harness.interleave import SMALL, deliver
-from tests.harness.support import is_ours, quick_config
+from tests.harness.support import is_ours, quick_config, sent_as_history_has_it
 
 IDS = 1024
 LANE = 64  # ids of one writer: `lane(n)` begins at n * LANE
@@ -146,6 +147,7 @@ class FaultTrial:
         os.makedirs(self.spool.ring, mode=0o700)
         os.chmod(self.spool.path, 0o700)
         for path, content in self._image.items():
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(fd, content)
             os.close(fd)
@@ -212,6 +214,9 @@ class FaultTrial:
         assert books.adds_up, books
         assert (books.pending, books.delivered) == (0, len(first)), books
         assert len(segment.numbers(self.spool.ring)) == 1, "not all was reclaimed"
+        if self.config.keep_delivered:
+            told = Counter(int(text[:4]) for _, text in sent_as_history_has_it(self.spool).elements())
+            assert told == Counter(first.keys()), "history does not have each record that was delivered, once"
         return books
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from cwsink.config import SinkConfig
 from cwsink.flusher.delivery import Stopped
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.frontends import writer
 from cwsink.frontends.writer import Writer
 from cwsink.spool import ring, segment

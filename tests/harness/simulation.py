@@ -29,7 +29,8 @@ from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Stopped
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.frontends import presence
 from cwsink.frontends import writer as writer_module
 from cwsink.frontends.writer import Writer
@@ -58,6 +59,7 @@ _real = types.SimpleNamespace(
     remove=OpenDirectory.remove,
     link=OpenDirectory.link,
     rename=OpenDirectory.rename,
+    move=OpenDirectory.move,
     commit=Cursor.commit,
     bury=DeadLetters.add,
 )
@@ -161,7 +163,7 @@ class SimulatedHost:
         is_damaged: bytes on the disk were changed or lost, so counts may be off.
     """
 
-    def __init__(self, on_full: str, durability: str) -> None:
+    def __init__(self, on_full: str, durability: str, keep_delivered: str | None = None) -> None:
         self._root = tempfile.TemporaryDirectory()
         self._patches = contextlib.ExitStack()
         self.main = getcurrent()
@@ -201,6 +203,7 @@ class SimulatedHost:
             durability=durability,
             max_batch_events=MAX_BATCH_EVENTS,
             max_event_bytes=MAX_EVENT_BYTES,
+            keep_delivered=keep_delivered,
         )
         self.spool = directory.open_for(self.config)
         sending.leave(self.spool, self.config)
@@ -384,6 +387,7 @@ class SimulatedHost:
         put(OpenDirectory, "remove", lambda held, name: self._remove(held, name))  # noqa: PLW0108
         put(OpenDirectory, "link", lambda held, *names: self._link(held, *names))  # noqa: PLW0108
         put(OpenDirectory, "rename", lambda held, *names: self._rename(held, *names))  # noqa: PLW0108
+        put(OpenDirectory, "move", lambda held, *names: self._move(held, *names))  # noqa: PLW0108
         put(OpenDirectory, "sync", lambda held: self._sync_directory(held))  # noqa: PLW0108
         put(Cursor, "commit", lambda held, state: self._commit(held, state))  # noqa: PLW0108
         put(Cursor, "sync", lambda held: self._sync_cursor(held))  # noqa: PLW0108
@@ -472,6 +476,11 @@ class SimulatedHost:
         _real.rename(held, old, new)
         if new == "evictions":
             self.step("evicted")
+
+    def _move(self, held: OpenDirectory, name: str, into: OpenDirectory) -> None:
+        self.step("move")
+        _real.move(held, name, into)
+        self.step("moved")
 
     def _sync(self, fd: int) -> None:
         if (key := self._key(fd)) is not None:

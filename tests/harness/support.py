@@ -6,14 +6,16 @@ import json
 import os
 import resource
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolError
+from cwsink.flusher.past import Past
 from cwsink.spool import directory
-from cwsink.spool.directory import SpoolFormat
+from cwsink.spool.directory import SpoolDirectory, SpoolFormat
 from cwsink.spool.survey import survey
 
 # For tests of what is sent where, without a spool on disk.
@@ -63,6 +65,17 @@ def told_lost(messages: list[str], reason: str) -> int:
     """Return how many records the stream was told of that are lost for `reason`."""
     found = [notice["_cwsink"] for notice in notices_in(messages)]
     return sum(each["lost"] for each in found if each["reason"] == reason)
+
+
+def sent_as_history_has_it(spool: SpoolDirectory) -> Counter[tuple[int, str]]:
+    """Return time and message of each event that history says was sent, each record once."""
+    past = Past(spool)
+    found: Counter[tuple[int, str]] = Counter()
+    for index in range(len(past.entries)):
+        sent = past.sent(index)
+        assert sent is not None, past.entries[index]
+        found.update((each.event.timestamp_ms, each.event.message) for each in sent if not each.is_again)
+    return found
 
 
 def give(path: str, user: int) -> None:

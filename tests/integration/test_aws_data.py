@@ -13,7 +13,7 @@ from botocore.regions import EndpointResolver
 
 from cwsink.flusher.aws_data import AwsData
 
-OPERATIONS = ["CreateLogGroup", "CreateLogStream", "PutLogEvents", "PutRetentionPolicy"]
+OPERATIONS = ["CreateLogGroup", "CreateLogStream", "GetLogEvents", "PutLogEvents", "PutRetentionPolicy"]
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ CONTRACT = {
     "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
     "lost_until", "lost_why", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
     "disk_free_bytes",
+    "history_bytes", "history_seconds",
 }  # fmt: skip
 
 # Appends as many records as each line of stdin says; exits (and drains) at its end.

@@ -98,7 +98,8 @@ def test_the_demo_kills_workers_and_flusher_and_loses_nothing(start_demo: Demo, 
     one, other = pids(r"killed worker (\d+)", out)
     assert one != other
     assert not {one, other} & {before, after}
-    for label in ("requests sent", "records logged", "delivered", "pending", "duplicates", "lost", "streams written"):
+    rows = "requests sent,records logged,delivered,pending,duplicates,lost,streams written,verified"
+    for label in rows.split(","):
         assert re.search(rf"^{label} +[\d,]+", out, re.MULTILINE), label
     assert len(re.findall(r"request_id=r-\d{6}", out)) == 3
     assert list(tmp_path.glob("cwsink-demo-*")) == []

@@ -23,7 +23,8 @@ from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.chunk import Request
 from cwsink.flusher.delivery import Delivery, Settled
 from cwsink.flusher.election import Election
-from cwsink.flusher.flusher import Flusher, Orders
+from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.orders import Orders
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, leader_state, refusals
 from cwsink.spool.cursor import Fenced

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -34,7 +35,7 @@ from cwsink.spool.reader import RingReader
 from cwsink.spool.survey import survey
 from tests.harness.fake_cloudwatch import POISON
 from tests.harness.simulation import CAP_BYTES, MAX_BATCH_EVENTS, SEGMENT_BYTES, Leader, SimulatedHost, simulated_host
-from tests.harness.support import Killed
+from tests.harness.support import Killed, sent_as_history_has_it
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,7 +72,7 @@ class SpoolMachine(RuleBasedStateMachine):
         on_full=st.sampled_from(["drop_oldest", "drop_newest"]), durability=st.sampled_from(["process", "host"])
     )
     def begin(self, on_full: str, durability: str) -> None:
-        self.host = SimulatedHost(on_full, durability)
+        self.host = SimulatedHost(on_full, durability, "720h" if durability == "host" else None)
 
     # Writers.
 
@@ -283,6 +284,9 @@ class SpoolMachine(RuleBasedStateMachine):
             assert all(len(senders) == 1 for senders in host.cloudwatch.senders.values())  # invariant 5
             repeated = len(delivered) - len(first)
             assert repeated <= (host.kills + host.cloudwatch.unanswered) * MAX_BATCH_EVENTS  # invariant 4
+            if host.config.keep_delivered and not (host.evicted or host.disk_was_full):
+                told = Counter(message for _, message in sent_as_history_has_it(host.spool).elements())
+                assert dict.fromkeys(first, 1).items() <= told.items(), "history"
             if not host.disk_was_full:
                 assert books.appended == len(host.written), books  # invariant 10, against what was written
 

@@ -277,6 +277,8 @@ ENVIRONMENT = {
     "oversize": ("split", "split"),
     "compression": ("gzip", "gzip"),
     "self_metrics": ("emf", "emf"),
+    "keep_delivered": ("24h", 86_400.0),
+    "keep_delivered_bytes": ("2GiB", 2 << 30),
     "retention_days": ("14", 14),
     "tags": ('{"team": "shop"}', {"team": "shop"}),
     "kms_key_id": ("arn:key", "arn:key"),

@@ -113,6 +113,7 @@ BY_NAME: Final = {
     "cwsink.frontends.outlook": ("open exists", "the files that AWS's tools share"),
     "cwsink.frontends.starter": ("access pathlib", "the shell, Python, and cwsink's own files"),
     "cwsink.cli": ("open", "/dev/null"),
+    "cwsink.cli.export": ("open", "the file that --output names"),
     "cwsink.cli.flushing": ("open", "/dev/null"),
     "cwsink.cli.metrics": ("open chmod replace lexists unlink", "the file that --textfile names"),
     "cwsink.cli.progress": ("open", "/dev/null"),

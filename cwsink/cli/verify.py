@@ -1,0 +1,49 @@
+"""`cwsink verify`: has CloudWatch what was delivered? The work is cwsink.flusher.verification's."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+
+import msgspec
+
+from cwsink import words
+from cwsink.cli import DONE, NOT_DONE, complain, say
+from cwsink.cli.progress import display
+from cwsink.cli.spools import Spools, target
+from cwsink.flusher import deadline
+from cwsink.flusher.verification import Account, Progress, Verification, has_history, in_words
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare each spool's history with CloudWatch. Returns the exit code."""
+    spools = Spools(options.path, read_only=False)
+    accounts: dict[str, Account] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deadline.for_pages())
+        if options.json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        shown = stack.enter_context(display(has_end=True, verb="compared"))
+        for directory in spools.find():
+            name = target(directory)
+
+            def show(now: Progress, name: str = name) -> None:
+                shown.show(name, now.events, now.share)
+                if now.waits_for:
+                    shown.say(f"{name}: {words.counted(now.waits_for, 'event')} not shown yet. Looking again.")
+
+            with spools.missing(directory.path, "cannot verify"):
+                if not has_history(directory):
+                    complain(f"{directory.path} has no history: set keep_delivered where the application logs.")
+                    continue
+                work = Verification(directory, show, calls_per_second=options.rate)
+                account = work.run(options.since, options.until, patience_seconds=options.patience)
+                accounts[directory.path] = account
+                for line in in_words(account):
+                    shown.say(f"{name}: {line}")
+    if options.json:
+        found = [{"path": path, **msgspec.structs.asdict(account)} for path, account in accounts.items()]
+        say(msgspec.json.encode({"spools": found}).decode())
+    is_whole = bool(accounts) and spools.is_whole and all(account.is_whole for account in accounts.values())
+    return DONE if is_whole else NOT_DONE
