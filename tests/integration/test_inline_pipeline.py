@@ -26,7 +26,7 @@ from cwsink.spool import directory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.pipelines import SMALL_SPOOL, Counting, Recorder, drain, entries_of, get_logger, made, messages_of
-from tests.harness.support import CHILD_SECONDS, quick_config
+from tests.harness.support import CHILD_SECONDS, is_ours, quick_config
 
 
 @pytest.fixture
@@ -194,7 +194,9 @@ def make_room(config: SinkConfig) -> None:
 
 def arrived(server: StrictCloudWatch, config: SinkConfig) -> list[str]:
     """Return the messages of entries that were delivered, and of those in the spool."""
-    return [json.loads(each)["message"] for each in server.messages() if each.startswith("{")] + messages_of(config)
+    return [
+        json.loads(each)["message"] for each in server.messages() if each[0] == "{" and not is_ours(each)
+    ] + messages_of(config)
 
 
 def test_a_thread_waits_for_room(full: SinkConfig, server: StrictCloudWatch) -> None:

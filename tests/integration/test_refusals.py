@@ -31,7 +31,7 @@ from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.store import StoredEvent
 from tests.harness.interleave import deliver, leading, segment_path, until
-from tests.harness.support import Killed, quick_config
+from tests.harness.support import Killed, is_ours, quick_config
 
 PUT = "PutLogEvents"
 # What the server refuses, each event and each request that holds one.
@@ -70,7 +70,7 @@ def spooled(config: SinkConfig, messages: list[str]) -> SpoolDirectory:
 
 def arrived(server: StrictCloudWatch) -> list[str]:
     """What arrived of the records, without what cwsink itself told the stream."""
-    return [message for message in server.messages() if not message.startswith("cwsink: ")]
+    return [message for message in server.messages() if not is_ours(message)]
 
 
 def buried(spool: SpoolDirectory) -> list[str]:
@@ -223,7 +223,7 @@ def test_a_leader_that_dies_among_refused_events_repeats_one_request_at_most(
         first_leaders_last = max(event.request for event in [*server.events(stream=f"{number}"), NONE])
         deliver(spool, changed(config, **next_settings))
         events = server.events(stream=f"{number}")
-        counts = Counter(event.message for event in events if not event.message.startswith("cwsink: "))
+        counts = Counter(event.message for event in events if not is_ours(event.message))
         repeated = {message for message, count in counts.items() if count > 1}
         assert set(counts) == set(good(messages))
         assert max(counts.values()) <= 2

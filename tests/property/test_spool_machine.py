@@ -35,7 +35,7 @@ from cwsink.spool.reader import RingReader
 from cwsink.spool.survey import survey
 from tests.harness.fake_cloudwatch import POISON
 from tests.harness.simulation import CAP_BYTES, MAX_BATCH_EVENTS, SEGMENT_BYTES, Leader, SimulatedHost, simulated_host
-from tests.harness.support import Killed, sent_as_history_has_it
+from tests.harness.support import Killed, is_ours, sent_as_history_has_it
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -234,7 +234,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if self.host is not None:
             issued = self.host.issued
             for sent in self.host.cloudwatch.stored[self.checked :]:
-                assert sent.message.startswith("cwsink: ") or issued.get(sent.message) == sent.timestamp_ms, sent
+                assert is_ours(sent.message) or issued.get(sent.message) == sent.timestamp_ms, sent
             self.checked = len(self.host.cloudwatch.stored)
 
     checked = 0
