@@ -47,7 +47,7 @@ _HANDOVER_POLL_SECONDS: Final = 0.02
 # How often this process asks another leader: to hurry while it waits to leave, and to give way while that one fails.
 _ASK_SECONDS: Final = 0.5
 _CHALLENGE_SECONDS: Final = 2.0
-# A leader that could not deliver lets others try, at first for so long, then for twice that, and so on.
+# A leader that could not deliver lets others try: at first for so long, then for twice that.
 _FIRST_STAY_OUT_SECONDS: Final = 30.0
 _LONGEST_STAY_OUT_SECONDS: Final = 600.0
 # If nobody has taken the lease for so long, nobody stands. A flusher that a writer starts needs a second for it.
@@ -357,10 +357,9 @@ class Election:
 
 def _config_or_defaults(directory: SpoolDirectory) -> SinkConfig:
     """Return how to send, for as long as it does not lead. What is wrong with it is said when it tries to."""
-    try:
+    with suppress(ConfigError, OSError):
         return sending.config_of(directory)
-    except (ConfigError, OSError):
-        return SinkConfig()
+    return SinkConfig()
 
 
 class _OrdersOfSpool(Orders):

@@ -57,7 +57,7 @@ RUN_ELSEWHERE: Final = ("records", "doctor")
 RUN_ELSEWHERE_CONSOLE: Final = ("watching",)
 
 # Pictures: blocks that are no code. By their first line.
-PICTURES: Final = ("  worker 1      worker 2", "appended = delivered")
+PICTURES: Final = ("  worker 1      worker 2", "appended = delivered", "/myapp/prod → web-1: 1,204,312 events found")
 
 NOT_RUN: Final = {
     "docker compose": "there is no Docker where the tests run; the file it names is looked at",
@@ -386,6 +386,11 @@ class Session:
             wait_until(lambda: "seed 1" in self.output_of("cwsink"))
             child.send_signal(signal.SIGINT)
             child.wait(CHILD_SECONDS)
+        elif words[1] == "verify":  # with a history: test_verify.py
+            done = subprocess.run(
+                words, cwd=self.cwd, env=self.env, capture_output=True, text=True, timeout=CHILD_SECONDS
+            )
+            assert (done.returncode, "has no history" in done.stderr) == (1, True)
         elif words[1] == "run":  # with a server: test_deploying.py, test_run.py
             self.check_output([*words[: words.index("--") + 1], "true"])
         elif words[1] == "flush" and "--once" not in words:
@@ -399,6 +404,8 @@ class Session:
                 sent = self.server.messages("/myapp/prod")
                 assert sum('"seed ' in message for message in sent) == 2
                 assert any("seed of old" in message for message in sent) == self.has_replayed
+            elif words[1] == "tail":
+                assert "seed" in output
             elif words[1] == "alarms":
                 assert "AWS::CloudWatch::Alarm" in output
             elif words[1] == "manual":
