@@ -172,7 +172,9 @@ def look(directory: SpoolDirectory) -> SpoolStats:
     )
     counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for these two
     del counts["epoch"], counts["oldest_pending_ms"]
-    kept = history.kept(directory)
+    kept: list[history.Kept] = []
+    with contextlib.suppress(OSError):  # whoever has closed it, the books are shown
+        kept = history.kept(directory)
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     return SpoolStats(
         path=directory.path,
