@@ -186,6 +186,11 @@ class Verification:
         work.account.unnoted_bytes = self._past.unnoted_bytes()
         return work.account
 
+    @property
+    def calls(self) -> int:
+        """How many calls CloudWatch had to answer."""
+        return self._reader.calls
+
     def _settle(self, work: _Work, patience_seconds: float) -> None:
         """Look again at the windows that had events that were not shown yet, or not noted yet."""
         pause, until = _FIRST_PAUSE_SECONDS, time.monotonic() + patience_seconds

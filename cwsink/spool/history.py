@@ -38,6 +38,8 @@ from cwsink.spool.open_segment import OpenSegment
 
 # How often a leader looks for what is too old.
 _PRUNE_SECONDS: Final = 10.0
+# The same when it begins, and after it has moved a segment. To look takes a moment for each segment that is kept.
+_PRUNE_SOON_SECONDS: Final = 1.0
 _COPY_BYTES: Final = 1024 * 1024
 # The least that is removed for a disk that is full: what one segment more takes by default.
 _LEAST_FREED_BYTES: Final = 8 * 1024 * 1024
@@ -72,12 +74,12 @@ class History:
         self._keep_seconds = keep_seconds
         self._most_bytes = most_bytes
         self._ring_bytes = ring_bytes
-        self._prune_at = 0.0
+        self._prune_at = time.monotonic() + _PRUNE_SOON_SECONDS
 
     def take(self, opened: OpenSegment) -> None:
         """Move a segment here that is final and settled to its end. Raises OSError: it is still in the ring."""
         name, size = segment.name_of(opened.key.number), opened.size()
-        self._prune_at = 0.0
+        self._prune_at = min(self._prune_at, time.monotonic() + _PRUNE_SOON_SECONDS)
         try:
             with open_directory.at(self._directory.path) as spool:
                 spool.make_directory(HISTORY)
@@ -93,7 +95,11 @@ class History:
             segment.remove(self._directory.ring, opened.key.number)
 
     def save(self, opened: OpenSegment, end: int) -> bool:
-        """Copy a segment up to `end`, where a frame ends, as far as that is not done. False: another one is here."""
+        """Copy a segment up to `end`, where a frame ends, as far as that is not done. Never raises.
+
+        Returns:
+            False if another segment of this number is here. If the disk is full, the copy is shorter.
+        """
         with contextlib.suppress(OSError), open_directory.at(self._directory.path) as spool:
             spool.make_directory(HISTORY)
             with spool.within(HISTORY) as held, held.opened(segment.name_of(opened.key.number), _TO_COPY) as file:
@@ -103,8 +109,7 @@ class History:
                     return False
                 while at < end and (data := os.pread(opened.fd, min(_COPY_BYTES, end - at), at)):
                     at += os.pwrite(file.fd, data, at)
-                return at >= end
-        return False
+        return True
 
     @contextlib.contextmanager
     def journal(self, number: int) -> Iterator[Opened | None]:
@@ -140,7 +145,7 @@ class History:
         report("journal", f"cannot write to {self._path}: {error.strerror}. Delivery goes on, and is not noted there.")
 
     def prune(self) -> None:
-        """Remove what is too old, too much, or in the way of the ring; now and then, and after each segment."""
+        """Remove what is too old, too much, or in the way of the ring; now and then, and soon after a segment came."""
         now = time.monotonic()
         if now < self._prune_at:
             return

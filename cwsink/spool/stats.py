@@ -199,7 +199,9 @@ def look(directory: SpoolDirectory) -> SpoolStats:
         is_stopped=is_stopped,
         is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
     )
-    kept = history.kept(directory)
+    kept: list[history.Kept] = []
+    with contextlib.suppress(OSError):  # whoever has closed it, the books are shown
+        kept = history.kept(directory)
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     letters_done = letters.read(directory)
     found = sending.read(directory)

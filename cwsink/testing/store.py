@@ -89,6 +89,9 @@ class Stream(msgspec.Struct):
     batches: list[StoredBatch] = []
     sequence: int = 0
     last_call: tuple[list[int], list[str]] | None = None
+    # What `events` has answered last, because who reads a stream page by page asks for all of it each time.
+    rows: list[tuple[int, int, str]] = []
+    sorted_batches: int = 0
 
     @property
     def token(self) -> str:
@@ -101,9 +104,11 @@ class Stream(msgspec.Struct):
         `until_ms`: only of those that were accepted until then.
         """
         batches = [each for each in self.batches if until_ms is None or each.ingested_ms <= until_ms]
-        rows = [(t, b.ingested_ms, m) for b in batches for t, m in zip(b.timestamps, b.messages, strict=True)]
-        rows.sort(key=lambda row: row[0])
-        return rows
+        if len(batches) != self.sorted_batches:  # they only become more, so as many are the same ones
+            rows = [(t, b.ingested_ms, m) for b in batches for t, m in zip(b.timestamps, b.messages, strict=True)]
+            rows.sort(key=lambda row: row[0])
+            self.rows, self.sorted_batches = rows, len(batches)
+        return self.rows
 
 
 class Group(msgspec.Struct):

@@ -191,7 +191,7 @@ def noise(spool: Path, chance: random.Random) -> None:
 
 def another_kind(spool: Path, chance: random.Random) -> None:
     """A FIFO, a directory, a link, a socket, a hole of 4 GiB or an unreadable file in the place of any file."""
-    names = [each for each in os.listdir(spool) if each != "ring"] + [
+    names = [each for each in os.listdir(spool) if each not in ("ring", "history")] + [
         "attached.lock",
         "budget.lock",
         "leader.lock",
@@ -243,6 +243,22 @@ def odd_ring(spool: Path, chance: random.Random) -> None:
             ring.write_text("no directory")
 
 
+def odd_history(spool: Path, chance: random.Random) -> None:
+    """`history` is a link to a directory outside, or a file; or it holds what no leader has put there."""
+    history = spool / "history"
+    kind = chance.choice(("link", "file", "files", "files"))
+    if kind == "link":
+        history.symlink_to(spool.parent.parent / "outside")
+    elif kind == "file":
+        history.write_text("no directory")
+    else:
+        history.mkdir(0o700)
+        (history / "0000000001.seg").write_bytes(chance.choice((b"", b"x" * 5_000, content_of(segments(spool)[0]))))
+        (history / "0000000001.jsonl").write_bytes(chance.choice((b"x" * 20_000_000, b"[]\n{}\n" * 50_000, b"\0")))
+        os.mkfifo(history / "0000000002.seg")
+        (history / "0000000003.jsonl").symlink_to("/dev/zero")
+
+
 def content_of(path: Path) -> bytes:
     """Return a file's content. Raises OSError, also for a device, a FIFO or a hole, which another change has left."""
     status = path.lstat()
@@ -259,5 +275,5 @@ def segments(spool: Path) -> list[Path]:
 
 CHANGES: Final[list[Change]] = [
     odd_format, odd_cursor, odd_cursor, odd_evictions, odd_json, odd_letters, odd_frames, odd_frames, noise,
-    another_kind, another_kind, odd_ring,
+    another_kind, another_kind, odd_ring, odd_history,
 ]  # fmt: skip

@@ -67,6 +67,7 @@ LOOKS: Final = (
     ["status", "--json"],
     ["check"],
     ["tail", "-n", "50"],
+    ["tail", "--since", "24000h"],
     ["replay", "--all", "--dry-run"],
 )
 NEIGHBOUR: Final = "neighbour.0123456789"

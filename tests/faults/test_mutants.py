@@ -27,6 +27,7 @@ from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.own import OwnFlusher, _Served
+from cwsink.flusher.past import Past
 from cwsink.flusher.turns import _Turn
 from cwsink.frontends import losses
 from cwsink.frontends.parting import Parting
@@ -38,6 +39,7 @@ from cwsink.spool.budget import Budget
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
+from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.reader import FreshLane, RingReader
 from cwsink.spool.ring import Ring
 from cwsink.spool.rotation import Rotation
@@ -60,6 +62,7 @@ from tests.integration import (
     test_exit_time,
     test_flusher,
     test_giving_way,
+    test_history,
     test_hostile_roots,
     test_losses_are_said,
     test_open_directory,
@@ -665,6 +668,31 @@ MUTANTS: Final = {
         "return False",
         test_hostile_roots.test_a_planted_spool_hides_no_other,
         case="success in the far future",
+    ),
+    "a request that is not noted before its commit": Mutant(
+        Flusher._deliver_chunk,
+        "note(number, found[number], done - piece.events, piece)",
+        "pass",
+        test_history.test_history_has_each_event_as_it_was_sent,
+    ),
+    "a record that two leaders have sent and that is expected twice": Mutant(
+        Past.sent,
+        "bool(before) and _id(event) in before",
+        "False",
+        test_history.test_history_has_each_event_as_it_was_sent,
+    ),
+    "blocks that are given back before there is a copy": Mutant(
+        OpenSegment.hollow,
+        "            if save:\n                save(self, end)\n",
+        "",
+        test_history.test_an_idle_writers_segment_is_kept_although_its_blocks_are_given_back,
+    ),
+    "history that stays while records are refused": Mutant(
+        Rotation.make_room,
+        "if history.give_way(self._directory):",
+        "if False:",
+        test_history.test_history_goes_before_anything_is_evicted_or_refused,
+        case="drop_newest",
     ),
     # What the worlds find.
     "refused events that hold up all behind them": Mutant(

@@ -20,6 +20,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from cwsink.cli import main
 from cwsink.doctor import patient, rounds
 from tests.conftest import Spawn
 from tests.harness.support import finish
@@ -75,6 +76,7 @@ PATIENT: Final = {
     "FAPILOG_CLOUDWATCH__READ_TIMEOUT_SECONDS": "50s",
     "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "50s",
     "NO_PROXY": "*",
+    "CWSINK_KEEP_DELIVERED": "1h",
 }
 
 
@@ -152,9 +154,11 @@ class EmulatorContract:
         assert target.streams() == [target.stream]
         assert [number_of(message) for _, message in target.get_log_events()] == list(range(2 * RECORDS))
 
-    def test_several_processes_are_read_back_from_one_stream(self, target: Target, spawn: Spawn) -> None:
+    def test_several_processes_are_read_back_from_one_stream(
+        self, target: Target, spawn: Spawn, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         """4 processes write 300 records each at the same time: each is there once, in order for each of them, with
-        its own time; GetLogEvents and FilterLogEvents agree."""
+        its own time; GetLogEvents, FilterLogEvents and `cwsink verify` agree."""
         writers = [
             spawn(WRITER_PROGRAM, json.dumps([*destination(target), producer, RECORDS]), env=PATIENT)
             for producer in range(PROCESSES)
@@ -179,6 +183,8 @@ class EmulatorContract:
         for producer in range(PROCESSES):
             own = [(record["number"], record["message"]) for record in records if record["producer"] == producer]
             assert own == [(number, text_of(number)) for number in range(RECORDS)]
+        assert main(["verify", "--rate", "100"]) == 0
+        assert f"{PROCESSES * RECORDS:,} events found, 0 missing." in capfd.readouterr().out
 
     def test_the_doctor_changes_nothing_and_its_probe_arrives(
         self, target: Target, monkeypatch: pytest.MonkeyPatch

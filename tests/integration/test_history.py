@@ -18,6 +18,7 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.past import Past
 from cwsink.frontends.writer import Writer
 from cwsink.spool import disk, history, segment
+from cwsink.spool.cursor import Cursor, State
 from cwsink.spool.directory import SpoolDirectory
 from tests.harness.fake_cloudwatch import POISON, FakeCloudWatch
 from tests.harness.interleave import SMALL, deliver, on_write
@@ -55,7 +56,9 @@ def kept_bytes(directory: SpoolDirectory) -> int:
     return sum(each.used_bytes for each in history.kept(directory))
 
 
-def test_history_has_each_event_as_it_was_sent(cloudwatch: FakeCloudWatch, keeping: SinkConfig) -> None:
+def test_history_has_each_event_as_it_was_sent(
+    cloudwatch: FakeCloudWatch, keeping: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records of several days and streams, in parts, refused and rejected ones; by leaders that were killed."""
     config = SinkConfig(
         **{**asdict(keeping), "log_stream_name": "s-{date:%d}", "oversize": "split", "max_event_bytes": 1_024}
@@ -73,6 +76,15 @@ def test_history_has_each_event_as_it_was_sent(cloudwatch: FakeCloudWatch, keepi
         if calls["stored"] % 5 == 0:
             raise Killed
 
+    commit = Cursor.commit
+
+    def commit_or_die(held: Cursor, state: State) -> None:
+        calls["commits"] += 1
+        if calls["commits"] % 7 == 0:
+            raise Killed
+        commit(held, state)
+
+    monkeypatch.setattr(Cursor, "commit", commit_or_die)
     cloudwatch.after = die_now_and_then
     cloudwatch.answers = ["ok", "lost", "ok", "error", "ok", "ok", "junk"]
     while True:
@@ -109,13 +121,14 @@ def test_an_idle_writers_segment_is_kept_although_its_blocks_are_given_back(
     cloudwatch: FakeCloudWatch, keeping: SinkConfig
 ) -> None:
     """While the writer has it open, after the writer has logged there again, and after its end."""
+    keeping = SinkConfig(**{**asdict(keeping), "segment_bytes": 4 * SMALL})
     idle = Writer(keeping)
     assert idle.append("the first of the idle one")
-    with written(keeping, 30) as writer:
+    with written(keeping, 60) as writer:
         directory = writer.directory
         deliver(directory, keeping)
         assert len(segment.numbers(directory.ring)) == 2  # the newest, and a hollow one
-        assert len(sent_as_history_has_it(directory)) == 31
+        assert len(sent_as_history_has_it(directory)) == 61
     idle._ring.check_due_ns = 1 << 62  # it has not looked for a newer segment yet
     assert idle.append("the last of the idle one")
     deliver(directory, keeping)
@@ -132,6 +145,7 @@ def test_history_keeps_to_its_time_its_size_and_the_rings_room(
     cloudwatch: FakeCloudWatch, keeping: SinkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest segments go first, each with its notes."""
+    monkeypatch.setattr(history, "_PRUNE_SOON_SECONDS", 0.0)
     with written(keeping, 60) as writer:
         directory = writer.directory
         deliver(directory, keeping)
@@ -146,8 +160,7 @@ def test_history_keeps_to_its_time_its_size_and_the_rings_room(
     monkeypatch.setattr(disk, "free_bytes", lambda fd: keeping.spool_max_bytes - 4 * SMALL)
     deliver(directory, keeping)
     assert 0 < len(segment.numbers(directory.history)) < len(left)
-    monkeypatch.undo()
-    monkeypatch.setattr(CloudWatch, "put", cloudwatch.method())
+    monkeypatch.setattr(disk, "free_bytes", lambda fd: None)
     deliver(directory, SinkConfig(**{**asdict(keeping), "keep_delivered": "1ms"}))
     assert segment.numbers(directory.history) == []
     assert len(os.listdir(directory.history)) == 1
