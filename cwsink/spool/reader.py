@@ -93,7 +93,11 @@ class FreshLane:
 
 
 class RingReader:
-    """All segments of a spool, as one leader reads them."""
+    """All segments of a spool, as one leader reads them.
+
+    Attributes:
+        has_found_end: the last `reclaim` has found that a segment is final that has a tail. It is to be read, as damage.
+    """
 
     def __init__(
         self, directory: SpoolDirectory, committed: Mapping[SegmentKey, int], history: History | None = None
@@ -109,6 +113,7 @@ class RingReader:
         self._is_lanes_turn = False
         self._synced: dict[int, int] = {}
         self._held: dict[int, held_lock.Obstruction] = {}
+        self.has_found_end = False
 
     def read(self) -> Block | None:
         """Return the next block that was not read yet; None if all is read.
@@ -200,8 +205,10 @@ class RingReader:
         If an idle writer has such a segment open, give its disk blocks back instead. The caller still leads.
         """
         removed = 0
+        self.has_found_end = False
         for number in [number for number in self._open if number != self._newest]:
             opened = self._open[number]
+            was_final = opened.is_final
             # A segment without a whole frame, as a power failure may leave it, has no committed offset.
             end = committed.get(opened.key, opened.begin)
             if opened.is_foreign or end < opened.offset:
@@ -217,6 +224,8 @@ class RingReader:
                     segment.remove(self._ring, number)
                 self._open.pop(number).close()
                 removed += 1
+            elif not was_final:
+                self.has_found_end = True
         return removed
 
     def existing(self) -> set[int]:

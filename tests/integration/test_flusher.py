@@ -26,14 +26,14 @@ from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.limits import MAX_EVENT_BYTES
-from cwsink.spool import cursor, disk, leader_state, refusals
+from cwsink.spool import cursor, disk, leader_state, refusals, segment
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.record import Loss
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.harness.interleave import deliver, leading, segment_path, segments, until
+from tests.harness.interleave import SMALL, deliver, leading, segment_path, segments, until
 from tests.harness.support import Killed, is_ours, notices_in, quick_config
 
 DAY_MS = 86_400_000
@@ -605,6 +605,21 @@ def test_a_leader_writes_a_cursor_that_is_gone_anew(external: SinkConfig, server
     deliver(writer.directory, external)
     assert server.messages() == ["a", "b", "c"]
     settled(writer.directory, appended=3, delivered=3)
+
+
+def test_one_drain_reclaims_segments_that_hold_nothing_but_damage(external: SinkConfig) -> None:
+    """Else a spool that is full of what killed writers have torn would stay full after `cwsink flush --once`."""
+    writer = filled(changed(external, segment_bytes=SMALL), ["x" * 1000 for _ in range(5)])
+    numbers = segments(writer.directory)
+    assert len(numbers) > 1
+    writer.close()
+    for number in numbers:
+        with open(segment_path(writer.directory, number), "r+b") as file:
+            file.seek(segment.HEADER_BYTES)
+            file.write(b"\xff" * 1000)
+            file.truncate()
+    deliver(writer.directory, external)
+    assert segments(writer.directory) == numbers[-1:]
 
 
 # leader.json and durability.
