@@ -96,7 +96,7 @@ class RingReader:
     """All segments of a spool, as one leader reads them.
 
     Attributes:
-        has_found_end: the last `reclaim` has found that a segment is final that has a tail. It is to be read, as damage.
+        has_found_end: the last `reclaim` has found a segment final whose end is not read yet, because it is damaged.
     """
 
     def __init__(
