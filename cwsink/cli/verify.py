@@ -12,7 +12,6 @@ from cwsink import words
 from cwsink.cli import DONE, NOT_DONE, complain, say
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools, target
-from cwsink.flusher import deadline
 from cwsink.flusher.verification import Account, Progress, Verification, has_history, in_words
 
 
@@ -21,7 +20,6 @@ def run(options: argparse.Namespace) -> int:
     spools = Spools(options.path, read_only=False)
     accounts: dict[str, Account] = {}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(deadline.for_pages())
         if options.json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         shown = stack.enter_context(display(has_end=True, verb="compared"))

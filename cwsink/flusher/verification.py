@@ -20,6 +20,7 @@ from typing import Final, Literal
 import msgspec
 
 from cwsink import naming
+from cwsink.flusher import deadline
 from cwsink.flusher.account import Difference, Span, compare, key_of, windows
 from cwsink.flusher.log_reader import CALLS_PER_SECOND, LogReader
 from cwsink.flusher.past import Past, Sent
@@ -35,7 +36,9 @@ _LONGEST_PAUSE_SECONDS: Final = 30.0
 _FRESH_MS: Final = 60_000
 _MOST_LISTED: Final = 1_000
 _MOST_CHARACTERS: Final = 200
+# How an event begins, or what is in it, that cwsink has put into the stream beside the records.
 _OURS: Final = "cwsink: "
+_OURS_WITHIN: Final = ('"logger":"cwsink","_cwsink":{"lost":', '"Namespace":"cwsink"')
 # A work that was interrupted longer ago than this is begun anew.
 _GO_ON_SECONDS: Final = 3_600.0
 _SAVE_SECONDS: Final = 1.0
@@ -71,7 +74,7 @@ class Account(msgspec.Struct):
         not_yet: the same, but they were delivered only now.
         repeated: CloudWatch shows an event more often than once: how much more, by cause.
         others: CloudWatch shows them, and history does not know them: not ours, or not in the history any more.
-        notices: lines of cwsink itself, about losses.
+        notices: lines of cwsink itself: about losses, and metrics.
         forgotten: were delivered, but their records are not in the history any more, so they cannot be compared.
         unnoted_bytes: of the history; what became of them is not noted.
         listed: the first of the missing.
@@ -157,6 +160,10 @@ class Verification:
             ReadBackError: CloudWatch does not answer, or does not allow it. The next call goes on.
             OSError: the history cannot be read.
         """
+        with deadline.for_pages():
+            return self._run(since, until, patience_seconds)
+
+    def _run(self, since: float | None, until: float | None, patience_seconds: float) -> Account:
         work = self._resumed((since, until)) or self._begun(since, until)
         spans: defaultdict[str, list[Span]] = defaultdict(list)
         for each in self._past.entries:
@@ -216,7 +223,7 @@ class Verification:
         notices: set[bytes] = set()
         for event in self._reader.events(*window):
             shown.append(key := key_of(event.timestamp, event.message))
-            if event.message.startswith(_OURS):
+            if event.message.startswith(_OURS) or any(each in event.message for each in _OURS_WITHIN):
                 notices.add(key)
         account = Account()
         lines: dict[bytes, int] = {}
