@@ -286,5 +286,5 @@ def test_a_held_flusher_lock_is_named(server: StrictCloudWatch, hold: Hold, said
         writer._ring.check_due_ns = 0
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert re.search(r"does not lead .*`cwsink flush` sends them", about(path, said)[0])
+    assert re.search(r"does not lead .*`cwsink flush --once .*` sends them", about(path, said)[0])
     presence.this.forget_below(writer.directory.root)

@@ -191,7 +191,7 @@ sys.stdin.readline()
         env={**server.environment(), "FAPILOG_CORE__INTERNAL_LOGGING_ENABLED": "true"},
     )
     (line,), told = leave_trouble_behind(server, child)
-    assert "refused a message of type str that is empty or no text" in line
+    assert "LOST a message of type str that is empty or no text" in line
     assert [f"cwsink: {each['message']}" for each in told if each["component"] == "cwsink"] == [line]
 
 

@@ -42,7 +42,10 @@ def test_there_is_a_golden_spool_of_the_current_format() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_golden_spool_is_replayed_as_it_always_was(tmp_path: Path, version: str) -> None:
-    """Its events arrive byte for byte, in order, once; its damage, losses and ledger are what they were."""
+    """Its events arrive byte for byte, in order, once; its damage, losses and ledger are what they were.
+
+    What cwsink itself says of losses is worded by the version that sends.
+    """
     expected = json.loads((GOLDEN / version / "expected.json").read_text(encoding="utf-8"))
     path = tmp_path / "spools" / "golden"
     shutil.copytree(GOLDEN / version / "spool", path)

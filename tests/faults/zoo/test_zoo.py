@@ -58,7 +58,7 @@ PASSING_DESCRIPTORS = 6
 
 # What may lie in a spool afterwards. Who was ended while replacing a file leaves the new one beside it.
 FILES = {"FORMAT", "ring", "cursor", "evictions", "leader.json", "leader.host", "leader.lock", "leader.next", "hurry"}
-FILES |= {"attached.lock", "budget.lock", "settings.json", "capacity.json", "refusals"}
+FILES |= {"attached.lock", "budget.lock", "settings.json", "capacity.json", "refusals", "told"}
 TEMPORARY = re.compile(r"(\.[0-9a-f]{8,16})?\.tmp$")
 # In the root, beside the spool.
 ROOT_FILES = {f"flusher-{os.geteuid()}.lock", f"flusher-{os.geteuid()}.next"}
