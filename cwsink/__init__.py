@@ -151,7 +151,7 @@ tests/unit/test_invariants.py compares the two lists.
    Held by: property/test_spool_machine.py, faults/test_flusher_life.py, faults/test_world.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    faults/test_stopped.py::test_a_stopped_leader_that_is_superseded_sends_and_commits_nothing_old,
-   integration/test_election.py::test_200_leaders_are_killed_and_one_follows_each,
+   integration/test_election.py::test_leaders_are_killed_and_one_follows_each,
    integration/test_election.py::test_a_stopped_leader_that_was_superseded_sends_nothing_more
 
 6. The ring takes `spool_max_bytes` of disk, and about one segment more; the dead letters take 8 MiB at most, the

@@ -136,7 +136,7 @@ def test_a_kill_between_answer_and_commit_repeats_at_most_that_batch(
     assert settled(spool, server) == ([] if function in COMMITTED else batch(2))
 
 
-@pytest.mark.parametrize("name", ["whole", "parts"])
+@pytest.mark.parametrize("name", ["whole", pytest.param("parts", marks=pytest.mark.long)])
 def test_a_commit_torn_at_any_byte_repeats_at_most_one_batch(spawn: Spawn, memory_disk: Path, name: str) -> None:
     """The leader dies in the middle of writing the cursor, at each byte of each of its commits."""
     torn = int(finish(spawn(program_calling(tear), memory_disk, name), seconds=300.0).split()[-1])

@@ -54,7 +54,7 @@ WRITES = frozenset(["write", "pwrite64"])
 SHORT_BYTES = 10
 NOT_READY, READY = 1, 2  # notes
 MARKER = "/the operation begins"
-CALLS_IN_CI = 30
+CALLS_IN_CI = 18
 LONGEST_SECONDS = 3000.0
 
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")
@@ -118,7 +118,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_failing_call_reaches_the_application_or_loses_a_record(spawn: Spawn, memory_disk: Path, name: str) -> None:
-    """Some 30 calls of each operation, its first and its last among them, one at a time, each fault there is."""
+    """Some 18 calls of each operation, its first and its last among them, one at a time, each fault there is."""
     assert set(run(spawn, memory_disk, name, CALLS_IN_CI)) == set(FAULTS)
 
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from msgspec.structs import asdict
@@ -37,8 +38,16 @@ from tests.harness.support import quick_config
 from tests.harness.warm_forker import WarmForker
 from tests.soak import SEED_VARIABLE
 
-RECORDS, KILLS = 320_000, 600
-SECONDS = 60.0  # how long that is to take; a slow machine takes longer
+
+class Size(NamedTuple):
+    """How many kills while how many records are logged, and how long that is to take; a slow machine takes longer."""
+
+    kills: int
+    records: int
+    seconds: float
+
+
+SIZES = [Size(200, 100_000, 20.0), pytest.param(Size(600, 320_000, 60.0), marks=pytest.mark.long)]
 MAX_BATCH_EVENTS = 500
 HANG_SECONDS = 500.0
 
@@ -62,27 +71,28 @@ def config(server: StrictCloudWatch) -> SinkConfig:
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size.kills} kills")
 def test_no_kill_loses_an_acknowledged_record(
-    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, tmp_path: Path
+    server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, tmp_path: Path, size: Size
 ) -> None:
-    """600 kills, 300,000 records: all that were acknowledged arrive, in order, unaltered; repeats are bounded.
+    """200 kills, 100,000 records, or thrice as many: the acknowledged ones arrive, in order, unaltered; few repeats.
 
     Invariants 1, 2, 3, 4, 5.
     """
     rng = random.Random(int(os.environ.get(SEED_VARIABLE, "1")))
     spool = directory.open_for(config)
-    oracle = Oracle(tmp_path / "oracle", RECORDS)
+    oracle = Oracle(tmp_path / "oracle", size.records)
     server.faults.latency_seconds = 0.01
     settings = {name: value for name, value in asdict(config).items() if value is not None}
     forker = WarmForker(spawn, work)
 
     def fork(slot: int) -> int:
-        return forker.fork(ROLES[slot], str(tmp_path / "oracle"), RECORDS, SECONDS, settings)
+        return forker.fork(ROLES[slot], str(tmp_path / "oracle"), size.records, size.seconds, settings)
 
     pids = [fork(slot) for slot in range(len(ROLES))]
     kills: Counter[str] = Counter()
     until = time.monotonic() + HANG_SECONDS
-    while kills.total() < KILLS or not oracle.is_waiting():
+    while kills.total() < size.kills or not oracle.is_waiting():
         assert time.monotonic() < until, f"{oracle.progress()} of {oracle.records} issued after {kills.total()} kills"
         time.sleep(rng.uniform(0.01, 0.12))
         victims = choose(rng, server, spool, pids)
@@ -106,10 +116,10 @@ def test_no_kill_loses_an_acknowledged_record(
     end_flushers(tmp_path)
     eventually(lambda: not ours(spool.root), "flusher and guard are gone")
     deliver(spool, config)  # what came after the last leader had left
-    settled = verdict(server, oracle)
+    settled = verdict(server, oracle, size)
     killed = f"{kills[FLUSHER]} flushers, {kills[GUARD]} guards, {kills['flusher']} of `cwsink flush`"
     print(f"{settled}, {kills.total()} kills, of them {killed}")
-    assert min(kills[FLUSHER], kills[GUARD], kills["flusher"]) > KILLS // 60, killed
+    assert min(kills[FLUSHER], kills[GUARD], kills["flusher"]) > size.kills // 60, killed
     assert len(segment.numbers(spool.ring)) == 1
     books = survey(spool)
     arrived = len({text_of(text)[:7] for text in server.messages()})
@@ -134,7 +144,7 @@ def choose(
     return rng.choice([leading, leading, [*guards, *leading], guards])
 
 
-def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:
+def verdict(server: StrictCloudWatch, oracle: Oracle, size: Size) -> str:
     """Compare what arrived with what was acknowledged. Returns the figures."""
     events = [(text_of(event.message), event) for event in server.events()]
     acknowledged = oracle.acknowledged()
@@ -155,7 +165,7 @@ def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:
 
     leaders = server.senders_by_epoch()
     assert all(len(senders) == 1 for senders in leaders.values())
-    assert len(leaders) > KILLS // 20, "the leader was hardly ever killed"
+    assert len(leaders) > size.kills // 20, "the leader was hardly ever killed"
     # Repeated may be what was stored without an answer, and the last batch of a leader; nothing else.
     unanswered = {request.number for request in server.requests if request.status == 0}
     last_batches = {event.epoch: event.request for _, event in events}
@@ -168,7 +178,7 @@ def verdict(server: StrictCloudWatch, oracle: Oracle) -> str:
         assert number not in stored_by or stored_by[number] in repeatable, f"{number} was sent again after an answer"
         stored_by[number] = event.request
     assert 1 <= repeats <= MAX_BATCH_EVENTS * (len(leaders) + len(unanswered))
-    assert len(acknowledged) >= 300_000
+    assert len(acknowledged) >= 0.9 * size.records
     return f"{len(acknowledged)} acknowledged, 0 lost, {repeats} repeated, {len(leaders)} leaders that sent"
 
 

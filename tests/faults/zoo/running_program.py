@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from cwsink.spool import directory, leader_state, root
 from cwsink.testing import StrictCloudWatch
@@ -151,15 +152,16 @@ class RunningProgram:
 
     # Waiting for something to become true.
 
-    def wait_until(self, claim: Callable[[], object], what: str, seconds: float = HANG_SECONDS) -> None:
-        """Wait until the claim holds; fail with the program's own words if it never does."""
+    def wait_until(self, claim: Callable[[], Any], what: str, seconds: float = HANG_SECONDS) -> Any:
+        """Wait until the claim holds, and return it; fail with the program's own words if it never does."""
         until = time.monotonic() + seconds
-        while not claim():
+        while not (found := claim()):
             if time.monotonic() > until:
                 processes = f"processes {self.processes()}, ours {self.ours()}"
                 records = f"records of {Counter(self._acknowledged.by_id().values())}"
                 raise AssertionError(f"never: {what}; {processes}, {records}\n{self.words()}")
             time.sleep(POLL_SECONDS)
+        return found
 
     def wait_for_records(self, count: int) -> None:
         """Wait until this many more records are acknowledged."""

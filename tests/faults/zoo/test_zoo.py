@@ -78,32 +78,29 @@ COMMON = set(
     gunicorn_sync-term_parent-writer            gunicorn_sync-preload-term_parent-fapilog
     gunicorn_gthread-term_parent-fapilog        gunicorn_uvicorn-term_parent-fapilog
     gunicorn_asgi-term_parent-fapilog           gunicorn_sync-kill_worker-writer
-    gunicorn_gthread-kill_worker-fapilog        gunicorn_uvicorn-kill_worker-writer
-    gunicorn_asgi-kill_worker-writer            gunicorn_sync-preload-kill_flusher-fapilog
-    gunicorn_gthread-preload-kill_ours-writer   gunicorn_uvicorn-kill_flusher-writer
-    gunicorn_asgi-preload-kill_ours-writer      gunicorn_sync-hup-fapilog
-    gunicorn_sync-usr2-writer                   gunicorn_sync-preload-recycle-fapilog
-    gunicorn_gthread-abort_worker-writer        gunicorn_sync-kill_all-writer
-    uvicorn-term_parent-fapilog                 uvicorn-int_twice-writer
-    script-plain_exit-writer                    script-hard_exit-writer
-    script-kill_all-writer                      script-term_parent-writer
-    fork-preload-plain_exit-fapilog             spawn-plain_exit-fapilog
-    forkserver-preload-plain_exit-fapilog       fork-kill_ours-writer
-    spawn-kill_worker-writer                    forkserver-term_parent-writer
-    pool-term_parent-writer                     pool-preload-plain_exit-fapilog
-    celery-term_parent-fapilog                  celery-recycle-fapilog
+    gunicorn_uvicorn-kill_worker-writer         gunicorn_asgi-kill_worker-writer
+    gunicorn_sync-preload-kill_flusher-fapilog  gunicorn_gthread-preload-kill_ours-writer
+    gunicorn_uvicorn-kill_flusher-writer        gunicorn_asgi-preload-kill_ours-writer
+    gunicorn_sync-hup-fapilog                   gunicorn_sync-usr2-writer
+    gunicorn_sync-preload-recycle-fapilog       gunicorn_gthread-abort_worker-writer
+    gunicorn_sync-kill_all-writer               uvicorn-term_parent-fapilog
+    uvicorn-int_twice-writer                    script-plain_exit-writer
+    script-hard_exit-writer                     script-kill_all-writer
+    script-term_parent-writer                   fork-preload-plain_exit-fapilog
+    spawn-plain_exit-fapilog                    forkserver-preload-plain_exit-fapilog
+    fork-kill_ours-writer                       spawn-kill_worker-writer
+    forkserver-term_parent-writer               pool-term_parent-writer
+    pool-preload-plain_exit-fapilog             celery-term_parent-fapilog
     gunicorn_sync-kill_host-writer              uvicorn-kill_flusher-writer
     uwsgi-term_parent-handler                   uwsgi-kill_worker-handler
     uwsgi-hup-handler                           uwsgi-recycle-handler
     uwsgi_threads-kill_ours-handler             uwsgi_threads-term_group-handler
-    uwsgi_lazy-recycle-handler                  uwsgi_lazy-hup-handler
-    uwsgi_lazy_threads-kill_worker-handler      uwsgi_lazy-kill_all-handler
+    uwsgi_lazy-hup-handler                      uwsgi_lazy-kill_all-handler
     granian-term_parent-handler                 granian-kill_worker-handler
     granian_asgi-hup-handler                    hypercorn-term_parent-handler
-    hypercorn-recycle-handler                   waitress-term_parent-handler
-    waitress-kill_all-handler                   tornado-term_group-handler
-    tornado-preload-kill_worker-handler         rq-term_parent-handler
-    rq-kill_worker-handler                      rq_pool-kill_ours-handler
+    waitress-term_parent-handler                waitress-kill_all-handler
+    tornado-term_group-handler                  tornado-preload-kill_worker-handler
+    rq-term_parent-handler                      rq-kill_worker-handler
     """.split()
 )
 
@@ -335,10 +332,8 @@ def test_a_worker_keeps_no_descriptor_of_a_takeover(server: StrictCloudWatch, ke
     with Clients(program):
         for number in range(takeovers):
             program.wait_for_workers()
-            program.wait_until(program.leader, "a flusher leads")
             program.wait_for_records(50)
-            leader = program.leader()
-            assert leader is not None
+            leader = program.wait_until(program.leader, "a flusher leads")
             held["parent"].append(descriptors_of(program.process.pid))
             held["worker"] += [descriptors_of(pid) for pid in program.workers()]
             held["guard"].append(descriptors_of(leader.parent))
