@@ -315,7 +315,7 @@ def check(machine: type[SpoolMachine], examples: int, steps: int, *, derandomize
 
 @pytest.mark.timeout(600)
 def test_any_story_of_50_steps_keeps_the_invariants() -> None:
-    """200 stories, the same in each run."""
+    """120 stories, the same in each run."""
     check(SpoolMachine, 120, 50, derandomize=True)
 
 
