@@ -32,7 +32,7 @@ from tests.harness.warm_forker import WarmForker
 
 pytestmark = pytest.mark.faults
 
-GENERATIONS: Final = 80
+GENERATIONS: Final = 200
 MANY_GENERATIONS: Final = 2_000
 # So many workers one after the other are each the last one out: they wait until all is delivered. A start is dear.
 LAST_EVERY: Final = 20
@@ -202,7 +202,7 @@ def test_killed_flushers_leave_nothing_in_their_guard(small: SinkConfig, spawn: 
 @NEEDS_PROC
 @pytest.mark.timeout(600)
 def test_generations_of_workers_leave_nothing_behind(server: StrictCloudWatch, spawn: Spawn) -> None:
-    """80 workers, each forked from the same warm process."""
+    """200 workers, each forked from the same warm process."""
     check_generations(server, spawn, GENERATIONS)
 
 
