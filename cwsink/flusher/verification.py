@@ -223,7 +223,7 @@ class Verification:
         notices: set[bytes] = set()
         for event in self._reader.events(*window):
             shown.append(key := key_of(event.timestamp, event.message))
-            if event.message.startswith(_OURS) or any(each in event.message for each in _OURS_WITHIN):
+            if is_of_cwsink(event.message):
                 notices.add(key)
         account = Account()
         lines: dict[bytes, int] = {}
@@ -321,6 +321,11 @@ def in_words(account: Account) -> Iterator[str]:
         yield f"missing: {naming.rfc3339(each.timestamp_ms)} {where}: {each.message}"
     if len(account.listed) > _MOST_SHOWN:
         yield f"and {account.missing + account.not_yet - _MOST_SHOWN:,} more (--json lists them)."
+
+
+def is_of_cwsink(message: str) -> bool:
+    """Tell whether cwsink itself has put an event into the stream: a notice, a trial line, or its metrics."""
+    return message.startswith(_OURS) or any(each in message for each in _OURS_WITHIN)
 
 
 def has_history(directory: SpoolDirectory) -> bool:

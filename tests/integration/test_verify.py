@@ -14,11 +14,12 @@ from msgspec.structs import asdict
 from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.errors import ReadBackError
-from cwsink.flusher import verification
+from cwsink.flusher import collector, delivery, self_metrics, verification
 from cwsink.flusher.account import Span, compare, key_of, windows
 from cwsink.flusher.verification import Account, Verification
 from cwsink.frontends.writer import Writer
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import SMALL, deliver
 from tests.harness.support import quick_config
@@ -44,6 +45,14 @@ def log(config: SinkConfig, count: int, *, first: int = 0, text: str = "y" * 100
 
 def verify(directory: SpoolDirectory, *, patience: float = 0.0, **options: int) -> Account:
     return Verification(directory, lambda _: None, calls_per_second=FAST, **options).run(patience_seconds=patience)
+
+
+def test_what_cwsink_says_itself_is_known_as_that() -> None:
+    """As those word it who say it: a notice of loss, the trial line, metrics. A record that speaks of cwsink is not."""
+    said = collector.notice(Loss(12, 0, 9_000, "spool_full", 1)).message
+    metrics = self_metrics.embedded(0, "/shop/prod", "shop", {"Pending": 1.0})
+    assert all(map(verification.is_of_cwsink, (said, metrics, delivery.CANARY)))
+    assert not verification.is_of_cwsink('{"message":"cwsink: started","logger":"shop"}')
 
 
 def test_all_that_was_delivered_is_found(server: StrictCloudWatch, keeping: SinkConfig) -> None:
