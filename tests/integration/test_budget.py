@@ -28,7 +28,7 @@ from cwsink.spool.survey import Survey, events, open_segments, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver, leading, on_write, ring_bytes, segments, until
-from tests.harness.support import Killed, finish, is_ours, quick_config, told_lost
+from tests.harness.support import CHILD_SECONDS, Killed, finish, is_ours, quick_config, told_lost
 
 SEGMENT = 16 * 1024
 CAP = 8 * SEGMENT
@@ -436,7 +436,7 @@ def test_the_next_evictor_removes_a_void_segment_without_counting_it_again(
             budget.Budget(spool, CAP, SEGMENT).evict()
     evicted = survey(spool).evicted
     assert evicted > 0
-    assert budget.Budget(spool, CAP, SEGMENT).evict()
+    assert budget.Budget(spool, CAP, SEGMENT).evict(seconds=CHILD_SECONDS)
     assert oldest not in segments(spool)
     books = survey(spool)
     assert (books.evicted, books.appended) == (evicted, count)
@@ -468,7 +468,7 @@ def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
     monkeypatch.setattr(descriptors, "release", release)
     room = budget.Budget(spool, CAP, SEGMENT)
     for _ in range(4):
-        assert room.evict(at_least_one=True)
+        assert room.evict(at_least_one=True, seconds=CHILD_SECONDS)
     assert failures - 1 in open_when_written, "the evicted segment was still open when its room was needed"
     books = survey(spool)
     assert books.appended == count
@@ -490,7 +490,7 @@ def test_what_is_committed_is_not_counted_as_evicted(server: StrictCloudWatch) -
     state.ledger.appended = state.ledger.delivered = 10
     leader.commit(state)
     leader.close()
-    assert budget.Budget(spool, CAP, SEGMENT).evict()
+    assert budget.Budget(spool, CAP, SEGMENT).evict(seconds=CHILD_SECONDS)
     books = survey(spool)
     assert books.adds_up
     assert (books.appended, books.delivered, books.evicted) == (count, 10, len(part.frames) - 10)
@@ -506,7 +506,7 @@ def test_a_segment_that_is_read_or_written_is_not_evicted(server: StrictCloudWat
     try:
         assert not budget.Budget(spool, CAP, SEGMENT).evict()
         held.pop(1).close()
-        assert budget.Budget(spool, CAP, SEGMENT).evict()
+        assert budget.Budget(spool, CAP, SEGMENT).evict(seconds=CHILD_SECONDS)
         assert segments(spool)[:2] == [1, 3]
     finally:
         for file in held:
@@ -745,7 +745,7 @@ def test_a_hole_in_a_segment_that_is_to_go_is_not_read(
         return data
 
     monkeypatch.setattr(os, "pread", note)
-    assert budget.Budget(spool, CAP, SEGMENT).evict(at_least_one=True)
+    assert budget.Budget(spool, CAP, SEGMENT).evict(at_least_one=True, seconds=CHILD_SECONDS)
     monkeypatch.undo()
     assert sum(read) < MIB
     assert oldest not in segments(spool)
@@ -790,7 +790,7 @@ def test_a_count_that_nobody_could_have_written_is_not_gone_on_with(server: Stri
     assert header is not None
     body = msgspec.msgpack.encode([0, 0, 0, {}, 0, 0, [*header.key, header.length, offset, 0, 0, 0, {}]])
     Path(spool.evictions).write_bytes(zlib.crc32(body).to_bytes(4, "little") + body)
-    assert budget.Budget(spool, CAP, SEGMENT).evict(at_least_one=True)
+    assert budget.Budget(spool, CAP, SEGMENT).evict(at_least_one=True, seconds=CHILD_SECONDS)
     books = survey(spool)
     assert books.evicted > 0
     assert books.appended == count

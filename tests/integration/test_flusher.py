@@ -34,7 +34,7 @@ from cwsink.spool.record import Loss
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import SMALL, deliver, leading, segment_path, segments, until
-from tests.harness.support import Killed, is_ours, notices_in, quick_config
+from tests.harness.support import CHILD_SECONDS, Killed, is_ours, notices_in, quick_config
 
 DAY_MS = 86_400_000
 NEVER = 3600.0
@@ -266,7 +266,7 @@ def test_an_evicted_part_of_an_unfinished_range_is_not_waited_for(
         patch.setattr(Delivery, "send", dying)
         with pytest.raises(Killed):
             deliver(writer.directory, config)
-    assert writer._ring._rotation._budget.evict(at_least_one=True)
+    assert writer._ring._rotation._budget.evict(at_least_one=True, seconds=CHILD_SECONDS)
     deliver(writer.directory, config)
     books = survey(writer.directory)
     assert (books.adds_up, books.pending, books.appended) == (True, 0, 30)

@@ -260,7 +260,7 @@ def test_a_segment_that_is_evicted_between_open_and_lock_is_not_read(
     def evict_first(directory: SpoolDirectory) -> budget.Evictions:
         monkeypatch.setattr(reader, "read_evictions", ask)
         for _ in range(2):
-            assert budget.Budget(spool, small.spool_max_bytes, SMALL).evict(at_least_one=True)
+            assert budget.Budget(spool, small.spool_max_bytes, SMALL).evict(at_least_one=True, seconds=CHILD_SECONDS)
         return ask(directory)
 
     monkeypatch.setattr(reader, "read_evictions", evict_first)
