@@ -9,7 +9,8 @@ day on which it was logged. Static fields have the same placeholders, but for th
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
@@ -134,4 +135,18 @@ def spool_name(
     """
     target = "\0".join((group, stream, region or "", endpoint_url or "", *([account] if account else [])))
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", f"{group}.{stream}").strip("-.")[:80]
-    return f"{readable}.{hashlib.sha256(target.encode()).hexdigest()[:10]}"
+    return f"{readable}.{_sha256(target.encode())[:10]}"
+
+
+def _sha256(data: bytes) -> str:
+    """Return the SHA-256 of data in hexadecimal.
+
+    hashlib would load OpenSSL: 0.6 MiB in each worker. So this takes Python's own code, as the standard library's
+    `random` does, and hashlib only where Python was built without it.
+    """
+    for module in ("_sha2", "_sha256"):  # since Python 3.12, and before
+        with contextlib.suppress(ImportError):
+            return str(importlib.import_module(module).sha256(data).hexdigest())
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()

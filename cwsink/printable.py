@@ -7,11 +7,13 @@ cursor, colour or hide what follows, turn its direction, or begin another line. 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 # Control characters without tab and newline (C0, DEL, C1), the soft hyphen and others that are not seen, those that
 # turn the direction of the text, the line and paragraph separators, tags, and surrogates, which no terminal can show.
-_ACTING: Final = re.compile(
+_ACTING: Final = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -24,13 +26,23 @@ def printable(text: str, *, one_line: bool = False) -> str:
     if len(text) > _PART_CHARACTERS:  # megabytes of escapes would be as many objects at once
         parts = (text[at : at + _PART_CHARACTERS] for at in range(0, len(text), _PART_CHARACTERS))
         return "".join(printable(part, one_line=one_line) for part in parts)
-    text = _ACTING.sub(_escape, text)
+    text = _acting_replaced(_escape, text)
     return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
 
 
 def printable_json(text: str) -> str:
     """Return JSON with each character that acts as JSON's own escape. It means the same."""
-    return _ACTING.sub(_escape_in_json, text)
+    return _acting_replaced(_escape_in_json, text)
+
+
+def _acting_replaced(escape: Callable[[re.Match[str]], str], text: str) -> str:
+    return text if text.isascii() and text.isprintable() else _acting().sub(escape, text)
+
+
+@cache
+def _acting() -> re.Pattern[str]:
+    """Compile the pattern when a text needs it: that takes 0.2 MiB, which a worker seldom needs."""
+    return re.compile(_ACTING)
 
 
 def _escape_in_json(match: re.Match[str]) -> str:

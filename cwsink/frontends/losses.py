@@ -10,19 +10,33 @@ Each puts its refusal into a list, which needs no lock. One of them writes the l
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+from typing import TYPE_CHECKING, Final
 
 from cwsink.diagnostics import report
 from cwsink.frontends.turn import Turn
-from cwsink.spool import refusals
-from cwsink.spool.alerts import Alerts
+from cwsink.spool import refusals, told
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
-from cwsink.spool.segment import AttachedSegment, SegmentKey
+
+if TYPE_CHECKING:
+    from cwsink.spool.alerts import Alerts
 
 # While nothing can be written down, the list must not take more memory with each refusal.
 _MOST_SEPARATE: Final = 1000
 UNENCODABLE: Final = "unencodable"
+
+
+def prepare(directory: SpoolDirectory) -> None:
+    """Make the files in which losses are counted, and what was said of them, if there is room. Never raises."""
+    refusals.prepare(directory)
+    told.prepare(directory, lambda: _told_now(directory))
+
+
+def _told_now(directory: SpoolDirectory) -> told.Told:
+    from cwsink.spool import alerts  # only who makes the file needs it
+
+    return alerts.told_now(directory)
 
 
 class Losses:
@@ -33,7 +47,7 @@ class Losses:
         self._turn = Turn()
         self._has_lost = self._is_said = False
         self._alerts: Alerts | None = None
-        self._segment: SegmentKey | None = None
+        self._made = 0
 
     @property
     def pending(self) -> bool:
@@ -50,24 +64,29 @@ class Losses:
         self.add(UNENCODABLE, timestamp_ms)
         report(f"refused_{UNENCODABLE}", f"LOST {what}. It is counted; the application goes on.")
 
-    def watch(self, directory: SpoolDirectory, attached: AttachedSegment | None) -> None:
-        """Note the segment that is appended to. The next one may be one of the last, or an older one was evicted."""
-        # Not the segment itself: it could not be reclaimed as long as it is kept here.
-        if attached is not None and attached.key != self._segment:
-            self._segment = attached.key
-            self._alerts_of(directory).look(at_once=True)
+    def watch(self, directory: SpoolDirectory, made: int) -> None:
+        """Look if this process has made one more segment: it may be one of the last, or an older one was evicted."""
+        if made != self._made:
+            self._made = made
+            self._look(directory, at_once=True)
 
     def write_down(self, directory: SpoolDirectory, *, is_last: bool = False) -> None:
         """Write down what is counted, if that can be done now, and say it. Never raises. `is_last`: at the end."""
         self._write_down(directory)
         if self._has_lost:
             is_first, self._is_said = not self._is_said, True
-            self._alerts_of(directory).look(is_last=is_last, at_once=is_first)
+            self._look(directory, is_last=is_last, at_once=is_first)
 
-    def _alerts_of(self, directory: SpoolDirectory) -> Alerts:
+    def _look(self, directory: SpoolDirectory, *, is_last: bool = False, at_once: bool) -> None:
         if self._alerts is None or self._alerts.directory is not directory:  # the spool was removed and made anew
-            self._alerts = Alerts(directory)
-        return self._alerts
+            # Most workers never come here, so what says losses is loaded now. That may be refused: there is no
+            # descriptor, the process ends, or it does not see its installation any more. Then another one says it.
+            with contextlib.suppress(ImportError, OSError):
+                from cwsink.spool.alerts import Alerts
+
+                self._alerts = Alerts(directory)
+        if self._alerts is not None:
+            self._alerts.look(is_last=is_last, at_once=at_once)
 
     def _write_down(self, directory: SpoolDirectory) -> None:
         # If it is another thread's turn, that one sees what was added.

@@ -34,7 +34,7 @@ from cwsink import host, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
 from cwsink.frontends.interruption import is_interruption
-from cwsink.spool import alerts, files, held_lock, leader_state, lease
+from cwsink.spool import files, held_lock, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import FlusherLock, Reason
 
@@ -140,6 +140,8 @@ class Starter:
         has_begun = time.time_ns() - lock.taken_at_ns >= _BEGINNING_NS
         held = self._held.setdefault(directory.path, held_lock.Obstruction())
         if has_begun and held.lasts(seconds=_VACANT_SECONDS):
+            from cwsink.spool import alerts  # here, because a worker seldom needs it
+
             held_lock.say(
                 lock.path,
                 f"Only a flusher needs the lock. This process does not lead {directory.path}. "

@@ -24,11 +24,10 @@ from cwsink import diagnostics
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
-from cwsink.frontends import console, presence
+from cwsink.frontends import console, losses, presence
 from cwsink.frontends.interruption import is_interruption
-from cwsink.frontends.losses import Losses
 from cwsink.frontends.turn import Turn
-from cwsink.spool import alerts, capacity, descriptors, directory, frame, leader_state, record, refusals, root, sending
+from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root, sending
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring, code_of
 from cwsink.target import Target
@@ -63,7 +62,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     _presence: presence.Presence | None
     _is_begun: bool
-    _losses: Losses
+    _losses: losses.Losses
 
     def __init__(self, config: SinkConfig) -> None:
         """Open the spool of the config's target, and make it if it is missing. The first append attaches.
@@ -175,7 +174,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             self.attach()
         elif self._presence is not None:
             self._presence.look()
-        self._losses.watch(self.directory, self._ring.attached)
+        self._losses.watch(self.directory, self._ring.made)
         if answer is _APPENDED:
             if self._losses.pending:
                 self.mark_losses()
@@ -237,6 +236,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     @property
     def is_healthy(self) -> bool:
         """Tell whether records can be spooled, are delivered, and none is lost now, as far as the spool says."""
+        from cwsink.spool import alerts  # here, because few ask
+
         return self.is_usable and alerts.is_healthy(self.directory)
 
     @property
@@ -254,8 +255,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self._become_producer()
 
     def _open_ring(self) -> Ring:
-        refusals.prepare(self.directory)
-        alerts.prepare(self.directory)
+        losses.prepare(self.directory)
         ring = Ring(self.directory, capacity.of(self.config))
         if self._syncs:
             ring.small_bytes = -1  # no event is small then: every append goes by `after_append`, which syncs
@@ -265,7 +265,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self._is_begun = False
         self._producer = int.from_bytes(os.urandom(8), "little")
         self._sequence = itertools.count()
-        self._losses = Losses()
+        self._losses = losses.Losses()
         self._reopening = Turn()
         self._presence = None
         self._led_until = 0.0

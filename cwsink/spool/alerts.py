@@ -237,14 +237,10 @@ class Alerts:
         report(key, f"{what} Spool: {path}")
 
 
-def prepare(directory: SpoolDirectory) -> None:
-    """Make the file of what was said, if it is not there. What was lost before that is not said any more."""
-
-    def as_of_now() -> Told:
-        seen = see(directory)
-        return Told(lost=seen.lost, dead=seen.dead)
-
-    told.prepare(directory, as_of_now)
+def told_now(directory: SpoolDirectory) -> Told:
+    """Return a file's first content: what was lost before there was one is not said any more. Raises OSError."""
+    seen = see(directory)
+    return Told(lost=seen.lost, dead=seen.dead)
 
 
 def fate_of(directory: SpoolDirectory) -> str:

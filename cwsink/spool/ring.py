@@ -174,6 +174,11 @@ class Ring:
         return self.attached is not None
 
     @property
+    def made(self) -> int:
+        """Return how many segments this process has begun to make after others: each time records may be lost."""
+        return self._rotation.made
+
+    @property
     def is_removed(self) -> bool:
         """Tell whether the last check found that somebody has removed the ring."""
         return self._removed

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cwsink.config import MIN_SEGMENT_BYTES
-from cwsink.spool import capacity, cursor, descriptors, disk, files, history, open_directory, segment
+from cwsink.spool import capacity, cursor, descriptors, disk, files, open_directory, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
 from cwsink.spool.capacity import Capacity
@@ -44,6 +44,7 @@ class Rotation:
     Attributes:
         segment_bytes: the size at which a segment is full, on this disk.
         may_evict: whether old records may go for new ones.
+        made: how many segments it has begun to make after others.
     """
 
     def __init__(self, directory: SpoolDirectory, wishes: Capacity, *, is_guest: bool) -> None:
@@ -55,6 +56,7 @@ class Rotation:
         self._budget = Budget(directory, wishes.spool_max_bytes, wishes.segment_bytes)
         self.segment_bytes = wishes.segment_bytes
         self.may_evict = wishes.may_evict and not is_guest
+        self.made = 0
 
     def newest(self) -> AttachedSegment:
         """Attach to the newest segment, or make one. Raises OSError."""
@@ -127,12 +129,13 @@ class Rotation:
                 return attached
             after = newest  # that segment cannot be appended to: it is another version's, or damaged
         try:
+            self.made += bool(after)
             segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=not self.may_evict)
         except OSError as error:
             # The disk is full before the budget is: all that we can free is history, or else our own oldest segment.
             if error.errno not in disk.NO_ROOM:
                 raise
-            if not history.give_way(self._directory, reserve_bytes):
+            if not self._history_gives_way(reserve_bytes):
                 if not self.may_evict:
                     raise
                 self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
@@ -156,7 +159,7 @@ class Rotation:
         Raises:
             OSError: neither could be tried.
         """
-        if history.give_way(self._directory):
+        if self._history_gives_way():
             return True
         end = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
         before = usage_of(os.fstat(attached.fd))
@@ -164,6 +167,15 @@ class Rotation:
         if usage_of(os.fstat(attached.fd)) < before:
             return True
         return self.may_evict and self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
+
+    def _history_gives_way(self, need_bytes: int = 0) -> bool:
+        if not files.exists(self._directory.history):
+            return False
+        try:
+            from cwsink.spool import history  # here, because few workers ever see a full disk
+        except ImportError:  # the process ends, or does not see its installation any more
+            return False
+        return history.give_way(self._directory, need_bytes)
 
     def _holding(self) -> Capacity:
         if self._is_guest:

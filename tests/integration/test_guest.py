@@ -325,3 +325,29 @@ def test_no_sender_is_loaded_whoever_logs(server: StrictCloudWatch, spawn: Spawn
         assert not roots(found["modules"]) & (SENDERS | {"fapilog", "pydantic", "httpx"}), moment
         assert found["threads"] == ["MainThread"]
         assert (found["count"], found["children"]) == (0, False)
+
+
+SELDOM = """
+import json, sys
+import cwsink
+
+with cwsink.Writer.open(log_group_name="/shop", region="eu-west-1", flusher="external") as writer:
+    assert writer.append("one")
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_a_worker_without_trouble_does_not_load_what_only_trouble_needs(tmp_path: Path) -> None:
+    """Each worker would hold it. The first process makes the spool's files, so it is a later one that is looked at."""
+    environment = {**os.environ, "CWSINK_SPOOL_DIRECTORY": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(2):
+        said = subprocess.run(
+            [sys.executable, "-c", SELDOM],
+            env=environment,
+            check=True,
+            timeout=CHILD_SECONDS,
+            capture_output=True,
+            text=True,
+        ).stdout
+    seldom = {"cwsink.spool.alerts", "cwsink.spool.history", "cwsink.spool.survey", "hashlib", "ctypes"}
+    assert not seldom & set(json.loads(said))
