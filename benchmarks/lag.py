@@ -54,13 +54,13 @@ def stdlib_logger() -> Log:
 
     logger = logging.getLogger("lag")
     logger.setLevel(logging.INFO)
-    logger.addHandler(cwsink.SpoolHandler())
+    logger.addHandler(cwsink.SpoolHandler(log_group_name="/lag"))
     return logger.info
 
 
 def writer() -> Log:
     """Return `Writer.append`."""
-    return cwsink.Writer.open().append
+    return cwsink.Writer.open(log_group_name="/lag").append
 
 
 LOGGERS: Final[dict[str, Callable[[], Log]]] = {
