@@ -159,7 +159,7 @@ def main() -> None:
         }
     table = [[subject, *(f"{ms:.2f}" for ms in row.values())] for subject, row in rows.items()]
     report.table(["from the call to the spool, ms", "median", "p99", "most"], table)
-    report.bars("How long a record is nowhere but in the memory of its process", "ms", rows, log=True)
+    report.bars("How long is a record in the memory of its process only?", "ms (logarithmic)", rows, log=True)
     report.save()
 
 
