@@ -32,7 +32,9 @@ from cwsink.spool.lease import Lease
 from cwsink.testing import spawn
 
 MESSAGE: Final = "GET /api/orders/123456 200 12ms " + "x" * 258
-HANG_SECONDS: Final = 600.0
+# More than a record takes in the spool.
+RECORD_BYTES: Final = 500
+HANG_SECONDS: Final = 3_600.0
 VERIFY: Final = """
 import json, sys, time
 from cwsink.flusher.verification import Verification
@@ -57,7 +59,7 @@ class Result(NamedTuple):
 def main() -> None:
     """Measure, print a table, and save it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--events", type=int, nargs="+", default=[50_000, 200_000])
+    parser.add_argument("--events", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     add_options(parser)
     options = parser.parse_args()
@@ -88,9 +90,10 @@ def deliver(endpoint_url: str, root: str, count: int) -> SpoolDirectory:
         region="us-east-1",
         endpoint_url=endpoint_url,
         spool_directory=root,
-        spool_max_bytes=1 << 30,
+        spool_max_bytes=max(1 << 30, count * RECORD_BYTES),
         flusher="external",
         keep_delivered="1h",
+        keep_delivered_bytes=max(1 << 30, count * RECORD_BYTES),
     )
     writer = Writer(config)
     for number in range(count):
