@@ -7,12 +7,12 @@ import os
 from typing import Final
 
 import msgspec
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from cwsink import words
 from cwsink.cli import DONE, NOT_DONE
+from cwsink.cli.terminal import Terminal
 from cwsink.doctor import patient, rounds
 from cwsink.doctor.finding import Finding
 from cwsink.printable import printable_json
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         admitted = patient.admit(command, os.environ)
     except ValueError as error:
         options.error(f"the command cannot be read: {error}")
-    console, found = Console(highlight=False), []
+    console, found = Terminal(highlight=False), []
     patient.become(admitted)
     for finding in rounds.examine(admitted, probe=options.probe):
         found.append(finding)
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     return NOT_DONE if count else DONE
 
 
-def _print(console: Console, finding: Finding) -> None:
+def _print(console: Terminal, finding: Finding) -> None:
     word, style = _SHOWN[finding.verdict]
     seen = Text(finding.seen)
     if not console.is_terminal:  # a line each, for grep

@@ -24,8 +24,9 @@ def run(options: argparse.Namespace) -> int:
     if not sys.stdout.isatty():
         sys.stdout.write(text)
         return DONE
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    Console().print(Markdown(text, hyperlinks=False))
+    from cwsink.cli.terminal import Terminal
+
+    Terminal().print(Markdown(text, hyperlinks=False))
     return DONE

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from cwsink.cli import DONE
+from cwsink.cli.terminal import Terminal
 from cwsink.spool.stats import SpoolStats
 from cwsink.watching.screen import page
 
@@ -22,7 +22,7 @@ _UNFOLDED: Final = 10_000
 
 def show(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> int:
     """Print the first look, or with `watch` show each look. Returns the exit code."""
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if watch is None:
         spools, code = next(looks)
         _print(console, spools)
@@ -46,7 +46,7 @@ def show(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> 
     return DONE
 
 
-def _print(console: Console, spools: list[SpoolStats]) -> None:
+def _print(console: Terminal, spools: list[SpoolStats]) -> None:
     is_folded = console.is_terminal or "COLUMNS" in os.environ
     shown = page(spools, console.width if is_folded else _UNFOLDED)
     console.print(shown, end="", soft_wrap=True)

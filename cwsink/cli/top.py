@@ -17,6 +17,7 @@ from rich.text import Text
 from cwsink import words
 from cwsink.cli import DONE, NOT_DONE
 from cwsink.cli.spools import Spools
+from cwsink.cli.terminal import Terminal
 from cwsink.printable import printable
 from cwsink.top import columns
 from cwsink.top.board import HELP, LOOK_SECONDS, Board
@@ -31,7 +32,7 @@ _HEADINGS: Final = 3  # lines above the rows
 def run(options: argparse.Namespace) -> int:
     """Show the board until `q` or Ctrl-C; without a terminal, or with --once, one picture."""
     is_folded = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if is_folded else _WIDTH_OF_PIPE)
+    console = Terminal(highlight=False, width=None if is_folded else _WIDTH_OF_PIPE)
     spools = Spools(options.path, read_only=True)
     with contextlib.closing(Board(spools.place)) as board:
         if options.once or not (console.is_terminal and sys.stdin.isatty()):

@@ -47,7 +47,8 @@ _NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class _Diagnostics(msgspec.Struct):
+# They are gone when the record is encoded, so the garbage collector need not know them.
+class _Diagnostics(msgspec.Struct, gc=False):
     origin: str
     pid: object
     process: object
@@ -61,7 +62,7 @@ class _Diagnostics(msgspec.Struct):
     stack: object = msgspec.UNSET
 
 
-class _Entry(msgspec.Struct):
+class _Entry(msgspec.Struct, gc=False):
     timestamp: str
     level: object
     message: str
@@ -85,7 +86,7 @@ def encode_record(
     """
     data: dict[str, Any] = {}
     attributes = record.__dict__
-    if len(attributes) != _PLAIN_COUNT or [*attributes][-1] != _PLAIN_LAST:
+    if len(attributes) != _PLAIN_COUNT or next(reversed(attributes)) != _PLAIN_LAST:
         # A copy, because another handler may format the record in another thread, and add to it meanwhile.
         data = {name: value for name, value in dict(attributes).items() if name not in _OWN}
     if isinstance(record.msg, dict):

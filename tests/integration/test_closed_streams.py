@@ -171,3 +171,13 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: str)
     pytest.importorskip("flask")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     finish(start(streams, "demo"))
+
+
+@pytest.mark.parametrize("words", [*LOOKING.values(), ("top", "--once"), ("manual", "settings")], ids=" ".join)
+def test_who_reads_no_further_is_no_trouble(writer: Writer, words: tuple[str, ...]) -> None:
+    """`cwsink status | head -1`: the command ends in silence, with code 0."""
+    process = start("", *words)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    assert finish(process) == (None, "")
