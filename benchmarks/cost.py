@@ -142,9 +142,9 @@ def against_writers(said: report.Report, counts: Sequence[int], rounds: int, rec
         ],
     )
     said.lines(
-        "CPU of a record against the number of writers",
+        "Does a record cost more where many processes log?",
         "writers (processes)",
-        "CPU us per record",
+        "µs of CPU a record",
         {
             "os.write (floor)": [(writers, cpu[Floor, writers]) for writers in counts],
             "append": [(writers, cpu[Append, writers]) for writers in counts],
@@ -176,9 +176,9 @@ def against_pending(said: report.Report, sizes: Sequence[int], rounds: int, reco
     )
     table(said, "MiB pending", sizes, {"append": appends, "delivery": deliveries})
     said.lines(
-        "CPU of a record against what is pending in the spool",
+        "Does a record cost more while many wait?",
         "pending, MiB",
-        "CPU us per record",
+        "µs of CPU a record",
         {"append": medians(appends), "delivery": medians(deliveries)},
         plot="pending",
         log_x=True,
@@ -204,9 +204,9 @@ def against_message(said: report.Report, sizes: Sequence[int], rounds: int, tota
     said.say(f"## Message size\n\nOne writer; {total_bytes >> 20} MiB of each size, at most 50,000 records.")
     table(said, "bytes", sizes, costs, per_kilobyte=True)
     said.lines(
-        "CPU of a record against the length of its message",
+        "How much more does a long record cost?",
         "message, bytes",
-        "CPU us per record",
+        "µs of CPU a record",
         {name: medians(found) for name, found in costs.items()},
         plot="message",
         log_x=True,

@@ -354,7 +354,9 @@ def show(report: Report, rows: Mapping[str, Row]) -> None:
             shown[name if row.is_whole else f"{name} ({arrived:.1%} arrive)"] = {"CPU": statistics.median(row.cpu())}
         if name == OURS:
             shown[OURS_IN_ALL] = {"CPU": statistics.median(row.cpu_in_all())}
-    report.bars("CPU of the sender for each event of 300 bytes", "us an event (logarithmic)", shown, log=True)
+    report.bars(
+        "How much CPU does it take to send an event?", "µs an event of 300 bytes (logarithmic)", shown, log=True
+    )
 
 
 def _costs(name: str, cpus: Sequence[float], bottom: float) -> list[str]:

@@ -200,8 +200,8 @@ def main() -> None:
         ],
     )
     report.bars(
-        "What cwsink adds to the exit of a process",
-        "ms, median",
+        "How much later does a process end?",
+        "ms (median, logarithmic)",
         {row.title: {"exit": statistics.median(times)} for row, times in found.items()},
         log=True,
     )

@@ -297,7 +297,7 @@ def main() -> None:
     report.say("Records; repeated are those that arrived twice:")
     names = ["", "kills", "appended", "lost", "kills with repeats", "repeated a kill", "the most"]
     report.table(names, losses)
-    report.lines("From SIGKILL to the next delivery", "seconds", "share of kills, %", lines)
+    report.lines("How soon after SIGKILL is it delivered again?", "seconds", "% of kills", lines)
     report.save()
 
 

@@ -318,7 +318,7 @@ def say(out: report.Report, found: dict[int, Found]) -> None:
     if rests:
         big(out, simulated[BIG], max(made.calls_per_second / hosts for hosts, made in rests.items()))
     out.lines(
-        "Cold start of all hosts at once: until the last one has delivered",
+        "All hosts start at once: when has the last one delivered?",
         "hosts",
         "seconds",
         {

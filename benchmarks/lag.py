@@ -54,13 +54,13 @@ def stdlib_logger() -> Log:
 
     logger = logging.getLogger("lag")
     logger.setLevel(logging.INFO)
-    logger.addHandler(cwsink.SpoolHandler())
+    logger.addHandler(cwsink.SpoolHandler(log_group_name="/lag"))
     return logger.info
 
 
 def writer() -> Log:
     """Return `Writer.append`."""
-    return cwsink.Writer.open().append
+    return cwsink.Writer.open(log_group_name="/lag").append
 
 
 LOGGERS: Final[dict[str, Callable[[], Log]]] = {
@@ -159,7 +159,7 @@ def main() -> None:
         }
     table = [[subject, *(f"{ms:.2f}" for ms in row.values())] for subject, row in rows.items()]
     report.table(["from the call to the spool, ms", "median", "p99", "most"], table)
-    report.bars("How long a record is nowhere but in the memory of its process", "ms", rows, log=True)
+    report.bars("How long is a record in the memory of its process only?", "ms (logarithmic)", rows, log=True)
     report.save()
 
 

@@ -251,7 +251,7 @@ def say(
         }
         for name in rows
     }
-    out.bars("Records lost", "% of those logged", shares)
+    out.bars("How many records are lost?", "% of those logged", shares)
 
 
 def _text(cell: Cell | BrokenError) -> str:

@@ -270,14 +270,14 @@ def say_hosts(report: Report, cells: Cells, subjects: Sequence[Subject], counts:
     report.table(["", *columns], [[name, *sizes] for name, sizes in delivers.items()])
     report.say("All processes of the host, PSS, MiB:")
     report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in total.items()])
-    report.lines("All processes of a host together", "workers", "PSS, MiB", total)
+    report.lines("How much memory do all processes of a host take?", "workers", "MiB (PSS)", total)
     report.say("The same, MiB more than with nothing:")
     report.table(["host", *columns], [[name, *(f"{mib:.0f}" for _, mib in points)] for name, points in more.items()])
     report.say(*host_verdicts(more))
     report.lines(
-        "What logging to CloudWatch adds to all processes of a host together",
+        "How much memory does logging to CloudWatch add to a host?",
         "workers",
-        "PSS over the same library with nothing, MiB",
+        "MiB (PSS) more than with nothing",
         more,
         plot="over",
     )

@@ -241,7 +241,7 @@ def say(report: Report, found: Mapping[tuple[str, int], Sequence[Start]]) -> Non
     columns += ["all delivered", "replay MB/s", "peak MiB", "more MiB"]
     report.table(columns, table)
     report.lines(
-        "From the start of a process to deliveries, by what was pending",
+        "How long after a start is it delivered?",
         "MiB pending at the start",
         "seconds",
         lines,

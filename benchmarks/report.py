@@ -22,6 +22,9 @@ RESULTS: Final = Path(__file__).parent / "results"
 COLOURS: Final = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#64473a", "#dfab01", "#e03e3e", "#37352f")
 FLOOR_COLOUR: Final = "#9b9a97"
 MOST_INSIDE: Final = 5  # series whose legend finds room between the lines of a plot
+# A page often shows a plot at half its size.
+TITLE_POINTS: Final = 15
+TEXT_POINTS: Final = 12
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +82,7 @@ class Report:
         """Plot each series of (x, y) as a line. A series named "... (floor)" is drawn dashed and grey.
 
         Args:
-            title: what the plot says, as a sentence.
+            title: the question that the plot answers.
             x_label, y_label: with units.
             series: points of each line, by its name.
             plot: the end of the file's name, where a benchmark has several plots.
@@ -101,10 +104,10 @@ class Report:
         else:
             axes.set_ylim(bottom=0)
         if len(series) > MOST_INSIDE:
-            axes.figure.set_figwidth(9)
-            axes.figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+            axes.figure.set_figwidth(10.5)
+            axes.figure.legend(frameon=False, fontsize=TEXT_POINTS, loc="outside right upper")
         else:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=TEXT_POINTS)
         self._save_plot(axes, plot)
 
     def bars(
@@ -119,7 +122,7 @@ class Report:
         """Plot horizontal bars: for each group (up to down) one bar for each series.
 
         Args:
-            title: what the plot says, as a sentence.
+            title: the question that the plot answers.
             label: of the values, with their unit.
             groups: {group: {series: value}}; a missing value has no bar.
             plot: the end of the file's name, where a benchmark has several plots.
@@ -138,16 +141,19 @@ class Report:
             values = [group[name] for group in groups.values() if name in group]
             drawn = axes.barh(at, values, height * 0.9, label=name, color=style["color"])
             axes.bar_label(
-                drawn, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", fontsize=7, padding=2
+                drawn,
+                fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+                fontsize=TEXT_POINTS - 1,
+                padding=3,
             )
-        axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
+        axes.set_yticks(range(len(groups)), list(groups))
         axes.invert_yaxis()
         if log:
             axes.set_xscale("log")
-        axes.margins(x=0.1)
+        axes.margins(x=0.15)
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8)
-        axes.figure.set_figheight(1.2 + 0.28 * len(groups) * max(1.0, len(series) * 0.6))
+            axes.legend(frameon=False, fontsize=TEXT_POINTS)
+        axes.figure.set_figheight(1.5 + 0.32 * len(groups) * max(1.0, len(series) * 0.75))
         self._save_plot(axes, plot)
 
     def save(self) -> None:
@@ -164,13 +170,16 @@ class Report:
 
         mpl.use("svg")
         # Text stays text, and the same numbers give the same file.
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cwsink", "font.family": "sans-serif"})
+        mpl.rcParams.update(
+            {"svg.fonttype": "none", "svg.hashsalt": "cwsink", "font.family": "sans-serif", "font.size": TEXT_POINTS}
+        )
         from matplotlib import pyplot
 
-        _, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel(x_label, fontsize=9)
-        axes.set_ylabel(y_label, fontsize=9)
+        figure, axes = pyplot.subplots(figsize=(8.5, 5), layout="constrained")
+        # Of the figure, not of the axes, which stand to the right of long labels.
+        figure.suptitle(title, fontsize=TITLE_POINTS, x=0.01, ha="left")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
@@ -184,7 +193,7 @@ class Report:
         name = f"{self._name}-{plot}.svg" if plot else f"{self._name}.svg"
         axes.figure.savefig(self._place / name, metadata={"Date": None})
         pyplot.close(axes.figure)
-        self._said.append(f"![{axes.get_title(loc='left')}]({name})\n")
+        self._said.append(f"![{axes.figure.get_suptitle()}]({name})\n")
 
 
 def _minor_labels() -> Any:

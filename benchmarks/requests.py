@@ -225,9 +225,7 @@ def main() -> None:
         report.say(f"{subject.name}, {state}: the server is down. {why}")
     for subject in missing:
         report.say(f"{subject.name}: {', '.join(subject.packages)} are not all installed.")
-    report.bars(
-        f"p99 of requests, by what they log with and how CloudWatch is ({options.rate:.0f} requests/s)", "ms", bars
-    )
+    report.bars("Do requests take longer?", f"ms (p99, {options.rate:.0f} requests/s)", bars)
     report.save()
 
 

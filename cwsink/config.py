@@ -120,7 +120,7 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
     """How records are spooled, and where they go. Durations in seconds, sizes in bytes.
 
     Durations may be written "5s", "500ms" or 5.0; sizes "256MiB", "10 MB" or 1048576.
-    `None` means the default. The README's table of settings says what each one does.
+    `None` means the default. `cwsink.settings`, and so `cwsink manual settings`, says what each one does.
 
     Raises:
         ConfigError: an unknown name (with the nearest known one), a value of the wrong

@@ -12,9 +12,9 @@ nothing goes by a path from the root to a file:
 3. A file that is opened must be a regular one, and of the same user. So nobody waits at a FIFO that somebody has put
    there, and nobody reads or writes what is not ours.
 
-A directory is opened for one call, or for a loop over the segments. This takes a few system calls more, and none of
-them is in an append. (Rejected: to keep it open. Each process that logs would need a descriptor for each spool, and
-would have to notice that the spool was removed and made anew.)
+A directory is opened for one call, or for a loop over the segments, or for all that a thread does within `staying_in`.
+This takes a few system calls more, and none of them is in an append. (Rejected: to keep it open. Each process that logs
+would need a descriptor for each spool, and would have to notice that the spool was removed and made anew.)
 
 Root may look at the spools of all users (`cwsink status`), and so at what they have planted there. `look_at` allows
 that for one spool: its files are read then, and nothing is changed.
@@ -29,7 +29,9 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from cwsink.spool import descriptors
@@ -78,6 +80,10 @@ class OpenDirectory:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, as the end of a block does."""
         self._file.close()
 
     @property
@@ -212,6 +218,39 @@ class OpenDirectory:
         return self.fd
 
 
+class _Staying(OpenDirectory):
+    """A directory that stays open at the end of the blocks that use it. Who has opened it closes it."""
+
+    __slots__ = ()
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class _Stays(threading.local):
+    """The directories in which this thread stays, by their paths."""
+
+    by_path: Mapping[str, OpenDirectory] = MappingProxyType({})
+
+
+_stays: Final = _Stays()
+
+
+@contextlib.contextmanager
+def staying_in(spool: str) -> Iterator[None]:
+    """Open a spool and its ring once for all that this thread does there in the block. Raises OSError, as `at`."""
+    with contextlib.ExitStack() as stack:
+        owner, opened = _looked_at.get(spool, os.geteuid()), {}
+        opened[spool] = held = _Staying(spool, spool, owner)
+        stack.callback(held.close)
+        with contextlib.suppress(FileNotFoundError):
+            opened[f"{spool}/{RING}"] = ring = _Staying(f"{spool}/{RING}", RING, owner, dir_fd=held.fd)
+            stack.callback(ring.close)
+        before, _stays.by_path = _stays.by_path, opened
+        stack.callback(setattr, _stays, "by_path", before)
+        yield
+
+
 def at(path: str) -> OpenDirectory:
     """Open a spool's directory, or its ring or history, for a `with` block.
 
@@ -221,6 +260,8 @@ def at(path: str) -> OpenDirectory:
         PermissionError: it is another user's.
         OSError: EMFILE and so on.
     """
+    if (stay := _stays.by_path.get(path)) is not None:
+        return stay
     above, _, name = path.rpartition("/")
     if name in (RING, HISTORY):
         with at(above) as spool:

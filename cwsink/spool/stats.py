@@ -17,7 +17,19 @@ import msgspec
 
 from cwsink import naming
 from cwsink.config import SinkConfig
-from cwsink.spool import alerts, files, heartbeat, history, leader_state, leadership, letters, orphans, sending, told
+from cwsink.spool import (
+    alerts,
+    files,
+    heartbeat,
+    history,
+    leader_state,
+    leadership,
+    letters,
+    open_directory,
+    orphans,
+    sending,
+    told,
+)
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import Leader, leader_of
 from cwsink.spool.survey import Survey, last_append, survey
@@ -183,6 +195,11 @@ def _add(path: str, found: Stats) -> None:
 
 def look(directory: SpoolDirectory) -> SpoolStats:
     """Look at one spool. Raises OSError."""
+    with open_directory.staying_in(directory.path):
+        return _look(directory)
+
+
+def _look(directory: SpoolDirectory) -> SpoolStats:
     books = survey(directory)
     published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
     leader = leader_of(directory)

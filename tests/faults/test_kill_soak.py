@@ -34,7 +34,7 @@ from tests.faults.own_processes import FLUSHER, GUARD, Process, kill, ours
 from tests.faults.soakers import ROLES, WRITERS, Oracle, message_of, text_of, work
 from tests.harness.interleave import deliver
 from tests.harness.interleave import until as eventually
-from tests.harness.support import quick_config
+from tests.harness.support import quick_config, sent_as_history_has_it
 from tests.harness.warm_forker import WarmForker
 from tests.soak import SEED_VARIABLE
 
@@ -65,7 +65,11 @@ MISBEHAVIOURS = [
 @pytest.fixture
 def config(server: StrictCloudWatch) -> SinkConfig:
     return quick_config(
-        server.endpoint_url, batch_timeout_seconds=0.1, max_batch_events=MAX_BATCH_EVENTS, spool_max_bytes=1 << 30
+        server.endpoint_url,
+        batch_timeout_seconds=0.1,
+        max_batch_events=MAX_BATCH_EVENTS,
+        spool_max_bytes=1 << 30,
+        keep_delivered="1h",
     )
 
 
@@ -76,6 +80,8 @@ def test_no_kill_loses_an_acknowledged_record(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, tmp_path: Path, size: Size
 ) -> None:
     """200 kills, 100,000 records, or thrice as many: the acknowledged ones arrive, in order, unaltered; few repeats.
+
+    And history has each of them once, whoever was killed while it was written.
 
     Invariants 1, 2, 3, 4, 5.
     """
@@ -125,6 +131,8 @@ def test_no_kill_loses_an_acknowledged_record(
     arrived = len({text_of(text)[:7] for text in server.messages()})
     assert (books.delivered, books.pending, books.evicted, books.dead_lettered) == (arrived, 0, 0, {})
     assert books.adds_up
+    kept = Counter(message for _, message in sent_as_history_has_it(spool).elements())
+    assert kept == dict.fromkeys(server.messages(), 1), "history does not have each record that was delivered, once"
 
 
 def choose(

