@@ -1,4 +1,4 @@
-"""The pictures of README and manual: who loses what, and what `cwsink status` shows.
+"""The pictures of README and manual: who loses what, and what `cwsink status` and `cwsink top` show.
 
     python -m benchmarks.pictures
 
@@ -37,13 +37,14 @@ SHOWN: Final = {
     "power-button": "all processes are killed",
     "os-exit": "os._exit",
 }
-# Starts what logs, with what `cwsink status` then shows; the host has a plain name.
+# Starts what logs, with what the two commands then show; the host has a plain name.
 SCENE: Final = """\
 import os, socket, sys, time
 socket.gethostname = lambda: "web-1"
 import cwsink
-from cwsink.cli import status_view
+from cwsink.cli import status_view, top
 from cwsink.spool.stats import stats
+from cwsink.top.board import Board
 from rich.console import Console
 
 def settled(spool):
@@ -63,6 +64,16 @@ console = Console(record=True, width=100, highlight=False, file=open(os.devnull,
 console.print("$ cwsink status", style="bold")
 shown = status_view.page(sorted(spools, key=lambda spool: -spool.pending), 98)
 console.print(shown)
+
+board = Board(os.environ["CWSINK_SPOOL_DIRECTORY"])
+for second in range(12):
+    for number in range(300 + second % 4 * 150):
+        shop.append(f"order {number} shipped")
+    time.sleep(1.0)
+    board.look()
+console.print()
+console.print("$ cwsink top", style="bold")
+console.print(top._table(board, console, is_marked=False))
 print(console.export_svg(title="", clear=False))
 """
 
@@ -113,14 +124,14 @@ def draw_losses() -> None:
 
 
 def draw_status() -> None:
-    """Draw what the command shows of a spool that is delivered, and one that cannot be."""
+    """Draw what the commands show of a spool that is delivered, and one that cannot be."""
     with StrictCloudWatch() as server, tempfile.TemporaryDirectory(prefix="cwsink-") as place:
         done = subprocess.run(
             [sys.executable, "-c", SCENE, server.endpoint_url],
             env={**os.environ, **server.environment(), "CWSINK_SPOOL_DIRECTORY": f"{place}/spools"},
             stdout=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=120,
             check=True,
         )
         shown = done.stdout.replace(f"{place}/spools", "/var/lib/cwsink")

@@ -90,7 +90,7 @@ _COLUMNS: Final = (
     Column("fill", 70, lambda row, ascii: f"{bar(row.fill, _FILL_WIDTH, is_ascii=ascii)} {row.fill:4.0%}"),
     Column("lost", 100, lambda row, _: f"{row.spool.lost:,}"),
     Column("writers", 90, lambda row, _: "?" if row.writers is None else str(row.writers)),
-    Column("epoch", 110, lambda row, _: str(row.spool.leader.epoch) if row.spool.leader else ""),
-    Column("last answer", 100, lambda row, _: answer(row), is_right=False),
+    Column("epoch", 120, lambda row, _: str(row.spool.leader.epoch) if row.spool.leader else ""),
+    Column("last answer", 115, lambda row, _: answer(row), is_right=False),
     Column("5 min", 80, lambda row, ascii: spark(row.history, _SPARK_WIDTH, is_ascii=ascii), is_right=False),
 )
