@@ -140,12 +140,10 @@ class Starter:
         has_begun = time.time_ns() - lock.taken_at_ns >= _BEGINNING_NS
         held = self._held.setdefault(directory.path, held_lock.Obstruction())
         if has_begun and held.lasts(seconds=_VACANT_SECONDS):
-            from cwsink.spool import alerts  # here, because a worker seldom needs it
-
             held_lock.say(
                 lock.path,
                 f"Only a flusher needs the lock. This process does not lead {directory.path}. "
-                f"{alerts.fate_of(directory)} {words.to_send(directory.path)} sends them, too.",
+                f"Records wait as long as there is room. {words.to_send(directory.path)} sends them, too.",
             )
 
     def _is_hosted(self, now: float) -> bool:

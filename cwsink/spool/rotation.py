@@ -173,7 +173,7 @@ class Rotation:
             return False
         try:
             from cwsink.spool import history  # here, because few workers ever see a full disk
-        except ImportError:  # the process ends, or does not see its installation any more
+        except (ImportError, OSError):  # the process ends, or does not see its installation any more
             return False
         return history.give_way(self._directory, need_bytes)
 
