@@ -55,6 +55,7 @@ class Rotation:
         self._is_guest = is_guest
         self._budget = Budget(directory, wishes.spool_max_bytes, wishes.segment_bytes)
         self.segment_bytes = wishes.segment_bytes
+        self._most_grown_bytes = MOST_SEGMENT_FACTOR * wishes.segment_bytes
         self.may_evict = wishes.may_evict and not is_guest
         self.made = 0
 
@@ -151,7 +152,7 @@ class Rotation:
 
     def may_grow(self, attached: AttachedSegment) -> bool:
         """Tell whether a segment that is to be left may be appended to if there is no other one."""
-        return not attached.is_full and attached.end_seen < MOST_SEGMENT_FACTOR * self.segment_bytes
+        return not attached.is_full and attached.end_seen < self._most_grown_bytes
 
     def make_room(self, attached: AttachedSegment) -> bool:
         """Free some of a full disk: history, what is settled of this segment, or the oldest segment. Tell whether.
@@ -189,6 +190,8 @@ class Rotation:
         with contextlib.suppress(OSError), open_directory.at(self._directory.ring) as held:
             if (free := disk.free_bytes(held.fd)) is not None:
                 sizes.append((free + used_bytes(self._directory.ring)) // _LEAST_SEGMENTS_ON_A_DISK)
+        # Not of the limit below: it may be lifted while there is no descriptor, and so no way to look here again.
+        self._most_grown_bytes = MOST_SEGMENT_FACTOR * max(MIN_SEGMENT_BYTES, min(sizes))
         if (limit := disk.most_file_bytes()) is not None:
             sizes.append(limit - limit // 8)  # so that the last record of a segment is nearly never cut
         self.segment_bytes = max(MIN_SEGMENT_BYTES, min(sizes))

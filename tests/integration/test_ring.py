@@ -622,6 +622,31 @@ def test_a_process_without_descriptors_appends_on_to_what_it_has(spawn: Spawn) -
     assert len(segments(directory)) == 2
 
 
+NO_DESCRIPTORS_AFTER_A_SMALL_FILE = """
+    import os, resource
+    from cwsink import Writer
+    from tests.harness.support import quick_config
+
+    writer = Writer(quick_config("http://127.0.0.1:1", segment_bytes=65536, flusher="external"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    small = [writer.append("x" * 1000) for number in range(20)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    other = Writer(quick_config("http://127.0.0.1:1", segment_bytes=65536, flusher="external"))
+    large = [other.append("x" * 1000) for number in range(20)]  # into the same segment
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    during = [writer.append("x" * 1000) for number in range(20)]
+    print(sum(small), sum(large), sum(during))
+"""
+
+
+def test_a_limit_that_is_gone_keeps_nothing_out(spawn: Spawn) -> None:
+    """Files had to be small for a while. Now no descriptor is left: the segment grows as ever, to twice its size."""
+    assert finish(spawn(NO_DESCRIPTORS_AFTER_A_SMALL_FILE)) == "20 20 20\n"
+
+
 @pytest.mark.parametrize("failures", [2, 100])
 def test_a_segment_whose_disk_fails_is_left(small: SinkConfig, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     """EIO may pass. After three in a row the writer goes on in another segment, and loses nothing more."""
