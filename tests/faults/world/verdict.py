@@ -240,7 +240,8 @@ class _Case:
     def repeats(self) -> Iterator[str]:
         """A line arrives twice only if the answer to its request was lost, or the leader that sent it was killed."""
         evidence = self._evidence
-        last = {(request.group, request.epoch): request for request in self._stored()}
+        # A group may have two spools, since a member that has changed its user goes on in one of its own.
+        last = {(request.group, request.epoch, request.sender): request for request in self._stored()}
         by_number = {request.number: request for request in evidence.requests}
         # A chunk that spans days, or holds poison, is several requests. Other settings, by which it is led anew, may
         # then repeat more than one of them.
@@ -251,7 +252,7 @@ class _Case:
         for line, _, event in self._arrivals:
             request = by_number[event.request]
             if (earlier := before.get(line)) is not None and event.group not in spans:
-                is_last = last[earlier.group, earlier.epoch] is earlier
+                is_last = last[earlier.group, earlier.epoch, earlier.sender] is earlier
                 is_excused = is_last and earlier.sender in evidence.dead
                 is_excused |= event.group in poisoned and earlier.epoch != request.epoch
                 if not is_excused and not self._is_unanswered(earlier):
