@@ -6,7 +6,7 @@ records are lost            "LOST 1,204 records (23,825 in all): the spool is ..
 neither any more            "no record is lost any more: 23,825 were ..."            once
 ```
 
-The leader looks once a second. A writer looks when it refuses a record and when it goes on to another segment, so that
+The leader looks once a second. A writer looks when it refuses a record, and when it makes another segment, so that
 it is said without a leader, too. Of all of them one says it (cwsink.spool.told). A process whose stderr is closed, or
 is /dev/null, leaves it to the others. `decide` is pure.
 """
