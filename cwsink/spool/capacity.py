@@ -8,8 +8,9 @@ belong to the spool:
 {"spool_max_bytes": 268435456, "segment_bytes": 8388608, "on_full": "drop_newest", "written_by": "web-1/4711"}
 ```
 
-* A writer that begins while no process is attached writes its own settings down, and they hold. But if more is pending
-  than its budget has room for, the settings that are there go on to hold: nothing is thrown away for it.
+* A writer that begins while no process is attached writes its own settings down, and they hold. But if what is pending
+  takes more than half of its budget, the settings that are there go on to hold: nothing is thrown away for it, nor for
+  its first records.
 * A writer that begins beside others takes over what they have. Only a larger budget holds at once. So a deployment that
   raises it needs no stop.
 * If a writer's own settings differ from those that hold, one line names both.
@@ -92,7 +93,7 @@ def claim(directory: SpoolDirectory, mine: Capacity, *, is_alone: bool) -> Capac
             f"capacity_{directory.path}",
             f"the settings of {directory.path} differ from those that {holds.written_by} has set: {shown}. Those there "
             f"hold{', but for the larger budget of this process' if is_raised else ''}, as long as a process logs "
-            "there, or more is pending than the smaller budget has room for. No record is lost by that.",
+            "there, or what is pending takes more than half of the smaller budget. No record is lost by that.",
         )
     return holds
 
@@ -113,7 +114,7 @@ def _is_room_for_pending(directory: SpoolDirectory, mine: Capacity) -> bool:
     with contextlib.suppress(OSError):
         committed = cursor.read(directory.cursor).committed()
         done = {key.number: end for key, end in committed.items()}
-        return segment.pending_bytes(directory.ring, done) <= mine.spool_max_bytes
+        return 2 * segment.pending_bytes(directory.ring, done) <= mine.spool_max_bytes
     return False
 
 

@@ -651,13 +651,14 @@ def test_a_small_budget_takes_nothing_from_a_larger_one(server: StrictCloudWatch
     is_there = when == "while it runs"
     web = full_config(server.endpoint_url, **LARGE)  # type: ignore[arg-type]
     job = full_config(server.endpoint_url, **SMALL_ONE)  # type: ignore[arg-type]
-    first, said = run_writer(spawn, web, 5_000, wait=is_there)
-    assert int(said) == 5_000
+    first, said = run_writer(spawn, web, 2_500, wait=is_there)  # more than half of the small one
+    assert int(said) == 2_500
     _, said = run_writer(spawn, job, 4_000)
     assert int(said) == 4_000
     spool = Writer(web).directory
     books = survey(spool)
-    assert (books.evicted, books.pending, books.refused) == (0, 9_000, {})
+    assert (books.evicted, books.pending, books.refused) == (0, 6_500, {})
+    assert MIB / 2 < books.pending_bytes * 2_500 / 6_500 < MIB
     held = capacity.read(spool)
     assert held is not None
     assert (held.spool_max_bytes, held.segment_bytes, held.on_full) == (64 * MIB, 8 * MIB, "drop_newest")
