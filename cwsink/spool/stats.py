@@ -169,7 +169,7 @@ class Stats:
 
 
 def stats(path: str | None = None) -> Stats:
-    """Look at the spools at `path`. It takes less than 1 ms for each, and longer while a large backlog waits.
+    """Look at the spools at `path`. It takes about 1 ms for each, and longer while a large backlog waits.
 
     Any process may call it, and it writes nothing. It reads files, so an event loop should call it in a thread while a
     backlog may be large.
