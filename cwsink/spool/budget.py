@@ -8,6 +8,9 @@ replaces the file `evictions`, in one rename, by new totals with the number of t
 it unlinks that segment. If it is killed in between, the segment counts as evicted although it exists: readers skip it,
 and the next evictor unlinks it.
 
+On a disk that is full to the last block the totals cannot be replaced before the segment has gone. Its room may be
+taken by others at once. Then the totals are overwritten in the block that they have.
+
 To count a large segment takes longer than an append may. So one append counts a part, and the next one goes on
 (cwsink.spool.eviction_count). Meanwhile writers append on to the segment they have.
 """
@@ -32,6 +35,7 @@ from cwsink.spool.segment import SegmentKey
 
 _CRC_BYTES: Final = 4
 _MOST_BYTES: Final = 64 * 1024
+_BLOCK_BYTES: Final = 4096
 # Blocks are allotted in groups, and the last one of a file is nearly never full.
 _WORTH_TRIMMING_BYTES: Final = 64 * 1024
 # An append may take 50 ms, and it does other work beside this.
@@ -79,10 +83,18 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
         if files.is_absent(error):
             return Evictions()
         raise
-    with contextlib.suppress(ValueError):
-        if crc32(data[_CRC_BYTES:]) == int.from_bytes(data[:_CRC_BYTES], "little"):
-            return _decode(data[_CRC_BYTES:])
+    for body in (data[_CRC_BYTES:], data[_CRC_BYTES:].rstrip(b"\0")):  # `_overwrite` leaves zeros behind shorter totals
+        with contextlib.suppress(ValueError):
+            if crc32(body) == int.from_bytes(data[:_CRC_BYTES], "little"):
+                return _decode(body)
     return Evictions()
+
+
+def prepare(directory: SpoolDirectory) -> None:
+    """Make the file of the totals, so that it has a block when the disk is full. Never raises."""
+    with contextlib.suppress(OSError):
+        if not files.exists(directory.evictions):
+            _replace(directory.evictions, Evictions())
 
 
 def used_bytes(ring: str) -> int:
@@ -246,8 +258,8 @@ class Budget:
                     opened.close()  # the blocks are free only once the descriptor is closed, too
                     try:
                         self._write_down(evictions)
-                    except OSError:
-                        self._unwritten = _difference(evictions, self._written)  # it is added the next time
+                    except OSError:  # others have taken the room: the totals keep the block that they have
+                        self._overwrite(evictions)
                     return _Fate.GONE
             segment.remove(self._directory.ring, number)
             return _Fate.GONE
@@ -256,6 +268,18 @@ class Budget:
         """Replace the totals. Raises OSError."""
         _replace(self._directory.evictions, evictions)
         self._written, self._unwritten = _copy(evictions), Evictions()
+
+    def _overwrite(self, evictions: Evictions) -> None:
+        """Write the totals into the file that is there. If even that fails, they are added the next time.
+
+        This is one write into one block, so no kill divides it; a power failure may.
+        """
+        self._unwritten = _difference(evictions, self._written)
+        with contextlib.suppress(OSError), files.opened(self._directory.evictions, os.O_RDWR) as file:
+            data = _packed(evictions)
+            if len(data) <= _BLOCK_BYTES:
+                os.pwrite(file.fd, data.ljust(os.fstat(file.fd).st_size, b"\0"), 0)
+                self._written, self._unwritten = _copy(evictions), Evictions()
 
     def _count(self, fd: int, header: segment.Header, evictions: Evictions, until: float) -> bool:
         """Count a segment's unsettled records and loss markers. Once all are, add them to the totals. Tell whether."""
@@ -301,5 +325,9 @@ def _difference(totals: Evictions, less: Evictions) -> Evictions:
 
 
 def _replace(path: str, evictions: Evictions) -> None:
+    files.replace(path, _packed(evictions))
+
+
+def _packed(evictions: Evictions) -> bytes:
     body = msgspec.msgpack.encode(evictions)
-    files.replace(path, crc32(body).to_bytes(_CRC_BYTES, "little") + body)
+    return crc32(body).to_bytes(_CRC_BYTES, "little") + body

@@ -20,6 +20,7 @@ from cwsink.config import MIN_SEGMENT_BYTES
 from cwsink.spool import capacity, cursor, descriptors, disk, files, open_directory, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
+from cwsink.spool.budget import prepare as prepare_evictions
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.segment import AttachedSegment, SegmentKey
@@ -76,6 +77,7 @@ class Rotation:
             ):
                 for slot in (0, 1):
                     disk.reserve(file.fd, _PAGE_BYTES, slot * cursor.SLOT_BYTES)
+            prepare_evictions(self._directory)
             return self.make(0)
         state = cursor.State()
         with contextlib.suppress(OSError):

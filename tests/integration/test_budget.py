@@ -442,6 +442,25 @@ def test_the_next_evictor_removes_a_void_segment_without_counting_it_again(
     assert (books.evicted, books.appended) == (evicted, count)
 
 
+def test_an_evictor_that_dies_on_a_full_disk_has_told_what_it_evicted(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others take each block that it frees, so no file can be replaced: it overwrites the totals that are there."""
+    writer, count = full_spool(server.endpoint_url)
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "_replace", no_space)
+        assert budget.Budget(writer.directory, CAP, SEGMENT).evict(at_least_one=True, seconds=CHILD_SECONDS)
+    books = survey(writer.directory)  # what the evictor knew is gone with it
+    assert books.evicted > 0
+    assert books.appended == count
+    assert budget.Budget(writer.directory, CAP, SEGMENT).evict(at_least_one=True, seconds=CHILD_SECONDS)
+    assert survey(writer.directory).appended == count
+
+
 @pytest.mark.parametrize("failures", [1, 2, 5])
 def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, failures: int

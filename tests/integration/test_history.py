@@ -8,7 +8,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from msgspec.structs import asdict
@@ -18,6 +17,7 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.past import Past
 from cwsink.frontends.writer import Writer
 from cwsink.spool import disk, history, segment
+from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Cursor, State
 from cwsink.spool.directory import SpoolDirectory
 from tests.harness.fake_cloudwatch import POISON, FakeCloudWatch
@@ -195,7 +195,7 @@ def test_history_goes_before_anything_is_evicted_or_refused(
             assert writer.append(f"{number} on a full disk")
         assert room[0] > 0
     monkeypatch.undo()
-    assert sum(1 for _ in Path(directory.path).glob("evictions")) == 0
+    assert read_evictions(directory).records == 0
     monkeypatch.setattr(CloudWatch, "put", cloudwatch.method())
     deliver(directory, config)
     assert cloudwatch.messages()[-1] == "7 on a full disk"
