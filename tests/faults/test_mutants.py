@@ -347,7 +347,7 @@ MUTANTS: Final = {
     "a descriptor that stays where it was opened": Mutant(
         descriptors.Opened.open,
         "        self._move_up()\n",
-        "",
+        "        pass\n",
         test_descriptors.test_ours_are_high,
     ),
     "a disk that is full beneath another file": Mutant(
@@ -689,7 +689,7 @@ MUTANTS: Final = {
     ),
     "history that stays while records are refused": Mutant(
         Rotation.make_room,
-        "if history.give_way(self._directory):",
+        "if self._history_gives_way():",
         "if False:",
         test_history.test_history_goes_before_anything_is_evicted_or_refused,
         case="drop_newest",
