@@ -53,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal may be unable to show a character. It shows an escape then, and there is no traceback.
             stream.reconfigure(errors="backslashreplace")
     try:
-        options = arguments.parse(words)
+        try:
+            options = arguments.parse(words)
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
         code: int = import_module(f"cwsink.cli.{options.command}").run(options)
         sys.stdout.flush()
     except BrokenPipeError:

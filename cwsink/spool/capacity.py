@@ -9,8 +9,8 @@ belong to the spool:
 ```
 
 * A writer that begins while no process is attached writes its own settings down, and they hold. But if what is pending
-  takes more than half of its budget, the settings that are there go on to hold: nothing is thrown away for it, nor for
-  its first records.
+  has no room in its budget, or takes more than half of a smaller one, the settings that are there go on to hold:
+  nothing is thrown away for it, nor for its first records.
 * A writer that begins beside others takes over what they have. Only a larger budget holds at once. So a deployment that
   raises it needs no stop.
 * If a writer's own settings differ from those that hold, one line names both.
@@ -84,7 +84,7 @@ def claim(directory: SpoolDirectory, mine: Capacity, *, is_alone: bool) -> Capac
         is_alone: no process is attached.
     """
     found = read(directory)
-    holds = mine if found is None or (is_alone and _is_room_for_pending(directory, mine)) else _larger(found, mine)
+    holds = mine if found is None or (is_alone and _may_replace(directory, found, mine)) else _larger(found, mine)
     _write(directory, found, holds)
     if differing := [name for name in _NAMES if getattr(holds, name) != getattr(mine, name)]:
         shown = ", ".join(f"{name}={getattr(mine, name)} here, {getattr(holds, name)} there" for name in differing)
@@ -110,11 +110,13 @@ def _larger(found: Capacity, mine: Capacity) -> Capacity:
     return msgspec.structs.replace(found, spool_max_bytes=max(found.spool_max_bytes, mine.spool_max_bytes))
 
 
-def _is_room_for_pending(directory: SpoolDirectory, mine: Capacity) -> bool:
+def _may_replace(directory: SpoolDirectory, found: Capacity, mine: Capacity) -> bool:
+    """Tell whether what is pending has room in this budget; in a smaller one than before, so that much more has."""
+    is_smaller = mine.spool_max_bytes < found.spool_max_bytes
     with contextlib.suppress(OSError):
         committed = cursor.read(directory.cursor).committed()
         done = {key.number: end for key, end in committed.items()}
-        return 2 * segment.pending_bytes(directory.ring, done) <= mine.spool_max_bytes
+        return segment.pending_bytes(directory.ring, done) * (1 + is_smaller) <= mine.spool_max_bytes
     return False
 
 

@@ -214,8 +214,8 @@ MUTANTS: Final = {
     ),
     "a short program keeps its losses to itself": Mutant(
         losses.Losses.write_down,
-        "look(is_last=is_last, ",
-        "look(",
+        "directory, is_last=is_last, ",
+        "directory, ",
         test_losses_are_said.test_at_its_end_a_process_says_the_rest,
     ),
     "metrics count as records": Mutant(
@@ -553,14 +553,14 @@ MUTANTS: Final = {
     ),
     "a budget that is each writer's own": Mutant(
         capacity.claim,
-        "if found is None or (is_alone and _is_room_for_pending(directory, mine)) else",
+        "if found is None or (is_alone and _may_replace(directory, found, mine)) else",
         "if True else",
         test_budget.test_a_small_budget_takes_nothing_from_a_larger_one,
         case="while it runs",
     ),
     "a budget that throws away what waits while nobody is there": Mutant(
         capacity.claim,
-        "(is_alone and _is_room_for_pending(directory, mine))",
+        "(is_alone and _may_replace(directory, found, mine))",
         "is_alone",
         test_budget.test_a_small_budget_takes_nothing_from_a_larger_one,
         case="while it is restarted",
