@@ -518,7 +518,7 @@ def test_the_settings_of_a_newer_writer_hold(
     """The leader takes them within moments, in a new epoch; what it knew before it forgets."""
     older = Writer(changed(config, max_batch_events=2, batch_timeout_seconds=3600.0))
     leader = stand(spool)
-    wait_for(lambda: leader.epoch == 1)
+    wait_for(lambda: leader.epoch == 1 and leader.is_idle)  # a new leader sends at once what it finds
     assert leader.config.max_batch_events == 2
     assert all(older.append(f"{number}") for number in range(4))
     assert older.flush(HANG_SECONDS)

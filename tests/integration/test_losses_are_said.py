@@ -84,7 +84,8 @@ def test_a_loss_is_said_from_its_beginning_to_its_end(
     config = tiny(server, on_full=on_full)
     writer = Writer(config)
     with leading(writer.directory, config):
-        until(lambda: writer.append("y" * 200) is None or any("cannot deliver" in line for line in lines), "throttled")
+        assert writer.append("y" * 200)
+        until(lambda: any("cannot deliver" in line for line in lines), "throttled")
         assert any("The records stay in the spool." in line for line in lines)
 
         def is_said_twice() -> bool:
