@@ -283,7 +283,7 @@ assert writer.flush(60)
     assert server.messages(stream="app") == ["embedded"]
 
 
-QUICK = {"FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group", "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "0.5"}
+QUICK = {"FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/test/group", "FAPILOG_CLOUDWATCH__DRAIN_TIMEOUT_SECONDS": "2.0"}
 CLOSED = """
 import os, sys
 if sys.argv[1] == "later":
