@@ -39,9 +39,10 @@ SHOWN: Final = {
 }
 # Starts what logs, with what the two commands then show; the host has a plain name.
 SCENE: Final = """\
-import os, socket, sys, time
-socket.gethostname = lambda: "web-1"
+import os, sys, time
 import cwsink
+import cwsink.host
+cwsink.host.name = lambda: "web-1"
 from cwsink.cli import status_view, top
 from cwsink.spool.stats import stats
 from cwsink.top.board import Board

@@ -13,15 +13,15 @@ A look-up takes at most `BUDGET_SECONDS`, however slowly an answer drips. It hon
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from cwsink.clock import monotonic
 
@@ -31,7 +31,6 @@ BUDGET_SECONDS: Final = 1.0
 _IMDS: Final = "http://169.254.169.254"
 _TOKEN_SECONDS: Final = "60"
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_MOST_ANSWER_BYTES: Final = 64 * 1024
 
 _BOOT_ID_FILE: Final = "/proc/sys/kernel/random/boot_id"
 _MOST_BOOT_ID_BYTES: Final = 64
@@ -39,7 +38,14 @@ _MOST_BOOT_ID_BYTES: Final = 64
 
 def name() -> str:
     """Return the name of this host, or of the container."""
-    return socket.gethostname()
+    if sys.platform == "win32":  # nothing is spooled there
+        return os.environ.get("COMPUTERNAME", "localhost")
+    return os.uname().nodename
+
+
+def process() -> str:
+    """Return this process, as the spool's files name it: host/pid."""
+    return f"{name()}/{os.getpid()}"
 
 
 def program() -> str:
@@ -100,15 +106,20 @@ def service_of(name: str, env: Mapping[str, str]) -> str | None:
 def _instance_id(env: Mapping[str, str]) -> str | None:
     if (base := service_of("instance_id", env)) is None:
         return None
+    from cwsink import metadata  # here, because few need it, and it loads an HTTP client
+
     until = monotonic() + BUDGET_SECONDS
-    token = _ask("PUT", f"{base}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}, until)
-    return _ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until)
+    life = {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_SECONDS}
+    token = metadata.ask("PUT", f"{base}/latest/api/token", life, until)
+    return metadata.ask("GET", f"{base}/latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, until)
 
 
 def _task_id(env: Mapping[str, str]) -> str | None:
     if (base := service_of("task_id", env)) is None:
         return None
-    task = json.loads(_ask("GET", f"{base}/task", {}, monotonic() + BUDGET_SECONDS))
+    from cwsink import metadata
+
+    task = msgspec.json.decode(metadata.ask("GET", f"{base}/task", {}, monotonic() + BUDGET_SECONDS))
     arn: str = task["TaskARN"]  # arn:aws:ecs:region:account:task/cluster/id
     return arn.rpartition("/")[2]
 
@@ -123,44 +134,3 @@ LOOKED_UP: Final[dict[str, Callable[[Mapping[str, str]], str | None]]] = {
     "pod": _pod,
 }
 """The placeholders whose values come from the surroundings of the host, and how to look each of them up."""
-
-
-class _TimedSocket(socket.socket):
-    """A socket on which all that is received has come by one point in time, however slowly it drips."""
-
-    until = 0.0
-
-    def recv_into(self, *args: Any) -> int:
-        self.settimeout(_left(self.until))
-        return super().recv_into(*args)
-
-
-def _left(until: float) -> float:
-    """Return the seconds that are left. Raises TimeoutError if there are none."""
-    if (left := until - monotonic()) <= 0:
-        raise TimeoutError
-    return left
-
-
-def _ask(method: str, url: str, headers: dict[str, str], until: float) -> str:
-    """Make one request without a proxy, because these addresses are on this host. No redirect is followed.
-
-    Raises:
-        OSError: no answer came in time.
-        http.client.HTTPException, ValueError: the answer is of no use.
-    """
-    from http import client  # loaded only if a template needs it
-    from urllib.parse import urlsplit
-
-    address = urlsplit(url)
-    if address.scheme != "http" or not address.hostname:
-        raise ValueError(url)
-    connected = socket.create_connection((address.hostname, address.port or 80), _left(until))
-    with contextlib.closing(client.HTTPConnection(address.hostname)) as connection:
-        connection.sock = timed = _TimedSocket(fileno=connected.detach())
-        timed.until = until
-        connection.request(method, address.path, headers=headers)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise ValueError(f"{url} answers {answer.status}")
-        return answer.read(_MOST_ANSWER_BYTES).decode().strip()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from cwsink.cli import epilogs
@@ -187,7 +187,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Return the options of `words`, with the `command`. Raises SystemExit: help was asked for, or words are wrong."""
     if words[:1] == ["demo"]:  # the demo has arguments of its own
         return argparse.Namespace(command="demo", words=words[1:])
-    top = parser()
+    top = parser({words[0]: COMMANDS[words[0]]} if words[:1] and words[0] in COMMANDS else COMMANDS)
     options = top.parse_args(words)
     if options.command is None:
         top.print_help(sys.stderr)
@@ -195,8 +195,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     return options
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands. Its option `error` is for a command that finds its arguments wrong."""
+def parser(known: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParser:
+    """Return the parser of these commands. Its option `error` is for a command that finds its arguments wrong."""
     top = argparse.ArgumentParser(
         prog="cwsink",
         description="Logs of many processes, spooled on local disk, to AWS CloudWatch Logs.",
@@ -205,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"cwsink {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (what, epilog, add_options, has_path) in COMMANDS.items():
+    for name, (what, epilog, add_options, has_path) in known.items():
         command = commands.add_parser(
             name,
             help=what,

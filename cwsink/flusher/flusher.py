@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import random
-import socket
 import time
 from collections import Counter
 from contextlib import suppress
@@ -23,7 +21,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from cwsink import naming
+from cwsink import host, naming
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher.chunk import Request, fingerprint, requests
@@ -99,7 +97,7 @@ class Flusher:
         self._pace = pace
         self._cursor = Cursor(directory.cursor)
         try:
-            self._state = self._cursor.take_over(f"{socket.gethostname()}/{os.getpid()}")
+            self._state = self._cursor.take_over(host.process())
         except BaseException:
             self._cursor.close()
             raise

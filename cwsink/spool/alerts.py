@@ -41,7 +41,10 @@ _PASSING_SECONDS: Final = 3.0
 # Of these reasons the spool, or its disk, is full.
 _FULL: Final = frozenset((EVICTED, "spool_full"))
 _UNENCODABLE: Final = "unencodable"
-_OTHER_CAUSES: Final = {"io_error": "the disk fails", _UNENCODABLE: "they are empty, no text, or too long"}
+_OTHER_CAUSES: Final = {
+    "io_error": "the disk fails, or this process has reached a limit",
+    _UNENCODABLE: "they are empty, no text, or too long",
+}
 # A spool that is emptier than this by now was full when it lost records.
 _STILL_FULL: Final = 0.5
 SAFE: Final = "The records stay in the spool."
@@ -275,7 +278,11 @@ def causes(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) ->
     cause = " and ".join(found)
     if is_full:
         return f"{cause}{_because(directory)}. {_remedy(directory, room)}"
-    return f"{cause}. See to that disk." if "io_error" in reasons else f"{cause}. Correct what logs them."
+    return (
+        f"{cause}. See to that disk, and to `ulimit -a`."
+        if "io_error" in reasons
+        else f"{cause}. Correct what logs them."
+    )
 
 
 def _full_of(room: Room) -> str:

@@ -22,12 +22,11 @@ A writer reads the file when it begins and whenever it needs a segment. Whether 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from typing import Annotated, Final
 
 import msgspec
 
+from cwsink import host
 from cwsink.config import MIN_SEGMENT_BYTES, MIN_SEGMENTS, MOST_SEGMENT_BYTES, SinkConfig
 from cwsink.diagnostics import report
 from cwsink.spool import cursor, files, segment
@@ -64,7 +63,7 @@ _decode: Final = msgspec.json.Decoder(Capacity).decode
 
 def of(config: SinkConfig) -> Capacity:
     """Return what a writer with this config wishes."""
-    written_by = f"{socket.gethostname()}/{os.getpid()}"
+    written_by = host.process()
     return Capacity(config.spool_max_bytes, config.ring_segment_bytes, config.on_full, written_by)
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
 import time
 from bisect import bisect_left
 from typing import Final, Literal
 
 import msgspec
 
+from cwsink import host
 from cwsink.spool import files, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Seconds
@@ -150,7 +150,7 @@ class LeaderState:
         before = read(directory)
         self._now = Published(
             pid=os.getpid(),
-            host=socket.gethostname(),
+            host=host.name(),
             epoch=epoch,
             kind=kind,
             since=time.time(),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from cwsink.spool import cursor, files, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
 
 
-@dataclass
-class Leader:
+class Leader(msgspec.Struct, frozen=True):
     """The process that holds the lease.
 
     Attributes:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
@@ -26,7 +25,7 @@ from zlib import crc32
 import msgspec
 from msgspec.structs import asdict
 
-from cwsink import target, version
+from cwsink import host, target, version
 from cwsink.config import SinkConfig, load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
@@ -67,7 +66,7 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
     mine = Sending(
         cwsink=version.__version__,
         installation=installation(),
-        written_by=f"{socket.gethostname()}/{os.getpid()}",
+        written_by=host.process(),
         settings=_settings_of(config),
         app=target.app_name(config, os.environ),
     )
@@ -156,7 +155,7 @@ def credentials_stamp(env: Mapping[str, str]) -> int:
     over all of this together, so nobody can learn a variable from it.
     """
     known = sorted(f"{name}={value}" for name, value in env.items() if _gives_access(name))
-    known.append(socket.gethostname())
+    known.append(host.name())
     with contextlib.suppress(OSError):
         known.append(str(os.stat("/proc/self/ns/net").st_ino))
     return crc32("\0".join(known).encode("utf-8", "surrogateescape"))

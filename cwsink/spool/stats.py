@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, Final, Literal
 
@@ -39,11 +38,9 @@ State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no
 # A leader that has written nothing for this long does not move. No call (connecting, waiting for the answer) takes
 # longer, and no pause of an open circuit.
 STALLED_SECONDS: Final = 30.0
-_DEFAULTS: Final = SinkConfig()
 
 
-@dataclass(frozen=True)
-class SpoolStats:
+class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """One spool at one moment. Counts are of records, unless the name has a unit. Times are UTC, as RFC 3339.
 
     The books add up: appended = delivered + dead_lettered + evicted + pending. What was refused was never appended.
@@ -152,11 +149,10 @@ class SpoolStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as `cwsink status --json` prints them."""
-        return asdict(self)
+        return {name: msgspec.to_builtins(value) for name, value in msgspec.structs.asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(msgspec.Struct, frozen=True):
     """All spools of a root at one moment.
 
     Attributes:
@@ -303,8 +299,9 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
 
 def _waits(settings: Mapping[str, Any]) -> Iterator[float]:
     """Yield how long a record may wait without being late: to be gathered, and for one request."""
+    defaults = SinkConfig()
     for name in ("batch_timeout_seconds", "connect_timeout_seconds", "read_timeout_seconds"):
-        value = settings.get(name, getattr(_DEFAULTS, name))
+        value = settings.get(name, getattr(defaults, name))
         yield value if isinstance(value, int | float) else 0.0
 
 

@@ -107,7 +107,7 @@ def make(path: Path) -> None:
 
     with (
         mock.patch.object(os, "urandom", urandom),
-        mock.patch.object(host.socket, "gethostname", return_value="golden-host"),
+        mock.patch.object(host, "name", return_value="golden-host"),
         mock.patch.object(directory.time, "strftime", return_value="2024-05-06T07:08:09Z"),
         mock.patch.object(segment.time, "time", return_value=WRITTEN_MS / 1000),
         mock.patch.object(disk, "reserve", return_value=False),

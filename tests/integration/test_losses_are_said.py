@@ -146,7 +146,8 @@ def test_other_losses_have_their_own_cause(small: SinkConfig, lines: list[str]) 
     alerts.Alerts(writer.directory).look()
     ((count, total, text),) = lost(lines)
     assert (count, total) == (3, 3)
-    assert text.startswith("the disk fails. See to that disk.")
+    cause = "the disk fails, or this process has reached a limit. See to that disk, and to `ulimit -a`."
+    assert text.startswith(cause)
     lines.clear()
     assert not writer.append("")
     assert lines == ["LOST a message of type str that is empty or no text. It is counted; the application goes on."]

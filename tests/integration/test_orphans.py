@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import Writer, host
 from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.flusher import adoption
@@ -144,7 +144,7 @@ def test_status_tells_of_another_hosts_spool(
     """Whose it is, since when, and what to type; --json has no other state for it."""
     here = socket.gethostname()
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "gethostname", lambda: "web-7")
+        patch.setattr(host, "name", lambda: "web-7")
         spool = directory.open_for(config)
     worker = spawn(WORKER, settings(config, flusher="external"), "x")
     tell(worker, 1_234)

@@ -819,7 +819,7 @@ def no_leader(trouble: Trouble) -> None:
 
 def left_behind(trouble: Trouble, host: str) -> None:
     """A worker on a host of that name has logged, and has ended."""
-    code = f"import socket; socket.gethostname = lambda: {host!r}\n{LEFT_BEHIND}"
+    code = f"import cwsink.host; cwsink.host.name = lambda: {host!r}\n{LEFT_BEHIND}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=CHILD_SECONDS)
     trouble.command("status")
 

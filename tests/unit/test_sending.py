@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import asdict
 
 import cwsink
-from cwsink import diagnostics
+from cwsink import diagnostics, host
 from cwsink.config import SinkConfig
 from cwsink.spool import directory, files, sending
 from cwsink.spool.directory import SpoolDirectory
@@ -241,7 +241,7 @@ def test_another_way_to_the_network_has_another_stamp(name: str) -> None:
 def test_another_container_has_another_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its variables may be the same, and its role and network others all the same."""
     here = sending.credentials_stamp(HERE)
-    monkeypatch.setattr(sending.socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(host, "name", lambda: "another")
     assert sending.credentials_stamp(HERE) != here
 
 
