@@ -278,11 +278,8 @@ def causes(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) ->
     cause = " and ".join(found)
     if is_full:
         return f"{cause}{_because(directory)}. {_remedy(directory, room)}"
-    return (
-        f"{cause}. See to that disk, and to `ulimit -a`."
-        if "io_error" in reasons
-        else f"{cause}. Correct what logs them."
-    )
+    remedy = "See to that disk, and to `ulimit -a`" if "io_error" in reasons else "Correct what logs them"
+    return f"{cause}. {remedy}."
 
 
 def _full_of(room: Room) -> str:

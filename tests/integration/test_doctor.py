@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,7 +232,7 @@ def test_how_delivery_goes(small: SinkConfig, server: StrictCloudWatch, monkeypa
     seen = course.look(writer.directory)
     for is_stopped, command in ((True, "kill -CONT 4711"), (False, "kill -TERM 4711")):
         leader = Leader(4711, "h", 1, "own")
-        stalled = replace(seen, state="stalled", leader_is_stopped=is_stopped, pending=1, leader=leader)
+        stalled = msgspec.structs.replace(seen, state="stalled", leader_is_stopped=is_stopped, pending=1, leader=leader)
         monkeypatch.setattr(course, "look", lambda _, stalled=stalled: stalled)
         one(ask("delivery"), "wrong", command)
 

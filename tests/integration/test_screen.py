@@ -7,10 +7,10 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rich.text import Text
 
 from cwsink import Writer

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from cwsink.spool.leadership import Leader
 from cwsink.spool.stats import SpoolStats
