@@ -6,6 +6,7 @@ home, which is closed to others. Then the server gets a view of its own (a mount
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -173,6 +174,47 @@ def test_below_cwsink_run_of_root(server: StrictCloudWatch, place: Path, run: Ru
     """`cwsink run` cannot send another user's spool. So the command has a flusher of its own, and waits for it."""
     run(form, sys.executable, "-m", "cwsink", "run", "--")
     assert set(arrived(server)) == expected(form), "delivered at its end"
+
+
+# It becomes the other user while it can open no file.
+STARVED = """
+    import os, resource, sys, time
+    from cwsink import Writer
+
+    writer = Writer.open()
+    assert writer.append("root 0")
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+    taken = refused = 0
+    until = time.monotonic() + 60
+    while not refused:  # until it looks, it appends to the segment that it has
+        assert time.monotonic() < until
+        if writer.append(f"user {taken}"):
+            taken += 1
+        else:
+            refused += 1
+        time.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    while not writer.append(f"user {taken}"):
+        assert time.monotonic() < until
+        refused += 1
+        time.sleep(0.01)
+    print(f"taken={taken + 1} refused={refused}", file=sys.stderr)
+"""
+
+
+def test_a_new_user_without_descriptors_counts_what_it_refuses(server: StrictCloudWatch, place: Path, run: Run) -> None:
+    """It cannot open a spool of its own then. What it refuses is counted, and it logs on as soon as it can."""
+    (place / "program.py").write_text(textwrap.dedent(STARVED))
+    err = run("")
+    taken, refused = map(int, re.findall(r"taken=(\d+) refused=(\d+)", err)[0])
+    assert "Too many open files" in err
+    assert server.wait_for(lambda s: sum("_cwsink" not in message for message in s.messages()) == taken + 1)
+    lost = [json.loads(message)["_cwsink"]["lost"] for message in server.messages() if "_cwsink" in message]
+    assert sum(lost) == refused
 
 
 def test_a_constructor_says_what_to_do(place: Path, within: tuple[str, ...], environment: dict[str, str]) -> None:

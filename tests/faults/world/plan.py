@@ -357,7 +357,9 @@ class _Drawing:
                 yield Act("fork", 20, 80)
             elif draw < 0.79:
                 yield Act("user") if role == "writer" else Act("pause", seconds=0.2)
-                yield Act("log", 1, 80)  # the writer opens a spool of the new user while it can open files
+                # The writer notices it within a second. It opens a spool of the new user now, while it can open files.
+                yield Act("pause", seconds=1.0)
+                yield Act("log", 1, 80)
             elif draw < 0.9:
                 limit = chance.choice(_LIMITS)
                 yield Act("limit", limit=limit)
