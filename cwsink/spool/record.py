@@ -45,6 +45,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 # CloudWatch takes no time before 1970, and JSON no number beyond 2^53.
 TimeMs = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+# CloudWatch takes no event without a character.
+Text = Annotated[str, msgspec.Meta(min_length=1)]
 # What one loss marker may count: so few that no number of them makes the totals overflow.
 _Few = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
@@ -55,7 +57,7 @@ class Event(msgspec.Struct, array_like=True, gc=False):
     timestamp_ms: TimeMs
     producer: int
     sequence: int
-    message: str
+    message: Text
 
     @property
     def is_record(self) -> bool:

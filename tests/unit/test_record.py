@@ -30,7 +30,6 @@ def test_the_worked_example_is_what_encode_writes() -> None:
         Event(0, 1, record.NOTICE, "x"),
         Event(1, 1, 1, "NUL \0, newline \n, é € 😀, \U0010ffff"),
         Event(1, 1, 1, "x" * 1_048_550),
-        Event(1, 1, 1, ""),
     ],
     ids=lambda event: event.message[:10],
 )
@@ -43,6 +42,11 @@ def test_an_event_comes_back_unaltered(event: Event) -> None:
 def test_a_time_that_cloudwatch_cannot_be_told_is_not_read(time_ms: int) -> None:
     """No writer gives it; one request with it would be refused as a whole."""
     assert record.event_of(record.encode((time_ms, 1, 1, "x"))) is None
+
+
+def test_an_event_without_a_character_is_not_read() -> None:
+    """As above: no writer makes one, and one request with it would be refused as a whole."""
+    assert record.event_of(record.encode((1, 1, 1, ""))) is None
 
 
 @pytest.mark.parametrize("count", [-1, (1 << 40) + 1, (1 << 64) - 1])
