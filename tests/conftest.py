@@ -41,6 +41,7 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         if name.startswith(("AWS_", "FAPILOG_", "CWSINK_")) and name != SEED_VARIABLE:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CWSINK_SPOOL_DIRECTORY", str(tmp_path / "spools"))
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--no-control-socket")  # it would lie in the home directory
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_REGION", "us-east-1")

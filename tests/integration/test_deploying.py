@@ -63,7 +63,7 @@ class Shop(Session):
         for line in exports.splitlines():
             self.run(line.removeprefix("$ "))
         # Where the commands of the page name no port, the servers' own variables do.
-        self.env["GUNICORN_CMD_ARGS"] = f"--bind 127.0.0.1:{self.port}"
+        self.env["GUNICORN_CMD_ARGS"] = f"--no-control-socket --bind 127.0.0.1:{self.port}"
         self.env["UVICORN_PORT"] = str(self.port)
         self.env["FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS"] = "0.2"
         self.env["CWSINK_SPOOL_DIRECTORY"] = self.path
