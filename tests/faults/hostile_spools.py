@@ -60,15 +60,22 @@ def mutate(spool: Path, chance: random.Random) -> list[str]:
     return names
 
 
+def put(path: Path, data: bytes, *, at_end: bool = False) -> None:
+    """Write a file. Raises OSError: also if another change has put a FIFO there, which nobody reads."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | (os.O_APPEND if at_end else os.O_TRUNC)
+    with open(os.open(path, flags, 0o644), "wb") as file:
+        file.write(data)
+
+
 def odd_format(spool: Path, chance: random.Random) -> None:
     """FORMAT, with a right checksum, and a value of the wrong kind or size."""
-    content = json.loads((spool / "FORMAT").read_text())
+    content = json.loads(content_of(spool / "FORMAT"))
     content.pop("checksum")
     name = chance.choice(sorted(content))
     content[name] = odd(chance, json_only=True)
     if chance.random() < 0.2:
         del content[name]
-    (spool / "FORMAT").write_text(json.dumps({**content, "checksum": directory._checksum(content)}))
+    put(spool / "FORMAT", json.dumps({**content, "checksum": directory._checksum(content)}).encode())
 
 
 def odd_cursor(spool: Path, chance: random.Random) -> None:
@@ -82,7 +89,7 @@ def odd_cursor(spool: Path, chance: random.Random) -> None:
     checked = generation.to_bytes(8, "little") + len(body).to_bytes(4, "little") + body
     packed = cursor.MAGIC + crc32(checked).to_bytes(4, "little") + checked
     data[slot * cursor.SLOT_BYTES : slot * cursor.SLOT_BYTES + len(packed)] = packed
-    (spool / "cursor").write_bytes(bytes(data[: 2 * cursor.SLOT_BYTES]))
+    put(spool / "cursor", bytes(data[: 2 * cursor.SLOT_BYTES]))
 
 
 def state_of(data: bytes, slot: int) -> tuple[dict[str, Any], int]:
@@ -116,7 +123,7 @@ def odd_evictions(spool: Path, chance: random.Random) -> None:
     content = [5, 1, 2, {"spool_full": 3}, 1, 1]
     content[chance.randrange(len(content))] = odd(chance)
     body = msgspec.msgpack.encode(content)
-    (spool / "evictions").write_bytes(crc32(body).to_bytes(4, "little") + body)
+    put(spool / "evictions", crc32(body).to_bytes(4, "little") + body)
 
 
 def odd_json(spool: Path, chance: random.Random) -> None:
@@ -132,7 +139,7 @@ def odd_json(spool: Path, chance: random.Random) -> None:
         content["last_error"] = "x" * 20_000_000
     else:
         content[chance.choice(sorted(content))] = odd(chance, json_only=True)
-    path.write_text(json.dumps(content))
+    put(path, json.dumps(content).encode())
     if path.name == "leader.host":
         os.utime(path, (1, 1))  # a fresh mark says that another host leads
 
@@ -142,8 +149,7 @@ def odd_letters(spool: Path, chance: random.Random) -> None:
     line = chance.choice(
         ('{"reason": 5}', "[]", "{", '{"reason":"poison","message":"\\u001b[2J"}', "x" * 20_000_000, "\0")
     )
-    with (spool / "dead_letters.jsonl").open("a") as file:
-        file.write(f"{line}\n" * chance.choice((1, 3)))
+    put(spool / "dead_letters.jsonl", f"{line}\n".encode() * chance.choice((1, 3)), at_end=True)
 
 
 def odd_frames(spool: Path, chance: random.Random) -> None:
@@ -165,8 +171,7 @@ def odd_frames(spool: Path, chance: random.Random) -> None:
         data = b"".join(claim(salt, (count - number - 1) * frame.HEADER_BYTES) for number in range(count))
     else:
         data = b"".join(claim(salt, chance.choice((1_000, 1 << 20, record.MAX_PAYLOAD_BYTES))) for _ in range(2_000))
-    with path.open("ab") as file:
-        file.write(data)
+    put(path, data, at_end=True)
 
 
 def claim(salt: int, length: int) -> bytes:
@@ -184,7 +189,7 @@ def noise(spool: Path, chance: random.Random) -> None:
     content[at : at + length] = chance.choice(
         (b"", bytes(length), chance.randbytes(length), content[at : at + length] * 2)
     )
-    path.write_bytes(bytes(content))
+    put(path, bytes(content))
     if path.name == "leader.host":
         os.utime(path, (1, 1))  # as above
 
@@ -230,7 +235,7 @@ def odd_ring(spool: Path, chance: random.Random) -> None:
         ring.chmod(chance.choice((0, 0o500)))
     elif kind == "number":
         number = chance.choice((0, 10**18 - 1, 10**18, 10**10, 2**63, 99))
-        (ring / f"{number:010d}.seg").write_bytes(chance.choice((b"", content_of(segments(spool)[-1]))))
+        put(ring / f"{number:010d}.seg", chance.choice((b"", content_of(segments(spool)[-1]))))
     elif kind == "names":
         for name in ("-1.seg", "x.seg", ".seg", "0000000002.seg.tmp", "\x1b[2J", "0" * 200 + ".seg", "precious.tmp"):
             (ring / name).write_bytes(b"x")
