@@ -160,10 +160,10 @@ class Flusher:
                 self._orders.stop.wait(POLL_SECONDS)
             self.leader_state.publish(at_once=True)
         finally:
-            self._alerts.look(at_once=True)
             self._delivery.close()
             self._reader.close()
             self._cursor.close()
+            self._alerts.look(at_once=True)
 
     def check(self) -> None:
         """Raise Fenced unless this process can prove that it still leads."""
