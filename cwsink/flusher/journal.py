@@ -132,7 +132,7 @@ class Journal:
             dead=dict(piece.tally.dead),
             rejected=rejected,
             resent=piece.resent,
-            parts=sum(event.is_part for event in events),
+            parts=sum(event.is_part for event in events) if self._config.oversize == "split" else 0,
             ranges=ranges,
             request=number,
             begin=begin,
