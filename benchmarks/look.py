@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def run(*words: str) -> None:
-    """Run a Python to its end."""
-    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, timeout=HANG_SECONDS)
+    """Run a Python to its end. No timeout: with one, `subprocess` looks for the end only every 50 ms."""
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def look(root: str, spools: int) -> None:
