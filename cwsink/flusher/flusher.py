@@ -160,6 +160,7 @@ class Flusher:
                 self._orders.stop.wait(POLL_SECONDS)
             self.leader_state.publish(at_once=True)
         finally:
+            # What others wait for goes first: whatever fails behind it, no segment stays locked in this process.
             self._delivery.close()
             self._reader.close()
             self._cursor.close()

@@ -38,6 +38,7 @@ State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no
 # A leader that has written nothing for this long does not move. No call (connecting, waiting for the answer) takes
 # longer, and no pause of an open circuit.
 STALLED_SECONDS: Final = 30.0
+_DEFAULTS: Final = SinkConfig()
 
 
 class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +150,8 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as `cwsink status --json` prints them."""
-        return {name: msgspec.to_builtins(value) for name, value in msgspec.structs.asdict(self).items()}
+        shown: dict[str, Any] = msgspec.to_builtins(self)
+        return shown
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -299,9 +301,8 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
 
 def _waits(settings: Mapping[str, Any]) -> Iterator[float]:
     """Yield how long a record may wait without being late: to be gathered, and for one request."""
-    defaults = SinkConfig()
     for name in ("batch_timeout_seconds", "connect_timeout_seconds", "read_timeout_seconds"):
-        value = settings.get(name, getattr(defaults, name))
+        value = settings.get(name, getattr(_DEFAULTS, name))
         yield value if isinstance(value, int | float) else 0.0
 
 

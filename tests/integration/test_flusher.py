@@ -26,7 +26,8 @@ from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.limits import MAX_EVENT_BYTES
-from cwsink.spool import cursor, disk, leader_state, refusals, segment
+from cwsink.spool import cursor, disk, files, leader_state, refusals, segment
+from cwsink.spool.alerts import Alerts
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
@@ -166,6 +167,28 @@ def test_hurry_sends_at_once(external: SinkConfig, server: StrictCloudWatch, who
             elsewhere.leave(0.0)
             assert elsewhere.has_ended(60)
     assert server.messages() == ["found", "now"]
+
+
+def test_a_leader_that_fails_to_its_end_keeps_no_segment(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails once more while it ends, and its process lives on. A segment that stayed locked would stay for ever."""
+    writer = filled(external, ["one"])
+    path = segment_path(writer.directory, 1)
+    lease = Lease(writer.directory)
+    assert lease.try_acquire()
+
+    def fail(self: Alerts, **_: bool) -> None:
+        if server.messages():
+            raise MemoryError
+
+    monkeypatch.setattr(Alerts, "look", fail)
+    with pytest.raises(MemoryError):
+        Flusher(writer.directory, external, lease, Orders(), kind="own").lead()
+    lease.release()
+    assert server.messages() == ["one"]
+    writer.close()
+    assert not files.is_locked(str(path), shared=True)
 
 
 def test_an_idle_leader_calls_nobody_and_costs_nothing(external: SinkConfig, server: StrictCloudWatch) -> None:
