@@ -62,8 +62,8 @@ def boot_id() -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if sys.platform == "darwin":
             return _sysctl("kern.bootsessionuuid")
-        with open(_BOOT_ID_FILE, encoding="utf-8") as file:
-            return file.read(_MOST_BOOT_ID_BYTES).strip()
+        with open(_BOOT_ID_FILE, "rb", buffering=0) as file:
+            return file.read(_MOST_BOOT_ID_BYTES).decode().strip()
     return ""
 
 

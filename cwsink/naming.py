@@ -112,7 +112,7 @@ def utc(timestamp_ms: int) -> datetime:
 
 def rfc3339(timestamp_ms: int) -> str:
     """Return "2026-01-31T12:00:00.000Z"."""
-    return f"{utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
+    return f"{utc(timestamp_ms).isoformat()[:19]}.{timestamp_ms % 1000:03}Z"
 
 
 def stream_at(resolved: str, timestamp_ms: int) -> str:

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
+from cwsink import lean
 from cwsink.printable import printable
 
 DONE: Final = 0
@@ -44,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _open_what_is_closed()
-    from cwsink.cli import arguments
-    from cwsink.errors import CwsinkError
+    with lean.loading():
+        from cwsink.cli import arguments
+        from cwsink.errors import CwsinkError
 
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -58,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:  # --help
             sys.stdout.flush()
             raise
-        code: int = import_module(f"cwsink.cli.{options.command}").run(options)
+        with lean.loading():
+            if options.command == "check":  # a probe may run it each second
+                lean.import_msgspec()
+            command = import_module(f"cwsink.cli.{options.command}")
+        code: int = command.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()  # the reader has seen enough

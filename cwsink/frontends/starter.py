@@ -50,8 +50,7 @@ _BOOT: Final = (
     "import os,sys;"
     "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
     "sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more);"
-    "from cwsink.flusher.mute import begin;begin(sys.argv[3]);"
-    "from cwsink.flusher.guard import main;main(sys.argv[2:])"
+    "from cwsink.flusher.boot import main;main(sys.argv[2:])"
 )
 _SHELL: Final = "/bin/sh"
 _RETRY_SECONDS: Final = 10.0

@@ -146,9 +146,13 @@ class Opened:
 
     A signal handler may raise at any line, also where a `finally` is about to close a descriptor. The lock on it would
     then stay for as long as this process lives. Here the last reference closes it at the latest.
+
+    Attributes:
+        opened_as: the file's status when it was opened.
     """
 
-    __slots__ = ("_file", "_incarnation", "fds")
+    __slots__ = ("_file", "_incarnation", "fds", "opened_as")
+    opened_as: os.stat_result
 
     def __init__(self) -> None:
         self.fds: list[int] = []  # the descriptor, while it is ours
@@ -164,7 +168,7 @@ class Opened:
         """Open. Raises OSError."""
         # The call and the note of its answer are one step of C code, so that no signal handler can raise in between.
         self.fds.extend(map(partial(os.open, dir_fd=dir_fd), (path,), (flags | _FLAGS,), (FILE_MODE,)))
-        status = os.fstat(self.fd)
+        self.opened_as = status = os.fstat(self.fd)
         self._file = file_of(status)
         if not flags & os.O_DIRECTORY:  # a directory is open for one call, and nobody can write to it by its number
             self._move_up()

@@ -52,7 +52,7 @@ def opened(path: str, flags: int) -> Opened:
 
 
 def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
-    """Return a file's content and its status at that time.
+    """Return a file's content and its status just before.
 
     The status is that of the opened file, not of its name: a network file system may answer a question about a name
     from its cache, but on opening a file it asks its server.

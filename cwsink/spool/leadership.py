@@ -9,6 +9,7 @@ import msgspec
 
 from cwsink.spool import cursor, files, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.leader_state import Published
 
 
 class Leader(msgspec.Struct, frozen=True):
@@ -30,13 +31,24 @@ def leader_of(directory: SpoolDirectory) -> Leader | None:
     """Return the process that leads; None if none does on this host, or if nothing tells which one it is."""
     if not lease.is_taken(directory):
         return None
-    state = cursor.read(directory.cursor)  # first: a new leader writes its epoch here, then leader.json
-    published = leader_state.read(directory)
-    if published is not None and published.epoch >= state.epoch:
+    state = cursor.read(directory.cursor)
+    return named(state.epoch, state.holder, leader_state.read(directory))
+
+
+def named(epoch: int, holder: str, published: Published | None) -> Leader | None:
+    """Return the process that leads, for a caller who knows that one does; None if nothing tells which one it is.
+
+    Args:
+        epoch: as the cursor has it. The caller has read the cursor first: a new leader writes its epoch there, and then
+            leader.json.
+        holder: the same.
+        published: the content of leader.json.
+    """
+    if published is not None and published.epoch >= epoch:
         return Leader(published.pid, published.host, published.epoch, published.kind, published.started_by or None)
     # The leader has not written leader.json (a full disk). The cursor names it, too.
-    host, _, pid = state.holder.rpartition("/")
-    return Leader(int(pid), host, state.epoch, "unknown") if pid.isdecimal() else None
+    host, _, pid = holder.rpartition("/")
+    return Leader(int(pid), host, epoch, "unknown") if pid.isdecimal() else None
 
 
 def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
@@ -46,9 +58,9 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
     """
     process = f"/proc/{leader.pid}"
     try:
-        with open(f"{process}/stat", encoding="utf-8", errors="replace") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-        if state not in "Tt":
+        with open(f"{process}/stat", "rb", buffering=0) as file:
+            state = file.read().rpartition(b")")[2].split()[0]
+        if state not in b"Tt":
             return False
         lock = files.status(directory.leader_lock)
         for fd in os.listdir(f"{process}/fd"):

@@ -71,7 +71,7 @@ class OpenDirectory:
         self._owner = owner
         self._is_root = is_root
         self._file = descriptors.opened(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd)
-        self.opened_as = os.fstat(self._file.fd)
+        self.opened_as = self._file.opened_as
         if self.opened_as.st_uid != owner and not (is_root and self.opened_as.st_uid == 0):
             self._file.close()
             raise _not_ours(self.opened_as, owner, path)
@@ -112,7 +112,7 @@ class OpenDirectory:
         """
         file = descriptors.opened(name, flags, self._fd_to_change() if flags & _CHANGES else self.fd)
         try:
-            self._check(os.fstat(file.fd), f"{self.path}/{name}")
+            self._check(file.opened_as, f"{self.path}/{name}")
         except OSError:
             file.close()
             raise
@@ -129,12 +129,11 @@ class OpenDirectory:
             raise OSError(errno.EMLINK, "the file has another name, too", path)
 
     def read(self, name: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
-        """Return a file's content, and its status at that time. Raises OSError; EFBIG: it is longer than that."""
+        """Return a file's content, and its status just before. Raises OSError; EFBIG: it is longer than that."""
         with self.opened(name, os.O_RDONLY) as file:
-            status = os.fstat(file.fd)
-            if status.st_size > most_bytes:
+            if file.opened_as.st_size > most_bytes:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), f"{self.path}/{name}")
-            return os.pread(file.fd, most_bytes, 0), status
+            return os.pread(file.fd, most_bytes, 0), file.opened_as
 
     def replace(self, name: str, data: bytes) -> None:
         """Replace a file as a whole. Raises OSError: then the old file is still there, unchanged."""
@@ -239,16 +238,21 @@ _stays: Final = _Stays()
 @contextlib.contextmanager
 def staying_in(spool: str) -> Iterator[None]:
     """Open a spool and its ring once for all that this thread does there in the block. Raises OSError, as `at`."""
-    with contextlib.ExitStack() as stack:
-        owner, opened = _looked_at.get(spool, os.geteuid()), {}
-        opened[spool] = held = _Staying(spool, spool, owner)
-        stack.callback(held.close)
-        with contextlib.suppress(FileNotFoundError):
-            opened[f"{spool}/{RING}"] = ring = _Staying(f"{spool}/{RING}", RING, owner, dir_fd=held.fd)
-            stack.callback(ring.close)
-        before, _stays.by_path = _stays.by_path, opened
-        stack.callback(setattr, _stays, "by_path", before)
+    if spool in _stays.by_path:
         yield
+        return
+    before, owner = _stays.by_path, _looked_at.get(spool, os.geteuid())
+    held = _Staying(spool, spool, owner)
+    opened = {spool: held}
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            opened[f"{spool}/{RING}"] = _Staying(f"{spool}/{RING}", RING, owner, dir_fd=held.fd)
+        _stays.by_path = opened
+        yield
+    finally:
+        _stays.by_path = before
+        for each in opened.values():
+            each.close()
 
 
 def at(path: str) -> OpenDirectory:

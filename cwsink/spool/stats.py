@@ -23,14 +23,15 @@ from cwsink.spool import (
     history,
     leader_state,
     leadership,
+    lease,
     letters,
     open_directory,
     orphans,
     sending,
     told,
 )
-from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
-from cwsink.spool.leadership import Leader, leader_of
+from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
+from cwsink.spool.leadership import Leader
 from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
@@ -39,6 +40,7 @@ State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no
 # longer, and no pause of an open circuit.
 STALLED_SECONDS: Final = 30.0
 _DEFAULTS: Final = SinkConfig()
+_NOBODY: Final = leader_state.Published(pid=0, host="", epoch=-1, kind="")
 
 
 class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +188,8 @@ def stats(path: str | None = None) -> Stats:
 
 def _add(path: str, found: Stats) -> None:
     try:
-        found.spools.append(look(open_existing(path, read_only=True)))
+        with looking_at(path) as directory:
+            found.spools.append(look(directory))
     except Exception as error:  # whatever another user has planted there, the other spools are shown
         found.unreadable[path] = str(error)
 
@@ -198,9 +201,10 @@ def look(directory: SpoolDirectory) -> SpoolStats:
 
 
 def _look(directory: SpoolDirectory) -> SpoolStats:
+    is_led = lease.is_taken(directory)
     books = survey(directory)
-    published = leader_state.read(directory) or leader_state.Published(pid=0, host="", epoch=0, kind="")
-    leader = leader_of(directory)
+    published = leader_state.read(directory) or _NOBODY
+    leader = leadership.named(books.epoch, books.holder, published) if is_led else None
     now = time.time()
     silent_seconds = max(0.0, now - _written_at(directory.cursor, directory.leader_state))
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
@@ -249,8 +253,8 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
 
 
 def _counts(books: Survey) -> dict[str, Any]:
-    counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for this one
-    del counts["oldest_pending_ms"]
+    counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for these
+    del counts["oldest_pending_ms"], counts["holder"]
     return counts
 
 

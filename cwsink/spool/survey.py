@@ -32,9 +32,12 @@ class Survey(msgspec.Struct):
 
     Leaders count `appended` when they read a record, and `delivered` and `dead_lettered` when they know what became of
     it. So `appended == delivered + sum(dead_lettered) + evicted + pending` is a real check.
+
+    `holder` is host/pid of the leader of that `epoch`.
     """
 
     epoch: int = 0
+    holder: str = ""
     appended: int = 0
     delivered: int = 0
     dead_lettered: dict[str, int] = {}
@@ -52,9 +55,10 @@ class Survey(msgspec.Struct):
         return self.appended == self.delivered + sum(self.dead_lettered.values()) + self.evicted + self.pending
 
 
-def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
+def open_segments(directory: SpoolDirectory, last_evicted: SegmentKey | None = None) -> Iterator[OpenSegment]:
     """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted."""
-    last_evicted = read_evictions(directory).last_evicted
+    if last_evicted is None:
+        last_evicted = read_evictions(directory).last_evicted
     for number in segment.numbers(directory.ring):
         with contextlib.suppress(FileNotFoundError):
             if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
@@ -64,16 +68,21 @@ def open_segments(directory: SpoolDirectory) -> Iterator[OpenSegment]:
                     yield opened
 
 
-def walk(directory: SpoolDirectory, settled: Mapping[SegmentKey, int] | None = None) -> Iterator[OpenSegment]:
+def walk(
+    directory: SpoolDirectory,
+    settled: Mapping[SegmentKey, int] | None = None,
+    last_evicted: SegmentKey | None = None,
+) -> Iterator[OpenSegment]:
     """Open each segment in turn, oldest first, to be read from where it is settled on.
 
     Args:
         directory: the spool.
         settled: the end of what is settled in each segment; as the cursor has it now by default.
+        last_evicted: as the totals of evictions have it; read now by default.
     """
     if settled is None:
         settled = cursor.read(directory.cursor).committed()
-    for opened in open_segments(directory):
+    for opened in open_segments(directory, last_evicted):
         opened.offset = settled.get(opened.key, opened.offset)
         yield opened
 
@@ -99,21 +108,18 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     evictions = read_evictions(directory)
     seen = {evictions.number}
     ledger = state.ledger
-    refused = Counter(ledger.refused)
-    refused.update(evictions.refused)
-    refused.update(refusals.counts(directory))
+    refused = Counter(ledger.refused) + Counter(evictions.refused) + Counter(refusals.counts(directory))
     books = Survey(
         epoch=state.epoch,
+        holder=state.holder,
         delivered=ledger.delivered,
         dead_lettered=dict(ledger.dead_lettered),
         evicted=evictions.records,
         resent=ledger.resent,
         corrupt_bytes=ledger.corrupt_bytes,
     )
-    for opened in walk(directory, state.committed()):
+    for opened in walk(directory, state.committed(), evictions.last_evicted):
         seen.add(opened.key.number)
-        if opened.key == evictions.last_evicted:
-            continue
         for each in opened.frames():
             if each.is_event:
                 books.pending += 1
@@ -217,11 +223,11 @@ class Backlog:
         evictions = read_evictions(directory)
         self._evicted = evictions.records
         newest = (segment.numbers(directory.ring) or [0])[-1]
-        for opened in walk(directory, state.committed()):
+        for opened in walk(directory, state.committed(), evictions.last_evicted):
             if opened.is_foreign:
                 self.foreign.append(opened.key.number)
             # Of a segment with a damaged header nothing can be delivered. While it is the newest, the leader leaves it.
-            elif opened.key != evictions.last_evicted and not (opened.is_damaged and opened.key.number == newest):
+            elif not (opened.is_damaged and opened.key.number == newest):
                 self._ends[opened.key] = opened.size()
         self.is_settled()
         self.data_bytes = self.left_bytes
