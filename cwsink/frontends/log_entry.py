@@ -43,6 +43,8 @@ _TEXT_KEYS: Final = ("message", "event", "msg")
 KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
 _NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
+_NO_ARGUMENTS: Final = ()
+_GET_MESSAGE: Final = logging.LogRecord.getMessage
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -72,6 +74,47 @@ class _Entry(msgspec.Struct, gc=False):
     diagnostics: _Diagnostics
     data: dict[str, Any]
     http: object = msgspec.UNSET
+
+
+def encode_usual(record: logging.LogRecord, created_ms: int, has_trace: bool) -> str | None:
+    """Return a record as JSON that is a text and no more; None if it has arguments, `extra` or an exception, say.
+
+    Most records are of this kind. No object of the application is asked for anything. A class of records that makes
+    messages in a way of its own is asked by `encode_record`.
+    """
+    own = record.__dict__  # once it was asked for, this is the quickest way to what is in it
+    if len(own) != _PLAIN_COUNT or next(reversed(own)) != _PLAIN_LAST:
+        return None
+    try:
+        message, name, level = own["msg"], own["name"], own["levelname"]
+        if (
+            message.__class__ is not str
+            or record.__class__.getMessage is not _GET_MESSAGE
+            or own["args"] is not _NO_ARGUMENTS
+            or own["exc_info"] is not None
+            or own["exc_text"] is not None
+            or own["stack_info"] is not None
+            or level not in KNOWN_LEVELS
+            or name in access_line.LOGGERS
+        ):
+            return None
+        trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
+        diagnostics = _Diagnostics(
+            "stdlib",
+            own["process"],
+            own["processName"],
+            own["threadName"],
+            own["pathname"],
+            own["lineno"],
+            own["funcName"],
+            own.get("taskName") or msgspec.UNSET,
+        )
+        timestamp = "%s.%03dZ" % (_second(created_ms // 1000), created_ms % 1000)  # noqa: UP031  # the quickest
+        return _encode(_Entry(timestamp, level, message, name, trace_id, span_id, diagnostics, {})).decode()
+    except Exception as error:  # a text that is no Unicode, or the application has taken away what each record has
+        if is_interruption(error):
+            raise
+        return None
 
 
 def encode_record(
@@ -235,7 +278,7 @@ def _rfc3339(created: object, milliseconds: int | None = None) -> str:
     if milliseconds is None:
         milliseconds = time_ms(created)
     try:
-        return "%s.%03dZ" % (_second(milliseconds // 1000), milliseconds % 1000)  # noqa: UP031  # the quickest
+        return "%s.%03dZ" % (_second(milliseconds // 1000), milliseconds % 1000)  # noqa: UP031  # as above
     except (ValueError, OverflowError, OSError):
         return str(created)
 

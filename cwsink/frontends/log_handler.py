@@ -138,11 +138,13 @@ class SpoolHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Spool a record, whatever objects it holds. Raises no Exception but that of a signal handler."""
-        nested = self._nested
-        depth = nested.depth = getattr(nested, "depth", 0) + 1
         try:
             created_ms = log_entry.time_ms(record.created)
-            text: str | bytes = self._text_of(record, created_ms) if depth <= _MOST_NESTED else _unshown(record)
+            text: str | bytes | None = None
+            if self.formatter is None:
+                text = log_entry.encode_usual(record, created_ms, self._has_trace)
+            if text is None:
+                text = self._ask(record, created_ms)
             if self._fields:
                 text = static_fields.add(text, self._fields)
             self._writer.append(text, created_ms)
@@ -151,14 +153,21 @@ class SpoolHandler(logging.Handler):
                 raise
             with suppress(Exception):
                 self._writer.count_internal_error(error)
-        finally:
-            nested.depth = depth - 1
 
     def close(self) -> None:
         """Let go of the spool. `logging.shutdown` and `dictConfig` call this. A later record opens the spool again."""
         beside_celery.forget(self)
         self._writer.close()
         super().close()
+
+    def _ask(self, record: logging.LogRecord, created_ms: int) -> str:
+        """Return the text of a record whose objects are asked how they are shown. They may log meanwhile, in here."""
+        nested = self._nested
+        depth = nested.depth = getattr(nested, "depth", 0) + 1
+        try:
+            return self._text_of(record, created_ms) if depth <= _MOST_NESTED else _unshown(record)
+        finally:
+            nested.depth = depth - 1
 
     def _text_of(self, record: logging.LogRecord, created_ms: int) -> str:
         """Return the text of the event. If formatting fails, that is the unformatted message and its arguments.

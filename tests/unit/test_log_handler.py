@@ -197,3 +197,58 @@ def test_what_cannot_be_formatted_is_shown_as_it_is() -> None:
     """Message and arguments, by `repr()`."""
     assert log_entry.unformatted(record_of("%d apples", "no")) == "%d apples % ('no',)"
     assert log_entry.unformatted(record_of(Hostile())) == "<Hostile that cannot be shown: ValueError>"
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"threadName": None}, {"levelname": "AUDIT"}, {"created": 0.001}, {"msg": "ü\n"}]
+)
+def test_a_usual_record_is_encoded_in_two_ways_that_agree(fields: dict[str, Any]) -> None:
+    """The quick way, and the one for all."""
+    record = record_of("hello", **fields)
+    created_ms = log_entry.time_ms(record.created)
+    text = log_entry.encode_usual(record, created_ms, True)
+    assert text == log_entry.encode_record(record, record.getMessage(), created_ms=created_ms)
+
+
+class Masked(logging.LogRecord):
+    """Its message is another one than its text."""
+
+    def getMessage(self) -> str:  # noqa: N802  # logging's name
+        return "***"
+
+
+def test_a_record_that_makes_its_message_itself_is_no_usual_one() -> None:
+    """It may hide a password."""
+    record = Masked("shop", 20, "f.py", 1, "secret", (), None)
+    assert log_entry.encode_usual(record, 1, True) is None
+
+
+def without_a_thread() -> logging.LogRecord:
+    record = record_of("hello")
+    kept = dict(vars(record))
+    vars(record).clear()
+    vars(record).update({"other" if name == "threadName" else name: value for name, value in kept.items()})
+    return record
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        record_of("hello %s", 1),
+        record_of({"msg": "hello"}),
+        record_of("hello", order=17),
+        record_of("hello", exc_info=raised(ValueError("x"))),
+        record_of("hello", exc_text="Traceback"),
+        record_of("hello", stack_info="Stack"),
+        record_of("hello", levelname="NOTICE"),
+        record_of("hello", levelname=[]),
+        record_of("hello", name="uvicorn.access"),
+        record_of("\udce4"),
+        record_of("hello", name="sh\udce4p"),
+        record_of("hello", pathname=object()),
+        without_a_thread(),
+    ],
+)
+def test_any_other_record_is_left_to_the_careful_way(record: logging.LogRecord) -> None:
+    """Nothing is raised, and nothing is left out."""
+    assert log_entry.encode_usual(record, 1, True) is None
