@@ -109,7 +109,7 @@ def encode_usual(record: logging.LogRecord, created_ms: int, has_trace: bool) ->
             own["funcName"],
             own.get("taskName") or msgspec.UNSET,
         )
-        timestamp = "%s.%03dZ" % (_second(created_ms // 1000), created_ms % 1000)  # noqa: UP031  # the quickest
+        timestamp = _timestamp(created_ms)
         return _encode(_Entry(timestamp, level, message, name, trace_id, span_id, diagnostics, {})).decode()
     except Exception as error:  # a text that is no Unicode, or the application has taken away what each record has
         if is_interruption(error):
@@ -278,9 +278,15 @@ def _rfc3339(created: object, milliseconds: int | None = None) -> str:
     if milliseconds is None:
         milliseconds = time_ms(created)
     try:
-        return "%s.%03dZ" % (_second(milliseconds // 1000), milliseconds % 1000)  # noqa: UP031  # as above
+        return _timestamp(milliseconds)
     except (ValueError, OverflowError, OSError):
         return str(created)
+
+
+@lru_cache(maxsize=1)
+def _timestamp(milliseconds: int) -> str:
+    """Return a time. Cached: the records of a burst have the same millisecond."""
+    return "%s.%03dZ" % (_second(milliseconds // 1000), milliseconds % 1000)  # noqa: UP031  # the quickest
 
 
 @lru_cache(maxsize=2)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # A `repr()` may log the object that it belongs to, and the handler would call that `repr()` again, for ever. From this
 # depth on it calls no code of the application. Signal handlers that log nest, too, but less deep.
 _MOST_NESTED: Final = 5
+_FILTER: Final = logging.Filterer.filter
 
 
 class JsonFormatter(logging.Formatter):
@@ -129,6 +130,9 @@ class SpoolHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Spool a record that passes the filters. It does what logging's own `handle` does, without the lock."""
+        if not self.filters and type(self).filter is _FILTER:  # there is nothing to ask
+            self.emit(record)
+            return True
         passed: object = self.filter(record)
         if isinstance(passed, logging.LogRecord):  # since Python 3.12 a filter may replace the record
             record = passed
