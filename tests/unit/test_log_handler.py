@@ -210,7 +210,7 @@ def test_a_usual_record_is_encoded_in_two_ways_that_agree(fields: dict[str, Any]
     assert text == log_entry.encode_record(record, record.getMessage(), created_ms=created_ms)
 
 
-class Masked(logging.LogRecord):
+class MakesItsMessage(logging.LogRecord):
     """Its message is another one than its text."""
 
     def getMessage(self) -> str:  # noqa: N802  # logging's name
@@ -219,7 +219,7 @@ class Masked(logging.LogRecord):
 
 def test_a_record_that_makes_its_message_itself_is_no_usual_one() -> None:
     """It may hide a password."""
-    record = Masked("shop", 20, "f.py", 1, "secret", (), None)
+    record = MakesItsMessage("shop", 20, "f.py", 1, "secret", (), None)
     assert log_entry.encode_usual(record, 1, True) is None
 
 
