@@ -40,7 +40,7 @@ def name() -> str:
     """Return the name of this host, or of the container."""
     if sys.platform == "win32":  # nothing is spooled there
         return os.environ.get("COMPUTERNAME", "localhost")
-    return os.uname().nodename
+    return legal(os.uname().nodename)
 
 
 def process() -> str:
@@ -53,7 +53,12 @@ def program() -> str:
     path = str((getattr(sys, "argv", None) or [""])[0])
     if os.path.basename(path) == "__main__.py":
         path = os.path.dirname(path)
-    return os.path.basename(path)
+    return legal(os.path.basename(path))
+
+
+def legal(text: str) -> str:
+    """Return a text of the system, which may hold bytes that are not UTF-8, with backslash escapes for these."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @cache

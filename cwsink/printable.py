@@ -32,7 +32,7 @@ def printable(text: str, *, one_line: bool = False) -> str:
 
 def printable_json(text: str) -> str:
     """Return JSON with each character that acts as JSON's own escape. It means the same."""
-    return _acting_replaced(_escape_in_json, text)
+    return _acting_replaced(escape_in_json, text)
 
 
 def _acting_replaced(escape: Callable[[re.Match[str]], str], text: str) -> str:
@@ -45,7 +45,8 @@ def _acting() -> re.Pattern[str]:
     return re.compile(_ACTING)
 
 
-def _escape_in_json(match: re.Match[str]) -> str:
+def escape_in_json(match: re.Match[str]) -> str:
+    """Return JSON's escape of the character that was found."""
     units = match[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 

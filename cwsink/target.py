@@ -93,7 +93,7 @@ def _values(asker: _Asker) -> dict[str, Callable[[], str]]:
 
 def app_name(config: SinkConfig, env: Mapping[str, str]) -> str:
     """Return what the application is called."""
-    return config.app_name or env.get(APP_VARIABLE) or host.program() or "app"
+    return config.app_name or host.legal(env.get(APP_VARIABLE, "")) or host.program() or "app"
 
 
 def _looked_up(name: str) -> Callable[[_Asker], str]:

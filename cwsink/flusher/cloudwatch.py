@@ -14,6 +14,7 @@ and takes 3 MiB less. Of what botocore reads about AWS's services, we keep only 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import getpass
 import gzip
@@ -85,12 +86,15 @@ def _ask_nobody(*_: object, **__: object) -> str:
 def load() -> None:
     """Import botocore, and read AWS's descriptions of our calls. It takes 0.2 s, once for all clients of this process.
 
-    A client that is made afterwards takes 5 ms, also in a forked child. No credentials are looked for.
+    A client that is made afterwards takes 5 ms, also in a forked child. No credentials are looked for. Something may be
+    wrong with AWS's variables or files (a profile that is not there). Then nothing is read now, and the first call of
+    each client says what it is.
     """
     import_botocore()
-    session = new_session(None)
-    session.set_credentials("none", "none")
-    session.create_client("logs", region_name="us-east-1").close()
+    with contextlib.suppress(Exception):
+        session = new_session(None)
+        session.set_credentials("none", "none")
+        session.create_client("logs", region_name="us-east-1").close()
 
 
 # The spool's FORMAT says where to send, or leaves it to the profile's file. These variables must not: see below.
@@ -222,8 +226,10 @@ class CloudWatch:
         except Exception as error:
             # No credentials, no region, a broken credential_process, a surprise of a proxy: the records stay.
             # An exception that is not botocore's comes from making the client, or from parsing an answer.
-            may_have_arrived = self._client is not None and not isinstance(error, exceptions.BotoCoreError)
-            message = confidential.text_of(error)
+            is_of_botocore, message = isinstance(error, exceptions.BotoCoreError), confidential.text_of(error)
+            if self._client is None and isinstance(error, ValueError) and not is_of_botocore:
+                return answer(code="InvalidConfigError", message=message)  # int("x"), a file that is no UTF-8
+            may_have_arrived = self._client is not None and not is_of_botocore
             return answer(code=type(error).__name__, message=message, is_ambiguous=may_have_arrived)
         metadata = found.get("ResponseMetadata", {})
         if not metadata.get("RequestId"):

@@ -28,13 +28,13 @@ _LEFT_OUT: Final = " ... "
 
 
 def shortened(text: str, most_bytes: int) -> str:
-    """Return `text` in at most so many bytes of UTF-8. What is left out is its middle.
+    """Return `text` in at most so many bytes of UTF-8, with escapes for surrogates. What is left out is its middle.
 
     The end must stay, because there CloudWatch names the parameter that it finds wrong.
     """
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= most_bytes:
-        return text
+        return data.decode()
     room = most_bytes - len(_LEFT_OUT)
     begin, end = data[: room - room // 3], data[-(room // 3) :]
     return f"{begin.decode(errors='ignore')}{_LEFT_OUT}{end.decode(errors='ignore')}"
@@ -69,7 +69,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         for name in TEXTS:
             if text := getattr(self, name):
                 msgspec.structs.force_setattr(self, name, shortened(text, MOST_TEXT_BYTES))
-        if self.expected_token is not None and len(self.expected_token) > _MOST_TOKEN_CHARACTERS:
+        if (token := self.expected_token) and (len(token) > _MOST_TOKEN_CHARACTERS or not token.isascii()):
             msgspec.structs.force_setattr(self, "expected_token", None)
 
 
@@ -154,8 +154,19 @@ class Outcome(Enum):
         "ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId "
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException "
         "MissingAuthenticationToken MissingAuthenticationTokenException NoCredentialsError PartialCredentialsError "
-        "CredentialRetrievalError TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError NoRegionError "
-        "ProfileNotFound",
+        "CredentialRetrievalError TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError NoRegionError",
+        obstacle="credentials",
+        is_slow=True,
+    )
+    # botocore has made no client.
+    MISCONFIGURED = Reaction(
+        Act.RENEW_SESSION,
+        "One of AWS's variables (AWS_...) where the flusher was started, or a file that it names (~/.aws/config), is "
+        "wrong. Correct it. The files are read anew at each try; a variable needs a new start of what logs.",
+        "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InfiniteLoopConfigError InvalidRegionError "
+        "InvalidRetryConfigurationError InvalidMaxRetryAttemptsError InvalidRetryModeError InvalidDefaultsMode "
+        "InvalidSTSRegionalEndpointsConfigError InvalidS3UsEast1RegionalEndpointConfigError InvalidChecksumConfigError "
+        "InvalidEndpointConfigurationError InvalidIMDSEndpointError InvalidIMDSEndpointModeError",
         obstacle="credentials",
         is_slow=True,
     )

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import stat
@@ -48,6 +47,7 @@ from cwsink import host, target
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
+from cwsink.printable import escape_in_json
 from cwsink.spool import files, host_names, open_directory
 from cwsink.spool.record import Count
 from cwsink.spool.repair import put_in_order
@@ -64,6 +64,7 @@ _UNSAFE_FILESYSTEMS: Final = frozenset(
 )
 
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+_NOT_PRINTABLE: Final = re.compile(r"[^ -~]")
 
 
 class SpoolFormat(Target, frozen=True, kw_only=True):
@@ -306,8 +307,8 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
 
 def _write_format(path: str, wanted: SpoolFormat) -> None:
     content = msgspec.to_builtins(wanted)
-    data = f"{json.dumps({**content, 'checksum': _checksum(content)}, indent=2)}\n".encode()
-    files.create(f"{path}/FORMAT", data, is_durable=True)
+    data = msgspec.json.format(msgspec.json.encode({**content, "checksum": _checksum(content)}))
+    files.create(f"{path}/FORMAT", data + b"\n", is_durable=True)
 
 
 class _DamagedFormatError(SpoolFormatError):
@@ -315,7 +316,9 @@ class _DamagedFormatError(SpoolFormatError):
 
 
 def _checksum(content: Mapping[str, object]) -> str:
-    return f"{crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+    """Return the CRC of the content as JSON: keys sorted, ": " and ", " between, all but ASCII as escapes."""
+    text = msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=0).decode()
+    return f"{crc32(_NOT_PRINTABLE.sub(escape_in_json, text).encode()):08x}"
 
 
 def _read_format(path: str) -> SpoolFormat:
@@ -333,7 +336,7 @@ def _read_format(path: str) -> SpoolFormat:
 def _parsed(path: str, text: bytes) -> SpoolFormat:
     """Return what the text of FORMAT says. Raises SpoolFormatError."""
     try:
-        content = json.loads(text)
+        content = msgspec.json.decode(text)
         intact = content.pop("checksum") == _checksum(content)
         version = content["format"]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

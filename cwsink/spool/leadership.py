@@ -31,24 +31,24 @@ def leader_of(directory: SpoolDirectory) -> Leader | None:
     """Return the process that leads; None if none does on this host, or if nothing tells which one it is."""
     if not lease.is_taken(directory):
         return None
-    state = cursor.read(directory.cursor)
-    return named(state.epoch, state.holder, leader_state.read(directory))
+    epoch = cursor.read(directory.cursor).epoch  # first: a new leader writes it there, and then leader.json
+    return named(directory, epoch, leader_state.read(directory))
 
 
-def named(epoch: int, holder: str, published: Published | None) -> Leader | None:
+def named(directory: SpoolDirectory, epoch: int, published: Published | None) -> Leader | None:
     """Return the process that leads, for a caller who knows that one does; None if nothing tells which one it is.
 
     Args:
-        epoch: as the cursor has it. The caller has read the cursor first: a new leader writes its epoch there, and then
-            leader.json.
-        holder: the same.
+        directory: the spool.
+        epoch: as the cursor had it before `published` was read.
         published: the content of leader.json.
     """
     if published is not None and published.epoch >= epoch:
         return Leader(published.pid, published.host, published.epoch, published.kind, published.started_by or None)
     # The leader has not written leader.json (a full disk). The cursor names it, too.
-    host, _, pid = holder.rpartition("/")
-    return Leader(int(pid), host, epoch, "unknown") if pid.isdecimal() else None
+    state = cursor.read(directory.cursor)
+    host, _, pid = state.holder.rpartition("/")
+    return Leader(int(pid), host, state.epoch, "unknown") if pid.isdecimal() else None
 
 
 def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:

@@ -204,7 +204,7 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
     is_led = lease.is_taken(directory)
     books = survey(directory)
     published = leader_state.read(directory) or _NOBODY
-    leader = leadership.named(books.epoch, books.holder, published) if is_led else None
+    leader = leadership.named(directory, books.epoch, published) if is_led else None
     now = time.time()
     silent_seconds = max(0.0, now - _written_at(directory.cursor, directory.leader_state))
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
@@ -253,8 +253,8 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
 
 
 def _counts(books: Survey) -> dict[str, Any]:
-    counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for these
-    del counts["oldest_pending_ms"], counts["holder"]
+    counts = msgspec.structs.asdict(books)  # the fields have the same names here, except for this one
+    del counts["oldest_pending_ms"]
     return counts
 
 

@@ -32,12 +32,9 @@ class Survey(msgspec.Struct):
 
     Leaders count `appended` when they read a record, and `delivered` and `dead_lettered` when they know what became of
     it. So `appended == delivered + sum(dead_lettered) + evicted + pending` is a real check.
-
-    `holder` is host/pid of the leader of that `epoch`.
     """
 
     epoch: int = 0
-    holder: str = ""
     appended: int = 0
     delivered: int = 0
     dead_lettered: dict[str, int] = {}
@@ -111,7 +108,6 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     refused = Counter(ledger.refused) + Counter(evictions.refused) + Counter(refusals.counts(directory))
     books = Survey(
         epoch=state.epoch,
-        holder=state.holder,
         delivered=ledger.delivered,
         dead_lettered=dict(ledger.dead_lettered),
         evicted=evictions.records,

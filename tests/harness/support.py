@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,12 @@ def finish(child: subprocess.Popen[str], *, code: int = 0, seconds: float = CHIL
     out, err = child.communicate(timeout=seconds)
     assert child.returncode == code, f"exit code {child.returncode}\n{out}\n{err}"
     return out
+
+
+@cache
+def may_unshare(*flags: str) -> bool:
+    """Tell whether namespaces of this kind can be made here."""
+    if shutil.which("unshare") is None:
+        return False
+    probe = subprocess.run(["unshare", *flags, "true"], capture_output=True, timeout=CHILD_SECONDS, check=False)
+    return probe.returncode == 0

@@ -25,6 +25,7 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.election import Election
 from cwsink.spool import leader_state
 from cwsink.spool.record import Event
+from tests.harness.interleave import until
 from tests.harness.support import SPOOL_FORMAT, finish, peak, program_calling, quick_config
 from tests.integration.test_deadline import HANG_SECONDS, self_signed
 
@@ -197,6 +198,23 @@ def test_the_leader_says_it_in_one_line(serve: Callable[..., Server], capfd: pyt
     found = leader_state.read(writer.directory)
     assert found is not None
     assert (found.last_error or "").startswith("AnswerTooLong")
+
+
+@pytest.mark.parametrize("kind", ["ServiceUnavailableException", "InvalidSequenceTokenException"])
+def test_an_answer_may_hold_what_is_no_text(kind: str, serve: Callable[..., Server]) -> None:
+    """A lone surrogate, which JSON can write and UTF-8 cannot: the leader publishes an escape, and asks again."""
+    body = json.dumps({"__type": kind, "message": "n\ud800o", "expectedSequenceToken": "4\ud8002"}).encode()
+    server = serve(lambda: whole(BAD, body))
+    writer = Writer(quick_config(f"http://127.0.0.1:{server.port}", flusher="external"))
+    assert writer.append("one")
+    election = Election(writer.directory, kind="service")
+    election.start()
+    until(lambda: server.requests >= 3, "it asks again")
+    election.leave(0.0)
+    assert election.has_ended(HANG_SECONDS)
+    found = leader_state.read(writer.directory)
+    assert found is not None
+    assert found.last_error == f"{kind}: n\\ud800o"
 
 
 def test_an_answer_of_nearly_a_mebibyte_is_read(serve: Callable[..., Server]) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +21,9 @@ import pytest
 from cwsink import SinkConfig, Writer, diagnostics, host, target
 from cwsink.spool import directory, host_names
 from cwsink.testing import StrictCloudWatch
+from tests.conftest import Spawn
 from tests.harness.interleave import deliver, until
-from tests.harness.support import quick_config
+from tests.harness.support import CHILD_SECONDS, finish, may_unshare, quick_config
 
 Answers = dict[tuple[str, str], Callable[[BaseHTTPRequestHandler], "str | None"]]
 
@@ -388,3 +391,33 @@ def test_a_day_ends_at_midnight_utc_by_the_events_own_time(server: StrictCloudWa
     assert server.messages(stream=today) == ["0", "1", "2"]
     assert server.messages(stream=yesterday) == ["-2", "-1"]
     assert len(server.events()) == 5
+
+
+def test_the_name_of_a_program_may_be_no_text(spawn: Spawn, tmp_path: Path, server: StrictCloudWatch) -> None:
+    """A file has any bytes as its name."""
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.py"))
+    Path(path).write_text(
+        "import cwsink; w = cwsink.Writer.open(log_group_name='/app', log_stream_name='{app}', self_metrics='emf');"
+        "print(w.append('hello'), w.flush(30), cwsink.stats().spools[0].leader.started_by)"
+    )
+    code = f"import runpy, sys; sys.argv[0] = {path!r}; runpy.run_path({path!r})"
+    said = finish(spawn(code, env=server.environment()))
+    assert said.startswith("True True pid ")
+    assert said.endswith(" (caf\\udce9.py)\n")
+    assert [event.stream for event in server.events() if event.message == "hello"] == ["caf\\udce9.py"]
+
+
+NAMED_BY_BYTES = """
+import socket
+socket.sethostname(b"h\\xffst")
+import cwsink
+writer = cwsink.Writer.open(log_group_name="/app", region="us-east-1", flusher="external")
+print(writer.append("hello"), cwsink.stats().spools[0].log_stream_name)
+"""
+
+
+@pytest.mark.skipif(not may_unshare("--uts"), reason="not run: needs root, Linux and unshare(1)")
+def test_the_name_of_a_host_may_be_no_text() -> None:
+    """The kernel takes any bytes."""
+    command = ["unshare", "--uts", sys.executable, "-c", NAMED_BY_BYTES]
+    assert subprocess.check_output(command, text=True, timeout=CHILD_SECONDS) == "True h\\udcffst\n"

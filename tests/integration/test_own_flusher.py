@@ -347,6 +347,46 @@ def test_one_whose_credentials_fail_gives_way_to_a_writer_with_others(
     eventually(lambda: server.messages() == ["first", "second"], "both are delivered")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("AWS_PROFILE", "prodd", "ProfileNotFound: The config profile (prodd) could not be found"),
+        ("AWS_PROFILE", "caf\udce9", "ProfileNotFound: The config profile (caf\\udce9) could not be found"),
+        ("AWS_DEFAULTS_MODE", "fast", "InvalidDefaultsMode: Client configured with invalid defaults mode: fast"),
+        ("AWS_RETRY_MODE", "never", 'InvalidRetryModeError: Invalid value provided to "mode": "never"'),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "soon", "InvalidConfigError: invalid literal for int() with base 10: 'soon'"),
+    ],
+)
+def test_a_wrong_variable_of_aws_is_an_error_line(
+    program: Callable[..., subprocess.Popen[str]], root: Path, name: str, value: str, error: str
+) -> None:
+    """The flusher leads, and says what is wrong."""
+    child = program({name: value}, drain_timeout_seconds=0.1)
+    log(child, "hello")
+    eventually(lambda: leader(root).obstacle == "credentials", "it has found out")
+    assert (leader(root).last_error or "").startswith(error)
+    child.stdin.close()  # type: ignore[union-attr]  # it was asked for
+    assert child.stderr is not None
+    said = child.stderr.read()
+    assert f"cannot deliver to /own/flusher: {error}" in said
+    assert "One of AWS's variables (AWS_...)" in said
+    assert "Traceback" not in said
+
+
+def test_a_wrong_file_of_aws_is_read_anew_at_each_try(
+    program: Callable[..., subprocess.Popen[str]], root: Path, server: StrictCloudWatch, tmp_path: Path
+) -> None:
+    """Once it is corrected the records are delivered."""
+    file = tmp_path / "config"
+    file.write_text("[default\n")
+    child = program({"AWS_CONFIG_FILE": str(file)})
+    log(child, "hello")
+    eventually(lambda: leader(root).obstacle == "credentials", "it has found out")
+    assert leader(root).last_error == f"ConfigParseError: Unable to parse config file: {file}"
+    file.write_text("[default]\n")
+    eventually(lambda: server.messages() == ["hello"], "it is delivered")
+
+
 def test_it_is_found_where_the_executable_is_no_python(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +18,6 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ from cwsink.spool.directory import SpoolDirectory, find_spools
 from cwsink.spool.lease import Lease
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import until
-from tests.harness.support import CHILD_SECONDS
+from tests.harness.support import CHILD_SECONDS, may_unshare
 
 # Appends as many records as each line of stdin says, and answers; ends with stdin.
 WORKER = """
@@ -58,15 +56,6 @@ FORGED = """
     shift 7
     exec "$@"
 """
-
-
-@cache
-def may_unshare(*flags: str) -> bool:
-    """Tell whether namespaces of this kind can be made here."""
-    if shutil.which("unshare") is None:
-        return False
-    probe = subprocess.run(["unshare", *flags, "true"], capture_output=True, timeout=CHILD_SECONDS, check=False)
-    return probe.returncode == 0
 
 
 def needs(*flags: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from botocore import exceptions
 
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.outcome import Act, Answer, Outcome, advice_on, classify, rejected_indexes
@@ -25,7 +26,13 @@ BISECT = "InvalidParameterException ValidationException SerializationException R
 # Raised by botocore before anything is sent.
 NO_CREDENTIALS = """
 NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError SSOTokenLoadError
-UnauthorizedSSOTokenError NoRegionError ProfileNotFound
+UnauthorizedSSOTokenError NoRegionError
+""".split()
+MISCONFIGURED = """
+ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InfiniteLoopConfigError InvalidRegionError
+InvalidRetryConfigurationError InvalidMaxRetryAttemptsError InvalidRetryModeError InvalidDefaultsMode
+InvalidSTSRegionalEndpointsConfigError InvalidS3UsEast1RegionalEndpointConfigError InvalidChecksumConfigError
+InvalidEndpointConfigurationError InvalidIMDSEndpointError InvalidIMDSEndpointModeError
 """.split()
 # Raised by botocore where no whole answer came.
 NO_ANSWER = {
@@ -96,6 +103,13 @@ def test_each_error_code_means_what_the_documentation_says(code: str, outcome: O
 def test_what_botocore_raises_for_want_of_credentials_rebuilds_the_session(code: str) -> None:
     """No call was made: keep the batch, look for credentials again."""
     assert classify(Answer(code=code, message="why")) is Outcome.CREDENTIALS
+
+
+@pytest.mark.parametrize("code", MISCONFIGURED)
+def test_what_botocore_raises_for_a_wrong_configuration_rebuilds_the_session(code: str) -> None:
+    """The file that is wrong may be corrected. botocore knows all of these."""
+    assert hasattr(exceptions, code)
+    assert classify(Answer(code=code, message="why")) is Outcome.MISCONFIGURED
 
 
 @pytest.mark.parametrize("code", NO_ANSWER)
