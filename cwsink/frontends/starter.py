@@ -40,6 +40,7 @@ from cwsink.spool.flusher_lock import FlusherLock, Reason
 
 PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
 PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
+_FLUSHERS_OWN: Final = "CWSINK_FLUSHER_"  # a guard that begins anew tells the next one what it knows
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 # `cwsink run` starts a flusher, and sets this for its command to its user's number. A command of the same user starts
 # a flusher only if the other one stays away.
@@ -252,7 +253,8 @@ def _led_at(directory: SpoolDirectory) -> int:
 
 
 def _environment() -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or name in _OF_PYTHON}
+    left_out = ("PYTHON", _FLUSHERS_OWN)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(left_out) or name in _OF_PYTHON}
     env[PATH_VARIABLE] = "\n".join(_search_path())
     env[STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
     env.pop(HOSTED_VARIABLE, None)

@@ -373,6 +373,14 @@ def test_a_wrong_variable_of_aws_is_an_error_line(
     assert "Traceback" not in said
 
 
+def test_a_guards_notes_to_the_next_one_are_not_taken_from_an_application(
+    program: Callable[..., subprocess.Popen[str]], server: StrictCloudWatch
+) -> None:
+    """Nobody but a guard that begins anew sets these variables."""
+    log(program({"CWSINK_FLUSHER_LEFT_BEHIND": "?", "CWSINK_FLUSHER_MUTE": "1"}), "hello")
+    eventually(lambda: server.messages() == ["hello"], "it is delivered")
+
+
 def test_a_wrong_file_of_aws_is_read_anew_at_each_try(
     program: Callable[..., subprocess.Popen[str]], root: Path, server: StrictCloudWatch, tmp_path: Path
 ) -> None:
