@@ -110,7 +110,8 @@ class Spools:
                 if not _SPOOL_NAME.fullmatch(os.path.basename(path)):
                     continue
                 self.miss(path, f"cannot look into {path}: permission denied. Run as its owner or as root.")
-            elif not files.exists(f"{path}/FORMAT") and self._has_records(path):
+            # In this order: a spool that is made just now gets its FORMAT before its first record.
+            elif self._has_records(path) and not files.exists(f"{path}/FORMAT"):
                 self.miss(
                     path, f"{path} holds records but no FORMAT file. The next worker that logs there writes it anew."
                 )

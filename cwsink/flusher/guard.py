@@ -179,7 +179,6 @@ def _forward(number: int, *_: object) -> None:
 
 
 def _settle_in(*, keep_lock: bool) -> None:
-    os.chdir("/")
     with contextlib.suppress(OSError):  # it fails if posix_spawn has made the session already
         os.setsid()
     highest = os.sysconf("SC_OPEN_MAX")

@@ -49,6 +49,7 @@ HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 _LOCK_FD: Final = 3  # the value of cwsink.flusher.guard.LOCK_FD, a module that no writer loads
 _BOOT: Final = (
     "import os,sys;"
+    "os.chdir('/');"  # first: where the directory is gone, Python 3.13.0 can import no socket
     "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
     "sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more);"
     "from cwsink.flusher.boot import main;main(sys.argv[2:])"
