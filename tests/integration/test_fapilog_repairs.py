@@ -511,7 +511,9 @@ def test_a_name_that_is_gone_is_noticed(name: str, monkeypatch: pytest.MonkeyPat
         names = tuple("renamed" if each == last else each for each in code.co_names)
         renamed = types.FunctionType(code.replace(co_names=names), {})
         monkeypatch.setattr(owner, "_common_init", renamed)
-    assert fapilog_repairs.missing() == [name]
+    found = fapilog_repairs.missing()
+    # Without this one Python 3.10 can import nothing.
+    assert found == [name] or (module == "importlib._bootstrap" and name in found)
 
 
 # One process for all: each name is missed in a forked child that starts afresh.

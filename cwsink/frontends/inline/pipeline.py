@@ -20,13 +20,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar, copy_context
+from functools import partial
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, Final
 
 from cwsink import diagnostics
 from cwsink.frontends.fapilog_names import PIPELINE
-from cwsink.frontends.inline import handover, outlets, stages, waiting
+from cwsink.frontends.inline import handover, measuring, outlets, stages, waiting
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
 from cwsink.frontends.interruption import is_interruption
@@ -46,22 +47,6 @@ class _Nested(threading.local):
 _nested: Final = _Nested()
 
 
-class _NeverWaits:
-    """Takes the place of a metrics collector's `asyncio.Lock`, which two threads cannot share.
-
-    It is reentrant, because a signal handler may log. It is held for an addition, never while a plugin runs.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    async def __aenter__(self) -> None:
-        self._lock.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 class Pipeline:
     """The pipeline of one logger.
 
@@ -77,8 +62,9 @@ class Pipeline:
         self._outlets = sinks
         self._judged: dict[int, tuple[object, str | None]] = {}
         self._seen: tuple[Any, ...] = ()
-        self._helper = type(logger)._make_worker(logger)
         self._metrics = logger._metrics
+        self._helper = type(logger)._make_worker(logger)
+        self._helper._metrics = self._measured = measuring.measured(logger._metrics)
         self.unlock()
         self._look()
 
@@ -86,8 +72,9 @@ class Pipeline:
         """Make new locks: at the start, and in a forked child, because another thread may have held the old ones."""
         self._starting = threading.Lock()
         for plugin in (self._logger, *self._logger._processors_snapshot):
-            if getattr(getattr(plugin, "_metrics", None), "_lock", None) is not None:
-                plugin._metrics._lock = _NeverWaits()
+            collector = measuring.behind(getattr(plugin, "_metrics", None))
+            if getattr(collector, "_lock", None) is not None:
+                collector._lock = measuring.NeverWaits()
         for ring in (self._logger._queue._main, self._logger._queue._protected, *self._logger._circuit_breakers):
             ring._lock = (
                 threading.RLock()
@@ -170,10 +157,7 @@ class Pipeline:
     def measure(self, call: Any, *args: Any, **fields: Any) -> None:
         """Take the place of the logger's `_schedule_metrics_call`, which starts a thread each time it has no loop."""
         if self._metrics is not None:
-            try:
-                drive(call(*args, **fields))
-            except (Exception, Suspended):
-                return
+            measuring.in_turn(partial(call, *args, **fields))
 
     def tell_deduplicated(self, message: str, suppressed: int, window_seconds: float) -> None:
         """Take the place of the logger's `_schedule_dedupe_summary_emission`, which needs the loop of its thread."""
@@ -212,7 +196,10 @@ class Pipeline:
             type(each).__module__.startswith("fapilog.") for each in (*filters, *enrichers, *redactors, *processors)
         )
         self._has_others = any(target.ours is None for target in self._outlets.all())
-        self._stages = stages.Stages(filters, enrichers, redactors, self._metrics)
+        for plugin in processors:
+            if hasattr(plugin, "_metrics"):
+                plugin._metrics = measuring.measured(plugin._metrics)
+        self._stages = stages.Stages(filters, enrichers, redactors, self._measured)
         self._seen = seen  # set last: another thread that finds it must also find everything above
 
     def _why_it_may_wait(self, stage: int, plugin: object) -> str | None:
