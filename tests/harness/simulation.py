@@ -16,6 +16,7 @@ import os
 import random
 import tempfile
 import threading
+import traceback
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -255,7 +256,11 @@ class SimulatedHost:
             if write():
                 self.acknowledged.add(message)
             return True
-        except Killed:
+        except Killed as killed:
+            error: BaseException | None = killed
+            while error is not None:  # its frames hold segments, and may hold each other
+                traceback.clear_frames(error.__traceback__)
+                error = error.__context__
             return False
         finally:
             self._is_dying = False
