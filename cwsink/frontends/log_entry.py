@@ -79,8 +79,8 @@ class _Entry(msgspec.Struct, gc=False):
 def encode_usual(record: logging.LogRecord, created_ms: int, has_trace: bool) -> str | None:
     """Return a record as JSON that is a text and no more; None if it has arguments, `extra` or an exception, say.
 
-    Most records are of this kind. No object of the application is asked for anything. A class of records that makes
-    messages in a way of its own is asked by `encode_record`.
+    Most records are of this kind. No object of the application is asked for anything. A record whose class makes its
+    message in another way is no usual one: it may hide a password.
     """
     own = record.__dict__  # once it was asked for, this is the quickest way to what is in it
     if len(own) != _PLAIN_COUNT or next(reversed(own)) != _PLAIN_LAST:

@@ -81,6 +81,24 @@ def test_a_record_is_an_event_at_the_time_it_was_made(server: StrictCloudWatch, 
     assert exception["error.stack"].endswith("KeyError: 'gone'\n")
 
 
+class Picky(cwsink.SpoolHandler):
+    """It has a filter of its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.msg != "secret"
+
+
+def test_filters_are_asked(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """Those that are added, and that of a subclass."""
+    handler = handler_for(server)
+    handler.addFilter(lambda record: record.msg != "secret")
+    logger.addHandler(handler)
+    logger.addHandler(Picky(quick_config(server.endpoint_url)))
+    logger.info("secret")
+    logger.info("known")
+    assert server.wait_for(lambda s: said(s) == ["known", "known"], CHILD_SECONDS)
+
+
 def test_a_formatter_decides_on_the_text(server: StrictCloudWatch, logger: logging.Logger) -> None:
     """Byte by byte; a traceback belongs to its record; an empty line is a space, which CloudWatch can hold."""
     handler = handler_for(server)
