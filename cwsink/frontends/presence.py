@@ -24,7 +24,7 @@ from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
 from cwsink.frontends.console import is_lambda
 from cwsink.frontends.starter import Starter, is_hosted
-from cwsink.spool import descriptors, leader_state, lease, sending
+from cwsink.spool import descriptors, files, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -54,8 +54,20 @@ def refuse_lambda() -> None:
         )
 
 
+def _keep(directory: SpoolDirectory, config: SinkConfig) -> None:
+    """Make anew what somebody has removed, and a flusher needs to find the spool and to send it. Never raises.
+
+    `rm -r` takes a moment. The spool may be made anew in that moment, and lose its new files to the same `rm`.
+    """
+    with contextlib.suppress(OSError):
+        directory.keep()
+        if not files.exists(directory.sending):
+            sending.leave(directory, config)
+
+
 def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
     """Ask the leader to send the pending records at once. Start a flusher if no process leads. Never raises."""
+    _keep(directory, config)
     hurry_file.ask(directory)
     if config.flusher != "external":
         this.starter_of(directory).ensure(directory)
@@ -134,6 +146,7 @@ class Presence:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
+        _keep(self.directory, self.config)
         with contextlib.suppress(OSError):  # no descriptor: the next look tries again
             self._attachment.hold()
         if self.config.flusher == "external":
@@ -148,6 +161,7 @@ class Presence:
 
         Below `cwsink run` no process waits: `cwsink run` does, once its command has ended.
         """
+        _keep(self.directory, self.config)
         for ring in list(self._rings):
             ring.close()
         is_last = self._attachment.detach()

@@ -63,15 +63,17 @@ class Attachment:
         """Take the lock if we do not have it.
 
         So it is if another process held it when we tried, just to ask whether it is alone. Or somebody has closed our
-        descriptor beneath us, as a daemon does. Its number may be another file's by now, so we open the file anew.
-        After `detach` or `close` nothing is done: a look may come late.
+        descriptor beneath us, as a daemon does. Its number may be another file's by now, so we open the file anew. Or
+        somebody has removed the file, and nobody sees our lock. After `detach` or `close` nothing is done: a look may
+        come late.
         """
         if self._has_left:
             return
-        if not self._file.is_open():
+        path = self._directory.attached_lock
+        if not (is_open := self._file.is_open()) or not files.is_named(path, self._file.opened_as):
             self._is_held = False
-            self._file.abandon()
-            self._file = files.opened(self._directory.attached_lock, os.O_RDWR | os.O_CREAT)
+            self._file.close() if is_open else self._file.abandon()
+            self._file = files.opened(path, os.O_RDWR | os.O_CREAT)
         if not self._is_held:
             self._is_held = any(descriptors.try_lock(self._file.fd, exclusive=False) for _ in range(_TRIES))
 

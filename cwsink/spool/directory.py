@@ -109,6 +109,11 @@ class SpoolDirectory:
         except OSError:  # SpoolError is one too
             return False
 
+    def keep(self) -> None:
+        """Write FORMAT anew if somebody has removed it: without it no flusher finds the spool. Raises OSError."""
+        if not files.exists(f"{self.path}/FORMAT"):
+            _write_format(self.path, self.format)
+
 
 def open_for(
     config: SinkConfig, env: Mapping[str, str] | None = None, resolved: Target | None = None

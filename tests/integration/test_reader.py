@@ -18,6 +18,7 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.spool import budget, cursor, frame, reader, record, segment
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.reader import RingReader
 from cwsink.spool.segment import AttachedSegment
@@ -520,6 +521,21 @@ def test_a_reader_reads_each_segment_from_its_own_offset(small: SinkConfig) -> N
         found += [record.decode_event(each.payload).message for each in block.frames]
     reader.close()
     assert found == ["late", "new"]
+
+
+@pytest.mark.parametrize("name", ["FORMAT", "settings.json", "attached.lock"])
+def test_a_file_that_is_removed_under_a_writer_is_made_anew(server: StrictCloudWatch, name: str) -> None:
+    """An `rm -r` that is not at its end may take it from a spool that was just made anew."""
+    writer = Writer(quick_config(server.endpoint_url))
+    assert writer.append("before")
+    assert writer.flush(60)
+    path = f"{writer.directory.path}/{name}"
+    os.remove(path)
+    until(lambda: writer.append("after") and os.path.exists(path), "it is there again")
+    assert is_anyone_attached(writer.directory)
+    assert writer.directory.is_present()
+    assert writer.flush(60)
+    assert {"before", "after"} == set(server.messages())
 
 
 def test_a_removed_spool_directory_under_load_is_made_anew(
