@@ -5,7 +5,7 @@ append --> does anybody lead this spool? --yes--> go on
              | no
            take the root's flusher lock --taken--> a flusher starts now, or serves another spool here and will see this
              | got it
-           /bin/sh -c '"$@" &'  -->  python -s -S -c ... cwsink-flusher ROOT     (cwsink.flusher.guard)
+           /bin/sh -c '"$@" &'  -->  python -s -S -c ... cwsink-flusher ROOT     (cwsink.flusher.boot, guard)
 ```
 
 The application must not notice the new process, so it must not be a child of the application: there is no zombie, and
