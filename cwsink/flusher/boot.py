@@ -10,7 +10,7 @@ from cwsink.flusher import mute
 
 def main(argv: list[str]) -> None:
     """Be the guard; see `cwsink.flusher.guard.main`."""
-    gc.disable()  # the guard enables it when all is loaded
+    gc.disable()  # there is no garbage in what is loaded; the guard enables it then
     mute.begin(argv[1])
     lean.import_msgspec()
     from cwsink.flusher import guard

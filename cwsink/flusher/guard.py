@@ -192,7 +192,6 @@ def _settle_in(*, keep_lock: bool) -> None:
 
 def _load() -> None:
     """Load what delivering needs. It is frozen, so that its memory stays shared with the forked child."""
-    gc.disable()  # there is no garbage in what is loaded, and to look for it takes 40 ms
     import filelock  # noqa: F401
 
     disk.load()
