@@ -63,7 +63,9 @@ _told: set[str] = set()
 def import_botocore() -> None:
     """Import all that a call needs. It takes 0.15 s."""
     getpass.getpass = _ask_nobody  # before botocore, which remembers it
-    for name in ("botocore.session", "botocore.handlers", "botocore.parsers", "cwsink.flusher.aws_data"):
+    # urllib3 first, and not in the depth of botocore's imports. There the stack of its regular expressions' compiler
+    # crosses a border of CPython's frame memory, and each call over that border maps 16 KiB and gives them back.
+    for name in ("urllib3", "botocore.session", "botocore.handlers", "botocore.parsers", "cwsink.flusher.aws_data"):
         import_module(name)
     import_module("encodings.idna")  # Python would import it at the first look-up of a host name
 

@@ -35,7 +35,7 @@ import msgspec
 from cwsink.diagnostics import report
 from cwsink.flusher import cloudwatch, helper, mute, own
 from cwsink.flusher.own import Ends
-from cwsink.spool import disk, flusher_lock, leader_state, lease
+from cwsink.spool import flusher_lock, leader_state, lease
 from cwsink.spool.directory import open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
@@ -194,7 +194,6 @@ def _load() -> None:
     """Load what delivering needs. It is frozen, so that its memory stays shared with the forked child."""
     import filelock  # noqa: F401
 
-    disk.load()
     cloudwatch.import_botocore()
     gc.freeze()
     cloudwatch.load()

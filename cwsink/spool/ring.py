@@ -101,9 +101,6 @@ class Ring:
         self.checked_at_ns = self.check_due_ns = 0
         self.small_bytes = _SMALL_BYTES
         self._set_pace()
-        with contextlib.suppress(OSError):
-            if not segment.numbers(directory.ring):
-                disk.load()  # our first append will have to make a segment, and must not wait for an import then
 
     def append(self, payload: bytes, kind: int = frame.EVENT) -> Append:
         """Append one frame. If this returns APPENDED, the record survives this process.

@@ -210,7 +210,7 @@ def read_only_for_a_while(root: str) -> None:
     trial = FaultTrial(Path(root))
     with trial.cloudwatch_is_a_file():
         trial.remember()
-        changes = "write,linkat,fallocate,renameat,unlinkat"
+        changes = "write,linkat,ioctl,renameat,unlinkat"
         operation = Operation(two_segments, load)
         answer = traced(trial, operation, Path(root, "calls"), f"inject={changes}:error=EROFS:when=40..100")
         assert answer == (0, True)

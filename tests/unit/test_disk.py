@@ -1,0 +1,85 @@
+"""cwsink.spool.disk: blocks are reserved and given back by the kernel."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cwsink.spool import disk
+
+MIB = 1 << 20
+BLOCK = 512  # of st_blocks
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the ioctls")
+
+
+def held(fd: int) -> int:
+    return os.fstat(fd).st_blocks * BLOCK
+
+
+def test_reserve_takes_blocks_and_leaves_size_and_bytes(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        file.write(b"a record")
+        assert disk.reserve(file.fileno(), MIB)
+        assert held(file.fileno()) >= MIB
+        assert (tmp_path / "file").read_bytes() == b"a record"
+
+
+def test_reserve_from_an_offset_on(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        assert disk.reserve(file.fileno(), MIB, 8 * MIB)
+        assert MIB <= held(file.fileno()) < 2 * MIB
+
+
+def test_punch_hole_gives_blocks_back_and_leaves_the_rest(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        file.write(b"x" * 3 * MIB)
+        assert disk.punch_hole(file.fileno(), MIB, 2 * MIB)
+        assert held(file.fileno()) < 3 * MIB
+        assert (tmp_path / "file").read_bytes() == b"x" * MIB + b"\0" * MIB + b"x" * MIB
+
+
+def test_nothing_to_reserve(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        assert not disk.reserve(file.fileno(), 0)
+        assert not disk.punch_hole(file.fileno(), 10, 10)
+
+
+def test_more_than_the_disk_has_is_an_error(tmp_path: Path) -> None:
+    too_much = pytest.raises(OSError, match=r"No space left on device|File too large")
+    with open(tmp_path / "file", "w+b", buffering=0) as file, too_much:
+        disk.reserve(file.fileno(), 1 << 60)
+    assert (tmp_path / "file").stat().st_blocks == 0
+
+
+def test_a_file_that_cannot_be_reserved_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    fd = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        assert not disk.reserve(fd, MIB)  # the kernel answers ENOTTY
+    finally:
+        os.close(fd)
+
+
+def test_a_signal_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tmpfs gives up with EINTR on older kernels. So the kernel's answer is made here, and its second one is real."""
+    calls = 0
+    real = fcntl.ioctl
+
+    def interrupted(fd: int, request: int, space: bytes) -> int | bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise InterruptedError(errno.EINTR, "interrupted")
+        return real(fd, request, space)
+
+    monkeypatch.setattr(fcntl, "ioctl", interrupted)
+    with open(tmp_path / "file", "w+b", buffering=0) as file:
+        assert disk.reserve(file.fileno(), MIB)
+        assert held(file.fileno()) >= MIB
+    assert calls == 2
