@@ -8,7 +8,8 @@ logger.add(cwsink.loguru.Sink(log_group_name="/myapp/prod"), format="{message}")
 ```
 
 `format="{message}"` spares loguru the work of a text that the sink does not use. The sink is safe in several processes
-and returns when the record is in the spool, so `enqueue=True` is not needed. Nothing of loguru is imported here.
+and returns when the record is in the spool, so `enqueue=True` is not needed. With it another thread calls the sink, in
+which no span is active: the ids of the trace are lost. Nothing of loguru is imported here.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Sink:
         }
         if record["level"].name not in log_entry.KNOWN_LEVELS:
             diagnostics["levelno"] = record["level"].no
-        if (failure := record["exception"]) is not None and failure.value is not None:
-            diagnostics["exception"] = log_entry.exception_fields(failure.value)
+        if (failure := record["exception"]) is not None and (exception := _exception(message, failure)):
+            diagnostics["exception"] = exception
         created = record["time"].timestamp()
         text: str | bytes = log_entry.encode_entry(
             timestamp=created,
@@ -68,3 +69,16 @@ class Sink:
         if self._fields:
             text = static_fields.add(text, self._fields)
         self._writer.append(text, log_entry.time_ms(created))
+
+
+def _exception(message: Any, failure: Any) -> dict[str, str]:
+    """Return the fields of an exception.
+
+    With `enqueue=True` loguru pickles the record, and the exception loses its traceback; one that cannot be pickled is
+    gone altogether. But the text of the message, which was made before, ends with the whole of it.
+    """
+    found = {} if failure.value is None else log_entry.exception_fields(failure.value)
+    if failure.traceback is None and (stack := str(message).partition(f"{message.record['message']}\n")[2].strip()):
+        said = stack.rpartition("\n")[2].partition(": ")[2]
+        found = {"error.type": failure.type.__name__, "error.message": said, **found, "error.stack": stack}
+    return found

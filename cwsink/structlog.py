@@ -68,7 +68,7 @@ class Logger:
 
     def msg(self, message: str | bytes) -> None:
         """Spool one rendered event. Never raises."""
-        self._writer.append(static_fields.add(message, self._fields) if self._fields else message)
+        self._writer.append(static_fields.add_to_text(message, self._fields) if self._fields else message)
 
     log = debug = info = warning = warn = error = critical = fatal = exception = failure = msg
 

@@ -26,6 +26,10 @@ def drain(timeout_seconds: float = 5.0) -> bool:
     Returns:
         True: everything was delivered. False: the rest stays in the spool.
     """
+    return _drain(timeout_seconds, has_patience=True)
+
+
+def _drain(timeout_seconds: float, *, has_patience: bool) -> bool:
     until = monotonic() + timeout_seconds
     # A process that has loaded neither has nothing to drain, and is not to load fapilog for that.
     if repairs := sys.modules.get("cwsink.frontends.fapilog_repairs"):
@@ -33,7 +37,7 @@ def drain(timeout_seconds: float = 5.0) -> bool:
     if (presence := sys.modules.get("cwsink.frontends.presence")) is None:
         return True
     try:
-        return bool(presence.this.flush(max(0.0, until - monotonic())))
+        return bool(presence.this.flush(max(0.0, until - monotonic()), has_patience=has_patience))
     except OSError as error:
         report("drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool.")
         return False
@@ -50,8 +54,20 @@ async def lifespan(app: object) -> AsyncIterator[None]:
             async with cwsink.lifespan(app):
                 ...
                 yield
+
+    It waits as the end of a process does: for at most `drain_timeout_seconds`, and not for what cannot be delivered.
     """
     try:
         yield
     finally:
-        await asyncio.to_thread(drain)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # the application runs on trio
+            await sys.modules["trio"].to_thread.run_sync(_drain_at_end)
+        else:
+            await asyncio.to_thread(_drain_at_end)
+
+
+def _drain_at_end() -> None:
+    if (presence := sys.modules.get("cwsink.frontends.presence")) is not None:
+        _drain(presence.this.drain_timeout_seconds, has_patience=False)

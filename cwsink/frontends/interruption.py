@@ -8,14 +8,18 @@ catches an Exception while a record is logged asks here, and raises what is not 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import FrameType
+from typing import Final
+
+_HAS_REST: Final = 0x04  # of a code object: it takes `*arguments` (inspect.CO_VARARGS)
 
 
 def is_interruption(error: BaseException) -> bool:
     """Tell whether a signal handler has raised an exception, or has called what has.
 
     Python calls a handler with the number of the signal and the frame that it interrupts, which is also the frame that
-    has called it. No other function is called with the frame of its caller.
+    has called it. No other function is called with a number and the frame of its caller.
     """
     traceback = error.__traceback__
     while traceback is not None:
@@ -27,7 +31,9 @@ def is_interruption(error: BaseException) -> bool:
 
 
 def _is_called_with(frame: FrameType, caller: FrameType) -> bool:
-    for value in frame.f_locals.values():
-        if value is caller or (type(value) is tuple and any(each is caller for each in value)):
-            return True
-    return False
+    code, variables = frame.f_code, frame.f_locals
+    values = [variables.get(name) for name in code.co_varnames[: code.co_argcount]]
+    if code.co_flags & _HAS_REST:
+        rest = variables.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
+        values += rest if isinstance(rest, tuple) else ()
+    return any(value is caller and isinstance(number, int) for number, value in pairwise(values))

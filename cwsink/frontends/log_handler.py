@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
@@ -40,7 +40,9 @@ class JsonFormatter(logging.Formatter):
     """Makes of a record the JSON that `SpoolHandler` spools, for any other handler (see cwsink.frontends.log_entry).
 
     Args:
-        fields, trace: as of SinkConfig; by default those of the variables `CWSINK_FIELDS` and `CWSINK_TRACE`.
+        fields, trace: as of SinkConfig; by default those of the variables `CWSINK_FIELDS` and `CWSINK_TRACE`. A text in
+            the place of `fields` is the `format` of a configuration of logging that names this class.
+        datefmt, style, validate, defaults: of such a configuration. Like `format`, they change nothing.
 
     Raises:
         ConfigError: one of them is wrong.
@@ -52,11 +54,18 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(
         self,
-        fields: Mapping[str, str | int | float | bool] | None = None,
+        fields: Mapping[str, str | int | float | bool] | str | None = None,
+        datefmt: str | None = None,
+        style: str = "%",
+        validate: bool = True,
         *,
+        defaults: Mapping[str, Any] | None = None,
         trace: Literal["auto", "off"] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(fields, str):
+            report("json_format", f"the format {fields!r} changes nothing: cwsink.JsonFormatter makes JSON.")
+            fields = None
         config = load_config(fields=fields, trace=trace)
         self.fields = static_fields.encode(config, None)
         self._has_trace = config.trace == "auto"
@@ -76,6 +85,7 @@ class SpoolHandler(logging.Handler):
         on_unusable: what to do if the spool cannot be made or opened. "stderr": say why, and print the records there,
             because no application should fail to start for its log. "raise": raise SpoolError. By default what the
             variable `CWSINK_ON_UNUSABLE` says, else "stderr".
+        formatter: makes the text of each record, in the place of JSON (`setFormatter` does the same later).
         **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
 
     Where `CWSINK_TARGET` is not "cloudwatch", records are printed, or left out (cwsink.frontends.console).
@@ -95,6 +105,7 @@ class SpoolHandler(logging.Handler):
         level: int | str = logging.NOTSET,
         *,
         on_unusable: Literal["stderr", "raise"] | None = None,
+        formatter: logging.Formatter | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         then = on_unusable or os.environ.get("CWSINK_ON_UNUSABLE") or "stderr"
@@ -111,6 +122,8 @@ class SpoolHandler(logging.Handler):
         self._has_trace = self._writer.config.trace == "auto"
         self._nested = threading.local()
         super().__init__(level)
+        if formatter is not None:
+            self.setFormatter(formatter)
         beside_celery.watch(self)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802  # logging's name
@@ -143,20 +156,25 @@ class SpoolHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Spool a record, whatever objects it holds. Raises no Exception but that of a signal handler."""
         try:
-            created_ms = log_entry.time_ms(record.created)
+            created_ms = log_entry.time_ms(getattr(record, "created", None))
             text: str | bytes | None = None
             if self.formatter is None:
                 text = log_entry.encode_usual(record, created_ms, self._has_trace)
             if text is None:
                 text = self._ask(record, created_ms)
             if self._fields:
-                text = static_fields.add(text, self._fields)
+                text = (static_fields.add if self._is_json else static_fields.add_to_text)(text, self._fields)
             self._writer.append(text, created_ms)
         except Exception as error:
             if is_interruption(error):
                 raise
             with suppress(Exception):
                 self._writer.count_internal_error(error)
+
+    @property
+    def _is_json(self) -> bool:
+        """Tell whether the text of a record is our JSON."""
+        return self.formatter is None or type(self.formatter) is JsonFormatter
 
     def close(self) -> None:
         """Let go of the spool. `logging.shutdown` and `dictConfig` call this. A later record opens the spool again."""
@@ -179,7 +197,7 @@ class SpoolHandler(logging.Handler):
         The failure is reported by `handleError`, as by any handler.
         """
         try:
-            if self.formatter is not None and type(self.formatter) is not JsonFormatter:
+            if self.formatter is not None and not self._is_json:
                 # A formatter may return an empty text, but CloudWatch wants at least one character in an event.
                 return str(self.formatter.format(record)) or " "
             message = str(record.getMessage())

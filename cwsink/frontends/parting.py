@@ -35,6 +35,7 @@ _POLL_SECONDS: Final = 0.01
 _ASK_SECONDS: Final = 0.5
 # A leader's obstacle counts for this long after the leader has ended: a short program need not wait for the next one.
 _STILL_TRUE_SECONDS: Final = 5.0
+_NO_FLUSHER: Final = "there is no flusher"
 # What was known before this process began counts only after so long.
 _MOMENT_SECONDS: Final = 0.1
 
@@ -65,7 +66,7 @@ class Parting:
 
         Args:
             began: when the process began to leave its spools (monotonic). All spools share one
-                `drain_timeout_seconds`, which begins here.
+                `drain_timeout_seconds`, which begins here. Minus infinity: only say what stays.
         """
         try:
             self._wait(began)
@@ -97,6 +98,8 @@ class Parting:
                 return published.last_error or published.obstacle
         if published is not None and is_led and published.credentials != self._credentials:
             return ""  # another process delivers, which may have what we lack
+        if not is_led and self._starter.has_failed:
+            return _NO_FLUSHER
         known = self._known if waited_seconds >= _MOMENT_SECONDS else None
         if known is not None and known.credentials == self._credentials and not _has_changed(known, published):
             return known.last_error or known.obstacle
@@ -113,11 +116,12 @@ class Parting:
         if not why and published is not None and published.obstacle:
             why = published.last_error or ""
         reason = f" ({why.rstrip('.')})" if why else ""
+        tries = f"The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the"
         report(
             f"stay_{self._directory.path}",
             f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self._directory.path}: not "
-            f"delivered yet{reason}. The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the "
-            f"next process that logs there sends them, or {words.to_send(self._directory.path)}.",
+            f"delivered yet{reason}. {'The' if why == _NO_FLUSHER else tries} next process that logs there sends them, "
+            f"or {words.to_send(self._directory.path)}.",
         )
         hurry.leave_word(self._directory)
 

@@ -12,6 +12,7 @@ flusher lives on, and sends the rest until it is done or its own time is over.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import weakref
@@ -39,6 +40,11 @@ _FLUSH_POLL_SECONDS: Final = 0.02
 _ASK_SECONDS: Final = 0.5
 # What a leader before could not do counts for so long for a process that begins (cwsink.frontends.parting).
 _REMEMBERED_SECONDS: Final = 600.0
+# A person presses Ctrl-C while the process waits at its end, or a signal handler of the application raises SystemExit.
+# The process ends already. So it can only mean: at once.
+_TOLD_TO_END: Final = (KeyboardInterrupt, SystemExit)
+# What a flusher could not deliver so long ago it cannot deliver now.
+_STILL_TRUE_SECONDS: Final = 5.0
 # The pause between two offers of another flusher: the first one, doubled by each offer up to the longest.
 _FIRST_OFFER_SECONDS: Final = 5.0
 _LONGEST_OFFER_SECONDS: Final = 600.0
@@ -73,21 +79,28 @@ def hurry(directory: SpoolDirectory, config: SinkConfig) -> None:
         this.starter_of(directory).ensure(directory)
 
 
-def flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
+def flush(
+    spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float, *, has_patience: bool = True
+) -> bool:
     """Wait until all records that are in these spools now are settled. Never raises.
 
     The spools are watched side by side: one whose flusher hangs does not delay the others.
+
+    Args:
+        spools: the spools, and how this process logs to them.
+        timeout_seconds: the most to wait.
+        has_patience: False: do not wait for what a flusher says that it cannot deliver now.
 
     Returns:
         False: the time is over and some are not settled, or it cannot be told, because a spool cannot be read.
     """
     try:
-        return _flush(spools, timeout_seconds)
+        return _flush(spools, timeout_seconds, has_patience)
     except OSError:
         return False
 
 
-def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float) -> bool:
+def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float, has_patience: bool) -> bool:
     from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and few wait
 
     until = monotonic() + timeout_seconds
@@ -96,7 +109,7 @@ def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds:
     while left := [
         (directory, config, rest) for directory, config, ends in left if (rest := survey.unsettled(directory, ends))
     ]:
-        if (now := monotonic()) >= until:
+        if (now := monotonic()) >= until or not (has_patience or any(_has_hope(each[0]) for each in left)):
             return False
         if now >= ask_at:
             ask_at = now + _ASK_SECONDS
@@ -104,6 +117,10 @@ def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds:
                 hurry(directory, config)
         time.sleep(_FLUSH_POLL_SECONDS)
     return True
+
+
+def _has_hope(directory: SpoolDirectory) -> bool:
+    return leader_state.hopeless(directory, within_seconds=_STILL_TRUE_SECONDS) is None
 
 
 class Presence:
@@ -168,12 +185,7 @@ class Presence:
         return is_last and self.config.flusher != "external" and not is_hosted()
 
     def await_delivery(self, began: float) -> None:
-        """Wait until the pending records are delivered, or cannot be delivered now. Raises OSError.
-
-        Args:
-            began: when the process began to leave its spools (monotonic). All spools share one
-                `drain_timeout_seconds`, which begins here.
-        """
+        """Wait until the pending records are delivered, or cannot be delivered now; see `Parting.wait`."""
         from cwsink.frontends.parting import Parting  # it takes 0.1 MiB with the reader, and most never wait
 
         Parting(self.directory, self.config, self._starter, self._known).wait(began)
@@ -268,13 +280,21 @@ class Process:
         """Return this process's presence in each spool that it is attached to."""
         return list(self._presences.values())
 
-    def flush(self, timeout_seconds: float) -> bool:
+    def flush(self, timeout_seconds: float, *, has_patience: bool = True) -> bool:
         """Wait until all records that this process has appended are delivered. False: some of them stay spooled.
 
-        The records of a writer that is gone already count, too.
+        The records of a writer that is gone already count, too. See `flush` for `has_patience`.
         """
-        users: list[_Appender | Presence] = [*self.writers, *self.presences()]
-        return flush({each.directory.path: (each.directory, each.config) for each in users}.values(), timeout_seconds)
+        spools = {each.directory.path: (each.directory, each.config) for each in self._users()}
+        return flush(spools.values(), timeout_seconds, has_patience=has_patience)
+
+    @property
+    def drain_timeout_seconds(self) -> float:
+        """The longest `drain_timeout_seconds` of this process's spools; 0 if it has none."""
+        return max((each.config.drain_timeout_seconds for each in self._users()), default=0.0)
+
+    def _users(self) -> list[_Appender | Presence]:
+        return [*self.writers, *self.presences()]
 
     def fork(self) -> None:
         """Become a child of its own. Its descriptors are closed by now."""
@@ -290,9 +310,9 @@ class Process:
         if not descriptors.fork_sentinel[0]:
             descriptors.become_child()
         if self.drain_queues is not None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, *_TOLD_TO_END):
                 self.drain_queues()
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, *_TOLD_TO_END):
             self._leave_spools()
 
     def forget_below(self, root: str) -> None:
@@ -319,7 +339,11 @@ class Process:
             writer.mark_losses(is_last=True)
         for presence in last:
             with contextlib.suppress(OSError):  # if one spool cannot be read, the others are waited for all the same
-                presence.await_delivery(began)
+                try:
+                    presence.await_delivery(began)
+                except _TOLD_TO_END:
+                    began = -math.inf
+                    presence.await_delivery(began)
 
 
 this: Final = Process()

@@ -47,6 +47,7 @@ STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
 _LOCK_FD: Final = 3  # the value of cwsink.flusher.guard.LOCK_FD, a module that no writer loads
+_STDERR_FD: Final = 4  # where the shell finds the stderr that it hands to the guard; it takes numbers of one digit only
 _BOOT: Final = (
     "import os,sys;"
     "os.chdir('/');"  # first: where the directory is gone, Python 3.13.0 can import no socket
@@ -75,10 +76,11 @@ class Starter:
 
     Attributes:
         has_started: it has started one, which has the environment of this process.
+        has_failed: the last start has failed, and the next one is not due.
     """
 
     def __init__(self, root: str) -> None:
-        self.has_started = False
+        self.has_started = self.has_failed = False
         self._root = root
         self._is_busy = False
         self._look_again_at = 0.0
@@ -112,6 +114,7 @@ class Starter:
         self._collect()
         if _is_led(directory):
             self._led_before = self._vacant_since = None
+            self.has_failed = False
             self._ended_early = 0
             self._held.pop(directory.path, None)
             reset_quiet("starter")
@@ -131,7 +134,7 @@ class Starter:
                     self._say_why_not("it has ended before it led any spool")
                     return
             self._spawn(directory, lock, "")
-            self.has_started = True
+            self.has_started, self.has_failed = True, False
             self._led_before = led
         finally:
             lock.close()
@@ -157,16 +160,21 @@ class Starter:
     def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, why: str) -> None:
         command = [find_python(), "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, why]
         has_shell = os.access(_SHELL, os.X_OK)
-        if has_shell:
-            command = [_SHELL, "-c", '"$@" &', "sh", *command]
         actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         ]
-        if not has_stderr():
-            actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
         if lock is not None:
             actions.append((os.POSIX_SPAWN_DUP2, lock.fd, _LOCK_FD))
+        says = has_stderr()
+        if has_shell and says:
+            # The shell would have words of its own for our stderr, of a working directory that is gone, say.
+            command = [_SHELL, "-c", f'"$@" 2>&{_STDERR_FD} {_STDERR_FD}>&- &', "sh", *command]
+            actions.append((os.POSIX_SPAWN_DUP2, 2, _STDERR_FD))
+        elif has_shell:
+            command = [_SHELL, "-c", '"$@" &', "sh", *command]
+        if has_shell or not says:
+            actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
         pid = _start(command, actions, _environment())
         if not has_shell:
             self._left_alone.append(pid)
@@ -183,6 +191,7 @@ class Starter:
 
     def _say_why_not(self, why: str) -> None:
         self._look_again_at = monotonic() + _RETRY_SECONDS
+        self.has_failed = True
         report(
             "starter",
             f"the flusher cannot be started: {why}. Records wait in {self._root} as long as there is room, and the "
@@ -209,9 +218,11 @@ def find_python() -> str:
     of this interpreter.
 
     Raises:
-        FileNotFoundError: there is none; `CWSINK_PYTHON` can name one.
+        FileNotFoundError: there is none, or none where `CWSINK_PYTHON` says.
     """
     if named := os.environ.get(PYTHON_VARIABLE):
+        if not os.access(named, os.X_OK):
+            raise FileNotFoundError(f"{PYTHON_VARIABLE}={named!r} names no program")
         return named
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     beside = [f"{prefix}/bin/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in (version, "python3")]
@@ -264,6 +275,10 @@ def _environment() -> dict[str, str]:
 
 def _search_path() -> list[str]:
     """Return the application's import path with absolute directories, because the flusher has another working one."""
-    paths = [os.path.abspath(each) for each in sys.path]
+    paths = []
+    for each in sys.path:
+        if isinstance(each, str):  # Python passes over all else
+            with contextlib.suppress(OSError):  # it is relative to a working directory that is gone
+                paths.append(os.path.abspath(each))
     home = str(Path(version.__file__).parent.parent)
     return paths if home in paths else [*paths, home]

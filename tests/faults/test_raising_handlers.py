@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -113,9 +114,12 @@ def is_in_finalizer(frame: FrameType | None) -> bool:
 def interrupted(work: Callable[[], object], line: int, limit: Limit = TimeLimitError) -> bool:
     """Run `work`, and raise before this line of the package. False: it has fewer lines.
 
-    It must raise that. A tracer is called as a signal handler is, with the frame that it interrupts.
+    It must raise that. A signal handler is called with a number and the frame that it interrupts.
     """
     left = line
+
+    def handle(number: int, interrupted: FrameType) -> None:
+        raise limit
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal left
@@ -125,7 +129,7 @@ def interrupted(work: Callable[[], object], line: int, limit: Limit = TimeLimitE
             left -= 1
             if left == 0:
                 sys.settrace(None)
-                raise limit
+                handle(signal.SIGALRM, sys._getframe())
         return trace
 
     sys.settrace(trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from opentelemetry import trace as opentelemetry_trace
 import cwsink
 import cwsink.loguru
 import cwsink.structlog
+from cwsink.frontends import uncaught
 from cwsink.spool import survey
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.testing import StrictCloudWatch
@@ -298,12 +300,12 @@ def test_an_access_line_has_fields(logging_logger: logging.Logger, name: str) ->
 @pytest.fixture
 def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The hooks and filters of the process, as they were before, when the test has ended."""
+    monkeypatch.setattr(uncaught, "_installed", [])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", lambda failed: None)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         yield
-        logging.captureWarnings(False)
 
 
 def test_threads_and_warnings_are_captured(logging_logger: logging.Logger, hooks: None) -> None:
@@ -322,6 +324,54 @@ def test_threads_and_warnings_are_captured(logging_logger: logging.Logger, hooks
     assert failed["diagnostics"]["exception"]["error.type"] == "ZeroDivisionError"
     assert (warned["level"], warned["logger"]) == ("WARNING", "py.warnings")
     assert "DeprecationWarning: old" in warned["message"]
+
+
+@pytest.mark.parametrize("first", ["", "logging.captureWarnings(True)"])
+def test_a_warning_is_on_stderr_as_before(spawn: Spawn, first: str) -> None:
+    """And in the spool once, also if the application has `logging` capture it before or after."""
+    script = f"""
+        import logging, warnings
+        import cwsink
+        logging.getLogger().addHandler(cwsink.SpoolHandler(log_group_name="{GROUP}", flusher="external"))
+        {first}
+        cwsink.capture_uncaught()
+        cwsink.capture_uncaught()
+        warnings.warn("disk nearly full")
+        logging.captureWarnings(True)
+        warnings.warn("disk full")
+    """
+    _, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
+    assert errors.count("UserWarning") == (0 if first else 1), errors
+    assert [each["message"].split(": ")[1] for each in entries()] == ["UserWarning", "UserWarning"]
+
+
+def test_hooks_that_call_each_other_do_not_do_so_for_ever(logging_logger: logging.Logger, hooks: None) -> None:
+    """Another library sets a hook that calls ours, and the application calls `capture_uncaught` again."""
+    printed: list[BaseException] = []
+    sys.excepthook = lambda kind, error, where: printed.append(error)
+    cwsink.capture_uncaught()
+    ours = sys.excepthook
+    sys.excepthook = lambda *failed: [ours(*failed)]
+    cwsink.capture_uncaught(logging_logger)
+    error = ValueError("end")
+    sys.excepthook(ValueError, error, None)
+    assert printed == [error]
+    assert [each["level"] for each in entries()] == ["CRITICAL"]
+
+
+class PanicException(BaseException):
+    """As a library in Rust raises it."""
+
+
+@pytest.mark.parametrize("error", [PanicException("end"), asyncio.CancelledError()])
+def test_an_exception_that_is_no_exception_is_captured(
+    logging_logger: logging.Logger, hooks: None, error: BaseException
+) -> None:
+    """It ends a process, too."""
+    sys.excepthook = lambda kind, error, where: None
+    cwsink.capture_uncaught(logging_logger)
+    sys.excepthook(type(error), error, None)
+    assert [each["diagnostics"]["exception"]["error.type"] for each in entries()] == [type(error).__name__]
 
 
 @pytest.mark.parametrize(("end", "code"), [("1 // 0", 1), ("sys.exit(3)", 3), ("raise KeyboardInterrupt", -2)])
@@ -379,3 +429,93 @@ def test_a_lifespan_drains(spawn: Spawn, server: StrictCloudWatch) -> None:
     out, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
     assert out.splitlines() == ["1 0", "3 0", ""], errors
     assert [json.loads(text)["message"] for text in server.messages()] == ["served", "own", "served"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_lifespan_waits_as_the_end_of_a_process_does(spawn: Spawn, backend: str) -> None:
+    """Nobody is at the endpoint: it does not wait for `drain_timeout_seconds`. Starlette runs on trio, too."""
+    pytest.importorskip(backend)
+    script = f"""
+        import logging, time
+        import anyio, cwsink
+
+        handler = cwsink.SpoolHandler(
+            log_group_name="{GROUP}", endpoint_url="http://127.0.0.1:9", drain_timeout_seconds={CHILD_SECONDS}
+        )
+        logging.getLogger("shop").addHandler(handler)
+
+        async def serve():
+            async with cwsink.lifespan(None):
+                logging.getLogger("shop").error("served")
+
+        began = time.monotonic()
+        anyio.run(serve, backend="{backend}")
+        assert time.monotonic() - began < {CHILD_SECONDS} / 2
+    """
+    child = spawn(script)
+    _, errors = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == 0, errors
+
+
+def test_a_lifespan_waits_no_longer_than_the_setting_says(spawn: Spawn, server: StrictCloudWatch) -> None:
+    """`drain_timeout_seconds` is 0."""
+    script = f"""
+        import asyncio, logging, os, time
+        import cwsink
+
+        handler = cwsink.SpoolHandler(
+            log_group_name="{GROUP}", endpoint_url="{server.endpoint_url}", drain_timeout_seconds=0
+        )
+        logging.getLogger("shop").addHandler(handler)
+        slept, really_sleep = [], time.sleep
+        time.sleep = lambda seconds: (slept.append(seconds), really_sleep(seconds))
+
+        async def serve():
+            async with cwsink.lifespan(None):
+                logging.getLogger("shop").error("served")
+
+        asyncio.run(serve())
+        print(slept)
+    """
+    out, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
+    assert out == "[]\n", errors
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self) -> str:
+        raise TypeError
+
+
+@pytest.mark.parametrize("kind", [ValueError, UnpicklableError])
+def test_loguru_with_a_queue_keeps_the_traceback(kind: type[Exception]) -> None:
+    """loguru pickles the record, without the traceback, and without an exception that cannot be pickled."""
+    logger = loguru.logger
+    logger.remove()
+    number = logger.add(cwsink.loguru.Sink(log_group_name=GROUP, flusher="external"), format="{message}", enqueue=True)
+    try:
+        raise kind("end")
+    except kind:
+        logger.exception("boom")
+    logger.remove(number)
+    (entry,) = entries()
+    assert entry["message"] == "boom"
+    exception = entry["diagnostics"]["exception"]
+    assert (exception["error.type"], exception["error.message"]) == (kind.__name__, "end")
+    assert exception["error.stack"].count("Traceback (most recent call last)") == 1
+
+
+def test_static_fields_stay_out_of_what_only_looks_like_json() -> None:
+    """Text of a formatter of the application's own; and a field that the record has itself wins."""
+    handler = cwsink.SpoolHandler(log_group_name=GROUP, flusher="external", fields={"service": "shop", "env": "dev"})
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    texts = ["{id} of {user}", "{'a': 1}", "{ }", '{"service": "own", "a": 1}', "[1]", '{"a": 1}\n']
+    for text in texts:
+        handler.handle(logging.LogRecord("shop", logging.INFO, "", 0, text, (), None))
+    handler.close()
+    (path,) = find_spools()
+    found = [event.message for event in survey.events(open_existing(path))]
+    assert found[:2] == texts[:2]
+    assert found[4] == texts[4]
+    assert json.loads(found[3]) == {"service": "own", "a": 1, "env": "dev"}
+    assert json.loads(found[5]) == {"a": 1, "service": "shop", "env": "dev"}
+    assert json.loads(found[2]) == {"service": "shop", "env": "dev"}

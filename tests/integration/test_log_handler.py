@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import cwsink
+from cwsink import diagnostics
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.pages import blocks
@@ -570,3 +571,66 @@ def test_gunicorns_own_logs_arrive(server: StrictCloudWatch, tmp_path: Path, opt
     assert any(text.startswith("Starting gunicorn") for text in errors)
     assert any(text.startswith("Shutting down: Master") for text in errors)
     assert errors["Error handling request GET /bad"]["diagnostics"]["exception"]["error.type"] == "KeyError"
+
+
+INI = """\
+[loggers]
+keys=root
+[handlers]
+keys=out
+[formatters]
+keys=json
+[logger_root]
+handlers=out
+[handler_out]
+class=StreamHandler
+args=(sys.stdout,)
+formatter=json
+[formatter_json]
+class=cwsink.JsonFormatter
+"""
+
+
+@pytest.mark.parametrize("more", ["", "format=%(message)s"])
+@pytest.mark.parametrize("how", ["dict", "ini"])
+def test_a_configuration_may_name_our_formatter(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    more: str,
+) -> None:
+    """As a `class`, to which logging gives a format, whether there is one or not. A format changes nothing."""
+    told: list[str] = []
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda key, message: told.append(key)])
+    diagnostics.reset_quiet("json_format")
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    if how == "ini":
+        (tmp_path / "logging.ini").write_text(INI + more)
+        logging.config.fileConfig(tmp_path / "logging.ini", disable_existing_loggers=False)
+    else:
+        formatter = {"class": "cwsink.JsonFormatter", **({"format": more.partition("=")[2]} if more else {})}
+        out = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
+        settings = {"formatters": {"json": formatter}, "handlers": {"out": out}, "root": {"handlers": ["out"]}}
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **settings})
+    logging.getLogger("app").error("placed", extra={"order": 17})
+    assert json.loads(capsys.readouterr().out)["data"] == {"order": 17}
+    assert told == ["json_format"] * bool(more)
+
+
+def test_a_formatter_may_be_given_at_once(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """As `setFormatter` takes it."""
+    logger.addHandler(handler_for(server, formatter=logging.Formatter("%(levelname)s %(message)s")))
+    logger.info("placed")
+    assert server.wait_for(lambda s: s.messages() == ["INFO placed"], CHILD_SECONDS)
+
+
+def test_a_record_without_its_time_arrives(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """It has the present time."""
+    logger.addHandler(handler_for(server))
+    record = logging.LogRecord("app", logging.INFO, "", 0, "placed", (), None)
+    del record.created
+    logger.handle(record)
+    assert server.wait_for(lambda s: said(s) == ["placed"], CHILD_SECONDS)

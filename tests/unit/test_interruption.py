@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -69,9 +71,29 @@ class RaisingText:
         raise OverTimeError
 
 
-@pytest.mark.parametrize("work", [lambda: str(RaisingText()), lambda: int("x"), lambda: os.stat("/nothing/there")])
+def raising_for(caller: FrameType) -> None:
+    raise OverTimeError
+
+
+def asking_who_calls() -> None:
+    caller = inspect.currentframe()
+    assert caller is not None
+    caller = caller.f_back
+    raise OverTimeError(caller)
+
+
+WORK = [
+    lambda: str(RaisingText()),
+    lambda: int("x"),
+    lambda: os.stat("/nothing/there"),
+    asking_who_calls,
+    lambda: raising_for(sys._getframe()),
+]
+
+
+@pytest.mark.parametrize("work", WORK)
 def test_what_else_is_raised_is_none(work: Callable[[], object]) -> None:
-    """By code of the application, by C code, by the kernel."""
+    """By code of the application, by C code, by the kernel, by a function that knows its caller's frame."""
     with pytest.raises(Exception) as raised:  # noqa: PT011  # whatever it is
         work()
     assert not is_interruption(raised.value)

@@ -88,10 +88,11 @@ if EARLY_VARIABLE in os.environ:
 def signal_handlers() -> dict[str, str]:
     """Return who handles each signal in this process, in words that are the same in every process."""
     names = "TERM INT HUP USR1 USR2 QUIT ABRT CHLD WINCH ALRM PIPE".split()
-    handlers = {name: signal.getsignal(getattr(signal, f"SIG{name}")) for name in names}
+    handlers: dict[str, Any] = {name: signal.getsignal(getattr(signal, f"SIG{name}")) for name in names}
+    functions = {name: getattr(handler, "func", handler) for name, handler in handlers.items()}  # of asyncio's partial
     return {
-        name: f"{handler.__module__}.{handler.__qualname__}" if callable(handler) else str(handler)
-        for name, handler in handlers.items()
+        name: f"{function.__module__}.{function.__qualname__}" if callable(function) else str(function)
+        for name, function in functions.items()
     }
 
 

@@ -149,6 +149,7 @@ KINDS: dict[str, ProgramKind] = {
         flavours=("handler",),
         serves=True,
         recycling=("--max-requests", "10", "--max-requests-jitter", "5"),
+        answers_to_the_end=False,  # whatever --graceful-timeout says
     ),
     "waitress": ProgramKind(
         (_script("waitress-serve"), "--listen=127.0.0.1:0", f"{_APP}:wsgi"),

@@ -334,7 +334,11 @@ def test_each_start_of_uwsgi_answers_its_first_request(
         # With --lazy-apps a worker may still be loading the application. uWSGI calls that a failure if it is to end.
         assert codes["handler"] == codes["none"] or not program.kind.is_preloaded
     program.wait_until_ours_are_gone()
-    assert promised == {id_of(event.message) for event in server.events()}
+    delivered = [id_of(event.message) for event in server.events()]
+    assert len(delivered) == len(set(delivered))
+    # A worker that SIGTERM ends while it is loading may have logged, and not yet noted that it has.
+    assert promised <= set(delivered)
+    assert all(id_.startswith("early-") for id_ in set(delivered) - promised)
     assert len(promised) >= starts * (2 * CHILDREN + 1)
     without, with_us = (statistics.median(took) for took in seconds.values())
     print(f"{name}: {starts} starts answered; it stops in {with_us:.3f} s, and without us in {without:.3f}")
