@@ -221,9 +221,11 @@ def find_python() -> str:
         FileNotFoundError: there is none, or none where `CWSINK_PYTHON` says.
     """
     if named := os.environ.get(PYTHON_VARIABLE):
-        if not os.access(named, os.X_OK):
+        import shutil  # here, because few set the variable
+
+        if (found := shutil.which(named)) is None:
             raise FileNotFoundError(f"{PYTHON_VARIABLE}={named!r} names no program")
-        return named
+        return found
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     beside = [f"{prefix}/bin/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in (version, "python3")]
     for path in (sys.executable, getattr(sys, "_base_executable", ""), *beside):

@@ -407,10 +407,14 @@ def test_it_is_found_where_the_executable_is_no_python(
     ]
 
 
-def test_a_python_that_is_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CWSINK_PYTHON wins over all that could be found."""
-    monkeypatch.setenv(starter.PYTHON_VARIABLE, "/opt/python")
-    assert starter.find_python() == "/opt/python"
+def test_a_python_that_is_named_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CWSINK_PYTHON wins over all that could be found, with its path or as a shell finds it."""
+    named = tmp_path / "snake"
+    named.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for given in (str(named), "snake"):
+        monkeypatch.setenv(starter.PYTHON_VARIABLE, given)
+        assert starter.find_python() == str(named)
 
 
 def test_where_none_can_be_started_one_line_says_so_and_records_wait(spawn: Spawn, server: StrictCloudWatch) -> None:
