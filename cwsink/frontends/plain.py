@@ -20,11 +20,14 @@ What the slow way makes of a value is never more than the value shows of itself:
 | dict, list, tuple, set | object or array |
 | Enum | its value |
 | bytes | text; bytes that are not UTF-8 become backslash escapes |
-| numbers of other types (NumPy's) | number |
+| numbers of other types (NumPy's) | number; its `str()`, if Python makes no number of it (NumPy's times) |
 | dataclass, attrs, msgspec.Struct | object of the fields that its `repr()` shows; of a dataclass no `_private` ones |
-| model of pydantic | object of the fields that both its `repr()` and its `model_dump()` show |
+| model of pydantic | object of the fields that both its `repr()` and its `model_dump()` show, see `_both` |
 | any of these but an Enum, if its class has a `__str__` or `__repr__` of the application | its `str()` |
 | all else | its `str()` |
+
+A key of a dict becomes the text of what the value would become. Numbers, True, False and None become what `json.dumps`
+writes for a key: `true`, `null`. A tuple of texts, numbers and the like becomes its `str()`, any other one JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cache, partial
@@ -46,6 +49,12 @@ from cwsink.frontends.interruption import is_interruption
 
 _VALUES: Final = frozenset((str, int, float, bool, NoneType, date, UUID, Decimal))
 _EXACT: Final = frozenset((str, int, float, bool, NoneType, UUID))
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)
+# Values of these types, and of the types of these modules, show all of themselves, and hold no other object that hides.
+_OPEN: Final = (bytes, bytearray, memoryview, datetime, time, timedelta, numbers.Number)
+_OPEN_MODULES: Final = frozenset("fractions ipaddress numpy pathlib pathlib._local pydantic.networks".split())
+# What makes the `str()` and the `repr()` of a pydantic model. (`__repr_name__` makes only the name before the fields.)
+_MODEL_METHODS: Final = ("__str__", "__repr__", "__repr_args__", "__repr_str__")
 _MOST_LEVELS: Final = 100
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -78,8 +87,11 @@ def _is_exact(values: Iterable[object]) -> bool:
 
 
 def is_flat(values: Mapping[Any, Any]) -> bool:
-    """Tell whether all values of a mapping are texts, numbers and the like: no encoder runs code of the application."""
-    return _VALUES.issuperset(map(type, values.values()))
+    """Tell whether all keys are texts and all values texts, numbers and the like: no encoder runs foreign code."""
+    for key, value in values.items():  # noqa: SIM110  # it is asked for each record, and all() takes longer
+        if type(key) is not str or type(value) not in _VALUES:
+            return False
+    return True
 
 
 @cache
@@ -120,11 +132,11 @@ def _plain(value: Any, within: tuple[int, ...]) -> Any:
     if len(within) >= _MOST_LEVELS:
         return f"<{kind.__name__}, nested {_MOST_LEVELS} levels deep>"
     within = (*within, id(value))
-    if isinstance(value, (dict, list, tuple, set, frozenset)):
+    if isinstance(value, _CONTAINERS):
         if _shows_itself(kind):
             return text(value)
         if isinstance(value, dict):
-            return {_key(key): plain(each, within) for key, each in list(value.items())}
+            return {_key(key, within): plain(each, within) for key, each in list(value.items())}
         return [plain(each, within) for each in list(value)]
     if isinstance(value, Enum):
         return plain(value.value, within)
@@ -133,9 +145,9 @@ def _plain(value: Any, within: tuple[int, ...]) -> Any:
     if isinstance(value, (datetime, time)):
         return re.sub(r"\+00:00$", "Z", text(value.isoformat()))
     if _is_model(kind):
-        return {name: plain(each, within) for name, each in _of_model(value).items()}
-    if (fields := _shown_fields(kind)) is not None:
-        return {name: plain(show(getattr(value, name)), within) for name, show in fields.items()}
+        return _of_model(value, within)
+    if (parts := _parts(value)) is not None:
+        return {name: plain(each, within) for name, each in parts.items()}
     if _shows_itself(kind):
         return text(value)
     if isinstance(value, numbers.Number) or (kind.__module__ == "numpy" and getattr(value, "shape", None) == ()):
@@ -156,17 +168,36 @@ def _scalar(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    found = value.item() if hasattr(value, "item") else value
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
+        return text(value)  # a time of NumPy's: as a number it says nothing without its unit
+    try:
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        if isinstance(value, numbers.Real):
+            return float(value)
+        found = value.item() if hasattr(value, "item") else value
+    except Exception as error:  # it calls itself a number, but Python makes none of it
+        if is_interruption(error):
+            raise
+        return text(value)
     return found if type(found) in _VALUES else text(value)
 
 
-def _key(key: object) -> str:
+def _key(key: object, within: tuple[int, ...]) -> str:
+    """Return the text that stands for a key of a dict. Raises no Exception."""
     try:
-        return text(key)
+        if type(key) in (int, float, bool, NoneType):
+            import json  # here, because such keys are rare
+
+            return json.dumps(key)
+        if isinstance(key, Enum):
+            return _key(key.value, within)
+        made = plain(key, within)
+        if isinstance(made, str):
+            return made
+        if isinstance(key, tuple) and _VALUES.issuperset(map(type, key)):
+            return text(key)
+        return _encode(made).decode().strip('"')
     except Exception as error:
         return unshowable(key, error)
 
@@ -189,25 +220,160 @@ def _is_generated(function: Any) -> bool:
 
 def _is_model(kind: type) -> bool:
     """Tell whether it is a class of pydantic's models that is shown as pydantic shows it."""
-    methods = (kind.__str__, kind.__repr__)
+    methods = [getattr(kind, name, None) for name in _MODEL_METHODS]
     return hasattr(kind, "__pydantic_decorators__") and all(
         isinstance(each, FunctionType) and str(each.__globals__.get("__name__")).startswith("pydantic.")
         for each in methods
     )
 
 
-def _of_model(model: Any) -> dict[str, object]:
-    """Return the fields of a model of pydantic's that both its `repr()` and its `model_dump()` show, as both do."""
-    decorators = model.__pydantic_decorators__
-    fields = {name: each for name, each in model.__pydantic_fields__.items() if each.repr and not each.exclude}
-    changed = {name for each in decorators.field_serializers.values() for name in each.info.fields}
-    changed |= {
-        name for name, each in fields.items() if any(type(how).__name__.endswith("Serializer") for how in each.metadata)
-    }
-    if decorators.model_serializers or "*" in changed:
-        changed = set(fields)
-    dumped = model.model_dump(include=changed) if changed else {}
-    return {name: dumped.get(name) if name in changed else getattr(model, name) for name in fields}
+def _of_model(model: Any, within: tuple[int, ...]) -> Any:
+    """Return what both the `repr()` and the `model_dump()` of a model of pydantic's show."""
+    try:
+        return _both(model, _dump(model), within)
+    except Exception as error:
+        if is_interruption(error) or model.__pydantic_root_model__:
+            raise
+    # A serializer of the application fails, or pydantic cannot dump a field. The other fields are to arrive.
+    found: dict[str, Any] = {}
+    for name, live in (_parts(model) or {}).items():
+        key = _key(name, within)
+        try:
+            dumped = _dump(model, include={name})
+            found |= {key: _both(live, dumped[name], within)} if name in dumped else {}
+        except Exception as error:
+            found[key] = unshowable(live, error)
+    return found
+
+
+def _dump(model: Any, **options: Any) -> Any:
+    """Return what `model_dump()` makes of a model, with the names of its fields and not their aliases."""
+    try:
+        try:
+            return model.model_dump(by_alias=False, warnings=False, **options)
+        except TypeError:  # the application has a `model_dump` of its own, which takes other arguments
+            return model.model_dump(**options)
+    except BaseException as error:
+        failure = _failure(error)
+    raise failure
+
+
+def _failure(error: BaseException) -> BaseException:
+    """Return what to raise for an error of `model_dump()`.
+
+    pydantic wraps whatever a serializer raises. What a signal handler has raised meanwhile, or a KeyboardInterrupt, is
+    raised as it was. A PanicException, if what is being dumped is changed meanwhile, is no Exception: it becomes one.
+    """
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__name__ != "PanicException":
+        if is_interruption(cause) or not isinstance(cause, Exception):
+            return cause
+        cause = cause.__cause__
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+def _both(live: Any, dumped: Any, within: tuple[int, ...]) -> Any:
+    """Return what both forms of a value in a model show. Raises no Exception.
+
+    `live` is the value itself, whose `repr()` the model's `repr()` has. `dumped` is what `model_dump()` has for it. One
+    may hide what the other shows: by `Field(repr=False)`, or by `Field(exclude=True)` and serializers. So:
+
+    * If the `repr()` hides nothing, all that `model_dump()` has may be shown.
+    * Else, of a model or dataclass the fields are shown that are in both, and of a dict or list the items, in this way.
+    * Else, if both are the same text, that is shown. If not, either may be a mask, and we do not know which one is. So
+      a text says that they differ. Of pydantic's secrets the `str()` is known to be a mask.
+    """
+    try:
+        return _shared(live, dumped, within)
+    except Exception as error:
+        return unshowable(live, error)
+
+
+def _shared(live: Any, dumped: Any, within: tuple[int, ...]) -> Any:
+    kind = type(live)
+    if dumped is live or not _hides(live) or (type(dumped) is kind and not isinstance(dumped, _CONTAINERS)):
+        return plain(dumped, within)
+    within = (*within, id(live))
+    parts = _parts(live)
+    if parts is not None:
+        if parts and getattr(kind, "__pydantic_root_model__", False):
+            return _both(parts["root"], dumped, within)
+        if isinstance(dumped, dict):
+            names = [name for name in parts if name in dumped]
+            return {_key(name, within): _both(parts[name], dumped[name], within) for name in names}
+    elif _shows_itself(kind) or not isinstance(live, _CONTAINERS):
+        is_model = hasattr(kind, "__pydantic_fields__") or hasattr(kind, "__dataclass_fields__")
+        if isinstance(dumped, _CONTAINERS) and (is_model or isinstance(live, _CONTAINERS)):
+            return text(live)  # pydantic takes it apart, but by itself it is shown as its `str()`
+    elif isinstance(live, dict) and isinstance(dumped, dict) and len(live) == len(dumped):
+        pairs = zip(list(live.items()), list(dumped.items()), strict=True)
+        return {_shared_key(key, named, within): _both(each, made, within) for (key, each), (named, made) in pairs}
+    elif isinstance(live, (list, tuple)) and isinstance(dumped, (list, tuple)) and len(live) == len(dumped):
+        return [_both(each, made, within) for each, made in zip(list(live), list(dumped), strict=True)]
+    elif isinstance(dumped, (set, frozenset)) and {*map(id, list(dumped))} <= {*map(id, list(live))}:
+        return [plain(each, within) for each in list(dumped)]  # of a set, the items that are in both
+    return _unlike(live, dumped)
+
+
+def _shared_key(key: object, dumped: object, within: tuple[int, ...]) -> str:
+    return _key(dumped if dumped is key or not _hides(key) else _unlike(key, dumped), within)
+
+
+def _unlike(live: Any, dumped: object) -> str:
+    shown = text(live)
+    if hasattr(type(live), "get_secret_value") or shown == text(dumped):
+        return shown
+    return f"<{type(live).__name__} that its repr() and its model_dump() show differently>"
+
+
+def _hides(value: Any, levels: int = _MOST_LEVELS) -> bool:
+    """Tell whether the `repr()` of a value may show less than all that is in it. If in doubt: yes."""
+    kind = type(value)
+    if kind in _VALUES:
+        return False
+    if levels == 0:
+        return True
+    if isinstance(value, Enum):
+        return _hides(value.value, levels - 1)
+    if (parts := _parts(value)) is not None:
+        if _has_more(value, parts):
+            return True
+        inner = list(parts.values())
+    elif _shows_itself(kind) or not isinstance(value, _CONTAINERS):
+        is_open = isinstance(value, _OPEN) and not _shows_itself(kind)
+        return not (is_open or kind.__module__ in _OPEN_MODULES)
+    else:
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+    return any(_hides(each, levels - 1) for each in inner)
+
+
+def _has_more(value: Any, parts: dict[str, object]) -> bool:
+    """Tell whether an object has more than the parts that its `repr()` shows, or other ones."""
+    kind = type(value)
+    if not hasattr(value, "__dict__") or not parts.keys() >= vars(value).keys():
+        return True
+    if _is_model(kind):
+        is_private = bool(getattr(value, "__pydantic_private__", None))
+        return is_private or not all(each.repr for each in kind.__pydantic_computed_fields__.values())
+    return any(show is not _as_it_is for show in (_shown_fields(kind) or {}).values())
+
+
+def _parts(value: Any) -> dict[str, object] | None:
+    """Return what the `repr()` of a model, dataclass, attrs object or Struct shows, by name; None for all else."""
+    kind = type(value)
+    if not _is_model(kind):
+        fields = _shown_fields(kind)
+        return None if fields is None else {name: show(getattr(value, name)) for name, show in fields.items()}
+    fields = kind.__pydantic_fields__
+    found = {name: each for name, each in dict(vars(value)).items() if name in fields and fields[name].repr}
+    found |= getattr(value, "__pydantic_extra__", None) or {}
+    for name, computed in kind.__pydantic_computed_fields__.items():
+        if computed.repr:
+            try:
+                found[name] = getattr(value, name)
+            except Exception as error:
+                found[name] = unshowable(value, error)
+    return found
 
 
 def _as_it_is(value: object) -> object:

@@ -6,11 +6,13 @@ import dataclasses
 import enum
 import json
 import logging
+import signal
 import threading
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -69,6 +71,13 @@ class PlainModel(pydantic.BaseModel):
     inner: list[Order]
 
 
+class NoNumber(int):
+    """It calls itself a number, as NumPy's timedelta64 does, but refuses to be one."""
+
+    def __int__(self) -> int:
+        raise TypeError
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [
@@ -97,7 +106,7 @@ class PlainModel(pydantic.BaseModel):
         (float("inf"), None),
         ("\ud800", "\\ud800"),
         ({"\ud800": 1}, {"\\ud800": 1}),
-        ({None: 1, (1, 2): 2}, {"None": 1, "(1, 2)": 2}),
+        ({None: 1, (1, 2): 2}, {"null": 1, "(1, 2)": 2}),
         (Order(1, [Order(2, [])]), {"number": 1, "items": [{"number": 2, "items": []}]}),
         (attrs.make_class("Made", ["x"])(1), {"x": 1}),
         (Struct(1), {"number": 1}),
@@ -108,6 +117,11 @@ class PlainModel(pydantic.BaseModel):
         (numpy.array([1, 2]), "[1 2]"),
         (numpy.array(7), 7),
         (numpy.datetime64("2026-01-02"), "2026-01-02"),
+        (numpy.datetime64("2026-01-02", "ns"), "2026-01-02T00:00:00.000000000"),
+        (numpy.timedelta64(5, "s"), "5 seconds"),
+        (numpy.timedelta64(5, "ns"), "5 nanoseconds"),
+        (numpy.array(numpy.timedelta64(5, "ns")), "5 nanoseconds"),
+        (NoNumber(7), "7"),
         (PlainModel(number=1, inner=[Order(2, [])]), {"number": 1, "inner": [{"number": 2, "items": []}]}),
         (ValueError("no"), "no"),
     ],
@@ -117,6 +131,53 @@ def test_a_value_arrives_as_documented(value: object, wanted: object) -> None:
     """By itself, and within containers."""
     assert shown(value) == wanted
     assert shown([{"deep": value}]) == [{"deep": wanted}]
+
+
+class TextColour(str, enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenOrder:
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        (b"user-agent", "user-agent"),
+        (b"\xff", "\\xff"),
+        (Colour.RED, "red"),
+        (TextColour.RED, "red"),
+        (Level.HIGH, "3"),
+        (Text("text"), "text"),
+        (7, "7"),
+        (1 << 70, str(1 << 70)),
+        (1.5, "1.5"),
+        (1e16, "1e+16"),
+        (float("inf"), "Infinity"),
+        (True, "true"),
+        (None, "null"),
+        (numpy.int64(7), "7"),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc), "2026-01-02T03:04:05Z"),
+        (date(2026, 1, 2), "2026-01-02"),
+        (UUID(int=1), str(UUID(int=1))),
+        (Decimal("1.50"), "1.50"),
+        (timedelta(days=1), "1 day, 0:00:00"),
+        ((1, "a"), "(1, 'a')"),
+        (Point(1, 2), "Point(x=1, y=2)"),
+        (FrozenOrder(1), '{"number":1}'),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_key_of_a_dict_arrives_as_documented(key: Any, wanted: str) -> None:
+    """In a message that is a dict, in `extra`, and deeper; whatever is beside it."""
+    for beside in (1, object()):
+        found = json.loads(plain.encode({key: 1, "beside": beside}))
+        assert found.keys() == {wanted, "beside"}
+        record = logging.makeLogRecord({"msg": {key: 1, "beside": beside}})
+        assert json.loads(log_entry.encode_record(record, "x"))["data"].keys() == {wanted, "beside"}
+        assert shown({"deep": {key: 1, "beside": beside}})["deep"].keys() == {wanted, "beside"}
 
 
 class MaskedText(str):
@@ -251,6 +312,143 @@ class HiddenPydantic:
     password: str = pydantic.Field(repr=False)
 
 
+class MaskedByArgs(pydantic.BaseModel):
+    password: str
+
+    def __repr_args__(self) -> Any:
+        return [("password", "***")]
+
+
+class MaskedByReprStr(pydantic.BaseModel):
+    password: str
+
+    def __repr_str__(self, join_str: str) -> str:
+        return f"password={join_str}***"
+
+
+Star = Annotated[str, pydantic.PlainSerializer(lambda _: "***")]
+
+
+class SerializedWithin(pydantic.BaseModel):
+    listed: list[Star]
+    optional: Star | None
+    named: dict[str, Star]
+    paired: tuple[int, Star]
+    keyed: dict[Star, int]
+    deep: dict[str, list[Star | None]]
+    model: SerializingModel
+    models: list[SerializingModel]
+    data: HiddenPydantic
+
+
+class HidingWithin(pydantic.BaseModel):
+    """A serializer makes something of each, in which all that `model_dump()` shows is."""
+
+    model: HiddenModel
+    models: dict[str, tuple[HiddenModel, ...]]
+    excluding: ExcludingModel
+    data: Hidden
+    masked: MaskedModel
+    secret: pydantic.SecretStr
+    secrets: list[pydantic.SecretStr] | None
+    unmasked: pydantic.SecretStr
+    any: Any
+
+    @pydantic.field_serializer("model", "models", "data", "masked", "secret", "secrets", mode="wrap")
+    def serialize(self, value: Any, handler: Any) -> Any:
+        return handler(value)
+
+    @pydantic.field_serializer("unmasked")
+    def unmask(self, value: pydantic.SecretStr) -> str:
+        return value.get_secret_value()
+
+
+class NamedUser(pydantic.BaseModel):
+    user: str
+
+
+class DerivedUser(NamedUser):
+    password: str
+
+
+class HoldingBase(pydantic.BaseModel):
+    """Of a field, `model_dump()` shows what the type of the field has, and not what a derived one adds."""
+
+    base: NamedUser
+
+
+class OtherKeysHiding(pydantic.BaseModel):
+    password: str = pydantic.Field(repr=False)
+    user: str
+
+    @pydantic.model_serializer
+    def serialize(self) -> dict[str, str]:
+        return {"user": self.user, "secret": self.password}
+
+
+class TextHiding(OtherKeysHiding):
+    @pydantic.model_serializer
+    def serialize(self) -> str:  # type: ignore[override]
+        return self.password
+
+
+class TextOfPrivate(pydantic.BaseModel):
+    _password: str = SECRET
+
+    @pydantic.model_serializer
+    def serialize(self) -> str:
+        return self._password
+
+
+class ComputingHidden(pydantic.BaseModel):
+    user: str
+
+    @pydantic.computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def password(self) -> str:
+        return SECRET
+
+
+class ComputingExcluding(pydantic.BaseModel):
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def model(self) -> ExcludingModel:
+        return ExcludingModel(user="ann", password=SECRET)
+
+
+class MaskedByDump(pydantic.BaseModel):
+    password: str
+
+    def model_dump(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"password": "***"}
+
+
+class Token:
+    """Its `str()` shows it."""
+
+    def __str__(self) -> str:
+        return SECRET
+
+
+class SerializingToken(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    token: Annotated[Token, pydantic.PlainSerializer(lambda _: "***")]
+
+
+class HiddenRoot(pydantic.RootModel[list[HiddenModel]]):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenKey:
+    password: str = dataclasses.field(repr=False)
+
+
+class ExcludingKey(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True)
+    password: str = pydantic.Field(exclude=True)
+
+
 HIDING = [
     MaskedText(SECRET),
     MaskedNumber(4711),
@@ -274,6 +472,44 @@ HIDING = [
     MaskedModel(password=SECRET),
     HiddenPydantic(user="ann", password=SECRET),
     pydantic.SecretStr(SECRET),
+    MaskedByArgs(password=SECRET),
+    MaskedByReprStr(password=SECRET),
+    SerializedWithin(
+        listed=[SECRET],
+        optional=SECRET,
+        named={"a": SECRET},
+        paired=(1, SECRET),
+        keyed={SECRET: 1},
+        deep={"a": [SECRET]},
+        model=SerializingModel(user="ann", password=SECRET, token=SECRET),
+        models=[SerializingModel(user="ann", password=SECRET, token=SECRET)],
+        data=HiddenPydantic(user="ann", password=SECRET),
+    ),
+    HidingWithin(
+        model=HiddenModel(user="ann", password=SECRET),
+        models={"a": (HiddenModel(user="ann", password=SECRET),)},
+        excluding=ExcludingModel(user="ann", password=SECRET),
+        data=Hidden("ann", SECRET),
+        masked=MaskedModel(password=SECRET),
+        secret=pydantic.SecretStr(SECRET),
+        secrets=[pydantic.SecretStr(SECRET)],
+        unmasked=pydantic.SecretStr(SECRET),
+        any=[HiddenModel(user="ann", password=SECRET), HiddenAttrs("ann", SECRET), MaskedDict(a=SECRET)],
+    ),
+    HoldingBase(base=DerivedUser(user="ann", password=SECRET)),
+    OtherKeysHiding(user="ann", password=SECRET),
+    TextHiding(user="ann", password=SECRET),
+    TextOfPrivate(),
+    ComputingHidden(user="ann"),
+    ComputingExcluding(),
+    MaskedByDump(password=SECRET),
+    SerializingToken(token=Token()),
+    HiddenRoot([HiddenModel(user="ann", password=SECRET)]),
+    {HiddenKey(SECRET): 1},
+    {ExcludingKey(password=SECRET): 1},
+    {(ExcludingKey(password=SECRET),): 1},
+    {MaskedText(SECRET): 1},
+    {pydantic.SecretStr(SECRET): 1},
 ]
 
 
@@ -286,6 +522,188 @@ def test_a_value_that_hides_something_is_not_shown_in_full(value: object) -> Non
         assert "4711" not in text
         record = logging.makeLogRecord({"msg": "x", "login": each})
         assert SECRET not in log_entry.encode_record(record, "x")
+
+
+def test_a_key_that_masks_itself_is_not_shown_in_full() -> None:
+    """Also where all values are texts and numbers, and a record would go the quickest way."""
+    for key in (MaskedText(SECRET), pydantic.SecretStr(SECRET)):
+        record = logging.makeLogRecord({"msg": {key: 1}})
+        assert SECRET not in log_entry.encode_record(record, "x")
+
+
+class Event(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    number: int
+
+
+class Computing(pydantic.BaseModel):
+    number: int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> int:
+        return self.number * 2
+
+
+class Aliased(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(serialize_by_alias=True)
+    user_name: str = pydantic.Field(alias="userName")
+    token: Star = pydantic.Field(alias="accessToken")
+
+
+class OtherKeys(pydantic.BaseModel):
+    number: int
+
+    @pydantic.model_serializer
+    def serialize(self) -> dict[str, object]:
+        return {"id": self.number, "type": Colour.RED}
+
+
+class AsText(pydantic.BaseModel):
+    number: int
+
+    @pydantic.model_serializer
+    def serialize(self) -> str:
+        return f"order {self.number}"
+
+
+class Numbers(pydantic.RootModel[list[int]]):
+    pass
+
+
+class DumpedByAlias(pydantic.BaseModel):
+    number: int = pydantic.Field(alias="orderNumber")
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        return super().model_dump(by_alias=True, **options)
+
+
+class Failing(pydantic.BaseModel):
+    """Two of its fields cannot be had."""
+
+    number: int
+    bad: Annotated[str, pydantic.PlainSerializer(lambda _: 1 / 0)] = ""
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def worse(self) -> int:
+        return 1 // 0
+
+
+class Holding(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    path: Annotated[PurePosixPath, pydantic.PlainSerializer(lambda path: path.name)]
+    masked: MaskedModel
+    secrets: dict[str, pydantic.SecretStr]
+    moments: dict[datetime, Colour]
+    order: Order
+    numbers: Annotated[numpy.ndarray, pydantic.PlainSerializer(lambda array: array.tolist())]
+
+
+BAD = "<str that cannot be shown: PydanticSerializationError>"
+WORSE = "<str that cannot be shown: ZeroDivisionError>"
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (Event(number=1, kind="paid"), {"number": 1, "kind": "paid"}),  # type: ignore[call-arg]
+        (Computing(number=1), {"number": 1, "twice": 2}),
+        (Aliased(userName="ann", accessToken=SECRET), {"user_name": "ann", "token": "***"}),
+        (OtherKeys(number=1), {"id": 1, "type": "red"}),
+        (AsText(number=1), "order 1"),
+        (Numbers([1, 2]), [1, 2]),
+        (DumpedByAlias(orderNumber=1), {"orderNumber": 1}),
+        (PlainModel.model_construct(number=1), {"number": 1}),
+        (PlainModel.model_construct(number="one"), {"number": "one"}),
+        (Failing(number=1), {"number": 1, "bad": BAD, "worse": WORSE}),
+        (HiddenModel(user="ann", password=SECRET), {"user": "ann"}),
+        (OtherKeysHiding(user="ann", password=SECRET), {"user": "ann"}),
+        (HoldingBase(base=DerivedUser(user="ann", password=SECRET)), {"base": {"user": "ann"}}),
+        (SerializingToken(token=Token()), {"token": "<Token that its repr() and its model_dump() show differently>"}),
+        (
+            Holding(
+                path=PurePosixPath("/srv/shop"),
+                masked=MaskedModel(password=SECRET),
+                secrets={"a": pydantic.SecretStr(SECRET)},
+                moments={datetime(2026, 1, 2, tzinfo=timezone.utc): Colour.RED},
+                order=Order(1, [Order(2, [])]),
+                numbers=numpy.array([1, 2]),
+            ),
+            {
+                "path": "shop",
+                "masked": "***",
+                "secrets": {"a": "**********"},
+                "moments": {"2026-01-02T00:00:00Z": "red"},
+                "order": {"number": 1, "items": [{"number": 2, "items": []}]},
+                "numbers": [1, 2],
+            },
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_all_that_a_model_shows_in_both_ways_arrives(model: pydantic.BaseModel, wanted: object) -> None:
+    """Its fields by their names, as its serializers have them."""
+    assert shown(model) == wanted
+    assert shown([{"deep": model}]) == [{"deep": wanted}]
+
+
+class Interrupted(pydantic.BaseModel):
+    number: int
+
+    @pydantic.field_serializer("number")
+    def serialize(self, _: int) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        return 1
+
+
+def raise_timeout(number: int, frame: object) -> None:
+    raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("handler", "wanted"), [(raise_timeout, TimeoutError), (signal.default_int_handler, KeyboardInterrupt)]
+)
+def test_what_a_signal_handler_raises_in_a_serializer_leaves_as_it_is(handler: Any, wanted: type) -> None:
+    """pydantic would wrap it, and the task would never hear that its time is over."""
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(wanted):
+            plain.encode(Interrupted(number=1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Growing(pydantic.BaseModel):
+    """Its serializer changes the dict that pydantic is in the middle of."""
+
+    named: dict[str, Annotated[str, pydantic.PlainSerializer(lambda _: MODELS[-1].named.update(new="") or "x")]]
+    number: int
+
+
+MODELS: list[Growing] = []
+
+
+def test_a_serializer_that_changes_its_container_spoils_no_other_field(capfd: Any) -> None:
+    """pydantic panics then, with an exception that is no Exception, and says so on stderr."""
+    MODELS.append(Growing(named={"a": "b", "c": "d"}, number=1))
+    assert shown(MODELS[-1])["number"] == 1
+    capfd.readouterr()
+
+
+class Node(pydantic.BaseModel):
+    parent: Node | None = None
+    children: list[Node] = []
+
+
+def test_models_that_hold_each_other_end() -> None:
+    """Of fields, pydantic refuses to dump them. The other fields arrive."""
+    node = Node()
+    node.children.append(Node.model_construct(parent=node))
+    assert shown(node) == {"parent": None, "children": "<list that cannot be shown: ValueError>"}
+    event = Event(number=1)
+    event.child = Event(number=2, parent=event)  # type: ignore[attr-defined,call-arg]
+    assert shown(event) == {"number": 1, "child": {"number": 2, "parent": {"number": 1, "child": "[...]"}}}
 
 
 class Shrinking:
