@@ -163,10 +163,10 @@ LOOKS: Final = (
 )
 
 
-def flush(env: dict[str, str], path: str) -> str:
-    """Try to deliver, and return all that is printed."""
+def flush(env: dict[str, str], path: str, seconds: float) -> str:
+    """Try to deliver for so long, and return all that is printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "cwsink", "flush", "--once", "--timeout", "1.5", path],
+        [sys.executable, "-m", "cwsink", "flush", "--once", "--timeout", str(seconds), path],
         env=env,
         capture_output=True,
         text=True,
@@ -198,7 +198,9 @@ def test_no_secret_is_seen(
     env = {key: value.replace("{echo}", echo) for key, value in case.env.items()}
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AWS_CONFIG_FILE": str(aws), **env}
     path = writer.directory.path
-    said = flush(env, path)
+    said = flush(env, path, 1.5)
+    if case.says not in said:  # a crowded machine has not come to a first try by then
+        said += flush(env, path, CHILD_SECONDS / 4)
     assert case.says in said, said
     assert "stays in" in said, "the record is kept"
     for words in LOOKS:
