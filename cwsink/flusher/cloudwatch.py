@@ -200,7 +200,7 @@ class CloudWatch:
         return self._call("create_log_stream", logGroupName=self._format.log_group_name, logStreamName=stream)
 
     def forget_session(self) -> None:
-        """Let the next call read credentials anew, because a cached provider can hand out expired ones for ever."""
+        """Let the next call read credentials anew, because a cached provider can hand out old ones for ever."""
         self.close()
 
     def close(self) -> None:
