@@ -154,7 +154,10 @@ class Outcome(Enum):
         "ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId "
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException "
         "MissingAuthenticationToken MissingAuthenticationTokenException NoCredentialsError PartialCredentialsError "
-        "CredentialRetrievalError TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError NoRegionError",
+        "CredentialRetrievalError MetadataRetrievalError UnknownCredentialError RefreshWithMFAUnsupportedError "
+        "TokenRetrievalError NoAuthTokenError UnknownTokenProviderError SSOError SSOTokenLoadError "
+        "UnauthorizedSSOTokenError LoginError LoginRefreshRequired LoginInsufficientPermissions LoginTokenLoadError "
+        "LoginAuthorizationCodeError MissingDependencyException NoRegionError",
         obstacle="credentials",
         is_slow=True,
     )

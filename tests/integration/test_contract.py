@@ -367,6 +367,59 @@ def test_credentials_that_are_not_there_yet_are_waited_for(
     assert "NoCredentialsError" in said(capfd)[0]
 
 
+# Who was to give credentials -> variables, and the profile's file. {there} is a file that nobody may execute.
+BROKEN_GIVERS = {
+    "a web identity's token": (
+        {"AWS_WEB_IDENTITY_TOKEN_FILE": "/no/such/token", "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x"},
+        "",
+    ),
+    "a container's token": (
+        {
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/x",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/no/such/token",
+        },
+        "",
+    ),
+    "a helper": ({}, "credential_process = /no/such/program"),
+    "a helper that may not be executed": ({}, "credential_process = {there}"),
+}
+
+
+@pytest.mark.parametrize("giver", BROKEN_GIVERS)
+def test_a_giver_of_credentials_that_is_missing_is_told_as_that(
+    config: SinkConfig,
+    server: StrictCloudWatch,
+    waits: Waits,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    giver: str,
+) -> None:
+    """A token's file or a helper that is not there: CloudWatch is not "busy", and nothing counts as sent again."""
+    env, profile = BROKEN_GIVERS[giver]
+    (tmp_path / "there").write_text("")
+    (tmp_path / "config").write_text(f"[default]\n{profile.format(there=tmp_path / 'there')}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    server.create_stream(GROUP, STREAM)
+
+    def issue() -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FIRST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    waits.during[3] = issue
+    directory = delivered(config, TEXTS[:10])
+    assert (records(server), survey(directory).resent) == (TEXTS[:10], 0)
+    assert all(5.0 <= wait <= 10.0 for wait in waits)
+    told = said(capfd)[0]
+    assert "Check the AWS credentials" in told
+    assert ("/no/such/" in told) == ("/no/such/" in f"{env} {profile}"), "it names what is not there"
+
+
 def test_a_clock_that_is_wrong_recovers_when_it_is_set(
     config: SinkConfig, server: StrictCloudWatch, waits: Waits, capfd: pytest.CaptureFixture[str]
 ) -> None:

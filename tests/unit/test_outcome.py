@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
-from botocore import exceptions
+from botocore import credentials, exceptions, tokens
 
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.outcome import Act, Answer, Outcome, advice_on, classify, rejected_indexes
@@ -25,8 +28,10 @@ BISECT = "InvalidParameterException ValidationException SerializationException R
 
 # Raised by botocore before anything is sent.
 NO_CREDENTIALS = """
-NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError SSOTokenLoadError
-UnauthorizedSSOTokenError NoRegionError
+NoCredentialsError PartialCredentialsError CredentialRetrievalError MetadataRetrievalError UnknownCredentialError
+RefreshWithMFAUnsupportedError TokenRetrievalError NoAuthTokenError UnknownTokenProviderError SSOError
+SSOTokenLoadError UnauthorizedSSOTokenError LoginError LoginRefreshRequired LoginInsufficientPermissions
+LoginTokenLoadError LoginAuthorizationCodeError MissingDependencyException NoRegionError
 """.split()
 MISCONFIGURED = """
 ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InfiniteLoopConfigError InvalidRegionError
@@ -103,6 +108,17 @@ def test_each_error_code_means_what_the_documentation_says(code: str, outcome: O
 def test_what_botocore_raises_for_want_of_credentials_rebuilds_the_session(code: str) -> None:
     """No call was made: keep the batch, look for credentials again."""
     assert classify(Answer(code=code, message="why")) is Outcome.CREDENTIALS
+
+
+def test_all_that_botocore_raises_for_want_of_credentials_is_in_the_table() -> None:
+    """Whatever its providers of credentials and tokens raise by name. A newer botocore may have more of them."""
+    found: set[str] = set()
+    for module in (credentials, tokens):
+        found |= set(re.findall(r"\braise (\w+)\(", inspect.getsource(module)))
+    found = {name for name in found if issubclass(getattr(exceptions, name, int), exceptions.BotoCoreError)}
+    assert {"LoginTokenLoadError", "CredentialRetrievalError", "TokenRetrievalError"} <= found
+    known = {code: classify(Answer(code=code, message="why")) for code in found}
+    assert set(known.values()) <= {Outcome.CREDENTIALS, Outcome.MISCONFIGURED}, known
 
 
 @pytest.mark.parametrize("code", MISCONFIGURED)
