@@ -114,7 +114,7 @@ class Outcome(Enum):
     BISECT = Reaction(
         Act.SPLIT,
         "CloudWatch takes nothing that is sent there, not even a line of cwsink's own: correct the setting it names.",
-        "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException",
+        "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException 413",
         obstacle="denied",
         is_slow=True,
     )
@@ -222,14 +222,17 @@ def classify(answer: Answer) -> Outcome:
     return Outcome.RETRY
 
 
-def advice_on(error: str) -> str:
-    """Return what an error means, and what to do about it.
+def advice_on(error: str, obstacle: str = "") -> str:
+    """Return what an error means, and what to do about it: the advice that the leader's line on stderr has.
 
     Args:
         error: the code, a colon and the message, as the leader publishes them.
+        obstacle: the one that it publishes with them. A code that is not in the table was classified by its HTTP
+            status, which is not published, and the obstacle tells which way that went.
     """
     code, _, message = error.partition(":")
-    return classify(Answer(code=code, message=message)).value.advice
+    status = 400 if obstacle == Outcome.DENIED.value.obstacle else None
+    return classify(Answer(status=status, code=code, message=message)).value.advice
 
 
 def rejected_indexes(info: Mapping[str, Any], count: int) -> dict[int, str]:

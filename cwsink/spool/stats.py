@@ -75,6 +75,8 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         corrupt_bytes: bytes that changed on the disk after they were written.
         capacity_bytes: how much the spool may hold.
         last_error: the last failure of the last leader that had one. It may be over.
+        obstacle: which kind of reason the last leader had not to deliver: "credentials", "denied", "unreachable" or
+            "busy"; "" if it could.
         last_success: when CloudWatch last took records.
         failing_since: since when CloudWatch has taken nothing although it was asked.
         is_behind: the oldest record has waited for longer than batch_timeout_seconds and a request may take.
@@ -124,6 +126,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     corrupt_bytes: int
     capacity_bytes: int
     last_error: str | None
+    obstacle: leader_state.Obstacle
     last_success: str | None
     failing_since: str | None
     is_behind: bool
@@ -267,6 +270,7 @@ def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
     )
     return {
         "last_error": published.last_error,
+        "obstacle": published.obstacle,
         "last_success": _moment(published.last_success),
         "last_success_seconds": _ago(published.last_success, now),
         "failing_since": _moment(published.failing_since),

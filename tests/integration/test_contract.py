@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import Writer, stats
 from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.flusher import Flusher
@@ -36,6 +36,7 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import Faults, StrictCloudWatch
 from cwsink.testing.wire import HttpRequest, Reply
+from cwsink.watching.reasons import why
 from tests.harness.interleave import deliver, leading, segments
 from tests.harness.support import books_balance, is_ours, quick_config
 
@@ -456,6 +457,29 @@ def test_denied_access_is_said_once_in_awss_words_and_retried_slowly(
     told, ended = said(capfd)
     assert DENIED in told
     assert "accepts records again" in ended
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InvalidOperationException", 400), ("", 403), ("", 407), ("", 404), ("", 503), ("AccessDeniedException", 400)],
+)
+def test_the_status_advises_what_stderr_does(
+    config: SinkConfig,
+    server: StrictCloudWatch,
+    waits: Waits,
+    capfd: pytest.CaptureFixture[str],
+    code: str,
+    status: int,
+) -> None:
+    """Whatever the answer is: one that the table does not know is classified by its HTTP status."""
+    server.create_stream(GROUP, STREAM)
+    server.faults.fail_next(4, code, status, action=PUT)
+    seen: list[str] = []
+    waits.during[3] = lambda: seen.extend(why(spool) for spool in stats().spools)
+    delivered(config, TEXTS[:10])
+    (shown,) = seen
+    advice = shown.splitlines()[1].removesuffix(" The leader tries again until it succeeds.")
+    assert f". {advice} " in said(capfd)[0]
 
 
 @pytest.mark.parametrize("action", ["CreateLogStream", "CreateLogGroup"])

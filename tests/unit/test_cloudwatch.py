@@ -38,7 +38,7 @@ EVENTS = [Event(1_700_000_000_000, 7, 0, "hi")]
 
 
 class Client:
-    """Answers every call with the same, raising it if it is an exception. First it calls `sends`, as a real one does."""
+    """Answers every call with the same, raising it if it is an exception. `sends` is called first, as by a real one."""
 
     def __init__(self, answer: Mapping[str, Any] | BaseException, sends: Callable[[], None] = lambda: None) -> None:
         self.answer = answer

@@ -97,6 +97,14 @@ def test_what_the_leader_publishes_is_explained(code: str, outcome: Outcome) -> 
     assert advice_on(f"{code}: why: because") == outcome.value.advice
 
 
+@pytest.mark.parametrize("code", ["InvalidOperationException", "403", "407", "413", "Unknown", "503", "AccessDenied"])
+@pytest.mark.parametrize("status", [None, 302, 400, 403, 407, 408, 429, 500, 503])
+def test_status_advises_what_stderr_does(status: int | None, code: str) -> None:
+    """Also for a code that the table does not know, although its HTTP status is not published."""
+    reaction = classify(Answer(status=status, code=code, message="why")).value
+    assert advice_on(f"{code}: why", reaction.obstacle) == reaction.advice
+
+
 @pytest.mark.parametrize(("code", "outcome"), EXPECTED)
 @pytest.mark.parametrize("status", [400, 500])
 def test_each_error_code_means_what_the_documentation_says(code: str, outcome: Outcome, status: int) -> None:
