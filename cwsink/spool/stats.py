@@ -32,6 +32,7 @@ from cwsink.spool import (
 )
 from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
 from cwsink.spool.leadership import Leader
+from cwsink.spool.record import MOST_SECONDS
 from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
@@ -77,7 +78,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         last_error: the last failure of the last leader that had one. It may be over.
         obstacle: which kind of reason the last leader had not to deliver: "credentials", "denied", "unreachable" or
             "busy"; "" if it could.
-        last_success: when CloudWatch last took records.
+        last_success: when CloudWatch last took records; None if that is not known.
         failing_since: since when CloudWatch has taken nothing although it was asked.
         is_behind: the oldest record has waited for longer than batch_timeout_seconds and a request may take.
         requests: how many requests to send records were answered, by outcome.
@@ -263,6 +264,7 @@ def _counts(books: Survey) -> dict[str, Any]:
 
 def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
     """Return what is known by the last leader."""
+    last_success = _possible(published.last_success)
     bounds = [f"{bound:g}" for bound in leader_state.REQUEST_SECONDS]
     seconds = published.request_seconds
     so_far = (
@@ -271,8 +273,8 @@ def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
     return {
         "last_error": published.last_error,
         "obstacle": published.obstacle,
-        "last_success": _moment(published.last_success),
-        "last_success_seconds": _ago(published.last_success, now),
+        "last_success": _moment(last_success),
+        "last_success_seconds": _ago(last_success, now),
         "failing_since": _moment(published.failing_since),
         "requests": published.requests,
         "sent_bytes": published.sent_bytes,
@@ -320,6 +322,11 @@ def _moment(seconds: float | None) -> str | None:
 
 def _ago(seconds: float | None, now: float) -> float | None:
     return None if seconds is None else round(max(0.0, now - seconds), 3)
+
+
+def _possible(seconds: float | None) -> float | None:
+    """Return a time, or None if no clock can have shown it: the file is damaged, and no time is shown."""
+    return seconds if seconds is not None and 0 <= seconds <= MOST_SECONDS else None
 
 
 def _written_at(*paths: str) -> float:
