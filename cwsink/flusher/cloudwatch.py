@@ -19,6 +19,7 @@ import copy
 import errno
 import getpass
 import gzip
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -48,6 +49,7 @@ _LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|\[?::1\]?")
 
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 _BEFORE_SEND: Final = "before-send.cloudwatch-logs"
+_AFTER_PUT: Final = "after-call.cloudwatch-logs.PutLogEvents"
 # botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
 # must not be taken for an answer about the events.
 _OPERATIONS: Final = frozenset(
@@ -278,6 +280,7 @@ class CloudWatch:
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
         client.meta.events.register(_BEFORE_SEND, self._note_sending)
+        client.meta.events.register(_AFTER_PUT, _check_whole)
         return client
 
     def _session(self, botocore_config: Any) -> Any:
@@ -342,6 +345,24 @@ def _before_send(request: Any, **_: Any) -> None:
         f"{server} is asked without TLS: whoever is on the way there can read what is sent, log lines and session "
         "tokens, and can forge the answers. It is sent all the same. Use https, unless this network is yours alone.",
     )
+
+
+def _check_whole(http_response: Any, **_: Any) -> None:
+    """Raise ResponseParserError if the body of a success is no whole JSON object.
+
+    The connection may have been closed in the middle of an answer without a Content-Length. botocore then takes what
+    came for a message, and the events that the answer rejects would count as delivered. No body at all rejects nothing.
+    """
+    from botocore.parsers import ResponseParserError
+
+    if http_response.status_code != 200 or not (content := http_response.content):
+        return
+    try:
+        is_whole = isinstance(json.loads(content), dict)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ResponseParserError("the answer is no whole JSON. Was it cut on its way, or has a proxy answered?")
 
 
 def _no_answer(error: Any, *, is_sent: bool) -> Answer:
