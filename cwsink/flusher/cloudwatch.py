@@ -219,7 +219,6 @@ class CloudWatch:
 
     def _call(self, operation: str, **parameters: Any) -> Answer:
         from botocore import exceptions
-        from botocore.parsers import ResponseParserError
 
         self._is_sent = False
         try:
@@ -232,8 +231,6 @@ class CloudWatch:
             return _failure(error.response, str(error))
         except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
             return _no_answer(error, is_sent=self._is_sent)
-        except ResponseParserError as error:
-            return answer(code="ResponseParserError", message=str(error), is_ambiguous=self._is_sent)
         except Exception as error:
             return self._surprise(error)
         metadata = found.get("ResponseMetadata", {})
@@ -250,6 +247,7 @@ class CloudWatch:
     def _surprise(self, error: Exception) -> Answer:
         """Return what any other exception means. Whatever it is, the records stay."""
         from botocore.exceptions import BotoCoreError
+        from botocore.parsers import ResponseParserError
 
         code, message = type(error).__name__, confidential.text_of(error)
         if self._is_sent or isinstance(error, BotoCoreError):
@@ -258,8 +256,10 @@ class CloudWatch:
             return answer(code="InvalidConfigError", message=message)  # int("x"), a file that is no UTF-8
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LIMITS):
             return answer(code=code, message=message)
+        if isinstance(error, ResponseParserError):  # it shows the answer, which may have the keys in it
+            message = "a service that gives credentials has answered what cannot be read"
         # Nothing was sent yet, so it comes from whoever was to give credentials: a token's file that is not there, a
-        # helper that cannot be started, an answer of a service that lacks the key.
+        # helper that cannot be started, an answer of a service that lacks the key or cannot be read.
         return answer(code="CredentialRetrievalError", message=f"{code}: {message}")
 
     def _connect(self, **options: Any) -> _LogsClient:

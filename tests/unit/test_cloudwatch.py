@@ -157,13 +157,15 @@ MAY_BE_SENT = [
     exceptions.ProxyConnectionError(proxy_url="http://x"),
     exceptions.HTTPClientError(error="x"),
     exceptions.ResponseStreamingError(error="x"),
-    parsers.ResponseParserError("no JSON"),
 ]
 
 
 @pytest.mark.parametrize(
     ("error", "is_ambiguous"),
-    [*((error, False) for error in NEVER_SENT), *((error, True) for error in MAY_BE_SENT)],
+    [
+        *((error, False) for error in NEVER_SENT),
+        *((error, True) for error in (*MAY_BE_SENT, parsers.ResponseParserError("no JSON"))),
+    ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_an_exception_of_botocore_becomes_an_answer(error: Exception, is_ambiguous: bool) -> None:
@@ -198,6 +200,13 @@ def test_what_a_giver_of_credentials_raises_is_told_as_that(error: Exception) ->
     assert (answer.code, answer.is_ambiguous) == ("CredentialRetrievalError", False)
     assert answer.message == f"{type(error).__name__}: {error}"
     assert classify(answer) is Outcome.CREDENTIALS
+
+
+def test_what_a_giver_of_credentials_answers_is_not_shown() -> None:
+    """botocore shows an answer that it cannot read, and a part of it may be a key."""
+    answer = unsent(parsers.ResponseParserError("invalid XML received: <SecretAccessKey>canary"))
+    assert (classify(answer), answer.is_ambiguous) == (Outcome.CREDENTIALS, False)
+    assert "canary" not in answer.message
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()], ids=repr)
