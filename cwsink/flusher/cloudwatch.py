@@ -362,7 +362,7 @@ def _check_whole(http_response: Any, **_: Any) -> None:
     except ValueError:
         is_whole = False
     if not is_whole:
-        raise ResponseParserError("the answer is no whole JSON. Was it cut on its way, or has a proxy answered?")
+        raise ResponseParserError("the answer is no whole JSON: it was cut on its way, or a proxy has answered")
 
 
 def _no_answer(error: Any, *, is_sent: bool) -> Answer:
