@@ -59,7 +59,7 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
         )
     elif spool.state in ("retrying", "circuit_open"):
         error = spool.last_error or spool.state
-        yield wrong("delivery", f"{waiting}; the last answer: {error}", advice_on(error))
+        yield wrong("delivery", f"{waiting}; the last answer: {error}", advice_on(error, spool.obstacle))
     elif spool.state == "no_leader" and spool.orphan_seconds is not None:
         yield wrong(
             "delivery",

@@ -45,9 +45,12 @@ def probe(patient: Patient) -> Iterator[Finding]:
     if not is_spooled:
         yield wrong("probe", f"{case.name}: the record was refused. {' '.join(said)}", "Look at root, disk and room.")
     elif not is_settled:
-        error = published.last_error if published and published.obstacle else None
+        obstacle = published.obstacle if published else ""
+        error = published.last_error if published and obstacle else None
         seen = f"{case.name}: the record was spooled, and is not delivered after {SECONDS:g} s"
-        yield wrong("probe", f"{seen}: {error}" if error else seen, advice_on(error) if error else "cwsink status")
+        yield wrong(
+            "probe", f"{seen}: {error}" if error else seen, advice_on(error, obstacle) if error else "cwsink status"
+        )
     elif sum(books.dead_lettered.values()) > before:
         yield wrong("probe", f"{case.name}: CloudWatch can never take it", "cwsink replay --dead-letters --dry-run")
     else:

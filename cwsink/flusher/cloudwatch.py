@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import getpass
 import gzip
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -46,12 +48,17 @@ _NO_ID: Final = "the answer has no AWS request id. Has a proxy answered? Check e
 _LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|\[?::1\]?")
 
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
+_BEFORE_SEND: Final = "before-send.cloudwatch-logs"
+_AFTER_PUT: Final = "after-call.cloudwatch-logs.PutLogEvents"
 # botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
 # must not be taken for an answer about the events.
 _OPERATIONS: Final = frozenset(
     "PutLogEvents CreateLogGroup CreateLogStream PutRetentionPolicy DescribeLogStreams GetLogEvents".split()
 )
 
+
+# This process has reached a limit. That passes, and says nothing of the file that it was about to read.
+_LIMITS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 # All sessions of one process share these: what botocore has read of AWS, and its event handlers.
 _data: Any = None
@@ -168,6 +175,7 @@ class CloudWatch:
         self._client: _LogsClient | None = None
         self._region = spool_format.region
         self._body = b""
+        self._is_sent = False
         self.sent_bytes = 0
 
     def put(self, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> Answer:
@@ -200,7 +208,7 @@ class CloudWatch:
         return self._call("create_log_stream", logGroupName=self._format.log_group_name, logStreamName=stream)
 
     def forget_session(self) -> None:
-        """Let the next call read credentials anew, because a cached provider can hand out expired ones for ever."""
+        """Let the next call read credentials anew, because a cached provider can hand out old ones for ever."""
         self.close()
 
     def close(self) -> None:
@@ -211,8 +219,8 @@ class CloudWatch:
 
     def _call(self, operation: str, **parameters: Any) -> Answer:
         from botocore import exceptions
-        from botocore.parsers import ResponseParserError
 
+        self._is_sent = False
         try:
             if self._client is None:
                 self._client = self._connect()
@@ -222,17 +230,9 @@ class CloudWatch:
                 return answer(code="CredentialRetrievalError", message=str(error))
             return _failure(error.response, str(error))
         except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
-            return _no_answer(error)
-        except ResponseParserError as error:
-            return answer(code="ResponseParserError", message=str(error), is_ambiguous=True)
+            return _no_answer(error, is_sent=self._is_sent)
         except Exception as error:
-            # No credentials, no region, a broken credential_process, a surprise of a proxy: the records stay.
-            # An exception that is not botocore's comes from making the client, or from parsing an answer.
-            is_of_botocore, message = isinstance(error, exceptions.BotoCoreError), confidential.text_of(error)
-            if self._client is None and isinstance(error, ValueError) and not is_of_botocore:
-                return answer(code="InvalidConfigError", message=message)  # int("x"), a file that is no UTF-8
-            may_have_arrived = self._client is not None and not is_of_botocore
-            return answer(code=type(error).__name__, message=message, is_ambiguous=may_have_arrived)
+            return self._surprise(error)
         metadata = found.get("ResponseMetadata", {})
         if not metadata.get("RequestId"):
             return answer(status=metadata.get("HTTPStatusCode"), code="NoRequestId", message=_NO_ID, is_ambiguous=True)
@@ -243,6 +243,24 @@ class CloudWatch:
             rejected_entity=(found.get("rejectedEntityInfo") or {}).get("errorType"),
             is_ambiguous=True,
         )
+
+    def _surprise(self, error: Exception) -> Answer:
+        """Return what any other exception means. Whatever it is, the records stay."""
+        from botocore.exceptions import BotoCoreError
+        from botocore.parsers import ResponseParserError
+
+        code, message = type(error).__name__, confidential.text_of(error)
+        if self._is_sent or isinstance(error, BotoCoreError):
+            return answer(code=code, message=message, is_ambiguous=self._is_sent)
+        if self._client is None and isinstance(error, ValueError):
+            return answer(code="InvalidConfigError", message=message)  # int("x"), a file that is no UTF-8
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LIMITS):
+            return answer(code=code, message=message)
+        if isinstance(error, ResponseParserError):  # it shows the answer, which may have the keys in it
+            message = "a service that gives credentials has answered what cannot be read"
+        # Nothing was sent yet, so it comes from whoever was to give credentials: a token's file that is not there, a
+        # helper that cannot be started, an answer of a service that lacks the key or cannot be read.
+        return answer(code="CredentialRetrievalError", message=f"{code}: {message}")
 
     def _connect(self, **options: Any) -> _LogsClient:
         from botocore.config import Config
@@ -261,6 +279,8 @@ class CloudWatch:
             "logs", region_name=self._region, endpoint_url=self._format.endpoint_url, config=botocore_config
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
+        client.meta.events.register(_BEFORE_SEND, self._note_sending)
+        client.meta.events.register(_AFTER_PUT, _check_whole)
         return client
 
     def _session(self, botocore_config: Any) -> Any:
@@ -307,6 +327,10 @@ class CloudWatch:
             params["headers"]["Content-Encoding"] = "gzip"
         self.sent_bytes += len(params["body"])
 
+    def _note_sending(self, **_: Any) -> None:
+        """Note that the request is sent now. It is signed, so what goes wrong from here on is not the credentials'."""
+        self._is_sent = True
+
 
 def _before_send(request: Any, **_: Any) -> None:
     """Look at a request of botocore before it is sent: learn its secrets, and say once that a server has no TLS."""
@@ -323,18 +347,39 @@ def _before_send(request: Any, **_: Any) -> None:
     )
 
 
-def _no_answer(error: Any) -> Answer:
-    """Return what an exception of the connection means: no answer came, or none that could be read."""
+def _check_whole(http_response: Any, **_: Any) -> None:
+    """Raise ResponseParserError if the body of a success is no whole JSON object.
+
+    The connection may have been closed in the middle of an answer without a Content-Length. botocore then takes what
+    came for a message, and the events that the answer rejects would count as delivered. No body at all rejects nothing.
+    """
+    from botocore.parsers import ResponseParserError
+
+    if http_response.status_code != 200 or not (content := http_response.content):
+        return
+    try:
+        is_whole = isinstance(json.loads(content), dict)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ResponseParserError("the answer is no whole JSON: it was cut on its way, or a proxy has answered")
+
+
+def _no_answer(error: Any, *, is_sent: bool) -> Answer:
+    """Return what an exception of the connection means: no answer came, or none that could be read.
+
+    `is_sent`: the request was about to be sent. If not, the connection was one to a service that gives credentials.
+    """
     from botocore import exceptions
 
     if isinstance(cause := error.kwargs.get("error"), deadline.TooLongError):
-        return answer(code="AnswerTooLong", message=str(cause), is_ambiguous=True)
+        return answer(code="AnswerTooLong", message=str(cause), is_ambiguous=is_sent)
     # If no connection was made, the call cannot have reached CloudWatch. In all other cases it may have.
     never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
     message = str(error)
     if isinstance(error, exceptions.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
         message += f" (AWS_CA_BUNDLE is {bundle})"  # the error says "No such file", not which one
-    return answer(code=type(error).__name__, message=message, is_ambiguous=not never_sent)
+    return answer(code=type(error).__name__, message=message, is_ambiguous=is_sent and not never_sent)
 
 
 def _failure(response: Mapping[str, Any], text: str) -> Answer:

@@ -242,10 +242,6 @@ class Delivery:
     def _wait_only(self, attempt: _Try, answer: Answer) -> Answer | None:
         return answer
 
-    def _renew_session(self, attempt: _Try, answer: Answer) -> Answer | None:
-        self._cloudwatch.forget_session()
-        return answer
-
     def _use_token(self, attempt: _Try, answer: Answer) -> Answer | None:
         attempt.token = answer.expected_token
         return answer if attempt.is_repaired or attempt.token is None else None
@@ -278,7 +274,6 @@ class Delivery:
 
     REPAIRS: ClassVar[Mapping[Act, Callable[[Delivery, _Try, Answer], Answer | None]]] = {
         Act.WAIT: _wait_only,
-        Act.RENEW_SESSION: _renew_session,
         Act.CREATE_TARGET: _create_target,
         Act.USE_TOKEN: _use_token,
     }
@@ -328,6 +323,9 @@ class Delivery:
         """Tell the operator and `cwsink status` of the trouble, and wait. Raises Stopped."""
         reaction = classify(answer).value
         error = f"{answer.code}: {answer.message}"
+        if reaction.is_slow:
+            # Somebody must change something, and it may be the credentials: a denied key, or one of another account.
+            self._cloudwatch.forget_session()
         delay = self._backoff.failed(self._uniform(), slow=reaction.is_slow)
         self._leader_state.failed(error, reaction.obstacle, is_open=self._backoff.is_open)
         if self._backoff.failures > 1 or reaction.is_slow:

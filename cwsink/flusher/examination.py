@@ -150,7 +150,7 @@ class Examination(CloudWatch):
 
     def _after_call(self, http_response: Any, parsed: Mapping[str, Any], **_: Any) -> None:
         self.found = parsed
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):  # no Date, or no time
             self.ahead_seconds = time.time() - parsedate_to_datetime(http_response.headers["Date"]).timestamp()
 
 

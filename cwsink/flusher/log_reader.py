@@ -89,7 +89,7 @@ class LogReader(CloudWatch):
                     answer = Answer(code="Unreadable", message=str(error))
             elif outcome is Outcome.CREATE_TARGET:
                 return None
-            elif outcome.value.act is not Act.WAIT or outcome is Outcome.DENIED:
+            elif outcome.value.act is not Act.WAIT or outcome.value.is_slow:
                 break
             self.close()
             time.sleep(pause)

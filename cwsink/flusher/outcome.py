@@ -79,7 +79,6 @@ class Act(Enum):
     SETTLE = auto()  # CloudWatch has taken it: count its events, make dead letters of those that the answer rejects
     SPLIT = auto()  # CloudWatch has refused it because of an event: send its halves
     WAIT = auto()  # send the same again, later
-    RENEW_SESSION = auto()  # read credentials anew, and send the same again, later
     CREATE_TARGET = auto()  # create the group or the stream, and send the same at once
     USE_TOKEN = auto()  # send the same at once, with the sequence token that the answer names
 
@@ -92,7 +91,8 @@ class Reaction(NamedTuple):
         advice: what the operator is told while the trouble lasts: its meaning, and what to do.
         codes: the error codes that mean this outcome, and names of exceptions, for calls without an answer.
         obstacle: how the leader publishes the trouble (cwsink.spool.leader_state).
-        is_slow: people or other programs must change something, so the leader tries again every 5 to 10 seconds.
+        is_slow: people or other programs must change something, so the leader tries again every 5 to 10 seconds. It may
+            be the credentials that they change, so each try reads them anew.
         is_quota: the account's quota is used up, so the leader sends less often for a while.
     """
 
@@ -114,7 +114,7 @@ class Outcome(Enum):
     BISECT = Reaction(
         Act.SPLIT,
         "CloudWatch takes nothing that is sent there, not even a line of cwsink's own: correct the setting it names.",
-        "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException",
+        "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException 413",
         obstacle="denied",
         is_slow=True,
     )
@@ -149,18 +149,21 @@ class Outcome(Enum):
         "ReadTimeoutError ConnectionClosedError",
     )
     CREDENTIALS = Reaction(
-        Act.RENEW_SESSION,
+        Act.WAIT,
         "Check the AWS credentials, the region and this host's clock. Credentials are read anew at each try.",
         "ExpiredTokenException ExpiredToken RequestExpired UnrecognizedClientException InvalidClientTokenId "
         "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException "
         "MissingAuthenticationToken MissingAuthenticationTokenException NoCredentialsError PartialCredentialsError "
-        "CredentialRetrievalError TokenRetrievalError SSOTokenLoadError UnauthorizedSSOTokenError NoRegionError",
+        "CredentialRetrievalError MetadataRetrievalError UnknownCredentialError RefreshWithMFAUnsupportedError "
+        "TokenRetrievalError NoAuthTokenError UnknownTokenProviderError SSOError SSOTokenLoadError "
+        "UnauthorizedSSOTokenError LoginError LoginRefreshRequired LoginInsufficientPermissions LoginTokenLoadError "
+        "LoginAuthorizationCodeError MissingDependencyException NoRegionError",
         obstacle="credentials",
         is_slow=True,
     )
     # botocore has made no client.
     MISCONFIGURED = Reaction(
-        Act.RENEW_SESSION,
+        Act.WAIT,
         "One of AWS's variables (AWS_...) where the flusher was started, or a file that it names (~/.aws/config), is "
         "wrong. Correct it. The files are read anew at each try; a variable needs a new start of what logs.",
         "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InfiniteLoopConfigError InvalidRegionError "
@@ -219,14 +222,17 @@ def classify(answer: Answer) -> Outcome:
     return Outcome.RETRY
 
 
-def advice_on(error: str) -> str:
-    """Return what an error means, and what to do about it.
+def advice_on(error: str, obstacle: str = "") -> str:
+    """Return what an error means, and what to do about it: the advice that the leader's line on stderr has.
 
     Args:
         error: the code, a colon and the message, as the leader publishes them.
+        obstacle: the one that it publishes with them. A code that is not in the table was classified by its HTTP
+            status, which is not published, and the obstacle tells which way that went.
     """
     code, _, message = error.partition(":")
-    return classify(Answer(code=code, message=message)).value.advice
+    status = 400 if obstacle == Outcome.DENIED.value.obstacle else None
+    return classify(Answer(status=status, code=code, message=message)).value.advice
 
 
 def rejected_indexes(info: Mapping[str, Any], count: int) -> dict[int, str]:

@@ -41,7 +41,8 @@ FURTHER_PART: Final = -2
 # No spool lives to count so far. But damage or a stranger may write any number, with a right checksum. What has such a
 # number is not believed: to go on from it would overflow, and no leader could lead that spool any more.
 MOST: Final = 1 << 60
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+MOST_SECONDS: Final = 1e11
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MOST_SECONDS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 # CloudWatch takes no time before 1970, and JSON no number beyond 2^53.
 TimeMs = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]

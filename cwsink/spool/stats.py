@@ -32,6 +32,7 @@ from cwsink.spool import (
 )
 from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
 from cwsink.spool.leadership import Leader
+from cwsink.spool.record import MOST_SECONDS
 from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
@@ -75,7 +76,9 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         corrupt_bytes: bytes that changed on the disk after they were written.
         capacity_bytes: how much the spool may hold.
         last_error: the last failure of the last leader that had one. It may be over.
-        last_success: when CloudWatch last took records.
+        obstacle: which kind of reason the last leader had not to deliver: "credentials", "denied", "unreachable" or
+            "busy"; "" if it could.
+        last_success: when CloudWatch last took records; None if that is not known.
         failing_since: since when CloudWatch has taken nothing although it was asked.
         is_behind: the oldest record has waited for longer than batch_timeout_seconds and a request may take.
         requests: how many requests to send records were answered, by outcome.
@@ -124,6 +127,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     corrupt_bytes: int
     capacity_bytes: int
     last_error: str | None
+    obstacle: leader_state.Obstacle
     last_success: str | None
     failing_since: str | None
     is_behind: bool
@@ -260,6 +264,7 @@ def _counts(books: Survey) -> dict[str, Any]:
 
 def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
     """Return what is known by the last leader."""
+    last_success = _possible(published.last_success)
     bounds = [f"{bound:g}" for bound in leader_state.REQUEST_SECONDS]
     seconds = published.request_seconds
     so_far = (
@@ -267,8 +272,9 @@ def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
     )
     return {
         "last_error": published.last_error,
-        "last_success": _moment(published.last_success),
-        "last_success_seconds": _ago(published.last_success, now),
+        "obstacle": published.obstacle,
+        "last_success": _moment(last_success),
+        "last_success_seconds": _ago(last_success, now),
         "failing_since": _moment(published.failing_since),
         "requests": published.requests,
         "sent_bytes": published.sent_bytes,
@@ -316,6 +322,11 @@ def _moment(seconds: float | None) -> str | None:
 
 def _ago(seconds: float | None, now: float) -> float | None:
     return None if seconds is None else round(max(0.0, now - seconds), 3)
+
+
+def _possible(seconds: float | None) -> float | None:
+    """Return a time, or None if no clock can have shown it: the file is damaged, and no time is shown."""
+    return seconds if seconds is not None and 0 <= seconds <= MOST_SECONDS else None
 
 
 def _written_at(*paths: str) -> float:

@@ -55,7 +55,7 @@ def why(spool: SpoolStats) -> str:
     if spool.state in ("retrying", "circuit_open") and spool.last_error:
         since = f" (since {clock(spool.failing_since)})" if spool.failing_since else ""
         error = sentence(f"{spool.last_error.rstrip('. ')}{since}")
-        return f"{error}\n{advice_on(spool.last_error)} The leader tries again until it succeeds."
+        return f"{error}\n{advice_on(spool.last_error, spool.obstacle)} The leader tries again until it succeeds."
     return "They are being sent."
 
 

@@ -23,6 +23,7 @@ from cwsink import Writer
 from cwsink.flusher import cloudwatch
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.election import Election
+from cwsink.flusher.outcome import Outcome, classify
 from cwsink.spool import leader_state
 from cwsink.spool.record import Event
 from tests.harness.interleave import until
@@ -215,6 +216,65 @@ def test_an_answer_may_hold_what_is_no_text(kind: str, serve: Callable[..., Serv
     found = leader_state.read(writer.directory)
     assert found is not None
     assert found.last_error == f"{kind}: n\\ud800o"
+
+
+class Closing(Server):
+    """Answers one request of each connection, and closes it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._served: set[socket.socket] = set()
+        super().__init__(*arguments)
+
+    def read(self, client: socket.socket) -> bool:
+        if client in self._served:
+            return False
+        self._served.add(client)
+        return super().read(client)
+
+
+REJECTING: Final = b'{"rejectedLogEventsInfo":{"tooOldLogEventEndIndex":1}}'
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[bytes], str]]:
+    """Start a server that answers with a success of this body, whose end is the end of the connection."""
+    with ExitStack() as stack:
+
+        def start(body: bytes) -> str:
+            server = Closing(lambda: iter([OK + b"Connection: close\r\n\r\n" + body]))
+            stack.callback(server.close)
+            return f"http://127.0.0.1:{server.port}"
+
+        yield start
+
+
+@pytest.mark.parametrize("cut", [1, 2, 24, 38, len(REJECTING) - 1])
+def test_a_success_that_was_cut_is_unclear(closing: Callable[[bytes], str], cut: int) -> None:
+    """What it rejects is not known. So it is no success, and the same is sent again."""
+    client = client_of(closing(REJECTING[:cut]))
+    answer = put(client)
+    assert (answer.code, answer.is_ambiguous) == ("ResponseParserError", True)
+    assert classify(answer) is Outcome.RETRY
+    assert "no whole JSON" in answer.message
+    client.close()
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"null", b"<html>welcome</html>", b"1"])
+def test_a_success_that_is_no_object_is_unclear(closing: Callable[[bytes], str], body: bytes) -> None:
+    """It has an id of AWS's form, but that is no answer of CloudWatch."""
+    client = client_of(closing(body))
+    assert classify(put(client)) is Outcome.RETRY
+    client.close()
+
+
+@pytest.mark.parametrize(("body", "outcome"), [(REJECTING, Outcome.REJECTED), (b"{}", Outcome.DELIVERED)])
+def test_a_whole_success_that_ends_with_its_connection_is_believed(
+    closing: Callable[[bytes], str], body: bytes, outcome: Outcome
+) -> None:
+    """It needs no Content-Length."""
+    client = client_of(closing(body))
+    assert classify(put(client)) is outcome
+    client.close()
 
 
 def test_an_answer_of_nearly_a_mebibyte_is_read(serve: Callable[..., Server]) -> None:

@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import Writer, stats
 from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.flusher import Flusher
@@ -36,6 +36,7 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import Faults, StrictCloudWatch
 from cwsink.testing.wire import HttpRequest, Reply
+from cwsink.watching.reasons import why
 from tests.harness.interleave import deliver, leading, segments
 from tests.harness.support import books_balance, is_ours, quick_config
 
@@ -302,6 +303,7 @@ def credentials_file(path: Path, key: str, profile: str = "default") -> None:
     path.write_text(f"[{profile}]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
 
 
+@pytest.mark.parametrize("refusal", ["ExpiredTokenException", "AccessDeniedException"])
 @pytest.mark.parametrize("source", ["shared file", "profile", "credential_process"])
 def test_rotated_credentials_are_used_wherever_they_come_from(
     config: SinkConfig,
@@ -311,8 +313,9 @@ def test_rotated_credentials_are_used_wherever_they_come_from(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     source: str,
+    refusal: str,
 ) -> None:
-    """An agent rewrites the file, a process gives a new key: the next try has it."""
+    """An agent rewrites the file, a process gives a new key, a person corrects a wrong one: the next try has it."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     file, key_file = tmp_path / "credentials", tmp_path / "key"
@@ -330,7 +333,7 @@ def test_rotated_credentials_are_used_wherever_they_come_from(
 
     issue("OLD")
     server.create_stream(GROUP, STREAM)
-    inspector.refuses, inspector.valid_key = ("ExpiredTokenException", 400), "NEW"
+    inspector.refuses, inspector.valid_key = (refusal, 400), "NEW"
     waits.during[2] = lambda: issue("NEW")
     delivered(changed(config, profile=profile), TEXTS[:10])
     assert records(server) == TEXTS[:10]
@@ -365,6 +368,59 @@ def test_credentials_that_are_not_there_yet_are_waited_for(
     assert "NoCredentialsError" in said(capfd)[0]
 
 
+# Who was to give credentials -> variables, and the profile's file. {there} is a file that nobody may execute.
+BROKEN_GIVERS = {
+    "a web identity's token": (
+        {"AWS_WEB_IDENTITY_TOKEN_FILE": "/no/such/token", "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x"},
+        "",
+    ),
+    "a container's token": (
+        {
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/x",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/no/such/token",
+        },
+        "",
+    ),
+    "a helper": ({}, "credential_process = /no/such/program"),
+    "a helper that may not be executed": ({}, "credential_process = {there}"),
+}
+
+
+@pytest.mark.parametrize("giver", BROKEN_GIVERS)
+def test_a_giver_of_credentials_that_is_missing_is_told_as_that(
+    config: SinkConfig,
+    server: StrictCloudWatch,
+    waits: Waits,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    giver: str,
+) -> None:
+    """A token's file or a helper that is not there: CloudWatch is not "busy", and nothing counts as sent again."""
+    env, profile = BROKEN_GIVERS[giver]
+    (tmp_path / "there").write_text("")
+    (tmp_path / "config").write_text(f"[default]\n{profile.format(there=tmp_path / 'there')}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    server.create_stream(GROUP, STREAM)
+
+    def issue() -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FIRST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    waits.during[3] = issue
+    directory = delivered(config, TEXTS[:10])
+    assert (records(server), survey(directory).resent) == (TEXTS[:10], 0)
+    assert all(5.0 <= wait <= 10.0 for wait in waits)
+    told = said(capfd)[0]
+    assert "Check the AWS credentials" in told
+    assert ("/no/such/" in told) == ("/no/such/" in f"{env} {profile}"), "it names what is not there"
+
+
 def test_a_clock_that_is_wrong_recovers_when_it_is_set(
     config: SinkConfig, server: StrictCloudWatch, waits: Waits, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,17 +447,39 @@ DENIED = (
 def test_denied_access_is_said_once_in_awss_words_and_retried_slowly(
     config: SinkConfig, server: StrictCloudWatch, waits: Waits, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line with user, action and resource, however often it is tried; the connection stays; then all arrives."""
+    """One line with user, action and resource, however often it is tried; then all arrives."""
     server.create_stream(GROUP, STREAM)
     server.faults.fail_next(20, "AccessDeniedException", action=PUT, message=DENIED)
     delivered(config, TEXTS)
     assert records(server) == TEXTS
     assert len(waits) == 20
     assert all(5.0 <= wait <= 10.0 for wait in waits)
-    assert len({request.peer for request in server.requests}) == 1
     told, ended = said(capfd)
     assert DENIED in told
     assert "accepts records again" in ended
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InvalidOperationException", 400), ("", 403), ("", 407), ("", 404), ("", 503), ("AccessDeniedException", 400)],
+)
+def test_the_status_advises_what_stderr_does(
+    config: SinkConfig,
+    server: StrictCloudWatch,
+    waits: Waits,
+    capfd: pytest.CaptureFixture[str],
+    code: str,
+    status: int,
+) -> None:
+    """Whatever the answer is: one that the table does not know is classified by its HTTP status."""
+    server.create_stream(GROUP, STREAM)
+    server.faults.fail_next(4, code, status, action=PUT)
+    seen: list[str] = []
+    waits.during[3] = lambda: seen.extend(why(spool) for spool in stats().spools)
+    delivered(config, TEXTS[:10])
+    (shown,) = seen
+    advice = shown.splitlines()[1].removesuffix(" The leader tries again until it succeeds.")
+    assert f". {advice} " in said(capfd)[0]
 
 
 @pytest.mark.parametrize("action", ["CreateLogStream", "CreateLogGroup"])

@@ -411,6 +411,27 @@ def test_an_endpoint_that_does_not_answer() -> None:
         answering.join()
 
 
+@pytest.mark.parametrize("date", ["", "Date: soon\r\n"])
+def test_an_endpoint_without_a_date_answers_all_the_same(date: str) -> None:
+    """Its clock is not known. That is all."""
+    error = b'{"__type": "UnrecognizedClientException", "message": "who?"}'
+    head = f"HTTP/1.1 400 Bad Request\r\nx-amzn-RequestId: 1\r\n{date}Content-Length: {len(error)}\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        answering = threading.Thread(target=_answer, args=(plain, head.encode() + error))
+        answering.start()
+        port = plain.getsockname()[1]
+        found = ask("endpoint", env={**GROUP, "CWSINK_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
+        answering.join()
+    assert [(each.topic, each.verdict) for each in found] == [("endpoint", "ok"), ("clock", "unknown")]
+    assert "the answer has no Date" in str(found[1])
+
+
+def _answer(listening: socket.socket, answer: bytes) -> None:
+    with listening.accept()[0] as connection:
+        connection.recv(65_536)
+        connection.sendall(answer)
+
+
 def _answer_without_tls(listening: socket.socket) -> None:
     with listening.accept()[0] as connection:
         connection.recv(4096)

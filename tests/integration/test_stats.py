@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cwsink
 from cwsink import SinkConfig, Writer
 from tests.harness.interleave import deliver
@@ -38,6 +40,21 @@ def test_the_numbers_are_those_of_the_command(small: SinkConfig) -> None:
     assert {key: value for key, value in printed.items() if key not in passing} == {
         key: value for key, value in found.as_dict().items() if key not in passing
     }
+
+
+@pytest.mark.parametrize("moment", [1e308, -1e308, 1e12, -1.0])
+def test_a_time_that_no_clock_has_shown_is_left_out(small: SinkConfig, moment: float) -> None:
+    """One absurd number in leader.json: that time is not shown, and everything else is."""
+    writer = Writer(small)
+    writer.append("x")
+    deliver(writer.directory, small)
+    path = Path(writer.directory.leader_state)
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "last_success": moment, "last_error": "Some: error"}))
+    found = cwsink.stats(writer.directory.root)
+    assert not found.unreadable
+    (spool,) = found.spools
+    assert (spool.last_success, spool.last_success_seconds) == (None, None)
+    assert (spool.delivered, spool.last_error) == (1, "Some: error")
 
 
 def test_a_spool_that_cannot_be_read_hides_no_other(small: SinkConfig) -> None:

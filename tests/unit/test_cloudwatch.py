@@ -5,8 +5,9 @@ A small object stands for botocore's client, behind the Protocol of the calls we
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -37,16 +38,18 @@ EVENTS = [Event(1_700_000_000_000, 7, 0, "hi")]
 
 
 class Client:
-    """Answers every call with the same, raising it if it is an exception."""
+    """Answers every call with the same, raising it if it is an exception. `sends` is called first, as by a real one."""
 
-    def __init__(self, answer: Mapping[str, Any] | BaseException) -> None:
+    def __init__(self, answer: Mapping[str, Any] | BaseException, sends: Callable[[], None] = lambda: None) -> None:
         self.answer = answer
+        self.sends = sends
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.is_closed = False
 
     def __getattr__(self, operation: str) -> Any:
         def call(**parameters: Any) -> Mapping[str, Any]:
             self.calls.append((operation, parameters))
+            self.sends()
             if isinstance(self.answer, BaseException):
                 raise self.answer
             return self.answer
@@ -58,13 +61,21 @@ class Client:
 
 
 def connected(answer: Mapping[str, Any] | BaseException) -> tuple[CloudWatch, Client]:
-    client, cloudwatch = Client(answer), CloudWatch(FORMAT, SinkConfig(), 3)
+    cloudwatch = CloudWatch(FORMAT, SinkConfig(), 3)
+    client = Client(answer, cloudwatch._note_sending)
     cloudwatch._client = client  # type: ignore[assignment]
     return cloudwatch, client
 
 
 def answered(answer: Mapping[str, Any] | BaseException) -> Answer:
     return connected(answer)[0].put("host", EVENTS)
+
+
+def unsent(error: BaseException) -> Answer:
+    """What comes of an exception that is raised while the request is signed."""
+    cloudwatch, client = connected(error)
+    client.sends = lambda: None
+    return cloudwatch.put("host", EVENTS)
 
 
 def client_error(code: str | None, status: int = 400, **more: Any) -> exceptions.ClientError:
@@ -132,6 +143,8 @@ def test_what_exists_already_counts_as_created(create: Any) -> None:
 NEVER_SENT = [
     exceptions.EndpointConnectionError(endpoint_url="http://x"),
     exceptions.ConnectTimeoutError(endpoint_url="http://x"),
+]
+OF_CREDENTIALS = [
     exceptions.NoCredentialsError(),
     exceptions.NoRegionError(),
     exceptions.ProfileNotFound(profile="x"),
@@ -144,13 +157,15 @@ MAY_BE_SENT = [
     exceptions.ProxyConnectionError(proxy_url="http://x"),
     exceptions.HTTPClientError(error="x"),
     exceptions.ResponseStreamingError(error="x"),
-    parsers.ResponseParserError("no JSON"),
 ]
 
 
 @pytest.mark.parametrize(
     ("error", "is_ambiguous"),
-    [*((error, False) for error in NEVER_SENT), *((error, True) for error in MAY_BE_SENT)],
+    [
+        *((error, False) for error in NEVER_SENT),
+        *((error, True) for error in (*MAY_BE_SENT, parsers.ResponseParserError("no JSON"))),
+    ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_an_exception_of_botocore_becomes_an_answer(error: Exception, is_ambiguous: bool) -> None:
@@ -158,14 +173,55 @@ def test_an_exception_of_botocore_becomes_an_answer(error: Exception, is_ambiguo
     answer = answered(error)
     assert (answer.status, answer.code, answer.message) == (None, type(error).__name__, str(error))
     assert answer.is_ambiguous is is_ambiguous
-    assert classify(answer).value.act in (Act.WAIT, Act.RENEW_SESSION)
+    assert classify(answer).value.act is Act.WAIT
+
+
+@pytest.mark.parametrize("error", [*NEVER_SENT, *MAY_BE_SENT, *OF_CREDENTIALS], ids=lambda error: type(error).__name__)
+def test_what_fails_before_the_request_is_sent_is_never_ambiguous(error: Exception) -> None:
+    """A service that gives credentials has not answered: nothing was sent to CloudWatch, and nothing is sent again."""
+    answer = unsent(error)
+    assert (answer.code, answer.message, answer.is_ambiguous) == (type(error).__name__, str(error), False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/no/such/token"),
+        PermissionError(errno.EACCES, "Permission denied", "/token"),
+        OSError(errno.ENOEXEC, "Exec format error", "/helper"),
+        KeyError("AccessKeyId"),
+        RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_giver_of_credentials_raises_is_told_as_that(error: Exception) -> None:
+    """While the request is signed: the operator reads which file it is, and to look at the credentials."""
+    answer = unsent(error)
+    assert (answer.code, answer.is_ambiguous) == ("CredentialRetrievalError", False)
+    assert answer.message == f"{type(error).__name__}: {error}"
+    assert classify(answer) is Outcome.CREDENTIALS
+
+
+def test_what_a_giver_of_credentials_answers_is_not_shown() -> None:
+    """botocore shows an answer that it cannot read, and a part of it may be a key."""
+    answer = unsent(parsers.ResponseParserError("invalid XML received: <SecretAccessKey>canary"))
+    assert (classify(answer), answer.is_ambiguous) == (Outcome.CREDENTIALS, False)
+    assert "canary" not in answer.message
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()], ids=repr)
+def test_a_limit_of_this_process_is_no_fault_of_the_credentials(error: Exception) -> None:
+    """Also before anything is sent. It passes, and nothing was sent."""
+    answer = unsent(error)
+    assert (answer.code, answer.is_ambiguous) == (type(error).__name__, False)
+    assert classify(answer) is Outcome.RETRY
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a hook's own fault"), OSError(24, "Too many open files"), KeyError()])
 def test_any_other_exception_becomes_an_answer_too(error: Exception) -> None:
-    """Whatever a credential process, a proxy or a patched library raises keeps the batch."""
+    """Whatever a proxy or a patched library raises after it was sent keeps the batch. It may have arrived."""
     answer = answered(error)
-    assert answer.code == type(error).__name__
+    assert (answer.code, answer.is_ambiguous) == (type(error).__name__, True)
     assert classify(answer) is Outcome.RETRY
 
 

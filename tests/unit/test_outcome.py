@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
-from botocore import exceptions
+from botocore import credentials, exceptions, tokens
 
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.outcome import Act, Answer, Outcome, advice_on, classify, rejected_indexes
@@ -25,8 +28,10 @@ BISECT = "InvalidParameterException ValidationException SerializationException R
 
 # Raised by botocore before anything is sent.
 NO_CREDENTIALS = """
-NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError SSOTokenLoadError
-UnauthorizedSSOTokenError NoRegionError
+NoCredentialsError PartialCredentialsError CredentialRetrievalError MetadataRetrievalError UnknownCredentialError
+RefreshWithMFAUnsupportedError TokenRetrievalError NoAuthTokenError UnknownTokenProviderError SSOError
+SSOTokenLoadError UnauthorizedSSOTokenError LoginError LoginRefreshRequired LoginInsufficientPermissions
+LoginTokenLoadError LoginAuthorizationCodeError MissingDependencyException NoRegionError
 """.split()
 MISCONFIGURED = """
 ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InfiniteLoopConfigError InvalidRegionError
@@ -92,6 +97,14 @@ def test_what_the_leader_publishes_is_explained(code: str, outcome: Outcome) -> 
     assert advice_on(f"{code}: why: because") == outcome.value.advice
 
 
+@pytest.mark.parametrize("code", ["InvalidOperationException", "403", "407", "413", "Unknown", "503", "AccessDenied"])
+@pytest.mark.parametrize("status", [None, 302, 400, 403, 407, 408, 429, 500, 503])
+def test_status_advises_what_stderr_does(status: int | None, code: str) -> None:
+    """Also for a code that the table does not know, although its HTTP status is not published."""
+    reaction = classify(Answer(status=status, code=code, message="why")).value
+    assert advice_on(f"{code}: why", reaction.obstacle) == reaction.advice
+
+
 @pytest.mark.parametrize(("code", "outcome"), EXPECTED)
 @pytest.mark.parametrize("status", [400, 500])
 def test_each_error_code_means_what_the_documentation_says(code: str, outcome: Outcome, status: int) -> None:
@@ -103,6 +116,17 @@ def test_each_error_code_means_what_the_documentation_says(code: str, outcome: O
 def test_what_botocore_raises_for_want_of_credentials_rebuilds_the_session(code: str) -> None:
     """No call was made: keep the batch, look for credentials again."""
     assert classify(Answer(code=code, message="why")) is Outcome.CREDENTIALS
+
+
+def test_all_that_botocore_raises_for_want_of_credentials_is_in_the_table() -> None:
+    """Whatever its providers of credentials and tokens raise by name. A newer botocore may have more of them."""
+    found: set[str] = set()
+    for module in (credentials, tokens):
+        found |= set(re.findall(r"\braise (\w+)\(", inspect.getsource(module)))
+    found = {name for name in found if issubclass(getattr(exceptions, name, int), exceptions.BotoCoreError)}
+    assert {"LoginTokenLoadError", "CredentialRetrievalError", "TokenRetrievalError"} <= found
+    known = {code: classify(Answer(code=code, message="why")) for code in found}
+    assert set(known.values()) <= {Outcome.CREDENTIALS, Outcome.MISCONFIGURED}, known
 
 
 @pytest.mark.parametrize("code", MISCONFIGURED)

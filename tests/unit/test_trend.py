@@ -39,6 +39,7 @@ STATS: Final = SpoolStats(
     corrupt_bytes=0,
     capacity_bytes=1000,
     last_error=None,
+    obstacle="",
     last_success=None,
     failing_since=None,
     is_behind=False,
