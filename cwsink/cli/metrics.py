@@ -23,12 +23,13 @@ def run(options: argparse.Namespace) -> int:
         _write(options.textfile, openmetrics.text_of(options.path))
         return DONE
     host, port = options.listen
+    shown = f"[{host}]" if ":" in host else host  # an IPv6 address, as URLs have it
     openmetrics.text_of(options.path)  # a PATH that cannot be read is said now
     try:
         server, thread = prometheus_client.start_http_server(port, host, openmetrics.registry_of(options.path))
     except OSError as error:
-        raise CwsinkError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
-    print(f"http://{host}:{server.server_port}/metrics", flush=True)
+        raise CwsinkError(f"cannot listen at {shown}:{port}: {error.strerror or error}") from error
+    print(f"http://{shown}:{server.server_port}/metrics", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()

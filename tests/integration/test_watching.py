@@ -115,11 +115,12 @@ def test_no_label_grows_without_bound(small: SinkConfig) -> None:
         assert foreign not in text
 
 
-def test_prometheus_can_ask(small: SinkConfig) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_prometheus_can_ask(small: SinkConfig, address: str) -> None:
     """It answers with what is there at that moment, and ends by TERM with code 0."""
     writer = Writer(small)
     child = subprocess.Popen(
-        [sys.executable, "-m", "cwsink", "metrics", "--listen", "127.0.0.1:0"],
+        [sys.executable, "-m", "cwsink", "metrics", "--listen", f"{address}:0"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
@@ -127,6 +128,7 @@ def test_prometheus_can_ask(small: SinkConfig) -> None:
     try:
         assert child.stdout
         url = child.stdout.readline().strip()
+        assert url.startswith(f"http://{address}:"), url
         for count in (1, 2):
             writer.append("x")
             request = urllib.request.Request(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
