@@ -41,7 +41,7 @@ def _verify_options(verify: argparse.ArgumentParser) -> None:
 
 def _export_options(export: argparse.ArgumentParser) -> None:
     _period_options(export)
-    export.add_argument("-o", "--output", metavar="FILE", help="write to FILE; compressed if its name ends with .gz")
+    export.add_argument("-o", "--output", metavar="FILE", help="write FILE as a whole; .gz is compressed")
 
 
 def _status_options(status: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ class Terminal(Console):
 
     @property
     def is_live(self) -> bool:
-        """Whether a picture can be redrawn in place. With TERM=dumb rich would show no picture at all, until the end."""
+        """Whether a picture can be redrawn in place. With TERM=dumb rich would show none at all until the end."""
         return self.is_terminal and not self.is_dumb_terminal
 
     def on_broken_pipe(self) -> None:

@@ -189,7 +189,7 @@ def test_any_number_of_a_level_is_shown(number: int) -> None:
     assert "order placed" in line_of(made, colour=True)
 
 
-ODD = ["", "5hs", "2mm", "soon", "5 weeks", "1e308h", "nan", "inf", "-5", "0", "0s", "1000000001", "9" * 400 + "h", "h", "."]
+ODD = ["", "5hs", "2mm", "soon", "1e308h", "nan", "inf", "-5", "0", "0s", "1000000001", "9" * 400 + "h", "h", "."]
 
 
 @pytest.mark.parametrize("text", ODD)
@@ -221,7 +221,7 @@ def test_times_on_the_command_line_are_written_as_in_settings(text: str, seconds
 @pytest.mark.parametrize("text", ["nan", "", "inf", "0", "-3", "high"])
 def test_a_percentage_that_is_none_is_called_so(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """And a rate is a number: neither is one of seconds."""
-    for words, what in (["check", f"--max-fill={text}"], "percentage"), (["verify", f"--rate={text}"], "number"):
+    for typed, what in (["check", f"--max-fill={text}"], "percentage"), (["verify", f"--rate={text}"], "number"):
         with pytest.raises(SystemExit):
-            parser().parse_args(words)
+            parser().parse_args(typed)
         assert f"{text!r} is not a {what} above 0" in capsys.readouterr().err
