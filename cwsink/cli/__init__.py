@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from importlib import import_module
 from typing import IO, Final
 
 from cwsink import lean
+from cwsink.errors import CwsinkError
 from cwsink.printable import printable
 
 DONE: Final = 0
@@ -46,16 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _open_what_is_closed()
-    with lean.loading():
-        from cwsink.cli import arguments
-        from cwsink.errors import CwsinkError
-
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # pytest's stand-ins have no such method
             # A terminal may be unable to show a character. It shows an escape then, and there is no traceback.
             stream.reconfigure(errors="backslashreplace")
     try:
+        with lean.loading():
+            from cwsink.cli import arguments
         try:
             options = arguments.parse(words)
         except SystemExit:  # --help
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.command == "check":  # a probe may run it each second
                 lean.import_msgspec()
             command = import_module(f"cwsink.cli.{options.command}")
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so it is until here: see cwsink.__main__
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code: int = command.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
