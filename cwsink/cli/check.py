@@ -52,5 +52,7 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
     if options.no_losses and spool.lost:
         yield CRITICAL, f"{words.records(spool.lost)} lost"
+    if options.no_losses and spool.dead_letters_dropped:
+        yield CRITICAL, f"{words.counted(spool.dead_letters_dropped, 'dead letter')} lost"
     if options.no_dead_letters and (dead := sum(spool.dead_letters.values())):
         yield WARNING, f"{words.counted(dead, 'dead letter')}"
