@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from cwsink import units
 from cwsink.cli import epilogs
 from cwsink.version import __version__
 from cwsink.words import LEVELS
@@ -18,6 +19,8 @@ from cwsink.words import LEVELS
 REPLAYABLE: Final = ("too_old", "too_new", "expired", "oversize", "poison")
 
 _WATCH_SECONDS: Final = 2.0
+# Some 30 years. Python's clocks and `sleep` cannot take much more, and would end the command with an OverflowError.
+_MOST_SECONDS: Final = 1_000_000_000
 _LISTEN: Final = "127.0.0.1:9464"
 # `docker stop` leaves this time for everything. Nearly always there is next to nothing to deliver.
 _DRAIN_SECONDS: Final = 10.0
@@ -38,7 +41,7 @@ def _verify_options(verify: argparse.ArgumentParser) -> None:
 
 def _export_options(export: argparse.ArgumentParser) -> None:
     _period_options(export)
-    export.add_argument("-o", "--output", metavar="FILE", help="write to FILE; compressed if its name ends with .gz")
+    export.add_argument("-o", "--output", metavar="FILE", help="write FILE as a whole; .gz is compressed")
 
 
 def _status_options(status: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def _status_options(status: argparse.ArgumentParser) -> None:
         "--watch",
         metavar="SECONDS",
         nargs="?",
-        type=_positive,
+        type=_seconds,
         const=_WATCH_SECONDS,
         help=f"look again every SECONDS ({_WATCH_SECONDS:.0f}), until Ctrl-C; with --json one object a line",
     )
@@ -98,7 +101,7 @@ def _flush_options(flush: argparse.ArgumentParser) -> None:
     flush.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_positive,
+        type=_seconds,
         help="with --once, give up after SECONDS in all (default: after 60 s without progress); else, end SECONDS "
         "after TERM, with the wait for workers (default: 25)",
     )
@@ -111,7 +114,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--drain-timeout",
         metavar="SECONDS",
-        type=_positive,
+        type=_seconds,
         default=_DRAIN_SECONDS,
         help=f"when the command has ended, deliver what is left for at most SECONDS (default: {_DRAIN_SECONDS:.0f})",
     )
@@ -221,28 +224,40 @@ def parser(known: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParser:
     return top
 
 
-def _positive(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+def _duration(text: str) -> float:
+    seconds = units.seconds(text)
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: {units.DURATION_FORMS}")
+    return _within(text, seconds)
+
+
+def _seconds(text: str) -> float:
+    return _within(text, _positive(text, "number of seconds"))
+
+
+def _within(text: str, seconds: float) -> float:
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 s and up to {_MOST_SECONDS:,} s")
     return seconds
 
 
-_positive.__name__ = "SECONDS"  # argparse says "invalid SECONDS value"
-
-
-def _duration(text: str) -> float:
-    number = text.rstrip("smh")
-    return _positive(number) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "ms": 0.001}[text[len(number) :]]
+def _positive(text: str, what: str = "number") -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} above 0")
+    return number
 
 
 def _percent(text: str) -> float:
-    return _positive(text.rstrip("%"))
+    return _positive(text.removesuffix("%"), "percentage")
 
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65_535:
+    if not port.isdecimal() or len(port) > 5 or int(port) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not like {_LISTEN}")
     return host.strip("[]") or "127.0.0.1", int(port)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from cwsink import words
 from cwsink.cli import say
+from cwsink.errors import CwsinkError
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2
@@ -22,7 +23,12 @@ _NEARLY_LOST_FILL = 0.95
 
 def run(options: argparse.Namespace) -> int:
     """Print one line. Returns the exit code: 0 all is well, 1 a warning, 2 records are lost or about to be."""
-    found = stats(options.path)
+    try:
+        found = stats(options.path)
+    except (CwsinkError, OSError) as error:
+        # Monitoring reads stdout, and takes code 1, which other commands fail with, for a mere warning.
+        say(f"{_WORDS[CRITICAL]}: cannot read {options.path or 'the spools'}: {error}")
+        return CRITICAL
     troubles = [(CRITICAL, f"cannot read {path}: {why}") for path, why in found.unreadable.items()]
     for spool in found.spools:
         name = words.target(spool.log_group_name, spool.log_stream_name)
@@ -46,5 +52,7 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
     if options.no_losses and spool.lost:
         yield CRITICAL, f"{words.records(spool.lost)} lost"
+    if options.no_losses and spool.dead_letters_dropped:
+        yield CRITICAL, f"{words.counted(spool.dead_letters_dropped, 'dead letter')} lost"
     if options.no_dead_letters and (dead := sum(spool.dead_letters.values())):
         yield WARNING, f"{words.counted(dead, 'dead letter')}"

@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import gzip
 import heapq
-import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
 import msgspec
 
-from cwsink.cli import DONE, NOT_DONE
+from cwsink.cli import DONE, NOT_DONE, replacing
 from cwsink.cli.spools import Spools, period
 from cwsink.spool import past_records
 from cwsink.spool.directory import SpoolDirectory
@@ -28,14 +27,20 @@ def run(options: argparse.Namespace) -> int:
         with spools.missing(directory.path, "cannot read the spool"):
             yield from past_records.between(directory, *period(options))
 
+    if not found:
+        return NOT_DONE
     with _opened(options.output) as output:
         for each in heapq.merge(*map(records, found), key=lambda each: each.timestamp_ms):
             content = {"id": each.id, "timestamp_ms": each.timestamp_ms, "message": each.message}
             output.write(msgspec.json.encode(content) + b"\n")
-    return DONE if found and spools.is_whole else NOT_DONE
+    return DONE if spools.is_whole else NOT_DONE
 
 
-def _opened(path: str | None) -> contextlib.AbstractContextManager[IO[bytes] | Any]:
-    if path is None:
-        return contextlib.nullcontext(sys.stdout.buffer)
-    return gzip.open(path, "wb", compresslevel=6) if path.endswith(".gz") else open(path, "wb")
+@contextlib.contextmanager
+def _opened(path: str | None) -> Iterator[IO[bytes] | Any]:
+    with replacing(path or "-") as file:
+        if path is None or not path.endswith(".gz"):
+            yield file
+            return
+        with gzip.GzipFile(path, "wb", compresslevel=6, fileobj=file) as compressed:
+            yield compressed

@@ -98,7 +98,7 @@ class SpoolDrain:
         if trouble := self.election.trouble:
             cause = sentence(trouble)
         elif spool.state in ("retrying", "circuit_open") and spool.last_error:
-            cause = f"{sentence(spool.last_error)} {advice_on(spool.last_error)}"
+            cause = f"{sentence(spool.last_error)} {advice_on(spool.last_error, spool.obstacle)}"
         else:
             cause = why(spool) if spool.state == "stalled" else ""
         self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and the next leader sends them."

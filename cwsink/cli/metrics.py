@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import sys
 
-from cwsink.cli import DONE
+from cwsink.cli import DONE, replacing
 from cwsink.errors import CwsinkError
 
 
@@ -20,15 +18,18 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise CwsinkError(f"metrics need prometheus-client: pip install 'cwsink[metrics]' ({error})") from error
     if options.textfile is not None:
-        _write(options.textfile, openmetrics.text_of(options.path))
+        content = openmetrics.text_of(options.path)
+        with replacing(options.textfile, 0o644) as file:  # a collector is another user
+            file.write(content)
         return DONE
     host, port = options.listen
+    shown = f"[{host}]" if ":" in host else host  # an IPv6 address, as URLs have it
     openmetrics.text_of(options.path)  # a PATH that cannot be read is said now
     try:
         server, thread = prometheus_client.start_http_server(port, host, openmetrics.registry_of(options.path))
     except OSError as error:
-        raise CwsinkError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
-    print(f"http://{host}:{server.server_port}/metrics", flush=True)
+        raise CwsinkError(f"cannot listen at {shown}:{port}: {error.strerror or error}") from error
+    print(f"http://{shown}:{server.server_port}/metrics", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()
@@ -36,20 +37,3 @@ def run(options: argparse.Namespace) -> int:
         server.shutdown()
         thread.join()
     return DONE
-
-
-def _write(path: str, content: bytes) -> None:
-    """Replace the file as a whole, so that no reader sees a part of it. `-` is stdout. Raises OSError."""
-    if path == "-":
-        sys.stdout.buffer.write(content)
-        return
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise

@@ -85,7 +85,8 @@ class _Bars(Display):
 @contextlib.contextmanager
 def display(*, has_end: bool, verb: str = "delivered") -> Iterator[Display]:
     """Yield the display that suits stdout. `has_end`: totals are known. `verb`: what is done to records."""
-    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+    # On a terminal of these two names rich draws nothing.
+    if not sys.stdout.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
         yield Display(verb)
         return
     bars = _Bars(has_end=has_end)

@@ -27,7 +27,7 @@ def show(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> 
         spools, code = next(looks)
         _print(console, spools)
         return code
-    if not console.is_terminal:
+    if not console.is_live:
         for spools, _ in looks:
             print(time.strftime("-- %Y-%m-%d %H:%M:%S"))
             _print(console, spools)

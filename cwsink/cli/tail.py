@@ -196,7 +196,7 @@ def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Fol
 
 def _wants_colour() -> bool:
     """Tell whether stdout is a terminal whose user has not turned colours off (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _is_nobody_reading() -> bool:

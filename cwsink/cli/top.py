@@ -30,12 +30,12 @@ _HEADINGS: Final = 3  # lines above the rows
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show the board until `q` or Ctrl-C; without a terminal, or with --once, one picture."""
+    """Show the board until `q` or Ctrl-C; with --once, and without a terminal that can redraw, one picture."""
     is_folded = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Terminal(highlight=False, width=None if is_folded else _WIDTH_OF_PIPE)
     spools = Spools(options.path, read_only=True)
     with contextlib.closing(Board(spools.place)) as board:
-        if options.once or not (console.is_terminal and sys.stdin.isatty()):
+        if options.once or not (console.is_live and sys.stdin.isatty()):
             board.look()
             time.sleep(LOOK_SECONDS)  # a rate needs two looks
             board.look()

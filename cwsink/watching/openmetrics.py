@@ -130,8 +130,12 @@ _GAUGES: Final[dict[str, tuple[str, Any]]] = {
     "capacity_bytes": ("How much they may take.", lambda members: sum(each.capacity_bytes for each in members)),
     "fill_ratio": ("How full the fullest spool is.", lambda members: max(each.fill for each in members)),
     "dead_letters": (
-        "Dead letters that were neither replayed nor cleared.",
+        "Dead letters that are still there: neither replayed nor cleared nor dropped.",
         lambda members: sum(sum(each.dead_letters.values()) for each in members),
+    ),
+    "dead_letters_dropped": (
+        "Dead letters that are lost, because their file or the disk was full.",
+        lambda members: sum(each.dead_letters_dropped for each in members),
     ),
     "losing": ("1 while records are being lost.", lambda members: float(any(each.is_losing for each in members))),
     "leader_epoch": (

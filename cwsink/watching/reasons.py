@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from cwsink import host, words
+from cwsink.flusher.dead_letter import MAX_BYTES
 from cwsink.flusher.outcome import advice_on
 from cwsink.spool.stats import SpoolStats
 
@@ -34,6 +35,17 @@ def loss(spool: SpoolStats) -> str:
     if since and until:
         line += f", {clock(since)} to {clock(until)}" if since[:16] != until[:16] else f", {clock(since)}"
     return f"{line}. That is over: none is lost now."
+
+
+def dropped(spool: SpoolStats) -> str:
+    """Return how many dead letters are lost, why, and what to do; "" if none is."""
+    if not spool.dead_letters_dropped:
+        return ""
+    return (
+        f"LOST {words.counted(spool.dead_letters_dropped, 'dead letter')}: the oldest go when all together take "
+        f"{words.size(MAX_BYTES)}, and others when the disk is full. Replay those that are left, and mend what makes "
+        "them."
+    )
 
 
 def why(spool: SpoolStats) -> str:

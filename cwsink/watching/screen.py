@@ -16,7 +16,7 @@ from cwsink import words
 from cwsink.printable import printable
 from cwsink.spool.alerts import NEARLY_FULL
 from cwsink.spool.stats import SpoolStats
-from cwsink.watching.reasons import loss, why
+from cwsink.watching.reasons import dropped, loss, why
 
 _LABEL_WIDTH: Final = 10
 
@@ -49,20 +49,25 @@ def page(spools: list[SpoolStats], width: int) -> Text:
 def severity(spool: SpoolStats) -> tuple[object, ...]:
     """Return a key that is greater for a spool that is worse."""
     is_stuck = spool.is_behind or spool.orphan_seconds is not None or spool.state in _STUCK
-    return spool.is_losing, is_stuck, spool.lost > 0, bool(spool.dead_letters), spool.fill, spool.pending
+    return spool.is_losing, is_stuck, _has_lost(spool), bool(spool.dead_letters), spool.fill, spool.pending
+
+
+def _has_lost(spool: SpoolStats) -> bool:
+    return spool.lost > 0 or spool.dead_letters_dropped > 0
 
 
 def block(spool: SpoolStats, width: int) -> Text:
     """Return the block of one spool: target and verdict, then why, then the books."""
     style, _ = _STATES[spool.state]
     lines = Text()
-    lines.append("● ", "red" if spool.lost else "yellow" if spool.dead_letters and not spool.pending else style)
+    lines.append("● ", "red" if _has_lost(spool) else "yellow" if spool.dead_letters and not spool.pending else style)
     lines.append(words.target(spool.log_group_name, spool.log_stream_name), "bold")
     if spool.region:
         lines.append(f"  {printable(spool.region, one_line=True)}", "dim")
     lines.append("\n")
-    for each in _fold(loss(spool), width - 2) if spool.lost else ():
-        lines.append(f"  {each}\n", "bold red")
+    for said in filter(None, (loss(spool), dropped(spool))):
+        for each in _fold(said, width - 2):
+            lines.append(f"  {each}\n", "bold red")
     for each in _fold(_verdict(spool), width - 2):
         lines.append(f"  {each}\n", style)
     for label, value, value_style in _rows(spool):
@@ -79,6 +84,8 @@ def _summary(spools: list[SpoolStats], width: int) -> Text:
         of = sum(spool.appended for spool in spools) + refused
         goes_on = ", and more now" if any(spool.is_losing for spool in spools) else ""
         lines.append((f"{len(spools)} spools: LOST {words.records(lost)} of {of:,}{goes_on}.", "bold red"))
+    if gone := sum(spool.dead_letters_dropped for spool in spools):
+        lines.append((f"{len(spools)} spools: LOST {words.counted(gone, 'dead letter')}.", "bold red"))
     behind = [spool for spool in spools if severity(spool)[1] and spool.pending]
     pending = sum(spool.pending for spool in spools)
     if behind:
@@ -89,7 +96,7 @@ def _summary(spools: list[SpoolStats], width: int) -> Text:
         lines.append((f"{len(spools)} spools, none behind: {words.records(pending)} on the way.", "cyan"))
     elif dead := sum(sum(spool.dead_letters.values()) for spool in spools):
         lines.append((f"{len(spools)} spools: nothing waits; {words.counted(dead, 'dead letter')}.", "yellow"))
-    elif not lost:
+    elif not lost and not gone:
         lines.append((f"{len(spools)} spools: everything is delivered.", "green"))
     if (left := sum(spool.orphan_seconds is not None for spool in spools)) > 1:
         text = f"{left} of them are orphans: `cwsink replay --all` sends those, and --dry-run only lists them."
@@ -105,7 +112,7 @@ def _verdict(spool: SpoolStats) -> str:
         last = spool.last_success_seconds
         when = "" if last is None else f", the last {words.duration(last)} ago"
         dead = sum(spool.dead_letters.values())
-        if spool.lost or dead:
+        if _has_lost(spool) or dead:
             short = f"; {words.counted(dead, 'dead letter')} (below)" if dead else ""
             return f"Nothing waits: {words.records(spool.delivered)} delivered{when}{short}."
         return f"Everything is delivered: {words.records(spool.delivered)}{when}."
@@ -164,7 +171,9 @@ def _books(spool: SpoolStats) -> str:
     parts = [f"{spool.delivered:,} delivered"]
     if dead := sum(spool.dead_lettered.values()):
         replayed = sum(spool.replayed.values())
-        parts.append(f"{dead:,} dead" + (f" ({replayed:,} of them replayed)" if replayed else ""))
+        became = [f"{replayed:,} of them replayed"] if replayed else []
+        became += [f"{spool.dead_letters_dropped:,} lost"] if spool.dead_letters_dropped else []
+        parts.append(f"{dead:,} dead" + (f" ({', '.join(became)})" if became else ""))
     if spool.evicted:
         parts.append(f"{spool.evicted:,} evicted")
     parts.append(f"{spool.pending:,} waiting")

@@ -108,6 +108,18 @@ def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Pa
     assert line.endswith("; 1 spool, 0 records waiting")
 
 
+def test_a_path_that_cannot_be_looked_into_is_critical(tmp_path: Path) -> None:
+    """One line on stdout, and code 2: monitoring reads nothing else. It need not be a directory at all."""
+    file = tmp_path / "file"
+    file.touch()
+    assert check(str(file)) == (2, f"CRITICAL: cannot read {file}: cannot look into {file}: Not a directory.")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    code, line = check(str(loop))
+    assert code == 2
+    assert line.startswith(f"CRITICAL: cannot read {loop}: cannot look into {loop}: ")
+
+
 def test_wrong_words_are_an_error_and_no_code_of_a_worker() -> None:
     """gunicorn takes 3 and 4 for a worker that cannot boot; usage is 2, as everywhere."""
     for words in (["--max-age", "soon"], ["--max-fill", "-3%"], ["--max-age", "5 weeks"]):

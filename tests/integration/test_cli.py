@@ -36,7 +36,7 @@ CONTRACT = {
     "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
     "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
     "lost_until", "lost_why", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
-    "disk_free_bytes", "obstacle",
+    "disk_free_bytes", "obstacle", "dead_letters_dropped",
     "history_bytes", "history_seconds",
 }  # fmt: skip
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwsink.cli import main
+from cwsink.cli import export, main
+from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
 from cwsink.spool import past_records, segment
 from cwsink.spool.record import Event
@@ -56,6 +60,44 @@ def test_what_was_logged_is_shown_whether_delivered_or_not(
         main(["tail", "-f", "--since", "1h"])
     idle.close()
     writer.close()
+
+
+def test_an_export_replaces_its_file_as_a_whole(
+    small: SinkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No spool, or Ctrl-C in between: the file is as before. Its mode and a link to it stay; a pipe stays one."""
+    target, link = tmp_path / "events.jsonl", tmp_path / "link"
+    target.write_text("before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert main(["export", "-o", str(link), str(tmp_path)]) == 1
+    assert "holds no spool" in capfd.readouterr().err
+    writer = Writer(small)
+    assert writer.append("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(export.heapq, "merge", interrupted)
+        assert main(["export", "-o", str(link)]) == 1
+    assert target.read_text() == "before"
+    assert main(["export", "-o", str(link)]) == 0
+    assert json.loads(target.read_text())["message"] == "x"
+    assert (target.stat().st_mode & 0o777, link.is_symlink()) == (0o600, True)
+    assert not list(tmp_path.glob("*.tmp")), "nothing is left beside it"
+    capfd.readouterr()
+    assert main(["export", "-o", "/dev/stdout"]) == 0
+    assert json.loads(capfd.readouterr().out)["message"] == "x"
+    pipe = tmp_path / "pipe.gz"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert main(["export", "-o", str(pipe)]) == 0
+    assert json.loads(gzip.decompress(os.read(reader, 65536)))["message"] == "x"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def interrupted(*_: object, **__: object) -> Iterator[Event]:
+    """A first event, then Ctrl-C."""
+    yield Event(1, 7, 0, "a part")
+    raise KeyboardInterrupt
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 20))

@@ -96,6 +96,18 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
          "`cwsink replay --dead-letters /s`"],
         "green",
     ),
+    "dropped letters": (
+        {"appended": 65, "delivered": 18, "dead_lettered": {"too_old": 47}, "replayed": {"too_old": 6},
+         "dead_letters": {"too_old": 5}, "dead_letters_dropped": 36},
+        ["LOST 36 dead letters: the oldest go when all together take 8 MiB", "5 too_old: kept in",
+         "47 dead (6 of them replayed, 36 lost)", "Nothing waits: 18 records delivered; 5 dead letters (below)."],
+        "bold red",
+    ),
+    "nothing but dropped letters": (
+        {"appended": 2, "delivered": 1, "dead_lettered": {"too_old": 1}, "dead_letters_dropped": 1},
+        ["LOST 1 dead letter: ", "Nothing waits: 1 record delivered.", "1 dead (1 lost)"],
+        "bold red",
+    ),
 }  # fmt: skip
 
 
@@ -144,6 +156,8 @@ def test_the_worst_is_first_and_the_heading_counts_losses(empty: SpoolStats) -> 
         (["delivered", "nothing logged"], "2 spools: everything is delivered."),
         (["busy", "delivered"], "2 spools, none behind: 40 records on the way."),
         (["dead letters", "delivered"], "2 spools: nothing waits; 1 dead letter."),
+        (["dropped letters", "delivered"], "2 spools: LOST 36 dead letters."),
+        (["nothing but dropped letters", "delivered"], "2 spools: LOST 1 dead letter."),
         (["lost", "delivered"], "2 spools: LOST 2,004 records of 3,012."),
         (["an orphan", "delivered"], "1 of 2 spools is behind: 1 record in all."),
     ],

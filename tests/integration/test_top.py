@@ -34,12 +34,12 @@ ALTERNATE, ORIGINAL, SHOW_CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
 class Terminal:
     """A `cwsink top` in a terminal of its own, and what it has written."""
 
-    def __init__(self, *words: str, columns: int = 120, code: str | None = None) -> None:
+    def __init__(self, *words: str, columns: int = 120, code: str | None = None, term: str = "xterm") -> None:
         self.person, program = pty.openpty()
         self.resize(columns)
         self.before = termios.tcgetattr(self.person)
         command = ["-m", "cwsink", "top", *words] if code is None else ["-c", code, *words]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "PYTHONUTF8": "1"}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": term, "PYTHONUTF8": "1"}
         self.process = subprocess.Popen(
             [sys.executable, *command],
             env={name: value for name, value in env.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")},
@@ -199,6 +199,23 @@ def test_a_terminal_that_is_gone(root: str, open_terminal: Callable[..., Termina
     os.close(terminal.person)
     assert terminal.process.wait(CHILD_SECONDS) is not None
     terminal.person = os.open(os.devnull, os.O_RDONLY)
+
+
+WATCHES = "import sys; from cwsink.cli import main; sys.exit(main(['status', '--watch', '0.1', sys.argv[1]]))"
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_redraw(term: str, root: str, open_terminal: Callable[..., Terminal]) -> None:
+    """`top` prints one picture and ends; `status --watch` goes on line by line, until Ctrl-C."""
+    top = open_terminal(root, term=term)
+    assert top.end() == 0
+    assert b"no_leader" in top.written
+    watch = open_terminal(root, code=WATCHES, term=term)
+    watch.wait(lambda lines: sum(line.startswith("-- ") for line in lines) >= 2)
+    watch.press("\x03")
+    assert watch.end() == 0
+    assert b"Nobody sends" in watch.written
+    assert b"\x1b" not in top.written + watch.written
 
 
 def test_without_a_terminal(root: str, tmp_path: Path) -> None:

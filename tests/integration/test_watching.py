@@ -20,8 +20,9 @@ import yaml
 from cwsink import Writer, stats
 from cwsink.config import SinkConfig
 from cwsink.flusher import self_metrics
+from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.self_metrics import COUNTERS, GAUGES
-from cwsink.spool import leader_state, refusals
+from cwsink.spool import leader_state, letters, refusals
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading, until
@@ -115,11 +116,12 @@ def test_no_label_grows_without_bound(small: SinkConfig) -> None:
         assert foreign not in text
 
 
-def test_prometheus_can_ask(small: SinkConfig) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_prometheus_can_ask(small: SinkConfig, address: str) -> None:
     """It answers with what is there at that moment, and ends by TERM with code 0."""
     writer = Writer(small)
     child = subprocess.Popen(
-        [sys.executable, "-m", "cwsink", "metrics", "--listen", "127.0.0.1:0"],
+        [sys.executable, "-m", "cwsink", "metrics", "--listen", f"{address}:0"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
@@ -127,6 +129,7 @@ def test_prometheus_can_ask(small: SinkConfig) -> None:
     try:
         assert child.stdout
         url = child.stdout.readline().strip()
+        assert url.startswith(f"http://{address}:"), url
         for count in (1, 2):
             writer.append("x")
             request = urllib.request.Request(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
@@ -288,6 +291,46 @@ def test_the_rules_of_prometheus_are_on_metrics_that_exist(small: SinkConfig, tm
     if promtool := shutil.which("promtool"):
         (tmp_path / "rules.yaml").write_text(text)
         subprocess.run([promtool, "check", "rules", str(tmp_path / "rules.yaml")], check=True, capture_output=True)
+
+
+def test_letters_that_were_dropped_are_lost_and_not_kept(
+    small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest go when the file is full: every number says what is still there, and how many are lost."""
+    writer = Writer(small)
+    old_ms = int((time.time() - 15 * 86_400) * 1000)
+    for number in range(120):
+        assert writer.append(f"{number} {'x' * 200}", old_ms)
+    init = DeadLetters.__init__
+    monkeypatch.setattr(DeadLetters, "__init__", lambda self, path: init(self, path, 8192))
+    deliver(writer.directory, small)
+    path = writer.directory.path
+    there = len(DeadLetters(writer.directory.dead_letters).read().letters)
+    (spool,) = stats(path).spools
+    assert 0 < there < 120
+    assert (spool.dead_lettered, spool.dead_letters) == ({"too_old": 120}, {"too_old": there})
+    assert spool.dead_letters_dropped == 120 - there
+    found = samples(openmetrics_of(path))
+    assert (found[key("dead_letters")], found[key("dead_letters_dropped")]) == (there, 120 - there)
+    line = cwsink("check", "--no-dead-letters", "--no-losses", path, code=2).stdout
+    assert f"{120 - there} dead letters lost" in line
+    assert f": {there} dead letters;" in line
+    assert f"LOST {120 - there} dead letters" in cwsink("status", path).stdout
+    assert f"{120 - there} dead letters lost before" in cwsink("replay", "--dead-letters", "--dry-run", path).stdout
+    assert f"thrown away: {there} too_old." in cwsink("replay", "--dead-letters", "--clear", path).stdout
+    (spool,) = stats(path).spools
+    assert (spool.dead_letters, spool.dead_letters_dropped) == ({}, 120 - there), "what is lost stays lost"
+
+
+@pytest.mark.parametrize("lines", [b"", b"\xff\n{}\n[1]\n" + b"[" * 100_000, b'{"reason":5}\n{"dropped":-1}\n'])
+def test_what_is_no_letter_is_not_counted(lines: bytes, small: SinkConfig) -> None:
+    """Whatever somebody has written into the file; and a thousand reasons do not become a thousand keys."""
+    writer = Writer(small)
+    Path(writer.directory.dead_letters).write_bytes(lines)
+    assert letters.there(writer.directory) == ({}, 0)
+    many = b"".join(b'{"reason":"%d"}\n' % number for number in range(1000))
+    Path(f"{writer.directory.dead_letters}.1").write_bytes(many)
+    assert len(letters.there(writer.directory)[0]) < 100
 
 
 def test_replayed_letters_are_counted_as_such_and_can_be_cleared(small: SinkConfig, server: StrictCloudWatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cwsink import words
+from cwsink import units, words
 from cwsink.cli.arguments import parser
 from cwsink.flusher.outcome import advice_on
 from cwsink.printable import printable
@@ -187,3 +187,41 @@ def test_any_number_of_a_level_is_shown(number: int) -> None:
     made = entry("MINE", data={}, context={}, diagnostics={"levelno": number})
     assert line_of(made) == "MINE     api.orders: order placed"
     assert "order placed" in line_of(made, colour=True)
+
+
+ODD = ["", "5hs", "2mm", "soon", "1e308h", "nan", "inf", "-5", "0", "0s", "1000000001", "9" * 400 + "h", "h", "."]
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize(
+    "words",
+    [["check", "--max-age"], ["tail", "--since"], ["export", "--until"], ["verify", "--patience"],
+     ["status", "--watch"], ["flush", "--timeout"], ["run", "--drain-timeout"]],
+)  # fmt: skip
+def test_a_time_that_is_none_is_wrong_usage(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is typed: code 2, with the option and the text, and no name of ours. What is too long for sleep, too."""
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args([words[0], f"{words[1]}={text}"])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {words[1]}: {text!r}" in line
+    why = ": a duration is a number of seconds, or a text", " is not above 0 s and up to", " is not a number of seconds"
+    assert any(f"{text!r}{each}" in line for each in why)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("1.5h", 5400.0), (".5m", 30.0), ("250ms", 0.25), ("5.s", 5.0), ("1 h", 3600.0)]
+)
+def test_times_on_the_command_line_are_written_as_in_settings(text: str, seconds: float) -> None:
+    """One parser serves both."""
+    assert parser().parse_args(["check", "--max-age", text]).max_age == pytest.approx(seconds)
+    assert units.read("batch_timeout_seconds", text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["nan", "", "inf", "0", "-3", "high"])
+def test_a_percentage_that_is_none_is_called_so(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a rate is a number: neither is one of seconds."""
+    for typed, what in (["check", f"--max-fill={text}"], "percentage"), (["verify", f"--rate={text}"], "number"):
+        with pytest.raises(SystemExit):
+            parser().parse_args(typed)
+        assert f"{text!r} is not a {what} above 0" in capsys.readouterr().err
