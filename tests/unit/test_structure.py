@@ -111,7 +111,7 @@ BY_NAME: Final = {
     "cwsink.flusher.mute": ("open", "/dev/null"),
     "cwsink.flusher.stderr": ("open lstat listdir readlink", "/proc"),
     "cwsink.frontends.outlook": ("open exists", "the files that AWS's tools share"),
-    "cwsink.frontends.starter": ("access pathlib", "the shell, Python, and cwsink's own files"),
+    "cwsink.frontends.starter": ("access pathlib shutil", "the shell, Python, and cwsink's own files"),
     "cwsink.cli": (
         "open stat realpath exists replace unlink",
         "/dev/null, and the file that --output or --textfile names",
