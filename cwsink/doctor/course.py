@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from cwsink import words
 from cwsink.doctor.finding import Finding, ok, warning, wrong
 from cwsink.doctor.patient import Patient
 from cwsink.flusher.outcome import advice_on
@@ -80,10 +81,10 @@ def _lost(name: str, spool: SpoolStats) -> Iterator[Finding]:
             f"{name}: {spool.lost:,} records are lost since the spool was made (evicted or refused)",
             f"Raise spool_max_bytes above {spool.capacity_bytes:,}, or find out why CloudWatch did not take them.",
         )
-    if spool.dead_lettered:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(spool.dead_lettered.items()))
-        yield warning(
-            "dead letters",
-            f"{name}: CloudWatch can never take {counts}",
-            f"cwsink replay --dead-letters --dry-run {shlex.quote(spool.path)}",
-        )
+    to_see = f"cwsink replay --dead-letters --dry-run {shlex.quote(spool.path)}"
+    if spool.dead_letters:
+        never = f"{name}: CloudWatch can never take {words.each_counted(spool.dead_letters)}"
+        yield warning("dead letters", never, to_see)
+    if dropped := spool.dead_letters_dropped:
+        gone = f"{name}: {words.counted(dropped, 'dead letter')} lost, because their file or the disk was full"
+        yield warning("dead letters", gone, to_see)

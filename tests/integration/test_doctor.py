@@ -251,6 +251,9 @@ def test_what_is_lost_or_dead(small: SinkConfig, server: StrictCloudWatch) -> No
     assert refusals.add(writer.directory, [Loss(1204, now_ms, now_ms, "spool_full", 0)])
     assert [each.topic for each in ask("delivery")] == ["delivery", "losses", "dead letters"]
     assert "1,204 records are lost" in ask("delivery")[1].seen
+    with open(writer.directory.dead_letters, "a", encoding="utf-8") as file:
+        file.write('{"dropped": 36}\n')
+    assert "36 dead letters lost" in ask("delivery")[-1].seen
 
 
 # The application.
