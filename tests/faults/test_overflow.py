@@ -22,8 +22,8 @@ MIB = 1024 * 1024
 BUDGET = MIB
 SEGMENT = BUDGET // 16
 APPENDED = 100 * MIB
-RECORD = 1024
-LOOK_EVERY = 20  # of a segment's 64
+RECORD = 4096
+LOOK_EVERY = 5  # of a segment's 16
 # Beyond cap and one segment: what is appended between two looks, and a page of the next header.
 SLACK = 4 * (RECORD + 4096)
 

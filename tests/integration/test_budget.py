@@ -162,7 +162,7 @@ def test_with_a_leader_and_the_server_down_the_cap_holds_and_all_is_told_later(
     config = full_config(server.endpoint_url, on_full, block_timeout_seconds=0.01, circuit_breaker_enabled=False)
     writer = Writer(config)
     server.stop()
-    attempts = 4_000 if on_full != "block" else 450
+    attempts = 2_000 if on_full != "block" else 450
     with leading(writer.directory, config):
         with watched(writer.directory) as sizes:
             appended = sum(writer.append(f"{number} {'x' * 300}") for number in range(attempts))
