@@ -77,6 +77,8 @@ def _exception(message: Any, failure: Any) -> dict[str, str]:
     With `enqueue=True` loguru pickles the record, and the exception loses its traceback; one that cannot be pickled is
     gone altogether. But the text of the message, which was made before, ends with the whole of it.
     """
+    if failure.type is None:  # `logger.exception` was called where there is no exception
+        return {}
     found = {} if failure.value is None else log_entry.exception_fields(failure.value)
     if failure.traceback is None and (stack := str(message).partition(f"{message.record['message']}\n")[2].strip()):
         said = stack.rpartition("\n")[2].partition(": ")[2]

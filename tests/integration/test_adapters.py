@@ -481,6 +481,20 @@ def test_a_lifespan_waits_no_longer_than_the_setting_says(spawn: Spawn, server: 
     assert out == "[]\n", errors
 
 
+@pytest.mark.parametrize("enqueue", [False, True])
+def test_loguru_where_there_is_no_exception(enqueue: bool) -> None:
+    """`logger.exception` outside an `except` block: the record arrives without one."""
+    logger = loguru.logger
+    logger.remove()
+    sink = cwsink.loguru.Sink(log_group_name=GROUP, flusher="external")
+    number = logger.add(sink, format="{message}", enqueue=enqueue)
+    logger.exception("odd")  # noqa: LOG004  # that is what is tested
+    logger.remove(number)
+    (entry,) = entries()
+    assert entry["message"] == "odd"
+    assert "exception" not in entry["diagnostics"]
+
+
 class UnpicklableError(Exception):
     def __reduce__(self) -> str:
         raise TypeError
@@ -508,7 +522,8 @@ def test_static_fields_stay_out_of_what_only_looks_like_json() -> None:
     """Text of a formatter of the application's own; and a field that the record has itself wins."""
     handler = cwsink.SpoolHandler(log_group_name=GROUP, flusher="external", fields={"service": "shop", "env": "dev"})
     handler.setFormatter(logging.Formatter("%(message)s"))
-    texts = ["{id} of {user}", "{'a': 1}", "{ }", '{"service": "own", "a": 1}', "[1]", '{"a": 1}\n']
+    deep = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    texts = ["{id} of {user}", "{'a': 1}", "{ }", '{"service": "own", "a": 1}', "[1]", '{"a": 1}\n', deep]
     for text in texts:
         handler.handle(logging.LogRecord("shop", logging.INFO, "", 0, text, (), None))
     handler.close()
@@ -516,6 +531,7 @@ def test_static_fields_stay_out_of_what_only_looks_like_json() -> None:
     found = [event.message for event in survey.events(open_existing(path))]
     assert found[:2] == texts[:2]
     assert found[4] == texts[4]
+    assert found[6] == deep
     assert json.loads(found[3]) == {"service": "own", "a": 1, "env": "dev"}
     assert json.loads(found[5]) == {"a": 1, "service": "shop", "env": "dev"}
     assert json.loads(found[2]) == {"service": "shop", "env": "dev"}
