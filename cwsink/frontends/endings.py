@@ -10,9 +10,12 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report
+
+_QUEUES_SECONDS: Final = 5.0
 
 
 def drain(timeout_seconds: float = 5.0) -> bool:
@@ -26,18 +29,25 @@ def drain(timeout_seconds: float = 5.0) -> bool:
     Returns:
         True: everything was delivered. False: the rest stays in the spool.
     """
-    return _drain(timeout_seconds, has_patience=True)
-
-
-def _drain(timeout_seconds: float, *, has_patience: bool) -> bool:
     until = monotonic() + timeout_seconds
-    # A process that has loaded neither has nothing to drain, and is not to load fapilog for that.
+    _empty_queues(timeout_seconds)
+    return _await_delivery(max(0.0, until - monotonic()), has_patience=True)
+
+
+def _empty_queues(timeout_seconds: float) -> None:
+    # A process that has not loaded this has nothing to drain, and is not to load fapilog for that.
     if repairs := sys.modules.get("cwsink.frontends.fapilog_repairs"):
         repairs.drain(timeout_seconds)
+
+
+def _await_delivery(timeout_seconds: float | None, *, has_patience: bool) -> bool:
+    """Wait for so long, or for `drain_timeout_seconds`."""
     if (presence := sys.modules.get("cwsink.frontends.presence")) is None:
         return True
+    if timeout_seconds is None:
+        timeout_seconds = presence.this.drain_timeout_seconds
     try:
-        return bool(presence.this.flush(max(0.0, until - monotonic()), has_patience=has_patience))
+        return bool(presence.this.flush(timeout_seconds, has_patience=has_patience))
     except OSError as error:
         report("drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool.")
         return False
@@ -69,5 +79,5 @@ async def lifespan(app: object) -> AsyncIterator[None]:
 
 
 def _drain_at_end() -> None:
-    if (presence := sys.modules.get("cwsink.frontends.presence")) is not None:
-        _drain(presence.this.drain_timeout_seconds, has_patience=False)
+    _empty_queues(_QUEUES_SECONDS)  # what is in memory only must not wait for what the setting says of delivery
+    _await_delivery(None, has_patience=False)
