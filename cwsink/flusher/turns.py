@@ -104,7 +104,8 @@ class Turns:
         self._look_at = 0.0
         self.look()
         ended = [turn.election.has_ended(0.0) for turn in self._turns.values()]  # ask each, so that it lets go
-        return all(ended)
+        # Those that have ended since the look have made room for others that wait.
+        return all(ended) and not any(turn.wants(time.monotonic()) for turn in self._turns.values())
 
     def _begin(self, waiting: list[_Turn], running: list[_Turn], now: float) -> list[_Turn]:
         """Begin turns as long as there is room. Returns those that have to wait."""

@@ -183,14 +183,25 @@ def test_a_spool_that_rests_behind_another_leader_is_led_when_that_is_killed(
     host.until(lambda: "gathered" in server.messages(), "it is delivered")
 
 
-def test_what_waits_for_its_turn_at_the_end_gets_it(server: StrictCloudWatch, host: Host) -> None:
+@pytest.mark.parametrize("host_is_slow", [False, True])
+def test_what_waits_for_its_turn_at_the_end_gets_it(
+    server: StrictCloudWatch, host: Host, monkeypatch: pytest.MonkeyPatch, host_is_slow: bool
+) -> None:
     """Told to leave with most of them not begun: each is led once more, and all is delivered."""
+    look = Turns.look
+
+    def slow_look(turns: Turns) -> None:
+        look(turns)
+        assert all(election.has_ended(CHILD_SECONDS) for election in host.elections)
+
     for number, writer in enumerate(writers(server.endpoint_url, MANY)):
         assert writer.append(f"{number}")
         host.serve(writer)
     host.turns.look()
     for election in host.elections:
         host.turns.leave(election, CHILD_SECONDS)
+    if host_is_slow:
+        monkeypatch.setattr(Turns, "look", slow_look)
     end = time.monotonic() + CHILD_SECONDS
     while not host.turns.have_ended():
         assert time.monotonic() < end, "all end"
