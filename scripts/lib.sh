@@ -96,5 +96,7 @@ prepare_env() {
         for extra in "$@"; do printf '%s\n' "$root $stamp_of_now" >"$venv/cwsink-$extra.stamp"; done
     fi
     exec 9<&-
+    # The tests start Python thousands of times. With this variable each of them would compile cwsink anew.
+    unset PYTHONDONTWRITEBYTECODE
     export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 }

@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 MIB = 1024 * 1024
 BUDGET = MIB
-SEGMENT = BUDGET // 16
+SEGMENT = BUDGET // 4
 APPENDED = 100 * MIB
 RECORD = 4096
-LOOK_EVERY = 5  # of a segment's 16
+LOOK_EVERY = 5  # of the 64 of a segment
 # Beyond cap and one segment: what is appended between two looks, and a page of the next header.
 SLACK = 4 * (RECORD + 4096)
 

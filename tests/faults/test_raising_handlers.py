@@ -196,9 +196,10 @@ class Shown:
         return "shown"
 
 
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_limit_in_the_middle_of_a_log_call_is_heard(limit: Limit, tmp_path: Path) -> None:
-    """At each line of `SpoolHandler`, whatever it is encoding: a task hears that its time is over."""
+def test_a_limit_in_the_middle_of_a_log_call_is_heard(limit: Limit, step: int, tmp_path: Path) -> None:
+    """At the lines of `SpoolHandler`, whatever it is encoding: a task hears that its time is over."""
     handler = SpoolHandler(quick_config(None, **CONFIG, spool_directory=str(tmp_path / "spools")))
     extra = {
         "shown": Shown(),
@@ -213,8 +214,8 @@ def test_a_limit_in_the_middle_of_a_log_call_is_heard(limit: Limit, tmp_path: Pa
         record = logging.LogRecord("app", logging.INFO, "app.py", 1, "", (), None)
         vars(record).update(fields)
     handler.handle(record)  # now it is attached
-    lines = 0
-    while interrupted(lambda: handler.handle(record), lines + 1, limit):
-        lines += 1
+    lines = 1
+    while interrupted(lambda: handler.handle(record), lines, limit):
+        lines += step
     assert lines > FEWEST_LINES
     handler.close()
