@@ -57,11 +57,16 @@ def test_100_mib_into_a_spool_of_1_mib_are_accounted_for(server: StrictCloudWatc
         server.start()
     assert most_bytes <= BUDGET + SEGMENT + SLACK
     assert books.delivered == 0
-    assert (answers.count(False) > 0, books.evicted > 0) == (on_full != "drop_oldest", on_full == "drop_oldest")
+    assert (books.evicted > 0) == (on_full == "drop_oldest")
+    if on_full == "drop_oldest":
+        # An append that has no time to count all that it is to evict is refused. A busy machine has a few.
+        assert answers.count(False) < attempts // 100
+    else:
+        assert answers.count(False) > attempts // 2
     writer.close()
     settled = settle(writer, config)
     assert settled.appended == answers.count(True)
-    assert settled.refused == ({"spool_full": answers.count(False)} if on_full != "drop_oldest" else {})
+    assert settled.refused.get("spool_full", 0) == sum(settled.refused.values()) == answers.count(False)
     assert settled.delivered + settled.evicted == settled.appended
     arrived = records(server)
     assert len(set(arrived)) == settled.delivered

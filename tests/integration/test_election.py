@@ -650,12 +650,26 @@ def test_programs_that_come_and_go_share_a_flusher(
     starts: Callable[[], int],
 ) -> None:
     """It lingers for a moment when the last one has gone: the next one finds it warm, in the same epoch."""
-    code = f"import cwsink\nassert cwsink.Writer.open({ {**settings, 'flusher': 'process'}!r}).append('x')\n"
+    opens = f"cwsink.Writer.open({ {**settings, 'flusher': 'process'}!r})"
+    program = [sys.executable, "-c", f"import cwsink\ncwsink.Writer\ninput(chr(10))\nassert {opens}.append('x')"]
     pids = []
-    with (tmp_path / "stderr").open("w") as stderr:  # it lets go of a pipe, for whoever waits for the end of that
-        for _ in range(3):
-            program = [sys.executable, "-c", code]
-            subprocess.run(program, cwd=Path(__file__).parents[2], stderr=stderr, check=True, timeout=HANG_SECONDS)
+    with (tmp_path / "stderr").open("w") as stderr, contextlib.ExitStack() as started:
+        # Its stderr is a file: it lets go of a pipe, for whoever waits for the end of that. All programs are started
+        # now, because on a busy machine a start takes longer than the flusher lingers.
+        programs = [
+            started.enter_context(
+                subprocess.Popen(
+                    program, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+                )
+            )
+            for _ in range(3)
+        ]
+        for each in programs:
+            assert each.stdout is not None
+            assert each.stdout.readline() == b"\n", "it has loaded cwsink, and waits"
+        for each in programs:
+            each.communicate(b"\n", HANG_SECONDS)
+            assert each.returncode == 0
             pids.append(leader_of(spool))
     assert server.messages() == ["x"] * 3
     assert len(set(pids)) == 1
