@@ -240,8 +240,8 @@ def load_config(
     """Build a SinkConfig from a config object of fapilog or the application, single settings, and the environment.
 
     Args:
-        config: a SinkConfig, a mapping, or any object with a `model_dump()` (the built-in
-            sink's pydantic object). None: there is none.
+        config: a SinkConfig (it has all settings: no variable changes one), a mapping, or any
+            object with a `model_dump()`. None: there is none.
         env: the environment that holds `CWSINK_*` and `FAPILOG_CLOUDWATCH__*`; by default, the process's.
         **settings: single settings; they win over `config`, which wins over the environment.
 
@@ -260,7 +260,9 @@ def load_own_config(config: object = None, **settings: Unpack[Settings]) -> Sink
     """
     given = _collect(config, os.environ, settings)
     loaded: SinkConfig = SinkConfig(**given)
-    if "log_group_name" not in given:
+    # A SinkConfig has all settings, also those that it was not given.
+    is_default = isinstance(config, SinkConfig) and loaded.log_group_name == SinkConfig().log_group_name
+    if is_default or "log_group_name" not in given:
         raise ConfigError(
             'where do the logs go? Give log_group_name="/myapp/prod" as an argument or in the config, or set the '
             f"variable {OWN_PREFIX}LOG_GROUP_NAME. Nothing was written."

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from fapilog.core import diagnostics as fapilog_diagnostics
 from fapilog.plugins import loader
+from fapilog.plugins.sinks.contrib.cloudwatch import CloudWatchSinkConfig
 
 from cwsink import diagnostics
 from cwsink.clock import monotonic
-from cwsink.config import SinkConfig, load_config
+from cwsink.config import SinkConfig, load_config, variables_of
 from cwsink.errors import CwsinkError
 from cwsink.frontends import console, fapilog_repairs, opening, presence, static_fields
 from cwsink.frontends.console import Console
@@ -70,7 +71,7 @@ class CloudWatchSpoolSink:
         if config is not None and not isinstance(config, (SinkConfig, dict)):
             self.name = "cloudwatch"  # fapilog's routing rules name the built-in sink like this
         try:
-            loaded = load_config(config, **settings)
+            loaded = load_config(_what_is_set(config), **settings)
             where = console.place(os.environ)
             self._writer = Writer(loaded) if where == "cloudwatch" else Console(where, loaded)
             self._fields = opening.fields_of(self._writer)
@@ -161,6 +162,21 @@ class CloudWatchSpoolSink:
 
 
 _OWN: Final = (CloudWatchSpoolSink.write, CloudWatchSpoolSink.write_serialized)
+
+
+def _what_is_set(config: object) -> object:
+    """Return what the application has set of the built-in sink's config object; any other config as it is.
+
+    fapilog gives that object every field. What nobody has set has fapilog's default there, and what a variable has set
+    looks like an argument. Both would win over our variables, and fapilog's defaults over ours.
+    """
+    if not isinstance(config, CloudWatchSinkConfig):
+        return config
+    given = config.model_dump(exclude_defaults=True)
+    for name, text in [(name, os.environ.get(variables_of(name)[1])) for name in given]:
+        if text is not None and getattr(load_config({name: text}, env={}), name) == given[name]:
+            del given[name]
+    return given
 
 
 def install() -> None:

@@ -128,10 +128,11 @@ def test_without_a_log_group_an_error_shows_the_ways_to_give_it(monkeypatch: pyt
     """An argument, a config, a variable: each of them is enough."""
     monkeypatch.delenv("FAPILOG_CLOUDWATCH__LOG_GROUP_NAME", raising=False)
     for make in (cwsink.Writer.open, cwsink.SpoolHandler):
-        with pytest.raises(
-            cwsink.ConfigError, match='Give log_group_name="/myapp/prod" as an argument or in the config'
-        ):
-            make(flusher="external")
+        for config in (None, {"region": "eu-west-1"}, cwsink.SinkConfig(region="eu-west-1")):
+            with pytest.raises(
+                cwsink.ConfigError, match='Give log_group_name="/myapp/prod" as an argument or in the config'
+            ):
+                make(config, flusher="external")
         make({"log_group_name": "/a"}, flusher="external").close()
         make(log_group_name="/a", flusher="external").close()
         for variable in ("CWSINK_LOG_GROUP_NAME", "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"):

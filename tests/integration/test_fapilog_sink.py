@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fapilog
 import pytest
+from fapilog.core import config_builders
 from fapilog.testing import validators
 
 import cwsink
@@ -127,6 +129,41 @@ settings.sink_config.extra["cwsink"] = {
     "log_group_name": "/myapp/extra", "log_stream_name": "web-3", "region": "us-east-1", "segment_bytes": "64KiB",
 }
 """
+
+
+def as_fapilog_gives_it(**given: object) -> SinkConfig:
+    """What the sink makes of the config object that fapilog builds for it."""
+    settings = fapilog.Settings()
+    for name, value in given.items():
+        setattr(settings.sink_config.cloudwatch, name, value)
+    config = config_builders._sink_configs(settings)["cloudwatch"]["config"]
+    return cwsink.CloudWatchSpoolSink(config, flusher="external")._writer.config
+
+
+def test_what_nobody_has_set_in_fapilogs_config_comes_from_variables_or_is_our_default(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """fapilog's object has every field: its defaults are nobody's wish, and what a variable says is no argument."""
+    found = as_fapilog_gives_it(max_retries=7)
+    assert (found.batch_size, found.batch_timeout_seconds, found.max_retries) == (1000, 1.0, 7)
+    variables = {
+        "CWSINK_LOG_GROUP_NAME": "/ours/group",
+        "CWSINK_BATCH_SIZE": "7",
+        "CWSINK_BATCH_TIMEOUT_SECONDS": "500ms",
+        "CWSINK_CREATE_LOG_GROUP": "no",
+        "CWSINK_MAX_RETRIES": "9",
+        "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME": "/theirs/group",
+        "FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS": "2s",
+        "FAPILOG_CLOUDWATCH__CREATE_LOG_STREAM": "false",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = as_fapilog_gives_it(max_retries=7)
+    assert (found.log_group_name, found.batch_size, found.batch_timeout_seconds) == ("/ours/group", 7, 0.5)
+    assert (found.create_log_group, found.create_log_stream, found.max_retries) == (False, False, 7)
+    said = capfd.readouterr().err
+    assert "the variable FAPILOG_CLOUDWATCH__LOG_GROUP_NAME has no effect: CWSINK_LOG_GROUP_NAME is set" in said
+    assert "the variable FAPILOG_CLOUDWATCH__BATCH_TIMEOUT_SECONDS has no effect" in said
 
 
 def test_the_sink_is_there_by_its_own_name(run: Run) -> None:
