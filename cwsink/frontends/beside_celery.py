@@ -2,7 +2,8 @@
 
 Celery's commands set up their own logging. They remove all handlers of the root logger, add one there, and one to the
 logger `celery.task`, whose records they keep from the root logger. Signals tell of it before and after. Before, we note
-where our handlers are. After, we put them back, and give those of the root logger to `celery.task`, too.
+where our handlers are. After, we put them back, and give those of the root logger to `celery.task`, too. A handler that
+was made before Celery was loaded is dropped meanwhile; then it puts itself back.
 
 If Celery's logging is set up by hand there is no signal before. Then a handler that is attached to nothing any more may
 be one that it has removed, and one line says what to set.
@@ -38,6 +39,21 @@ def watch(handler: logging.Handler) -> None:
         (signals.after_setup_task_logger, _put_back),
     ):
         signal.connect(receiver, weak=False, dispatch_uid="cwsink-handler")
+
+
+def dropped(handler: logging.Handler) -> None:
+    """Go on with a handler that Celery has just dropped, in the middle of its set-up.
+
+    The handler was made before Celery was loaded, so no signal has told us where it was. But only the root logger's
+    handlers are dropped there.
+    """
+    frame = sys._getframe(1) if "celery" in sys.modules else None  # noqa: SLF001  # who drops it, nobody else can tell
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "celery.app.log":
+            watch(handler)
+            _places.setdefault("", []).append(handler)
+            return
+        frame = frame.f_back
 
 
 def forget(handler: logging.Handler) -> None:

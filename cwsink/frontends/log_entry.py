@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +35,7 @@ from cwsink.frontends.plain import encode, is_flat, unshowable
 # (which `logging.makeLogRecord` would call). Formatters and newer Pythons add some. `color_message` is the message once
 # more, with uvicorn's codes for a terminal.
 _PLAIN: Final = tuple(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
+_NONE: Final = (None, None, None)
 _OWN: Final = {*_PLAIN, "asctime", "color_message", "exc_text", "message", "stack_info", "taskName"}
 # What is added to a record comes behind all that it has by itself. So these two tell whether anything was.
 _PLAIN_COUNT: Final = len(_PLAIN)
@@ -247,17 +249,28 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
 def _exception(record: logging.LogRecord) -> dict[str, str]:
     """Return fapilog's keys for the record's exception.
 
-    `exc_text` is the traceback as a formatter has made it. It may be all that is left of the exception. If it is blank,
-    the message has the traceback already (loguru), and need not have it twice.
+    `exc_text` is the traceback as a formatter has made it. It may be all that is left of the exception. If it is a
+    blank line, the message has the traceback already (loguru), and need not have it twice. If it is empty, a formatter
+    of another handler shows no tracebacks, which says nothing of ours.
     """
-    error = record.exc_info[1] if isinstance(record.exc_info, tuple) and len(record.exc_info) == 3 else None
+    info: Any = record.exc_info
+    kind, error, frames = info if isinstance(info, tuple) and len(info) == 3 else _NONE
+    frames = frames if isinstance(frames, TracebackType) else None
+    has_stack = not record.exc_text or not str(record.exc_text).isspace()
     if isinstance(error, BaseException):
-        return exception_fields(error, has_stack=record.exc_text is None or bool(record.exc_text.strip()))
+        return exception_fields(error, frames, has_stack=has_stack)
+    if isinstance(kind, type) and issubclass(kind, BaseException) and frames is not None:
+        return {"error.type": kind.__name__, "error.stack": "".join(traceback.format_exception(kind, None, frames))}
     return {"error.stack": record.exc_text} if record.exc_text else {}
 
 
-def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[str, str]:
-    """Return fapilog's keys for an exception, with its traceback unless the message has that already."""
+def exception_fields(
+    error: BaseException, frames: TracebackType | None = None, *, has_stack: bool = True
+) -> dict[str, str]:
+    """Return fapilog's keys for an exception, with its traceback unless the message has that already.
+
+    `frames` is its traceback if the exception has none of its own.
+    """
     try:
         text = str(error)
     except Exception as failure:
@@ -268,9 +281,9 @@ def exception_fields(error: BaseException, *, has_stack: bool = True) -> dict[st
     if not has_stack:
         return named
     try:
-        stack = "".join(traceback.format_exception(error))
+        stack = "".join(traceback.format_exception(type(error), error, error.__traceback__ or frames))
     except Exception as failure:
-        stack = unshowable(error.__traceback__, failure)
+        stack = unshowable(error.__traceback__ or frames, failure)
     return {**named, "error.stack": stack}
 
 

@@ -155,6 +155,27 @@ logging.getLogger("tasks").warning("done")
     assert [json.loads(message)["message"] for message in server.messages()] == ([] if hijacks else ["done"])
 
 
+def test_a_handler_that_is_older_than_celery_stays(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """Logging is set up before Celery is imported, as Django does: the root's records and those of tasks arrive."""
+    program = """
+import logging, cwsink
+settings = {"log_group_name": "/test/group", "log_stream_name": "stream"}
+logging.basicConfig(level="INFO", handlers=[cwsink.SpoolHandler(**settings)])
+dropped = cwsink.SpoolHandler(**settings)
+import celery
+dropped = None
+app = celery.Celery("tasks")
+app.log.setup_logging_subsystem(loglevel="INFO")
+logging.getLogger("tasks").info("of the root")
+celery.utils.log.get_task_logger("place").info("of a task")
+"""
+    child = spawn(program, env=server.environment())
+    _, err = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == 0, err
+    assert [json.loads(message)["message"] for message in server.messages()] == ["of the root", "of a task"]
+    assert "cwsink:" not in err
+
+
 def test_loguru_and_its_traceback(server: StrictCloudWatch) -> None:
     """`logger.add(SpoolHandler(...))`: the message, its extra, and the traceback once."""
     loguru = pytest.importorskip("loguru")

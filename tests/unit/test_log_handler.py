@@ -103,6 +103,21 @@ def test_the_text_a_queue_handler_leaves_of_an_exception_is_kept() -> None:
     assert entry_of(record_of(exc_text="Traceback"))["diagnostics"]["exception"] == {"error.stack": "Traceback"}
 
 
+def test_a_formatter_that_shows_no_traceback_takes_none_away() -> None:
+    """A console's formatter leaves an empty `exc_text`. That is not our message."""
+    exception = entry_of(record_of(exc_info=raised(KeyError("gone")), exc_text=""))["diagnostics"]["exception"]
+    assert exception["error.stack"].startswith("Traceback (most recent call last):\n")
+
+
+def test_a_traceback_that_is_given_beside_the_exception_is_kept() -> None:
+    """The exception has lost its own, or there is none any more."""
+    kind, error, frames = raised(KeyError("gone"))
+    for value in (error.with_traceback(None), None):
+        exception = entry_of(record_of(exc_info=(kind, value, frames)))["diagnostics"]["exception"]
+        assert exception["error.type"] == "KeyError"
+        assert exception["error.stack"].startswith("Traceback (most recent call last):\n  File ")
+
+
 def test_a_traceback_that_the_message_has_already_is_not_sent_twice() -> None:
     """loguru puts it into the message, and says so by a blank `exc_text`; type and text of the exception stay."""
     exception = entry_of(record_of(exc_info=raised(KeyError("gone")), exc_text="\n"))["diagnostics"]["exception"]
