@@ -50,6 +50,8 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
     fill = spool.fill if spool.pending else 0.0
     if fill > options.max_fill / 100:
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
+    if spool.is_losing:
+        yield CRITICAL, "records are being lost"
     if options.no_losses and spool.lost:
         yield CRITICAL, f"{words.records(spool.lost)} lost"
     if options.no_losses and spool.dead_letters_dropped:

@@ -55,7 +55,10 @@ Window = tuple[str, int, int]  # a stream, and [start, end) in ms
 
 
 class MissingEvent(msgspec.Struct):
-    """An event that was delivered, and that CloudWatch does not show. `at_ms`: when CloudWatch has taken it."""
+    """An event that was delivered, and that CloudWatch does not show.
+
+    `at_ms`: when CloudWatch has taken it. `is_not_yet`: that was only now.
+    """
 
     stream: str
     timestamp_ms: int
@@ -63,6 +66,7 @@ class MissingEvent(msgspec.Struct):
     request_id: str
     at_ms: int
     message: str
+    is_not_yet: bool = False
 
 
 class Account(msgspec.Struct):
@@ -77,7 +81,7 @@ class Account(msgspec.Struct):
         notices: lines of cwsink itself: about losses, and metrics.
         forgotten: were delivered, but their records are not in the history any more, so they cannot be compared.
         unnoted_bytes: of the history; what became of them is not noted.
-        listed: the first of the missing.
+        listed: the first of the missing, and of those not shown yet.
     """
 
     found: int = 0
@@ -277,14 +281,16 @@ class Verification:
                 continue
             left[key] -= 1
             entry = self._past.entries[each.entry]
-            if entry.at_ms >= latest_ms:
-                account.not_yet += 1
-            else:
-                account.missing += 1
+            is_not_yet = entry.at_ms >= latest_ms
+            account.not_yet += is_not_yet
+            account.missing += not is_not_yet
             if len(account.listed) < _MOST_LISTED:
                 event, text = each.event, each.event.message[:_MOST_CHARACTERS]
-                found = MissingEvent(entry.stream, event.timestamp_ms, event.id, entry.request_id, entry.at_ms, text)
-                account.listed.append(found)
+                account.listed.append(
+                    MissingEvent(
+                        entry.stream, event.timestamp_ms, event.id, entry.request_id, entry.at_ms, text, is_not_yet
+                    )
+                )
 
     def _begun(self, since: float | None, until: float | None) -> _Work:
         now = self._began
@@ -317,8 +323,9 @@ def in_words(account: Account) -> Iterator[str]:
         unnoted = f"and {account.unnoted_bytes:,} bytes of which nothing is noted"
         yield f"not compared: {account.forgotten:,} events that are not in the history any more, {unnoted}."
     for each in account.listed[:_MOST_SHOWN]:
+        what = "not shown yet" if each.is_not_yet else "missing"
         where = f"{each.stream}, request {each.request_id}, id {each.id}"
-        yield f"missing: {naming.rfc3339(each.timestamp_ms)} {where}: {each.message}"
+        yield f"{what}: {naming.rfc3339(each.timestamp_ms)} {where}: {each.message}"
     if len(account.listed) > _MOST_SHOWN:
         yield f"and {account.missing + account.not_yet - _MOST_SHOWN:,} more (--json lists them)."
 

@@ -68,16 +68,18 @@ class JsonFormatter(logging.Formatter):
             fields = None
         config = load_config(fields=fields, trace=trace)
         self.fields = static_fields.encode(config, None)
-        self._has_trace = config.trace == "auto"
+        self.has_trace = config.trace == "auto"
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON, in one line. Raises whatever the record's own message raises."""
-        text = log_entry.encode_record(record, str(record.getMessage()), has_trace=self._has_trace)
+        text = log_entry.encode_record(record, str(record.getMessage()), has_trace=self.has_trace)
         return str(static_fields.add(text, self.fields)) if self.fields else text
 
 
 class SpoolHandler(logging.Handler):
     """Spools each record: as JSON (see cwsink.frontends.log_entry), or as the text of its formatter, if it has one.
+
+    A subclass may have a `format` of its own, as with any handler of logging. Then its text is spooled.
 
     Args:
         config: a SinkConfig or a mapping.
@@ -121,6 +123,7 @@ class SpoolHandler(logging.Handler):
         self._fields = opening.fields_of(self._writer)
         self._has_trace = self._writer.config.trace == "auto"
         self._nested = threading.local()
+        self._has_own_format = type(self).format is not logging.Handler.format
         super().__init__(level)
         if formatter is not None:
             self.setFormatter(formatter)
@@ -136,6 +139,7 @@ class SpoolHandler(logging.Handler):
             super().setFormatter(fmt)
             if type(fmt) is JsonFormatter:
                 self._fields = self._fields or fmt.fields
+                self._has_trace = self._has_trace and fmt.has_trace
 
     def createLock(self) -> None:  # noqa: N802  # logging's name
         """Make no lock: the kernel puts the `write()` calls of several threads in order."""
@@ -158,7 +162,7 @@ class SpoolHandler(logging.Handler):
         try:
             created_ms = log_entry.time_ms(getattr(record, "created", None))
             text: str | bytes | None = None
-            if self.formatter is None:
+            if self.formatter is None and not self._has_own_format:
                 text = log_entry.encode_usual(record, created_ms, self._has_trace)
             if text is None:
                 text = self._ask(record, created_ms)
@@ -174,7 +178,7 @@ class SpoolHandler(logging.Handler):
     @property
     def _is_json(self) -> bool:
         """Tell whether the text of a record is our JSON."""
-        return self.formatter is None or type(self.formatter) is JsonFormatter
+        return not self._has_own_format and (self.formatter is None or type(self.formatter) is JsonFormatter)
 
     def close(self) -> None:
         """Let go of the spool. `logging.shutdown` and `dictConfig` call this. A later record opens the spool again."""
@@ -202,9 +206,9 @@ class SpoolHandler(logging.Handler):
         The failure is reported by `handleError`, as by any handler.
         """
         try:
-            if self.formatter is not None and not self._is_json:
+            if not self._is_json:
                 # A formatter may return an empty text, but CloudWatch wants at least one character in an event.
-                return str(self.formatter.format(record)) or " "
+                return str(self.format(record)) or " "
             message = str(record.getMessage())
         except Exception as error:
             if is_interruption(error):

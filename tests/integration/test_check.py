@@ -90,10 +90,21 @@ def test_losses_and_dead_letters_count_if_asked(small: SinkConfig, server: Stric
     assert writer.append("good")
     deliver(writer.directory, small)
     assert refusals.add(writer.directory, [Loss(1204, now_ms(), now_ms(), "spool_full", 0)])
+    long_ago = time.time() - 3_600
+    os.utime(writer.directory.refusals, (long_ago, long_ago))
     assert check()[0] == 0
     assert check("--no-dead-letters") == (1, f"WARNING: {NAME}: 1 dead letter; 1 spool, 0 records waiting")
     both = f"CRITICAL: {NAME}: 1,204 records lost; {NAME}: 1 dead letter; 1 spool, 0 records waiting"
     assert check("--no-losses", "--no-dead-letters") == (2, both)
+
+
+def test_while_records_are_being_lost_it_is_critical(small: SinkConfig) -> None:
+    """Whatever is asked for, and although nothing waits: what was delivered may be all that the disk has room for."""
+    writer = Writer(small)
+    assert writer.append("x")
+    deliver(writer.directory, small)
+    assert refusals.add(writer.directory, [Loss(1204, now_ms(), now_ms(), "spool_full", 0)])
+    assert check() == (2, f"CRITICAL: {NAME}: records are being lost; 1 spool, 0 records waiting")
 
 
 def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Path) -> None:

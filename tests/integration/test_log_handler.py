@@ -118,6 +118,21 @@ def test_a_formatter_decides_on_the_text(server: StrictCloudWatch, logger: loggi
     assert trouble.startswith("ERROR oh\nTraceback (most recent call last):\n")
 
 
+class Loud(cwsink.SpoolHandler):
+    """It has a format of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage().upper()
+
+
+def test_a_subclass_decides_on_the_text(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """`format` is what logging's handlers have for that. Static fields are added to JSON only."""
+    logger.addHandler(Loud(quick_config(server.endpoint_url, fields={"service": "shop"})))
+    logger.info("order %d", 17)
+    assert server.wait_for_events(1)
+    assert server.messages() == ["ORDER 17"]
+
+
 @pytest.mark.parametrize("options", [{}, {"format": "%(levelname)s %(message)s"}], ids=["default", "a format"])
 def test_basic_config_is_nobodys_wish_for_text(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]

@@ -190,6 +190,8 @@ def test_the_command_says_what_it_finds(
     deliver(directory, keeping)
     assert main(["verify", "--rate", "1000", "--patience", "1ms"]) == 1
     assert "19 events found, 0 missing, 1 not shown yet.\n" in (said := capfd.readouterr().out)
+    assert "→ stream: not shown yet: " in said
+    assert "missing: " not in said
     assert "00015 yyy" in said
     assert main(["verify", "--json", "--rate", "1000", "--patience", "1ms"]) == 1
     (spool,) = json.loads(capfd.readouterr().out)["spools"]
