@@ -19,8 +19,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
+from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
 from cwsink.frontends.console import is_lambda
@@ -344,6 +346,14 @@ class Process:
                 except _TOLD_TO_END:
                     began = -math.inf
                     presence.await_delivery(began)
+                except ImportError as error:  # it was replaced or removed while this process ran
+                    path = presence.directory.path
+                    report(
+                        f"stay_{path}",
+                        f"records may stay in {path}: the files of cwsink are gone ({error}), so this process does not "
+                        f"wait for their delivery. The next process that logs there sends them, or "
+                        f"{words.to_send(path)}.",
+                    )
 
 
 this: Final = Process()

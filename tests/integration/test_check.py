@@ -91,7 +91,8 @@ def test_losses_and_dead_letters_count_if_asked(small: SinkConfig, server: Stric
     deliver(writer.directory, small)
     assert refusals.add(writer.directory, [Loss(1204, now_ms(), now_ms(), "spool_full", 0)])
     long_ago = time.time() - 3_600
-    os.utime(writer.directory.refusals, (long_ago, long_ago))
+    for path in (writer.directory.refusals, writer.directory.evictions):
+        os.utime(path, (long_ago, long_ago))
     assert check()[0] == 0
     assert check("--no-dead-letters") == (1, f"WARNING: {NAME}: 1 dead letter; 1 spool, 0 records waiting")
     both = f"CRITICAL: {NAME}: 1,204 records lost; {NAME}: 1 dead letter; 1 spool, 0 records waiting"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import Final
 import pytest
 from msgspec.structs import asdict
 
+import cwsink
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher.election import Election
@@ -597,6 +599,25 @@ def test_a_program_whose_flusher_cannot_be_started_does_not_wait_for_it(
     first, last = said.splitlines()
     assert "cannot be started: FileNotFoundError: CWSINK_PYTHON='/nonexistent/python' names no program" in first
     assert f"50 records stay in {spool.path}: not delivered yet (there is no flusher). The next process that" in last
+
+
+def test_an_installation_that_is_gone_is_said(server: StrictCloudWatch, spawn: Spawn, tmp_path: Path) -> None:
+    """A deployment has removed it while the program ran: the program ends well, and says what may stay."""
+    installed = tmp_path / "installed"
+    shutil.copytree(Path(cwsink.__file__).parent, installed / "cwsink")
+    server.faults.fail_next(10_000, "ServiceUnavailableException")
+    code = """
+import os, shutil, sys
+sys.path.insert(0, sys.argv[1])
+import cwsink
+assert cwsink.Writer.open(log_group_name="/test/group", log_stream_name="stream").append("x")
+shutil.rmtree(sys.argv[1])
+"""
+    child = spawn(code, installed, env=server.environment())
+    _, errors = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == 0, errors
+    assert "cwsink: records may stay in " in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("path", ["''", "None"])
