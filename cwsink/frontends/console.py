@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
+from cwsink.spool import record
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -65,6 +66,19 @@ def open_writer(
     return make(load_own_config(config, **settings))
 
 
+def _text_of(message: object) -> str | None:
+    """Return the text that a spool would take; None if it would refuse the message."""
+    text = record.text_of(message)
+    if not text:
+        what = f"a message of type {type(message).__name__} that is empty or no text"
+    elif (size := len(record.encode(record.Event(0, 0, 0, text)))) > record.MAX_PAYLOAD_BYTES:
+        what = f"a message of {size:,} bytes; {record.MAX_PAYLOAD_BYTES:,} is the most"
+    else:
+        return text
+    report("refused_unencodable", f"LOST {what}. A spool refuses it, too; the application goes on.")
+    return None
+
+
 class Console:
     """Prints records, a line each. Safe from threads and across forks; never raises."""
 
@@ -76,11 +90,19 @@ class Console:
         self._where = where
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
-        """Print one event. False: the stream cannot be written. Its time is not shown."""
+        """Print one event. Its time is not shown.
+
+        False: the stream cannot be written, or a spool would refuse the message, too, which is said on stderr.
+        """
+        try:
+            text = _text_of(message)
+        except Exception as error:
+            return self.count_internal_error(error)
+        if text is None:
+            return False
         stream = getattr(sys, self._where, None) if self._where != "off" else None
         if stream is None:
             return self._where == "off"
-        text = message if isinstance(message, str) else bytes(message).decode("utf-8", "backslashreplace")
         with suppress(Exception):  # the stream may be closed, or be any object that the application has put there
             encoding = getattr(stream, "encoding", None) or "utf-8"
             stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
