@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
+from cwsink.frontends import static_fields
 from cwsink.spool import record
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from cwsink.config import SinkConfig
     from cwsink.settings import Settings
 
-_Writer = TypeVar("_Writer")
 Place = Literal["cloudwatch", "stderr", "stdout", "off"]
 VARIABLE: Final = "CWSINK_TARGET"
 
@@ -56,14 +56,12 @@ def is_lambda(env: Mapping[str, str]) -> bool:
     return bool(env.get("AWS_LAMBDA_FUNCTION_NAME") and env.get("LAMBDA_TASK_ROOT"))
 
 
-def open_writer(
-    make: Callable[[SinkConfig], _Writer], config: object = None, **settings: Unpack[Settings]
-) -> _Writer | Console:
-    """Return a writer, which `make` opens, or what takes its place here. Raises ConfigError, SpoolError."""
+def choose(config: object = None, **settings: Unpack[Settings]) -> tuple[Place, SinkConfig]:
+    """Return where this process's records go, and the settings. Raises ConfigError."""
     where = place(os.environ)
     if where != "cloudwatch":
-        return Console(where, load_config(config, **settings))  # a mistake shows on the laptop, not only on the host
-    return make(load_own_config(config, **settings))
+        return where, load_config(config, **settings)  # a mistake shows on the laptop, not only on the host
+    return where, load_own_config(config, **settings)
 
 
 def _text_of(message: object) -> str | None:
@@ -84,9 +82,10 @@ class Console:
 
     is_usable = is_healthy = True
 
-    def __init__(self, where: Place, config: SinkConfig) -> None:
-        """`where`: the stream; "off": no stream. `config`: as of a writer."""
+    def __init__(self, where: Place, config: SinkConfig, *, adds_fields: bool = False) -> None:
+        """`where`: the stream; "off": no stream. `config`, `adds_fields`: as of a writer. Raises ConfigError."""
         self.config = config
+        self._fields = static_fields.encode(config, None) if adds_fields else ""
         self._where = where
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
@@ -100,6 +99,8 @@ class Console:
             return self.count_internal_error(error)
         if text is None:
             return False
+        if self._fields:
+            text = str(static_fields.add_to_text(text, self._fields))
         stream = getattr(sys, self._where, None) if self._where != "off" else None
         if stream is None:
             return self._where == "off"

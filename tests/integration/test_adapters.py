@@ -237,13 +237,70 @@ def test_static_fields_are_at_the_top_of_every_record(
     assert json.loads(formatter.format(record)) == found[0]
     by_logging.setFormatter(logging.Formatter("%(message)s"))
     by_logging.handle(record)
-    with cwsink.Writer.open(**settings) as writer:
-        assert writer.append("{}")
     (path,) = find_spools()
-    assert [event.message for event in survey.events(open_existing(path))][-2:] == ["by logging", "{}"]
+    assert [event.message for event in survey.events(open_existing(path))][-1:] == ["by logging"]
     monkeypatch.setenv("CWSINK_TARGET", "stdout")
     cwsink.SpoolHandler(**settings).handle(record)
     assert json.loads(capsys.readouterr().out) == found[0]
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout"])
+@pytest.mark.parametrize("way", ["open", "constructor"])
+def test_a_writer_adds_the_static_fields_to_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str, way: str
+) -> None:
+    """To a JSON object, as text or as bytes, where they are not in it. Any other message stays as it is."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external", "fields": {"service": "shop"}}
+    given: dict[Any, str] = {
+        '{"a": 1}': '{"a": 1,"service":"shop"}',
+        b'{"a": 1}': '{"a": 1,"service":"shop"}',
+        memoryview(b'{"a": 1}'): '{"a": 1,"service":"shop"}',
+        "{}": '{"service":"shop"}',
+        '{"service": "own"}': '{"service": "own"}',
+        "[1]": "[1]",
+        b"text": "text",
+        '{"a": 1': '{"a": 1',
+        "\ud800": "\\ud800",
+    }
+    with cwsink.Writer.open(**settings) if way == "open" else cwsink.Writer(cwsink.SinkConfig(**settings)) as writer:
+        for message in given:
+            assert writer.append(message)
+        assert writer.append('{"b": 2}', 1_700_000_000_000)
+        assert not any(writer.append(each) for each in (None, 5, ["x"], ""))
+    if target == "stdout" and way == "open":
+        found = capsys.readouterr().out.splitlines()
+    else:
+        (path,) = find_spools()
+        events = list(survey.events(open_existing(path)))
+        found = [event.message for event in events]
+        assert events[-1].timestamp_ms == 1_700_000_000_000
+    assert found == [*given.values(), '{"b": 2,"service":"shop"}']
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout"])
+def test_no_front_end_adds_the_static_fields_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    """Each adds them to what it has encoded, and the writer that it appends to adds none."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external", "fields": {"service": "shop"}}
+    cwsink.SpoolHandler(**settings).handle(logging.makeLogRecord({"msg": "by logging"}))
+    structlog.configure(processors=[cwsink.structlog.render], logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    structlog.get_logger().info("by structlog")
+    structlog.reset_defaults()
+    number = loguru.logger.add(cwsink.loguru.Sink(**settings), format="{message}")
+    loguru.logger.info("by loguru")
+    loguru.logger.remove(number)
+    for on_full in ("drop_oldest", "block"):
+        sink = cwsink.CloudWatchSpoolSink(**settings, on_full=on_full)
+        assert asyncio.run(sink.write({"message": "by fapilog"}))
+    if target == "stdout":
+        found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    else:
+        (path,) = find_spools()
+        found = [event.message for event in survey.events(open_existing(path))]
+    assert [text.count("service") for text in found] == [1] * 5
 
 
 @pytest.mark.parametrize(
@@ -263,6 +320,7 @@ def test_a_static_field_without_a_value_is_an_error_at_construction(text: str, s
         cwsink.structlog.LoggerFactory,
         cwsink.loguru.Sink,
         cwsink.JsonFormatter,
+        cwsink.Writer.open,
     ):
         given: dict[str, Any] = {"log_group_name": GROUP} if make is not cwsink.JsonFormatter else {}
         with pytest.raises(cwsink.ConfigError) as raised:
