@@ -5,6 +5,8 @@ A line with `type: ignore` is a mistake that both must find: each complains abou
 
 from pathlib import Path
 
+import cwsink
+import cwsink.testing
 from cwsink import CloudWatchSpoolSink, JsonFormatter, SinkConfig, SpoolHandler, Writer, install, stats
 from cwsink.loguru import Sink
 from cwsink.structlog import LoggerFactory
@@ -53,3 +55,14 @@ print(stats("/var/spool").spools[0].oldest_pending_seconds)
 print(stats().spools[0].oldest)  # type: ignore[attr-defined]
 
 install("/myapp/prod")  # type: ignore[call-arg]
+
+print(cwsink.__version__, cwsink.drain(), cwsink.testing.StrictCloudWatch().endpoint_url)
+print(cwsink.SpolHandler)  # type: ignore[attr-defined]
+print(cwsink.testing.StrictCloudWach)  # type: ignore[attr-defined]
+
+
+def misspelt() -> None:
+    from cwsink import SpolHandler  # type: ignore[attr-defined]
+    from cwsink.testing import StrictCloudWach  # type: ignore[attr-defined]
+
+    print(SpolHandler, StrictCloudWach)
