@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
-from cwsink.frontends import static_fields
+from cwsink.frontends import sharing, static_fields
 from cwsink.spool import record
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from cwsink.config import SinkConfig
     from cwsink.settings import Settings
@@ -77,7 +77,7 @@ def _text_of(message: object) -> str | None:
     return None
 
 
-class Console:
+class Console(sharing.Shared):
     """Prints records, a line each. Safe from threads and across forks; never raises."""
 
     is_usable = is_healthy = True
@@ -125,9 +125,3 @@ class Console:
 
     def close(self) -> None:
         """Do nothing: there is no spool."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

@@ -24,7 +24,7 @@ from cwsink import diagnostics
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
-from cwsink.frontends import console, losses, presence, static_fields
+from cwsink.frontends import console, losses, presence, sharing, static_fields
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.turn import Turn
 from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root, sending
@@ -57,12 +57,12 @@ _crc32 = crc32
 _write = os.write
 
 
-class Writer(contextlib.AbstractContextManager["Writer"]):
+class Writer(sharing.Shared):
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
     _presence: presence.Presence | None
 
-    def __init__(self, config: SinkConfig, *, adds_fields: bool = True) -> None:
+    def __init__(self, config: SinkConfig, adds_fields: bool = True) -> None:
         """Open the spool of the config's target, and make it if it is missing. The first append attaches.
 
         `adds_fields`: add the static fields to each message that is a JSON object. A front end does that itself.
@@ -213,8 +213,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self._ring.close()
         self.mark_losses(is_last=True)  # now, because the ring's descriptor may have been the last one
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __reduce__(self) -> tuple[type[Writer], tuple[SinkConfig, bool]]:
+        return Writer, (self.config, bool(self._fields))
 
     def mark_losses(self, *, is_last: bool = False) -> None:
         """Write down the counts of refused records that could not be written down before. `is_last`: say them, too."""

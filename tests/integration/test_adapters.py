@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
+import pickle
 import sys
 import threading
 import warnings
@@ -199,6 +201,61 @@ def test_the_json_of_a_record_for_any_handler(capsys: pytest.CaptureFixture[str]
         handler.handle(record)
     assert [json.loads(capsys.readouterr().err)] == entries()
     spool.close()
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_shares_the_writer(structlog_logger: Any, copied: Any) -> None:
+    """Of structlog's bound logger and of the other objects that hold a writer: all are one producer."""
+    bound = structlog_logger.bind(items=[1])
+    made = copied(bound)
+    bound.info("bound")
+    made.info("copy of it")
+    factory = structlog.get_config()["logger_factory"]
+    copied(factory)("shop").info("{}")
+    with cwsink.Writer.open(log_group_name=GROUP, flusher="external") as writer:
+        assert copied(writer) is writer
+    (path,) = find_spools()
+    events = list(survey.events(open_existing(path)))
+    assert [json.loads(each.message).get("message") for each in events[:2]] == ["bound", "copy of it"]
+    assert [(each.producer, each.sequence) for each in events] == [(events[0].producer, n) for n in range(3)]
+
+
+def test_a_deep_copy_of_logurus_logger_spools(loguru_logger: Any) -> None:
+    """loguru's manual has it for loggers with different sinks."""
+    loguru_logger.info("first")
+    copied = copy.deepcopy(loguru_logger)
+    copied.info("second")
+    copied.remove()
+    loguru_logger.info("third")
+    assert [each["message"] for each in entries()] == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout"])
+def test_a_pickled_logger_spools_in_another_process(
+    structlog_logger: Any, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Into the same spool, by the settings that the first process was given, and with its static fields."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external", "fields": {"service": "shop"}}
+    structlog.configure(logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    writer = cwsink.Writer.open(**settings)
+    pickled = pickle.dumps([structlog.get_logger("shop").bind(user="ann"), writer])
+    script = f"""
+        import pickle
+        logger, writer = pickle.loads({pickled!r})
+        logger.info("order placed")
+        assert writer.append('{{"message": "by a writer"}}')
+    """
+    out, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
+    found = [json.loads(line) for line in out.splitlines()] if target == "stdout" else entries()
+    assert [(each["message"], each["service"]) for each in found] == [
+        ("order placed", "shop"),
+        ("by a writer", "shop"),
+    ], errors
+    assert found[0]["data"] == {"user": "ann"}
 
 
 # Static fields.
