@@ -9,8 +9,8 @@ CloudWatch to send to, or nothing that could send. It must start and log all the
 | `stderr`, `stdout` | there, a line each. In AWS Lambda, which sends its stdout to CloudWatch, that is the default |
 | `off` | nowhere |
 
-A `Console` takes the place of a writer (cwsink.frontends.writer), and has its methods. It holds no file, and starts no
-process.
+A `Console` takes the place of a writer (cwsink.frontends.writer), and has all that an application may use of one. So
+the annotation `Writer` is right for both. It holds no file, and starts no process.
 """
 
 from __future__ import annotations

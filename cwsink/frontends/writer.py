@@ -84,17 +84,17 @@ class Writer(sharing.Shared):
         presence.this.add(self)
 
     @staticmethod
-    def open(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
+    def open(config: object = None, **settings: Unpack[Settings]) -> Writer:
         """Open a writer from a SinkConfig or mapping, single settings, and the environment.
 
-        Returns:
-            A writer. Where `CWSINK_TARGET` is not "cloudwatch", what takes its place (cwsink.frontends.console).
+        Where `CWSINK_TARGET` is not "cloudwatch", a Console takes its place, which can do the same for an application.
 
         Raises:
             ConfigError, SpoolError: as for the constructor; or no log group is given.
         """
         where, loaded = console.choose(config, **settings)
-        return Writer(loaded) if where == "cloudwatch" else console.Console(where, loaded, adds_fields=True)
+        opened = Writer(loaded) if where == "cloudwatch" else console.Console(where, loaded, adds_fields=True)
+        return opened  # type: ignore[return-value]  # see the page of cwsink.frontends.console
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
         """Spool one event.

@@ -34,7 +34,11 @@ JsonFormatter(fields=["shop"])  # type: ignore[arg-type]
 Writer.open(log_group_name="/myapp/prod", on_full="block", read_timeout_seconds=2)
 with Writer.open(log_group_name="/myapp/prod") as writer:
     writer.append("one event")
-    writer.add("one event")  # type: ignore[union-attr]
+    writer.add("one event")  # type: ignore[attr-defined]
+opened: cwsink.Writer = cwsink.Writer.open(log_group_name="/myapp/prod")
+with opened as entered:
+    again: cwsink.Writer = entered
+opened.append(5)  # type: ignore[arg-type]
 Writer.open(log_grup_name="/myapp/prod")  # type: ignore[call-arg]
 
 config: SinkConfig = SinkConfig(log_group_name="/myapp/prod", drain_timeout_seconds="500ms", segment_bytes=None)
