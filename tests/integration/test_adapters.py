@@ -633,6 +633,81 @@ def test_loguru_with_a_queue_keeps_the_traceback(kind: type[Exception]) -> None:
     assert exception["error.stack"].count("Traceback (most recent call last)") == 1
 
 
+def spooled_by_loguru(error: Exception | None = None, message: str = "boom", **options: Any) -> dict[str, Any]:
+    """Return the entry of an exception that was logged through loguru's queue; by default of one with a cause."""
+    logger = loguru.logger
+    logger.remove()
+    sink = cwsink.loguru.Sink(log_group_name=GROUP, flusher="external")
+    # diagnose: loguru would show the values in this test's frames, and the message is one of them.
+    number = logger.add(sink, enqueue=True, diagnose=False, **options)
+    try:
+        try:
+            raise KeyError("gone")
+        except KeyError as cause:
+            if error is not None:
+                raise error from None
+            raise ValueError("end") from cause
+    except Exception:
+        logger.exception(message)
+    logger.remove(number)
+    (entry,) = entries()
+    return entry
+
+
+HEADER = "Traceback (most recent call last):"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "{message}"},
+        {"format": "{level} {message} {extra}"},
+        {"format": "{time}"},
+        {"format": "{message}", "serialize": True},
+        {"format": "<red>{message}</red>", "colorize": True},
+        {"format": "{level}", "colorize": True, "serialize": True},
+        {"format": lambda record: "{level} {message}\n{exception}"},
+        {"backtrace": False},
+    ],
+)
+@pytest.mark.parametrize("message", ["boom", f"it says\n{HEADER}\n  File\nOSError: own\n", "", "end"])
+def test_loguru_with_a_queue_keeps_the_traceback_whatever_the_format(options: dict[str, Any], message: str) -> None:
+    """From its first frame to its last, without colours, and without a traceback that is in the message."""
+    entry = spooled_by_loguru(message=message, **options)
+    assert entry["message"] == message
+    exception = entry["diagnostics"]["exception"]
+    assert (exception["error.type"], exception["error.message"]) == ("ValueError", "end")
+    stack = exception["error.stack"]
+    assert stack.startswith(f"{HEADER}\n")
+    assert stack.endswith("ValueError: end")
+    assert stack.count(HEADER) == 2
+    assert "KeyError: 'gone'" in stack
+    assert "\x1b" not in stack
+    assert "OSError: own" not in stack
+
+
+def test_loguru_with_a_queue_and_a_text_without_a_traceback() -> None:
+    """A format that leaves it out: what the exception itself says is all that there is."""
+    entry = spooled_by_loguru(format=lambda record: "{level} {message}\n")
+    assert entry["diagnostics"]["exception"] == {
+        "error.type": "ValueError",
+        "error.message": "end",
+        "error.stack": "ValueError: end\n",
+    }
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no exception groups")
+@pytest.mark.parametrize("options", [{"format": "{level} {message}"}, {"format": "{message}", "colorize": True}])
+def test_loguru_with_a_queue_keeps_an_exception_group(options: dict[str, Any]) -> None:
+    """Its first line is another one."""
+    group = ExceptionGroup("several", [ValueError("a"), TypeError("b")])  # noqa: F821  # of Python 3.11
+    stack = spooled_by_loguru(group, **options)["diagnostics"]["exception"]["error.stack"]
+    assert stack.startswith(f"  + Exception Group {HEADER}\n")
+    assert "ValueError: a" in stack
+    assert "TypeError: b" in stack
+    assert "\x1b" not in stack
+
+
 def test_static_fields_stay_out_of_what_only_looks_like_json() -> None:
     """Text of a formatter of the application's own; and a field that the record has itself wins."""
     handler = cwsink.SpoolHandler(log_group_name=GROUP, flusher="external", fields={"service": "shop", "env": "dev"})
