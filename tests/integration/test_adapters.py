@@ -109,6 +109,32 @@ def test_a_traceback_of_structlog_arrives_once(structlog_logger: Any, processor:
     assert "exception" not in found["data"]
 
 
+@pytest.mark.parametrize("name", ["message", "msg"])
+def test_structlogs_renamed_event_is_the_message(structlog_logger: Any, name: str) -> None:
+    """Whatever was logged. Something else may have taken its old name, and a keyword of that name is data."""
+    renderer = cwsink.structlog.render
+    renamer = structlog.processors.EventRenamer(name, replace_by="_event")
+    for processors in ([renamer, renderer], [renderer]):
+        structlog.configure(processors=processors)
+        logger = structlog.get_logger("shop")
+        logger.info("order placed", order=17)
+        logger.info({1, 2})
+        logger.info({"a": 1})
+        logger.info("logged in", _event={"category": "session"})
+    logger.info("order placed", **{name: "of the caller"})
+    logger.info(None, order=18)
+    found = [(each["message"], each["data"]) for each in entries()]
+    session = {"category": "session"}
+    renamed = [("order placed", {"order": 17}), ("{1, 2}", {}), ("{'a': 1}", {}), ("logged in", {"event": session})]
+    assert found == [
+        *renamed,
+        *renamed[:3],
+        ("logged in", {"_event": session}),
+        ("order placed", {name: "of the caller"}),
+        ("", {"order": 18}),
+    ]
+
+
 def test_structlog_with_values_that_are_no_json(structlog_logger: Any) -> None:
     """An object arrives as its own text; a message that is no text, too."""
     structlog_logger.info({1, 2}, thing=object, text="\ud800")
