@@ -14,7 +14,10 @@ which no span is active: the ids of the trace are lost. Nothing of loguru is imp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cwsink.settings import Settings
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_SERIALIZED: Final = '{"text": '
+_TRACEBACK: Final = re.compile(r"^ *(\+ Exception Group )?Traceback \(most recent call last\):$", re.MULTILINE)
 
 
 class Sink:
@@ -75,12 +82,36 @@ def _exception(message: Any, failure: Any) -> dict[str, str]:
     """Return the fields of an exception.
 
     With `enqueue=True` loguru pickles the record, and the exception loses its traceback; one that cannot be pickled is
-    gone altogether. But the text of the message, which was made before, ends with the whole of it.
+    gone altogether. But the text of the message was made before that, and nearly always holds the whole of it.
     """
     if failure.type is None:  # `logger.exception` was called where there is no exception
         return {}
     found = {} if failure.value is None else log_entry.exception_fields(failure.value)
-    if failure.traceback is None and (stack := str(message).partition(f"{message.record['message']}\n")[2].strip()):
+    if failure.traceback is None and (stack := _stack_in(message, is_all=not found)):
         said = stack.rpartition("\n")[2].partition(": ")[2]
         found = {"error.type": failure.type.__name__, "error.message": said, **found, "error.stack": stack}
     return found
+
+
+def _stack_in(message: Any, *, is_all: bool) -> str:
+    """Return the traceback in the text that loguru has made of a message; "" if none is found.
+
+    It reaches to the end of the text: loguru adds it to each format. A format that is a function decides itself.
+    `is_all`: nothing else is known of the exception, so what follows the message will do.
+    """
+    text, said = (_COLOUR.sub("", each) for each in (_text_of(message), message.record["message"]))
+    found = _TRACEBACK.search(text)
+    if found and 0 <= (at := text.find(said)) <= found.start():  # the message may hold a traceback of its own
+        found = _TRACEBACK.search(text, at + len(said))
+    if found:
+        return text[found.start() :].rstrip()
+    return text.partition(f"{said}\n")[2].strip() if is_all else ""
+
+
+def _text_of(message: Any) -> str:
+    """Return the text of a message. Under `serialize=True` loguru has put it into JSON."""
+    text = str(message)
+    if text.startswith(_SERIALIZED):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):  # it is no JSON of loguru's, or nested too deep
+            return str(json.loads(text)["text"])
+    return text

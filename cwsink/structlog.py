@@ -23,6 +23,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
+from cwsink.frontends.log_entry import _TEXT_KEYS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from cwsink.settings import Settings
 
 # What structlog's own processors call the parts of an event that are no data.
-_OWN: Final = frozenset(("event", "level", "logger", "timestamp", "exc_info", "exception", "stack", "stack_info"))
+_OWN: Final = frozenset(("level", "logger", "timestamp", "exc_info", "exception", "stack", "stack_info"))
 
 
 class LoggerFactory:
@@ -83,15 +84,25 @@ def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> st
     if stack := event.get("stack"):
         diagnostics["stack"] = stack
     name = event.get("logger") or getattr(logger, "name", "")
+    text = _key_of_text(event)
     return log_entry.encode_entry(
         timestamp=event.get("timestamp"),
         level=str(event.get("level", method_name)).upper(),
-        message=event.get("event", ""),
+        message=event.get(text, ""),
         logger=name,
         diagnostics=diagnostics,
-        data={key: value for key, value in event.items() if key not in _OWN},
+        data={key: value for key, value in event.items() if key != text and key not in _OWN},
         has_trace=getattr(logger, "has_trace", True),
     )
+
+
+def _key_of_text(event: Mapping[str, Any]) -> str:
+    """Return the key of what was logged: structlog's own, or that which EventRenamer has given it.
+
+    EventRenamer may have put something else under structlog's key, as Elastic's schema has it, and that is a dict.
+    """
+    there = [key for key in ("event", *_TEXT_KEYS) if key in event]
+    return next((key for key in there if not isinstance(event[key], Mapping)), there[0] if there else "event")
 
 
 def _exception_of(event: Mapping[str, Any]) -> dict[str, Any]:

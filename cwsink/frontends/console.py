@@ -9,29 +9,30 @@ CloudWatch to send to, or nothing that could send. It must start and log all the
 | `stderr`, `stdout` | there, a line each. In AWS Lambda, which sends its stdout to CloudWatch, that is the default |
 | `off` | nowhere |
 
-A `Console` takes the place of a writer (cwsink.frontends.writer), and has its methods. It holds no file, and starts no
-process.
+A `Console` takes the place of a writer (cwsink.frontends.writer), and has all that an application may use of one. So
+the annotation `Writer` is right for both. It holds no file, and starts no process.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
+from cwsink.frontends import sharing, static_fields
+from cwsink.spool import record
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from cwsink.config import SinkConfig
     from cwsink.settings import Settings
 
-_Writer = TypeVar("_Writer")
 Place = Literal["cloudwatch", "stderr", "stdout", "off"]
 VARIABLE: Final = "CWSINK_TARGET"
 
@@ -55,32 +56,54 @@ def is_lambda(env: Mapping[str, str]) -> bool:
     return bool(env.get("AWS_LAMBDA_FUNCTION_NAME") and env.get("LAMBDA_TASK_ROOT"))
 
 
-def open_writer(
-    make: Callable[[SinkConfig], _Writer], config: object = None, **settings: Unpack[Settings]
-) -> _Writer | Console:
-    """Return a writer, which `make` opens, or what takes its place here. Raises ConfigError, SpoolError."""
+def choose(config: object = None, **settings: Unpack[Settings]) -> tuple[Place, SinkConfig]:
+    """Return where this process's records go, and the settings. Raises ConfigError."""
     where = place(os.environ)
     if where != "cloudwatch":
-        return Console(where, load_config(config, **settings))  # a mistake shows on the laptop, not only on the host
-    return make(load_own_config(config, **settings))
+        return where, load_config(config, **settings)  # a mistake shows on the laptop, not only on the host
+    return where, load_own_config(config, **settings)
 
 
-class Console:
+def _text_of(message: object) -> str | None:
+    """Return the text that a spool would take; None if it would refuse the message."""
+    text = record.text_of(message)
+    if not text:
+        what = f"a message of type {type(message).__name__} that is empty or no text"
+    elif (size := len(record.encode(record.Event(0, 0, 0, text)))) > record.MAX_PAYLOAD_BYTES:
+        what = f"a message of {size:,} bytes; {record.MAX_PAYLOAD_BYTES:,} is the most"
+    else:
+        return text
+    report("refused_unencodable", f"LOST {what}. A spool refuses it, too; the application goes on.")
+    return None
+
+
+class Console(sharing.Shared):
     """Prints records, a line each. Safe from threads and across forks; never raises."""
 
     is_usable = is_healthy = True
 
-    def __init__(self, where: Place, config: SinkConfig) -> None:
-        """`where`: the stream; "off": no stream. `config`: as of a writer."""
+    def __init__(self, where: Place, config: SinkConfig, *, adds_fields: bool = False) -> None:
+        """`where`: the stream; "off": no stream. `config`, `adds_fields`: as of a writer. Raises ConfigError."""
         self.config = config
+        self._fields = static_fields.encode(config, None) if adds_fields else ""
         self._where = where
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
-        """Print one event. False: the stream cannot be written. Its time is not shown."""
+        """Print one event. Its time is not shown.
+
+        False: the stream cannot be written, or a spool would refuse the message, too, which is said on stderr.
+        """
+        try:
+            text = _text_of(message)
+        except Exception as error:
+            return self.count_internal_error(error)
+        if text is None:
+            return False
+        if self._fields:
+            text = str(static_fields.add_to_text(text, self._fields))
         stream = getattr(sys, self._where, None) if self._where != "off" else None
         if stream is None:
             return self._where == "off"
-        text = message if isinstance(message, str) else bytes(message).decode("utf-8", "backslashreplace")
         with suppress(Exception):  # the stream may be closed, or be any object that the application has put there
             encoding = getattr(stream, "encoding", None) or "utf-8"
             stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
@@ -102,9 +125,3 @@ class Console:
 
     def close(self) -> None:
         """Do nothing: there is no spool."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

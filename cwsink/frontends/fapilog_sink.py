@@ -73,7 +73,7 @@ class CloudWatchSpoolSink:
         try:
             loaded = load_config(_what_is_set(config), **settings)
             where = console.place(os.environ)
-            self._writer = Writer(loaded) if where == "cloudwatch" else Console(where, loaded)
+            self._writer = Writer(loaded, adds_fields=False) if where == "cloudwatch" else Console(where, loaded)
             self._fields = opening.fields_of(self._writer)
         except CwsinkError as error:
             diagnostics.report("sink", f"the sink cannot start, and fapilog will log elsewhere: {error}")

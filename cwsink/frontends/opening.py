@@ -10,14 +10,18 @@ from cwsink.frontends import console, static_fields
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from cwsink.config import SinkConfig
     from cwsink.frontends.writer import Writer
     from cwsink.settings import Settings
 
 
 def open_writer(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
-    """Open a writer. Raises ConfigError, SpoolError."""
-    return console.open_writer(_writer, config, **settings)
+    """Open a writer. A front end adds the static fields itself. Raises ConfigError, SpoolError."""
+    where, loaded = console.choose(config, **settings)
+    if where != "cloudwatch":
+        return console.Console(where, loaded)
+    from cwsink.frontends.writer import Writer  # here, because it cannot be imported on Windows
+
+    return Writer(loaded, adds_fields=False)
 
 
 def fields_of(writer: Writer | console.Console) -> str:
@@ -27,9 +31,3 @@ def fields_of(writer: Writer | console.Console) -> str:
     except ConfigError:
         writer.close()
         raise
-
-
-def _writer(config: SinkConfig) -> Writer:
-    from cwsink.frontends.writer import Writer  # here, because it cannot be imported on Windows
-
-    return Writer(config)

@@ -24,7 +24,7 @@ from cwsink import diagnostics
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
-from cwsink.frontends import console, losses, presence
+from cwsink.frontends import console, losses, presence, sharing, static_fields
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.turn import Turn
 from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root, sending
@@ -57,23 +57,25 @@ _crc32 = crc32
 _write = os.write
 
 
-class Writer(contextlib.AbstractContextManager["Writer"]):
+class Writer(sharing.Shared):
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
     _presence: presence.Presence | None
-    _is_begun: bool
-    _losses: losses.Losses
 
-    def __init__(self, config: SinkConfig) -> None:
+    def __init__(self, config: SinkConfig, adds_fields: bool = True) -> None:
         """Open the spool of the config's target, and make it if it is missing. The first append attaches.
 
+        `adds_fields`: add the static fields to each message that is a JSON object. A front end does that itself.
+
         Raises:
-            ConfigError: the stream name cannot be resolved, or this is AWS Lambda.
+            ConfigError: the stream name or a static field cannot be resolved, or this is AWS Lambda.
             SpoolError: the spool cannot be used; the message says why and what to do.
         """
         presence.refuse_lambda()
         self.config = config
         self._open_spool(None)
+        self._fields = static_fields.encode(config, self.directory) if adds_fields else ""
+        self._quick_type = None if self._fields else str  # with fields every append goes by `prepare`, which adds them
         self._syncs = config.durability == "host"
         self._must_block = config.on_full == "block"
         self._ring = self._open_ring()
@@ -82,16 +84,17 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         presence.this.add(self)
 
     @staticmethod
-    def open(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
+    def open(config: object = None, **settings: Unpack[Settings]) -> Writer:
         """Open a writer from a SinkConfig or mapping, single settings, and the environment.
 
-        Returns:
-            A writer. Where `CWSINK_TARGET` is not "cloudwatch", what takes its place (cwsink.frontends.console).
+        Where `CWSINK_TARGET` is not "cloudwatch", a Console takes its place, which can do the same for an application.
 
         Raises:
             ConfigError, SpoolError: as for the constructor; or no log group is given.
         """
-        return console.open_writer(Writer, config, **settings)
+        where, loaded = console.choose(config, **settings)
+        opened = Writer(loaded) if where == "cloudwatch" else console.Console(where, loaded, adds_fields=True)
+        return opened  # type: ignore[return-value]  # see the page of cwsink.frontends.console
 
     def append(self, message: str | bytes, timestamp_ms: int | None = None) -> bool:
         """Spool one event.
@@ -110,7 +113,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         now = time_ns()
         ring = self._ring
         if (
-            message.__class__ is not str
+            message.__class__ is not self._quick_type
             or not message
             or not ring.checked_at_ns <= now < ring.check_due_ns
             or not _fork_sentinel[0]
@@ -148,14 +151,14 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         now_ms = time_ns() // 1_000_000
         text = record.text_of(message)
         if not text:
-            what = f"a message of type {type(message).__name__} that is empty or no text"
-            self._losses.add_text(now_ms, what)
+            self._losses.add_text(now_ms, f"a message of type {type(message).__name__} that is empty or no text")
             self.mark_losses()
             return None
+        if self._fields:
+            text = str(static_fields.add_to_text(text, self._fields))
         # int(): a bool is an int, too, but would be spooled as a boolean.
         timestamp_ms = int(timestamp_ms) if isinstance(timestamp_ms, int) and 0 <= timestamp_ms < _MOST_MS else now_ms
-        if sequence is None:
-            sequence = next(self._sequence)
+        sequence = next(self._sequence) if sequence is None else sequence
         payload = _encode(Event(timestamp_ms, self._producer, sequence, text))
         return None if self._is_too_long(payload) else payload
 
@@ -186,8 +189,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def refuse(self, payload: bytes, answer: Append = Append.FULL) -> None:
         """Count a prepared record that the caller does not try to append any more."""
-        reason = "spool_full" if answer is Append.FULL else "io_error"
-        self._losses.add(reason, record.timestamp_of(payload))
+        self._losses.add("spool_full" if answer is Append.FULL else "io_error", record.timestamp_of(payload))
         self.mark_losses()
 
     def count_internal_error(self, error: Exception) -> bool:
@@ -211,8 +213,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self._ring.close()
         self.mark_losses(is_last=True)  # now, because the ring's descriptor may have been the last one
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __reduce__(self) -> tuple[type[Writer], tuple[SinkConfig, bool]]:
+        return Writer, (self.config, bool(self._fields))
 
     def mark_losses(self, *, is_last: bool = False) -> None:
         """Write down the counts of refused records that could not be written down before. `is_last`: say them, too."""
@@ -326,10 +328,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             try:
                 return self._reopen_now(payload)
             except CwsinkError as error:
-                why = f"no spool can be opened any more: {str(error).rstrip('.')}"
-                diagnostics.report(
-                    "reopen", f"{why}. Records are refused and counted until it can; the writer tries on."
-                )
+                why = f"no spool can be opened any more: {str(error).rstrip('.')}. Records are refused and counted"
+                diagnostics.report("reopen", f"{why} until it can; the writer tries on.")
                 return Append.FAILED
 
     def _reopen_now(self, payload: bytes) -> Append:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
+import pickle
 import sys
 import threading
 import warnings
@@ -107,6 +109,32 @@ def test_a_traceback_of_structlog_arrives_once(structlog_logger: Any, processor:
     assert "exception" not in found["data"]
 
 
+@pytest.mark.parametrize("name", ["message", "msg"])
+def test_structlogs_renamed_event_is_the_message(structlog_logger: Any, name: str) -> None:
+    """Whatever was logged. Something else may have taken its old name, and a keyword of that name is data."""
+    renderer = cwsink.structlog.render
+    renamer = structlog.processors.EventRenamer(name, replace_by="_event")
+    for processors in ([renamer, renderer], [renderer]):
+        structlog.configure(processors=processors)
+        logger = structlog.get_logger("shop")
+        logger.info("order placed", order=17)
+        logger.info({1, 2})
+        logger.info({"a": 1})
+        logger.info("logged in", _event={"category": "session"})
+    logger.info("order placed", **{name: "of the caller"})
+    logger.info(None, order=18)
+    found = [(each["message"], each["data"]) for each in entries()]
+    session = {"category": "session"}
+    renamed = [("order placed", {"order": 17}), ("{1, 2}", {}), ("{'a': 1}", {}), ("logged in", {"event": session})]
+    assert found == [
+        *renamed,
+        *renamed[:3],
+        ("logged in", {"_event": session}),
+        ("order placed", {name: "of the caller"}),
+        ("", {"order": 18}),
+    ]
+
+
 def test_structlog_with_values_that_are_no_json(structlog_logger: Any) -> None:
     """An object arrives as its own text; a message that is no text, too."""
     structlog_logger.info({1, 2}, thing=object, text="\ud800")
@@ -201,6 +229,61 @@ def test_the_json_of_a_record_for_any_handler(capsys: pytest.CaptureFixture[str]
     spool.close()
 
 
+# Copies.
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_shares_the_writer(structlog_logger: Any, copied: Any) -> None:
+    """Of structlog's bound logger and of the other objects that hold a writer: all are one producer."""
+    bound = structlog_logger.bind(items=[1])
+    made = copied(bound)
+    bound.info("bound")
+    made.info("copy of it")
+    factory = structlog.get_config()["logger_factory"]
+    copied(factory)("shop").info("{}")
+    with cwsink.Writer.open(log_group_name=GROUP, flusher="external") as writer:
+        assert copied(writer) is writer
+    (path,) = find_spools()
+    events = list(survey.events(open_existing(path)))
+    assert [json.loads(each.message).get("message") for each in events[:2]] == ["bound", "copy of it"]
+    assert [(each.producer, each.sequence) for each in events] == [(events[0].producer, n) for n in range(3)]
+
+
+def test_a_deep_copy_of_logurus_logger_spools(loguru_logger: Any) -> None:
+    """loguru's manual has it for loggers with different sinks."""
+    loguru_logger.info("first")
+    copied = copy.deepcopy(loguru_logger)
+    copied.info("second")
+    copied.remove()
+    loguru_logger.info("third")
+    assert [each["message"] for each in entries()] == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout"])
+def test_a_pickled_logger_spools_in_another_process(
+    structlog_logger: Any, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Into the same spool, by the settings that the first process was given, and with its static fields."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external", "fields": {"service": "shop"}}
+    structlog.configure(logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    writer = cwsink.Writer.open(**settings)
+    pickled = pickle.dumps([structlog.get_logger("shop").bind(user="ann"), writer])
+    script = f"""
+        import pickle
+        logger, writer = pickle.loads({pickled!r})
+        logger.info("order placed")
+        assert writer.append('{{"message": "by a writer"}}')
+    """
+    out, errors = spawn(script).communicate(timeout=CHILD_SECONDS)
+    found = [json.loads(line) for line in out.splitlines()] if target == "stdout" else entries()
+    assert [(each["message"], each["service"]) for each in found] == [
+        ("order placed", "shop"),
+        ("by a writer", "shop"),
+    ], errors
+    assert found[0]["data"] == {"user": "ann"}
+
+
 # Static fields.
 
 
@@ -237,13 +320,70 @@ def test_static_fields_are_at_the_top_of_every_record(
     assert json.loads(formatter.format(record)) == found[0]
     by_logging.setFormatter(logging.Formatter("%(message)s"))
     by_logging.handle(record)
-    with cwsink.Writer.open(**settings) as writer:
-        assert writer.append("{}")
     (path,) = find_spools()
-    assert [event.message for event in survey.events(open_existing(path))][-2:] == ["by logging", "{}"]
+    assert [event.message for event in survey.events(open_existing(path))][-1:] == ["by logging"]
     monkeypatch.setenv("CWSINK_TARGET", "stdout")
     cwsink.SpoolHandler(**settings).handle(record)
     assert json.loads(capsys.readouterr().out) == found[0]
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout"])
+@pytest.mark.parametrize("way", ["open", "constructor"])
+def test_a_writer_adds_the_static_fields_to_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str, way: str
+) -> None:
+    """To a JSON object, as text or as bytes, where they are not in it. Any other message stays as it is."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external", "fields": {"service": "shop"}}
+    given: dict[Any, str] = {
+        '{"a": 1}': '{"a": 1,"service":"shop"}',
+        b'{"a": 1}': '{"a": 1,"service":"shop"}',
+        memoryview(b'{"a": 1}'): '{"a": 1,"service":"shop"}',
+        "{}": '{"service":"shop"}',
+        '{"service": "own"}': '{"service": "own"}',
+        "[1]": "[1]",
+        b"text": "text",
+        '{"a": 1': '{"a": 1',
+        "\ud800": "\\ud800",
+    }
+    with cwsink.Writer.open(**settings) if way == "open" else cwsink.Writer(cwsink.SinkConfig(**settings)) as writer:
+        for message in given:
+            assert writer.append(message)
+        assert writer.append('{"b": 2}', 1_700_000_000_000)
+        assert not any(writer.append(each) for each in (None, 5, ["x"], ""))
+    if target == "stdout" and way == "open":
+        found = capsys.readouterr().out.splitlines()
+    else:
+        (path,) = find_spools()
+        events = list(survey.events(open_existing(path)))
+        found = [event.message for event in events]
+        assert events[-1].timestamp_ms == 1_700_000_000_000
+    assert found == [*given.values(), '{"b": 2,"service":"shop"}']
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout"])
+def test_no_front_end_adds_the_static_fields_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    """Each adds them to what it has encoded, and the writer that it appends to adds none."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    settings: dict[str, Any] = {"log_group_name": GROUP, "flusher": "external", "fields": {"service": "shop"}}
+    cwsink.SpoolHandler(**settings).handle(logging.makeLogRecord({"msg": "by logging"}))
+    structlog.configure(processors=[cwsink.structlog.render], logger_factory=cwsink.structlog.LoggerFactory(**settings))
+    structlog.get_logger().info("by structlog")
+    structlog.reset_defaults()
+    number = loguru.logger.add(cwsink.loguru.Sink(**settings), format="{message}")
+    loguru.logger.info("by loguru")
+    loguru.logger.remove(number)
+    for on_full in ("drop_oldest", "block"):
+        sink = cwsink.CloudWatchSpoolSink(**settings, on_full=on_full)
+        assert asyncio.run(sink.write({"message": "by fapilog"}))
+    if target == "stdout":
+        found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    else:
+        (path,) = find_spools()
+        found = [event.message for event in survey.events(open_existing(path))]
+    assert [text.count("service") for text in found] == [1] * 5
 
 
 @pytest.mark.parametrize(
@@ -263,6 +403,7 @@ def test_a_static_field_without_a_value_is_an_error_at_construction(text: str, s
         cwsink.structlog.LoggerFactory,
         cwsink.loguru.Sink,
         cwsink.JsonFormatter,
+        cwsink.Writer.open,
     ):
         given: dict[str, Any] = {"log_group_name": GROUP} if make is not cwsink.JsonFormatter else {}
         with pytest.raises(cwsink.ConfigError) as raised:
@@ -516,6 +657,81 @@ def test_loguru_with_a_queue_keeps_the_traceback(kind: type[Exception]) -> None:
     exception = entry["diagnostics"]["exception"]
     assert (exception["error.type"], exception["error.message"]) == (kind.__name__, "end")
     assert exception["error.stack"].count("Traceback (most recent call last)") == 1
+
+
+def spooled_by_loguru(error: Exception | None = None, message: str = "boom", **options: Any) -> dict[str, Any]:
+    """Return the entry of an exception that was logged through loguru's queue; by default of one with a cause."""
+    logger = loguru.logger
+    logger.remove()
+    sink = cwsink.loguru.Sink(log_group_name=GROUP, flusher="external")
+    # diagnose: loguru would show the values in this test's frames, and the message is one of them.
+    number = logger.add(sink, enqueue=True, diagnose=False, **options)
+    try:
+        try:
+            raise KeyError("gone")
+        except KeyError as cause:
+            if error is not None:
+                raise error from None
+            raise ValueError("end") from cause
+    except Exception:
+        logger.exception(message)
+    logger.remove(number)
+    (entry,) = entries()
+    return entry
+
+
+HEADER = "Traceback (most recent call last):"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "{message}"},
+        {"format": "{level} {message} {extra}"},
+        {"format": "{time}"},
+        {"format": "{message}", "serialize": True},
+        {"format": "<red>{message}</red>", "colorize": True},
+        {"format": "{level}", "colorize": True, "serialize": True},
+        {"format": lambda record: "{level} {message}\n{exception}"},
+        {"backtrace": False},
+    ],
+)
+@pytest.mark.parametrize("message", ["boom", f"it says\n{HEADER}\n  File\nOSError: own\n", "", "end"])
+def test_loguru_with_a_queue_keeps_the_traceback_whatever_the_format(options: dict[str, Any], message: str) -> None:
+    """From its first frame to its last, without colours, and without a traceback that is in the message."""
+    entry = spooled_by_loguru(message=message, **options)
+    assert entry["message"] == message
+    exception = entry["diagnostics"]["exception"]
+    assert (exception["error.type"], exception["error.message"]) == ("ValueError", "end")
+    stack = exception["error.stack"]
+    assert stack.startswith(f"{HEADER}\n")
+    assert stack.endswith("ValueError: end")
+    assert stack.count(HEADER) == 2
+    assert "KeyError: 'gone'" in stack
+    assert "\x1b" not in stack
+    assert "OSError: own" not in stack
+
+
+def test_loguru_with_a_queue_and_a_text_without_a_traceback() -> None:
+    """A format that leaves it out: what the exception itself says is all that there is."""
+    entry = spooled_by_loguru(format=lambda record: "{level} {message}\n")
+    assert entry["diagnostics"]["exception"] == {
+        "error.type": "ValueError",
+        "error.message": "end",
+        "error.stack": "ValueError: end\n",
+    }
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no exception groups")
+@pytest.mark.parametrize("options", [{"format": "{level} {message}"}, {"format": "{message}", "colorize": True}])
+def test_loguru_with_a_queue_keeps_an_exception_group(options: dict[str, Any]) -> None:
+    """Its first line is another one."""
+    group = ExceptionGroup("several", [ValueError("a"), TypeError("b")])  # noqa: F821  # of Python 3.11
+    stack = spooled_by_loguru(group, **options)["diagnostics"]["exception"]["error.stack"]
+    assert stack.startswith(f"  + Exception Group {HEADER}\n")
+    assert "ValueError: a" in stack
+    assert "TypeError: b" in stack
+    assert "\x1b" not in stack
 
 
 def test_static_fields_stay_out_of_what_only_looks_like_json() -> None:

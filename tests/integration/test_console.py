@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import cwsink
+from cwsink import diagnostics
+from cwsink.spool.record import MAX_PAYLOAD_BYTES
 from tests.conftest import Spawn
 from tests.harness.support import CHILD_SECONDS
 
@@ -72,6 +74,36 @@ def test_a_closed_stream_costs_the_record_and_nothing_else(monkeypatch: pytest.M
     assert writer.append("x") is False
     monkeypatch.setattr("sys.stderr", None)
     assert writer.append("x") is False
+
+
+NO_RECORDS = (None, 5, 3.5, ["x"], object(), "", b"", bytearray(), "x" * (MAX_PAYLOAD_BYTES + 1))
+RECORDS = ("abc", b"abc", bytearray(b"a"), memoryview(b"a"), "a\nb", "\ud800", b"\xff", " ", "\0")
+
+
+@pytest.mark.parametrize("target", ["cloudwatch", "stdout", "stderr", "off"])
+def test_a_console_takes_and_refuses_what_a_spool_does(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """A message that is no record on the host is none on the laptop. Nothing is raised in either place."""
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    with cwsink.Writer.open(log_group_name="/myapp/prod", flusher="external") as writer:
+        assert [writer.append(each) for each in NO_RECORDS] == [False] * len(NO_RECORDS)  # type: ignore[arg-type]
+        assert [writer.append(each) for each in RECORDS] == [True] * len(RECORDS)
+        released = memoryview(b"abc")
+        released.release()
+        assert writer.append(released) is False
+
+
+def test_a_console_prints_no_line_for_what_it_refuses(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """But it says on stderr that a record was lost."""
+    monkeypatch.setenv("CWSINK_TARGET", "stdout")
+    diagnostics.reset_quiet("refused_unencodable")
+    writer = cwsink.Writer.open()
+    for each in NO_RECORDS:
+        writer.append(each)  # type: ignore[arg-type]
+    out, errors = capfd.readouterr()
+    assert out == ""
+    assert errors.startswith("cwsink: LOST a message of type NoneType that is empty or no text.")
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ A line with `type: ignore` is a mistake that both must find: each complains abou
 
 from pathlib import Path
 
+import cwsink
+import cwsink.testing
 from cwsink import CloudWatchSpoolSink, JsonFormatter, SinkConfig, SpoolHandler, Writer, install, stats
 from cwsink.loguru import Sink
 from cwsink.structlog import LoggerFactory
@@ -32,7 +34,11 @@ JsonFormatter(fields=["shop"])  # type: ignore[arg-type]
 Writer.open(log_group_name="/myapp/prod", on_full="block", read_timeout_seconds=2)
 with Writer.open(log_group_name="/myapp/prod") as writer:
     writer.append("one event")
-    writer.add("one event")  # type: ignore[union-attr]
+    writer.add("one event")  # type: ignore[attr-defined]
+opened: cwsink.Writer = cwsink.Writer.open(log_group_name="/myapp/prod")
+with opened as entered:
+    again: cwsink.Writer = entered
+opened.append(5)  # type: ignore[arg-type]
 Writer.open(log_grup_name="/myapp/prod")  # type: ignore[call-arg]
 
 config: SinkConfig = SinkConfig(log_group_name="/myapp/prod", drain_timeout_seconds="500ms", segment_bytes=None)
@@ -53,3 +59,14 @@ print(stats("/var/spool").spools[0].oldest_pending_seconds)
 print(stats().spools[0].oldest)  # type: ignore[attr-defined]
 
 install("/myapp/prod")  # type: ignore[call-arg]
+
+print(cwsink.__version__, cwsink.drain(), cwsink.testing.StrictCloudWatch().endpoint_url)
+print(cwsink.SpolHandler)  # type: ignore[attr-defined]
+print(cwsink.testing.StrictCloudWach)  # type: ignore[attr-defined]
+
+
+def misspelt() -> None:
+    from cwsink import SpolHandler  # type: ignore[attr-defined]
+    from cwsink.testing import StrictCloudWach  # type: ignore[attr-defined]
+
+    print(SpolHandler, StrictCloudWach)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cwsink
 import cwsink.config
 import cwsink.errors
+from cwsink.frontends.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG_SECONDS = 60
@@ -89,6 +92,25 @@ def test_a_public_name_is_the_one_of_its_home() -> None:
     """Loaded lazily or imported where it lives, it is the same object, so `except` and `isinstance` work."""
     assert cwsink.SinkConfig is cwsink.config.SinkConfig
     assert cwsink.ConfigError is cwsink.errors.ConfigError
+
+
+# What a writer has for cwsink's own modules. No page for users tells of it.
+INNER = {"after_append", "directory", "forked", "mark_losses", "open", "prepare", "refuse", "try_append"}
+
+
+def test_what_takes_a_writers_place_can_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Writer.open` says that it returns a Writer, also where it is a Console: each use of it is right for both."""
+    settings: dict[str, Any] = {"log_group_name": "/myapp/prod", "flusher": "external"}
+    with cwsink.Writer.open(**settings) as writer:
+        has = {name for name in dir(writer) if not name.startswith("_")}
+    monkeypatch.setenv("CWSINK_TARGET", "off")
+    with cwsink.Writer.open(**settings) as instead:
+        assert {name for name in dir(instead) if not name.startswith("_")} == has - INNER
+    assert type(instead) is Console
+    for name in has - INNER:
+        ours, theirs = (getattr(kind, name, None) for kind in (cwsink.Writer, Console))
+        if inspect.isfunction(ours):
+            assert inspect.signature(ours) == inspect.signature(theirs)  # type: ignore[arg-type]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
