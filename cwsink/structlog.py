@@ -23,7 +23,6 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
-from cwsink.frontends.log_entry import _TEXT_KEYS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -101,7 +100,7 @@ def _key_of_text(event: Mapping[str, Any]) -> str:
 
     EventRenamer may have put something else under structlog's key, as Elastic's schema has it, and that is a dict.
     """
-    there = [key for key in ("event", *_TEXT_KEYS) if key in event]
+    there = [key for key in ("event", *log_entry.TEXT_KEYS) if key in event]
     return next((key for key in there if not isinstance(event[key], Mapping)), there[0] if there else "event")
 
 

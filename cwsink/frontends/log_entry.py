@@ -41,7 +41,7 @@ _OWN: Final = {*_PLAIN, "asctime", "color_message", "exc_text", "message", "stac
 _PLAIN_COUNT: Final = len(_PLAIN)
 _PLAIN_LAST: Final = _PLAIN[-1]
 # A message that is a dict has its text under one of these keys, if it has one.
-_TEXT_KEYS: Final = ("message", "event", "msg")
+TEXT_KEYS: Final = ("message", "event", "msg")
 KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
 _NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
@@ -198,7 +198,7 @@ def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
 
 def _text_in(message: dict[Any, Any], otherwise: str) -> str:
     """Return the text of a message that is a dict: what it has under one of the usual keys, else `otherwise`."""
-    return next((text for key in _TEXT_KEYS if isinstance(text := message.get(key), str)), otherwise)
+    return next((text for key in TEXT_KEYS if isinstance(text := message.get(key), str)), otherwise)
 
 
 def unformatted(record: logging.LogRecord) -> str:
