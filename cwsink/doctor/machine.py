@@ -35,6 +35,12 @@ def free_bytes(path: str) -> int | None:
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
+def free_files(path: str) -> int | None:
+    """Return how many files more this user can make there (free inodes); None if it does not count. Raises OSError."""
+    status = os.statvfs(path)
+    return status.f_favail if status.f_files else None
+
+
 def user_name(uid: int) -> str:
     """Return "www-data (33)", or "33" if the user has no name here."""
     with contextlib.suppress(KeyError, ImportError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 
 from cwsink.config import SinkConfig
@@ -17,6 +18,8 @@ from cwsink.spool.root import ROOT_VARIABLE, why_untrusted
 _IN_MEMORY = frozenset(("tmpfs", "ramfs"))
 _OF_CONTAINER = frozenset(("overlay", "aufs"))
 _MIB = 1024 * 1024
+# A new spool's directories, locks and counts, and files that are there for a moment only.
+_FILES_OF_A_SPOOL = 32
 
 
 def root(patient: Patient) -> Iterator[Finding]:
@@ -67,7 +70,8 @@ def room(patient: Patient) -> Iterator[Finding]:
     """Is there room for all that the spools may hold?"""
     if patient.root is None:
         return
-    free = machine.free_bytes(machine.nearest(patient.root))
+    there = machine.nearest(patient.root)
+    free, free_files = machine.free_bytes(there), machine.free_files(there)
     if free is None:
         yield unknown("room", "the disk does not say how much is free")
         return
@@ -80,6 +84,12 @@ def room(patient: Patient) -> Iterator[Finding]:
     shown = f"{free / _MIB:,.0f} MiB free"
     if free < segment:
         yield wrong("room", f"{shown}: there is no room for another segment, and records are lost", "Free some space.")
+    elif free_files is not None and free_files < _FILES_OF_A_SPOOL:
+        yield (warning if free_files else wrong)(
+            "room",
+            f"{shown}, but {free_files or 'no'} more files can be made: the inodes are used up. Records may be lost",
+            f"Remove files: `df -i {shlex.quote(there)}` counts them. Or a file system with more inodes.",
+        )
     elif (most := disk.most_file_bytes()) is not None and most < segment:
         yield wrong("room", f"this user's files may have {most:,} bytes (ulimit -f)", "ulimit -f unlimited")
     elif free < needed:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from cwsink import diagnostics, naming
 from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
 from cwsink.doctor.patient import Case, Patient
-from cwsink.flusher import confidential, examination
+from cwsink.flusher import confidential, examination, proxy
 from cwsink.flusher.examination import Examination
 from cwsink.flusher.outcome import Answer, Outcome, classify
 
@@ -56,10 +56,15 @@ def name(patient: Patient) -> Iterator[Finding]:
         url = _url_of(case)
         if url is None:
             continue
-        proxy = examination.proxy_of(url)
-        if proxy is not None:
-            yield ok("proxy", f"{url} is reached by the proxy {proxy}")
-        address = urlsplit(proxy if proxy and "://" in proxy else f"//{proxy}" if proxy else url)
+        by = examination.proxy_of(url)
+        if by is not None and (variable := proxy.wrong_variable(url.partition(":")[0])):
+            _mark(patient, case, is_reached=False)
+            seen = f"{url} is reached by a proxy, and what {variable} holds is not the URL of one"
+            yield wrong("proxy", seen, f"{variable}=http://proxy.example:3128, or leave it out")
+            continue
+        if by is not None:
+            yield ok("proxy", f"{url} is reached by the proxy {by}")
+        address = urlsplit(by if by and "://" in by else f"//{by}" if by else url)
         host = address.hostname or ""
         _mark(patient, case, is_reached=False)  # until the name is known: the look-up may hang
         try:
@@ -75,14 +80,15 @@ def endpoint(patient: Patient) -> Iterator[Finding]:
     """Does the endpoint answer, by TLS, and is this host's clock right?"""
     for case in _each_place(patient):
         if case.is_reached is False:
-            yield unknown("endpoint", "not asked, because its name is not known")
+            yield unknown("endpoint", "not asked, because its name is not known, or the URL of its proxy is none")
             continue
         asked = Examination(case.target, case.config, is_signed=False)
         with diagnostics.collected() as said, contextlib.closing(asked):
             answer = asked.describe()
-        _mark(patient, case, is_reached=answer.status is not None)
+        is_reached = answer.status is not None and classify(answer) is not Outcome.PROXY
+        _mark(patient, case, is_reached=is_reached)
         url = _url_of(case) or "the endpoint"
-        if answer.status is None:
+        if not is_reached:
             yield wrong("endpoint", f"{url}: {_shown(answer)}", _advice(answer, url))
             continue
         for each_said in said:
@@ -214,6 +220,8 @@ def _allow(case: Case, action: str) -> str:
 
 def _advice(answer: Answer, url: str) -> str:
     advice = classify(answer).value.advice
+    if classify(answer) is Outcome.PROXY:
+        return advice
     if answer.code == "SSLError":
         return "Name the certificates of your proxy or endpoint: AWS_CA_BUNDLE=/path/to/ca.pem"
     if answer.code == "ProxyConnectionError":

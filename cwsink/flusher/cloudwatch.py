@@ -32,7 +32,7 @@ import msgspec
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.flusher import confidential, deadline, helper
+from cwsink.flusher import confidential, deadline, helper, proxy
 from cwsink.flusher.chunk import body
 from cwsink.flusher.confidential import answer
 from cwsink.flusher.outcome import Answer
@@ -55,7 +55,6 @@ _AFTER_PUT: Final = "after-call.cloudwatch-logs.PutLogEvents"
 _OPERATIONS: Final = frozenset(
     "PutLogEvents CreateLogGroup CreateLogStream PutRetentionPolicy DescribeLogStreams GetLogEvents".split()
 )
-
 
 # This process has reached a limit. That passes, and says nothing of the file that it was about to read.
 _LIMITS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
@@ -370,21 +369,22 @@ def _no_answer(error: Any, *, is_sent: bool) -> Answer:
 
     `is_sent`: the request was about to be sent. If not, the connection was one to a service that gives credentials.
     """
-    from botocore import exceptions
+    from botocore import exceptions as known
 
     if isinstance(cause := error.kwargs.get("error"), deadline.TooLongError):
         return answer(code="AnswerTooLong", message=str(cause), is_ambiguous=is_sent)
+    if trouble := proxy.trouble_of(error):
+        return answer(**trouble)
     # If no connection was made, the call cannot have reached CloudWatch. In all other cases it may have.
-    never_sent = isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError)
+    may_be_sent = is_sent and not isinstance(error, known.EndpointConnectionError | known.ConnectTimeoutError)
     message = str(error)
-    if isinstance(error, exceptions.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
+    if isinstance(error, known.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
         message += f" (AWS_CA_BUNDLE is {bundle})"  # the error says "No such file", not which one
-    return answer(code=type(error).__name__, message=message, is_ambiguous=is_sent and not never_sent)
+    return answer(code=type(error).__name__, message=message, is_ambiguous=may_be_sent)
 
 
 def _failure(response: Mapping[str, Any], text: str) -> Answer:
-    error = response.get("Error", {})
-    metadata = response.get("ResponseMetadata", {})
+    error, metadata = proxy.error_of(response), response.get("ResponseMetadata", {})
     status = metadata.get("HTTPStatusCode")
     code = str(error.get("Code", "") or "Unknown")
     if code == "ResourceAlreadyExistsException":

@@ -37,10 +37,8 @@ from cwsink.flusher import cloudwatch, helper, mute, own
 from cwsink.flusher.own import Ends
 from cwsink.spool import flusher_lock, leader_state, lease
 from cwsink.spool.directory import open_existing
-from cwsink.spool.flusher_lock import FlusherLock
+from cwsink.spool.flusher_lock import LOCK_FD, FlusherLock
 
-# The writer that starts the guard hands over its lock, by `posix_spawn`, as this descriptor.
-LOCK_FD: Final = 3
 # Pauses before the guard forks again: none after a flusher that lived a second, else the first, then twice the last.
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 30.0

@@ -173,6 +173,14 @@ class Outcome(Enum):
         obstacle="credentials",
         is_slow=True,
     )
+    # It is not CloudWatch that has answered.
+    PROXY = Reaction(
+        Act.WAIT,
+        "The proxy before CloudWatch refuses, or is named wrongly: correct HTTPS_PROXY or HTTP_PROXY, with the proxy's "
+        "user and password in it, and start anew what logs. Or name the endpoint in NO_PROXY.",
+        "ProxyAuthenticationError InvalidProxyError 407",
+        obstacle="unreachable",
+    )
     DENIED = Reaction(
         Act.WAIT,
         "Allow the action that the error names, or correct the setting.",

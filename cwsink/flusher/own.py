@@ -265,6 +265,7 @@ class _Served:
                 return
         self._empty_since = None
         if now - self._alone_since >= max(self.election.config.drain_timeout_seconds, _LOOK_SECONDS):
+            why = self._why_not_delivered()
             self._leave()
             if hurry.has_word(directory):  # the process that logged here has said it
                 return
@@ -273,9 +274,15 @@ class _Served:
                 report(
                     f"stay_{directory.path}",
                     f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {directory.path}: no "
-                    "process logs there any more, and CloudWatch did not take them in time. The next process that logs "
-                    f"there has them sent; so does {words.to_send(directory.path)}.",
+                    f"process logs there any more, and {why}. The next process that logs there has them sent; so does "
+                    f"{words.to_send(directory.path)}.",
                 )
+
+    def _why_not_delivered(self) -> str:
+        """Return why records stay. If this process never led, CloudWatch may not even have been asked."""
+        if trouble := self.election.trouble:
+            return f"no process could lead: {trouble}"
+        return "CloudWatch did not take them in time" if self.election.epoch else "they were not delivered in time"
 
     def _leave(self) -> None:
         self._left_at = time.monotonic()

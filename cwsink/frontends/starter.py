@@ -16,6 +16,10 @@ The new process is a fresh interpreter. It shares with the application only the 
 and the `sys.path`, which is put behind its own. How to send is in the spool (cwsink.spool.sending). It runs without
 `site` (`-S`) and without the variables that Python reads. Therefore it loads no tracer and no coverage tool that the
 application runs under.
+
+A limit may keep it from starting (open files, memory). What the loader, the shell or Python would say of that is not
+for the application's stderr. So that is handed over under another number, and the new process takes it once it runs.
+Why it could not begin, it leaves in the lock's file (cwsink.flusher.boot), and the next look says so in our words.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import contextlib
 import os
 import posix
 import re
+import resource
 import signal
 import sys
 import time
@@ -34,28 +39,34 @@ from cwsink import host, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
 from cwsink.frontends.interruption import is_interruption
-from cwsink.spool import files, held_lock, leader_state, lease
+from cwsink.spool import descriptors, files, held_lock, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.flusher_lock import FlusherLock, Reason
+from cwsink.spool.flusher_lock import LOCK_FD, FlusherLock, Reason
 
 PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
 PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
+STDERR_VARIABLE: Final = "CWSINK_FLUSHER_STDERR"  # its number, if there is one to take; a guard that begins anew has it
 _FLUSHERS_OWN: Final = "CWSINK_FLUSHER_"  # a guard that begins anew tells the next one what it knows
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 # `cwsink run` starts a flusher, and sets this for its command to its user's number. A command of the same user starts
 # a flusher only if the other one stays away.
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
-_LOCK_FD: Final = 3  # the value of cwsink.flusher.guard.LOCK_FD, a module that no writer loads
-_STDERR_FD: Final = 4  # where the shell finds the stderr that it hands to the guard; it takes numbers of one digit only
+_STDERR_FD: Final = 4  # where the guard finds the stderr that it is to take
 _BOOT: Final = (
     "import os,sys;"
+    "fd=int(os.environ.pop('CWSINK_FLUSHER_STDERR','2'));"
+    "fd==2 or (os.dup2(fd,2),os.close(fd));"
+    "sys.excepthook=lambda*_:None;"  # before `main` there can only be too little memory, or too few descriptors
     "os.chdir('/');"  # first: where the directory is gone, Python 3.13.0 can import no socket
     "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
     "sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more);"
     "from cwsink.flusher.boot import main;main(sys.argv[2:])"
 )
 _SHELL: Final = "/bin/sh"
+# A flusher needs about this much. A limit below it may be why it cannot start.
+_FEW_FILES: Final = 64
+_LITTLE_BYTES: Final = 256 * 1024 * 1024
 _RETRY_SECONDS: Final = 10.0
 _HOSTED_SECONDS: Final = 5.0
 # A flusher that has just started needs a moment before it leads. One that has given way comes back after 3 s.
@@ -131,8 +142,10 @@ class Starter:
                 self._led_before = None
                 self._ended_early += 1
                 if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
-                    self._say_why_not("it has ended before it led any spool")
+                    word = lock.word()
+                    self._say_why_not(f"it has ended before it led any spool{word and f' ({word})'}{_low_limits()}")
                     return
+            lock.leave_word("")
             self._spawn(directory, lock, "")
             self.has_started, self.has_failed = True, False
             self._led_before = led
@@ -158,24 +171,26 @@ class Starter:
         return now - self._vacant_since < _HOSTED_SECONDS
 
     def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, why: str) -> None:
+        has_shell, says = os.access(_SHELL, os.X_OK), has_stderr()
         command = [find_python(), "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, why]
-        has_shell = os.access(_SHELL, os.X_OK)
         actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         ]
         if lock is not None:
-            actions.append((os.POSIX_SPAWN_DUP2, lock.fd, _LOCK_FD))
-        says = has_stderr()
-        if has_shell and says:
-            # The shell would have words of its own for our stderr, of a working directory that is gone, say.
-            command = [_SHELL, "-c", f'"$@" 2>&{_STDERR_FD} {_STDERR_FD}>&- &', "sh", *command]
+            actions.append((os.POSIX_SPAWN_DUP2, lock.fd, LOCK_FD))
+        if says:
             actions.append((os.POSIX_SPAWN_DUP2, 2, _STDERR_FD))
-        elif has_shell:
+        actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
+        if has_shell:
             command = [_SHELL, "-c", '"$@" &', "sh", *command]
-        if has_shell or not says:
-            actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
-        pid = _start(command, actions, _environment())
+        try:
+            pid = _start(command, actions, _environment() | ({STDERR_VARIABLE: str(_STDERR_FD)} if says else {}))
+        except OSError:
+            descriptors.opened(
+                os.devnull, os.O_RDWR, None
+            ).close()  # raises its own error: the other one names the program for it
+            raise
         if not has_shell:
             self._left_alone.append(pid)
             return
@@ -244,6 +259,17 @@ def _start(
         return _spawn(command[0], command, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_SIGNALS)
     except NotImplementedError:  # an old libc has no `setsid` here; the guard makes the session itself
         return _spawn(command[0], command, env, file_actions=actions, setsigmask=[], setsigdef=_SIGNALS)
+
+
+def _low_limits() -> str:
+    """Return which limits of this process, and so of the flusher, are low: to be put behind a statement."""
+    found = []
+    if 0 <= (files_limit := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < _FEW_FILES:
+        found.append(f"{files_limit} open files (ulimit -n)")
+    for limit, option in ((resource.RLIMIT_AS, "-v"), (resource.RLIMIT_DATA, "-d")):
+        if 0 <= (most_bytes := resource.getrlimit(limit)[1]) < _LITTLE_BYTES:
+            found.append(f"{words.size(most_bytes)} of memory (ulimit {option})")
+    return f"; it may have only {' and '.join(found)}" if found else ""
 
 
 def _is_led(directory: SpoolDirectory) -> bool:

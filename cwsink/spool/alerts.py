@@ -49,6 +49,11 @@ _OTHER_CAUSES: Final = {
 _STILL_FULL: Final = 0.5
 SAFE: Final = "The records stay in the spool."
 _NOT_SAFE: Final = "Records are being LOST."
+_NO_FILE: Final = "No file can be made there, because the inodes are used up"
+# An eviction frees an inode or two, so that there may be some while the lack of them costs records.
+_FEW_FILES: Final = 8
+# If no file can be made on a disk with so much room, it is not the room that lacks.
+_PLENTY_BYTES: Final = 1024 * 1024
 
 # What else may be done about a full spool, by what hinders the leader.
 _REMEDIES: Final[Mapping[Obstacle, str]] = {
@@ -68,12 +73,19 @@ class Room(NamedTuple):
         capacity: what they may take.
         free: what the disk has beside that; None if it does not say.
         segment: what they take at a time.
+        files: how many files more the disk takes; None if it does not count them.
     """
 
     used: int
     capacity: int
     free: int | None
     segment: int = 0
+    files: int | None = None
+
+    @property
+    def lacks_files(self) -> bool:
+        """Tell whether no file can be made on the disk although it has room: its inodes are used up."""
+        return self.files is not None and self.files < _FEW_FILES and (self.free is None or self.free >= _PLENTY_BYTES)
 
     @property
     def is_disk_small(self) -> bool:
@@ -116,9 +128,9 @@ def room_of(directory: SpoolDirectory) -> Room:
     """Return how full a spool is. Raises OSError."""
     held = capacity.read(directory)
     with open_directory.at(directory.ring) as ring:
-        free = disk.free_bytes(ring.fd)
+        free, free_files = disk.free_bytes(ring.fd), disk.free_files(ring.fd)
     most = held.spool_max_bytes if held else directory.format.spool_max_bytes
-    return Room(used_bytes(directory.ring), most, free, held.segment_bytes if held else 0)
+    return Room(used_bytes(directory.ring), most, free, held.segment_bytes if held else 0, free_files)
 
 
 def see(directory: SpoolDirectory) -> Seen:
@@ -229,7 +241,9 @@ class Alerts:
             room = seen.room
             of = f"its disk, {words.size(room.free or 0)} free" if room.is_disk_small else words.size(room.capacity)
             what = f"the spool is {room.fill:.0%} full ({words.size(room.used)} of {of}), and nothing is lost yet"
-            what += f"{_because(self.directory)}. When it is full, records are LOST. {_remedy(self.directory, room)}"
+            what += (
+                f"{_because(self.directory, room)}. When it is full, records are LOST. {_remedy(self.directory, room)}"
+            )
         elif kind == "over":
             lasted = words.duration(max(0.0, said.until - said.since))
             what = f"no record is lost any more: {total:,} were in all, these within {lasted}."
@@ -254,6 +268,8 @@ def fate_of(directory: SpoolDirectory) -> str:
             return _NOT_SAFE
         if seen.has_pending and seen.room.is_nearly_full:
             return f"The spool is {seen.room.fill:.0%} full: soon records will be LOST."
+        if seen.room.lacks_files:
+            return f"{SAFE} {_NO_FILE}: see `df -i`."
     return SAFE
 
 
@@ -277,25 +293,27 @@ def causes(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) ->
     found += [_OTHER_CAUSES.get(reason, reason) for reason in reasons if reason not in _FULL]
     cause = " and ".join(found)
     if is_full:
-        return f"{cause}{_because(directory)}. {_remedy(directory, room)}"
+        return f"{cause}{_because(directory, room)}. {_remedy(directory, room)}"
     remedy = "See to that disk, and to `ulimit -a`" if "io_error" in reasons else "Correct what logs them"
     return f"{cause}. {remedy}."
 
 
 def _full_of(room: Room) -> str:
     """Return what is full."""
+    if room.lacks_files:
+        return f"the disk is full, with {words.size(room.free or 0)} free: {_NO_FILE[0].lower()}{_NO_FILE[1:]}"
     if room.is_disk_small:
         return f"the disk is full ({words.size(room.free or 0)} free)"
     return f"the spool {'is' if room.fill >= _STILL_FULL else 'was'} full"
 
 
-def _because(directory: SpoolDirectory) -> str:
+def _because(directory: SpoolDirectory, room: Room) -> str:
     """Return why it does not get emptier, to be put behind a statement."""
     published = leader_state.read(directory)
     if not lease.is_taken(directory):
         return "; no process sends"
     if published is None or not published.obstacle or not published.last_error:
-        return "; records come faster than they are sent"
+        return "" if room.lacks_files else "; records come faster than they are sent"
     code = published.last_error.partition(":")[0]
     what = f"delivery has failed ({code})" if code.endswith("Error") else f"CloudWatch has answered {code}"
     since = published.failing_since
@@ -304,7 +322,10 @@ def _because(directory: SpoolDirectory) -> str:
 
 def _remedy(directory: SpoolDirectory, room: Room) -> str:
     first = "Make room on the disk" if room.is_disk_small else "Raise spool_max_bytes"
+    if room.lacks_files:
+        first = "Remove files from that disk (`df -i` counts them)"
     if not lease.is_taken(directory):
         return f"{first}, or have it sent by {words.to_send(directory.path)}."
     published = leader_state.read(directory)
-    return f"{first}, or {_REMEDIES[published.obstacle if published else '']}."
+    obstacle = published.obstacle if published else ""
+    return f"{first}." if room.lacks_files and not obstacle else f"{first}, or {_REMEDIES[obstacle]}."

@@ -91,8 +91,9 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
 
 
 def prepare(directory: SpoolDirectory) -> None:
-    """Make the file of the totals, so that it has a block when the disk is full. Never raises."""
+    """Make what an eviction needs, while it can be made: the totals with their block, and the lock. Never raises."""
     with contextlib.suppress(OSError):
+        files.opened(directory.budget_lock, os.O_RDWR | os.O_CREAT).close()
         if not files.exists(directory.evictions):
             _replace(directory.evictions, Evictions())
 

@@ -51,6 +51,12 @@ def free_bytes(fd: int) -> int | None:
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
+def free_files(fd: int) -> int | None:
+    """Return how many files more this user can make (free inodes); None if the disk does not count. Raises OSError."""
+    status = os.statvfs(fd)
+    return status.f_favail if status.f_files else None
+
+
 def most_file_bytes() -> int | None:
     """Return how large a file this process may make (RLIMIT_FSIZE); None if there is no limit."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

@@ -30,6 +30,8 @@ import msgspec
 
 from cwsink.spool import descriptors, files, open_directory
 
+# The writer that starts the guard hands over its lock, by `posix_spawn`, as this descriptor.
+LOCK_FD: Final = 3
 _MOST_BYTES: Final = 4096
 
 Reason = Literal["version", "trouble"]
@@ -112,6 +114,18 @@ class FlusherLock:
         """Free the lock, also for all processes that share the descriptor."""
         with contextlib.suppress(OSError):
             fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def leave_word(self, why: str) -> None:
+        """Write down why no flusher could begin, for the process that looks next; "" for nothing. Never raises."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, why.encode("utf-8", "backslashreplace")[:_MOST_BYTES], 0)
+
+    def word(self) -> str:
+        """Return why the last flusher could not begin; "" if it has not said that. Never raises."""
+        with contextlib.suppress(OSError):
+            return os.pread(self.fd, _MOST_BYTES, 0).decode("utf-8", "replace").strip()
+        return ""
 
     def close(self) -> None:
         """Close our descriptor. The lock stays taken while another process has the one that we handed over."""

@@ -18,7 +18,8 @@ and writes the record once more (`retry`). If that fails too, the record is refu
 | ENOSPC, EDQUOT                 | the disk is full                   | gives settled blocks back, else evicts one    |
 | EFBIG                          | RLIMIT_FSIZE                       | makes the next segment, of a size it can fill |
 | EIO, three times in a row      | bad blocks                         | makes the next segment                        |
-| any error of a rotation        | no descriptor, no space            | appends on, up to twice `segment_bytes`       |
+| any error of a rotation        | no descriptor, no space, no inode  | appends on, up to twice `segment_bytes` that  |
+|                                |                                    | are not settled                               |
 
 `append` never raises, but lets pass what a signal handler raises. It answers with one of a closed set (`Append`).
 """
@@ -323,7 +324,7 @@ class Ring:
                 return self._swap(self._rotation.follow(attached))
         except OSError:
             # No descriptor, no space for another file: this segment may have room all the same.
-            if is_cut or not self._rotation.may_grow(attached):
+            if is_cut or not (self._rotation.may_grow(attached) or self._rotation.may_outgrow(attached)):
                 raise
         return attached
 

@@ -156,6 +156,20 @@ class Rotation:
         """Tell whether a segment that is to be left may be appended to if there is no other one."""
         return not attached.is_full and attached.end_seen < self._most_grown_bytes
 
+    def may_outgrow(self, attached: AttachedSegment) -> bool:
+        """Tell whether a segment that may not grow any more may be appended to, because no file can be made.
+
+        The disk may have no inode left, and much room. Then what is settled of the segment gives its blocks back. The
+        file's size grows on, and only its blocks are limited. So nothing is lost while a leader delivers.
+
+        Raises:
+            OSError: it cannot be told how much is settled.
+        """
+        if attached.is_full:
+            return False
+        self._give_back(attached)
+        return usage_of(os.fstat(attached.fd)) < self._most_grown_bytes
+
     def make_room(self, attached: AttachedSegment) -> bool:
         """Free some of a full disk: history, what is settled of this segment, or the oldest segment. Tell whether.
 
@@ -164,12 +178,16 @@ class Rotation:
         """
         if self._history_gives_way():
             return True
-        end = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
         before = usage_of(os.fstat(attached.fd))
-        disk.punch_hole(attached.fd, _PAGE_BYTES, end - end % _PAGE_BYTES)
+        self._give_back(attached)
         if usage_of(os.fstat(attached.fd)) < before:
             return True
         return self.may_evict and self._budget.evict(at_least_one=True, seconds=_COUNT_SECONDS_IN_NEED)
+
+    def _give_back(self, attached: AttachedSegment) -> None:
+        """Give the blocks back of what is settled of a segment. Raises OSError."""
+        end = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
+        disk.punch_hole(attached.fd, _PAGE_BYTES, end - end % _PAGE_BYTES)
 
     def _history_gives_way(self, need_bytes: int = 0) -> bool:
         if not files.exists(self._directory.history):

@@ -446,6 +446,153 @@ def test_where_nothing_is_reserved_the_oldest_go_for_new_ones(full_disk: FullDis
     assert sent == list(range(20_000 - len(sent), 20_000))
 
 
+# A disk with room whose inodes are used up: no file can be made.
+
+INODES_GONE = """
+        def take_inodes():
+            '''Take all that are left, and one descriptor less than that.'''
+            count = 0
+            try:
+                while True:
+                    os.close(os.open(f"{root}/file{count}", os.O_CREAT | os.O_EXCL))
+                    count += 1
+            except OSError:
+                return count
+
+        MS_REMOUNT = 32
+        assert not libc.mount(b"tmpfs", root.encode(), b"tmpfs", MS_REMOUNT, b"nr_inodes=64"), ctypes.get_errno()
+"""
+
+
+def test_without_an_inode_all_that_is_sent_in_time_arrives(full_disk: FullDisk, server: StrictCloudWatch) -> None:
+    """No next segment can be made. The one there is gives back what is delivered of it, and takes many times its size.
+
+    Its size grows and its blocks do not. Once there are inodes again, it is left for the next one.
+    """
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        INODES_GONE
+        + """
+        from cwsink.spool import segment
+        from cwsink.spool.budget import used_bytes
+        from tests.harness.interleave import leading
+        settings = config(segment_bytes=65536, flusher="external")
+        writer = Writer(settings)
+        assert writer.append("first")
+        refused, most_used = 0, 0
+        with leading(writer.directory, settings):
+            taken = take_inodes()
+            for number in range(4000):
+                refused += not writer.append(f"{number} {'x' * 300}")
+                if number % 100 == 0:
+                    until(lambda: survey(writer.directory).pending < 100, "delivery")
+                    most_used = max(most_used, used_bytes(writer.directory.ring))
+            segments = list(segment.numbers(writer.directory.ring))
+            grown = segment.statuses(writer.directory.ring)[segments[0]].st_size
+            for number in range(taken):
+                os.unlink(f"{root}/file{number}")
+            after = sum(writer.append(f"after {number} {'x' * 300}") for number in range(1000))
+            until(lambda: survey(writer.directory).pending == 0, "all of it")
+        print(json.dumps({"refused": refused, "most_used": most_used, "segments": segments, "grown": grown,
+                          "after": after, "then": list(segment.numbers(writer.directory.ring)),
+                          "books": books(writer)}))
+        """,
+    )
+    assert (result["refused"], result["after"]) == (0, 1000)
+    assert result["segments"] == [1]
+    assert result["then"] != [1]
+    assert int(str(result["grown"])) > 16 * 65536
+    assert int(str(result["most_used"])) <= 3 * 65536
+    books = result["books"]
+    assert isinstance(books, dict)
+    assert (books["evicted"], books["refused"]) == (0, {})
+    texts = records(server)
+    assert len(texts) == len(set(texts)) == 5001
+
+
+@pytest.mark.parametrize("before", [10, 600])
+def test_without_an_inode_and_a_leader_the_loss_is_said_for_what_it_is(
+    full_disk: FullDisk, server: StrictCloudWatch, before: int
+) -> None:
+    """One segment takes twice its size, and the rest is refused; of several the oldest goes. Said are the inodes."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        INODES_GONE
+        + """
+        BEFORE = NUMBER
+        from cwsink import diagnostics
+        from cwsink.spool import alerts
+        settings = config(segment_bytes=65536, flusher="external")
+        writer = Writer(settings)
+        assert all(writer.append(f"before {number} {'x' * 300}") for number in range(BEFORE))
+        take_inodes()
+        with diagnostics.collected() as said:
+            refused = sum(not writer.append(f"{number} {'x' * 300}") for number in range(2000))
+            writer.close()
+        print(json.dumps({"refused": refused, "said": said, "fate": alerts.fate_of(writer.directory),
+                          "books": books(writer)}))
+        """.replace("NUMBER", str(before)),
+    )
+    books, said = result["books"], result["said"]
+    assert isinstance(books, dict)
+    assert isinstance(said, list)
+    if before == 10:
+        assert int(str(result["refused"])) > 1000
+        assert (books["evicted"], books["refused"]) == (0, {"spool_full": result["refused"]})
+    else:
+        assert (result["refused"], books["refused"]) == (0, {})
+        assert books["evicted"] > 0
+    lost = [line for line in said if line.startswith("LOST")]
+    assert lost
+    for line in lost:
+        assert "free: no file can be made there, because the inodes are used up; no process sends. Remove files" in line
+        assert "`df -i`" in line
+        assert "spool_max_bytes" not in line
+        assert "log less" not in line
+
+
+def test_without_an_inode_for_the_leaders_lock_nobody_blames_cloudwatch(
+    full_disk: FullDisk, server: StrictCloudWatch
+) -> None:
+    """The flusher cannot lead. Its last line says why, and names the inodes."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        INODES_GONE
+        + """
+        import subprocess, textwrap
+        application = '''
+            import sys
+            from cwsink import Writer
+            from tests.harness.support import quick_config
+            url, root, flusher = sys.argv[1:]
+            writer = Writer(quick_config(url, spool_directory=root, drain_timeout_seconds=1.0, flusher=flusher))
+            assert all([writer.append(f"{number}") for number in range(10)])
+        '''
+        def log(flusher):
+            with open(f"{root}.said", "w") as file:
+                subprocess.run([sys.executable, "-c", textwrap.dedent(application), url, f"{root}/spools", flusher],
+                               stderr=file, check=True, timeout=50)
+        log("external")
+        Path(f"{root}/spools/flusher-{os.geteuid()}.lock").touch(mode=0o600)
+        take_inodes()
+        log("process")
+        said = lambda: Path(f"{root}.said").read_text()
+        until(lambda: "no process logs there any more" in said(), "the last line")
+        end_flushers(Path(root))
+        print(json.dumps({"said": said()}))
+        """,
+    )
+    said = str(result["said"])
+    assert "20 records stay in" in said
+    (last,) = [line for line in said.splitlines() if "no process logs there any more" in line]
+    assert "CloudWatch" not in last
+    assert "no process could lead: OSError: [Errno 28] No space left on device: 'leader.lock'." in last
+    assert "No file can be made there, because the inodes are used up: see `df -i`." in said
+
+
 # A limit of the process: RLIMIT_FSIZE.
 
 

@@ -147,7 +147,7 @@ root, spool = sys.argv[1:]
 guard._STEADY_SECONDS = 0.0
 lock = FlusherLock(root, is_shared=True)
 assert lock.try_acquire()
-os.dup2(lock.fd, guard.LOCK_FD)
+os.dup2(lock.fd, 3)
 sys.argv.append("cwsink-flusher")
 guard.main([root, spool, ""])
 """

@@ -686,6 +686,17 @@ def unreachable(trouble: Trouble) -> None:
     trouble.log(endpoint_url=f"http://127.0.0.1:{free_port()}")
 
 
+def refusing_proxy(trouble: Trouble) -> None:
+    trouble.server.faults.fail_next(20, "", 407)
+    trouble.log()
+
+
+def no_proxys_url(trouble: Trouble) -> None:
+    trouble.monkeypatch.setenv("HTTP_PROXY", "http://[bad")
+    trouble.monkeypatch.setenv("NO_PROXY", "")
+    trouble.log()
+
+
 def black_hole(trouble: Trouble) -> None:
     listener = trouble.stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
     for _ in range(4):  # its queue is full: the kernel drops whatever comes
@@ -875,6 +886,8 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "cannot deliver to ...: ResourceNotFoundException": missing_group,
     "does not exist, and create_log_stream is off": missing_stream,
     "cannot deliver to ...: EndpointConnectionError": unreachable,
+    "cannot deliver to ...: ProxyAuthenticationError": refusing_proxy,
+    "...: InvalidProxyError": no_proxys_url,
     "...: ConnectTimeoutError": black_hole,
     "...: ReadTimeoutError": no_answer,
     "the sink cannot start, and fapilog will log elsewhere": wrong_setting,

@@ -50,6 +50,8 @@ NO_ANSWER = {
     "ConnectionClosedError": Outcome.NO_ANSWER,
     "HTTPClientError": Outcome.RETRY,
     "AnswerTooLong": Outcome.STRANGE,
+    "ProxyAuthenticationError": Outcome.PROXY,
+    "InvalidProxyError": Outcome.PROXY,
     "ResponseParserError": Outcome.RETRY,
     "OverflowError": Outcome.RETRY,
 }
