@@ -292,8 +292,8 @@ def _rfc3339(created: object, milliseconds: int | None = None) -> str:
         milliseconds = time_ms(created)
     try:
         return _timestamp(milliseconds)
-    except (ValueError, OverflowError, OSError):
-        return str(created)
+    except (ValueError, OverflowError, OSError):  # no calendar has it
+        return _timestamp(time_ms(None))
 
 
 @lru_cache(maxsize=1)

@@ -187,9 +187,8 @@ class Starter:
         try:
             pid = _start(command, actions, _environment() | ({STDERR_VARIABLE: str(_STDERR_FD)} if says else {}))
         except OSError:
-            descriptors.opened(
-                os.devnull, os.O_RDWR, None
-            ).close()  # raises its own error: the other one names the program for it
+            # The error names the program, whatever could not be opened for it. If that is /dev/null, this raises, too.
+            descriptors.opened(os.devnull, os.O_RDWR).close()
             raise
         if not has_shell:
             self._left_alone.append(pid)
