@@ -328,8 +328,8 @@ class Writer(sharing.Shared):
             try:
                 return self._reopen_now(payload)
             except CwsinkError as error:
-                why = f"no spool can be opened any more: {str(error).rstrip('.')}. Records are refused and counted"
-                diagnostics.report("reopen", f"{why} until it can; the writer tries on.")
+                why = f"no spool can be opened any more: {str(error).rstrip('.')}"
+                diagnostics.report("reopen", f"{why}. Records are refused and counted until it can.")
                 return Append.FAILED
 
     def _reopen_now(self, payload: bytes) -> Append:
