@@ -38,7 +38,7 @@ from tests.soak import SEED_VARIABLE
 
 pytestmark = pytest.mark.faults
 
-CASES: Final = 1_500
+CASES: Final = 1_000
 CHUNK: Final = 500  # a test of its own each, so that all cores take part
 LONG_CASES: Final = 100_000
 # A leader that asks so often whether to go on spins: an undamaged spool takes about 5 turns.
