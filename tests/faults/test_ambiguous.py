@@ -139,7 +139,7 @@ def test_a_kill_between_answer_and_commit_repeats_at_most_that_batch(
 # The long run takes each byte.
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("whole", 3), pytest.param("whole", 1, marks=pytest.mark.long), pytest.param("parts", 1, marks=pytest.mark.long)],
+    [("whole", 7), pytest.param("whole", 1, marks=pytest.mark.long), pytest.param("parts", 1, marks=pytest.mark.long)],
 )
 def test_a_commit_torn_at_any_byte_repeats_at_most_one_batch(
     spawn: Spawn, memory_disk: Path, name: str, step: int
@@ -150,7 +150,7 @@ def test_a_commit_torn_at_any_byte_repeats_at_most_one_batch(
 
 
 def tear(root: str, name: str, step: str) -> None:
-    """Cut each write of the cursor after each of its bytes, or each third one."""
+    """Cut each write of the cursor after each of its bytes, or each seventh one."""
     trial = FaultTrial(Path(root))
     pwrite = os.pwrite
     torn = 0

@@ -35,7 +35,7 @@ DAY_MS = 86_400_000
 # A tracer that sees lines or calls only would make this a test of a few hundred points, unnoticed.
 FEWEST_BYTECODES, FEWEST_CALLS = 1_000, 80
 LONGEST_SECONDS = 3600.0  # guards against a hang
-STRIDE = 61
+STRIDE = 121
 
 
 class Operation(NamedTuple):
@@ -186,7 +186,7 @@ OPERATIONS = {
 }
 # A leader runs some 25,000 bytecodes for a few records. Only a call can change what is on disk, so a kill before
 # each call leaves each state there is; the bytecodes between two calls are for the long run.
-# Each run takes each 61st call, and the long one takes all.
+# Each run takes each 121st call, and the long one takes all.
 
 
 @pytest.mark.timeout(600)
@@ -201,7 +201,7 @@ def test_a_kill_before_any_call_loses_nothing(spawn: Spawn, memory_disk: Path, n
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("name", "stride"), [("append", 11), *(pytest.param(name, 1, marks=pytest.mark.long) for name in OPERATIONS)]
+    ("name", "stride"), [("append", 17), *(pytest.param(name, 1, marks=pytest.mark.long) for name in OPERATIONS)]
 )
 def test_a_kill_before_any_bytecode_loses_nothing(spawn: Spawn, memory_disk: Path, name: str, stride: int) -> None:
     """The same at every single bytecode; each time at every third one of an append."""
@@ -221,7 +221,7 @@ def run(spawn: Spawn, disk: Path, name: str, points: str, stride: int = 1) -> in
 
 
 def sweep(name: str, root: str, points: str, stride: str) -> None:
-    """Kill a victim at its "calls" or "bytecodes" in turn, each or each 61st one, until one comes to its end."""
+    """Kill a victim at its "calls" or "bytecodes" in turn, each or each 121st one, until one comes to its end."""
     operation = OPERATIONS[name]
     trial = FaultTrial(Path(root), **operation.settings)
     with trial.cloudwatch_is_a_file():

@@ -52,7 +52,7 @@ pytestmark = pytest.mark.faults
 image = test_damaged_spools.image  # the fixture
 
 # Together they take about a minute.
-CASES: Final = 120
+CASES: Final = 80
 CHUNK: Final = 40
 LONG_CASES: Final = 20_000
 USER: Final = 65_534

@@ -81,6 +81,7 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long  # .ci/run runs the demo itself
 def test_the_demo_kills_workers_and_flusher_and_loses_nothing(start_demo: Demo, tmp_path: Path) -> None:
     """Exit code 0, two workers and a flusher killed, a clean verdict in plain text, and nothing left behind."""
     child = start_demo("--requests", "600")

@@ -78,25 +78,20 @@ DRAINED = {
 COMMON = set(
     """
     gunicorn_sync-term_parent-writer            gunicorn_sync-preload-term_parent-fapilog
-    gunicorn_gthread-term_parent-fapilog        gunicorn_uvicorn-term_parent-fapilog
-    gunicorn_asgi-term_parent-fapilog           gunicorn_sync-kill_worker-writer
-    gunicorn_sync-preload-kill_flusher-fapilog  gunicorn_gthread-preload-kill_ours-writer
-    gunicorn_sync-hup-fapilog                   gunicorn_sync-usr2-writer
-    gunicorn_sync-preload-recycle-fapilog       gunicorn_gthread-abort_worker-writer
-    uvicorn-term_parent-fapilog                 uvicorn-int_twice-writer
+    gunicorn_gthread-term_parent-fapilog        gunicorn_asgi-term_parent-fapilog
+    gunicorn_sync-kill_worker-writer            gunicorn_sync-preload-kill_flusher-fapilog
+    gunicorn_sync-hup-fapilog                   gunicorn_sync-preload-recycle-fapilog
+    gunicorn_gthread-abort_worker-writer        uvicorn-term_parent-fapilog
     script-plain_exit-writer                    script-hard_exit-writer
-    script-kill_all-writer                      fork-preload-plain_exit-fapilog
-    spawn-plain_exit-fapilog                    forkserver-preload-plain_exit-fapilog
-    fork-kill_ours-writer                       forkserver-term_parent-writer
-    pool-term_parent-writer                     celery-term_parent-fapilog
-    gunicorn_sync-kill_host-writer              uvicorn-kill_flusher-writer
-    uwsgi-term_parent-handler                   uwsgi-kill_worker-handler
-    uwsgi-hup-handler                           uwsgi-recycle-handler
-    uwsgi_threads-kill_ours-handler             uwsgi_lazy-hup-handler
+    fork-preload-plain_exit-fapilog             spawn-plain_exit-fapilog
+    fork-kill_ours-writer                       pool-term_parent-writer
+    celery-term_parent-fapilog                  gunicorn_sync-kill_host-writer
+    uvicorn-kill_flusher-writer                 uwsgi-term_parent-handler
+    uwsgi-kill_worker-handler                   uwsgi-hup-handler
+    uwsgi-recycle-handler                       uwsgi_lazy-hup-handler
     granian-term_parent-handler                 granian-kill_worker-handler
-    granian_asgi-hup-handler                    hypercorn-term_parent-handler
-    waitress-term_parent-handler                tornado-term_group-handler
-    rq-term_parent-handler                      rq-kill_worker-handler
+    hypercorn-term_parent-handler               waitress-term_parent-handler
+    tornado-term_group-handler                  rq-term_parent-handler
     """.split()
 )
 
