@@ -167,11 +167,6 @@ class Ring:
             self._swap(self._rotation.newest())
 
     @property
-    def is_attached(self) -> bool:
-        """Tell whether a segment is open."""
-        return self.attached is not None
-
-    @property
     def made(self) -> int:
         """Return how many segments this process has begun to make after others: each time records may be lost."""
         return self._rotation.made
@@ -185,13 +180,6 @@ class Ring:
     def is_of_another_user(self) -> bool:
         """Tell whether this process has changed its user since it opened the spool (a server that drops root)."""
         return os.geteuid() != self._user
-
-    def refresh(self) -> None:
-        """Go on to the newest segment, so that the leader can reclaim the one that we have."""
-        self.check_due_ns = 0
-        with contextlib.suppress(OSError):
-            if self.attached is not None:
-                self._swap(self._rotation.follow(self.attached))
 
     def close(self) -> None:
         """Let go of the segment; the next append opens it again."""

@@ -398,7 +398,7 @@ def test_a_closed_writer_opens_again(external: SinkConfig) -> None:
     writer = Writer(external)
     assert writer.append("one")
     writer.close()
-    assert not writer._ring.is_attached
+    assert writer._ring.attached is None
     writer.close()
     assert writer.append("two")
     assert [(event.sequence, event.message) for event in events(writer.directory)] == [(0, "one"), (1, "two")]
