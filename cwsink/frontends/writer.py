@@ -233,7 +233,7 @@ class Writer(sharing.Shared):
             self._is_begun = False  # the next append goes on with it
             if not isinstance(error, Exception) or is_interruption(error):
                 raise
-            diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Records are appended.")
+            diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Each append tries again.")
 
     @property
     def is_healthy(self) -> bool:
@@ -358,7 +358,7 @@ class Writer(sharing.Shared):
         for each in late:
             ring.append(each)
         diagnostics.report(
-            "reopened",
+            f"reopened_{self.directory.format.spool_id}",  # so that each removal is said
             f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
             "of this process. All other records that it held are lost.",
         )
@@ -381,7 +381,7 @@ class Writer(sharing.Shared):
         )
 
     def _salvaged(self, ring: Ring) -> list[bytes]:
-        """Return this producer's records that went into a removed segment since the last check or salvage."""
+        """Return this producer's records that went into a removed segment in the last second, or since a salvage."""
         return [each for each in ring.salvage() if (made := record.event_of(each)) and made.producer == self._producer]
 
     def _sync(self) -> None:

@@ -75,8 +75,8 @@ at a time; the others append on. `Writer.append` has all this once more, spelled
 was measured, and is worth it.
 
 If a check finds that the name is gone, somebody has removed the spool, and the answer is GONE. The writer makes the
-spool anew, and appends once more what it had written to the removed file since its last check. Some of that may have
-been delivered, and then arrives twice: the cursor, which would tell, went with the spool.
+spool anew, and appends once more what it had written to the removed segment in the last second or two. Some of that may
+have been delivered, and then arrives twice: the cursor, which would tell, went with the spool.
 
 Rotate
 ------

@@ -208,10 +208,10 @@ class Ring:
             self._synced = attached.key
 
     def salvage(self) -> list[bytes]:
-        """Return the event payloads that were written to our segment since our last check (or call of this).
+        """Return the event payloads that were written to our segment in the last second (or since the last call).
 
-        Somebody has removed the segment, so no leader will read them. Other processes may have written some of them.
-        The caller keeps those that are its own.
+        Somebody has removed the segment, so no leader will read them any more. A leader may have delivered some of them
+        before. Other processes may have written some of them. The caller keeps those that are its own.
         """
         attached = self.attached
         if attached is None:
@@ -219,9 +219,9 @@ class Ring:
         with contextlib.suppress(OSError):
             if (status := attached.status()) is None:
                 return []  # somebody has closed it, and its number may be another file's
-            data = os.pread(attached.fd, max(0, status.st_size - attached.end_seen), attached.end_seen)
+            data = os.pread(attached.fd, max(0, status.st_size - attached.rescued), attached.rescued)
             found = frame.scan(data, attached.salt, at_end=True, final=False)
-            attached.end_seen += found.consumed
+            attached.rescued += found.consumed
             return [each.payload for each in found.frames if each.is_event]
         return []
 
@@ -285,7 +285,7 @@ class Ring:
             if not segment.is_named(self._directory.ring, attached.key.number, status):
                 self._removed = True
                 return None  # the writer then opens the directory anew
-            attached.end_seen = status.st_size
+            attached.checked(status.st_size, now)
             # If somebody who meddles has cut it, a leader may never read what is appended behind the cut.
             attached = self._go_on(attached, is_cut=status.st_size < end_seen)
             if attached is None:

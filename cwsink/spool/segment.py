@@ -73,6 +73,8 @@ _LEAST_RESERVED_BYTES: Final = 4096
 # A try to attach fails only if the segment was removed at that very moment. The tries are limited all the same, because
 # an append must not spin, whatever state the directory is in.
 _ATTACH_TRIES: Final = 100
+# What a writer has appended in so long is appended to the next spool if somebody removes this one.
+_SALVAGED_NS: Final = 1_000_000_000
 
 
 class SegmentKey(NamedTuple):
@@ -280,22 +282,38 @@ class AttachedSegment:
         fd: the descriptor; -1 once it is closed or abandoned, so that a write to it fails.
         key, salt: the segment.
         end_seen: the file's size at the last check.
+        rescued: the file's size a second or two before the last check. If somebody removes the segment, what stands
+            behind this offset is appended to the next one.
         is_full: nothing more may be appended, whatever the size: the file may not grow, or its disk fails.
         failures: how many appends in a row have failed (EIO).
     """
 
-    __slots__ = ("_file", "_incarnation", "end_seen", "failures", "fd", "is_full", "key", "salt")
+    __slots__ = ("_file", "_incarnation", "_mark", "end_seen", "failures", "fd", "is_full", "key", "rescued", "salt")
 
-    def __init__(self, file: descriptors.Opened, key: SegmentKey, end_seen: int) -> None:
+    def __init__(self, file: descriptors.Opened, key: SegmentKey) -> None:
         """Take over an open file."""
         self._incarnation = descriptors.incarnation()
         self._file = descriptors.file_of(os.fstat(file.fd))
         self.key = key
         self.salt = key.salt
-        self.end_seen = end_seen
         self.is_full = False
         self.failures = 0
         self.fd = file.keep()
+        self.begin(0)
+
+    def begin(self, end_seen: int) -> None:
+        """Note the file's size before the first record."""
+        self.end_seen = self.rescued = end_seen
+        self._mark = time.time_ns(), end_seen
+
+    def checked(self, end_seen: int, now_ns: int) -> None:
+        """Note the file's size at a check."""
+        self.end_seen = end_seen
+        marked_at_ns, mark = self._mark
+        if not marked_at_ns <= now_ns < marked_at_ns + _SALVAGED_NS:
+            # A writer that logs rarely checks rarely, too. What it wrote before is older than a second.
+            is_old = now_ns > marked_at_ns + 3 * _SALVAGED_NS
+            self.rescued, self._mark = (end_seen if is_old else mark), (now_ns, end_seen)
 
     def status(self) -> os.stat_result | None:
         """Return the file's status now; None if the descriptor was closed by somebody else."""
@@ -333,7 +351,7 @@ def attach_newest(ring: str) -> AttachedSegment | None:
             continue
         if file is None:
             return None
-        fd, attached = file.fd, AttachedSegment(file, SegmentKey(newest[0], 0), 0)
+        fd, attached = file.fd, AttachedSegment(file, SegmentKey(newest[0], 0))
         # A leader or an evictor has the exclusive lock, and is about to remove the segment: look again.
         if not descriptors.try_lock(fd, exclusive=False):
             continue
@@ -346,6 +364,6 @@ def attach_newest(ring: str) -> AttachedSegment | None:
         if header is None or not header.readable or header.key.number != newest[0]:
             return None
         attached.key, attached.salt = header.key, header.key.salt
-        attached.end_seen = status.st_size
+        attached.begin(status.st_size)
         return attached
     return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -185,6 +186,27 @@ def test_a_removed_spool_is_made_anew_with_the_recent_records(
     deliver(writer.directory, external)
     assert server.messages()[:20] == texts
     assert server.messages()[-51:] == [*recent, "finds out"]
+
+
+def test_each_removal_of_a_spool_costs_no_record_of_the_last_second_and_is_said(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """However many records a second there are, and so looks; also if somebody removes the spool every two seconds."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(writer_module, "_REOPEN_SECONDS", 0.0)
+    writer = Writer(replace(external, segment_bytes=1 << 20))
+    for removal in range(3):
+        texts = [f"{removal} {number}" for number in range(500)]
+        for text in texts:
+            assert writer.append(text)
+            clock.advance(0.004)
+        shutil.rmtree(writer.directory.path)
+        clock.advance(1.0)
+        assert writer.append("finds out")
+        assert writer.append("looks")
+        found = [event.message for event in events(writer.directory)]
+        assert found[-252:-2] == texts[-250:]
+    assert capfd.readouterr().err.count("was removed. It was made anew") == 3
 
 
 def test_who_stands_for_election_does_not_make_a_removed_spool(external: SinkConfig) -> None:
