@@ -11,9 +11,10 @@ import pytest
 
 from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
+from cwsink.spool import leader_state
 from cwsink.spool.survey import Survey, survey
 from cwsink.testing import StrictCloudWatch
-from tests.harness.interleave import deliver, leading, ring_bytes, segments
+from tests.harness.interleave import deliver, leading, ring_bytes, segments, until
 from tests.integration.test_budget import POLICIES, full_config, records, told
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -51,6 +52,9 @@ def test_100_mib_into_a_spool_of_1_mib_are_accounted_for(server: StrictCloudWatc
         answers, most_bytes = [], 0
         for number in range(attempts):
             answers.append(writer.append(message_of(number)))
+            if number == 0 and leader == "server down":
+                # From now on it tries to send this record. Else it might hold all four segments.
+                until(lambda: (state := leader_state.read(writer.directory)) and state.last_error, "it has tried")
             if number % LOOK_EVERY == 0:
                 most_bytes = max(most_bytes, ring_bytes(writer.directory))
         books = survey(writer.directory)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -114,8 +115,15 @@ def is_in_finalizer(frame: FrameType | None) -> bool:
 def interrupted(work: Callable[[], object], line: int, limit: Limit = TimeLimitError) -> bool:
     """Run `work`, and raise before this line of the package. False: it has fewer lines.
 
-    It must raise that. A signal handler is called with a number and the frame that it interrupts.
+    Python 3.13 may believe for ever that the thread is handling an exception, if a tracer raises where one was about to
+    end (`sys.exc_info`). So each time it is another thread.
     """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(interrupt, work, line, limit).result()
+
+
+def interrupt(work: Callable[[], object], line: int, limit: Limit) -> bool:
+    """Do that in this thread. It must raise that. A handler is called with a number and the frame that it interrupts."""
     left = line
 
     def handle(number: int, interrupted: FrameType) -> None:
