@@ -109,6 +109,7 @@ class DeadLetters:
         self._longest = max_bytes - 2 * _COUNT_BYTES  # the longest letter, if it is the only one
         self._half = max_bytes // 2 - 3 * _COUNT_BYTES
         self._is_stuck = False  # another process had the lock for too long when we wanted it last
+        self._unsaid: Counter[str] = Counter()  # letters that no line has told of yet
         self._uncounted = 0  # letters that a full disk has cost; the count cannot be written yet, either
 
     def add(self, reason: str, error: str, events: list[Event]) -> None:
@@ -207,11 +208,14 @@ class DeadLetters:
             self._uncounted += left
             report("dead_letters", f"{left:,} dead letters could not be kept in {self._path}: {error.strerror}.")
         if left < count:
-            report(
-                f"dead_{reason}",
-                f"{words.records(count - left)} cannot be delivered ({reason}): kept in {self._path}. Other records "
-                "are not held up.",
-            )
+            self._unsaid[reason] += count - left
+            if report(
+                f"dead_{reason}_{self._path}",
+                f"{words.records(self._unsaid[reason])} cannot be delivered ({reason}): kept in {self._path}. Other "
+                "records are not held up.",
+                is_total=True,
+            ):
+                del self._unsaid[reason]
 
     def _portions(self, lines: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
         """Yield the lines in portions, each with the number of its lines."""

@@ -314,7 +314,8 @@ class Delivery:
             # The line about the trouble is held back while trouble comes and goes. So this answer to it is as rare.
             self._is_trouble_told = False
             reset_quiet("recovered")
-            report("recovered", "CloudWatch accepts records again. What is pending is being delivered.")
+            group = self._format.log_group_name
+            report("recovered", f"CloudWatch accepts records again. What is pending for {group} is being delivered.")
         self._backoff.succeeded()
         self._interval.accepted()
         self._leader_state.succeeded()
@@ -330,9 +331,11 @@ class Delivery:
         self._leader_state.failed(error, reaction.obstacle, is_open=self._backoff.is_open)
         if self._backoff.failures > 1 or reaction.is_slow:
             # In one outage, time-outs and refused connections may take turns. They are one trouble, and get one line.
+            # It is that of all groups, but for what CloudWatch does not allow: that it may not allow for this group.
             kind = reaction.obstacle if reaction.is_slow else "retry"
+            place = self._format.log_group_name if kind == "denied" else ""
             self._is_trouble_told |= report(
-                f"send_{kind}",
+                f"send_{kind}{place}",
                 f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} "
                 f"{self._fate()} The leader tries again until it succeeds.",
             )

@@ -290,6 +290,7 @@ class Flusher:
             self._tell(notice(Loss(count, known.first_ms, known.last_ms, reason, 0)))
         ledger.refused_reported = dict(totals)
         self._commit(self._state)
+        refusals.were_told(self._directory, refused)
         self._refusals_pause = min(LONGEST_REFUSALS_PAUSE_SECONDS, 2 * self._refusals_pause or 1.0)
         self._tell_refusals_at = now + self._refusals_pause
 

@@ -34,12 +34,13 @@ _WAIT_SECONDS: Final = 0.0005
 _LONGEST_WAIT_SECONDS: Final = 0.04
 # A process that has waited in vain does not wait again for so long.
 _IMPATIENT_SECONDS: Final = 0.4
-# Refusals with a longer pause between them are another run, whose time begins anew.
-_SAME_RUN_MS: Final = 60_000
 
 
 class Refused(msgspec.Struct, array_like=True):
-    """How many records were refused for one reason, ever, and the time of the first and last of the latest run."""
+    """How many records were refused for one reason, ever, and the times of those that the stream was not told of yet.
+
+    Once it was told of all of them, `first_ms` is 1 ms later than `last_ms`, and the next refusal begins anew.
+    """
 
     count: Count = 0
     first_ms: TimeMs = 0
@@ -95,6 +96,19 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     return False
 
 
+def were_told(directory: SpoolDirectory, told: dict[str, Refused]) -> None:
+    """Note that the stream was told of these totals, so that the next notice has the times of later refusals only.
+
+    Never raises, and does not wait: if a writer is counting at this moment, the next notice begins too early.
+    """
+    with contextlib.suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
+        if descriptors.try_lock(file.fd, exclusive=True) and (totals := _parse(os.pread(file.fd, page.PAGE_BYTES, 0))):
+            for reason, known in totals.items():
+                if (before := told.get(reason)) is not None and known.first_ms == before.first_ms:
+                    known.first_ms = before.last_ms + 1
+            os.pwrite(file.fd, _page(totals), 0)
+
+
 def _take_turn(fd: int) -> bool:
     """Take the lock, which another process may have for some 10 us, or for longer if it is not given the processor."""
     global _impatient_until
@@ -124,7 +138,7 @@ def _page(totals: dict[str, Refused]) -> bytes:
 def _sum(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:
     for loss in losses:
         known = totals.setdefault(loss.reason, Refused())
-        if not known.first_ms - _SAME_RUN_MS <= loss.first_ms <= known.last_ms + _SAME_RUN_MS:
+        if not known.count or known.first_ms > known.last_ms:
             known.first_ms = known.last_ms = loss.first_ms
         known.count += loss.count
         known.first_ms = min(known.first_ms, loss.first_ms)

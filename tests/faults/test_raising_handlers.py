@@ -123,7 +123,7 @@ def interrupted(work: Callable[[], object], line: int, limit: Limit = TimeLimitE
 
 
 def interrupt(work: Callable[[], object], line: int, limit: Limit) -> bool:
-    """Do that in this thread. It must raise that. A handler is called with a number and the frame that it interrupts."""
+    """Do that in this thread. `handle` is called as a signal handler is: with a number and a frame."""
     left = line
 
     def handle(number: int, interrupted: FrameType) -> None:
@@ -162,7 +162,7 @@ def test_a_handler_that_raises_leaves_nothing_wrong(
     been."""
     # A tracer also stops in places where no handler can run, as between the end of a `with` and its lock's release.
     monkeypatch.setattr(turn, "_LEFT_BEHIND_SECONDS", 0.0)
-    monkeypatch.setattr(ring, "_CHECKING_NS", 0)
+    monkeypatch.setattr(ring, "_CHECKING_SECONDS", 0.0)
     lines = 0
     while True:
         lines += step

@@ -391,7 +391,7 @@ def test_it_is_said_once_and_so_is_the_end_of_it(outage: Outage, start: Start) -
     trouble, end = gunicorn.said()
     assert trouble.startswith(f"cwsink: cannot deliver to {GROUP}: {outage.says}: ")
     assert trouble.endswith("The records stay in the spool. The leader tries again until it succeeds.")
-    assert end == "cwsink: CloudWatch accepts records again. What is pending is being delivered."
+    assert end == f"cwsink: CloudWatch accepts records again. What is pending for {GROUP} is being delivered."
     assert books().pending == 0
 
 

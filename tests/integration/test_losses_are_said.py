@@ -10,18 +10,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
+from unittest.mock import ANY
 
 import pytest
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from cwsink import CloudWatchSpoolSink, Writer, diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
+from cwsink.naming import rfc3339
 from cwsink.spool import alerts, disk, refusals, told
 from cwsink.spool.record import Loss
+from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.harness.interleave import leading, until
-from tests.harness.support import program_calling, quick_config
+from tests.harness.interleave import deliver, leading, until
+from tests.harness.support import CHILD_SECONDS, notices_in, program_calling, quick_config
 
 Spawn = Callable[..., "Popen[str]"]
 LOST = re.compile(r"LOST ([\d,]+) records? \(([\d,]+) in all\): (.*)")
@@ -127,6 +130,32 @@ def test_at_its_end_a_process_says_the_rest(server: StrictCloudWatch, lines: lis
     assert len(lost(lines)) == 2
 
 
+def test_at_its_end_a_process_says_what_else_was_evicted(server: StrictCloudWatch, lines: list[str]) -> None:
+    """It says at once that it evicts, and at its end, within the same minute, how many it has evicted since."""
+    writer = Writer(tiny(server))
+    assert all(writer.append("x" * 500) for _ in range(600))
+    (first,) = lost(lines)
+    writer.close()
+    assert lost(lines)[1:] == [(survey(writer.directory).evicted - first[0], survey(writer.directory).evicted, ANY)]
+
+
+def test_a_notice_has_the_times_of_its_own_losses(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Losses that the stream was told of do not count for the next notice's times; those that wait do."""
+    writer = Writer(small)
+    start = now_ms() - 100_000
+    told_of = []
+    for begins in ([0], [20_000], [40_000, 80_000]):
+        for begin in begins:
+            refusals.add(writer.directory, [Loss(3, start + begin, start + begin + 2_000, "io_error", 0)])
+        deliver(writer.directory, small)
+        told_of.append(notices_in(server.messages())[-1]["_cwsink"])
+    times = [
+        (rfc3339(start + 1000 * begin), rfc3339(start + 1000 * end)) for begin, end in ((0, 2), (20, 22), (40, 82))
+    ]
+    assert [(each["first"], each["last"]) for each in told_of] == times
+    assert [each["lost"] for each in told_of] == [3, 3, 6]
+
+
 def test_a_full_disk_is_called_one(server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and while it costs records: the remedy is another one than for a full spool."""
     writer = Writer(tiny(server))
@@ -208,6 +237,50 @@ def test_health_is_honest(server: StrictCloudWatch, monkeypatch: pytest.MonkeyPa
     assert not asyncio.run(health())
 
 
+def test_each_spool_says_how_many_dead_letters_it_has(
+    small: SinkConfig, server: StrictCloudWatch, lines: list[str]
+) -> None:
+    """A process serves two spools: each has lines of its own, and together they count all letters."""
+    server.faults.poison = "BAD"
+    found = []
+    for group in ("/test/group", "/test/other"):
+        server.create_stream(group, "stream")
+        config = replace(small, log_group_name=group)
+        writer = Writer(config)
+        with leading(writer.directory, config):
+            for count in (1, 4, 6):
+                if count == 6:
+                    diagnostics._quiet.clear()  # a minute later
+                while survey(writer.directory).dead_lettered.get("poison", 0) < count:
+                    assert writer.append("BAD")
+                    assert writer.flush(CHILD_SECONDS)
+        found.append(writer.directory.dead_letters)
+    dead = [line for line in lines if "cannot be delivered (poison)" in line]
+    where = [(line.split()[0], line.partition("kept in ")[2].partition(". ")[0]) for line in dead]
+    assert where == [("1", found[0]), ("4", found[0]), ("1", found[1]), ("4", found[1])]
+
+
+def test_what_is_denied_is_named_for_each_group(
+    small: SinkConfig, server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One group is allowed again, another one is not: the line about the end names the first only."""
+    monkeypatch.setattr(backoff, "SLOW_DELAY_SECONDS", 0.2)
+    server.create_stream("/test/group", "stream")
+    server.faults.deny("logs:PutLogEvents")
+    server.faults.deny("logs:CreateLogGroup")
+    old, new = small, replace(small, log_group_name="/test/new")
+    writers = [Writer(old), Writer(new)]
+    assert all(writer.append("x") for writer in writers)
+    with leading(writers[0].directory, old), leading(writers[1].directory, new):
+        until(lambda: len({line.split(":")[0] for line in lines if "cannot deliver to" in line}) == 2, "both are named")
+        server.faults.allow("logs:PutLogEvents")
+        until(lambda: any("accepts records again" in line for line in lines), "its end")
+        server.faults.allow("logs:CreateLogGroup")
+        until(lambda: sum("accepts records again" in line for line in lines) == 2, "the other's end")
+    ends = [line for line in lines if "accepts records again" in line]
+    assert [group in end for group, end in zip(("/test/group", "/test/new"), ends, strict=True)] == [True, True]
+
+
 def test_dead_letters_end_with_a_line(
     small: SinkConfig, server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,3 +296,4 @@ def test_dead_letters_end_with_a_line(
         until(lambda: any("no more dead letters" in line for line in lines), "their end")
     assert any("cannot be delivered (poison)" in line for line in lines)
     assert any(f"`cwsink replay --dead-letters {writer.directory.path}`" in line for line in lines)
+    assert any("no more dead letters for a minute: 2 were in all." in line for line in lines)
