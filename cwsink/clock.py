@@ -16,3 +16,5 @@ monotonic: Final = (
     partial(time.clock_gettime, time.CLOCK_MONOTONIC) if hasattr(time, "clock_gettime") else time.monotonic
 )
 """Return seconds since some moment, as `time.monotonic` does."""
+wall: Final = partial(time.clock_gettime, time.CLOCK_REALTIME) if hasattr(time, "clock_gettime") else time.time
+"""Return seconds since 1970, as `time.time` does: for what several processes tell each other."""

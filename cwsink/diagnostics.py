@@ -40,7 +40,7 @@ def _stderr_at_start() -> tuple[int, int] | None:
     """Return which file is stderr; None if this process was started without one (`2>&-`)."""
     try:
         return None if sys.stderr is None or _ends_with_exec(2) else _identity(os.fstat(2))
-    except OSError:
+    except Exception:  # not only OSError: a fake file system for tests may be in the place of `os`
         return None
 
 
@@ -67,12 +67,13 @@ def subscribe(subscriber: Subscriber) -> None:
         _subscribers.append(subscriber)
 
 
-def report(key: str, message: str) -> bool:
+def report(key: str, message: str, *, is_total: bool = False) -> bool:
     """Write `message` to stderr and to the subscribers. Takes no lock, and never raises.
 
     Args:
         key: the kind of line; after a line, others of its key are held back for `QUIET_SECONDS`.
         message: what happened, what becomes of the data, what to do.
+        is_total: the message counts what the lines before it, which were held back, would have said.
 
     Returns:
         True: the line was written. False: it was held back, and counted.
@@ -87,20 +88,29 @@ def report(key: str, message: str) -> bool:
         return False
     _quiet[key] = (now, 0)
     message = printable(message, one_line=True)
-    if held_back:
+    if held_back and not is_total:
         message = f"{message} (and {held_back:,} more like this)"
     with contextlib.suppress(Exception):
-        if has_stderr():
-            # os.write and not sys.stderr, because this may run in a signal handler or while the interpreter ends.
-            os.write(2, f"cwsink: {message}\n".encode("utf-8", "backslashreplace"))
+        _write(f"cwsink: {message}\n")
     for subscriber in _subscribers:
         with contextlib.suppress(Exception):
             subscriber(key, message)
     return True
 
 
+def _write(line: str) -> None:
+    try:
+        if has_stderr():
+            # os.write and not sys.stderr, because this may run in a signal handler or while the interpreter ends.
+            os.write(2, line.encode("utf-8", "backslashreplace"))
+    except OSError:
+        raise
+    except Exception:  # `os` is a fake one for tests, which knows no descriptor 2
+        sys.stderr.write(line)
+
+
 def has_stderr() -> bool:
-    """Tell whether the descriptor 2 is stderr, so that a line may be written there. Never raises.
+    """Tell whether the descriptor 2 is stderr, so that a line may be written there. Raises no OSError.
 
     Somebody may have closed it, and opened a file of his own that got the same number. That file must get no line. But
     a program may also send its stderr elsewhere (`dup2`): to a terminal or /dev/null, or to a log, which is opened for

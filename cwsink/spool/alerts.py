@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from cwsink import words
-from cwsink.clock import monotonic
+from cwsink.clock import monotonic, wall
 from cwsink.diagnostics import is_heard, report, reset_quiet
 from cwsink.spool import capacity, cursor, disk, leader_state, lease, open_directory, refusals, segment, told
 from cwsink.spool.budget import read_evictions, used_bytes
@@ -207,7 +207,7 @@ class Alerts:
             if not is_heard():
                 return
             seen, said = see(self.directory), told.read(self.directory)
-            verdict = decide(said or self._said, seen, time.time(), is_last=is_last)
+            verdict = decide(said or self._said, seen, wall(), is_last=is_last)
             if verdict.told == (said or self._said):
                 return
             if said is None:
@@ -215,7 +215,7 @@ class Alerts:
 
             def changed(before: Told) -> Told:
                 nonlocal verdict
-                verdict = decide(before, seen, time.time(), is_last=is_last)
+                verdict = decide(before, seen, wall(), is_last=is_last)
                 return verdict.told
 
             if not told.change(self.directory, changed):
@@ -250,7 +250,8 @@ class Alerts:
         elif kind == "emptied":
             what = f"the spool is {seen.room.fill:.0%} full again, and no record was lost meanwhile."
         else:
-            what = f"no more dead letters for a minute. `cwsink replay --dead-letters {path}` sends what can be sent."
+            what = f"no more dead letters for a minute: {sum(seen.dead.values()):,} were in all. "
+            what += f"`cwsink replay --dead-letters {path}` sends what can be sent."
         report(key, f"{what} Spool: {path}")
 
 

@@ -33,6 +33,7 @@ from enum import Enum
 from time import time_ns
 from typing import Final
 
+from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
 from cwsink.spool import descriptors, disk, files, frame, open_directory, segment
 from cwsink.spool.capacity import Capacity
@@ -43,14 +44,14 @@ from cwsink.spool.segment import AttachedSegment, SegmentKey
 _CHECK_NS: Final = 800_000_000
 # While a thread checks, the others append on without a check. If a signal handler raises in the middle of one, nobody
 # may be kept from checking for good, so this ends by itself.
-_CHECKING_NS: Final = 100_000_000
+_CHECKING_SECONDS: Final = 0.1
 _SMALL_BYTES: Final = 1024
 _SMALL_CHECKS: Final = 32
 _CHECKS: Final = 64
 # To look for room takes a directory listing. A full spool must not cost one for each record, so a refusal stands this
 # long; the shorter time holds where a segment may be evicted.
-_FULL_NS: Final = 20_000_000
-_EVICTING_NS: Final = 1_000_000
+_FULL_SECONDS: Final = 0.02
+_EVICTING_SECONDS: Final = 0.001
 # A record is written so often: each limit that may be in the way once, and once more.
 _TRIES: Final = 4
 # One failure of a disk may pass. After so many in a row the writer tries another segment, on other blocks.
@@ -90,8 +91,7 @@ class Ring:
         """
         self._directory = directory
         self._rotation = Rotation(directory, wishes, is_guest=is_guest)
-        self._checking_until = 0
-        self._full_until = 0
+        self._checking_until = self._full_until = 0.0
         self._removed = False
         self._user = os.geteuid()
         self._unchecked_bytes = 0
@@ -188,7 +188,8 @@ class Ring:
     def forked(self) -> None:
         """In a forked child: forget the parent's segment, which is closed already, and what its threads were doing."""
         self.attached = self._synced = None
-        self.check_due_ns = self._full_until = self._checking_until = 0
+        self._full_until = self._checking_until = 0.0
+        self.check_due_ns = 0
 
     def sync(self) -> None:
         """Make what was appended durable against a crash of the host (fdatasync). Raises OSError."""
@@ -233,9 +234,6 @@ class Ring:
         self.check_mask = (1 << max(0, (size // _SMALL_CHECKS // _SMALL_BYTES).bit_length() - 1)) - 1
         self._check_bytes = size // _CHECKS
 
-    def _is_full(self, now: int) -> bool:
-        return self._full_until - _FULL_NS <= now < self._full_until
-
     def _refusal(self) -> Append:
         if self._removed or self.is_of_another_user:
             return Append.GONE
@@ -243,12 +241,13 @@ class Ring:
 
     def _check(self, now: int) -> AttachedSegment | None:
         """Check the segment, and return the one to append to. None: no room (`_full_until` is set), or no access."""
-        if not self._checking_until - _CHECKING_NS <= now < self._checking_until:
-            self._checking_until = now + _CHECKING_NS
+        # An application's tests may freeze the time of its records, `now`. So pauses go by another clock.
+        if (began := monotonic()) >= self._checking_until:
+            self._checking_until = began + _CHECKING_SECONDS
             try:
                 return self._check_segment(now)
             finally:
-                self._checking_until = 0
+                self._checking_until = 0.0
         # Another thread is checking, or we are a signal handler that has interrupted the check. So append on without
         # one, with two exceptions. If the last check found no room, refuse. If the segment must not grow any more,
         # check here as well: two checks at once only cost work, and are as safe as those of two processes.
@@ -271,7 +270,7 @@ class Ring:
         if self.is_of_another_user:
             return None
         try:
-            if self._is_full(now):
+            if monotonic() < self._full_until:
                 return None
             attached = self.attached
             if attached is not None and attached.status() is None:
@@ -290,10 +289,10 @@ class Ring:
             attached = self._go_on(attached, is_cut=status.st_size < end_seen)
             if attached is None:
                 # Where evicting is allowed, another process may be at it and have room for us soon: ask again then.
-                self._full_until = now + (_EVICTING_NS if self._rotation.may_evict else _FULL_NS)
+                self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
                 return None
             self.checked_at_ns, self.check_due_ns = now, now + _CHECK_NS
-            self._unchecked_bytes = self._full_until = 0
+            self._unchecked_bytes, self._full_until = 0, 0.0
             self._removed = False
             return attached
         except OSError as error:
@@ -352,7 +351,7 @@ class Ring:
                 self._abandon(attached)
                 return True
             if code in disk.NO_ROOM:
-                return not self._is_full(time_ns()) and self._rotation.make_room(attached)
+                return monotonic() >= self._full_until and self._rotation.make_room(attached)
             is_stuck = code == errno.EFBIG
             if code == errno.EIO:
                 attached.failures += 1
@@ -368,7 +367,7 @@ class Ring:
         """Turn an I/O error into an answer. The next append checks again, because the cause may be gone by then."""
         self.check_due_ns = 0
         if code in disk.NO_ROOM:
-            self._full_until = time_ns() + (_EVICTING_NS if self._rotation.may_evict else _FULL_NS)
+            self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
             return Append.FULL
         report(
             "append",

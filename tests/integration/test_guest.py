@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from cwsink import Writer
 from cwsink.spool import flusher_lock
+from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import until
-from tests.harness.support import CHILD_SECONDS, finish
+from tests.harness.support import CHILD_SECONDS, finish, quick_config, told_lost
 
 # What sends. It belongs to the flusher's process.
 SENDERS = {"boto3", "botocore", "filelock", "s3transfer", "urllib3", "jmespath", "dateutil", "rich"}
@@ -226,7 +228,7 @@ FREEZERS = {
     "time_machine": "import time_machine; frozen = time_machine.travel(datetime.datetime.now(), tick=False)",
 }
 FROZEN = """
-import datetime, sys
+import datetime, sys, time
 exec(sys.argv[2])
 if sys.argv[1] == "imported before":
     import cwsink, cwsink.frontends.fapilog_sink
@@ -244,6 +246,11 @@ with frozen:
     sink = cwsink.CloudWatchSpoolSink(log_stream_name="fapilog")
     assert sink.spool({"timestamp": "2026-01-31T12:00:00.123Z", "message": "frozen"})
     assert sink._writer.flush(60)
+    emptied = cwsink.Writer.open(log_stream_name="emptied", on_full="drop_newest",
+                                 spool_max_bytes="16KiB", segment_bytes="4KiB")
+    assert not all(emptied.append("x" * 1000) for _ in range(1000))
+    assert emptied.flush(60)
+    assert any(emptied.append("there is room again") or time.sleep(0.01) for _ in range(6000))
 """
 
 
@@ -264,6 +271,68 @@ def test_a_clock_that_stands_still_makes_no_wait_endless(
     )
     (event,) = server.events(stream="sent")
     assert event.message == "frozen"
+
+
+FAKED = """
+import logging, sys, time
+import cwsink
+from pyfakefs.fake_filesystem_unittest import Patcher
+
+def add_handler():
+    log.addHandler(cwsink.SpoolHandler(log_group_name="/test/group", log_stream_name="stream"))
+
+log = logging.getLogger("app")
+log.setLevel("INFO")
+if sys.argv[1] == "before":
+    add_handler()
+    log.info("before")
+with Patcher():
+    if sys.argv[1] == "within":
+        add_handler()
+    log.info("within")
+    time.sleep(1.0)  # now it looks at its segment, and at its flusher
+    for _ in range(3):
+        log.info("within")
+log.info("after")
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_fake_file_system_stops_no_program(server: StrictCloudWatch, spawn: Spawn, when: str) -> None:
+    """An application's tests run in pyfakefs, which replaces `os` in our modules, too: no call hangs or raises. The
+    records stand on stderr, or are in the spool, or are counted."""
+    pytest.importorskip("pyfakefs")
+    child = spawn(FAKED, when, env=server.environment())
+    _, errors = child.communicate(timeout=CHILD_SECONDS)
+    assert child.returncode == 0, errors
+    if when == "within":
+        assert [json.loads(line)["message"] for line in errors.splitlines()] == ["within"] * 4 + ["after"]
+        return
+
+    def arrived() -> list[str]:
+        return [json.loads(each)["message"] for each in server.messages() if '"_cwsink"' not in each]
+
+    assert server.wait_for(lambda _: {"before", "after"} <= set(arrived()), CHILD_SECONDS)
+    assert server.wait_for(
+        lambda _: arrived().count("within") + told_lost(server.messages(), "io_error") == 4, CHILD_SECONDS
+    )
+
+
+def test_one_refused_record_is_counted_once(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A function of the system raises what it never does: the record is counted once, and the line says what it was."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external"))
+
+    def fail(*arguments: object, **options: object) -> int:
+        raise RuntimeError("no open")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        assert not writer.append("refused")
+    assert writer.append("spooled")
+    assert survey(writer.directory).refused == {"io_error": 1}
+    assert "LOST a record, which is counted: RuntimeError: no open" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", ["[]", "None"])
