@@ -148,6 +148,7 @@ class Presence:
     def watch(self, ring: Ring) -> None:
         """Remember a writer's ring. At exit `leave` closes it before it detaches."""
         self._rings.add(ring)
+        ring.agree()
 
     def renew(self, directory: SpoolDirectory) -> None:
         """Attach again if the spool was removed and made anew."""
@@ -249,6 +250,7 @@ class Process:
         self.drain_queues: Callable[[], None] | None = None
         self._presences: dict[str, Presence] = {}
         self._starters: dict[str, Starter] = {}
+        self._left: set[str] = set()  # the spools in which this process has left its settings, and did not log yet
         self._handles_end = False
 
     def add(self, writer: _Appender) -> None:
@@ -256,12 +258,20 @@ class Process:
         self.writers.add(writer)
         self._handle_end()
 
+    def leave_settings(self, directory: SpoolDirectory, config: SinkConfig) -> None:
+        """Have the spool be sent as `config` says. Never raises."""
+        sending.leave(directory, config)
+        self._left.add(directory.path)
+
     def presence_in(self, directory: SpoolDirectory, config: SinkConfig) -> Presence:
         """Return this process's presence in a spool; the first call attaches. Raises OSError."""
         presence = self._presences.get(directory.path)
         if presence is None:
             self._handle_end()
             mine = Presence(directory, config)
+            if directory.path in self._left:
+                self._left.discard(directory.path)
+                sending.compare(directory, config)
             presence = self._presences.setdefault(directory.path, mine)
             if presence is not mine:  # another thread was first. With two locks, no process could tell it is the last
                 mine.detach()
@@ -302,6 +312,7 @@ class Process:
         """Become a child of its own. Its descriptors are closed by now."""
         self._presences.clear()
         self._starters.clear()
+        self._left.clear()
         self._handles_end = False
         for writer in list(self.writers):
             writer.forked()

@@ -27,7 +27,7 @@ from cwsink.errors import CwsinkError, SpoolAccessError
 from cwsink.frontends import console, losses, presence, sharing, static_fields
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.turn import Turn
-from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root, sending
+from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring, code_of
 from cwsink.target import Target
@@ -318,7 +318,7 @@ class Writer(sharing.Shared):
     def _open_spool(self, resolved: Target | None) -> None:
         """Open the spool of a target; by default that of the config. Raises ConfigError, SpoolError."""
         self.directory = directory.open_for(self.config, None, resolved)
-        sending.leave(self.directory, self.config)
+        presence.this.leave_settings(self.directory, self.config)
 
     def _reopen(self, payload: bytes) -> Append:
         """Open another spool for this target: this one was removed, or this process has changed its user."""

@@ -97,6 +97,17 @@ def claim(directory: SpoolDirectory, mine: Capacity, *, is_alone: bool) -> Capac
     return holds
 
 
+def agree(directory: SpoolDirectory, mine: Capacity) -> Capacity:
+    """Look once more, now that this process is attached, and return what holds. Never raises.
+
+    Two processes may have begun at the same moment. Each found nobody else, and the later one's settings hold.
+    """
+    found = read(directory)
+    if found is None or found.written_by == mine.written_by:
+        return renew(directory, mine)
+    return claim(directory, mine, is_alone=False)
+
+
 def renew(directory: SpoolDirectory, mine: Capacity) -> Capacity:
     """Return what holds now. If two writers began at once, the one with the larger budget sees to it here."""
     found = read(directory)

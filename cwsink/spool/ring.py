@@ -181,6 +181,10 @@ class Ring:
         """Tell whether this process has changed its user since it opened the spool (a server that drops root)."""
         return os.geteuid() != self._user
 
+    def agree(self) -> None:
+        """Keep to what holds by now (see Rotation.agree)."""
+        self._rotation.agree()
+
     def close(self) -> None:
         """Let go of the segment; the next append opens it again."""
         self.attached = None

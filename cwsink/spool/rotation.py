@@ -59,6 +59,7 @@ class Rotation:
         self._most_grown_bytes = MOST_SEGMENT_FACTOR * wishes.segment_bytes
         self.may_evict = wishes.may_evict and not is_guest
         self.made = 0
+        self._was_alone = False
 
     def newest(self) -> AttachedSegment:
         """Attach to the newest segment, or make one. Raises OSError."""
@@ -67,6 +68,7 @@ class Rotation:
         is_start = not is_anyone_attached(self._directory)
         if not self._is_guest:
             capacity.claim(self._directory, self._wishes, is_alone=is_start)
+            self._was_alone = is_start
         self._keep_to(self._holding())
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
@@ -96,6 +98,12 @@ class Rotation:
         if is_start:
             self._trim(attached)
         return attached
+
+    def agree(self) -> None:
+        """This process is attached now. If it began while no other one was, look whether one has begun as well."""
+        if self._was_alone:
+            self._was_alone = False
+            self._keep_to(capacity.agree(self._directory, self._wishes))
 
     def follow(self, attached: AttachedSegment) -> AttachedSegment:
         """Return the newest segment, attached, if it is not this one. Raises OSError."""

@@ -74,15 +74,29 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
     if found is not None and (found.settings, found.installation) == (mine.settings, mine.installation):
         return
     try:
+        files.replace(directory.sending, msgspec.json.encode(mine))
         if found is not None and found.settings != mine.settings and attachment.is_anyone_attached(directory):
             report(
                 f"settings_{directory.path}",
                 f"the settings of {directory.path} differ from those of {found.written_by}, whose application still "
                 f"logs there: {_differences(found.settings, mine.settings)}. The newer ones hold from now on.",
             )
-        files.replace(directory.sending, msgspec.json.encode(mine))
     except OSError as error:
         report("settings", f"cannot write {directory.sending}: {error.strerror}. It is sent as settings before said.")
+
+
+def compare(directory: SpoolDirectory, config: SinkConfig) -> None:
+    """Say if another program has left other settings meanwhile. Never raises.
+
+    Two programs may start at the same moment. Each leaves its settings before it is attached, and sees nobody else.
+    """
+    found, mine = read(directory), _settings_of(config)
+    if found is not None and found.settings != mine and found.written_by != host.process():
+        report(
+            f"settings_{directory.path}",
+            f"the settings of {directory.path} differ from those of {found.written_by}, which has begun to log there "
+            f"at the same time: {_differences(mine, found.settings)}. The latter hold.",
+        )
 
 
 def read(directory: SpoolDirectory) -> Sending | None:

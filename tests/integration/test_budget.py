@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from cwsink.config import SinkConfig
 from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.spool import budget, capacity, cursor, descriptors, rotation, segment
-from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.survey import Survey, events, open_segments, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -814,3 +815,55 @@ def test_a_count_that_nobody_could_have_written_is_not_gone_on_with(server: Stri
     books = survey(spool)
     assert books.evicted > 0
     assert books.appended == count
+
+
+BEGINNER = """
+import sys
+import cwsink
+from cwsink.frontends.presence import Process
+
+presence_in = Process.presence_in
+
+def attach_when_told(self, directory, config):
+    print("has made the segment", flush=True)
+    input()
+    return presence_in(self, directory, config)
+
+Process.presence_in = attach_when_told
+writer = cwsink.Writer.open(log_group_name="/test/group", log_stream_name="stream", flusher="external",
+                            batch_size=int(sys.argv[1]), spool_max_bytes=sys.argv[2])
+print("has left its settings", flush=True)
+input()
+assert writer.append("x")
+print(writer.directory.path, flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_programs_that_start_at_the_same_moment_agree(spawn: Spawn, first: int) -> None:
+    """Neither is attached when the other one looks: the larger budget holds all the same, and both values are named."""
+    children = [spawn(BEGINNER, "10", "8MiB"), spawn(BEGINNER, "20", "64MiB")]
+    for _ in range(2):  # so many steps do both of them take before one is attached
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            go_on(child)
+    paths = []
+    for child in (children[first], children[1 - first]):
+        assert child.stdout is not None
+        paths.append(child.stdout.readline().strip())
+        held = capacity.read(open_existing(paths[0]))
+    assert held is not None
+    assert held.spool_max_bytes == 64 * MIB
+    errors = [child.communicate("\n", timeout=CHILD_SECONDS)[1] for child in children]
+    lines = [line for each in errors for line in each.splitlines() if "differ from those" in line]
+    assert len([line for line in lines if "batch_size 10 -> 20" in line and line.endswith("The latter hold.")]) == 1
+    assert [line for line in lines if "spool_max_bytes" in line and str(64 * MIB) in line and str(8 * MIB) in line]
+
+
+def go_on(child: Popen[str]) -> None:
+    """Answer its `input()`."""
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
