@@ -71,6 +71,11 @@ def why(spool: SpoolStats) -> str:
     return "They are being sent."
 
 
+def stall(spool: SpoolStats) -> str:
+    """Return why the leader does not get on, and what to do; "" if it is not known to stand still."""
+    return why(spool) if spool.state == "stalled" else ""
+
+
 def _why_orphan(spool: SpoolStats, silent_seconds: float) -> str:
     """Return how the spool came to be left behind, as far as that can be known, and which command sends it."""
     silent = words.duration(silent_seconds)

@@ -22,8 +22,10 @@ from msgspec.structs import asdict
 from cwsink import Writer, __version__
 from cwsink.cli.arguments import COMMANDS
 from cwsink.config import SinkConfig
+from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.spool import segment
 from cwsink.spool.lease import Lease
+from cwsink.spool.record import Event
 from cwsink.testing import StrictCloudWatch
 from tests.harness.support import CHILD_SECONDS, finish, give
 
@@ -570,6 +572,25 @@ def test_flush_once_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: Sink
         assert f"pid {flusher}" in done.stderr
         assert "stopped process" in done.stderr
     status_when(lambda spool: spool["delivered"] == 2)
+
+
+def test_replay_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: SinkConfig) -> None:
+    """A leader that is stopped sends nothing, so its spool is not well looked after: code 1, and stderr names it."""
+    worker = spawn(WORKER, settings(config))
+    tell(worker, 1)
+    found = status_when(lambda spool: spool["delivered"] == 1)
+    flusher, path = found["leader"]["pid"], found["path"]
+    with stopped(flusher):
+        writer = external(config)
+        writer.append("x")
+        stopped_process = f"he leader (pid {flusher} on {socket.gethostname()}) is a stopped process."
+        done = cwsink("replay", path, code=1)
+        assert done.stderr.startswith(f"cwsink: 1 record stays in {path}: T{stopped_process} `kill -CONT {flusher}`")
+        assert "leads and sends" not in done.stdout
+        assert f"would be left alone, because t{stopped_process}" in cwsink("replay", path, "--dry-run").stdout
+        DeadLetters(writer.directory.dead_letters).add("oversize", "y", [Event(time.time_ns() // 10**6, 7, 0, "z")])
+        assert f"T{stopped_process}" in cwsink("replay", "--dead-letters", path).stdout
+    status_when(lambda spool: spool["delivered"] == 3)
 
 
 def test_flush_runs_until_ctrl_c_and_drains(
