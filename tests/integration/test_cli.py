@@ -574,6 +574,27 @@ def test_flush_once_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: Sink
     status_when(lambda spool: spool["delivered"] == 2)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[[name, "--listen", ":0"] if name == "metrics" else [name] for name, row in COMMANDS.items() if row.has_path],
+        ["replay", "--dead-letters", "--clear"],
+        ["export", "-o"],
+        ["metrics", "--textfile"],
+        ["run", "--spool"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_wrong_usage(config: SinkConfig, words: list[str]) -> None:
+    """It is a variable of a shell that is not set. To take it for all spools would send, or throw away, too much."""
+    letters = DeadLetters(external(config).directory.dead_letters)
+    letters.add("poison", "y", [Event(time.time_ns() // 10**6, 7, 0, "z")])
+    done = cwsink(*words, "", code=2)
+    assert "it is empty. Give a path, or leave the argument out for the default" in done.stderr
+    assert done.stdout == ""
+    assert len(letters.read().letters) == 1
+
+
 def test_replay_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: SinkConfig) -> None:
     """A leader that is stopped sends nothing, so its spool is not well looked after: code 1, and stderr names it."""
     worker = spawn(WORKER, settings(config))
