@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from cwsink import words
 from cwsink.cli import say
 from cwsink.errors import CwsinkError
+from cwsink.spool.directory import expect_spools
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2
@@ -24,6 +25,7 @@ _NEARLY_LOST_FILL = 0.95
 def run(options: argparse.Namespace) -> int:
     """Print one line. Returns the exit code: 0 all is well, 1 a warning, 2 records are lost or about to be."""
     try:
+        expect_spools(options.path)
         found = stats(options.path)
     except (CwsinkError, OSError) as error:
         # Monitoring reads stdout, and takes code 1, which other commands fail with, for a mere warning.

@@ -132,6 +132,26 @@ def test_a_path_that_cannot_be_looked_into_is_critical(tmp_path: Path) -> None:
     assert line.startswith(f"CRITICAL: cannot read {loop}: cannot look into {loop}: ")
 
 
+def test_a_path_with_a_slip_of_the_pen_is_critical(small: SinkConfig, tmp_path: Path) -> None:
+    """It is not there, or it is no root: monitoring would be content for ever. An empty root is well."""
+    missing = tmp_path / "spolls"
+    code, line = check(str(missing))
+    assert (code, line.startswith(f"CRITICAL: cannot read {missing}: {missing} is not there. ")) == (2, True)
+    writer = Writer(small)
+    assert writer.append("x")
+    for path in (writer.directory.ring, tmp_path):
+        (tmp_path / "notes.txt").touch()
+        code, line = check(str(path))
+        assert code == 2
+        assert f"{path} holds no spool, but " in line
+    assert check(writer.directory.root)[0] == check(writer.directory.path)[0] == 0
+    empty = tmp_path / "empty"
+    (empty / "lost+found").mkdir(parents=True)
+    (empty / "flusher-1000.lock").touch()
+    (empty / f"new.{'0' * 10}").mkdir()
+    assert check(str(empty)) == (0, "OK: 0 spools, 0 records waiting")
+
+
 def test_wrong_words_are_an_error_and_no_code_of_a_worker() -> None:
     """gunicorn takes 3 and 4 for a worker that cannot boot; usage is 2, as everywhere."""
     for words in (["--max-age", "soon"], ["--max-fill", "-3%"], ["--max-age", "5 weeks"]):
