@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 
-from cwsink.cli import DONE, replacing
+from cwsink.cli import DONE
 from cwsink.errors import CwsinkError
 from cwsink.spool.directory import expect_spools
+from cwsink.watching.output import replacing
 
 
 def run(options: argparse.Namespace) -> int:
