@@ -52,9 +52,12 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
     fill = spool.fill if spool.pending else 0.0
     if fill > options.max_fill / 100:
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
-    if spool.is_losing:
-        yield CRITICAL, "records are being lost"
-    if options.no_losses and spool.lost:
+    if spool.is_losing and spool.lost_is_over:
+        until = f"until {spool.lost_until[11:16]} UTC, " if spool.lost_until else ""
+        yield CRITICAL, f"{words.records(spool.lost)} lost {until}and none now"
+    elif spool.is_losing:
+        yield CRITICAL, f"records are being lost, {spool.lost:,} so far"
+    elif options.no_losses and spool.lost:
         yield CRITICAL, f"{words.records(spool.lost)} lost"
     if options.no_losses and spool.dead_letters_dropped:
         yield CRITICAL, f"{words.counted(spool.dead_letters_dropped, 'dead letter')} lost"

@@ -100,12 +100,16 @@ def test_losses_and_dead_letters_count_if_asked(small: SinkConfig, server: Stric
 
 
 def test_while_records_are_being_lost_it_is_critical(small: SinkConfig) -> None:
-    """Whatever is asked for, and although nothing waits: what was delivered may be all that the disk has room for."""
+    """Whatever is asked for. Once there is room again, the line says that they were lost, and until when."""
     writer = Writer(small)
     assert writer.append("x")
     deliver(writer.directory, small)
     assert refusals.add(writer.directory, [Loss(1204, now_ms(), now_ms(), "spool_full", 0)])
-    assert check() == (2, f"CRITICAL: {NAME}: records are being lost; 1 spool, 0 records waiting")
+    until = time.strftime("%H:%M UTC", time.gmtime(os.stat(writer.directory.refusals).st_mtime))
+    was = f"CRITICAL: {NAME}: 1,204 records lost until {until}, and none now; 1 spool, 0 records waiting"
+    assert check() == check("--no-losses") == (2, was)
+    assert refusals.add(writer.directory, [Loss(3, now_ms(), now_ms(), "io_error", 0)])
+    assert check() == (2, f"CRITICAL: {NAME}: records are being lost, 1,207 so far; 1 spool, 0 records waiting")
 
 
 def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ CONTRACT = {
     "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable", "used_bytes",
     "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
     "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
-    "lost_until", "lost_why", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
+    "lost_until", "lost_why", "lost_is_over", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
     "disk_free_bytes", "obstacle", "dead_letters_dropped",
     "history_bytes", "history_seconds",
 }  # fmt: skip
