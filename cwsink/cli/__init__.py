@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:  # --help
             sys.stdout.flush()
             raise
+        if options.command != "run":  # whose command gets the variables as they are
+            _forget_no_size()
         with lean.loading():
             if options.command == "check":  # a probe may run it each second
                 lean.import_msgspec()
@@ -104,6 +106,14 @@ def _open_what_is_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # it is open to the end
+
+
+def _forget_no_size() -> None:
+    """Have a terminal's size that is none (COLUMNS=0) be as if it were not set. rich would print nothing, or fail."""
+    for name in ("COLUMNS", "LINES"):
+        size = os.environ.get(name, "1")
+        if not (size.isdecimal() and int(size)):
+            del os.environ[name]
 
 
 def _discard_output() -> None:

@@ -279,6 +279,28 @@ def test_status_never_counts_less_than_before(spawn: Spawn, config: SinkConfig) 
         assert spool["appended"] == spool["delivered"] + dead + spool["evicted"] + spool["pending"]
 
 
+@pytest.mark.parametrize("size", ["0", "-5", "", "wide", "²"])
+@pytest.mark.parametrize("words", [("status",), ("top", "--once")], ids=" ".join)
+def test_a_size_of_the_terminal_that_is_none_hides_nothing(
+    config: SinkConfig, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], size: str
+) -> None:
+    """COLUMNS and LINES come from anywhere. What is no size does not count: the lines in a pipe are whole."""
+    directory = external(config).directory
+    monkeypatch.setenv("COLUMNS", size)
+    monkeypatch.setenv("LINES", size)
+    done = subprocess.run(
+        [sys.executable, "-m", "cwsink", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=CHILD_SECONDS,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "/test/group → stream" in done.stdout
+    assert words == ("top", "--once") or f"{directory.path}\n" in done.stdout
+
+
 def test_status_while_the_leader_is_stopped(spawn: Spawn, config: SinkConfig) -> None:
     """It needs nothing from the leader, says that it is stopped, and how to go on."""
     worker = spawn(WORKER, settings(config))
