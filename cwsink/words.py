@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final
@@ -72,8 +73,17 @@ def target(log_group_name: str, log_stream_name: str) -> str:
     return printable(f"{log_group_name} → {log_stream_name}", one_line=True)
 
 
-def to_send(path: str) -> str:
-    """Return the command that sends what is in a spool now, as all hints name it."""
+def quoted(path: str) -> str:
+    """Return a path as a shell takes it. What a terminal cannot show is an escape, which bash, zsh and ksh know."""
     import shlex  # here, because a process that has no trouble never needs it
 
-    return f"`cwsink flush --once {shlex.quote(path)}`"
+    if path.isprintable():
+        return shlex.quote(path)
+    name = path.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+    shown = (chr(byte) if 0x20 <= byte < 0x7F and byte not in b"'\\" else f"\\{byte:03o}" for byte in name)
+    return f"$'{''.join(shown)}'"
+
+
+def to_send(path: str) -> str:
+    """Return the command that sends what is in a spool now, as all hints name it."""
+    return f"`cwsink flush --once {quoted(path)}`"

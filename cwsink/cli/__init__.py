@@ -24,11 +24,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import IO, Final
+from typing import Final
 
 from cwsink import lean
 from cwsink.errors import CwsinkError
@@ -61,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:  # --help
             sys.stdout.flush()
             raise
+        if options.command != "run":  # whose command gets the variables as they are
+            _forget_no_size()
         with lean.loading():
             if options.command == "check":  # a probe may run it each second
                 lean.import_msgspec()
@@ -92,43 +93,6 @@ def complain(message: str) -> None:
     print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def replacing(path: str, mode: int | None = None) -> Iterator[IO[bytes]]:
-    """Open a file that becomes `path` as a whole at the end of the block. `-` is stdout.
-
-    No reader sees a part of it. If the block fails or is interrupted, the file that was there before stays as it was.
-    A device or a pipe cannot be replaced, so it is written directly: a rename would put a plain file in its place.
-
-    Args:
-        path: the file; a link leads to the file that is replaced.
-        mode: its permissions. None: those of the file that was there, or as the umask says.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    if path == "-":
-        yield sys.stdout.buffer
-        return
-    before = os.stat(path).st_mode if os.path.exists(path) else None
-    if path.startswith("/dev/") or (before is not None and not stat.S_ISREG(before)):
-        with open(path, "wb") as file:
-            yield file
-        return
-    path = os.path.realpath(path)
-    mode = stat.S_IMODE(before) if mode is None and before is not None else mode
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            yield file
-        os.replace(temporary, path)
-    except BaseException:  # also Ctrl-C
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
 def _open_what_is_closed() -> None:
     """Have /dev/null stand for those of stdin, stdout and stderr that are closed (`>&-`).
 
@@ -142,6 +106,14 @@ def _open_what_is_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # it is open to the end
+
+
+def _forget_no_size() -> None:
+    """Have a terminal's size that is none (COLUMNS=0) be as if it were not set. rich would print nothing, or fail."""
+    for name in ("COLUMNS", "LINES"):
+        size = os.environ.get(name, "1")
+        if not (size.isdecimal() and int(size)):
+            del os.environ[name]
 
 
 def _discard_output() -> None:

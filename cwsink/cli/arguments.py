@@ -41,7 +41,7 @@ def _verify_options(verify: argparse.ArgumentParser) -> None:
 
 def _export_options(export: argparse.ArgumentParser) -> None:
     _period_options(export)
-    export.add_argument("-o", "--output", metavar="FILE", help="write FILE as a whole; .gz is compressed")
+    export.add_argument("-o", "--output", metavar="FILE", type=_named, help="write FILE as a whole; .gz is compressed")
 
 
 def _status_options(status: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _top_options(top: argparse.ArgumentParser) -> None:
 
 def _metrics_options(metrics: argparse.ArgumentParser) -> None:
     how = metrics.add_mutually_exclusive_group(required=True)
-    how.add_argument("--textfile", metavar="FILE", help="write FILE once, as a whole (- is stdout)")
+    how.add_argument("--textfile", metavar="FILE", type=_named, help="write FILE once, as a whole (- is stdout)")
     listen = f"answer at ADDRESS (default: {_LISTEN}) until TERM"
     how.add_argument("--listen", metavar="ADDRESS:PORT", nargs="?", type=_address, const=_address(_LISTEN), help=listen)
 
@@ -121,6 +121,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--spool",
         metavar="PATH",
+        type=_named,
         help="the directory of the spools, for the command and the flusher "
         "(default: as for PATH of `cwsink flush --help`)",
     )
@@ -220,8 +221,14 @@ def parser(known: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParser:
         command.set_defaults(error=command.error)
         add_options(command)
         if has_path:
-            command.add_argument("path", metavar="PATH", nargs="?", help=epilogs.PATH)
+            command.add_argument("path", metavar="PATH", nargs="?", type=_named, help=epilogs.PATH)
     return top
+
+
+def _named(path: str) -> str:
+    if not path:  # an unset variable of a shell must not mean all spools
+        raise argparse.ArgumentTypeError("it is empty. Give a path, or leave the argument out for the default")
+    return path
 
 
 def _duration(text: str) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from cwsink import words
 from cwsink.cli import say
 from cwsink.errors import CwsinkError
+from cwsink.spool.directory import expect_spools
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2
@@ -24,6 +25,7 @@ _NEARLY_LOST_FILL = 0.95
 def run(options: argparse.Namespace) -> int:
     """Print one line. Returns the exit code: 0 all is well, 1 a warning, 2 records are lost or about to be."""
     try:
+        expect_spools(options.path)
         found = stats(options.path)
     except (CwsinkError, OSError) as error:
         # Monitoring reads stdout, and takes code 1, which other commands fail with, for a mere warning.
@@ -50,9 +52,12 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
     fill = spool.fill if spool.pending else 0.0
     if fill > options.max_fill / 100:
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"
-    if spool.is_losing:
-        yield CRITICAL, "records are being lost"
-    if options.no_losses and spool.lost:
+    if spool.is_losing and spool.lost_is_over:
+        until = f"until {spool.lost_until[11:16]} UTC, " if spool.lost_until else ""
+        yield CRITICAL, f"{words.records(spool.lost)} lost {until}and none now"
+    elif spool.is_losing:
+        yield CRITICAL, f"records are being lost, {spool.lost:,} so far"
+    elif options.no_losses and spool.lost:
         yield CRITICAL, f"{words.records(spool.lost)} lost"
     if options.no_losses and spool.dead_letters_dropped:
         yield CRITICAL, f"{words.counted(spool.dead_letters_dropped, 'dead letter')} lost"

@@ -34,6 +34,7 @@ from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.stats import look
+from cwsink.watching.reasons import stall
 
 # A killed replay may send so many letters twice. A smaller step would rewrite the file, up to 8 MiB, more often.
 _STEP_LETTERS: Final = 1_000
@@ -234,5 +235,5 @@ def _alone(directory: SpoolDirectory) -> Iterator[None]:
 
 def _who_sends(directory: SpoolDirectory) -> str:
     if lease.is_taken(directory):
-        return f"{leader_name(directory)} leads, and sends them."
+        return stall(look(directory)) or f"{leader_name(directory)} leads, and sends them."
     return f"no process leads. They are sent when a worker logs again, or by {words.to_send(directory.path)}."

@@ -62,7 +62,7 @@ examples:
   cwsink check --max-age 2m --no-losses
   exec: {command: [cwsink, check, --max-age, 5m]}      a probe of Kubernetes
 
-Exit codes: 0 all is well, 1 warning, 2 critical (records are lost, or will be; or wrong usage)
+Exit codes: 0 all is well, 1 warning, 2 critical (records are lost, or will be; a PATH of no spools; or wrong usage)
 """
 
 DOCTOR = """\

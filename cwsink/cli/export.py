@@ -11,11 +11,12 @@ from typing import IO, Any
 
 import msgspec
 
-from cwsink.cli import DONE, NOT_DONE, replacing
+from cwsink.cli import DONE, NOT_DONE
 from cwsink.cli.spools import Spools, period
 from cwsink.spool import past_records
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
+from cwsink.watching.output import replacing
 
 
 def run(options: argparse.Namespace) -> int:

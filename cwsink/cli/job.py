@@ -22,7 +22,7 @@ from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import look
 from cwsink.spool.survey import Backlog, survey
-from cwsink.watching.reasons import sentence, why
+from cwsink.watching.reasons import sentence, stall
 
 # Without --timeout the command gives up after this time without progress, and does not wait for an outage to end.
 _PATIENCE_SECONDS: Final = 60.0
@@ -100,7 +100,7 @@ class SpoolDrain:
         elif spool.state in ("retrying", "circuit_open") and spool.last_error:
             cause = f"{sentence(spool.last_error)} {advice_on(spool.last_error, spool.obstacle)}"
         else:
-            cause = why(spool) if spool.state == "stalled" else ""
+            cause = stall(spool)
         self._why = f"{reason}. {cause}{' ' if cause else ''}They are kept, and the next leader sends them."
 
     def abandon(self, error: OSError) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 
-from cwsink.cli import DONE, replacing
+from cwsink.cli import DONE
 from cwsink.errors import CwsinkError
+from cwsink.spool.directory import expect_spools
+from cwsink.watching.output import replacing
 
 
 def run(options: argparse.Namespace) -> int:
@@ -18,6 +20,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise CwsinkError(f"metrics need prometheus-client: pip install 'cwsink[metrics]' ({error})") from error
     if options.textfile is not None:
+        expect_spools(options.path)
         content = openmetrics.text_of(options.path)
         with replacing(options.textfile, 0o644) as file:  # a collector is another user
             file.write(content)

@@ -24,6 +24,8 @@ from cwsink.cli.spools import Spools, leader_name, target
 from cwsink.limits import MAX_PAST_MS
 from cwsink.spool import orphans, survey
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.stats import look
+from cwsink.watching.reasons import stall
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,8 +88,12 @@ def _replay_all(directories: list[SpoolDirectory], rate: int | None) -> bool:
                 break
             try:
                 if orphans.is_led(directory):
-                    name = leader_name(directory)
-                    lines.append(f"{target(directory)}: left alone, because {name} leads and sends it.")
+                    if cause := stall(spool := look(directory)):
+                        stay = f"{words.stay(spool.pending)} in {directory.path}"
+                        failures.append(f"{stay}: {cause} They are kept, and the next leader sends them.")
+                    else:
+                        name = leader_name(directory)
+                        lines.append(f"{target(directory)}: left alone, because {name} leads and sends it.")
                     continue
                 drain = _replay(directory, rate, stops, shown)
             except Exception as error:  # the other spools are sent all the same
@@ -126,7 +132,8 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
 def _would_do(directory: SpoolDirectory) -> str:
     name = target(directory)
     if orphans.is_led(directory):
-        return f"{name}: would be left alone, because {leader_name(directory)} leads and sends it."
+        cause = stall(look(directory)) or f"{leader_name(directory)} leads and sends it."
+        return f"{name}: would be left alone, because {cause[0].lower()}{cause[1:]}"
     found = survey.pending(directory)
     if not found.records:
         return f"{name}: nothing is pending."

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from cwsink import words
 from cwsink.doctor.finding import Finding, ok, warning, wrong
 from cwsink.doctor.patient import Patient
 from cwsink.flusher.outcome import advice_on
-from cwsink.spool import flusher_lock
+from cwsink.spool import alerts, flusher_lock
+from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
 
 
@@ -19,7 +19,7 @@ def delivery(patient: Patient) -> Iterator[Finding]:
         if case.directory is not None:
             spool = look(case.directory)
             yield from _verdict(case.name, spool)
-            yield from _lost(case.name, spool)
+            yield from _lost(case.name, spool, case.directory)
 
 
 def leader(patient: Patient) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
         yield ok("delivery", f"{name}: nothing waits, {spool.delivered:,} delivered{last}")
         return
     waiting = f"{name}: {spool.pending:,} wait, the oldest for {spool.oldest_pending_seconds or 0:,.0f} s"
-    path = shlex.quote(spool.path)
+    path = words.quoted(spool.path)
     if spool.state == "stalled" and spool.leader is not None:
         pid = spool.leader.pid
         how = "is a stopped process" if spool.leader_is_stopped else "has not moved for 30 s"
@@ -74,14 +74,13 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
         yield ok("delivery", f"{waiting}; they are being sent")
 
 
-def _lost(name: str, spool: SpoolStats) -> Iterator[Finding]:
+def _lost(name: str, spool: SpoolStats, directory: SpoolDirectory) -> Iterator[Finding]:
     if spool.lost:
-        yield warning(
-            "losses",
-            f"{name}: {spool.lost:,} records are lost since the spool was made (evicted or refused)",
-            f"Raise spool_max_bytes above {spool.capacity_bytes:,}, or find out why CloudWatch did not take them.",
-        )
-    to_see = f"cwsink replay --dead-letters --dry-run {shlex.quote(spool.path)}"
+        what = f"{name}: {words.records(spool.lost)} lost since the spool was made (evicted or refused)"
+        reasons, room = alerts.reasons_of(spool.refused, spool.evicted), alerts.room_of(directory)
+        cause, remedy = alerts.cause_and_remedy(directory, reasons, room, has_pending=spool.pending > 0)
+        yield warning("losses", f"{what}: {cause}", remedy)
+    to_see = f"cwsink replay --dead-letters --dry-run {words.quoted(spool.path)}"
     if spool.dead_letters:
         never = f"{name}: CloudWatch can never take {words.each_counted(spool.dead_letters)}"
         yield warning("dead letters", never, to_see)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 
+from cwsink import words
 from cwsink.config import SinkConfig
 from cwsink.doctor import machine
 from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
@@ -88,7 +88,7 @@ def room(patient: Patient) -> Iterator[Finding]:
         yield (warning if free_files else wrong)(
             "room",
             f"{shown}, but {free_files or 'no'} more files can be made: the inodes are used up. Records may be lost",
-            f"Remove files: `df -i {shlex.quote(there)}` counts them. Or a file system with more inodes.",
+            f"Remove files: `df -i {words.quoted(there)}` counts them. Or a file system with more inodes.",
         )
     elif (most := disk.most_file_bytes()) is not None and most < segment:
         yield wrong("room", f"this user's files may have {most:,} bytes (ulimit -f)", "ulimit -f unlimited")

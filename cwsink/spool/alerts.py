@@ -14,6 +14,7 @@ is /dev/null, leaves it to the others. `decide` is pure.
 from __future__ import annotations
 
 import contextlib
+import stat
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 from cwsink import words
 from cwsink.clock import monotonic, wall
 from cwsink.diagnostics import is_heard, report, reset_quiet
-from cwsink.spool import capacity, cursor, disk, leader_state, lease, open_directory, refusals, segment, told
+from cwsink.spool import capacity, cursor, disk, files, leader_state, lease, open_directory, refusals, segment, told
 from cwsink.spool.budget import read_evictions, used_bytes
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Obstacle
@@ -42,11 +43,12 @@ _PASSING_SECONDS: Final = 3.0
 _FULL: Final = frozenset((EVICTED, "spool_full"))
 _UNENCODABLE: Final = "unencodable"
 _OTHER_CAUSES: Final = {
-    "io_error": "the disk fails, or this process has reached a limit",
+    "io_error": "the disk fails, or the process that logs has reached a limit or may not write there",
     _UNENCODABLE: "they are empty, no text, or too long",
 }
 # A spool that is emptier than this by now was full when it lost records.
 _STILL_FULL: Final = 0.5
+_OWNER_WRITES: Final = stat.S_IWUSR | stat.S_IXUSR
 SAFE: Final = "The records stay in the spool."
 _NOT_SAFE: Final = "Records are being LOST."
 _NO_FILE: Final = "No file can be made there, because the inodes are used up"
@@ -91,6 +93,13 @@ class Room(NamedTuple):
     def is_disk_small(self) -> bool:
         """Tell whether the disk is full before the spool has what it may have."""
         return self.free is not None and self.used + self.free < self.capacity
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether what may have been full is full now. It is not if there is room again for many records."""
+        if self.lacks_files or self.fill >= _STILL_FULL:
+            return True
+        return self.is_disk_small and (self.free or 0) < _PLENTY_BYTES
 
     @property
     def fill(self) -> float:
@@ -236,22 +245,22 @@ class Alerts:
         total = sum(seen.lost.values())
         if kind == "losing":
             what = f"LOST {words.records(sum(verdict.more.values()))} ({total:,} in all): "
-            what += causes(self.directory, verdict.more, seen.room)
+            what += causes(self.directory, verdict.more, seen.room, has_pending=seen.has_pending)
         elif kind == "filling":
             room = seen.room
             of = f"its disk, {words.size(room.free or 0)} free" if room.is_disk_small else words.size(room.capacity)
             what = f"the spool is {room.fill:.0%} full ({words.size(room.used)} of {of}), and nothing is lost yet"
-            what += (
-                f"{_because(self.directory, room)}. When it is full, records are LOST. {_remedy(self.directory, room)}"
-            )
+            what += f"{_because(self.directory, room)}. When it is full, records are LOST. "
+            what += _remedy(self.directory, room, has_pending=True)
         elif kind == "over":
             lasted = words.duration(max(0.0, said.until - said.since))
             what = f"no record is lost any more: {total:,} were in all, these within {lasted}."
         elif kind == "emptied":
             what = f"the spool is {seen.room.fill:.0%} full again, and no record was lost meanwhile."
         else:
+            command = f"`cwsink replay --dead-letters {words.quoted(path)}`"
             what = f"no more dead letters for a minute: {sum(seen.dead.values()):,} were in all. "
-            what += f"`cwsink replay --dead-letters {path}` sends what can be sent."
+            what += f"{command} sends what can be sent."
         report(key, f"{what} Spool: {path}")
 
 
@@ -287,25 +296,77 @@ def is_healthy(directory: SpoolDirectory) -> bool:
     return fate_of(directory) != _NOT_SAFE
 
 
-def causes(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) -> str:
-    """Return why records are lost for these reasons, and what to do: one or two sentences."""
-    is_full = bool(_FULL & reasons.keys())
-    found = [_full_of(room)] if is_full else []
-    found += [_OTHER_CAUSES.get(reason, reason) for reason in reasons if reason not in _FULL]
-    cause = " and ".join(found)
-    if is_full:
-        return f"{cause}{_because(directory, room)}. {_remedy(directory, room)}"
-    remedy = "See to that disk, and to `ulimit -a`" if "io_error" in reasons else "Correct what logs them"
-    return f"{cause}. {remedy}."
+def reasons_of(refused: Mapping[str, int], evicted: int) -> dict[str, int]:
+    """Return how many records of a spool are lost, by reason."""
+    return {**refused, **({EVICTED: evicted} if evicted else {})}
+
+
+def causes(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room, *, has_pending: bool) -> str:
+    """Return why records are lost for these reasons, and what to do: one or two sentences. Raises OSError."""
+    return "{}. {}".format(*cause_and_remedy(directory, reasons, room, has_pending=has_pending))
+
+
+def cause_and_remedy(
+    directory: SpoolDirectory, reasons: Mapping[str, int], room: Room, *, has_pending: bool
+) -> tuple[str, str]:
+    """Return why records are lost for these reasons, and what to do: a part of a sentence, and a sentence.
+
+    Args:
+        directory: the spool.
+        reasons: of the records that are lost.
+        room: what there is now.
+        has_pending: records wait. If none does, nobody is told to send them.
+
+    Raises:
+        OSError: the spool cannot be looked at.
+    """
+    cause = _cause(directory, reasons, room)
+    if _FULL & reasons.keys():
+        because = _because(directory, room) if has_pending else ""
+        return cause + because, _remedy(directory, room, has_pending=has_pending)
+    if "io_error" not in reasons:
+        return cause, "Correct what logs them."
+    if closed := _closed(directory):
+        return cause, f"Let its owner write: `chmod u+rwx {words.quoted(closed[0])}`."
+    return cause, (
+        "The line `cannot append to` of that process names the error: see to that disk, to its permissions, and to "
+        "`ulimit -a`."
+    )
+
+
+def over(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) -> str:
+    """Return what made the spool lose records, if that is over; "" if it is not, or cannot be told. Raises OSError."""
+    known = reasons.keys() - {_UNENCODABLE}
+    if not known or known - _FULL or room.is_full:
+        return ""
+    return f"{_cause(directory, reasons, room)}. That is over: there is room now."
+
+
+def _cause(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) -> str:
+    found = [_full_of(room)] if _FULL & reasons.keys() else []
+    others = dict(_OTHER_CAUSES)
+    if "io_error" in reasons and (closed := _closed(directory)):
+        others["io_error"] = f"the owner of {closed[0]} may not write there (mode {closed[1]:04o})"
+    found += [others.get(reason, reason) for reason in reasons if reason not in _FULL]
+    return " and ".join(found)
+
+
+def _closed(directory: SpoolDirectory) -> tuple[str, int] | None:
+    """Return a directory of the spool in which its owner, who logs there, may not write, and its mode."""
+    for path in (directory.path, directory.ring):
+        mode = stat.S_IMODE(files.seen(path).st_mode)
+        if mode & _OWNER_WRITES != _OWNER_WRITES:
+            return path, mode
+    return None
 
 
 def _full_of(room: Room) -> str:
-    """Return what is full."""
+    """Return what is full, or was: whose records have left the spool meanwhile, or whose disk has room again."""
     if room.lacks_files:
         return f"the disk is full, with {words.size(room.free or 0)} free: {_NO_FILE[0].lower()}{_NO_FILE[1:]}"
     if room.is_disk_small:
-        return f"the disk is full ({words.size(room.free or 0)} free)"
-    return f"the spool {'is' if room.fill >= _STILL_FULL else 'was'} full"
+        return f"the disk is full ({words.size(room.free or 0)} free)" if room.is_full else "the disk was full"
+    return "the spool is full" if room.is_full else "the spool, or its disk, was full"
 
 
 def _because(directory: SpoolDirectory, room: Room) -> str:
@@ -321,12 +382,16 @@ def _because(directory: SpoolDirectory, room: Room) -> str:
     return f"; {what}" + ("" if since is None else f" for {words.duration(max(0.0, time.time() - since))}")
 
 
-def _remedy(directory: SpoolDirectory, room: Room) -> str:
-    first = "Make room on the disk" if room.is_disk_small else "Raise spool_max_bytes"
+def _remedy(directory: SpoolDirectory, room: Room, *, has_pending: bool) -> str:
     if room.lacks_files:
         first = "Remove files from that disk (`df -i` counts them)"
-    if not lease.is_taken(directory):
+    elif room.is_disk_small:
+        first = "Make room on the disk" if room.is_full else "Give the spool a larger disk"
+    else:
+        first = "Raise spool_max_bytes"
+    is_led = lease.is_taken(directory)
+    if has_pending and not is_led:
         return f"{first}, or have it sent by {words.to_send(directory.path)}."
-    published = leader_state.read(directory)
+    published = leader_state.read(directory) if is_led else None
     obstacle = published.obstacle if published else ""
     return f"{first}." if room.lacks_files and not obstacle else f"{first}, or {_REMEDIES[obstacle]}."

@@ -43,7 +43,7 @@ from zlib import crc32
 
 import msgspec
 
-from cwsink import host, target
+from cwsink import host, target, words
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
@@ -51,11 +51,12 @@ from cwsink.printable import escape_in_json
 from cwsink.spool import files, host_names, open_directory
 from cwsink.spool.record import Count
 from cwsink.spool.repair import put_in_order
-from cwsink.spool.root import ROOT_VARIABLE, choose_root, directories, make_directory
+from cwsink.spool.root import ROOT_VARIABLE, choose_root, directories, make_directory, strangers
 from cwsink.target import Target
 
 FORMAT_VERSION: Final = 1
 _MOST_FORMAT_BYTES: Final = 64 * 1024
+_ANOTHER_PATH: Final = "Nothing was logged into it yet, or the spools are at another PATH."
 
 # On these file systems an append, a flock and a `link` may concern several kernels, which do not know of each other.
 _UNSAFE_FILESYSTEMS: Final = frozenset(
@@ -194,6 +195,25 @@ def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -
     except OSError as error:
         raise SpoolAccessError(f"cannot look into {path}: {error.strerror}.", path) from error
     return [spool for spool in below if files.exists(f"{spool}/FORMAT")]
+
+
+def expect_spools(path: str | None) -> None:
+    """Have a PATH with a slip of the pen not be taken for a place where all is well, because nothing waits there.
+
+    An empty root is none: nothing was logged there yet. Without a path the root need not even be there.
+
+    Raises:
+        SpoolAccessError: the path is not there, or it holds what is in no root, and no spool.
+    """
+    if path is None or find_spools(path):
+        return
+    try:
+        found = strangers(path)
+    except OSError:  # FileNotFoundError: `find_spools` has raised any other
+        raise SpoolAccessError(f"{path} is not there. {_ANOTHER_PATH}", path) from None
+    if found:
+        what = f"{path} holds no spool, but {words.counted(len(found), 'other file')} such as {found[0]}. "
+        raise SpoolAccessError(what + _ANOTHER_PATH, path)
 
 
 def filesystem_of(path: str, mountinfo: str) -> str:

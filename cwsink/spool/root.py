@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -24,6 +25,8 @@ from cwsink.errors import SpoolAccessError
 DIRECTORY_MODE: Final = 0o700
 ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 _MOST_LINKS: Final = 40
+# What lies in a root: the flusher's locks, the host's name, spools (cwsink.naming.spool_name), and what a disk brings.
+_OF_A_ROOT: Final = r"flusher-.*|host-.*|.+\.[0-9a-f]{10}|lost\+found|\..*"
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -70,6 +73,11 @@ def make_directory(path: str, dir_fd: int | None = None) -> None:
 def directories(path: str) -> list[str]:
     """Return the paths of the directories in a root. Raises OSError."""
     return sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+
+
+def strangers(path: str) -> list[str]:
+    """Return the names in a directory that are not to be expected in a root. Raises OSError."""
+    return sorted(entry.name for entry in os.scandir(path) if not re.fullmatch(_OF_A_ROOT, entry.name, re.DOTALL))
 
 
 def _named_root(named: str, *, make: bool) -> str:

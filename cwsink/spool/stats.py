@@ -69,10 +69,11 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         evicted: lost, because the spool was full and the oldest went.
         refused: lost, because they never entered the spool, by reason.
         lost: evicted and refused ones together.
-        is_losing: records are being lost.
+        is_losing: records are being lost, or were within the last two minutes.
         lost_since: when the losses began that were said last, or that are counted last.
         lost_until: when the last of them was seen.
-        lost_why: why, and what to do about it.
+        lost_why: why, and what to do about it, unless that is over.
+        lost_is_over: what they were lost for is over: the spool and its disk have room.
         resent: how many were sent again after the answer to a request was lost.
         corrupt_bytes: bytes that changed on the disk after they were written.
         capacity_bytes: how much the spool may hold.
@@ -125,6 +126,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     lost_since: str | None
     lost_until: str | None
     lost_why: str | None
+    lost_is_over: bool = False
     resent: int
     corrupt_bytes: int
     capacity_bytes: int
@@ -305,13 +307,15 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
     is_recent = now - until < 2 * alerts.AGAIN_SECONDS
     is_full = bool(books.pending) and room.is_nearly_full
     is_losing = (is_unsaid and is_recent) or (said.trouble == "losing" and (is_recent or is_full))
-    reasons = {**books.refused, **({alerts.EVICTED: books.evicted} if books.evicted else {})}
+    reasons = alerts.reasons_of(books.refused, books.evicted)
+    over = alerts.over(directory, reasons, room)
     return {
         "lost": lost,
         "is_losing": is_losing,
         "lost_since": _moment(since or None),
         "lost_until": _moment(until or None),
-        "lost_why": alerts.causes(directory, reasons, room) if lost else None,
+        "lost_why": (over or alerts.causes(directory, reasons, room, has_pending=books.pending > 0)) if lost else None,
+        "lost_is_over": bool(over),
         "used_bytes": room.used,
         "capacity_bytes": room.capacity,
         "disk_free_bytes": room.free,

@@ -30,10 +30,12 @@ def loss(spool: SpoolStats) -> str:
     )
     line = f"LOST {words.records(spool.lost)} ({', '.join(parts)})"
     since, until = spool.lost_since, spool.lost_until
-    if spool.is_losing:
+    if spool.is_losing and not spool.lost_is_over:
         return f"{line}{f', since {clock(since)}' if since else ''}: {spool.lost_why}"
     if since and until:
         line += f", {clock(since)} to {clock(until)}" if since[:16] != until[:16] else f", {clock(since)}"
+    if spool.is_losing:
+        return f"{line}: {spool.lost_why}"
     return f"{line}. That is over: none is lost now."
 
 
@@ -69,6 +71,11 @@ def why(spool: SpoolStats) -> str:
         error = sentence(f"{spool.last_error.rstrip('. ')}{since}")
         return f"{error}\n{advice_on(spool.last_error, spool.obstacle)} The leader tries again until it succeeds."
     return "They are being sent."
+
+
+def stall(spool: SpoolStats) -> str:
+    """Return why the leader does not get on, and what to do; "" if it is not known to stand still."""
+    return why(spool) if spool.state == "stalled" else ""
 
 
 def _why_orphan(spool: SpoolStats, silent_seconds: float) -> str:

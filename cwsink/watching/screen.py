@@ -5,7 +5,6 @@ Colour says nothing that the words do not say, so nothing is missing in a pipe, 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -82,7 +81,7 @@ def _summary(spools: list[SpoolStats], width: int) -> Text:
     if lost := sum(spool.lost for spool in spools):
         refused = sum(sum(spool.refused.values()) for spool in spools)
         of = sum(spool.appended for spool in spools) + refused
-        goes_on = ", and more now" if any(spool.is_losing for spool in spools) else ""
+        goes_on = ", and more now" if any(spool.is_losing and not spool.lost_is_over for spool in spools) else ""
         lines.append((f"{len(spools)} spools: LOST {words.records(lost)} of {of:,}{goes_on}.", "bold red"))
     if gone := sum(spool.dead_letters_dropped for spool in spools):
         lines.append((f"{len(spools)} spools: LOST {words.counted(gone, 'dead letter')}.", "bold red"))
@@ -108,7 +107,9 @@ def _verdict(spool: SpoolStats) -> str:
     """Return the answer to the first question: is everything delivered?"""
     if not spool.pending:
         if not spool.appended:
-            return "Nothing was logged here yet."
+            return (
+                "Nothing waits: all that was logged here was refused." if spool.lost else "Nothing was logged here yet."
+            )
         last = spool.last_success_seconds
         when = "" if last is None else f", the last {words.duration(last)} ago"
         dead = sum(spool.dead_letters.values())
@@ -141,7 +142,7 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
     if spool.dead_letters:
         letters = f"{words.each_counted(spool.dead_letters)}: kept in {spool.path}/dead_letters.jsonl"
         yield "dead", letters, "red"
-        path = shlex.quote(spool.path)
+        path = words.quoted(spool.path)
         yield "", f"`cwsink replay --dead-letters {path}` sends what can be sent, with --clear it is thrown away", ""
     if spool.replayed:
         yield "replayed", f"{words.each_counted(spool.replayed)}: dead letters that were appended once more", ""
@@ -160,7 +161,11 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
     if free is not None and spool.used_bytes + free < spool.capacity_bytes:
         room += f", but the disk has only {words.size(free)} free"
     if spool.pending and spool.fill >= NEARLY_FULL:
-        what = "records are lost" if spool.is_losing else "nothing is lost yet; when it is full, records are"
+        what = (
+            "records are lost"
+            if spool.is_losing and not spool.lost_is_over
+            else "nothing is lost yet; when it is full, records are"
+        )
         yield "disk", f"{room} ({spool.fill:.0%}): {what}", "red"
     else:
         yield "disk", room, ""

@@ -511,6 +511,61 @@ def test_without_an_inode_all_that_is_sent_in_time_arrives(full_disk: FullDisk, 
     assert len(texts) == len(set(texts)) == 5001
 
 
+@pytest.mark.parametrize("lacks", ["bytes", "inodes"])
+def test_of_a_full_disk_nothing_is_said_that_is_not_so_now(
+    full_disk: FullDisk, server: StrictCloudWatch, lacks: str
+) -> None:
+    """Nothing waits, so nobody is told to send it. Once there is room, the disk was full, and that is over."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        INODES_GONE
+        + """
+        from cwsink.doctor import course
+        from cwsink.spool.stats import look
+        from cwsink.watching.screen import page
+
+        def seen():
+            spool = look(writer.directory)
+            (finding,) = course._lost("spool", spool, writer.directory)
+            screen = page([spool], 300).plain.split("\\n")
+            return {"lines": screen[1:3], "losses": [finding.seen, finding.advice], "over": spool.lost_is_over}
+
+        writer = Writer(config(flusher="external"))
+        taken = take_inodes() if LACKS_INODES else fill()
+        assert not any(writer.append(f"{number} {'x' * 300}") for number in range(500))
+        writer.close()
+        then = seen()
+        for number in range(taken or 0):
+            os.unlink(f"{root}/file{number}")
+        if not LACKS_INODES:
+            free()
+        print(json.dumps({"then": then, "now": seen()}))
+        """.replace("LACKS_INODES", str(lacks == "inodes")),
+    )
+    then, now = result["then"], result["now"]
+    assert isinstance(then, dict)
+    assert isinstance(now, dict)
+    refused = "  Nothing waits: all that was logged here was refused."
+    cause, advice = {
+        "bytes": ("the disk is full (0 B free)", "Make room on the disk, or log less."),
+        "inodes": (
+            "the disk is full, with 4.0 MiB free: no file can be made there, because the inodes are used up",
+            "Remove files from that disk (`df -i` counts them).",
+        ),
+    }[lacks]
+    assert then["lines"][0].endswith(f" UTC: {cause}. {advice}")
+    assert then["losses"][0].endswith(cause)
+    assert (then["lines"][1], then["losses"][1], then["over"]) == (refused, advice, False)
+    assert now["lines"][0].endswith(" UTC: the disk was full. That is over: there is room now.")
+    assert now["losses"][0].endswith(": the disk was full")
+    assert (now["lines"][1], now["losses"][1], now["over"]) == (
+        refused,
+        "Give the spool a larger disk, or log less.",
+        True,
+    )
+
+
 @pytest.mark.parametrize("before", [10, 600])
 def test_without_an_inode_and_a_leader_the_loss_is_said_for_what_it_is(
     full_disk: FullDisk, server: StrictCloudWatch, before: int

@@ -100,12 +100,16 @@ def test_losses_and_dead_letters_count_if_asked(small: SinkConfig, server: Stric
 
 
 def test_while_records_are_being_lost_it_is_critical(small: SinkConfig) -> None:
-    """Whatever is asked for, and although nothing waits: what was delivered may be all that the disk has room for."""
+    """Whatever is asked for. Once there is room again, the line says that they were lost, and until when."""
     writer = Writer(small)
     assert writer.append("x")
     deliver(writer.directory, small)
     assert refusals.add(writer.directory, [Loss(1204, now_ms(), now_ms(), "spool_full", 0)])
-    assert check() == (2, f"CRITICAL: {NAME}: records are being lost; 1 spool, 0 records waiting")
+    until = time.strftime("%H:%M UTC", time.gmtime(os.stat(writer.directory.refusals).st_mtime))
+    was = f"CRITICAL: {NAME}: 1,204 records lost until {until}, and none now; 1 spool, 0 records waiting"
+    assert check() == check("--no-losses") == (2, was)
+    assert refusals.add(writer.directory, [Loss(3, now_ms(), now_ms(), "io_error", 0)])
+    assert check() == (2, f"CRITICAL: {NAME}: records are being lost, 1,207 so far; 1 spool, 0 records waiting")
 
 
 def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Path) -> None:
@@ -130,6 +134,26 @@ def test_a_path_that_cannot_be_looked_into_is_critical(tmp_path: Path) -> None:
     code, line = check(str(loop))
     assert code == 2
     assert line.startswith(f"CRITICAL: cannot read {loop}: cannot look into {loop}: ")
+
+
+def test_a_path_with_a_slip_of_the_pen_is_critical(small: SinkConfig, tmp_path: Path) -> None:
+    """It is not there, or it is no root: monitoring would be content for ever. An empty root is well."""
+    missing = tmp_path / "spolls"
+    code, line = check(str(missing))
+    assert (code, line.startswith(f"CRITICAL: cannot read {missing}: {missing} is not there. ")) == (2, True)
+    writer = Writer(small)
+    assert writer.append("x")
+    for path in (writer.directory.ring, tmp_path):
+        (tmp_path / "notes.txt").touch()
+        code, line = check(str(path))
+        assert code == 2
+        assert f"{path} holds no spool, but " in line
+    assert check(writer.directory.root)[0] == check(writer.directory.path)[0] == 0
+    empty = tmp_path / "empty"
+    (empty / "lost+found").mkdir(parents=True)
+    (empty / "flusher-1000.lock").touch()
+    (empty / f"new.{'0' * 10}").mkdir()
+    assert check(str(empty)) == (0, "OK: 0 spools, 0 records waiting")
 
 
 def test_wrong_words_are_an_error_and_no_code_of_a_worker() -> None:

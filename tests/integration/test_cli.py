@@ -22,8 +22,10 @@ from msgspec.structs import asdict
 from cwsink import Writer, __version__
 from cwsink.cli.arguments import COMMANDS
 from cwsink.config import SinkConfig
+from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.spool import segment
 from cwsink.spool.lease import Lease
+from cwsink.spool.record import Event
 from cwsink.testing import StrictCloudWatch
 from tests.harness.support import CHILD_SECONDS, finish, give
 
@@ -35,7 +37,7 @@ CONTRACT = {
     "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable", "used_bytes",
     "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
     "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
-    "lost_until", "lost_why", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
+    "lost_until", "lost_why", "lost_is_over", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
     "disk_free_bytes", "obstacle", "dead_letters_dropped",
     "history_bytes", "history_seconds",
 }  # fmt: skip
@@ -275,6 +277,28 @@ def test_status_never_counts_less_than_before(spawn: Spawn, config: SinkConfig) 
         assert spool["appended"] == round_number * 50
         dead = sum(spool["dead_lettered"].values())
         assert spool["appended"] == spool["delivered"] + dead + spool["evicted"] + spool["pending"]
+
+
+@pytest.mark.parametrize("size", ["0", "-5", "", "wide", "²"])
+@pytest.mark.parametrize("words", [("status",), ("top", "--once")], ids=" ".join)
+def test_a_size_of_the_terminal_that_is_none_hides_nothing(
+    config: SinkConfig, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], size: str
+) -> None:
+    """COLUMNS and LINES come from anywhere. What is no size does not count: the lines in a pipe are whole."""
+    directory = external(config).directory
+    monkeypatch.setenv("COLUMNS", size)
+    monkeypatch.setenv("LINES", size)
+    done = subprocess.run(
+        [sys.executable, "-m", "cwsink", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=CHILD_SECONDS,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "/test/group → stream" in done.stdout
+    assert words == ("top", "--once") or f"{directory.path}\n" in done.stdout
 
 
 def test_status_while_the_leader_is_stopped(spawn: Spawn, config: SinkConfig) -> None:
@@ -570,6 +594,46 @@ def test_flush_once_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: Sink
         assert f"pid {flusher}" in done.stderr
         assert "stopped process" in done.stderr
     status_when(lambda spool: spool["delivered"] == 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[[name, "--listen", ":0"] if name == "metrics" else [name] for name, row in COMMANDS.items() if row.has_path],
+        ["replay", "--dead-letters", "--clear"],
+        ["export", "-o"],
+        ["metrics", "--textfile"],
+        ["run", "--spool"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_wrong_usage(config: SinkConfig, words: list[str]) -> None:
+    """It is a variable of a shell that is not set. To take it for all spools would send, or throw away, too much."""
+    letters = DeadLetters(external(config).directory.dead_letters)
+    letters.add("poison", "y", [Event(time.time_ns() // 10**6, 7, 0, "z")])
+    done = cwsink(*words, "", code=2)
+    assert "it is empty. Give a path, or leave the argument out for the default" in done.stderr
+    assert done.stdout == ""
+    assert len(letters.read().letters) == 1
+
+
+def test_replay_is_not_fooled_by_a_stopped_leader(spawn: Spawn, config: SinkConfig) -> None:
+    """A leader that is stopped sends nothing, so its spool is not well looked after: code 1, and stderr names it."""
+    worker = spawn(WORKER, settings(config))
+    tell(worker, 1)
+    found = status_when(lambda spool: spool["delivered"] == 1)
+    flusher, path = found["leader"]["pid"], found["path"]
+    with stopped(flusher):
+        writer = external(config)
+        writer.append("x")
+        stopped_process = f"he leader (pid {flusher} on {socket.gethostname()}) is a stopped process."
+        done = cwsink("replay", path, code=1)
+        assert done.stderr.startswith(f"cwsink: 1 record stays in {path}: T{stopped_process} `kill -CONT {flusher}`")
+        assert "leads and sends" not in done.stdout
+        assert f"would be left alone, because t{stopped_process}" in cwsink("replay", path, "--dry-run").stdout
+        DeadLetters(writer.directory.dead_letters).add("oversize", "y", [Event(time.time_ns() // 10**6, 7, 0, "z")])
+        assert f"T{stopped_process}" in cwsink("replay", "--dead-letters", path).stdout
+    status_when(lambda spool: spool["delivered"] == 3)
 
 
 def test_flush_runs_until_ctrl_c_and_drains(

@@ -26,7 +26,7 @@ from cwsink.doctor.patient import Patient
 from cwsink.doctor.rounds import Question
 from cwsink.flusher import examination
 from cwsink.frontends import presence
-from cwsink.spool import heartbeat, leader_state, refusals
+from cwsink.spool import disk, heartbeat, leader_state, refusals
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
@@ -243,7 +243,7 @@ def test_how_delivery_goes(small: SinkConfig, server: StrictCloudWatch, monkeypa
         one(ask("delivery"), "wrong", command)
 
 
-def test_what_is_lost_or_dead(small: SinkConfig, server: StrictCloudWatch) -> None:
+def test_what_is_lost_or_dead(small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning each, with the next command."""
     server.create_stream("/test/group", "stream")
     server.faults.poison = "BAD"
@@ -256,7 +256,18 @@ def test_what_is_lost_or_dead(small: SinkConfig, server: StrictCloudWatch) -> No
     now_ms = int(time.time() * 1000)
     assert refusals.add(writer.directory, [Loss(1204, now_ms, now_ms, "spool_full", 0)])
     assert [each.topic for each in ask("delivery")] == ["delivery", "losses", "dead letters"]
-    assert "1,204 records are lost" in ask("delivery")[1].seen
+    assert "1,204 records lost since" in ask("delivery")[1].seen
+    assert ask("delivery")[1].advice == "Raise spool_max_bytes, or log less."
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "free_bytes", lambda fd: 0)
+        losses = ask("delivery")[1]
+        assert losses.seen.endswith(": the disk is full (0 B free)")
+        assert losses.advice == "Make room on the disk, or log less."
+        patch.setattr(disk, "free_bytes", lambda fd: 2**40)
+        patch.setattr(disk, "free_files", lambda fd: 0)
+        losses = ask("delivery")[1]
+        assert losses.seen.endswith(": no file can be made there, because the inodes are used up")
+        assert losses.advice == "Remove files from that disk (`df -i` counts them)."
     with open(writer.directory.dead_letters, "a", encoding="utf-8") as file:
         file.write('{"dropped": 36}\n')
     assert "36 dead letters lost" in ask("delivery")[-1].seen

@@ -21,6 +21,7 @@ from cwsink.flusher import backoff
 from cwsink.naming import rfc3339
 from cwsink.spool import alerts, disk, refusals, told
 from cwsink.spool.record import Loss
+from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading, until
@@ -175,11 +176,27 @@ def test_other_losses_have_their_own_cause(small: SinkConfig, lines: list[str]) 
     alerts.Alerts(writer.directory).look()
     ((count, total, text),) = lost(lines)
     assert (count, total) == (3, 3)
-    cause = "the disk fails, or this process has reached a limit. See to that disk, and to `ulimit -a`."
+    cause = (
+        "the disk fails, or the process that logs has reached a limit or may not write there. The line `cannot append"
+    )
     assert text.startswith(cause)
     lines.clear()
     assert not writer.append("")
     assert lines == ["LOST a message of type str that is empty or no text. It is counted; the application goes on."]
+
+
+@pytest.mark.parametrize("name", ["", "/ring"])
+def test_a_directory_that_its_owner_has_closed_is_named(small: SinkConfig, name: str) -> None:
+    """Neither the disk fails then, nor has a process reached a limit. Whoever may look there sees it by the mode."""
+    directory = Writer(small).directory
+    refusals.add(directory, [Loss(3, now_ms(), now_ms(), "io_error", 0)])
+    closed = Path(directory.path + name)
+    closed.chmod(0o500)
+    spool = look(directory)
+    closed.chmod(0o700)
+    cause = f"the owner of {closed} may not write there (mode 0500)."
+    assert spool.lost_why == f"{cause} Let its owner write: `chmod u+rwx {closed}`."
+    assert str(look(directory).lost_why).startswith("the disk fails, or")
 
 
 def test_what_was_lost_before_is_not_said_as_new(small: SinkConfig, lines: list[str]) -> None:

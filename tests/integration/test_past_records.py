@@ -94,6 +94,25 @@ def test_an_export_replaces_its_file_as_a_whole(
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+@pytest.mark.parametrize("words", [("export", "-o"), ("metrics", "--textfile")], ids=" ".join)
+def test_a_file_that_cannot_be_written_is_named(
+    small: SinkConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, str]
+) -> None:
+    """As the user has named it: the name of a temporary file tells nobody anything."""
+    writer = Writer(small)
+    assert writer.append("x")
+    (tmp_path / "file").touch()
+    for path, why in (
+        (tmp_path / "missing" / "x", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "file" / "x", "Not a directory"),
+        (tmp_path / ("x" * 250), "File name too long"),
+        ("/dev/full", "No space left on device"),
+    ):
+        assert main([*words, str(path)]) == 1
+        assert capfd.readouterr() == ("", f"cwsink: cannot write {path}: {why}\n")
+
+
 def interrupted(*_: object, **__: object) -> Iterator[Event]:
     """A first event, then Ctrl-C."""
     yield Event(1, 7, 0, "a part")

@@ -88,6 +88,18 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["LOST 2,004 records (refused 2,004 spool_full)", "That is over", "Nothing waits: 996 records delivered"],
         "bold red",
     ),
+    "losing until a moment ago": (
+        {"appended": 996, "delivered": 996, "evicted": 4, "lost": 4, "is_losing": True, "lost_is_over": True,
+         "lost_since": NOW, "lost_until": NOW, "lost_why": "the disk was full. That is over: there is room now."},
+        [f"LOST 4 records (4 evicted), {NOW[11:16]} UTC: the disk was full. That is over: there is room now.",
+         "Nothing waits: 996 records delivered"],
+        "bold red",
+    ),
+    "all refused": (
+        {"refused": {"spool_full": 4}, "lost": 4},
+        ["LOST 4 records", "Nothing waits: all that was logged here was refused."],
+        "bold red",
+    ),
     "dead letters": (
         {"appended": 27, "delivered": 18, "dead_lettered": {"oversize": 1, "too_old": 8}, "replayed": {"too_old": 8},
          "dead_letters": {"oversize": 1}},

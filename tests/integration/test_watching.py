@@ -98,6 +98,18 @@ def test_the_numbers_of_prometheus_are_those_of_stats(
     assert later[key("requests_total", answer="delivered")] == before + 2, "the next leader counts on (a notice, too)"
 
 
+def test_metrics_of_a_path_with_a_slip_of_the_pen_are_not_written(small: SinkConfig, tmp_path: Path) -> None:
+    """No numbers would look like no trouble."""
+    missing, file = tmp_path / "spolls", tmp_path / "cwsink.prom"
+    done = cwsink("metrics", "--textfile", str(file), str(missing), code=1)
+    assert done.stderr.startswith(f"cwsink: {missing} is not there. ")
+    assert not file.exists()
+    writer = Writer(small)
+    assert writer.append("x")
+    ring = writer.directory.ring
+    assert f"{ring} holds no spool" in cwsink("metrics", "--textfile", "-", ring, code=1).stderr
+
+
 def test_no_label_grows_without_bound(small: SinkConfig) -> None:
     """Streams, hosts, pids and what others may have written into the files are in no label."""
     for stream in ("pod-1", "pod-2"):

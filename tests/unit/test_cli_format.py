@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -157,6 +159,16 @@ def test_the_state_of_a_spool(
 def test_an_error_is_explained(error: str, meaning: str) -> None:
     """The last error comes with what it means."""
     assert meaning in advice_on(error)
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "ü", "a\nb", "\x1b[31m'\\1", "\udcff0", "\u202eä\t", "$(id)", "\x011"])
+def test_a_command_for_a_path_can_be_pasted(name: str) -> None:
+    """A shell finds the path in it again, and no terminal obeys what is in it, or shows it as something else."""
+    path = f"/var/{name}"
+    command = words.to_send(path)
+    assert printable(command, one_line=True) == command
+    shown = command.removeprefix("`cwsink flush --once ").removesuffix("`")
+    assert subprocess.check_output(["bash", "-c", f"printf %s {shown}"]) == os.fsencode(path)
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,8 @@ BY_NAME: Final = {
     "cwsink.flusher.stderr": ("open lstat listdir readlink", "/proc"),
     "cwsink.frontends.outlook": ("open exists", "the files that AWS's tools share"),
     "cwsink.frontends.starter": ("access pathlib shutil", "the shell, Python, and cwsink's own files"),
-    "cwsink.cli": (
-        "open stat realpath exists replace unlink",
-        "/dev/null, and the file that --output or --textfile names",
-    ),
+    "cwsink.cli": ("open", "/dev/null"),
+    "cwsink.watching.output": ("open stat realpath exists replace unlink", "the file of --output or --textfile"),
     "cwsink.cli.flushing": ("open", "/dev/null"),
     "cwsink.cli.progress": ("open", "/dev/null"),
     "cwsink.doctor.machine": ("open stat statvfs access isdir", "/proc, and what is said of the root and its disk"),
