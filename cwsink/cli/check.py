@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         # Monitoring reads stdout, and takes code 1, which other commands fail with, for a mere warning.
         say(f"{_WORDS[CRITICAL]}: cannot read {options.path or 'the spools'}: {error}")
         return CRITICAL
-    troubles = [(CRITICAL, f"cannot read {path}: {why}") for path, why in found.unreadable.items()]
+    troubles = [(CRITICAL, f"cannot read {path}: {why.rstrip('.')}") for path, why in found.unreadable.items()]
     for spool in found.spools:
         name = words.target(spool.log_group_name, spool.log_stream_name)
         troubles += [(code, f"{name}: {what}") for code, what in _troubles(spool, options)]

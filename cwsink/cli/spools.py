@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Container
-from typing import Final
 
 from cwsink import words
 from cwsink.cli import complain
@@ -20,12 +18,9 @@ from cwsink.config import variables_of
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
 from cwsink.spool import files, heartbeat, open_directory, segment
-from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
+from cwsink.spool.directory import SpoolDirectory, closed_spools, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
 from cwsink.spool.root import choose_root, directories
-
-# The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
-_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
 
 
 def target(directory: SpoolDirectory) -> str:
@@ -99,19 +94,15 @@ class Spools:
 
     def _look_for_others(self, known: set[str]) -> None:
         """Complain of directories that seem to be spools, but cannot be opened."""
+        for path, why in closed_spools(self.place).items():
+            self.miss(path, f"cannot look into {path}: {why}")
         try:
             paths = directories(self.place)
         except OSError:
             return
         for path in paths:
-            if path in known:
-                continue
-            if not os.access(path, os.R_OK | os.X_OK):
-                if not _SPOOL_NAME.fullmatch(os.path.basename(path)):
-                    continue
-                self.miss(path, f"cannot look into {path}: permission denied. Run as its owner or as root.")
             # In this order: a spool that is made just now gets its FORMAT before its first record.
-            elif self._has_records(path) and not files.exists(f"{path}/FORMAT"):
+            if path not in known and self._has_records(path) and not files.exists(f"{path}/FORMAT"):
                 self.miss(
                     path, f"{path} holds records but no FORMAT file. The next worker that logs there writes it anew."
                 )

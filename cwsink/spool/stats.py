@@ -7,6 +7,7 @@ stuck. `cwsink status` shows them to people, and prints them as JSON. The decisi
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -30,9 +31,10 @@ from cwsink.spool import (
     sending,
     told,
 )
-from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
+from cwsink.spool.directory import SpoolDirectory, closed_spools, find_spools, looking_at
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import MOST_SECONDS
+from cwsink.spool.root import choose_root
 from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
@@ -189,8 +191,12 @@ def stats(path: str | None = None) -> Stats:
         SpoolError: the directory itself cannot be read.
     """
     found = Stats([], {})
-    for spool in find_spools(path):
+    paths = find_spools(path)
+    for spool in paths:
         _add(spool, found)
+    place = os.path.abspath(path) if path else choose_root(None, os.environ, make=False)
+    if paths != [place]:
+        found.unreadable.update(closed_spools(place))
     return found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,10 @@ from tests.harness.support import CHILD_SECONDS, quick_config
 NAME = "/test/group → stream"
 
 
-def check(*words: str) -> tuple[int, str]:
-    """Run the command; returns its exit code and its line."""
+def check(*words: str, below: Sequence[str] = ()) -> tuple[int, str]:
+    """Run the command, `below` another one; returns its exit code and its line."""
     done = subprocess.run(
-        [sys.executable, "-m", "cwsink", "check", *words],
+        [*below, sys.executable, "-m", "cwsink", "check", *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"},
         capture_output=True,
         text=True,
@@ -122,6 +124,20 @@ def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Pa
     assert code == 2
     assert line.startswith(f"CRITICAL: cannot read {damaged}: {damaged}/FORMAT cannot be read")
     assert line.endswith("; 1 spool, 0 records waiting")
+
+
+def test_a_spool_that_is_closed_to_who_looks_is_critical(small: SinkConfig) -> None:
+    """It may be another user's. What waits there is not known, so not all is well."""
+    root_without_rights = ("setpriv", "--bounding-set", "-all") if os.geteuid() == 0 else ()
+    if root_without_rights and shutil.which("setpriv") is None:
+        pytest.skip("not run: needs setpriv, as root")
+    spool = Writer(small).directory
+    try:
+        os.chmod(spool.path, 0)
+        why = "permission denied. Run as its owner or as root; 0 spools, 0 records waiting"
+        assert check(spool.root, below=root_without_rights) == (2, f"CRITICAL: cannot read {spool.path}: {why}")
+    finally:
+        os.chmod(spool.path, 0o700)
 
 
 def test_a_path_that_cannot_be_looked_into_is_critical(tmp_path: Path) -> None:
