@@ -377,11 +377,11 @@ class SimulatedHost:
             monotonic=lambda: self.monotonic, thread_time=lambda: self.monotonic, sleep=self._sleep
         )
         put(flusher_module, "time", clock)
-        put(segment, "time", types.SimpleNamespace(time=lambda: self.now_ns() / 1e9))
+        put(segment, "time", types.SimpleNamespace(time=lambda: self.now_ns() / 1e9, time_ns=self.now_ns))
         for module in (ring, writer_module):
             put(module, "time_ns", self.now_ns)
+            put(module, "monotonic", lambda: self.monotonic)
             put(module, "_write", self._write_frame)
-        put(writer_module, "monotonic", lambda: self.monotonic)
         put(os, "urandom", random.Random(0).randbytes)  # salts and producers: the same story twice is the same
         put(os, "write", self._write)
         put(os, "pwrite", self._pwrite)
