@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from cwsink import words
 from cwsink.cli import say
 from cwsink.errors import CwsinkError
-from cwsink.spool.directory import expect_spools
+from cwsink.spool.directory import CLOSED, expect_spools
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2
@@ -31,7 +31,10 @@ def run(options: argparse.Namespace) -> int:
         # Monitoring reads stdout, and takes code 1, which other commands fail with, for a mere warning.
         say(f"{_WORDS[CRITICAL]}: cannot read {options.path or 'the spools'}: {error}")
         return CRITICAL
-    troubles = [(CRITICAL, f"cannot read {path}: {why.rstrip('.')}") for path, why in found.unreadable.items()]
+    # Where several users log to one root, each sees the spools of its own. If there is none, the PATH may be wrong.
+    closed = [path for path, why in found.unreadable.items() if why == CLOSED and found.spools]
+    cannot = {path: why for path, why in found.unreadable.items() if path not in closed}
+    troubles = [(CRITICAL, f"cannot read {path}: {why.rstrip('.')}") for path, why in cannot.items()]
     for spool in found.spools:
         name = words.target(spool.log_group_name, spool.log_stream_name)
         troubles += [(code, f"{name}: {what}") for code, what in _troubles(spool, options)]
@@ -39,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     code = troubles[0][0] if troubles else OK
     waiting = sum(spool.pending for spool in found.spools)
     books = f"{words.counted(len(found.spools), 'spool')}, {words.records(waiting)} waiting"
+    books += f"; {words.counted(len(closed), 'spool')} of other users not seen" if closed else ""
     say(f"{_WORDS[code]}: {'; '.join([*(what for _, what in troubles), books])}")
     return code
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -127,13 +128,18 @@ def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Pa
 
 
 def test_a_spool_that_is_closed_to_who_looks_is_critical(small: SinkConfig) -> None:
-    """It may be another user's. What waits there is not known, so not all is well."""
+    """Where others are seen it is another user's, and they are no less well for it. Where none is, all may be lost."""
     root_without_rights = ("setpriv", "--bounding-set", "-all") if os.geteuid() == 0 else ()
     if root_without_rights and shutil.which("setpriv") is None:
         pytest.skip("not run: needs setpriv, as root")
-    spool = Writer(small).directory
+    spool, neighbour = Writer(small).directory, Writer(replace(small, log_group_name="/test/other")).directory
     try:
         os.chmod(spool.path, 0)
+        assert check(spool.root, below=root_without_rights) == (
+            0,
+            "OK: 1 spool, 0 records waiting; 1 spool of other users not seen",
+        )
+        shutil.rmtree(neighbour.path)
         why = "permission denied. Run as its owner or as root; 0 spools, 0 records waiting"
         assert check(spool.root, below=root_without_rights) == (2, f"CRITICAL: cannot read {spool.path}: {why}")
     finally:
