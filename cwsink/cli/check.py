@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from cwsink import words
 from cwsink.cli import say
 from cwsink.errors import CwsinkError
-from cwsink.spool.directory import CLOSED, expect_spools
+from cwsink.spool.directory import expect_spools
+from cwsink.spool.root import CLOSED
 from cwsink.spool.stats import SpoolStats, stats
 
 OK, WARNING, CRITICAL = 0, 1, 2

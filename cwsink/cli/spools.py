@@ -18,9 +18,9 @@ from cwsink.config import variables_of
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
 from cwsink.spool import files, heartbeat, open_directory, segment
-from cwsink.spool.directory import SpoolDirectory, closed_spools, find_spools, open_existing
+from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
-from cwsink.spool.root import choose_root, directories
+from cwsink.spool.root import choose_root, closed_spools, directories
 
 
 def target(directory: SpoolDirectory) -> str:

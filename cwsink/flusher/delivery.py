@@ -335,9 +335,10 @@ class Delivery:
             kind = reaction.obstacle if reaction.is_slow else "retry"
             place = self._format.log_group_name if kind == "denied" else ""
             self._is_trouble_told |= report(
-                f"send_{kind}{place}",
+                f"send_{kind}",
                 f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} "
                 f"{self._fate()} The leader tries again until it succeeds.",
+                place=place,
             )
         if not self._leadership.wait(delay):
             raise Stopped

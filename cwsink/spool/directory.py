@@ -66,9 +66,6 @@ _UNSAFE_FILESYSTEMS: Final = frozenset(
 
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 _NOT_PRINTABLE: Final = re.compile(r"[^ -~]")
-CLOSED: Final = "permission denied. Run as its owner or as root."
-# The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
-_SPOOL_NAME: Final = re.compile(r".+\.[0-9a-f]{10}", re.DOTALL)
 
 
 class SpoolFormat(Target, frozen=True, kw_only=True):
@@ -198,14 +195,6 @@ def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -
     except OSError as error:
         raise SpoolAccessError(f"cannot look into {path}: {error.strerror}.", path) from error
     return [spool for spool in below if files.exists(f"{spool}/FORMAT")]
-
-
-def closed_spools(root: str) -> dict[str, str]:
-    """Return the spools below a root that this user may not look into, as far as their names tell, and why."""
-    with contextlib.suppress(OSError):
-        closed = [path for path in directories(root) if not os.access(path, os.R_OK | os.X_OK)]
-        return {path: CLOSED for path in closed if _SPOOL_NAME.fullmatch(os.path.basename(path))}
-    return {}
 
 
 def expect_spools(path: str | None) -> None:

@@ -25,8 +25,11 @@ from cwsink.errors import SpoolAccessError
 DIRECTORY_MODE: Final = 0o700
 ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
 _MOST_LINKS: Final = 40
-# What lies in a root: the flusher's locks, the host's name, spools (cwsink.naming.spool_name), and what a disk brings.
-_OF_A_ROOT: Final = r"flusher-.*|host-.*|.+\.[0-9a-f]{10}|lost\+found|\..*"
+CLOSED: Final = "permission denied. Run as its owner or as root."
+# The names that cwsink.naming.spool_name makes. By its name alone we know whether a closed directory is a spool.
+_SPOOL_NAME: Final = r".+\.[0-9a-f]{10}"
+# What lies in a root: the flusher's locks, the host's name, spools, and what a disk brings.
+_OF_A_ROOT: Final = rf"flusher-.*|host-.*|{_SPOOL_NAME}|lost\+found|\..*"
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -73,6 +76,14 @@ def make_directory(path: str, dir_fd: int | None = None) -> None:
 def directories(path: str) -> list[str]:
     """Return the paths of the directories in a root. Raises OSError."""
     return sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+
+
+def closed_spools(root: str) -> dict[str, str]:
+    """Return the spools below a root that this user may not look into, as far as their names tell, and why."""
+    with contextlib.suppress(OSError):
+        closed = [path for path in directories(root) if not os.access(path, os.R_OK | os.X_OK)]
+        return {path: CLOSED for path in closed if re.fullmatch(_SPOOL_NAME, os.path.basename(path), re.DOTALL)}
+    return {}
 
 
 def strangers(path: str) -> list[str]:

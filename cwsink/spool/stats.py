@@ -31,10 +31,10 @@ from cwsink.spool import (
     sending,
     told,
 )
-from cwsink.spool.directory import SpoolDirectory, closed_spools, find_spools, looking_at
+from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import MOST_SECONDS
-from cwsink.spool.root import choose_root
+from cwsink.spool.root import choose_root, closed_spools
 from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]

@@ -831,7 +831,7 @@ def attach_when_told(self, directory, config):
 
 Process.presence_in = attach_when_told
 writer = cwsink.Writer.open(log_group_name="/test/group", log_stream_name="stream", flusher="external",
-                            batch_size=int(sys.argv[1]), spool_max_bytes=sys.argv[2])
+                            batch_size=int(sys.argv[1]), spool_max_bytes=sys.argv[2], on_full=sys.argv[3])
 print("has left its settings", flush=True)
 input()
 assert writer.append("x")
@@ -843,23 +843,28 @@ input()
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_programs_that_start_at_the_same_moment_agree(spawn: Spawn, first: int) -> None:
     """Neither is attached when the other one looks: the larger budget holds all the same, and both values are named."""
-    children = [spawn(BEGINNER, "10", "8MiB"), spawn(BEGINNER, "20", "64MiB")]
-    for _ in range(2):  # so many steps do both of them take before one is attached
-        for child in children:
-            assert child.stdout is not None
-            assert child.stdout.readline()
-            go_on(child)
-    paths = []
+    children = []
+    for settings in (("20", "64MiB", "drop_oldest"), ("10", "8MiB", "drop_newest")):
+        children.append(spawn(BEGINNER, *settings))
+        heard(children[-1])
+    for child in children:
+        go_on(child)
+        heard(child)
     for child in (children[first], children[1 - first]):
-        assert child.stdout is not None
-        paths.append(child.stdout.readline().strip())
-        held = capacity.read(open_existing(paths[0]))
+        go_on(child)
+        held = capacity.read(open_existing(heard(child)))
     assert held is not None
     assert held.spool_max_bytes == 64 * MIB
     errors = [child.communicate("\n", timeout=CHILD_SECONDS)[1] for child in children]
     lines = [line for each in errors for line in each.splitlines() if "differ from those" in line]
-    assert len([line for line in lines if "batch_size 10 -> 20" in line and line.endswith("The latter hold.")]) == 1
-    assert [line for line in lines if "spool_max_bytes" in line and str(64 * MIB) in line and str(8 * MIB) in line]
+    assert len([line for line in lines if "batch_size 20 -> 10" in line and line.endswith("The latter hold.")]) == 1
+    assert len([line for line in lines if "on_full=drop_oldest here, drop_newest there" in line]) == 1
+
+
+def heard(child: Popen[str]) -> str:
+    """Return what it says next."""
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
 
 
 def go_on(child: Popen[str]) -> None:

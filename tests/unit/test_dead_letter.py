@@ -33,7 +33,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every diagnostic line, none held back."""
     lines: list[tuple[str, str]] = []
 
-    def report(key: str, message: str) -> bool:
+    def report(key: str, message: str, **_: object) -> bool:
         lines.append((key, message))
         return True
 

@@ -117,7 +117,7 @@ BY_NAME: Final = {
     "cwsink.cli.flushing": ("open", "/dev/null"),
     "cwsink.cli.progress": ("open", "/dev/null"),
     "cwsink.doctor.machine": ("open stat statvfs access isdir", "/proc, and what is said of the root and its disk"),
-    "cwsink.cli.spools": ("access isdir", "what is said of a PATH that holds no spool"),
+    "cwsink.cli.spools": ("isdir", "what is said of a PATH that holds no spool"),
     "cwsink.supervisor.command": ("listdir pathlib", "/proc"),
     "cwsink.supervisor.flusher_process": ("pathlib", "cwsink's own files"),
     "cwsink.host": ("open", "/proc"),
