@@ -30,6 +30,7 @@ import contextlib
 import errno
 import os
 from enum import Enum
+from threading import get_ident
 from time import time_ns
 from typing import Final
 
@@ -42,6 +43,7 @@ from cwsink.spool.rotation import MOST_SEGMENT_FACTOR, Rotation
 from cwsink.spool.segment import AttachedSegment, SegmentKey
 
 _CHECK_NS: Final = 800_000_000
+_MOST_NESTED: Final = 3
 # While a thread checks, the others append on without a check. If a signal handler raises in the middle of one, nobody
 # may be kept from checking for good, so this ends by itself.
 _CHECKING_SECONDS: Final = 0.1
@@ -92,6 +94,7 @@ class Ring:
         self._directory = directory
         self._rotation = Rotation(directory, wishes, is_guest=is_guest)
         self._checking_until = self._full_until = 0.0
+        self._opening: list[int] = []  # the threads that open a segment, one as often as that nests
         self._removed = False
         self._user = os.geteuid()
         self._unchecked_bytes = 0
@@ -193,6 +196,7 @@ class Ring:
         """In a forked child: forget the parent's segment, which is closed already, and what its threads were doing."""
         self.attached = self._synced = None
         self._full_until = self._checking_until = 0.0
+        self._opening = []
         self.check_due_ns = 0
 
     def sync(self) -> None:
@@ -320,6 +324,12 @@ class Ring:
         return attached
 
     def _first(self) -> AttachedSegment | None:
+        # A program may log each file that is opened (an audit hook). What it logs while we open the segment would open
+        # the segment, too, and so on. A signal handler, which nests less deep, may log.
+        me = get_ident()
+        if self._opening.count(me) >= _MOST_NESTED:
+            return None
+        self._opening.append(me)
         try:
             return self._swap(self._rotation.newest())
         except OSError as error:
@@ -328,6 +338,8 @@ class Ring:
             if not self._removed:
                 self._not_written(error.errno)
             return None
+        finally:
+            self._opening.remove(me)
 
     def _swap(self, attached: AttachedSegment) -> AttachedSegment:
         current = self.attached

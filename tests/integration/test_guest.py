@@ -318,6 +318,36 @@ def test_a_fake_file_system_stops_no_program(server: StrictCloudWatch, spawn: Sp
     )
 
 
+AUDITED = """
+import sys
+import cwsink
+from cwsink.spool.survey import survey
+
+writer = cwsink.Writer.open(log_group_name="/test/group", log_stream_name="stream", flusher="external")
+count, is_on = 0, True
+
+def hook(event, arguments):
+    global count
+    if is_on and event == "open":
+        count += 1
+        writer.append(f"opens {arguments[0]}")
+
+sys.addaudithook(hook)
+assert writer.append("first")
+is_on = False
+books = survey(writer.directory)
+print(count, books.appended, sum(books.refused.values()))
+"""
+
+
+def test_a_program_that_logs_each_file_that_is_opened_does_not_recurse(spawn: Spawn) -> None:
+    """Also those that an append opens. What cannot be spooled before the segment is open is refused, and counted."""
+    opened, appended, refused = map(int, finish(spawn(AUDITED)).split())
+    assert appended + refused == opened + 1
+    assert appended > 1
+    assert opened < 1000
+
+
 def test_one_refused_record_is_counted_once(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
