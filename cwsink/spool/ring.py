@@ -43,10 +43,12 @@ from cwsink.spool.rotation import MOST_SEGMENT_FACTOR, Rotation
 from cwsink.spool.segment import AttachedSegment, SegmentKey
 
 _CHECK_NS: Final = 800_000_000
-_MOST_NESTED: Final = 3
 # While a thread checks, the others append on without a check. If a signal handler raises in the middle of one, nobody
 # may be kept from checking for good, so this ends by itself.
 _CHECKING_SECONDS: Final = 0.1
+# The same for who opens a segment, and how deep that may nest in a thread.
+_OPENING_SECONDS: Final = 1.0
+_MOST_NESTED: Final = 3
 _SMALL_BYTES: Final = 1024
 _SMALL_CHECKS: Final = 32
 _CHECKS: Final = 64
@@ -95,6 +97,7 @@ class Ring:
         self._rotation = Rotation(directory, wishes, is_guest=is_guest)
         self._checking_until = self._full_until = 0.0
         self._opening: list[int] = []  # the threads that open a segment, one as often as that nests
+        self._opening_until = 0.0
         self._removed = False
         self._user = os.geteuid()
         self._unchecked_bytes = 0
@@ -326,11 +329,14 @@ class Ring:
     def _first(self) -> AttachedSegment | None:
         # A program may log each file that is opened (an audit hook). What it logs while we open the segment would open
         # the segment, too, and so on. A signal handler, which nests less deep, may log.
-        me = get_ident()
+        me, now = get_ident(), monotonic()
+        if now >= self._opening_until:
+            self._opening = []  # a signal handler that raised may have left some behind
         if self._opening.count(me) >= _MOST_NESTED:
             return None
-        self._opening.append(me)
+        self._opening_until = now + _OPENING_SECONDS
         try:
+            self._opening.append(me)
             return self._swap(self._rotation.newest())
         except OSError as error:
             # ENOENT: the directory is gone, so the spool was removed.
@@ -339,7 +345,8 @@ class Ring:
                 self._not_written(error.errno)
             return None
         finally:
-            self._opening.remove(me)
+            with contextlib.suppress(ValueError):
+                self._opening.remove(me)
 
     def _swap(self, attached: AttachedSegment) -> AttachedSegment:
         current = self.attached
