@@ -67,13 +67,13 @@ def subscribe(subscriber: Subscriber) -> None:
         _subscribers.append(subscriber)
 
 
-def report(key: str, message: str, *, place: str = "", is_total: bool = False) -> bool:
+def report(key: str, message: str, *, is_total: bool = False) -> bool:
     """Write `message` to stderr and to the subscribers. Takes no lock, and never raises.
 
     Args:
-        key: the kind of line; after a line, others of its key are held back for `QUIET_SECONDS`.
+        key: the kind of line; after a line, others of its key are held back for `QUIET_SECONDS`. It ends with a path or
+            a group if what is said of one must not hold back what is said of another.
         message: what happened, what becomes of the data, what to do.
-        place: where it happened, if what is said of one place must not be held back for what was said of another.
         is_total: the message counts what the lines before it, which were held back, would have said.
 
     Returns:
@@ -83,11 +83,11 @@ def report(key: str, message: str, *, place: str = "", is_total: bool = False) -
         _collected.append(message)
         return True
     now = monotonic()
-    last, held_back = _quiet.get(f"{key}{place}", (-QUIET_SECONDS, 0))
+    last, held_back = _quiet.get(key, (-QUIET_SECONDS, 0))
     if now - last < QUIET_SECONDS:
-        _quiet[f"{key}{place}"] = (last, held_back + 1)
+        _quiet[key] = (last, held_back + 1)
         return False
-    _quiet[f"{key}{place}"] = (now, 0)
+    _quiet[key] = (now, 0)
     message = printable(message, one_line=True)
     if held_back and not is_total:
         message = f"{message} (and {held_back:,} more like this)"

@@ -91,7 +91,7 @@ prepare_env() {
         else
             make_venv
         fi
-        # To compile all of it would take half of the time, and few of the modules are ever imported.
+        # To compile all of it would take a third of the time, and few of the modules are ever imported.
         quietly "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-compile -e ".[${wanted#,}]" ||
             die "pip could not install cwsink[${wanted#,}]; what it said is above."
         for extra in "$@"; do printf '%s\n' "$root $stamp_of_now" >"$venv/cwsink-$extra.stamp"; done

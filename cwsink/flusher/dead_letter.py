@@ -210,10 +210,9 @@ class DeadLetters:
         if left < count:
             self._unsaid[reason] += count - left
             if report(
-                f"dead_{reason}",
+                f"dead_{reason}_{self._path}",
                 f"{words.records(self._unsaid[reason])} cannot be delivered ({reason}): kept in {self._path}. Other "
                 "records are not held up.",
-                place=self._path,
                 is_total=True,
             ):
                 del self._unsaid[reason]

@@ -333,12 +333,11 @@ class Delivery:
             # In one outage, time-outs and refused connections may take turns. They are one trouble, and get one line.
             # It is that of all groups, but for what CloudWatch does not allow: that it may not allow for this group.
             kind = reaction.obstacle if reaction.is_slow else "retry"
-            place = self._format.log_group_name if kind == "denied" else ""
+            key = f"send_{kind}_{self._format.log_group_name}" if kind == "denied" else f"send_{kind}"
             self._is_trouble_told |= report(
-                f"send_{kind}",
+                key,
                 f"cannot deliver to {self._format.log_group_name}: {error.rstrip('.')}. {reaction.advice} "
                 f"{self._fate()} The leader tries again until it succeeds.",
-                place=place,
             )
         if not self._leadership.wait(delay):
             raise Stopped

@@ -231,9 +231,9 @@ class Ring:
         with contextlib.suppress(OSError):
             if (status := attached.status()) is None:
                 return []  # somebody has closed it, and its number may be another file's
-            data = os.pread(attached.fd, max(0, status.st_size - attached.rescued), attached.rescued)
+            data = os.pread(attached.fd, max(0, status.st_size - attached.saved_from), attached.saved_from)
             found = frame.scan(data, attached.salt, at_end=True, final=False)
-            attached.rescued += found.consumed
+            attached.saved_from += found.consumed
             return [each.payload for each in found.frames if each.is_event]
         return []
 

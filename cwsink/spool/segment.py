@@ -282,13 +282,13 @@ class AttachedSegment:
         fd: the descriptor; -1 once it is closed or abandoned, so that a write to it fails.
         key, salt: the segment.
         end_seen: the file's size at the last check.
-        rescued: the file's size a second or two before the last check. If somebody removes the segment, what stands
+        saved_from: the file's size a second or two before the last check. If somebody removes the segment, what stands
             behind this offset is appended to the next one.
         is_full: nothing more may be appended, whatever the size: the file may not grow, or its disk fails.
         failures: how many appends in a row have failed (EIO).
     """
 
-    __slots__ = ("_file", "_incarnation", "_mark", "end_seen", "failures", "fd", "is_full", "key", "rescued", "salt")
+    __slots__ = ("_file", "_incarnation", "_mark", "end_seen", "failures", "fd", "is_full", "key", "salt", "saved_from")
 
     def __init__(self, file: descriptors.Opened, key: SegmentKey) -> None:
         """Take over an open file."""
@@ -303,7 +303,7 @@ class AttachedSegment:
 
     def begin(self, end_seen: int) -> None:
         """Note the file's size before the first record."""
-        self.end_seen = self.rescued = end_seen
+        self.end_seen = self.saved_from = end_seen
         self._mark = time.time_ns(), end_seen
 
     def checked(self, end_seen: int, now_ns: int) -> None:
@@ -313,7 +313,7 @@ class AttachedSegment:
         if not marked_at_ns <= now_ns < marked_at_ns + _SALVAGED_NS:
             # A writer that logs rarely checks rarely, too. What it wrote before is older than a second.
             is_old = now_ns > marked_at_ns + 3 * _SALVAGED_NS
-            self.rescued, self._mark = (end_seen if is_old else mark), (now_ns, end_seen)
+            self.saved_from, self._mark = (end_seen if is_old else mark), (now_ns, end_seen)
 
     def status(self) -> os.stat_result | None:
         """Return the file's status now; None if the descriptor was closed by somebody else."""

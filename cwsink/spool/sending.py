@@ -86,7 +86,7 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
 
 
 def compare(directory: SpoolDirectory, config: SinkConfig) -> None:
-    """Say if another program has left other settings meanwhile. Never raises.
+    """Say if another program has left other settings since this process has left its own. Never raises.
 
     Two programs may start at the same moment. Each leaves its settings before it is attached, and sees nobody else.
     """
@@ -94,8 +94,8 @@ def compare(directory: SpoolDirectory, config: SinkConfig) -> None:
     if found is not None and found.settings != mine and found.written_by != host.process():
         report(
             f"settings_{directory.path}",
-            f"the settings of {directory.path} differ from those of {found.written_by}, which has begun to log there "
-            f"at the same time: {_differences(mine, found.settings)}. The latter hold.",
+            f"the settings of {directory.path} differ from those of {found.written_by}, which has left them since "
+            f"this process has opened it: {_differences(mine, found.settings)}. The latter hold.",
         )
 
 

@@ -253,7 +253,7 @@ def test_a_missing_stream_that_may_not_be_created_is_waited_for(
         until(lambda: bool(said), "something is said")
         server.create_stream(GROUP, "stream")
         until(lambda: delivered(directory), "the record is delivered")
-    (line,) = [line for key, line in said if key == "send_denied"]
+    (line,) = [line for key, line in said if key == f"send_denied_{GROUP}"]
     for part in (GROUP, "log stream stream", "create_log_stream is off", "stay in the spool"):
         assert part in line
     assert set(server.calls) == {"PutLogEvents"}
@@ -276,7 +276,7 @@ def test_a_missing_group_that_may_not_be_created_is_waited_for(
             server.create_group(GROUP)
             until(lambda: delivered(directory), "the record is delivered")  # noqa: B023  # within the iteration
         assert ("logs:CreateLogGroup" in said[0][1]) is allowed
-        assert [key for key, _ in said].count("send_denied") == 1
+        assert [key for key, _ in said].count(f"send_denied_{GROUP}") == 1
         assert ("CreateLogGroup" in server.calls) is allowed
 
 

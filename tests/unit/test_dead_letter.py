@@ -33,7 +33,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every diagnostic line, none held back."""
     lines: list[tuple[str, str]] = []
 
-    def report(key: str, message: str, **_: object) -> bool:
+    def report(key: str, message: str, *, is_total: bool = False) -> bool:
         lines.append((key, message))
         return True
 
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_no_fragment(
         patch.setattr(os, "write", limited)
         add(letters, 2, 3)
     assert Path(path).read_bytes() == before
-    assert [key for key, _ in said] == ["dead_too_old", "dead_letters"]
+    assert [key for key, _ in said] == [f"dead_too_old_{path}", "dead_letters"]
     add(letters, 4)
     contents = letters.read()
     assert (numbers(contents), contents.dropped, contents.unreadable) == ([1, 4], 2, 0)
