@@ -169,7 +169,8 @@ class Flusher:
     def check(self) -> None:
         """Raise Fenced unless this process can prove that it still leads."""
         self._lease.beat()
-        if not self._lease.is_held() or not self._is_cursor_ours():
+        # Twice: somebody may overwrite the cursor just after it was found to be whole.
+        if not self._lease.is_held() or not (self._is_cursor_ours() or self._is_cursor_ours()):
             raise Fenced(f"epoch {self.epoch} has ended")
 
     def _is_cursor_ours(self) -> bool:

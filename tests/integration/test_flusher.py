@@ -28,7 +28,7 @@ from cwsink.flusher.orders import Orders
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, files, leader_state, refusals, segment
 from cwsink.spool.alerts import Alerts
-from cwsink.spool.cursor import Fenced
+from cwsink.spool.cursor import Cursor, Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.record import Loss
@@ -627,6 +627,26 @@ def test_a_leader_writes_a_cursor_that_is_gone_anew(external: SinkConfig, server
         until(lambda: is_settled(3), "the third one is settled")
     deliver(writer.directory, external)
     assert server.messages() == ["a", "b", "c"]
+    settled(writer.directory, appended=3, delivered=3)
+
+
+def test_a_leader_that_has_just_seen_its_cursor_whole_leads_on(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody overwrites the cursor between the look whether it is whole and the look whose it is."""
+    writer = filled(external, ["a", "b"])
+    path, is_ours, overwritten = Path(writer.directory.cursor), Cursor.is_ours, []
+
+    def is_ours_after_all(self: Cursor) -> bool:
+        if server.messages() and not overwritten:
+            overwritten.append(path.write_bytes(b"\xff" * path.stat().st_size))
+        return is_ours(self)
+
+    monkeypatch.setattr(Cursor, "is_ours", is_ours_after_all)
+    with leading(writer.directory, external, kind="own"):
+        until(lambda: bool(overwritten), "the cursor is overwritten")
+        assert writer.append("c")
+        until(lambda: len(server.messages()) == 3, "the leader goes on")
     settled(writer.directory, appended=3, delivered=3)
 
 
