@@ -8,7 +8,7 @@ from cwsink import words
 from cwsink.doctor.finding import Finding, ok, warning, wrong
 from cwsink.doctor.patient import Patient
 from cwsink.flusher.outcome import advice_on
-from cwsink.spool import alerts, flusher_lock
+from cwsink.spool import flusher_lock, loss_causes, room
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
 
@@ -77,8 +77,10 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
 def _lost(name: str, spool: SpoolStats, directory: SpoolDirectory) -> Iterator[Finding]:
     if spool.lost:
         what = f"{name}: {words.records(spool.lost)} lost since the spool was made (evicted or refused)"
-        reasons, room = alerts.reasons_of(spool.refused, spool.evicted), alerts.room_of(directory)
-        cause, remedy = alerts.cause_and_remedy(directory, reasons, room, has_pending=spool.pending > 0)
+        reasons = loss_causes.by_reason(spool.refused, spool.evicted)
+        cause, remedy = loss_causes.cause_and_remedy(
+            directory, reasons, room.measure(directory), has_pending=spool.pending > 0
+        )
         yield warning("losses", f"{what}: {cause}", remedy)
     to_see = f"cwsink replay --dead-letters --dry-run {words.quoted(spool.path)}"
     if spool.dead_letters:

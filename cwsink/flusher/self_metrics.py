@@ -19,7 +19,7 @@ import msgspec
 
 from cwsink import host
 from cwsink.config import SinkConfig
-from cwsink.spool import alerts, sending, survey
+from cwsink.spool import room, sending, survey
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.record import NOTICE, Event
@@ -62,7 +62,7 @@ class SelfMetrics:
 
     def _event(self, now: float) -> Event:
         published = self._leader_state.published
-        books, room = survey.survey(self._directory), alerts.room_of(self._directory)
+        books = survey.survey(self._directory)
         totals = {
             "Appended": books.appended,
             "Delivered": books.delivered,
@@ -76,7 +76,7 @@ class SelfMetrics:
         values: dict[str, float] = {
             "Pending": books.pending,
             "OldestSeconds": 0.0 if oldest is None else round(max(0.0, now - oldest / 1000), 3),
-            "Fill": round(100 * room.fill, 1) if books.pending else 0.0,
+            "Fill": round(100 * room.measure(self._directory).fill, 1) if books.pending else 0.0,
         }
         values |= {name: max(0, total - published.metered.get(name, 0)) for name, total in totals.items()}
         found = sending.read(self._directory)

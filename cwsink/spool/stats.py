@@ -26,14 +26,17 @@ from cwsink.spool import (
     leadership,
     lease,
     letters,
+    loss_causes,
     open_directory,
     orphans,
+    room,
     sending,
     told,
 )
 from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import MOST_SECONDS
+from cwsink.spool.room import Room
 from cwsink.spool.root import choose_root, closed_spools
 from cwsink.spool.survey import Survey, last_append, survey
 
@@ -158,7 +161,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fill(self) -> float:
         """How full the spool is, from 0 to 1, of what it may have, and its disk has."""
-        return alerts.Room(self.used_bytes, self.capacity_bytes, self.disk_free_bytes).fill
+        return Room(self.used_bytes, self.capacity_bytes, self.disk_free_bytes).fill
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as `cwsink status --json` prints them."""
@@ -302,7 +305,7 @@ def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
 
 def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, Any]:
     """Return how much room there is, and what was lost for want of it, or for other reasons."""
-    room = alerts.room_of(directory)
+    held = room.measure(directory)
     lost = books.evicted + sum(books.refused.values())
     said = told.read(directory) or told.Told()
     since, until = said.since, said.until
@@ -311,20 +314,21 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
         until = _written_at(directory.refusals, directory.evictions)
         since = since or until
     is_recent = now - until < 2 * alerts.AGAIN_SECONDS
-    is_full = bool(books.pending) and room.is_nearly_full
+    is_full = bool(books.pending) and held.is_nearly_full
     is_losing = (is_unsaid and is_recent) or (said.trouble == "losing" and (is_recent or is_full))
-    reasons = alerts.reasons_of(books.refused, books.evicted)
-    over = alerts.over(directory, reasons, room)
+    reasons = loss_causes.by_reason(books.refused, books.evicted)
+    over = loss_causes.over(directory, reasons, held)
+    why = over or loss_causes.in_words(directory, reasons, held, has_pending=books.pending > 0)
     return {
         "lost": lost,
         "is_losing": is_losing,
         "lost_since": _moment(since or None),
         "lost_until": _moment(until or None),
-        "lost_why": (over or alerts.causes(directory, reasons, room, has_pending=books.pending > 0)) if lost else None,
+        "lost_why": why if lost else None,
         "lost_is_over": bool(over),
-        "used_bytes": room.used,
-        "capacity_bytes": room.capacity,
-        "disk_free_bytes": room.free,
+        "used_bytes": held.used,
+        "capacity_bytes": held.capacity,
+        "disk_free_bytes": held.free,
     }
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cwsink import words
 from cwsink.printable import printable
-from cwsink.spool.alerts import NEARLY_FULL
+from cwsink.spool.room import NEARLY_FULL
 from cwsink.spool.stats import SpoolStats
 from cwsink.watching.reasons import dropped, loss, why
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cwsink.spool.alerts import AGAIN_SECONDS, Room, Seen, decide
+from cwsink.spool.alerts import AGAIN_SECONDS, Seen, decide
+from cwsink.spool.room import Room
 from cwsink.spool.told import Told
 
 NOW = 1_700_000_000.0

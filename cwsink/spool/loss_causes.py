@@ -1,0 +1,136 @@
+"""Why records of a spool are lost, and what to do about it: the words of each line and page that says so."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from cwsink import words
+from cwsink.spool import files, leader_state, lease
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.leader_state import Obstacle
+from cwsink.spool.room import Room
+
+EVICTED: Final = "evicted"
+UNENCODABLE: Final = "unencodable"
+# Of these reasons the spool, or its disk, is full.
+_FULL: Final = frozenset((EVICTED, "spool_full"))
+_OTHER_CAUSES: Final = {
+    "io_error": "the disk fails, or the process that logs has reached a limit or may not write there",
+    UNENCODABLE: "they are empty, no text, or too long",
+}
+_OWNER_WRITES: Final = stat.S_IWUSR | stat.S_IXUSR
+NO_FILE: Final = "No file can be made there, because the inodes are used up"
+
+# What else may be done about a full spool, by what hinders the leader.
+_REMEDIES: Final[Mapping[Obstacle, str]] = {
+    "credentials": "give the flusher valid AWS credentials",
+    "denied": "allow what CloudWatch refuses",
+    "unreachable": "see why CloudWatch cannot be reached",
+    "busy": "ask AWS for a higher quota",
+    "": "log less",
+}
+
+
+def by_reason(refused: Mapping[str, int], evicted: int) -> dict[str, int]:
+    """Return how many records of a spool are lost, by reason."""
+    return {**refused, **({EVICTED: evicted} if evicted else {})}
+
+
+def in_words(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room, *, has_pending: bool) -> str:
+    """Return why records are lost for these reasons, and what to do: one or two sentences. Raises OSError."""
+    return "{}. {}".format(*cause_and_remedy(directory, reasons, room, has_pending=has_pending))
+
+
+def cause_and_remedy(
+    directory: SpoolDirectory, reasons: Mapping[str, int], room: Room, *, has_pending: bool
+) -> tuple[str, str]:
+    """Return why records are lost for these reasons, and what to do: a part of a sentence, and a sentence.
+
+    Args:
+        directory: the spool.
+        reasons: of the records that are lost.
+        room: what there is now.
+        has_pending: records wait. If none does, nobody is told to send them.
+
+    Raises:
+        OSError: the spool cannot be looked at.
+    """
+    cause = _cause(directory, reasons, room)
+    if _FULL & reasons.keys():
+        because = why_it_stays_full(directory, room) if has_pending else ""
+        return cause + because, remedy(directory, room, has_pending=has_pending)
+    if "io_error" not in reasons:
+        return cause, "Correct what logs them."
+    if closed := _closed(directory):
+        return cause, f"Let its owner write: `chmod u+rwx {words.quoted(closed[0])}`."
+    return cause, (
+        "The line `cannot append to` of that process names the error: see to that disk, to its permissions, and to "
+        "`ulimit -a`."
+    )
+
+
+def over(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) -> str:
+    """Return what made the spool lose records, if that is over; "" if it is not, or cannot be told. Raises OSError."""
+    known = reasons.keys() - {UNENCODABLE}
+    if not known or known - _FULL or room.is_full:
+        return ""
+    return f"{_cause(directory, reasons, room)}. That is over: there is room now."
+
+
+def _cause(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room) -> str:
+    found = [_full_of(room)] if _FULL & reasons.keys() else []
+    others = dict(_OTHER_CAUSES)
+    if "io_error" in reasons and (closed := _closed(directory)):
+        others["io_error"] = f"the owner of {closed[0]} may not write there (mode {closed[1]:04o})"
+    found += [others.get(reason, reason) for reason in reasons if reason not in _FULL]
+    return " and ".join(found)
+
+
+def _closed(directory: SpoolDirectory) -> tuple[str, int] | None:
+    """Return a directory of the spool in which its owner, who logs there, may not write, and its mode."""
+    for path in (directory.path, directory.ring):
+        mode = stat.S_IMODE(files.seen(path).st_mode)
+        if mode & _OWNER_WRITES != _OWNER_WRITES:
+            return path, mode
+    return None
+
+
+def _full_of(room: Room) -> str:
+    """Return what is full, or was: whose records have left the spool meanwhile, or whose disk has room again."""
+    if room.lacks_files:
+        return f"the disk is full, with {words.size(room.free or 0)} free: {NO_FILE[0].lower()}{NO_FILE[1:]}"
+    if room.is_disk_small:
+        return f"the disk is full ({words.size(room.free or 0)} free)" if room.is_full else "the disk was full"
+    return "the spool is full" if room.is_full else "the spool, or its disk, was full"
+
+
+def why_it_stays_full(directory: SpoolDirectory, room: Room) -> str:
+    """Return why it does not get emptier, to be put behind a statement."""
+    published = leader_state.read(directory)
+    if not lease.is_taken(directory):
+        return "; no process sends"
+    if published is None or not published.obstacle or not published.last_error:
+        return "" if room.lacks_files else "; records come faster than they are sent"
+    code = published.last_error.partition(":")[0]
+    what = f"delivery has failed ({code})" if code.endswith("Error") else f"CloudWatch has answered {code}"
+    since = published.failing_since
+    return f"; {what}" + ("" if since is None else f" for {words.duration(max(0.0, time.time() - since))}")
+
+
+def remedy(directory: SpoolDirectory, room: Room, *, has_pending: bool) -> str:
+    """Return what to do about a spool that is full, or nearly: a sentence."""
+    if room.lacks_files:
+        first = "Remove files from that disk (`df -i` counts them)"
+    elif room.is_disk_small:
+        first = "Make room on the disk" if room.is_full else "Give the spool a larger disk"
+    else:
+        first = "Raise spool_max_bytes"
+    is_led = lease.is_taken(directory)
+    if has_pending and not is_led:
+        return f"{first}, or have it sent by {words.to_send(directory.path)}."
+    published = leader_state.read(directory) if is_led else None
+    obstacle = published.obstacle if published else ""
+    return f"{first}." if room.lacks_files and not obstacle else f"{first}, or {_REMEDIES[obstacle]}."
