@@ -64,7 +64,7 @@ OF_A_RECORD: Final = frozenset(
 )
 
 # Settings that may hold a secret, or what is nobody else's business.
-_NOT_SHOWN: Final = frozenset(("external_id", "tags"))
+NOT_SHOWN: Final = frozenset(("external_id", "tags"))
 
 # A longer time or a larger spool is a mistake in the unit. A socket's timer or a file could not hold it, either.
 _MOST_SECONDS: Final = 365 * 86_400.0
@@ -374,9 +374,7 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
 
 def _named(name: str, value: object) -> str:
     """Return a setting as an error message shows it: with its value, unless that may be a secret."""
-    is_secret = name.partition("[")[0].partition(".")[0] in _NOT_SHOWN or (
-        name == "endpoint_url" and "@" in repr(value)
-    )
+    is_secret = name.partition("[")[0].partition(".")[0] in NOT_SHOWN or (name == "endpoint_url" and "@" in repr(value))
     return name if is_secret else f"{name}={value!r}"
 
 

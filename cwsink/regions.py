@@ -16,17 +16,23 @@ import msgspec
 
 def doubt(region: str) -> str | None:
     """Return what there is to say against a region: the nearest name that botocore knows. None: nothing."""
-    known = _known()
-    if not known or region in known:
+    if not _known() or region in _known():
+        return None
+    near = nearest(region)
+    hint = f" Did you mean {near!r}?" if near else ""
+    return f"region={region!r} is no region that the installed botocore knows.{hint} Records wait until it answers."
+
+
+def nearest(region: str) -> str | None:
+    """Return the region that is probably meant; None if botocore knows this one, or none like it."""
+    if region in _known():
         return None
     import difflib  # here, because only a mistake needs it, and every worker would hold it in memory
 
-    near = difflib.get_close_matches(region.lower(), sorted(known), n=10)
+    near = difflib.get_close_matches(region.lower(), sorted(_known()), n=10)
     # Two letters that changed their places are the commonest slip, and no difference here.
     letters = Counter(region.lower())
-    near.sort(key=lambda name: _differing(Counter(name), letters))
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"region={region!r} is no region that the installed botocore knows.{hint} Records wait until it answers."
+    return min(near, key=lambda name: _differing(Counter(name), letters), default=None)
 
 
 def _differing(one: Counter[str], other: Counter[str]) -> int:

@@ -23,8 +23,8 @@ from cwsink.top import columns
 from cwsink.top.board import HELP, LOOK_SECONDS, Board
 from cwsink.top.keys import Keys
 from cwsink.watching import lines
+from cwsink.watching.screen import STATES
 
-_STYLES: Final = {"idle": "green", "delivering": "cyan", "retrying": "yellow", "no_leader": "yellow"}  # the others: red
 _WIDTH_OF_PIPE: Final = 160
 _HEADINGS: Final = 3  # lines above the rows
 
@@ -79,9 +79,9 @@ def _table(board: Board, console: Console, *, is_marked: bool) -> Table:
     first = max(0, board.chosen - room + 1)  # the chosen row is on the screen
     for number, row in list(enumerate(board.rows))[first : first + room]:
         style = "reverse" if is_marked and number == board.chosen else ""
-        state = _STYLES.get(row.spool.state, "red")
+        state, _ = STATES[row.spool.state]
         cells = [Text(column.of(row, is_ascii), state if column.heading == "state" else "") for column in wanted]
-        table.add_row(Text(columns.name(row)), *cells, style=style)
+        table.add_row(Text(words.target(row.spool.log_group_name, row.spool.log_stream_name)), *cells, style=style)
     return table
 
 
@@ -92,7 +92,8 @@ def _records(board: Board, console: Console) -> RenderableType:
     shown = [lines.render(lines.read(event), today=today, colour=True) for event in list(board.records)[-room:]]
     cut = [line for each in shown for line in each.split("\n")][-room:]
     texts = [Text.from_ansi(line, no_wrap=True, overflow="ellipsis") for line in cut]
-    return Group(_line(f"{columns.name(board.tailed)}; Esc back, q quit", "dim"), *texts)
+    name = words.target(board.tailed.spool.log_group_name, board.tailed.spool.log_stream_name)
+    return Group(_line(f"{name}; Esc back, q quit", "dim"), *texts)
 
 
 def _line(content: str, style: str) -> Text:

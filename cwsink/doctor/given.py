@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from cwsink.config import SinkConfig, variables_of
+from cwsink.config import NOT_SHOWN, SinkConfig, variables_of
 from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
 from cwsink.doctor.patient import Case, Patient
 from cwsink.frontends.console import is_lambda
@@ -18,8 +18,6 @@ _BY_AWS = {
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
     "endpoint_url": ("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", "AWS_ENDPOINT_URL"),
 }
-# They may hold a secret, or what is nobody else's business.
-_NOT_SHOWN = ("external_id", "tags")
 
 
 def settings(patient: Patient) -> Iterator[Finding]:
@@ -119,4 +117,4 @@ def _given(patient: Patient) -> Iterator[tuple[str, Any, str]]:
 
 
 def _value(name: str, value: object) -> str:
-    return "(not shown)" if name in _NOT_SHOWN else str(value)
+    return "(not shown)" if name in NOT_SHOWN else str(value)

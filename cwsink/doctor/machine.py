@@ -1,4 +1,4 @@
-"""What `cwsink doctor` reads of this machine: /proc, the disk of a directory, names of users. Changes nothing.
+"""What `cwsink doctor` reads of this machine: /proc, directories, names of users. Changes nothing.
 
 What is seen by a path here is only told to people. Nobody opens or writes a file by it.
 """
@@ -27,18 +27,6 @@ def owner_of(path: str) -> int:
 def may_make(path: str) -> bool:
     """Tell whether this user may make something in a directory."""
     return os.access(path, os.W_OK | os.X_OK)
-
-
-def free_bytes(path: str) -> int | None:
-    """Return how much room the disk has for this user; None if it does not say. Raises OSError."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize if status.f_blocks else None
-
-
-def free_files(path: str) -> int | None:
-    """Return how many files more this user can make there (free inodes); None if it does not count. Raises OSError."""
-    status = os.statvfs(path)
-    return status.f_favail if status.f_files else None
 
 
 def user_name(uid: int) -> str:

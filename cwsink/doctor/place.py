@@ -71,7 +71,7 @@ def room(patient: Patient) -> Iterator[Finding]:
     if patient.root is None:
         return
     there = machine.nearest(patient.root)
-    free, free_files = machine.free_bytes(there), machine.free_files(there)
+    free, free_files = disk.free_bytes(there), disk.free_files(there)
     if free is None:
         yield unknown("room", "the disk does not say how much is free")
         return

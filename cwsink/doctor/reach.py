@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
-from cwsink import diagnostics, naming
+from cwsink import diagnostics, naming, regions
 from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
 from cwsink.doctor.patient import Case, Patient
 from cwsink.flusher import confidential, examination, proxy
@@ -44,7 +44,7 @@ def region(patient: Patient) -> Iterator[Finding]:
             continue
         if found is None:
             yield wrong("region", f"{case.name}: no region is named", "CWSINK_REGION=us-east-1")
-        elif case.target.endpoint_url is None and (meant := examination.like(found)):
+        elif case.target.endpoint_url is None and (meant := regions.nearest(found)):
             yield warning("region", f"{found} is no region that botocore knows", f"CWSINK_REGION={meant}")
         else:
             yield ok("region", found)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from cwsink import naming
+from cwsink import naming, words
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher import oversize
@@ -239,7 +239,7 @@ def notice(loss: Loss) -> Event:
 
     Its sequence says that it is not a record.
     """
-    count = f"{loss.count:,} record{'s' if loss.count != 1 else ''}"
+    count = words.records(loss.count)
     content = {
         "timestamp": naming.rfc3339(loss.last_ms),
         "level": "ERROR",

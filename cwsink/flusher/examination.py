@@ -161,19 +161,6 @@ def _loader() -> Any:
     return Loader()
 
 
-def like(region: str) -> str | None:
-    """Return the region that is probably meant; None if botocore knows this one, or none like it."""
-    from difflib import get_close_matches
-
-    session = new_session()
-    known = {
-        name for each in session.get_available_partitions() for name in session.get_available_regions("logs", each)
-    }
-    near = [] if region in known else get_close_matches(region, sorted(known), 3)
-    # Two letters that have changed places are the usual slip.
-    return min(near, key=lambda each: sorted(each) != sorted(region), default=None)
-
-
 def proxy_of(url: str) -> str | None:
     """Return the proxy that a request to a URL takes, without the password; None if it takes none."""
     from botocore.utils import get_environ_proxies

@@ -118,7 +118,7 @@ def _watch(work: Callable[[], bool]) -> None:
         _flusher_pid = os.fork()
         if _flusher_pid == 0:
             _be_flusher(work)
-        code = os.waitstatus_to_exitcode(_wait(_flusher_pid))
+        code = os.waitstatus_to_exitcode(os.waitpid(_flusher_pid, 0)[1])
         _flusher_pid = 0
         if code == 0:
             sys.exit(0)
@@ -164,10 +164,6 @@ def _be_flusher(work: Callable[[], bool]) -> NoReturn:
     finally:
         helper.end_all()  # `_exit` calls no handler
         os._exit(code)
-
-
-def _wait(pid: int) -> int:
-    return os.waitpid(pid, 0)[1]
 
 
 def _forward(number: int, *_: object) -> None:

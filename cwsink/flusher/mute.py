@@ -27,7 +27,7 @@ def begin(spool: str) -> None:
 
     def look(*_: object) -> None:
         with contextlib.suppress(OSError):
-            if (is_pipe() or os.isatty(2)) and hurry.has_word_in(spool):
+            if (is_pipe() or os.isatty(2)) and hurry.has_word(spool):
                 go_mute()
 
     if spool:

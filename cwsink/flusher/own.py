@@ -237,7 +237,7 @@ class _Served:
         """Tell whether no process is attached, and nothing is to be said: all is delivered, the spool is left, or the
         last process has said itself what stays."""
         is_done = self._empty_since is not None or self._left_at is not None
-        return is_done or (not self.is_in_use and hurry.has_word(self.election.directory))
+        return is_done or (not self.is_in_use and hurry.has_word(self.election.directory.path))
 
     def has_ended(self, linger_seconds: float) -> bool:
         """Look whether a process still needs it. Tell whether the flusher has left it."""
@@ -267,13 +267,13 @@ class _Served:
         if now - self._alone_since >= max(self.election.config.drain_timeout_seconds, _LOOK_SECONDS):
             why = self._why_not_delivered()
             self._leave()
-            if hurry.has_word(directory):  # the process that logged here has said it
+            if hurry.has_word(directory.path):  # the process that logged here has said it
                 return
             with contextlib.suppress(OSError):
                 pending = survey.survey(directory).pending
                 report(
                     f"stay_{directory.path}",
-                    f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {directory.path}: no "
+                    f"{words.stay(pending)} in {directory.path}: no "
                     f"process logs there any more, and {why}. The next process that logs there has them sent; so does "
                     f"{words.to_send(directory.path)}.",
                 )

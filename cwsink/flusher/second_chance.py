@@ -77,7 +77,7 @@ class Rules(NamedTuple):
 
 def restamped(message: str, timestamp_ms: int) -> str:
     """Return `message` with its original time: in a JSON object under "_cwsink", else in brackets before the text."""
-    moment = f"{naming.utc(timestamp_ms):%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03}Z"
+    moment = naming.rfc3339(timestamp_ms)
     note: dict[str, object] = {"original_timestamp_ms": timestamp_ms, "original_time": moment}
     body = message.strip()
     try:

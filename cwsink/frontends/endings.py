@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from cwsink.clock import monotonic
-from cwsink.diagnostics import report
 
 _QUEUES_SECONDS: Final = 5.0
 
@@ -46,11 +45,7 @@ def _await_delivery(timeout_seconds: float | None, *, has_patience: bool) -> boo
         return True
     if timeout_seconds is None:
         timeout_seconds = presence.this.drain_timeout_seconds
-    try:
-        return bool(presence.this.flush(timeout_seconds, has_patience=has_patience))
-    except OSError as error:
-        report("drain", f"cannot tell whether everything is delivered: {error}. Undelivered records stay in the spool.")
-        return False
+    return bool(presence.this.flush(timeout_seconds, has_patience=has_patience))
 
 
 @asynccontextmanager

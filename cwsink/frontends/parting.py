@@ -119,7 +119,7 @@ class Parting:
         tries = f"The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the"
         report(
             f"stay_{self._directory.path}",
-            f"{pending:,} {'record stays' if pending == 1 else 'records stay'} in {self._directory.path}: not "
+            f"{words.stay(pending)} in {self._directory.path}: not "
             f"delivered yet{reason}. {'The' if why == _NO_FLUSHER else tries} next process that logs there sends them, "
             f"or {words.to_send(self._directory.path)}.",
         )

@@ -96,29 +96,24 @@ def flush(
     Returns:
         False: the time is over and some are not settled, or it cannot be told, because a spool cannot be read.
     """
-    try:
-        return _flush(spools, timeout_seconds, has_patience)
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and few wait
 
-
-def _flush(spools: Iterable[tuple[SpoolDirectory, SinkConfig]], timeout_seconds: float, has_patience: bool) -> bool:
-    from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and few wait
-
-    until = monotonic() + timeout_seconds
-    ask_at = 0.0
-    left = [(directory, config, survey.ends(directory)) for directory, config in spools]
-    while left := [
-        (directory, config, rest) for directory, config, ends in left if (rest := survey.unsettled(directory, ends))
-    ]:
-        if (now := monotonic()) >= until or not (has_patience or any(_has_hope(each[0]) for each in left)):
-            return False
-        if now >= ask_at:
-            ask_at = now + _ASK_SECONDS
-            for directory, config, _ in left:
-                hurry(directory, config)
-        time.sleep(_FLUSH_POLL_SECONDS)
-    return True
+        until = monotonic() + timeout_seconds
+        ask_at = 0.0
+        left = [(directory, config, survey.ends(directory)) for directory, config in spools]
+        while left := [
+            (directory, config, rest) for directory, config, ends in left if (rest := survey.unsettled(directory, ends))
+        ]:
+            if (now := monotonic()) >= until or not (has_patience or any(_has_hope(each[0]) for each in left)):
+                return False
+            if now >= ask_at:
+                ask_at = now + _ASK_SECONDS
+                for directory, config, _ in left:
+                    hurry(directory, config)
+            time.sleep(_FLUSH_POLL_SECONDS)
+        return True
+    return False
 
 
 def _has_hope(directory: SpoolDirectory) -> bool:

@@ -47,7 +47,6 @@ PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
 PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
 STDERR_VARIABLE: Final = "CWSINK_FLUSHER_STDERR"  # its number, if there is one to take; a guard that begins anew has it
 _FLUSHERS_OWN: Final = "CWSINK_FLUSHER_"  # a guard that begins anew tells the next one what it knows
-STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 # `cwsink run` starts a flusher, and sets this for its command to its user's number. A command of the same user starts
 # a flusher only if the other one stays away.
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
@@ -137,7 +136,7 @@ class Starter:
             if not lock.try_acquire():
                 self._say_if_held(directory, lock)
                 return
-            led = _led_at(directory)
+            led = files.written_at_ns(directory.leader_state)  # it changes as soon as a flusher leads
             if self._led_before == led:  # the lock is free again: the flusher that we started has ended
                 self._led_before = None
                 self._ended_early += 1
@@ -283,19 +282,11 @@ def _is_led(directory: SpoolDirectory) -> bool:
     return published is None or published.kind != "once"
 
 
-def _led_at(directory: SpoolDirectory) -> int:
-    """Return the time of leader.json, which changes as soon as a flusher leads the spool; 0 if there is none."""
-    try:
-        return files.status(directory.leader_state).st_mtime_ns
-    except OSError:
-        return 0
-
-
 def _environment() -> dict[str, str]:
     left_out = ("PYTHON", _FLUSHERS_OWN)
     env = {name: value for name, value in os.environ.items() if not name.startswith(left_out) or name in _OF_PYTHON}
     env[PATH_VARIABLE] = "\n".join(_search_path())
-    env[STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
+    env[leader_state.STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
     env.pop(HOSTED_VARIABLE, None)
     return env
 

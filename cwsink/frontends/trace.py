@@ -18,7 +18,7 @@ _XRAY_KEY: Final = getattr(os.environ, "encodekey", str)(XRAY_VARIABLE)
 
 def active() -> tuple[str, str] | None:
     """Return the ids of trace and span, as OpenTelemetry and X-Ray write them; None if no span is active."""
-    if (api := sys.modules.get("opentelemetry.trace")) is not None and (found := _of_opentelemetry(api)):
+    if found := of_opentelemetry():
         return found
     try:
         # `os.environ.get` takes a microsecond for a variable that is not set: a tenth of a record.
@@ -30,7 +30,11 @@ def active() -> tuple[str, str] | None:
     return _of_xray(header) if header else None
 
 
-def _of_opentelemetry(api: Any) -> tuple[str, str] | None:
+def of_opentelemetry() -> tuple[str, str] | None:
+    """Return those of OpenTelemetry's active span; None if there is none, or no OpenTelemetry."""
+    api: Any = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        return None
     try:
         context = api.get_current_span().get_span_context()
         return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None

@@ -67,9 +67,7 @@ def see(directory: SpoolDirectory) -> Seen:
     if evictions.records:
         lost[loss_causes.EVICTED] = evictions.records
     dead = Counter(state.ledger.dead_lettered) + Counter(state.partial.dead_lettered)
-    done = {key.number: end for key, end in state.committed().items()}
-    sizes = {number: status.st_size for number, status in segment.statuses(directory.ring).items()}
-    has_pending = any(size > max(segment.HEADER_BYTES, done.get(number, 0)) for number, size in sizes.items())
+    has_pending = segment.has_pending(directory.ring, state.committed())
     return Seen(dict(lost), dict(dead), room.measure(directory), has_pending)
 
 

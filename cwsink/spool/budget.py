@@ -95,7 +95,7 @@ def prepare(directory: SpoolDirectory) -> None:
     with contextlib.suppress(OSError):
         files.opened(directory.budget_lock, os.O_RDWR | os.O_CREAT).close()
         if not files.exists(directory.evictions):
-            _replace(directory.evictions, Evictions())
+            files.replace(directory.evictions, _packed(Evictions()))
 
 
 def used_bytes(ring: str) -> int:
@@ -267,7 +267,7 @@ class Budget:
 
     def _write_down(self, evictions: Evictions) -> None:
         """Replace the totals. Raises OSError."""
-        _replace(self._directory.evictions, evictions)
+        files.replace(self._directory.evictions, _packed(evictions))
         self._written, self._unwritten = _copy(evictions), Evictions()
 
     def _overwrite(self, evictions: Evictions) -> None:
@@ -323,10 +323,6 @@ def _difference(totals: Evictions, less: Evictions) -> Evictions:
         last_ms=totals.last_ms,
         refused=dict(Counter(totals.refused) - Counter(less.refused)),
     )
-
-
-def _replace(path: str, evictions: Evictions) -> None:
-    files.replace(path, _packed(evictions))
 
 
 def _packed(evictions: Evictions) -> bytes:

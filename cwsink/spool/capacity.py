@@ -124,13 +124,12 @@ def _may_replace(directory: SpoolDirectory, found: Capacity, mine: Capacity) -> 
     """Tell whether what is pending has room in this budget; in a smaller one than before, so that much more has."""
     is_smaller = mine.spool_max_bytes < found.spool_max_bytes
     with contextlib.suppress(OSError):
-        committed = cursor.read(directory.cursor).committed()
-        done = {key.number: end for key, end in committed.items()}
-        return segment.pending_bytes(directory.ring, done) * (1 + is_smaller) <= mine.spool_max_bytes
+        pending_bytes = segment.pending_bytes(directory.ring, cursor.read(directory.cursor).committed())
+        return pending_bytes * (1 + is_smaller) <= mine.spool_max_bytes
     return False
 
 
 def _write(directory: SpoolDirectory, found: Capacity | None, holds: Capacity) -> None:
-    if found != holds and (found is None or any(getattr(found, name) != getattr(holds, name) for name in _NAMES)):
+    if found is None or any(getattr(found, name) != getattr(holds, name) for name in _NAMES):
         with contextlib.suppress(OSError):  # no space, say: what was there goes on to hold for the others
             files.replace(directory.capacity, msgspec.json.encode(holds))

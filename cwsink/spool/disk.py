@@ -45,15 +45,18 @@ def punch_hole(fd: int, start: int, end: int) -> bool:
     return _ask(fd, _PUNCH_HOLE, start, end - start)
 
 
-def free_bytes(fd: int) -> int | None:
-    """Return how much room the disk of an open file has for this user; None if it does not say. Raises OSError."""
-    status = os.statvfs(fd)
+def free_bytes(place: int | str) -> int | None:
+    """Return how much room a disk has for this user; None if it does not say. Raises OSError.
+
+    `place`: an open file there; a path, if the answer is only told to people.
+    """
+    status = os.statvfs(place)
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
-def free_files(fd: int) -> int | None:
+def free_files(place: int | str) -> int | None:
     """Return how many files more this user can make (free inodes); None if the disk does not count. Raises OSError."""
-    status = os.statvfs(fd)
+    status = os.statvfs(place)
     return status.f_favail if status.f_files else None
 
 

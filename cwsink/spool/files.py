@@ -114,6 +114,15 @@ def status(path: str) -> os.stat_result:
         return held.status(name)
 
 
+def written_at_ns(*paths: str) -> int:
+    """Return when one of these files was written last, in ns since 1970; 0 if none is there, or can be looked at."""
+    times = [0]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            times.append(status(path).st_mtime_ns)
+    return max(times)
+
+
 def remove(path: str) -> None:
     """Remove a file. Raises OSError."""
     held, name = _place_of(path)

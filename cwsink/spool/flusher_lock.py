@@ -60,6 +60,7 @@ class FlusherLock:
 
     Attributes:
         fd: the descriptor; -1 once it is closed.
+        path: the file, for messages.
     """
 
     def __init__(self, root: str, *, fd: int | None = None, is_shared: bool = False, guest: int = 0) -> None:
@@ -71,7 +72,7 @@ class FlusherLock:
             is_shared: forked children are to share the descriptor. The guard's flusher does; a writer's child does not.
             guest: the number of a guest, whose lock it is; 0: it is that of the root's flusher.
         """
-        self._path = path_of(root, guest)
+        self.path = path_of(root, guest)
         self._incarnation = descriptors.incarnation()
         self._is_shared = is_shared
         if fd is not None:
@@ -79,7 +80,7 @@ class FlusherLock:
             self.fd = fd
             return
         with open_directory.root(root) as held:
-            file = held.opened(os.path.basename(self._path), os.O_RDWR | os.O_CREAT)
+            file = held.opened(os.path.basename(self.path), os.O_RDWR | os.O_CREAT)
         if is_shared:
             with file:
                 self.fd = os.dup(file.fd)  # no hook closes this one in a forked child
@@ -94,11 +95,6 @@ class FlusherLock:
         return True
 
     @property
-    def path(self) -> str:
-        """The file, for messages."""
-        return self._path
-
-    @property
     def taken_at_ns(self) -> int:
         """When the lock was taken, in ns since 1970, by the file system's clock."""
         return os.fstat(self.fd).st_mtime_ns
@@ -106,7 +102,7 @@ class FlusherLock:
     def is_in_place(self) -> bool:
         """Tell whether the file's name still leads to our file. A person may remove it, to make the flusher end."""
         try:
-            return files.is_named(self._path, os.fstat(self.fd))
+            return files.is_named(self.path, os.fstat(self.fd))
         except OSError:
             return False
 

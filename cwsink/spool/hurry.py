@@ -35,17 +35,12 @@ def leave_word(directory: SpoolDirectory) -> None:
 
 def take_word_back(directory: SpoolDirectory) -> None:
     """Remove that note, because a new process logs to the spool. Never raises."""
-    if has_word(directory):
+    if has_word(directory.path):
         _write(directory, b"")
 
 
-def has_word(directory: SpoolDirectory) -> bool:
-    """Tell whether a process has said on stderr that records are left."""
-    return has_word_in(directory.path)
-
-
-def has_word_in(spool: str) -> bool:
-    """Tell the same of a path. For a process that has not loaded anything yet."""
+def has_word(spool: str) -> bool:
+    """Tell whether a process has said on stderr that records are left in the spool at this path."""
     try:
         return files.status(f"{spool}/hurry").st_size > 0
     except OSError:
@@ -58,9 +53,6 @@ def _write(directory: SpoolDirectory, data: bytes) -> None:
         os.write(file.fd, data)
 
 
-def stamp(directory: SpoolDirectory) -> int | None:
-    """Return the time of the last `ask`, in ns, to be compared with an earlier one; None if there was none."""
-    try:
-        return files.status(directory.hurry).st_mtime_ns
-    except OSError:
-        return None
+def stamp(directory: SpoolDirectory) -> int:
+    """Return the time of the last `ask`, in ns, to be compared with an earlier one; 0 if there was none."""
+    return files.written_at_ns(directory.hurry)

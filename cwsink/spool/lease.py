@@ -127,10 +127,7 @@ def challenge(directory: SpoolDirectory) -> None:
 
 def challenged_at(directory: SpoolDirectory) -> int:
     """Return the time of the last challenge, in ns, to be compared with an earlier one; 0 if there was none."""
-    try:
-        return files.status(directory.leader_next).st_mtime_ns
-    except OSError:
-        return 0
+    return files.written_at_ns(directory.leader_next)
 
 
 def is_taken(directory: SpoolDirectory) -> bool:
@@ -158,8 +155,8 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
     """
     silence = _silences.setdefault(directory.path, held_lock.Obstruction())
     has_mark = files.exists(directory.leader_host) or not host.boot_id()
-    seen_at = _alive_at(directory)
-    silent_seconds = time.time() - seen_at
+    seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
+    silent_seconds = time.time() - seen_at / 1e9
     may_be_leader = has_mark and silent_seconds < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
     if may_be_leader and silent_seconds >= _SILENT_SECONDS:
         may_be_leader = not _has_stranger(directory)
@@ -181,20 +178,9 @@ def _has_stranger(directory: SpoolDirectory) -> bool:
     return bool(pids) and led_by not in pids and (published is None or str(published.pid) not in pids)
 
 
-def _alive_at(directory: SpoolDirectory) -> float:
-    """Return when a leader has shown last that it lives, in seconds since 1970."""
-    times = [0.0]
-    for path in (directory.leader_host, directory.cursor, directory.leader_state):
-        with contextlib.suppress(OSError):
-            times.append(files.status(path).st_mtime)
-    return max(times)
-
-
 def _has_pending(directory: SpoolDirectory) -> bool:
     with contextlib.suppress(OSError):
-        done = {key.number: end for key, end in cursor.read(directory.cursor).committed().items()}
-        sizes = {number: status.st_size for number, status in segment.statuses(directory.ring).items()}
-        return any(size > max(segment.HEADER_BYTES, done.get(number, 0)) for number, size in sizes.items())
+        return segment.has_pending(directory.ring, cursor.read(directory.cursor).committed())
     return False
 
 

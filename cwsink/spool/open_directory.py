@@ -137,19 +137,12 @@ class OpenDirectory:
 
     def replace(self, name: str, data: bytes) -> None:
         """Replace a file as a whole. Raises OSError: then the old file is still there, unchanged."""
-        temporary = f"{name}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
-        with self.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-            try:
-                _write_whole(file, data)
-                self.rename(temporary, name)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    self.remove(temporary)
-                raise
+        with self.prepared(name, data) as (_, temporary):
+            self.rename(temporary, name)
 
     @contextlib.contextmanager
     def prepared(self, name: str, data: bytes) -> Iterator[tuple[Opened, str]]:
-        """Write a temporary file, which the block may `link` to `name`; its temporary name goes after the block.
+        """Write a temporary file, which the block may `link` or `rename` to `name`; its temporary name goes after that.
 
         Yields:
             The open file, and its temporary name.
@@ -160,7 +153,8 @@ class OpenDirectory:
         temporary = f"{name}.{os.urandom(8).hex()}{TEMPORARY_SUFFIX}"
         try:
             with self.opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-                _write_whole(file, data)
+                if os.write(file.fd, data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 yield file, temporary
         finally:
             with contextlib.suppress(OSError):
@@ -289,11 +283,6 @@ def look_at(spool: str, owner: int) -> None:
 def work_on(spool: str) -> None:
     """Allow nothing but a spool of our own user from now on."""
     _looked_at.pop(spool, None)
-
-
-def _write_whole(file: Opened, data: bytes) -> None:
-    if os.write(file.fd, data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _not_ours(status: os.stat_result, owner: int, path: str) -> OSError:

@@ -139,9 +139,8 @@ class RingReader:
         return block
 
     def _has_backlog(self) -> bool:
-        done = {key.number: end for key, end in self._committed.items()}
-        done.update((number, opened.offset) for number, opened in self._open.items())
-        return segment.pending_bytes(self._ring, done) >= segment.BACKLOG_BYTES
+        read = {opened.key: opened.offset for opened in self._open.values()}
+        return segment.pending_bytes(self._ring, {**self._committed, **read}) >= segment.BACKLOG_BYTES
 
     def _read_lane(self, lane: FreshLane, numbers: list[int]) -> Block | None:
         """Return what may go before the backlog of the lane's next block; None if nothing of it may."""

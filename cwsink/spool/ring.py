@@ -83,7 +83,11 @@ def code_of(error: OSError) -> int:
 
 
 class Ring:
-    """This process's writing end of a spool's ring."""
+    """This process's writing end of a spool's ring.
+
+    Attributes:
+        is_removed: the last check has found that somebody has removed the ring.
+    """
 
     def __init__(self, directory: SpoolDirectory, wishes: Capacity, *, is_guest: bool = False) -> None:
         """Begin; the first append attaches.
@@ -98,7 +102,7 @@ class Ring:
         self._checking_until = self._full_until = 0.0
         self._opening: list[int] = []  # the threads that open a segment, one as often as that nests
         self._opening_until = 0.0
-        self._removed = False
+        self.is_removed = False
         self._user = os.geteuid()
         self._unchecked_bytes = 0
         self._synced: SegmentKey | None = None
@@ -178,11 +182,6 @@ class Ring:
         return self._rotation.made
 
     @property
-    def is_removed(self) -> bool:
-        """Tell whether the last check found that somebody has removed the ring."""
-        return self._removed
-
-    @property
     def is_of_another_user(self) -> bool:
         """Tell whether this process has changed its user since it opened the spool (a server that drops root)."""
         return os.geteuid() != self._user
@@ -246,7 +245,7 @@ class Ring:
         self._check_bytes = size // _CHECKS
 
     def _refusal(self) -> Append:
-        if self._removed or self.is_of_another_user:
+        if self.is_removed or self.is_of_another_user:
             return Append.GONE
         return Append.FULL if self._full_until else Append.FAILED
 
@@ -293,7 +292,7 @@ class Ring:
             end_seen = attached.end_seen  # read before the size, because another thread may be checking, too
             status = os.fstat(attached.fd)
             if not segment.is_named(self._directory.ring, attached.key.number, status):
-                self._removed = True
+                self.is_removed = True
                 return None  # the writer then opens the directory anew
             attached.checked(status.st_size, now)
             # If somebody who meddles has cut it, a leader may never read what is appended behind the cut.
@@ -304,7 +303,7 @@ class Ring:
                 return None
             self.checked_at_ns, self.check_due_ns = now, now + _CHECK_NS
             self._unchecked_bytes, self._full_until = 0, 0.0
-            self._removed = False
+            self.is_removed = False
             return attached
         except OSError as error:
             self._not_written(code_of(error))
@@ -340,8 +339,8 @@ class Ring:
             return self._swap(self._rotation.newest())
         except OSError as error:
             # ENOENT: the directory is gone, so the spool was removed.
-            self._removed = error.errno == errno.ENOENT
-            if not self._removed:
+            self.is_removed = error.errno == errno.ENOENT
+            if not self.is_removed:
                 self._not_written(error.errno)
             return None
         finally:

@@ -227,7 +227,7 @@ class Rotation:
 
     def _is_behind(self, committed: Mapping[SegmentKey, int]) -> bool:
         """Tell whether a backlog waits that new records should not stand behind, and a segment more has room."""
-        pending = segment.pending_bytes(self._directory.ring, {key.number: end for key, end in committed.items()})
+        pending = segment.pending_bytes(self._directory.ring, committed)
         return pending >= segment.BACKLOG_BYTES and self._budget.has_room()
 
     def _trim(self, attached: AttachedSegment) -> None:

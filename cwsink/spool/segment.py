@@ -148,9 +148,16 @@ def is_named(ring: str, number: int, status: os.stat_result) -> bool:
     return files.is_named(path_of(ring, number), status)
 
 
-def pending_bytes(ring: str, done: Mapping[int, int]) -> int:
-    """Return how many bytes are not done: `done` has an offset by number, and of other segments nothing is done."""
+def pending_bytes(ring: str, settled: Mapping[SegmentKey, int]) -> int:
+    """Return how many bytes are not settled. Of a segment that is not in `settled` nothing is."""
+    done = {key.number: end for key, end in settled.items()}
     return sum(status.st_size - done.get(number, 0) for number, status in statuses(ring).items())
+
+
+def has_pending(ring: str, settled: Mapping[SegmentKey, int]) -> bool:
+    """Tell whether a segment has more than its header and what is settled, by its size alone."""
+    done = {key.number: end for key, end in settled.items()}
+    return any(status.st_size > max(HEADER_BYTES, done.get(number, 0)) for number, status in statuses(ring).items())
 
 
 def open_file(ring: str, number: int, flags: int) -> int | None:

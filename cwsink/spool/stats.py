@@ -223,7 +223,7 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
     published = leader_state.read(directory) or _NOBODY
     leader = leadership.named(directory, books.epoch, published) if is_led else None
     now = time.time()
-    silent_seconds = max(0.0, now - _written_at(directory.cursor, directory.leader_state))
+    silent_seconds = max(0.0, now - files.written_at_ns(directory.cursor, directory.leader_state) / 1e9)
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
     is_current = leader is not None and published.epoch == leader.epoch
@@ -311,7 +311,7 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
     since, until = said.since, said.until
     is_unsaid = lost > sum(said.lost.values()) + books.refused.get("unencodable", 0)
     if is_unsaid:  # it will be said in a minute, or never, because all stderr is /dev/null
-        until = _written_at(directory.refusals, directory.evictions)
+        until = files.written_at_ns(directory.refusals, directory.evictions) / 1e9
         since = since or until
     is_recent = now - until < 2 * alerts.AGAIN_SECONDS
     is_full = bool(books.pending) and held.is_nearly_full
@@ -350,15 +350,6 @@ def _ago(seconds: float | None, now: float) -> float | None:
 def _possible(seconds: float | None) -> float | None:
     """Return a time, or None if no clock can have shown it: the file is damaged, and no time is shown."""
     return seconds if seconds is not None and 0 <= seconds <= MOST_SECONDS else None
-
-
-def _written_at(*paths: str) -> float:
-    """Return when one of these files was written last, in seconds since 1970; 0 if none is there."""
-    times = [0.0]
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            times.append(files.status(path).st_mtime)
-    return max(times)
 
 
 def state_of(*, pending: int, is_led: bool, doing: leader_state.Doing, is_stopped: bool, is_silent: bool) -> State:

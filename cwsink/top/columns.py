@@ -36,11 +36,6 @@ def shown(width: int) -> list[Column]:
     return [column for column in _COLUMNS if width >= column.least_width]
 
 
-def name(row: Row) -> str:
-    """Return where a spool's records go."""
-    return printable(f"{row.spool.log_group_name} → {row.spool.log_stream_name}", one_line=True)
-
-
 def brief(seconds: float) -> str:
     """Return "0.4s", "12s", "3m", "5h", "4d"."""
     if seconds < 10:
@@ -87,7 +82,7 @@ _COLUMNS: Final = (
     Column("in/s", 60, lambda row, _: rate(row.into)),
     Column("out/s", 0, lambda row, _: rate(row.out)),
     Column("lag", 0, lambda row, _: brief(row.lag_seconds) if row.spool.pending else ""),
-    Column("fill", 70, lambda row, ascii: f"{bar(row.fill, _FILL_WIDTH, is_ascii=ascii)} {row.fill:4.0%}"),
+    Column("fill", 70, lambda row, ascii: f"{bar(row.spool.fill, _FILL_WIDTH, is_ascii=ascii)} {row.spool.fill:4.0%}"),
     Column("lost", 100, lambda row, _: f"{row.spool.lost:,}"),
     Column("writers", 90, lambda row, _: "?" if row.writers is None else str(row.writers)),
     Column("epoch", 120, lambda row, _: str(row.spool.leader.epoch) if row.spool.leader else ""),

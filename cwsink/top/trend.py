@@ -35,11 +35,6 @@ class Row:
     writers: int | None = None
 
     @property
-    def fill(self) -> float:
-        """How full the spool is, from 0 to 1. It may be a little more than 1."""
-        return self.spool.used_bytes / self.spool.capacity_bytes if self.spool.capacity_bytes else 0.0
-
-    @property
     def lag_seconds(self) -> float:
         """How long the oldest pending record has waited."""
         return self.spool.oldest_pending_seconds or 0.0
@@ -92,5 +87,5 @@ def _settled(spool: SpoolStats) -> int:
 def _key(row: Row, sort: str) -> tuple[float, ...]:
     if sort == "worst":
         return _RANKS[row.spool.state], -row.spool.lost, -row.lag_seconds
-    by = {"in": row.into or 0.0, "out": row.out or 0.0, "lag": row.lag_seconds, "fill": row.fill}
+    by = {"in": row.into or 0.0, "out": row.out or 0.0, "lag": row.lag_seconds, "fill": row.spool.fill}
     return (-by[sort],) if sort in by else ()

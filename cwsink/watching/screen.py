@@ -20,7 +20,7 @@ from cwsink.watching.reasons import dropped, loss, why
 _LABEL_WIDTH: Final = 10
 
 # The colour of each state, and the beginning of its verdict.
-_STATES: Final = {
+STATES: Final = {
     "idle": ("green", ""),
     "delivering": ("cyan", "Delivering"),
     "retrying": ("yellow", "Retrying"),
@@ -57,7 +57,7 @@ def _has_lost(spool: SpoolStats) -> bool:
 
 def block(spool: SpoolStats, width: int) -> Text:
     """Return the block of one spool: target and verdict, then why, then the books."""
-    style, _ = _STATES[spool.state]
+    style, _ = STATES[spool.state]
     lines = Text()
     lines.append("● ", "red" if _has_lost(spool) else "yellow" if spool.dead_letters and not spool.pending else style)
     lines.append(words.target(spool.log_group_name, spool.log_stream_name), "bold")
@@ -124,7 +124,7 @@ def _verdict(spool: SpoolStats) -> str:
     rate = spool.records_per_second
     if spool.state == "delivering" and rate >= 1:
         waiting += f"; {rate:,.0f} a second, about {words.duration(spool.pending / rate)} left"
-    return f"{_STATES[spool.state][1]}: {waiting}."
+    return f"{STATES[spool.state][1]}: {waiting}."
 
 
 def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:

@@ -164,22 +164,22 @@ def test_what_survives_a_restart(kind: str, verdict: str, text: str, monkeypatch
 def test_the_room(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough, less than the spools may take, or none; also before anything was logged."""
     with monkeypatch.context() as full:
-        full.setattr(machine, "free_bytes", lambda path: 100)
+        full.setattr(disk, "free_bytes", lambda path: 100)
         one(ask("room"), "wrong", "are lost")
     assert Writer(small).append("x")
     one(ask("room"), "ok", "MiB free")
     for free, verdict, text in ((10 << 20, "warning", "CWSINK_SPOOL_MAX_BYTES=5MiB"), (100, "wrong", "are lost")):
-        monkeypatch.setattr(machine, "free_bytes", lambda path, free=free: free)
+        monkeypatch.setattr(disk, "free_bytes", lambda path, free=free: free)
         one(ask("room"), verdict, text)
-    monkeypatch.setattr(machine, "free_bytes", lambda path: 1 << 40)
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1 << 40)
     for files, verdict, text in ((0, "wrong", "no more files can be made"), (5, "warning", "5 more files can be made")):
-        monkeypatch.setattr(machine, "free_files", lambda path, files=files: files)
+        monkeypatch.setattr(disk, "free_files", lambda path, files=files: files)
         assert "df -i" in one(ask("room"), verdict, text).advice
-    monkeypatch.setattr(machine, "free_files", lambda path: None)  # btrfs counts none
+    monkeypatch.setattr(disk, "free_files", lambda path: None)  # btrfs counts none
     one(ask("room"), "ok", "MiB free")
-    monkeypatch.setattr(machine, "free_bytes", lambda path: None)
+    monkeypatch.setattr(disk, "free_bytes", lambda path: None)
     one(ask("room"), "unknown", "does not say")
-    monkeypatch.setattr(machine, "free_bytes", lambda path: 1 << 40)
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1 << 40)
     monkeypatch.setattr("cwsink.spool.disk.most_file_bytes", lambda: 100)
     one(ask("room"), "wrong", "ulimit -f")
 

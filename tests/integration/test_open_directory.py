@@ -117,8 +117,8 @@ LOOKS: Final[list[tuple[Callable[[SpoolDirectory], object], object]]] = [
     (leader_state.read, None),
     (lease.is_taken, False),
     (lease.challenged_at, 0),
-    (hurry.stamp, None),
-    (hurry.has_word, False),
+    (hurry.stamp, 0),
+    (lambda spool: hurry.has_word(spool.path), False),
     (sending.stamp, None),
     (SpoolDirectory.is_present, False),
 ]

@@ -159,7 +159,6 @@ def test_the_words_of_a_row() -> None:
     trend.add([found, spool("/root/b", last_error="Old: over", last_success_seconds=200.0)], 0.0, {"/root/a": 4})
     first, second = trend.rows()
     words = {column.heading: column.of(first, False) for column in columns.shown(200)}
-    assert columns.name(first) == "/app → a\\x1b[31m"
     assert words["last answer"] == "Throttling\\x07"
     assert (words["epoch"], words["writers"], words["lost"], words["in/s"]) == ("7", "4", "3", "-")
     assert columns.answer(second) == "ok 3m ago"

@@ -2,7 +2,7 @@
 
 | fapilog 0.18.1                                      | here                                          |
 |-----------------------------------------------------|-----------------------------------------------|
-| `context_vars` calls `ctx.is_valid()`. In           | A property is read, a method is called.       |
+| `context_vars` calls `ctx.is_valid()`. In           | The property is read (`trace`).               |
 | OpenTelemetry that is a property: the TypeError is  |                                               |
 | swallowed, and no trace id ever arrives.            |                                               |
 | It imports `opentelemetry.trace` for each record.   | It is looked up in `sys.modules`. While the   |
@@ -21,12 +21,13 @@ import inspect
 import os
 import platform
 import socket
-import sys
 from typing import Any, Final
 
 from fapilog.core.errors import request_id_var, user_id_var
 from fapilog.plugins.enrichers.context_vars import ContextVarsEnricher
 from fapilog.plugins.enrichers.runtime_info import RuntimeInfoEnricher
+
+from cwsink.frontends import trace
 
 # sha256 of the source of each `enrich` that we replace, in fapilog 0.18.1.
 _KNOWN: Final[dict[type[Any], str]] = {
@@ -61,24 +62,11 @@ async def _enrich_context(self: object, event: dict[str, Any]) -> dict[str, Any]
         context["request_id"] = request_id
     if (user_id := user_id_var.get(None)) is not None:
         context["user_id"] = user_id
-    if (trace := sys.modules.get("opentelemetry.trace")) is not None:
-        try:
-            _add_span(context, trace)
-        except Exception:  # as in fapilog: with a broken tracer a record has no ids, but is not lost
-            pass
+    if (ids := trace.of_opentelemetry()) is not None:
+        context["trace_id"], context["span_id"] = ids
     if "tenant_id" in event:
         context["tenant_id"] = event["tenant_id"]
     return {"context": context}
-
-
-def _add_span(context: dict[str, Any], trace: Any) -> None:
-    span = trace.get_current_span().get_span_context()
-    is_valid = getattr(span, "is_valid", False)
-    if is_valid() if callable(is_valid) else is_valid:
-        if span.trace_id is not None:
-            context["trace_id"] = f"{span.trace_id:032x}"
-        if span.span_id is not None:
-            context["span_id"] = f"{span.span_id:016x}"
 
 
 async def _enrich_runtime(self: object, event: dict[str, Any]) -> dict[str, Any]:
