@@ -42,7 +42,13 @@ class Stopped(Exception):  # noqa: N818  # it is an answer, not a fault
 
 
 class LogService(Protocol):
-    """The calls of CloudWatch that a delivery makes (cwsink.flusher.cloudwatch). None of them raises."""
+    """The calls of CloudWatch that a delivery makes (cwsink.flusher.cloudwatch). None of them raises.
+
+    Attributes:
+        sent_bytes: the bodies of all requests so far that were to send events.
+    """
+
+    sent_bytes: int
 
     def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
         """Send events to a log stream."""
@@ -85,6 +91,9 @@ class StateOfLeader(Protocol):
 
     def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
         """Publish that CloudWatch has not taken a request, and what stands in the way."""
+
+    def answered(self, outcome: str, seconds: float, sent_bytes: int) -> None:
+        """Count a request that has ended."""
 
 
 class Tally(NamedTuple):
@@ -223,11 +232,11 @@ class Delivery:
         attempt = _Try(stream)
         while True:
             self._leadership.check()
-            answer = self._cloudwatch.put(stream, events, attempt.token)
-            act = classify(answer).value.act
+            answer, outcome = self._request(stream, events, attempt.token)
+            act = outcome.value.act
             if (repair := self.REPAIRS.get(act)) is None:
                 return act, answer
-            if classify(answer).value.is_quota and not self._backoff.failures:
+            if outcome.value.is_quota and not self._backoff.failures:
                 self._interval.throttled()
             if answer.is_ambiguous:
                 self._resent += sum(event.is_record for event in events)
@@ -235,6 +244,14 @@ class Delivery:
             attempt.is_repaired = trouble is None
             if trouble is not None:
                 self._failed(trouble)
+
+    def _request(self, stream: str, events: list[Event], token: str | None) -> tuple[Answer, Outcome]:
+        """Make one call, and publish how it ended, how long it took, and how many bytes were sent."""
+        before, began = self._cloudwatch.sent_bytes, time.monotonic()
+        answer = self._cloudwatch.put(stream, events, token)
+        outcome, seconds = classify(answer), time.monotonic() - began
+        self._leader_state.answered(outcome.name.lower(), seconds, self._cloudwatch.sent_bytes - before)
+        return answer, outcome
 
     # One method for each act that ends in another try. It returns None to send again at once, or the trouble for which
     # the leader has to wait.

@@ -30,7 +30,6 @@ from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.journal import Journal
-from cwsink.flusher.meter import Meter
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.self_metrics import SelfMetrics
 from cwsink.spool import budget, disk, history, refusals
@@ -111,7 +110,7 @@ class Flusher:
         self._alerts = Alerts(directory)
         self._self_metrics = SelfMetrics(directory, config, self.leader_state)
         self._delivery = Delivery(
-            Meter(CloudWatch(directory.format, config, self.epoch), self.leader_state),
+            CloudWatch(directory.format, config, self.epoch),
             directory.format,
             config,
             self._dead_letters,

@@ -1,12 +1,4 @@
-"""Starts the flusher, a process of its own, when an append finds that no process leads.
-
-```text
-append --> does anybody lead this spool? --yes--> go on
-             | no
-           take the root's flusher lock --taken--> a flusher starts now, or serves another spool here and will see this
-             | got it
-           /bin/sh -c '"$@" &'  -->  python -s -S -c ... cwsink-flusher ROOT     (cwsink.flusher.boot, guard)
-```
+"""Starts the flusher, a process of its own, when an append finds that no process leads (see `cwsink.frontends`).
 
 The application must not notice the new process, so it must not be a child of the application: there is no zombie, and
 no SIGCHLD later on. A shell between the two starts it and ends at once. We wait for the shell, which takes a

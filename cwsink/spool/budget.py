@@ -3,13 +3,7 @@
 The writer that needs a new segment decides, with or without a leader alive. Only one process evicts at a time: it has
 `budget.lock`, which a writer only tries to take. A writer that does not get it appends on to the segment it has.
 
-An evictor may be killed at any point, and the totals must be exact all the same. So it works in two steps. First it
-replaces the file `evictions`, in one rename, by new totals with the number of the segment that they now include. Then
-it unlinks that segment. If it is killed in between, the segment counts as evicted although it exists: readers skip it,
-and the next evictor unlinks it.
-
-On a disk that is full to the last block the totals cannot be replaced before the segment has gone. Its room may be
-taken by others at once. Then the totals are overwritten in the block that they have.
+How the totals stay exact whenever an evictor is killed, also on a full disk: `cwsink.spool`, "When the ring is full".
 
 To count a large segment takes longer than an append may. So one append counts a part, and the next one goes on
 (cwsink.spool.eviction_count). Meanwhile writers append on to the segment they have.

@@ -1,29 +1,6 @@
 """The spool directory: where it lies, what is in it, whether it may be used.
 
-```text
-<root>/<group.stream>.<hash>/          one per target, 0700
-    FORMAT          JSON, never changed: layout version, spool id, target. No secret
-    ring/           the segments
-    history/        segments that are delivered, and what became of them     (a leader)
-    cursor          committed offsets, epoch, ledger                 (a leader writes it)
-    settings.json   how to send (cwsink.spool.sending)               (writers)
-    capacity.json   how much it may hold (cwsink.spool.capacity)     (writers)
-    refusals        totals of what was refused                       (writers, under an flock on it)
-    told            what stderr was told of that                     (leader and writers, under an flock on it)
-    evictions       totals of what was evicted                       (writers, under budget.lock)
-    leader.lock     the lease                                        (filelock)
-    leader.json     what the leader is doing                         (a leader)
-    leader.host     which host leads (cwsink.spool.heartbeat)        (a leader)
-    leader.next     touched to have a leader give way that cannot deliver (who stands for election)
-    attached.lock   shared flock: a process that has appended lives  (every writer)
-    budget.lock     flock of the one that evicts; never waited for   (writers)
-    dead_letters.jsonl  records that can never be delivered          (a leader)
-    letters.json    how many of these were replayed                  (`cwsink replay --dead-letters`)
-    hurry           touched by a process that waits for delivery     (writers)
-<root>/flusher-<user>.lock, .next   the flusher that starts by itself (cwsink.spool.flusher_lock)
-<root>/host-<user>.json              the host's name, if a stream's name asks for it (cwsink.spool.host_names)
-```
-
+A spool is `<root>/<group.stream>.<hash>/`, one for each target. Its files, and who writes each: `cwsink.spool`.
 Which directory is the root, and whether it may be trusted: cwsink.spool.root.
 """
 

@@ -226,8 +226,8 @@ MUTANTS: Final = {
     ),
     "no check of the epoch before a request": Mutant(
         Delivery._put,
-        "            self._leadership.check()\n            answer = self._cloudwatch.put(",
-        "            answer = self._cloudwatch.put(",
+        "            self._leadership.check()\n            answer, outcome = self._request(",
+        "            answer, outcome = self._request(",
         test_delivery.test_no_call_is_made_without_a_check_before_it,
     ),
     "no check of the lease before a commit": Mutant(

@@ -43,6 +43,8 @@ class CloudWatch:
         loses: at which calls the answer is lost.
     """
 
+    sent_bytes = 0
+
     def __init__(self, refuses: Refuses, dies_at: frozenset[int] = NEVER, loses: frozenset[int] = NEVER) -> None:
         self.refuses = refuses
         self.dies_at = dies_at
@@ -76,6 +78,8 @@ class CloudWatch:
 
     def add(self, reason: str, error: str, events: list[Event]) -> None:
         self.letters += [event.sequence for event in events]
+
+    def answered(self, outcome: str, seconds: float, sent_bytes: int) -> None: ...
 
     def succeeded(self) -> None: ...
 

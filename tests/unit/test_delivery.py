@@ -51,6 +51,8 @@ def events(count: int) -> list[Event]:
 class World:
     """Everything a Delivery touches: CloudWatch, dead letters, leader state, time. Writes down what happens."""
 
+    sent_bytes = 0
+
     def __init__(self, answers: Iterable[Answer] | Callable[[list[Event]], Answer], **settings: Any) -> None:
         self._answers = answers if callable(answers) else list(answers)
         self.creations: dict[str, list[Answer]] = {"create_stream": [], "create_group": []}
@@ -137,6 +139,9 @@ class World:
         self.letters.append((reason, error, [event.sequence for event in events]))
 
     # LeaderState
+
+    def answered(self, outcome: str, seconds: float, sent_bytes: int) -> None:
+        """Nobody asks here."""
 
     def succeeded(self) -> None:
         self.log.append("succeeded")
