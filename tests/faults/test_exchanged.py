@@ -212,12 +212,17 @@ def plant(places: Places) -> None:
 
 
 def state_of(place: Path) -> dict[str, tuple[int, int, int, bytes]]:
-    """What is in a directory, with owner, mode and time of each file."""
+    """What is in a directory, with owner, mode and time of each file.
+
+    Not with the time of `leader.lock`. FileLock opens it by its path, so it may get the hostile one (see
+    `cwsink.spool.lease`), and cuts it to the 0 bytes that it has if filelock is older than 4.2.1.
+    """
     found = {}
     for path in sorted(place.rglob("*")):
         status = path.lstat()
         content = path.read_bytes() if path.is_file() else b""
-        found[str(path.relative_to(place))] = (status.st_uid, status.st_mode, status.st_mtime_ns, content)
+        written_at_ns = 0 if path.name == "leader.lock" else status.st_mtime_ns
+        found[str(path.relative_to(place))] = (status.st_uid, status.st_mode, written_at_ns, content)
     return found
 
 
