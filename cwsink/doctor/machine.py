@@ -6,10 +6,12 @@ What is seen by a path here is only told to people. Nobody opens or writes a fil
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Final
 
 _MOST_BYTES: Final = 64 * 1024
+_TROUBLES: Final = (errno.EROFS, errno.EIO, errno.EDQUOT)
 
 
 def nearest(path: str) -> str:
@@ -27,6 +29,19 @@ def owner_of(path: str) -> int:
 def may_make(path: str) -> bool:
     """Tell whether this user may make something in a directory."""
     return os.access(path, os.W_OK | os.X_OK)
+
+
+def disk_trouble(path: str) -> str | None:
+    """Return why the disk of a directory takes no file, though there is room; None if it does, or cannot be asked.
+
+    The file that it is asked for never has a name (O_TMPFILE of Linux), so nothing is changed. A disk that the kernel
+    has made read-only after an error says that in no other way.
+    """
+    try:
+        os.close(os.open(path, getattr(os, "O_TMPFILE", os.O_RDONLY) | os.O_WRONLY, 0o600))
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno in _TROUBLES else None
+    return None
 
 
 def user_name(uid: int) -> str:

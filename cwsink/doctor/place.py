@@ -35,6 +35,8 @@ def root(patient: Patient) -> Iterator[Finding]:
             yield ok("root", f"{path} is made by the first record")
         else:
             yield wrong("root", f"{path} is not there, and user {os.geteuid()} cannot make it", _mkdir(path))
+    elif why := machine.disk_trouble(path):
+        yield wrong("root", f"no file can be made in {path}, and records are lost: {why}", "See to the disk: `dmesg`.")
     elif why := why_untrusted(path):
         yield (wrong if is_named else warning)("root", f"{path} cannot be used: {why}", _mkdir(path))
     else:

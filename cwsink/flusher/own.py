@@ -33,8 +33,7 @@ from cwsink.errors import CwsinkError
 from cwsink.flusher import mute, stderr
 from cwsink.flusher.election import Election
 from cwsink.flusher.turns import Turns
-from cwsink.spool import files, flusher_lock, hurry, lease, open_directory, segment, sending, survey
-from cwsink.spool.attachment import is_anyone_attached
+from cwsink.spool import attachment, files, flusher_lock, hurry, lease, open_directory, segment, sending, survey
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.flusher_lock import FlusherLock
 
@@ -158,7 +157,7 @@ class OwnFlusher:
         try:
             directory = self._known.get(path) or open_existing(path)
             self._known[path] = directory
-            if is_anyone_attached(directory, tries=_TRIES) or self._ends_before.get(path) != _end_of(path):
+            if attachment.is_anyone_attached(directory, tries=_TRIES) or self._ends_before.get(path) != _end_of(path):
                 return _Served(open_existing(path), is_mute=self._is_mute)
         except (CwsinkError, OSError) as error:
             report(
@@ -246,14 +245,17 @@ class _Served:
         directory, now = self.election.directory, time.monotonic()
         if not files.exists(directory.path):
             self._leave()
-        elif is_anyone_attached(directory, tries=_TRIES):
+        elif attachment.ask(directory, tries=_TRIES):
             self._alone_since = self._empty_since = None
         else:
             self._look_after(directory, now, linger_seconds)
         return False
 
     def _look_after(self, directory: SpoolDirectory, now: float, linger_seconds: float) -> None:
-        """After the last writer: deliver what is there within drain_timeout_seconds, and leave."""
+        """After the last writer: deliver what is there within drain_timeout_seconds, and leave.
+
+        The same if nobody can tell whether there are writers: somebody has put a link or a file in the spool's place.
+        """
         self._alone_since = self._alone_since if self._alone_since is not None else now
         self.election.hurry()
         self.end = _end_of(directory.path)

@@ -4,6 +4,9 @@ A refusal is written down before the caller is told of it, so that the count sur
 this moment (another process is writing, there is no descriptor), the count waits here, and is tried again with the next
 refusal, the next append, and at the end of the process.
 
+What waits here no command can show. If it has waited for a second, or if the process ends, this process says it on
+stderr: the disk may have become read-only, or somebody has put something else in the place of the spool.
+
 Two threads, or a thread and a signal handler, may refuse a record at the same moment, and must not wait for each other.
 Each puts its refusal into a list, which needs no lock. One of them writes the list down.
 """
@@ -13,7 +16,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from cwsink.diagnostics import report
+from cwsink import words
+from cwsink.clock import monotonic
+from cwsink.diagnostics import report, reset_quiet
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.turn import Turn
 from cwsink.spool import refusals, told
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 # While nothing can be written down, the list must not take more memory with each refusal.
 _MOST_SEPARATE: Final = 1000
+# Another process that writes its own counts down needs no longer than this, unless it was stopped.
+_PASSING_SECONDS: Final = 1.0
 UNENCODABLE: Final = "unencodable"
 
 
@@ -49,6 +56,8 @@ class Losses:
         self._has_lost = self._is_said = False
         self._alerts: Alerts | None = None
         self._made = 0
+        self._waits_since: float | None = None
+        self._waiting_said = 0
 
     @property
     def pending(self) -> bool:
@@ -75,12 +84,33 @@ class Losses:
         """Write down what is counted, if that can be done now, and say it. Never raises. `is_last`: at the end."""
         try:
             self._write_down(directory)
+            self._say_what_waits(directory, is_last=is_last)
             if self._has_lost or (is_last and self._alerts is not None):  # the latter has evicted some, perhaps
                 is_first, self._is_said = not self._is_said, True
                 self._look(directory, is_last=is_last, at_once=is_first)
         except Exception as error:  # somebody has replaced a function of the system, as tests do
             if is_interruption(error):
                 raise
+
+    def _say_what_waits(self, directory: SpoolDirectory, *, is_last: bool) -> None:
+        """Say what cannot be written down: in a second, for it may pass, or now if this process ends."""
+        if not self._losses:
+            self._waits_since, self._waiting_said = None, 0
+            return
+        since = self._waits_since = monotonic() if self._waits_since is None else self._waits_since
+        lost = {loss.reason: loss.count for loss in _summed(list(self._losses))}
+        count, key = sum(lost.values()), f"unwritten_{directory.path}"
+        if count == self._waiting_said or not (is_last or monotonic() - since >= _PASSING_SECONDS):
+            return
+        if is_last:
+            reset_quiet(key)
+        is_said = report(
+            key,
+            f"LOST {words.records(count)} of this process ({words.each_counted(lost)}). {directory.path} does not take "
+            "the count, so `cwsink status` does not show them. Another line says why they are refused.",
+            is_total=True,
+        )
+        self._waiting_said = count if is_said else self._waiting_said
 
     def _look(self, directory: SpoolDirectory, *, is_last: bool = False, at_once: bool) -> None:
         if self._alerts is None or self._alerts.directory is not directory:  # the spool was removed and made anew

@@ -20,7 +20,12 @@ _SHARED: Final = ["FLOCK", "ADVISORY", "READ"]
 
 
 def is_anyone_attached(directory: SpoolDirectory, *, tries: int = _TRIES) -> bool:
-    """Tell whether a process that has appended to the spool still lives; True if that cannot be told.
+    """Tell whether a process that has appended to the spool still lives; True if that cannot be told (see `ask`)."""
+    return ask(directory, tries=tries) is not False
+
+
+def ask(directory: SpoolDirectory, *, tries: int = _TRIES) -> bool | None:
+    """Tell whether a process that has appended to the spool still lives; None if that cannot be told.
 
     No file is made. To find out, this takes the lock; if that works, nobody is attached, and the lock is freed at once.
 
@@ -33,7 +38,7 @@ def is_anyone_attached(directory: SpoolDirectory, *, tries: int = _TRIES) -> boo
     except FileNotFoundError:
         return False
     except OSError:
-        return True
+        return None
 
 
 def attached_pids(directory: SpoolDirectory) -> list[int] | None:

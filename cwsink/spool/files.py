@@ -3,10 +3,10 @@
 Each path leads to a file in a spool, or in its ring. The file's directory is opened and looked at first, and the call
 is made from there (cwsink.spool.open_directory).
 
-Three questions are asked by path, without a descriptor (`seen`, `exists`, `is_named`). Somebody may exchange the
-directory in the next moment. So these answers are for messages, and for what is looked at more closely before anything
-is done. One answer stays true: `is_named` compares a name with a file that is open already, and nobody can give another
-file the same inode.
+Some questions are asked by path, without a descriptor (`seen`, `exists`, `is_link`, `is_named`). Somebody may exchange
+the directory in the next moment. So these answers are for messages, and for what is looked at more closely before
+anything is done. One answer stays true: `is_named` compares a name with a file that is open already, and nobody can
+give another file the same inode.
 
 A process may be killed, and the disk may become full, in the middle of a write. So `replace` writes a temporary file
 beside the old one, makes sure that all of it is there, and renames it: a reader sees the old content or the new one.
@@ -179,6 +179,11 @@ def seen(path: str) -> os.stat_result:
 def exists(path: str) -> bool:
     """Tell whether something has this path now."""
     return os.path.lexists(path)
+
+
+def is_link(path: str) -> bool:
+    """Tell whether a symbolic link has this path now. Never raises."""
+    return os.path.islink(path)
 
 
 def is_named(path: str, status: os.stat_result) -> bool:

@@ -291,7 +291,7 @@ class Ring:
                 return None
             end_seen = attached.end_seen  # read before the size, because another thread may be checking, too
             status = os.fstat(attached.fd)
-            if not segment.is_named(self._directory.ring, attached.key.number, status):
+            if not segment.is_in_place(self._directory.ring, attached.key.number, status):
                 self.is_removed = True
                 return None  # the writer then opens the directory anew
             attached.checked(status.st_size, now)

@@ -146,7 +146,9 @@ def why_untrusted(root: str) -> str | None:
         return f"other users may write to it (mode {mode:04o}), and replace what is in it. A directory below it will do"
     if reason := _why_way_is_unsafe(root):
         return reason
-    return None if os.access(root, os.R_OK | os.W_OK | os.X_OK) else "permission denied"
+    if os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        return None
+    return "its file system is read-only" if os.statvfs(root).f_flag & os.ST_RDONLY else "permission denied"
 
 
 def _why_way_is_unsafe(root: str) -> str | None:

@@ -148,6 +148,12 @@ def is_named(ring: str, number: int, status: os.stat_result) -> bool:
     return files.is_named(path_of(ring, number), status)
 
 
+def is_in_place(ring: str, number: int, status: os.stat_result) -> bool:
+    """Tell whether a leader can find this open segment by its name. It follows no link. Raises OSError."""
+    is_behind_link = files.is_link(ring) or files.is_link(ring.rpartition("/")[0])
+    return is_named(ring, number, status) and not is_behind_link
+
+
 def pending_bytes(ring: str, settled: Mapping[SegmentKey, int]) -> int:
     """Return how many bytes are not settled. Of a segment that is not in `settled` nothing is."""
     done = {key.number: end for key, end in settled.items()}

@@ -683,3 +683,39 @@ def test_a_process_that_may_make_only_small_files_makes_small_segments(
     )
     assert json.loads(finish(child)) == [5000, False, True, 200, {"io_error": 1}]
     assert [text.split(" ")[0] for text in records(server)][:5001] == [*map(str, range(5000)), "after"]
+
+
+def test_on_a_disk_that_becomes_read_only_losses_are_said(full_disk: FullDisk, server: StrictCloudWatch) -> None:
+    """They cannot be counted there. The process that logs says how many they are, and the doctor names the disk."""
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_oldest",
+        """
+        import subprocess
+        from cwsink.diagnostics import subscribe
+        from cwsink.frontends import presence
+
+        said = []
+        subscribe(lambda key, message: said.append(message))
+        writer = Writer(config(flusher="external"))
+        assert writer.append("before")
+        presence.this.forget_below(f"{root}/spools")  # a disk with a file open for writing cannot be made read-only
+        writer.close()
+        MS_RDONLY, MS_REMOUNT = 1, 32
+        assert not libc.mount(b"tmpfs", root.encode(), b"tmpfs", MS_REMOUNT | MS_RDONLY, None), ctypes.get_errno()
+        kept = [writer.append(f"{number}") for number in range(7)]
+        presence.this.add(writer)
+        presence.this.leave()
+        doctor = subprocess.run([sys.executable, "-m", "cwsink", "doctor"], capture_output=True, text=True,
+                                env={**os.environ, "CWSINK_SPOOL_DIRECTORY": f"{root}/spools"})
+        print(json.dumps({"kept": kept, "said": said, "doctor": doctor.stdout}))
+        """,
+    )
+    assert result["kept"] == [False] * 7
+    said = result["said"]
+    assert isinstance(said, list)
+    assert [line for line in said if "Read-only file system" in line], said
+    assert [line.partition(".")[0] for line in said if "LOST" in line] == [
+        "LOST 7 records of this process (7 io_error)"
+    ], said
+    assert "and records are lost: Read-only file system" in str(result["doctor"]), result["doctor"]

@@ -231,6 +231,37 @@ def test_out_of_reach_it_goes_after_drain_timeout_and_says_what_stays(
     eventually(lambda: server.messages() == ["kept", "later"], "both are delivered")
 
 
+def put_a_link(path: str, moved: Path) -> None:
+    os.rename(path, moved)
+    os.symlink(moved, path)
+
+
+def put_a_file(path: str, moved: Path) -> None:
+    os.rename(path, moved)
+    Path(path).touch()
+
+
+@pytest.mark.parametrize("put", [put_a_link, put_a_file])
+def test_with_something_else_in_the_place_of_the_spool_losses_are_said_and_all_ends(
+    program: Callable[..., subprocess.Popen[str]],
+    root: Path,
+    tmp_path: Path,
+    server: StrictCloudWatch,
+    put: Callable[[str, Path], None],
+) -> None:
+    """Nothing can be written down there. So the program says how many records it has lost, and no flusher stays."""
+    child = program(drain_timeout_seconds=0.5)
+    log(child, "first")
+    eventually(lambda: server.messages() == ["first"], "it is delivered")
+    put(only_spool(root).path, tmp_path / "moved")
+    time.sleep(1)  # the writer looks at the spool again after 0.8 s
+    out, said = child.communicate("".join(f"lost {number}\n" for number in range(20)), CHILD_SECONDS)
+    assert out == "False\n" * 20
+    assert "LOST 20 records of this process (20 io_error)." in said, said
+    assert said.count("LOST") == 1, said
+    eventually(lambda: not ours(root), "nobody is left")
+
+
 def test_a_reader_of_the_programs_stderr_sees_its_end_when_all_is_delivered(
     program: Callable[..., subprocess.Popen[str]], root: Path, server: StrictCloudWatch
 ) -> None:

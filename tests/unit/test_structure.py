@@ -93,9 +93,9 @@ READ_OR_WRITE: Final = frozenset("pathlib shutil glob tempfile".split())
 BY_NAME: Final = {
     "cwsink.spool.open_directory": ("listdir stat unlink replace link utime chmod", "this is the module"),
     "cwsink.spool.descriptors": ("open stat listdir", "opens for it, and looks into /dev/fd"),
-    "cwsink.spool.files": ("lstat lexists", "for answers that nobody goes by: see there"),
+    "cwsink.spool.files": ("lstat lexists islink", "for answers that nobody goes by: see there"),
     "cwsink.spool.root": (
-        "mkdir stat lstat chmod access scandir readlink isdir",
+        "mkdir stat lstat chmod access scandir readlink isdir statvfs",
         "the root and the way to it, before it is trusted; makes directories for open_directory",
     ),
     "cwsink.spool.directory": ("open realpath", "/proc/self/mountinfo"),
