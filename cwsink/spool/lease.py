@@ -103,7 +103,7 @@ class Lease:
             status = files.seen(self._path)  # it takes no descriptor: none may be left when a request is answered
         except OSError:
             return False
-        return status.st_nlink == 1 and self._file is not None and os.path.samestat(status, self._file)
+        return self._file is not None and os.path.samestat(status, self._file)
 
     def release(self) -> None:
         """Give the lease back, if this process has it, so that another one can lead."""

@@ -330,6 +330,8 @@ def test_a_lease_is_proven_by_inode_and_process(spool: SpoolDirectory) -> None:
     assert mine.is_held()
     assert not other.try_acquire()
     assert not other.is_held()
+    os.link(spool.leader_lock, f"{spool.path}/backup")  # as `cp -al` does
+    assert mine.is_held()
     os.unlink(spool.leader_lock)
     assert not mine.is_held()
     assert other.try_acquire()
