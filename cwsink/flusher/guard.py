@@ -47,6 +47,8 @@ _MEANWHILE: Final = "Records wait as long as their spool has room."
 # The exit code by which the flusher asks the guard to begin anew.
 _RENEW: Final = 75
 _LEFT_BEHIND_VARIABLE: Final = "CWSINK_FLUSHER_LEFT_BEHIND"
+# Linux takes no variable of more than 128 KiB. That many spools are left behind where each container has had its own.
+_MOST_NOTE_BYTES: Final = 100_000
 # How long a guard that is to take over waits for the present leader to end.
 _CHALLENGE_SECONDS: Final = 30.0
 _CHALLENGE_POLL_SECONDS: Final = 0.05
@@ -146,11 +148,10 @@ def _begin_anew(lock: FlusherLock, left_behind: Ends) -> NoReturn:
     if lock.fd != LOCK_FD:
         os.dup2(lock.fd, LOCK_FD)
     os.set_inheritable(LOCK_FD, True)  # `dup2` would not do it if the lock has that number already
-    env = {
-        **os.environ,
-        "CWSINK_FLUSHER_PATH": "\n".join(sys.path),
-        _LEFT_BEHIND_VARIABLE: msgspec.json.encode(left_behind).decode(),
-    }
+    env = {**os.environ, "CWSINK_FLUSHER_PATH": "\n".join(sys.path)}
+    note = msgspec.json.encode(left_behind).decode()
+    if len(note) <= _MOST_NOTE_BYTES:  # without it the next guard looks for itself
+        env[_LEFT_BEHIND_VARIABLE] = note
     os.execve(sys.executable, [*sys.orig_argv[:-1], ""], env)
 
 

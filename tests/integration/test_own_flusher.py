@@ -364,6 +364,23 @@ def newer_installation(tmp_path: Path) -> Path:
     return home
 
 
+def test_a_guard_begins_anew_however_many_spools_were_left_behind(spawn: Spawn, root: Path) -> None:
+    """The kernel takes no variable of more than 128 KiB: then the next guard looks for itself."""
+    root.mkdir(mode=0o700)
+    code = """
+        import os, sys
+        from cwsink.flusher import guard
+        from cwsink.spool.flusher_lock import FlusherLock
+
+        if "CWSINK_FLUSHER_PATH" in os.environ:
+            sys.exit(print("anew", os.environ.get(guard._LEFT_BEHIND_VARIABLE, "")[:30]))
+        left = {f"/spools/{'x' * 200}/{number}": (1, 100) for number in range(int(sys.argv[2]))}
+        guard._begin_anew(FlusherLock(sys.argv[1]), left)
+    """
+    said = [finish(spawn(code, root, number, "")) for number in (1, 2000)]
+    assert said == [f'anew {{"/spools/{"x" * 20}\n', "anew \n"]
+
+
 def test_one_whose_credentials_fail_gives_way_to_a_writer_with_others(
     program: Callable[..., subprocess.Popen[str]], root: Path, server: StrictCloudWatch
 ) -> None:
