@@ -155,8 +155,8 @@ There is room if the blocks of all segments, and one segment more, are within `s
 An evictor may be killed at any point, and the totals are exact all the same. First it replaces `evictions` by new
 totals, with the number of the segment that they now include; then it unlinks the segment. If it is killed in between,
 the segment counts as evicted although it exists: readers pass it by, and the next evictor unlinks it before it counts
-another one. On a disk that is full to the last block it unlinks the segment first, and if others take the room, it
-overwrites the totals in the block that they have. The leader tells the stream how many records were evicted.
+another one. On a disk that is full to the last block nothing can be replaced, so it overwrites the totals in the block
+that they have. The leader tells the stream how many records were evicted.
 
 If the disk is full before the ring is, that shows when a segment is made (or, on ZFS, in a write): history goes for it,
 or under `drop_oldest` a segment. Where nothing can go, as much is reserved as there is. A leader needs a cursor to free

@@ -248,16 +248,13 @@ class Budget:
                     return _Fate.COUNTING
                 try:
                     self._write_down(evictions)
-                except OSError:  # the disk is full to the last block: make room first, then write the totals down
-                    segment.remove(self._directory.ring, number)
-                    opened.close()  # the blocks are free only once the descriptor is closed, too
-                    try:
-                        self._write_down(evictions)
-                    except OSError:  # others have taken the room: the totals keep the block that they have
-                        self._overwrite(evictions)
-                    return _Fate.GONE
+                except OSError:  # the disk is full to the last block: the totals keep the block that they have
+                    self._overwrite(evictions)
             segment.remove(self._directory.ring, number)
-            return _Fate.GONE
+        if self._unwritten.records or self._unwritten.refused:  # nor could they be overwritten: now there may be room
+            with contextlib.suppress(OSError):
+                self._write_down(evictions)
+        return _Fate.GONE
 
     def _write_down(self, evictions: Evictions) -> None:
         """Replace the totals. Raises OSError."""
@@ -289,8 +286,10 @@ class Budget:
             return False
         if counted.records:
             if evictions.records == cursor.read(self._directory.cursor).ledger.evicted_reported:
-                evictions.first_ms = counted.first_ms
-            evictions.last_ms = counted.last_ms
+                evictions.first_ms, evictions.last_ms = counted.first_ms, counted.last_ms
+            elif counted.first_ms:
+                evictions.first_ms = min(evictions.first_ms, counted.first_ms)
+                evictions.last_ms = max(evictions.last_ms, counted.last_ms)
             evictions.records += counted.records
         evictions.refused = dict(Counter(evictions.refused) + Counter(counted.refused))
         evictions.number, evictions.salt = header.key

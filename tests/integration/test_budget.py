@@ -23,7 +23,7 @@ from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
-from cwsink.spool import budget, capacity, cursor, descriptors, rotation, segment
+from cwsink.spool import budget, capacity, cursor, descriptors, files, rotation, segment
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.survey import Survey, events, open_segments, survey
 from cwsink.testing import StrictCloudWatch
@@ -446,15 +446,22 @@ def test_the_next_evictor_removes_a_void_segment_without_counting_it_again(
 def test_an_evictor_that_dies_on_a_full_disk_has_told_what_it_evicted(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others take each block that it frees, so no file can be replaced: it overwrites the totals that are there."""
+    """No file can be replaced, so it overwrites the totals that are there, before it removes what they count."""
     writer, count = full_spool(server.endpoint_url)
+    remove = segment.remove
 
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    def removed_and_killed(ring: str, number: int) -> None:
+        remove(ring, number)
+        raise Killed
+
     with monkeypatch.context() as patch:
-        patch.setattr(budget, "_replace", no_space)
-        assert budget.Budget(writer.directory, CAP, SEGMENT).evict(at_least_one=True, seconds=CHILD_SECONDS)
+        patch.setattr(files, "replace", no_space)
+        patch.setattr(segment, "remove", removed_and_killed)
+        with pytest.raises(Killed):
+            budget.Budget(writer.directory, CAP, SEGMENT).evict(at_least_one=True, seconds=CHILD_SECONDS)
     books = survey(writer.directory)  # what the evictor knew is gone with it
     assert books.evicted > 0
     assert books.appended == count
@@ -466,17 +473,20 @@ def test_an_evictor_that_dies_on_a_full_disk_has_told_what_it_evicted(
 def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    """Room is made first, by closing what was unlinked too; what could not be written is written the next time."""
+    """Nor overwritten (btrfs). Room is made, by closing what was unlinked, too; the rest is written the next time."""
     writer, count = full_spool(server.endpoint_url)
     spool = writer.directory
     left = [failures]
-    real_replace, real_release = budget._replace, descriptors.release
+    real_replace, real_release = files.replace, descriptors.release
 
-    def replace(path: str, evictions: budget.Evictions) -> None:
+    def replace(path: str, data: bytes) -> None:
         if left[0]:
             left[0] -= 1
-            raise OSError(28, "No space left on device")
-        real_replace(path, evictions)
+            no_space()
+        real_replace(path, data)
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
     open_when_written: list[int] = []
 
@@ -484,7 +494,8 @@ def test_evictions_are_counted_on_a_disk_too_full_to_write_them_down(
         open_when_written.append(left[0])
         real_release(fd, incarnation, file)
 
-    monkeypatch.setattr(budget, "_replace", replace)
+    monkeypatch.setattr(files, "replace", replace)
+    monkeypatch.setattr(os, "pwrite", no_space)
     monkeypatch.setattr(descriptors, "release", release)
     room = budget.Budget(spool, CAP, SEGMENT)
     for _ in range(4):
