@@ -87,7 +87,8 @@ def _uwsgi(options: str = "") -> ProgramKind:
 
 
 def _granian(interface: str) -> ProgramKind:
-    arguments = f"--interface {interface} --uds {{socket}} --workers {CHILDREN} --workers-kill-timeout 40"
+    # A SIGTERM in the first moments of a request: a worker may then end only by this time-out, with cwsink or without.
+    arguments = f"--interface {interface} --uds {{socket}} --workers {CHILDREN} --workers-kill-timeout 15"
     respawning = "--respawn-failed-workers --respawn-interval 0.1"
     return ProgramKind(
         (_script("granian"), *arguments.split(), *respawning.split(), f"{_APP}:{interface}"),
