@@ -222,8 +222,6 @@ def _advice(answer: Answer, url: str) -> str:
     advice = classify(answer).value.advice
     if classify(answer) is Outcome.PROXY:
         return advice
-    if answer.code == "SSLError":
-        return "Name the certificates of your proxy or endpoint: AWS_CA_BUNDLE=/path/to/ca.pem"
     if answer.code == "ProxyConnectionError":
         return "Is HTTPS_PROXY right? Or leave the proxy out: NO_PROXY=.amazonaws.com"
     return f"{advice} Try: curl -v {url}"

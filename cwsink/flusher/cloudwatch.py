@@ -378,8 +378,9 @@ def _no_answer(error: Any, *, is_sent: bool) -> Answer:
     # If no connection was made, the call cannot have reached CloudWatch. In all other cases it may have.
     may_be_sent = is_sent and not isinstance(error, known.EndpointConnectionError | known.ConnectTimeoutError)
     message = str(error)
-    if isinstance(error, known.SSLError) and (bundle := os.environ.get("AWS_CA_BUNDLE")):
-        message += f" (AWS_CA_BUNDLE is {bundle})"  # the error says "No such file", not which one
+    if isinstance(error, known.SSLError):  # it says "No such file", not which one
+        named = {name: os.environ.get(name) for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")}
+        message += "".join(f" ({name} is {path})" for name, path in named.items() if path)
     return answer(code=type(error).__name__, message=message, is_ambiguous=may_be_sent)
 
 

@@ -140,7 +140,16 @@ class Outcome(Enum):
     UNREACHABLE = Reaction(
         Act.WAIT,
         "CloudWatch cannot be reached: is the network up, the endpoint or region right?",
-        "EndpointConnectionError ConnectTimeoutError ProxyConnectionError SSLError InvalidProxiesConfigError",
+        "EndpointConnectionError ConnectTimeoutError ProxyConnectionError InvalidProxiesConfigError",
+        obstacle="unreachable",
+    )
+    # A server is there, and TLS with it has failed.
+    UNTRUSTED = Reaction(
+        Act.WAIT,
+        "This host does not trust the certificate of the endpoint, or of a proxy before it. Is it in date by this "
+        "host's clock, for the name that is asked, and signed by a CA that is known here? A CA of your own is named by "
+        "AWS_CA_BUNDLE=/path/to/ca.pem where the application is started: a file that the flusher can read.",
+        "SSLError",
         obstacle="unreachable",
     )
     NO_ANSWER = Reaction(

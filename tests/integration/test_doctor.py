@@ -25,6 +25,7 @@ from cwsink.doctor.finding import Finding, ok
 from cwsink.doctor.patient import Patient
 from cwsink.doctor.rounds import Question
 from cwsink.flusher import examination
+from cwsink.flusher.outcome import Outcome
 from cwsink.frontends import presence
 from cwsink.spool import disk, heartbeat, leader_state, refusals
 from cwsink.spool.leadership import Leader
@@ -427,7 +428,7 @@ def test_an_endpoint_that_does_not_answer() -> None:
         env["CWSINK_ENDPOINT_URL"] = f"https://127.0.0.1:{plain.getsockname()[1]}"
         answering = threading.Thread(target=_answer_without_tls, args=(plain,))
         answering.start()
-        one(ask("endpoint", env=env), "wrong", "AWS_CA_BUNDLE")
+        assert Outcome.UNTRUSTED.value.advice in one(ask("endpoint", env=env), "wrong", "AWS_CA_BUNDLE").advice
         answering.join()
 
 

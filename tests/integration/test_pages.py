@@ -686,6 +686,11 @@ def unreachable(trouble: Trouble) -> None:
     trouble.log(endpoint_url=f"http://127.0.0.1:{free_port()}")
 
 
+def no_ca_file(trouble: Trouble) -> None:
+    trouble.monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/ca.pem")
+    trouble.log(endpoint_url=trouble.server.endpoint_url.replace("http:", "https:"))
+
+
 def refusing_proxy(trouble: Trouble) -> None:
     trouble.server.faults.fail_next(20, "", 407)
     trouble.log()
@@ -886,6 +891,7 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "cannot deliver to ...: ResourceNotFoundException": missing_group,
     "does not exist, and create_log_stream is off": missing_stream,
     "cannot deliver to ...: EndpointConnectionError": unreachable,
+    "cannot deliver to ...: SSLError": no_ca_file,
     "cannot deliver to ...: ProxyAuthenticationError": refusing_proxy,
     "...: InvalidProxyError": no_proxys_url,
     "...: ConnectTimeoutError": black_hole,

@@ -27,11 +27,14 @@ from cwsink.config import load_config
 from cwsink.errors import ConfigError
 from cwsink.flusher import backoff
 from cwsink.flusher.election import Election
+from cwsink.flusher.outcome import Outcome
 from cwsink.spool import cursor, sending
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
+from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.actions import ACTIONS
+from cwsink.watching.reasons import why
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver, leading, until
 from tests.harness.support import CHILD_SECONDS, finish, quick_config
@@ -703,21 +706,24 @@ def test_no_proxy_leaves_the_proxy_out(
     assert proxy == []
 
 
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
 def test_a_ca_bundle_that_is_not_there_is_named(
-    server: StrictCloudWatch, said: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    server: StrictCloudWatch, said: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """AWS_CA_BUNDLE with a slip: the line names the file, and the records stay until it is right."""
-    monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/ca.pem")
+    """A variable with a slip: the line names it and the file, and what to do. The records stay until it is right."""
+    monkeypatch.setenv(variable, "/nowhere/ca.pem")
     config = quick_config(
         server.endpoint_url.replace("http:", "https:"), flusher="external", circuit_breaker_enabled=False
     )
     directory = filled(config)
     with leading(directory, config):
         until(lambda: bool(said), "something is said")
+        assert Outcome.UNTRUSTED.value.advice in why(look(directory)), "the status says the same"
     (key, line) = said[0]
     assert key == "send_retry"
-    for part in ("AWS_CA_BUNDLE is /nowhere/ca.pem", "stay in the spool"):
+    for part in (f"{variable} is /nowhere/ca.pem", "AWS_CA_BUNDLE=/path/to/ca.pem", "stay in the spool"):
         assert part in line
+    assert "is the network up" not in line
     assert survey(directory).pending == 1
     assert not server.calls
 

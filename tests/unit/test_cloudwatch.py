@@ -37,6 +37,13 @@ FORMAT = SpoolFormat(
 EVENTS = [Event(1_700_000_000_000, 7, 0, "hi")]
 
 
+@pytest.fixture(autouse=True)
+def no_ca_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine trusts."""
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 class Client:
     """Answers every call with the same, raising it if it is an exception. `sends` is called first, as by a real one."""
 

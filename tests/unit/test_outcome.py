@@ -44,7 +44,7 @@ NO_ANSWER = {
     "EndpointConnectionError": Outcome.UNREACHABLE,
     "ConnectTimeoutError": Outcome.UNREACHABLE,
     "ProxyConnectionError": Outcome.UNREACHABLE,
-    "SSLError": Outcome.UNREACHABLE,
+    "SSLError": Outcome.UNTRUSTED,
     "InvalidProxiesConfigError": Outcome.UNREACHABLE,
     "ReadTimeoutError": Outcome.NO_ANSWER,
     "ConnectionClosedError": Outcome.NO_ANSWER,
