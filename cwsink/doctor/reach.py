@@ -85,7 +85,8 @@ def endpoint(patient: Patient) -> Iterator[Finding]:
         asked = Examination(case.target, case.config, is_signed=False)
         with diagnostics.collected() as said, contextlib.closing(asked):
             answer = asked.describe()
-        is_reached = answer.status is not None and classify(answer) is not Outcome.PROXY
+        outcome = classify(answer)
+        is_reached = outcome is Outcome.STRANGE or (answer.status is not None and outcome is not Outcome.PROXY)
         _mark(patient, case, is_reached=is_reached)
         url = _url_of(case) or "the endpoint"
         if not is_reached:
@@ -93,7 +94,7 @@ def endpoint(patient: Patient) -> Iterator[Finding]:
             continue
         for each_said in said:
             yield warning("endpoint", each_said)
-        if answer.code in ("NoRequestId", "ResponseParserError") or not _is_of_aws(answer):
+        if outcome is Outcome.STRANGE or not _is_of_aws(answer):
             yield wrong(
                 "endpoint", f"{url} answers, but not as CloudWatch does: {_shown(answer)}", _advice(answer, url)
             )

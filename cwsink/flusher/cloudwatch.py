@@ -19,7 +19,6 @@ import copy
 import errno
 import getpass
 import gzip
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -32,7 +31,7 @@ import msgspec
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.flusher import confidential, deadline, helper, proxy
+from cwsink.flusher import confidential, deadline, helper, proxy, stranger
 from cwsink.flusher.chunk import body
 from cwsink.flusher.confidential import answer
 from cwsink.flusher.outcome import Answer
@@ -44,11 +43,11 @@ from cwsink.version import __version__
 # 196 KB in 44 ms (python -m benchmarks.compression). CloudWatch charges for the size before compression.
 _GZIP_LEVEL: Final = 1
 
-_NO_ID: Final = "the answer has no AWS request id. Has a proxy answered? Check endpoint_url and the proxy settings"
 _LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|\[?::1\]?")
 
 _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 _BEFORE_SEND: Final = "before-send.cloudwatch-logs"
+_RECEIVED: Final = "response-received.cloudwatch-logs"
 _AFTER_PUT: Final = "after-call.cloudwatch-logs.PutLogEvents"
 # botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
 # must not be taken for an answer about the events.
@@ -174,7 +173,7 @@ class CloudWatch:
         self._client: _LogsClient | None = None
         self._region = spool_format.region
         self._body = b""
-        self._is_sent = False
+        self._is_sent = self._is_unread = False
         self.sent_bytes = 0
 
     def put(self, stream: str, events: Iterable[Event], sequence_token: str | None = None) -> Answer:
@@ -219,7 +218,7 @@ class CloudWatch:
     def _call(self, operation: str, **parameters: Any) -> Answer:
         from botocore import exceptions
 
-        self._is_sent = False
+        self._is_sent = self._is_unread = False
         try:
             if self._client is None:
                 self._client = self._connect()
@@ -232,12 +231,13 @@ class CloudWatch:
             return _no_answer(error, is_sent=self._is_sent)
         except Exception as error:
             return self._surprise(error)
-        metadata = found.get("ResponseMetadata", {})
-        if not metadata.get("RequestId"):
-            return answer(status=metadata.get("HTTPStatusCode"), code="NoRequestId", message=_NO_ID, is_ambiguous=True)
+        metadata = (found or {}).get("ResponseMetadata", {})
+        status, request_id = metadata.get("HTTPStatusCode"), metadata.get("RequestId", "")
+        if doubt := stranger.doubt_about(status, request_id):
+            return answer(status=status, code=stranger.CODE, message=doubt, is_ambiguous=True)
         return answer(
-            status=metadata.get("HTTPStatusCode"),
-            request_id=metadata["RequestId"],
+            status=status,
+            request_id=request_id,
             rejected=found.get("rejectedLogEventsInfo"),
             rejected_entity=(found.get("rejectedEntityInfo") or {}).get("errorType"),
             is_ambiguous=True,
@@ -249,6 +249,10 @@ class CloudWatch:
         from botocore.parsers import ResponseParserError
 
         code, message = type(error).__name__, confidential.text_of(error)
+        if isinstance(error, stranger.NotCloudWatchError):
+            return answer(code=stranger.CODE, message=message, is_ambiguous=True)
+        if self._is_unread and not isinstance(error, MemoryError):  # botocore stumbles over what has come
+            return answer(code=stranger.CODE, message=stranger.NO_OBJECT, is_ambiguous=True)
         if self._is_sent or isinstance(error, BotoCoreError):
             return answer(code=code, message=message, is_ambiguous=self._is_sent)
         if self._client is None and isinstance(error, ValueError):
@@ -279,7 +283,8 @@ class CloudWatch:
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
         client.meta.events.register(_BEFORE_SEND, self._note_sending)
-        client.meta.events.register(_AFTER_PUT, _check_whole)
+        client.meta.events.register(_RECEIVED, self._note_reading)
+        client.meta.events.register(_AFTER_PUT, stranger.check)
         return client
 
     def _session(self, botocore_config: Any) -> Any:
@@ -328,7 +333,11 @@ class CloudWatch:
 
     def _note_sending(self, **_: Any) -> None:
         """Note that the request is sent now. It is signed, so what goes wrong from here on is not the credentials'."""
-        self._is_sent = True
+        self._is_sent = self._is_unread = True
+
+    def _note_reading(self, **_: Any) -> None:
+        """Note that the answer could be read, or that none has come."""
+        self._is_unread = False
 
 
 def _before_send(request: Any, **_: Any) -> None:
@@ -344,24 +353,6 @@ def _before_send(request: Any, **_: Any) -> None:
         f"{server} is asked without TLS: whoever is on the way there can read what is sent, log lines and session "
         "tokens, and can forge the answers. It is sent all the same. Use https, unless this network is yours alone.",
     )
-
-
-def _check_whole(http_response: Any, **_: Any) -> None:
-    """Raise ResponseParserError if the body of a success is no whole JSON object.
-
-    The connection may have been closed in the middle of an answer without a Content-Length. botocore then takes what
-    came for a message, and the events that the answer rejects would count as delivered. No body at all rejects nothing.
-    """
-    from botocore.parsers import ResponseParserError
-
-    if http_response.status_code != 200 or not (content := http_response.content):
-        return
-    try:
-        is_whole = isinstance(json.loads(content), dict)
-    except ValueError:
-        is_whole = False
-    if not is_whole:
-        raise ResponseParserError("the answer is no whole JSON: it was cut on its way, or a proxy has answered")
 
 
 def _no_answer(error: Any, *, is_sent: bool) -> Answer:
@@ -390,11 +381,16 @@ def _failure(response: Mapping[str, Any], text: str) -> Answer:
     code = str(error.get("Code", "") or "Unknown")
     if code == "ResourceAlreadyExistsException":
         return answer(status=200, request_id=metadata.get("RequestId", "") or "exists", already_existed=True)
+    message = str(error.get("Message", "") or text.rstrip(": "))
+    if stranger.has_refused(status, code):
+        text = f"HTTP {status}, without an error of AWS's: {message}"
+        return answer(status=status, code=stranger.CODE, message=text)
+    token = response.get("expectedSequenceToken") or error.get("expectedSequenceToken")
     return answer(
         status=status,
         code=code,
-        message=str(error.get("Message", "") or text.rstrip(": ")),
+        message=message,
         request_id=metadata.get("RequestId", ""),
-        expected_token=response.get("expectedSequenceToken") or error.get("expectedSequenceToken"),
+        expected_token=token if isinstance(token, str) else None,
         is_ambiguous=status is None or status >= 500,
     )

@@ -197,11 +197,12 @@ class Outcome(Enum):
         obstacle="denied",
         is_slow=True,
     )
-    # Whoever answers is hardly CloudWatch.
+    # Whoever answers is hardly CloudWatch (cwsink.flusher.stranger).
     STRANGE = Reaction(
         Act.WAIT,
         "Has a proxy answered? Check endpoint_url and the proxy settings.",
-        "AnswerTooLong",
+        "AnswerTooLong NotCloudWatchError",
+        obstacle="unreachable",
     )
     # All other trouble of the service, and all codes that this table does not know.
     RETRY = Reaction(

@@ -94,5 +94,5 @@ class FakeCloudWatch:
         if how == "lost":
             return Answer(code="ReadTimeoutError", is_ambiguous=True)
         if how == "junk":
-            return Answer(status=200, code="NoRequestId", is_ambiguous=True)
+            return Answer(status=200, code="NotCloudWatchError", is_ambiguous=True)
         return Answer(status=200, request_id="r", rejected=verdict.answer() or None)

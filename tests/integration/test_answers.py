@@ -253,17 +253,62 @@ def test_a_success_that_was_cut_is_unclear(closing: Callable[[bytes], str], cut:
     """What it rejects is not known. So it is no success, and the same is sent again."""
     client = client_of(closing(REJECTING[:cut]))
     answer = put(client)
-    assert (answer.code, answer.is_ambiguous) == ("ResponseParserError", True)
-    assert classify(answer) is Outcome.RETRY
+    assert (answer.code, answer.is_ambiguous) == ("NotCloudWatchError", True)
+    assert classify(answer) is Outcome.STRANGE
     assert "no whole JSON" in answer.message
     client.close()
 
 
-@pytest.mark.parametrize("body", [b"[1]", b"null", b"<html>welcome</html>", b"1"])
-def test_a_success_that_is_no_object_is_unclear(closing: Callable[[bytes], str], body: bytes) -> None:
-    """It has an id of AWS's form, but that is no answer of CloudWatch."""
-    client = client_of(closing(body))
-    assert classify(put(client)) is Outcome.RETRY
+OF_A_STRANGER: Final = (
+    b"[1,2]",
+    b"null",
+    b'"x"',
+    b"5",
+    b"<html>welcome</html>",
+    b"\xff",
+    b"[" * 1_000_000,
+    b'{"rejectedLogEventsInfo":[1]}',
+    b'{"rejectedLogEventsInfo":"x"}',
+    b'{"rejectedLogEventsInfo":{"tooOldLogEventEndIndex":"x"}}',
+    b'{"rejectedLogEventsInfo":{"tooNewLogEventStartIndex":1.5}}',
+    b'{"rejectedLogEventsInfo":{"expiredLogEventEndIndex":true}}',
+    b'{"rejectedEntityInfo":{"errorType":5}}',
+    b'{"rejectedEntityInfo":7}',
+)
+
+
+@pytest.mark.parametrize("body", OF_A_STRANGER, ids=lambda body: body[:40].decode("latin-1"))
+def test_a_success_of_another_form_is_unclear(serve: Callable[..., Server], body: bytes) -> None:
+    """It has an id of AWS's form, but that is no answer of CloudWatch: nothing is delivered, and it is told as that."""
+    server = serve(lambda: whole(OK, body))
+    client = client_of(f"http://127.0.0.1:{server.port}")
+    answer = put(client)
+    assert (answer.code, classify(answer), answer.is_ambiguous) == ("NotCloudWatchError", Outcome.STRANGE, True)
+    assert "object" not in answer.message, "no words of Python's"
+    client.close()
+
+
+@pytest.mark.parametrize("status", ["300 x", "302 Found", "401 x", "403 Forbidden", "404 Not Found", "499 x"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>login</html>", b"[1]", b'{"message":"no"}', b'{"__type":5}', b'{"__type":[]}']
+)
+def test_a_refusal_of_another_form_is_not_cloudwatchs(serve: Callable[..., Server], status: str, body: bytes) -> None:
+    """Somebody else is there: a firewall, a login page. It is no permission that is missing."""
+    server = serve(lambda: whole(b"HTTP/1.1 %b\r\n" % status.encode(), body))
+    client = client_of(f"http://127.0.0.1:{server.port}")
+    assert (answer := put(client)).code == "NotCloudWatchError", answer
+    assert classify(answer) is Outcome.STRANGE
+    client.close()
+
+
+@pytest.mark.parametrize("token", [5, [1], {"a": 1}, None, True])
+def test_a_token_that_is_no_text_is_none(serve: Callable[..., Server], token: Any) -> None:
+    """Whoever has answered: the leader goes on."""
+    body = json.dumps({"__type": "InvalidSequenceTokenException", "message": 5, "expectedSequenceToken": token})
+    server = serve(lambda: whole(BAD, body.encode()))
+    client = client_of(f"http://127.0.0.1:{server.port}")
+    answer = put(client)
+    assert (classify(answer), answer.expected_token) == (Outcome.RESEND, None)
     client.close()
 
 

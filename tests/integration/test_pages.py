@@ -691,6 +691,11 @@ def no_ca_file(trouble: Trouble) -> None:
     trouble.log(endpoint_url=trouble.server.endpoint_url.replace("http:", "https:"))
 
 
+def stranger(trouble: Trouble) -> None:
+    trouble.server.faults.fail_next(20, "", 404)
+    trouble.log()
+
+
 def refusing_proxy(trouble: Trouble) -> None:
     trouble.server.faults.fail_next(20, "", 407)
     trouble.log()
@@ -892,6 +897,7 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "does not exist, and create_log_stream is off": missing_stream,
     "cannot deliver to ...: EndpointConnectionError": unreachable,
     "cannot deliver to ...: SSLError": no_ca_file,
+    "cannot deliver to ...: NotCloudWatchError": stranger,
     "cannot deliver to ...: ProxyAuthenticationError": refusing_proxy,
     "...: InvalidProxyError": no_proxys_url,
     "...: ConnectTimeoutError": black_hole,

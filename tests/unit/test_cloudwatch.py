@@ -69,7 +69,12 @@ class Client:
 
 def connected(answer: Mapping[str, Any] | BaseException) -> tuple[CloudWatch, Client]:
     cloudwatch = CloudWatch(FORMAT, SinkConfig(), 3)
-    client = Client(answer, cloudwatch._note_sending)
+
+    def sends() -> None:
+        cloudwatch._note_sending()
+        cloudwatch._note_reading()
+
+    client = Client(answer, sends)
     cloudwatch._client = client  # type: ignore[assignment]
     return cloudwatch, client
 
@@ -108,7 +113,7 @@ def test_a_success_carries_what_decides_about_it() -> None:
 def test_junk_that_parses_is_not_believed(junk: dict[str, Any]) -> None:
     """Without a request id it may have been anybody's answer; it counts as one that may have arrived."""
     answer = answered(junk)
-    assert classify(answer) is Outcome.RETRY
+    assert classify(answer) is Outcome.STRANGE
     assert answer.is_ambiguous
 
 
@@ -122,11 +127,36 @@ def test_an_error_carries_code_message_and_status(status: int, is_ambiguous: boo
     assert answer.is_ambiguous is is_ambiguous
 
 
+@pytest.mark.parametrize("error", [AttributeError("'list' object"), parsers.ResponseParserError("no JSON"), KeyError("Error")])
+def test_what_botocore_cannot_read_is_not_cloudwatchs(error: Exception) -> None:
+    """Whatever it raises between sending and the end of reading. The operator reads no error of Python's."""
+    cloudwatch, client = connected(error)
+    client.sends = cloudwatch._note_sending
+    answer = cloudwatch.put("host", EVENTS)
+    assert (answer.code, answer.is_ambiguous) == ("NotCloudWatchError", True)
+    assert str(error) not in answer.message
+
+
+@pytest.mark.parametrize("status", [300, 302, 400, 403, 404, 429])
+@pytest.mark.parametrize("code", [None, "status"])
+def test_a_refusal_that_names_no_error_is_not_cloudwatchs(status: int, code: str | None) -> None:
+    """A login page, a firewall, another server. botocore gives the status for the code that is missing."""
+    answer = answered(client_error(str(status) if code else None, status))
+    assert classify(answer) is Outcome.STRANGE
+    assert (f"HTTP {status}" in answer.message, answer.is_ambiguous) == (True, False)
+    assert classify(answered(client_error("413", 413))) is Outcome.BISECT, "a gateway finds it too large"
+
+
+def test_a_token_that_is_no_text_is_none() -> None:
+    """Whoever has made it up."""
+    assert answered(client_error("InvalidSequenceTokenException", expectedSequenceToken=5)).expected_token is None
+
+
 def test_an_error_without_a_code_is_still_an_error() -> None:
     """It is never taken for a success, even under the status of one."""
     for status in (200, 400, 502):
         answer = answered(client_error(None, status))
-        assert answer.code == "Unknown"
+        assert answer.code == ("NotCloudWatchError" if status == 400 else "Unknown")
         assert classify(answer) is not Outcome.DELIVERED
 
 
@@ -171,7 +201,7 @@ MAY_BE_SENT = [
     ("error", "is_ambiguous"),
     [
         *((error, False) for error in NEVER_SENT),
-        *((error, True) for error in (*MAY_BE_SENT, parsers.ResponseParserError("no JSON"))),
+        *((error, True) for error in MAY_BE_SENT),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

@@ -52,7 +52,7 @@ NO_ANSWER = {
     "AnswerTooLong": Outcome.STRANGE,
     "ProxyAuthenticationError": Outcome.PROXY,
     "InvalidProxyError": Outcome.PROXY,
-    "ResponseParserError": Outcome.RETRY,
+    "NotCloudWatchError": Outcome.STRANGE,
     "OverflowError": Outcome.RETRY,
 }
 
