@@ -148,7 +148,7 @@ class Writer(sharing.Shared):
         """Encode a message of any type as a record. Return None if that cannot be done; the refusal is counted."""
         if not _fork_sentinel[0]:
             descriptors.become_child()
-        now_ms = time_ns() // 1_000_000
+        now_ms = max(0, time_ns() // 1_000_000)  # a clock before 1970: no reader would take the record for one
         text = record.text_of(message)
         if not text:
             self._losses.add_text(now_ms, f"a message of type {type(message).__name__} that is empty or no text")

@@ -203,7 +203,7 @@ class LeaderState:
         if self._failing_since is None:
             self._failing_since = time.monotonic()
         if self._now.failing_since is None:
-            self._now.failing_since = time.time()
+            self._now.failing_since = max(0.0, time.time())
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
         self._now.obstacle = obstacle
@@ -229,7 +229,7 @@ class LeaderState:
 
     def metered(self, totals: dict[str, int], at: float) -> None:
         """Note that an event of metrics was made of these totals, and publish that."""
-        self._now.metered, self._now.metered_at = totals, at
+        self._now.metered, self._now.metered_at = totals, max(0.0, at)
         self._published_at = -math.inf
         self.publish()
 

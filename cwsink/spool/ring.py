@@ -301,7 +301,8 @@ class Ring:
                 # Where evicting is allowed, another process may be at it and have room for us soon: ask again then.
                 self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
                 return None
-            self.checked_at_ns, self.check_due_ns = now, now + _CHECK_NS
+            # Never before 1970: then each append goes by `Writer.prepare`, which knows of clocks that are so wrong.
+            self.checked_at_ns, self.check_due_ns = max(0, now), now + _CHECK_NS
             self._unchecked_bytes, self._full_until = 0, 0.0
             self.is_removed = False
             return attached

@@ -204,7 +204,8 @@ def sync(ring: str) -> None:
 
 
 def encode_header(key: SegmentKey, spool_id: bytes, created_ms: int) -> bytes:
-    """Return a segment's header with both copies, `HEADER_BYTES` long."""
+    """Return a segment's header with both copies, `HEADER_BYTES` long. A clock before 1970 counts as 1970."""
+    created_ms = max(0, created_ms)
     fields = _FIELDS.pack(MAGIC, LAYOUT_MAJOR, HEADER_BYTES, 0, 0, key.salt, spool_id, key.number, created_ms)
     copy = fields + _CRC.pack(crc32(fields))
     return copy.ljust(SECOND_COPY_AT, b"\0") + copy

@@ -68,6 +68,8 @@ print(json.dumps({"path": writer.directory.path, "idle_cpu": idle_cpu}))
         pytest.param([0, -365 * DAY, 0], {"too_old": 1}, id="set back a year and corrected"),
         pytest.param([0, 3 * HOUR, 0], {"too_new": 1}, id="three hours on and back"),
         pytest.param([0, 20 * DAY, -20 * DAY, 0], {"too_new": 1, "too_old": 1}, id="twenty days either way"),
+        pytest.param([-80 * 365 * DAY], {"too_old": 1}, id="before 1970"),
+        pytest.param([0, -80 * 365 * DAY, 0], {"too_old": 1}, id="set back before 1970 and corrected"),
         pytest.param([0, -1, 1, -HOUR, HOUR, 0], {}, id="small corrections"),
     ],
 )

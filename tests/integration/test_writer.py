@@ -148,6 +148,15 @@ def test_a_clock_that_is_set_back_disturbs_nothing(external: SinkConfig, monkeyp
     assert pending(writer) == texts
 
 
+def test_a_clock_before_1970_loses_nothing(external: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time of a segment or record can be negative. Those count as of 1970, and no quicker way leads around that."""
+    Clock(monkeypatch).advance(-80 * 365 * 86_400.0)
+    writer = Writer(external)
+    assert all([writer.append("one"), writer.append("two", -5), writer.append("three")])
+    assert pending(writer) == ["one", "two", "three"]
+    assert survey(writer.directory).oldest_pending_ms == 0
+
+
 # The spool directory.
 
 
