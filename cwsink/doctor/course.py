@@ -8,6 +8,7 @@ from cwsink import words
 from cwsink.doctor.finding import Finding, ok, warning, wrong
 from cwsink.doctor.patient import Patient
 from cwsink.flusher.outcome import advice_on
+from cwsink.flusher.second_chance import options_for
 from cwsink.spool import flusher_lock, loss_causes, room
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
@@ -82,7 +83,8 @@ def _lost(name: str, spool: SpoolStats, directory: SpoolDirectory) -> Iterator[F
             directory, reasons, room.measure(directory), has_pending=spool.pending > 0
         )
         yield warning("losses", f"{what}: {cause}", remedy)
-    to_see = f"cwsink replay --dead-letters --dry-run {words.quoted(spool.path)}"
+    options = options_for(spool.dead_letters)
+    to_see = f"cwsink replay --dead-letters --dry-run{options} {words.quoted(spool.path)}"
     if spool.dead_letters:
         never = f"{name}: CloudWatch can never take {words.each_counted(spool.dead_letters)}"
         yield warning("dead letters", never, to_see)

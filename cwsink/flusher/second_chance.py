@@ -19,6 +19,8 @@ from cwsink.limits import MAX_FUTURE_MS, MAX_PAST_MS
 if TYPE_CHECKING:
     from cwsink.flusher.dead_letter import DeadLetter
 
+# CloudWatch will refuse these again with their own time. What was too new may be in time by now.
+_STAYS_TOO_OLD: Final = frozenset(("too_old", "expired"))
 # CloudWatch refused these for their time, so another time may help.
 _REFUSED_FOR_TIME: Final = frozenset(("too_old", "too_new", "expired"))
 
@@ -27,6 +29,15 @@ _UNKNOWN: Final = "this cwsink does not know this reason"
 _NEEDS_RESTAMP: Final = "CloudWatch takes them only with --restamp"
 _TOO_LONG: Final = "still longer than {:,} bytes; sent all the same with --reason oversize"
 _TOO_LONG_RESTAMPED: Final = "longer than {:,} bytes with their own time inside"
+
+
+def options_for(reasons: Collection[str]) -> str:
+    """Return the options of `cwsink replay --dead-letters` without which letters of these reasons stay where they are.
+
+    Each one has a space before it. Letters that are too long are sent if they alone are asked for (`Rules.judge`).
+    """
+    restamp = " --restamp" if _STAYS_TOO_OLD & set(reasons) else ""
+    return restamp + (" --reason oversize" if set(reasons) == {"oversize"} else "")
 
 
 class Resend(NamedTuple):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cwsink import words
+from cwsink.flusher.second_chance import options_for
 from cwsink.printable import printable
 from cwsink.spool.room import NEARLY_FULL
 from cwsink.spool.stats import SpoolStats
@@ -142,8 +143,7 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
     if spool.dead_letters:
         letters = f"{words.each_counted(spool.dead_letters)}: kept in {spool.path}/dead_letters.jsonl"
         yield "dead", letters, "red"
-        path = words.quoted(spool.path)
-        yield "", f"`cwsink replay --dead-letters {path}` sends what can be sent, with --clear it is thrown away", ""
+        yield "", _second_chance(spool), ""
     if spool.replayed:
         yield "replayed", f"{words.each_counted(spool.replayed)}: dead letters that were appended once more", ""
     if spool.last_error and spool.state in ("idle", "delivering"):
@@ -170,6 +170,14 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
     else:
         yield "disk", room, ""
     yield "spool", spool.path, ""
+
+
+def _second_chance(spool: SpoolStats) -> str:
+    command = f"cwsink replay --dead-letters{options_for(spool.dead_letters)} {words.quoted(spool.path)}"
+    said = f"`{command}` sends what can be sent, with --clear it is thrown away"
+    if "oversize" in spool.dead_letters:
+        said += '. Those that are too long need --reason oversize, and the setting oversize="split" or "truncate"'
+    return said
 
 
 def _books(spool: SpoolStats) -> str:

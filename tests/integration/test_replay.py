@@ -22,7 +22,7 @@ from cwsink.cli import dead_letters, main
 from cwsink.cli.arguments import REPLAYABLE
 from cwsink.config import SinkConfig
 from cwsink.flusher.dead_letter import DeadLetter, DeadLetters
-from cwsink.flusher.second_chance import Resend, Rules, Skip, restamped
+from cwsink.flusher.second_chance import Resend, Rules, Skip, options_for, restamped
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import budget, descriptors, disk
 from cwsink.spool.directory import SpoolDirectory, open_existing
@@ -221,6 +221,19 @@ def test_which_reasons_get_a_second_chance(reason: str, named: str | None, resta
         assert isinstance(verdict, Resend)
         assert verdict.timestamp_ms == sent
         assert verdict.message == ("m" if sent == THEN else f"[{THEN_TEXT}] m")
+
+
+@pytest.mark.parametrize("reasons", [["too_old"], ["expired"], ["oversize"], ["too_new"], ["too_old", "poison"]])
+def test_the_command_that_is_proposed_sends_them(reasons: list[str]) -> None:
+    """It has the options that they need at once."""
+    options = options_for(reasons).split()
+    named = frozenset(["oversize"]) if "oversize" in options else None
+    rules = Rules(REPLAYABLE, named, "--restamp" in options, 1_000)
+    now = now_ms()
+    for reason in reasons:
+        sent = rules.judge(letter(reason, "m" * (2_000 if reason == "oversize" else 1), now), now)
+        assert sent == Resend(now, getattr(sent, "message", "")), reason
+    assert options_for(["oversize", "poison"]) == "", "the others are not left out"
 
 
 def test_restamp_helps_whatever_has_become_too_old() -> None:

@@ -105,14 +105,15 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
          "dead_letters": {"oversize": 1}},
         ["Nothing waits: 18 records delivered; 1 dead letter (below).", "1 oversize: kept in /s/dead_letters.jsonl",
          "8 too_old: dead letters that were appended once more", "9 dead (8 of them replayed)",
-         "`cwsink replay --dead-letters /s`"],
+         "`cwsink replay --dead-letters --reason oversize /s` sends what can be sent", 'the setting oversize="split"'],
         "green",
     ),
     "dropped letters": (
         {"appended": 65, "delivered": 18, "dead_lettered": {"too_old": 47}, "replayed": {"too_old": 6},
          "dead_letters": {"too_old": 5}, "dead_letters_dropped": 36},
         ["LOST 36 dead letters: the oldest go when all together take 8 MiB", "5 too_old: kept in",
-         "47 dead (6 of them replayed, 36 lost)", "Nothing waits: 18 records delivered; 5 dead letters (below)."],
+         "47 dead (6 of them replayed, 36 lost)", "`cwsink replay --dead-letters --restamp /s`",
+         "Nothing waits: 18 records delivered; 5 dead letters (below)."],
         "bold red",
     ),
     "nothing but dropped letters": (

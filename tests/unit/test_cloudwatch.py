@@ -127,7 +127,9 @@ def test_an_error_carries_code_message_and_status(status: int, is_ambiguous: boo
     assert answer.is_ambiguous is is_ambiguous
 
 
-@pytest.mark.parametrize("error", [AttributeError("'list' object"), parsers.ResponseParserError("no JSON"), KeyError("Error")])
+@pytest.mark.parametrize(
+    "error", [AttributeError("'list' object"), parsers.ResponseParserError("no JSON"), KeyError("Error")]
+)
 def test_what_botocore_cannot_read_is_not_cloudwatchs(error: Exception) -> None:
     """Whatever it raises between sending and the end of reading. The operator reads no error of Python's."""
     cloudwatch, client = connected(error)
