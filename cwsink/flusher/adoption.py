@@ -28,7 +28,7 @@ from typing import Final, Protocol
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, CwsinkError
-from cwsink.spool import cursor, orphans, sending, survey
+from cwsink.spool import cursor, disk, orphans, sending, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 
@@ -134,7 +134,8 @@ class Adopter:
             if directory.is_present():
                 report(
                     f"adopt_{directory.path}",
-                    f"cannot adopt {directory.path}: {type(error).__name__}: {error}. Its records stay there.",
+                    f"cannot adopt {directory.path}: {type(error).__name__}: {error}{disk.limit_of(error)}. "
+                    "Its records stay there.",
                 )
 
     def _adopt(self, directory: SpoolDirectory) -> None:

@@ -33,7 +33,7 @@ import msgspec
 
 from cwsink import words
 from cwsink.diagnostics import report
-from cwsink.spool import descriptors, files, held_lock, open_directory
+from cwsink.spool import descriptors, disk, files, held_lock, open_directory
 from cwsink.spool.record import Event
 
 MAX_BYTES: Final = 8 * 1024 * 1024
@@ -206,7 +206,8 @@ class DeadLetters:
                     self._uncounted = 0
         except OSError as error:
             self._uncounted += left
-            report("dead_letters", f"{left:,} dead letters could not be kept in {self._path}: {error.strerror}.")
+            why = f"{error.strerror}{disk.limit_of(error)}"
+            report("dead_letters", f"{left:,} dead letters could not be kept in {self._path}: {why}.")
         if left < count:
             self._unsaid[reason] += count - left
             if report(

@@ -33,7 +33,7 @@ from cwsink.flusher import adoption, deadline
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
-from cwsink.spool import alerts, files, flusher_lock, hurry, leader_state, lease, sending, survey
+from cwsink.spool import alerts, disk, files, flusher_lock, hurry, leader_state, lease, sending, survey
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.leader_state import LeaderState
@@ -263,7 +263,7 @@ class Election:
         except Exception as error:
             if isinstance(error, SpoolError) and not files.exists(f"{self.directory.path}/FORMAT"):
                 return False  # the spool is gone: there is nothing to flush until a writer makes it anew
-            self.trouble = f"{type(error).__name__}: {error}"
+            self.trouble = f"{type(error).__name__}: {error}{disk.limit_of(error)}"
             report(
                 f"flusher_{self.directory.path}",
                 f"cannot flush {self.directory.path}: {self.trouble}. {alerts.fate_of(self.directory)} It is tried "

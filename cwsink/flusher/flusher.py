@@ -341,8 +341,9 @@ class Flusher:
                     continue
                 report(
                     "commit",
-                    f"cannot write down how far {self._directory.path} is delivered: {error.strerror}. It is tried "
-                    f"again every {COMMIT_AGAIN_SECONDS} s. Until it succeeds, nothing is sent.",
+                    f"cannot write down how far {self._directory.path} is delivered: {error.strerror}"
+                    f"{disk.limit_of(error)}. It is tried again every {COMMIT_AGAIN_SECONDS} s. Until it succeeds, "
+                    "nothing is sent.",
                 )
                 if not self.wait(COMMIT_AGAIN_SECONDS):
                     raise

@@ -31,7 +31,7 @@ from typing import Final
 from cwsink.diagnostics import report
 from cwsink.flusher.election import Election
 from cwsink.flusher.self_metrics import EVERY_SECONDS
-from cwsink.spool import leader_state, lease, survey
+from cwsink.spool import disk, leader_state, lease, survey
 from cwsink.spool.watch import RingWatch
 
 # A thread and a client take some 0.5 MiB. If more spools than this are busy, each waits a second or two for its turn.
@@ -118,7 +118,11 @@ class Turns:
             try:
                 turn.begin(now)
             except RuntimeError as error:  # no thread can be started now
-                report("turns", f"cannot lead {turn.election.directory.path} now: {error}. It is tried again.")
+                report(
+                    "turns",
+                    f"cannot lead {turn.election.directory.path} now: {error}{disk.limit_of(error)}. It is tried "
+                    "again.",
+                )
                 break
             places -= 1
             failing += turn.has_failed

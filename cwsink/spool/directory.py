@@ -25,7 +25,7 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
 from cwsink.printable import escape_in_json
-from cwsink.spool import files, host_names, open_directory
+from cwsink.spool import disk, files, host_names, open_directory
 from cwsink.spool.record import Count
 from cwsink.spool.repair import put_in_order
 from cwsink.spool.root import ROOT_VARIABLE, choose_root, directories, make_directory, strangers
@@ -219,10 +219,10 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
     except SpoolError:
         raise
     except OSError as error:
+        limit = disk.limit_of(error)
+        remedy = "Raise it" if limit else f"Name a writable local directory (spool_directory or {ROOT_VARIABLE})"
         raise SpoolAccessError(
-            f"cannot make the spool {path}: {error.strerror}. Nothing was written. Name a writable local directory "
-            f"(spool_directory or {ROOT_VARIABLE}).",
-            path,
+            f"cannot make the spool {path}: {error.strerror}{limit}. Nothing was written. {remedy}.", path
         ) from error
 
 

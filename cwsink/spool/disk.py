@@ -66,6 +66,18 @@ def most_file_bytes() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+def limit_of(error: BaseException) -> str:
+    """Return which limit of this process made a write fail, to be put behind the error's text; "" if none is known.
+
+    The kernel's "File too large" does not say that it is the user's limit, and names no file. An EFBIG with a file's
+    name is ours: that file is longer than what is read of it.
+    """
+    if not isinstance(error, OSError) or error.errno != errno.EFBIG or error.filename is not None:
+        return ""
+    most = most_file_bytes()
+    return "" if most is None else f" (a limit of this process: `ulimit -f` lets its files have {most:,} bytes)"
+
+
 def sync(fd: int) -> None:
     """Make the file's data durable against a crash of the host. Raises OSError."""
     (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)

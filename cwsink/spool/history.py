@@ -142,7 +142,8 @@ class History:
                 os.write(file.fd, line)
 
     def _say_not_noted(self, error: OSError) -> None:
-        report("journal", f"cannot write to {self._path}: {error.strerror}. Delivery goes on, and is not noted there.")
+        why = f"{error.strerror}{disk.limit_of(error)}"
+        report("journal", f"cannot write to {self._path}: {why}. Delivery goes on, and is not noted there.")
 
     def prune(self) -> None:
         """Remove what is too old, too much, or in the way of the ring; now and then, and soon after a segment came."""

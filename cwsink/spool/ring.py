@@ -107,7 +107,7 @@ class Ring:
         self._unchecked_bytes = 0
         self._synced: SegmentKey | None = None
         # `Writer.append` reads the attributes from here on. A check is due if the time is not in
-        # [checked_at_ns, check_due_ns): too late, or too early because the clock was set back.
+        # [checked_at_ns, check_due_ns): too late, or too early because the clock was set back, or is before 1970.
         self.attached: AttachedSegment | None = None
         self.checked_at_ns = self.check_due_ns = 0
         self.small_bytes = _SMALL_BYTES
@@ -301,7 +301,6 @@ class Ring:
                 # Where evicting is allowed, another process may be at it and have room for us soon: ask again then.
                 self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
                 return None
-            # Never before 1970: then each append goes by `Writer.prepare`, which knows of clocks that are so wrong.
             self.checked_at_ns, self.check_due_ns = max(0, now), now + _CHECK_NS
             self._unchecked_bytes, self._full_until = 0, 0.0
             self.is_removed = False
@@ -392,9 +391,10 @@ class Ring:
         if code in disk.NO_ROOM:
             self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
             return Append.FULL
+        why = os.strerror(code or errno.EIO) + disk.limit_of(OSError(code, ""))
         report(
             "append",
-            f"cannot append to {self._directory.path}: {os.strerror(code or errno.EIO)}. Records are refused and "
-            "counted until this ends; the application goes on.",
+            f"cannot append to {self._directory.path}: {why}. "
+            "Records are refused and counted until this ends; the application goes on.",
         )
         return Append.FAILED

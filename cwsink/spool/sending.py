@@ -29,7 +29,7 @@ from cwsink import host, target, version
 from cwsink.config import SinkConfig, load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
-from cwsink.spool import attachment, capacity, files
+from cwsink.spool import attachment, capacity, disk, files
 from cwsink.spool.directory import SpoolDirectory
 
 # Settings that say nothing about sending: they concern the writer's own process, or how much the spool may hold
@@ -82,7 +82,8 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
                 f"logs there: {_differences(found.settings, mine.settings)}. The newer ones hold from now on.",
             )
     except OSError as error:
-        report("settings", f"cannot write {directory.sending}: {error.strerror}. It is sent as settings before said.")
+        why = f"{error.strerror}{disk.limit_of(error)}"
+        report("settings", f"cannot write {directory.sending}: {why}. It is sent as settings before said.")
 
 
 def compare(directory: SpoolDirectory, config: SinkConfig) -> None:

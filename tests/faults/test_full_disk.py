@@ -16,7 +16,7 @@ import pytest
 
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.harness.support import finish, is_ours, told_lost
+from tests.harness.support import CHILD_SECONDS, finish, is_ours, told_lost
 
 pytestmark = pytest.mark.faults
 
@@ -649,6 +649,37 @@ def test_without_an_inode_for_the_leaders_lock_nobody_blames_cloudwatch(
 
 
 # A limit of the process: RLIMIT_FSIZE.
+
+
+@pytest.mark.parametrize(("limit_bytes", "line"), [(0, "cannot make the spool"), (1024, "cannot append to")])
+def test_a_limit_of_the_size_of_files_is_named(spawn: Spawn, limit_bytes: int, line: str) -> None:
+    """Else "File too large" sends people to the disk. Another directory is not proposed: it would not help."""
+    child = spawn(
+        """
+        import os, resource, sys
+        from cwsink import Writer
+        from cwsink.flusher.election import Election
+        from tests.harness.support import quick_config
+
+        made = Writer(quick_config("http://127.0.0.1:9", log_stream_name="made", flusher="external"))
+        made.append("one")
+        limit = int(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        election = Election(made.directory, kind="service")
+        election.leave(0.0)
+        election._try_to_lead()
+        try:
+            Writer(quick_config("http://127.0.0.1:9", flusher="external")).append("x" * 600)
+        except OSError as error:
+            print(error, file=sys.stderr)
+        """,
+        str(limit_bytes),
+    )
+    _, said = child.communicate(timeout=CHILD_SECONDS)
+    for each in ("cannot flush", line):
+        (found,) = [text for text in said.splitlines() if each in text]
+        assert f"`ulimit -f` lets its files have {limit_bytes:,} bytes" in found
+        assert "Name a writable" not in found
 
 
 @pytest.mark.parametrize("limit_bytes", [32 * KIB, 1024 * KIB])

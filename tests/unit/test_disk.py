@@ -83,3 +83,11 @@ def test_a_signal_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
         assert disk.reserve(file.fileno(), MIB)
         assert held(file.fileno()) >= MIB
     assert calls == 2
+
+
+def test_only_the_kernels_own_efbig_is_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is longer than is read of it has the same errno, and a name."""
+    monkeypatch.setattr(disk, "most_file_bytes", lambda: 4096)
+    assert "`ulimit -f` lets its files have 4,096 bytes" in disk.limit_of(OSError(errno.EFBIG, ""))
+    for other in (OSError(errno.EFBIG, "", "/s/FORMAT"), OSError(errno.ENOSPC, ""), ValueError()):
+        assert disk.limit_of(other) == ""
