@@ -7,11 +7,11 @@ millisecond. Where there is no shell the new process is our child, and a later l
 The new process is a fresh interpreter. It shares with the application only the environment, which gives credentials,
 and the `sys.path`, which is put behind its own. How to send is in the spool (cwsink.spool.sending). It runs without
 `site` (`-S`) and without the variables that Python reads. Therefore it loads no tracer and no coverage tool that the
-application runs under.
+application runs under. If a module is not to be found in that path, it begins once more with `site`.
 
 A limit may keep it from starting (open files, memory). What the loader, the shell or Python would say of that is not
 for the application's stderr. So that is handed over under another number, and the new process takes it once it runs.
-Why it could not begin, it leaves in the lock's file (cwsink.flusher.boot), and the next look says so in our words.
+Why it could not begin, it leaves in the lock's file, and the next look says so in our words.
 """
 
 from __future__ import annotations
@@ -44,16 +44,36 @@ _FLUSHERS_OWN: Final = "CWSINK_FLUSHER_"  # a guard that begins anew tells the n
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
 _STDERR_FD: Final = 4  # where the guard finds the stderr that it is to take
-_BOOT: Final = (
-    "import os,sys;"
-    "fd=int(os.environ.pop('CWSINK_FLUSHER_STDERR','2'));"
-    "fd==2 or (os.dup2(fd,2),os.close(fd));"
-    "sys.excepthook=lambda*_:None;"  # before `main` there can only be too little memory, or too few descriptors
-    "os.chdir('/');"  # first: where the directory is gone, Python 3.13.0 can import no socket
-    "more=os.environ.pop('CWSINK_FLUSHER_PATH').split('\\n');"
-    "sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more);"
-    "from cwsink.flusher.boot import main;main(sys.argv[2:])"
-)
+# What the new process runs. If a module cannot be imported, it begins once more, with `site`: the path handed over may
+# lead to none (a frozen program), or to those of another Python. The packages of this Python come first then. Why it
+# cannot begin, it leaves in the lock's file, or says it if it was to take over. Nothing else may reach stderr.
+_BOOT: Final = f"""\
+import os,sys
+fd=int(os.environ.pop('{STDERR_VARIABLE}','2'))
+fd==2 or (os.dup2(fd,2),os.close(fd))
+sys.excepthook=lambda*_:None
+os.chdir('/')  # first: where the directory is gone, Python 3.13.0 can import no socket
+more=os.environ.pop('{PATH_VARIABLE}')
+sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more.split('\\n'))
+try:
+    from cwsink.flusher.boot import main
+    main(sys.argv[2:])
+except Exception as error:
+    # There may be no memory for anything but this: no import, and no end of the interpreter.
+    if isinstance(error,ImportError) and '-S' in sys.orig_argv:
+        sys.orig_argv.remove('-S')
+        os.environ.update({PATH_VARIABLE}=more,{STDERR_VARIABLE}='{_STDERR_FD}')
+        os.dup2(2,{_STDERR_FD})
+        os.dup2(1,2)
+        sys.argv[4] or os.set_inheritable({LOCK_FD},True)
+        os.execv(sys.executable,sys.orig_argv)
+    why='no memory was left' if isinstance(error,MemoryError) else type(error).__name__+': '+str(error)
+    if sys.argv[4]:  # it was to take over from a flusher that is there, and goes on
+        why='cwsink: the flusher that was to take over cannot start ('+sys.executable+'): '+why+'\\n'
+    why=why.encode('utf-8','replace')
+    os.write(2,why) if sys.argv[4] else os.pwrite({LOCK_FD},why,0)
+    os._exit(1)
+"""
 _SHELL: Final = "/bin/sh"
 # A flusher needs about this much. A limit below it may be why it cannot start.
 _FEW_FILES: Final = 64
@@ -84,6 +104,7 @@ class Starter:
     def __init__(self, root: str) -> None:
         self.has_started = self.has_failed = False
         self._root = root
+        self._python = ""
         self._is_busy = False
         self._look_again_at = 0.0
         self._led_before: int | None = None  # leader.json's time when we started a flusher; 0: there was no such file
@@ -134,7 +155,8 @@ class Starter:
                 self._ended_early += 1
                 if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
                     word = lock.word()
-                    self._say_why_not(f"it has ended before it led any spool{word and f' ({word})'}{_low_limits()}")
+                    ended = f"{self._python} has ended before it led any spool"
+                    self._say_why_not(f"{ended}{word and f' ({word})'}{_low_limits()}")
                     return
             lock.leave_word("")
             self._spawn(directory, lock, "")
@@ -163,7 +185,8 @@ class Starter:
 
     def _spawn(self, directory: SpoolDirectory, lock: FlusherLock | None, why: str) -> None:
         has_shell, says = os.access(_SHELL, os.X_OK), has_stderr()
-        command = [find_python(), "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, why]
+        self._python = find_python()
+        command = [self._python, "-s", "-S", "-c", _BOOT, "cwsink-flusher", self._root, directory.path, why]
         actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -280,6 +303,10 @@ def _environment() -> dict[str, str]:
     env[PATH_VARIABLE] = "\n".join(_search_path())
     env[leader_state.STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
     env.pop(HOSTED_VARIABLE, None)
+    if hasattr(sys, "_MEIPASS"):  # PyInstaller has put its libraries before those that another Python needs
+        env.pop("LD_LIBRARY_PATH", None)
+        if before := env.get("LD_LIBRARY_PATH_ORIG"):
+            env["LD_LIBRARY_PATH"] = before
     return env
 
 

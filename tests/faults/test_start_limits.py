@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cwsink.flusher import boot
-from cwsink.spool import flusher_lock
 from cwsink.spool.flusher_lock import FlusherLock
 from cwsink.testing import StrictCloudWatch
 from tests.harness.pages import ROOT
@@ -90,7 +88,6 @@ def test_a_missing_dev_null_is_named(server: StrictCloudWatch, tmp_path: Path) -
 
 def test_the_word_of_a_flusher_that_could_not_begin_is_kept_for_the_next_look(tmp_path: Path) -> None:
     """In the lock's file, through the number that it was started with; a start takes it away."""
-    assert boot._LOCK_FD == flusher_lock.LOCK_FD
     lock = FlusherLock(str(tmp_path))
     assert lock.word() == ""
     lock.leave_word("OSError: [Errno 24] Too many open files")

@@ -107,7 +107,7 @@ def test_one_that_is_killed_before_it_leads_is_started_again_at_once(
     starter.ensure(spool)
     starter.ensure(spool)
     assert len(stub.started()) == 2
-    assert capfd.readouterr().err.count("it has ended before it led any spool") == 1
+    assert capfd.readouterr().err.count("python3 has ended before it led any spool") == 1
 
 
 @pytest.mark.timeout(600)
