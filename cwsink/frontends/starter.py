@@ -5,9 +5,10 @@ no SIGCHLD later on. A shell between the two starts it and ends at once. We wait
 millisecond. Where there is no shell the new process is our child, and a later look collects its end.
 
 The new process is a fresh interpreter. It shares with the application only the environment, which gives credentials,
-and the `sys.path`, which is put behind its own. How to send is in the spool (cwsink.spool.sending). It runs without
-`site` (`-S`) and without the variables that Python reads. Therefore it loads no tracer and no coverage tool that the
-application runs under. If a module is not to be found in that path, it begins once more with `site`.
+and the `sys.path`, which is put behind its own. Paths in them are made absolute, because its directory is `/`. How to
+send is in the spool (cwsink.spool.sending). It runs without `site` (`-S`) and without the variables that Python reads.
+Therefore it loads no tracer and no coverage tool that the application runs under. If a module is not to be found in
+that path, it begins once more with `site`.
 
 A limit may keep it from starting (open files, memory). What the loader, the shell or Python would say of that is not
 for the application's stderr. So that is handed over under another number, and the new process takes it once it runs.
@@ -31,7 +32,7 @@ from cwsink import host, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
 from cwsink.frontends.interruption import is_interruption
-from cwsink.spool import descriptors, files, held_lock, leader_state, lease
+from cwsink.spool import descriptors, files, held_lock, leader_state, lease, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import LOCK_FD, FlusherLock, Reason
 
@@ -299,7 +300,8 @@ def _is_led(directory: SpoolDirectory) -> bool:
 
 def _environment() -> dict[str, str]:
     left_out = ("PYTHON", _FLUSHERS_OWN)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(left_out) or name in _OF_PYTHON}
+    here = sending.absolute(os.environ)
+    env = {name: value for name, value in here.items() if not name.startswith(left_out) or name in _OF_PYTHON}
     env[PATH_VARIABLE] = "\n".join(_search_path())
     env[leader_state.STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
     env.pop(HOSTED_VARIABLE, None)

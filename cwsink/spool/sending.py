@@ -40,6 +40,13 @@ _OF_THE_WRITER: Final = frozenset(
 )
 # Variables by which botocore finds its way through a proxy.
 _OF_THE_NETWORK: Final = frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"))
+# Variables by which botocore, TLS and Python find files: one path, or several with colons between them.
+_ONE_PATH: Final = (
+    "AWS_CA_BUNDLE AWS_CONFIG_FILE AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE AWS_CREDENTIAL_FILE "
+    "AWS_LOGIN_CACHE_DIRECTORY AWS_SHARED_CREDENTIALS_FILE AWS_WEB_IDENTITY_TOKEN_FILE BOTO_CONFIG PYTHONPYCACHEPREFIX "
+    "REQUESTS_CA_BUNDLE SSLKEYLOGFILE SSL_CERT_FILE"
+).split()
+_SEVERAL_PATHS: Final = ("AWS_DATA_PATH", "PYTHONHOME", "SSL_CERT_DIR")
 _MOST_BYTES: Final = 256 * 1024
 
 
@@ -169,11 +176,33 @@ def credentials_stamp(env: Mapping[str, str]) -> int:
     That is so with another environment, on another host, and in another container. The number is a checksum of 32 bits
     over all of this together, so nobody can learn a variable from it.
     """
-    known = sorted(f"{name}={value}" for name, value in env.items() if _gives_access(name))
+    known = sorted(f"{name}={value}" for name, value in absolute(env).items() if _gives_access(name))
     known.append(host.name())
     with contextlib.suppress(OSError):
         known.append(str(os.stat("/proc/self/ns/net").st_ino))
     return crc32("\0".join(known).encode("utf-8", "surrogateescape"))
+
+
+def absolute(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a process in another directory: no path in it is relative to ours.
+
+    What is expanded before it is read (`~`, `$NAME`) stays as it is.
+    """
+    found = dict(env)
+    for name in _ONE_PATH:
+        if name in found:
+            found[name] = _absolute(found[name])
+    for name in _SEVERAL_PATHS:
+        if name in found:
+            found[name] = ":".join(map(_absolute, found[name].split(":")))
+    return found
+
+
+def _absolute(path: str) -> str:
+    if path.strip() and not path.startswith(("/", "~", "$")):
+        with contextlib.suppress(OSError):  # our directory is gone
+            return os.path.join(os.getcwd(), path)  # and not `abspath`: "link/.." is not "."
+    return path
 
 
 def _gives_access(name: str) -> bool:

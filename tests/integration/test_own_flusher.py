@@ -19,7 +19,7 @@ import pytest
 
 import cwsink
 from cwsink.frontends import starter
-from cwsink.spool import flusher_lock, leader_state
+from cwsink.spool import flusher_lock, leader_state, sending
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -441,6 +441,29 @@ def test_a_wrong_file_of_aws_is_read_anew_at_each_try(
     assert leader(root).last_error == f"ConfigParseError: Unable to parse config file: {file}"
     file.write_text("[default]\n")
     eventually(lambda: server.messages() == ["hello"], "it is delivered")
+
+
+@pytest.mark.parametrize("variable", ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "BOTO_CONFIG"])
+def test_credentials_are_found_by_a_path_that_is_relative_to_the_program(
+    spawn: Spawn,
+    root: Path,
+    server: StrictCloudWatch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+) -> None:
+    """The flusher's own directory is another one. A writer that looks there itself sees the same credentials."""
+    section = "Credentials" if variable == "BOTO_CONFIG" else "default"
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "keys").write_text(f"[{section}]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
+    env = {**server.environment(), **dict.fromkeys(keys, ""), variable: "conf/keys"}
+    prepare = f"import os\nos.chdir({str(tmp_path)!r})\n"
+    child = spawn(prepare + LOGS.replace("{settings}", repr({"drain_timeout_seconds": 5.0})), env=env)
+    log(child, "hello")
+    eventually(lambda: server.messages() == ["hello"], "it is delivered")
+    monkeypatch.chdir(tmp_path)
+    assert leader(root).credentials == sending.credentials_stamp({**os.environ, **env})
 
 
 def test_it_is_found_where_the_executable_is_no_python(

@@ -260,6 +260,43 @@ def test_what_gives_no_credentials_does_not_change_the_stamp(other: dict[str, st
     assert sending.credentials_stamp({**HERE, **other}) == sending.credentials_stamp(HERE)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "there"),
+    [
+        ("AWS_SHARED_CREDENTIALS_FILE", "conf/keys", "{here}/conf/keys"),
+        ("AWS_CA_BUNDLE", "../ca:1.pem", "{here}/../ca:1.pem"),
+        ("BOTO_CONFIG", "boto.cfg", "{here}/boto.cfg"),
+        ("AWS_DATA_PATH", "data:/opt/data:~/data", "{here}/data:/opt/data:~/data"),
+        ("SSL_CERT_DIR", "certs", "{here}/certs"),
+        ("AWS_CONFIG_FILE", "/etc/aws", "/etc/aws"),
+        ("AWS_CONFIG_FILE", "~/aws", "~/aws"),
+        ("AWS_CONFIG_FILE", "$CONF/aws", "$CONF/aws"),
+        ("AWS_CONFIG_FILE", "", ""),
+        ("AWS_CA_BUNDLE", " ", " "),
+        ("AWS_PROFILE", "prod", "prod"),
+    ],
+)
+def test_no_path_for_another_directory_is_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, there: str
+) -> None:
+    """It counts from this directory; a process that gets it in another one has the same stamp."""
+    monkeypatch.chdir(tmp_path)
+    found = sending.absolute({**HERE, name: value})
+    assert found == {**HERE, name: there.replace("{here}", str(tmp_path))}
+    stamp = sending.credentials_stamp({**HERE, name: value})
+    monkeypatch.chdir("/")
+    assert sending.credentials_stamp(found) == stamp
+
+
+def test_a_relative_path_stays_where_the_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell what it means."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert sending.absolute({"AWS_CONFIG_FILE": "aws"}) == {"AWS_CONFIG_FILE": "aws"}
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_stamp_does_not_depend_on_the_order_and_can_be_made_of_any_bytes() -> None:
     """An environment is not text, and has no order."""
     backwards = dict(reversed(HERE.items()))
