@@ -115,13 +115,18 @@ class Parting:
         published = leader_state.read(self._directory)
         if not why and published is not None and published.obstacle:
             why = published.last_error or ""
+        if lease.is_taken(self._directory):
+            before = f"The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the"
+        elif self._starter.look_back(self._directory):
+            before = "If the flusher that is starting does not deliver them, the"
+        else:
+            before, why = "The", why or _NO_FLUSHER
         reason = f" ({why.rstrip('.')})" if why else ""
-        tries = f"The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the"
         report(
             f"stay_{self._directory.path}",
             f"{words.stay(pending)} in {self._directory.path}: not "
-            f"delivered yet{reason}. {'The' if why == _NO_FLUSHER else tries} next process that logs there sends them, "
-            f"or {words.to_send(self._directory.path)}.",
+            f"delivered yet{reason}. {before} next process that logs there sends them, or "
+            f"{words.to_send(self._directory.path)}.",
         )
         hurry.leave_word(self._directory)
 

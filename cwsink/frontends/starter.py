@@ -126,6 +126,23 @@ class Starter:
         finally:
             self._is_busy = False
 
+    def look_back(self, directory: SpoolDirectory) -> bool:
+        """Tell a process that ends whether there is a flusher, though none leads this spool. Starts none; never raises.
+
+        If the one that this process has started has ended already, this is its last look, and says so.
+        """
+        with contextlib.suppress(OSError):
+            lock = FlusherLock(self._root)
+            try:
+                if not lock.try_acquire():
+                    return True
+                if self._led_before == files.written_at_ns(directory.leader_state):
+                    self._led_before = None
+                    self._say_it_ended(lock)
+            finally:
+                lock.close()
+        return False
+
     def replace(self, directory: SpoolDirectory, reason: Reason, leader: int) -> None:
         """Start a flusher that is to take the place of the leader with this pid, for this reason. Never raises."""
         try:
@@ -155,9 +172,7 @@ class Starter:
                 self._led_before = None
                 self._ended_early += 1
                 if self._ended_early > 1:  # the first one may have been killed: start another one without a pause
-                    word = lock.word()
-                    ended = f"{self._python} has ended before it led any spool"
-                    self._say_why_not(f"{ended}{word and f' ({word})'}{_low_limits()}")
+                    self._say_it_ended(lock)
                     return
             lock.leave_word("")
             self._spawn(directory, lock, "")
@@ -212,6 +227,11 @@ class Starter:
         with contextlib.suppress(ChildProcessError):
             if (code := os.waitstatus_to_exitcode(_wait(pid, 0)[1])) != 0:
                 raise OSError(f"{_SHELL} ended with code {code}")
+
+    def _say_it_ended(self, lock: FlusherLock) -> None:
+        word = lock.word()
+        ended = f"{self._python} has ended before it led any spool"
+        self._say_why_not(f"{ended}{word and f' ({word})'}{_low_limits()}")
 
     def _failed(self, error: Exception) -> None:
         if is_interruption(error):

@@ -332,7 +332,9 @@ def test_the_last_one_does_not_wait_for_what_cannot_be_delivered(
         assert slept == []
     (line,) = parting_words(said)
     assert line.startswith(f"cwsink: 50 records stay in {spool.path}: not delivered yet ({named}")
-    assert line.endswith(f"then the next process that logs there sends them, or `cwsink flush --once {spool.path}`.")
+    assert line.endswith(f"the next process that logs there sends them, or `cwsink flush --once {spool.path}`.")
+    if is_known:
+        assert "The flusher tries for 500 s more; then" in line
     assert survey(spool).pending == 50
 
 
@@ -377,6 +379,26 @@ def test_what_can_be_seen_from_outside_needs_no_flusher(
     assert slept == []
     (line,) = parting_words(said)
     assert f"not delivered yet ({named}" in line
+    assert "The flusher tries" not in line
+
+
+@pytest.mark.usefixtures("no_flusher")
+@pytest.mark.parametrize("drain_seconds", [NEVER_SECONDS, 0.0])
+def test_a_flusher_that_has_ended_before_it_led_is_said_at_the_end(
+    spawn: Spawn, config: SinkConfig, spool: SpoolDirectory, nobody_listens: str, drain_seconds: float
+) -> None:
+    """A short program has looked once only, and CloudWatch is out of reach: both are said, and nothing is promised."""
+    config = SinkConfig(**{**asdict(config), "endpoint_url": nobody_listens})
+    child = start(spawn, BURST, config, drain_timeout_seconds=drain_seconds)
+    wait_until_ready(child)
+    until(lambda: not flusher_lock.is_taken(spool.root), "what was started has ended")
+    slept, said = end(child)
+    assert slept == []
+    first, last = said.splitlines()
+    assert first.startswith("cwsink: the flusher cannot be started: /bin/true has ended before it led any spool. ")
+    why = "EndpointConnectionError: " if drain_seconds else "there is no flusher). The next process that "
+    assert f": not delivered yet ({why}" in last
+    assert ". The next process that logs there sends them, or `cwsink flush --once " in last
 
 
 SLOW = """\
@@ -452,6 +474,7 @@ def test_who_gives_up_says_how_many_records_stay_and_where(
     silence(server)
     child = start(spawn, BURST, config, drain_timeout_seconds=0.3)
     wait_until_ready(child)
+    flusher_of(spool)
     slept, said = end(child)
     assert 0 < sum(slept) < 1.0
     (line,) = parting_words(said)
