@@ -45,22 +45,23 @@ _FLUSHERS_OWN: Final = "CWSINK_FLUSHER_"  # a guard that begins anew tells the n
 HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
 _STDERR_FD: Final = 4  # where the guard finds the stderr that it is to take
-# What the new process runs. If a module cannot be imported, it begins once more, with `site`: the path handed over may
-# lead to none (a frozen program), or to those of another Python. The packages of this Python come first then. Why it
-# cannot begin, it leaves in the lock's file, or says it if it was to take over. Nothing else may reach stderr.
+# What the new process runs; `ps` shows it, so it has no comments. It leaves the directory first, because Python 3.13.0
+# can import no socket where that is gone. If a module cannot be imported, it begins once more, with `site`: the path
+# handed over may lead to none (a frozen program), or to those of another Python. The packages of this Python come first
+# then. Why it cannot begin, it leaves in the lock's file; or it says it, if it was to take over from a flusher that is
+# there, and goes on. Nothing else may reach stderr. There may be no memory for any import, or for the interpreter's end.
 _BOOT: Final = f"""\
 import os,sys
 fd=int(os.environ.pop('{STDERR_VARIABLE}','2'))
 fd==2 or (os.dup2(fd,2),os.close(fd))
 sys.excepthook=lambda*_:None
-os.chdir('/')  # first: where the directory is gone, Python 3.13.0 can import no socket
+os.chdir('/')
 more=os.environ.pop('{PATH_VARIABLE}')
 sys.path[:]=dict.fromkeys([p for p in sys.path if p]+more.split('\\n'))
 try:
     from cwsink.flusher.boot import main
     main(sys.argv[2:])
 except Exception as error:
-    # There may be no memory for anything but this: no import, and no end of the interpreter.
     if isinstance(error,ImportError) and '-S' in sys.orig_argv:
         sys.orig_argv.remove('-S')
         os.environ.update({PATH_VARIABLE}=more,{STDERR_VARIABLE}='{_STDERR_FD}')
@@ -69,7 +70,7 @@ except Exception as error:
         sys.argv[4] or os.set_inheritable({LOCK_FD},True)
         os.execv(sys.executable,sys.orig_argv)
     why='no memory was left' if isinstance(error,MemoryError) else type(error).__name__+': '+str(error)
-    if sys.argv[4]:  # it was to take over from a flusher that is there, and goes on
+    if sys.argv[4]:
         why='cwsink: the flusher that was to take over cannot start ('+sys.executable+'): '+why+'\\n'
     why=why.encode('utf-8','replace')
     os.write(2,why) if sys.argv[4] else os.pwrite({LOCK_FD},why,0)
