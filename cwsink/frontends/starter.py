@@ -49,7 +49,7 @@ _STDERR_FD: Final = 4  # where the guard finds the stderr that it is to take
 # can import no socket where that is gone. If a module cannot be imported, it begins once more, with `site`: the path
 # handed over may lead to none (a frozen program), or to those of another Python. The packages of this Python come first
 # then. Why it cannot begin, it leaves in the lock's file; or it says it, if it was to take over from a flusher that is
-# there, and goes on. Nothing else may reach stderr. There may be no memory for any import, or for the interpreter's end.
+# there, and goes on. Nothing else may reach stderr. There may be no memory for an import, or for the interpreter's end.
 _BOOT: Final = f"""\
 import os,sys
 fd=int(os.environ.pop('{STDERR_VARIABLE}','2'))
