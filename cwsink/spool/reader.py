@@ -105,7 +105,7 @@ class RingReader:
         """Begin each segment at its `committed` offset. `history`: where segments go that are settled."""
         self._directory = directory
         self._ring = directory.ring
-        self._committed = committed
+        self._begins = dict(committed)
         self._history = history
         self._open: dict[int, OpenSegment] = {}
         self._newest = 0
@@ -124,7 +124,7 @@ class RingReader:
         numbers = segment.numbers(self._ring)
         self._newest = numbers[-1] if numbers else 0
         for gone in self._open.keys() - set(numbers):
-            self._open.pop(gone).close()
+            self._close(gone)
         if self._lane is not None and self._is_lanes_turn and (block := self._read_lane(self._lane, numbers)):
             self._is_lanes_turn = False
             return block
@@ -140,7 +140,7 @@ class RingReader:
 
     def _has_backlog(self) -> bool:
         read = {opened.key: opened.offset for opened in self._open.values()}
-        return segment.pending_bytes(self._ring, {**self._committed, **read}) >= segment.BACKLOG_BYTES
+        return segment.pending_bytes(self._ring, {**self._begins, **read}) >= segment.BACKLOG_BYTES
 
     def _read_lane(self, lane: FreshLane, numbers: list[int]) -> Block | None:
         """Return what may go before the backlog of the lane's next block; None if nothing of it may."""
@@ -213,7 +213,7 @@ class RingReader:
             if opened.is_foreign or end < opened.offset:
                 continue  # something of it is in flight
             if not opened.finalise():
-                self._open.pop(number).close()
+                self._close(number)
             elif not opened.is_final:
                 opened.hollow(end, self._history.save if self._history else None)
             elif end >= opened.size():
@@ -248,6 +248,17 @@ class RingReader:
             opened.close()
         self._open.clear()
 
+    def _close(self, number: int) -> None:
+        """Close a segment that is gone, or is being evicted, and note how far it was read: it may come back.
+
+        Somebody has moved the ring away and puts it back, or the evictor lets go. What was read is in this leader's
+        hands, so it must not be read once more. A segment of which a newer version's frame is left is read anew.
+        """
+        opened = self._open.pop(number)
+        if not opened.is_foreign:
+            self._begins[opened.key] = opened.offset
+        opened.close()
+
     def _attach(self, number: int) -> OpenSegment | None:
         try:
             fd = segment.open_file(self._ring, number, os.O_RDWR)
@@ -265,7 +276,7 @@ class RingReader:
         if not is_readable:
             opened.close()
             return None
-        opened.offset = self._committed.get(opened.key, opened.offset)
+        opened.offset = self._begins.get(opened.key, opened.offset)
         if opened.is_damaged:
             report("segment", f"{self._ring}: segment {number} has a damaged header. What it held is lost.")
         if opened.is_foreign:

@@ -20,6 +20,7 @@ from cwsink.config import SinkConfig
 from cwsink.spool import budget, cursor, frame, reader, record, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.reader import RingReader
 from cwsink.spool.segment import AttachedSegment
 from cwsink.spool.survey import survey
@@ -521,6 +522,30 @@ def test_a_reader_reads_each_segment_from_its_own_offset(small: SinkConfig) -> N
         found += [record.decode_event(each.payload).message for each in block.frames]
     reader.close()
     assert found == ["late", "new"]
+
+
+@pytest.mark.parametrize("how", ["the ring was moved away", "its evictor lets go"])
+def test_a_segment_that_comes_back_is_read_on_from_where_it_was(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What this leader has read before is in its hands, or delivered: to read it again would repeat it all."""
+    writer = Writer(small)
+    assert writer.append("first")
+    fill_segment(writer)
+    ring = RingReader(writer.directory, {})
+    committed = {block.key: block.end for block in iter(ring.read, None)}
+    if how == "the ring was moved away":
+        os.rename(writer.directory.ring, f"{writer.directory.ring}2")
+        assert ring.read() is None
+        os.rename(f"{writer.directory.ring}2", writer.directory.ring)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenSegment, "finalise", lambda _: False)
+            assert ring.reclaim(committed) == 0
+    assert writer.append("new")
+    found = [each for block in iter(ring.read, None) for each in block.frames]
+    ring.close()
+    assert [record.decode_event(each.payload).message for each in found] == ["new"]
 
 
 @pytest.mark.parametrize("name", ["FORMAT", "settings.json", "attached.lock"])
