@@ -231,7 +231,7 @@ class Flusher:
         first, begin, partial = 0, 0, Ledger()
         # The requests differ if some of the chunk was evicted, or if there are other settings for oversize events.
         if begun and begun.fingerprint == mark() + begun.events_done:
-            first, begin, partial = begun.requests_done, begun.events_done, begun.partial
+            first, begin, partial = begun.requests_done, begun.events_done, Ledger().plus(begun.partial)
         with self._journal.of(chunk, self._state.committed()) as note:
             for number in range(first, len(found)):
                 stream, events = found[number]
@@ -324,7 +324,8 @@ class Flusher:
             "chunk": chunk.offsets(),
             "requests_done": requests_done,
             "events_done": events_done,
-            "partial": partial,
+            # A copy: the chunk is counted on meanwhile, and `check` may write what was committed last anew.
+            "partial": Ledger().plus(partial),
             "fingerprint": mark + events_done,
         }
         self._commit(replace(self._state, **progress))

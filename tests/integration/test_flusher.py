@@ -630,6 +630,39 @@ def test_a_leader_writes_a_cursor_that_is_gone_anew(external: SinkConfig, server
     settled(writer.directory, appended=3, delivered=3)
 
 
+@pytest.mark.parametrize("leaders", [1, 2])
+def test_a_cursor_that_is_written_anew_counts_nothing_ahead_of_its_commit(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, leaders: int
+) -> None:
+    """It goes in the middle of a chunk, and the leader is killed before it commits the request that was answered."""
+    writer = Writer(external)
+    assert all(writer.append(*entry) for entry in old_and_new())
+    commit = Cursor.commit
+
+    def dying(self: Cursor, state: cursor.State) -> None:
+        if state.requests_done == 2 and not is_last:
+            raise Killed
+        commit(self, state)
+
+    def with_its_cursor_removed(self: Flusher) -> None:
+        if self._state.requests_done == 1:
+            Path(writer.directory.cursor).unlink(missing_ok=True)
+        check(self)
+
+    check = Flusher.check
+    monkeypatch.setattr(Flusher, "check", with_its_cursor_removed)
+    monkeypatch.setattr(Cursor, "commit", dying)
+    is_last = False
+    for _ in range(leaders):
+        with pytest.raises(Killed):
+            deliver(writer.directory, external)
+        left = cursor.read(writer.directory.cursor)
+        assert (left.requests_done, left.partial.delivered) == (1, 5)
+    is_last = True
+    deliver(writer.directory, external)
+    settled(writer.directory, appended=30, delivered=30)
+
+
 def test_a_leader_that_has_just_seen_its_cursor_whole_leads_on(
     external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
