@@ -52,8 +52,9 @@ Fenced
 
 The lease can be lost without a death: somebody removes its file, or puts another one in its place. So before each
 call, commit and unlink the leader looks: is it the process that took the lock, is the lock's file still the one it
-locked, is the cursor's epoch its own? If not, it is fenced. It drops everything and stands for election again. A
-commit compares the epoch once more, under the cursor's lock. So a request that was under way when the leader was
+locked, is the cursor's epoch its own? If not, it is fenced. It drops everything and stands for election again. An I/O
+error is no answer to that (`proof`): who has CloudWatch's answer in hand looks again until there is one. A commit
+compares the epoch once more, under the cursor's lock. So a request that was under way when the leader was
 superseded may still arrive, and is repeated by the next leader; nothing else can be.
 
 Election

@@ -5,8 +5,9 @@ checks its lease before every send, commit and unlink.
 
 If a request was answered and its commit fails, the next leader sends the request again. So nothing between the answer
 and the commit may fail. What the commit needs is looked up before the request is sent. A commit that fails (a full
-disk, an I/O error) is repeated until it succeeds. Only the file of dead letters is opened in between, if there are any.
-If that fails, the lost letters are counted, and delivery goes on.
+disk, an I/O error) is repeated until it succeeds, together with the look whether this process still leads. Only the
+file of dead letters is opened in between, if there are any. If that fails, the lost letters are counted, and delivery
+goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import math
 import random
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
@@ -31,10 +31,11 @@ from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.journal import Journal
 from cwsink.flusher.orders import Orders
+from cwsink.flusher.proof import Proof
 from cwsink.flusher.self_metrics import SelfMetrics
 from cwsink.spool import budget, disk, history, refusals
 from cwsink.spool.alerts import Alerts
-from cwsink.spool.cursor import Cursor, Fenced, Ledger, State
+from cwsink.spool.cursor import Cursor, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
 from cwsink.spool.frame import DamageKind
@@ -101,6 +102,7 @@ class Flusher:
             self._cursor.close()
             raise
         self.epoch = self._state.epoch
+        self._proof = Proof(directory, lease, self._cursor)
         self._history = history.of(directory, config)
         self._journal = Journal(self._history, config, self.epoch)
         self._reader = RingReader(directory, self._state.committed(), self._history)
@@ -166,18 +168,8 @@ class Flusher:
             self._alerts.look(at_once=True)
 
     def check(self) -> None:
-        """Raise Fenced unless this process can prove that it still leads."""
-        self._lease.beat()
-        # Twice: somebody may overwrite the cursor just after it was found to be whole.
-        if not self._lease.is_held() or not (self._is_cursor_ours() or self._is_cursor_ours()):
-            raise Fenced(f"epoch {self.epoch} has ended")
-
-    def _is_cursor_ours(self) -> bool:
-        with suppress(OSError):  # the next check tries again
-            if self._cursor.restore(self._state):
-                path = self._directory.cursor
-                report(path, f"{path} was removed or overwritten. It is written anew, and no record is sent again.")
-        return self._cursor.is_ours()
+        """Raise Fenced unless this process can prove that it still leads; OSError if the disk does not say."""
+        self._proof.check(self._state)
 
     def _is_due(self, is_full: bool) -> bool:
         collector = self._collector
@@ -332,10 +324,10 @@ class Flusher:
 
     def _commit(self, state: State) -> None:
         """Write the cursor, and repeat that until it succeeds. Raises Fenced, or OSError if it is to leave before."""
-        self.check()
         state.ledger.resent += self._delivery.take_resent()
         while True:
             try:
+                self.check()
                 self._cursor.commit(state)
             except OSError as error:  # noqa: PERF203  # nearly always the first try succeeds
                 if error.errno in disk.NO_ROOM and history.give_way(self._directory):
@@ -348,7 +340,6 @@ class Flusher:
                 )
                 if not self.wait(COMMIT_AGAIN_SECONDS):
                     raise
-                self.check()
             else:
                 break
         self._state = state

@@ -232,8 +232,8 @@ MUTANTS: Final = {
     ),
     "no check of the lease before a commit": Mutant(
         Flusher._commit,
-        "        self.check()\n        state.ledger.resent +=",
-        "        state.ledger.resent +=",
+        "                self.check()\n                self._cursor.commit(state)",
+        "                self._cursor.commit(state)",
         test_a_leader_whose_lock_file_is_gone_does_not_commit,
     ),
     "an event that is taken for wrong though nothing is taken at all": Mutant(

@@ -22,7 +22,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
-from cwsink.spool import disk, frame, record
+from cwsink.spool import cursor, disk, files, frame, record
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.cursor import read as read_cursor
 from cwsink.spool.directory import SpoolDirectory
@@ -280,6 +280,31 @@ def test_a_commit_that_fails_is_repeated_and_not_what_was_sent(
     assert_settled(spool, messages)
     assert survey(spool).epoch == 1
     assert "cannot write down how far" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["the lease", "the cursor"])
+def test_a_look_that_fails_between_an_answer_and_its_commit_repeats_nothing(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """An I/O error does not prove that another process leads: the same leader looks again, and commits."""
+    monkeypatch.setattr(flusher_module, "COMMIT_AGAIN_SECONDS", 0.001)
+    messages = texts("6 good")
+    spool = spooled(external, messages)
+    failures: list[str] = []
+
+    def may_fail(path: str) -> None:
+        if server.messages() and len(failures) < 9 and (what == "the cursor" or path == spool.leader_lock):
+            failures.append(what)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    owner, name = (cursor, "_best") if what == "the cursor" else (files, "seen")
+    look = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda place: (may_fail(str(place)), look(place))[1])
+    deliver(spool, external)
+    assert len(failures) == 9
+    assert server.messages() == messages
+    assert_settled(spool, messages)
+    assert survey(spool).epoch == 1
 
 
 def test_a_disk_that_cannot_be_synced_ends_no_leader(
