@@ -46,6 +46,8 @@ checked. After a failure a leader waits a random share of a time that doubles up
 permissions 5 to 10 s; with the circuit open 15 to 30 s. Once throttled it also sends less often.
 
 Beside this it looks for losses to say (`spool.alerts`), and may send metrics of itself (`self_metrics`).
+With `durability="host"` it syncs the spool twice a second, also while it waits for an answer: a thread does it then
+(`durability`).
 
 Fenced
 ------

@@ -42,13 +42,11 @@ class Stopped(Exception):  # noqa: N818  # it is an answer, not a fault
 
 
 class LogService(Protocol):
-    """The calls of CloudWatch that a delivery makes (cwsink.flusher.cloudwatch). None of them raises.
+    """The calls of CloudWatch that a delivery makes (cwsink.flusher.cloudwatch). None of them raises."""
 
-    Attributes:
-        sent_bytes: the bodies of all requests so far that were to send events.
-    """
-
-    sent_bytes: int
+    @property
+    def sent_bytes(self) -> int:
+        """The bodies of all requests so far that were to send events."""
 
     def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
         """Send events to a log stream."""

@@ -28,7 +28,8 @@ from cwsink.flusher.chunk import Request, fingerprint, requests
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
-from cwsink.flusher.delivery import Delivery
+from cwsink.flusher.delivery import Delivery, Stopped
+from cwsink.flusher.durability import Durability, SyncedCalls
 from cwsink.flusher.journal import Journal
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.proof import Proof
@@ -48,8 +49,6 @@ from cwsink.spool.record import Event, Loss
 POLL_SECONDS: Final = 0.1
 # A client takes memory, a connection and credentials. So it is closed if it was not needed for so long.
 CLIENT_SECONDS: Final = 60.0
-# durability="host": a power failure takes at most the records of this time.
-SYNC_SECONDS: Final = 0.5
 # An hour of a full spool is some 60 lines about it in the stream.
 LONGEST_REFUSALS_PAUSE_SECONDS: Final = 60.0
 # How long the leader waits before it repeats a commit that has failed.
@@ -110,9 +109,10 @@ class Flusher:
         self._dead_letters = DeadLetters(directory.dead_letters)
         self.leader_state = LeaderState(directory, self.epoch, kind, config.spool_max_bytes)
         self._alerts = Alerts(directory)
-        self._self_metrics = SelfMetrics(directory, config, self.leader_state)
+        self._durability = Durability(directory.path, config, self._reader, self._cursor, self.leader_state)
+        self._self_metrics = SelfMetrics(directory, config, self.leader_state, self._durability)
         self._delivery = Delivery(
-            CloudWatch(directory.format, config, self.epoch),
+            SyncedCalls(CloudWatch(directory.format, config, self.epoch), self._durability),
             directory.format,
             config,
             self._dead_letters,
@@ -123,7 +123,6 @@ class Flusher:
         )
         # Records that a new leader finds have waited long enough.
         self._pending_since: float | None = -math.inf
-        self._synced_at = 0.0
         self._sent_at = time.monotonic()
         self.is_idle = False
         self._tell_refusals_at = self._refusals_pause = 0.0
@@ -141,7 +140,7 @@ class Flusher:
             while not self._orders.is_over:
                 self.check()  # even if there is nothing to send, because the spool may have been removed and made anew
                 self._orders.look()
-                self._sync()
+                self._durability.look()
                 self._alerts.look()
                 self._report_evictions()
                 if (event := self._self_metrics.event()) is not None:
@@ -159,7 +158,11 @@ class Flusher:
                     self._delivery.close()  # the next request makes another client
                 self.leader_state.publish()
                 self._orders.stop.wait(POLL_SECONDS)
+            self._durability.end()
             self.leader_state.publish(at_once=True)
+        except (Stopped, OSError):
+            self._durability.end()
+            raise
         finally:
             # What others wait for goes first: whatever fails behind it, no segment stays locked in this process.
             self._delivery.close()
@@ -354,23 +357,6 @@ class Flusher:
         if self._history:
             self._history.prune()
 
-    def _sync(self) -> None:
-        now = time.monotonic()
-        if self._config.durability == "host" and now - self._synced_at >= SYNC_SECONDS:
-            self._synced_at = now
-            try:
-                self._reader.sync()
-                self._cursor.sync()
-                self.leader_state.synced()
-            except OSError as error:
-                self.leader_state.not_synced()
-                # A commit may be under repetition. If the leader ended here, the next one would send the request again.
-                report(
-                    "sync",
-                    f"cannot make {self._directory.path} durable: {error.strerror}. Until it succeeds, a power failure "
-                    f"may take its last records. It is tried again every {SYNC_SECONDS} s, and delivery goes on.",
-                )
-
     def wait(self, seconds: float) -> bool:
         """Wait, but no longer than until told to leave. Returns False if told to leave."""
         until = time.monotonic() + seconds
@@ -381,7 +367,7 @@ class Flusher:
                 return True
             self.leader_state.publish()
             self._lease.beat()
-            self._sync()
+            self._durability.look()
             self._alerts.look()
             time.sleep(min(left, POLL_SECONDS))
         return False

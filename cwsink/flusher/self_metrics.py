@@ -19,6 +19,7 @@ import msgspec
 
 from cwsink import host
 from cwsink.config import SinkConfig
+from cwsink.flusher.durability import Durability
 from cwsink.spool import room, sending, survey
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import LeaderState
@@ -47,7 +48,10 @@ COUNTERS: Final = {
 class SelfMetrics:
     """Makes the events of one leader."""
 
-    def __init__(self, directory: SpoolDirectory, config: SinkConfig, leader_state: LeaderState) -> None:
+    def __init__(
+        self, directory: SpoolDirectory, config: SinkConfig, leader_state: LeaderState, durability: Durability
+    ) -> None:
+        self._durability = durability
         self._directory = directory
         self._is_on = config.self_metrics == "emf"
         self._leader_state = leader_state
@@ -62,7 +66,8 @@ class SelfMetrics:
 
     def _event(self, now: float) -> Event:
         published = self._leader_state.published
-        books = survey.survey(self._directory)
+        with self._durability.beside():  # a large backlog takes seconds
+            books = survey.survey(self._directory)
         totals = {
             "Appended": books.appended,
             "Delivered": books.delivered,

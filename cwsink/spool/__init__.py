@@ -183,8 +183,9 @@ Power loss
 ----------
 
 `durability="process"` (the default): records that the kernel had not written yet are lost, up to about 30 s of them.
-`"host"`: the leader syncs segments, their directory and the cursor every 0.5 s. leader.json says whether
-a leader does. If none does, each append syncs its segment before it returns. After a power loss,
+`"host"`: the leader syncs segments, their directory and the cursor every 0.5 s, also while it waits for an answer of
+CloudWatch (`flusher.durability`). leader.json says whether a leader does. If none does, each append syncs its segment
+before it returns. After a power loss,
 
 * a segment may be shorter than its committed offset. Records appended to it would count as settled, so the first
   writer begins a new segment;
@@ -219,8 +220,9 @@ Not promised
   notices before its next step, but it may have a request under way, and the records of that then arrive twice.
 * The count of refusals, if the process is killed while it has no descriptor to write it down, or another one was
   stopped while it wrote its own.
-* `durability="host"` in the 3 s after leader and guard were killed: these records wait for the next append, or for a
-  leader.
+* `durability="host"` in the 3 s after leader and guard were killed, or the leader was stopped (SIGSTOP): these records
+  wait for the next append, or for a leader. So do those of the 0.1 s after a leader has left in order: a writer looks
+  no more often who syncs.
 * That a dead letter is kept if the disk has no block for it. The loss is counted, and said on stderr.
 * That a copy of a spool is noticed. Each machine that starts from an image with a spool delivers what it finds pending.
 * The offsets of more than some 4,000 segments at once: the cursor then keeps those of the oldest 1,000 (duplicates).

@@ -26,6 +26,7 @@ from unittest import mock
 from greenlet import getcurrent, greenlet
 
 from cwsink.config import SinkConfig
+from cwsink.flusher import durability as durability_module
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.dead_letter import DeadLetters
@@ -377,6 +378,10 @@ class SimulatedHost:
             monotonic=lambda: self.monotonic, thread_time=lambda: self.monotonic, sleep=self._sleep
         )
         put(flusher_module, "time", clock)
+        put(durability_module, "time", clock)
+        put(
+            durability_module.Durability, "beside", lambda _: contextlib.nullcontext()
+        )  # nobody waits here for an answer
         put(segment, "time", types.SimpleNamespace(time=lambda: self.now_ns() / 1e9, time_ns=self.now_ns))
         for module in (ring, writer_module):
             put(module, "time_ns", self.now_ns)

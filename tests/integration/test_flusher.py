@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -19,12 +20,15 @@ from msgspec.structs import asdict
 
 from cwsink import Writer, __version__
 from cwsink.config import SinkConfig
+from cwsink.flusher import durability
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.chunk import Request
+from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.delivery import Delivery, Settled
 from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
+from cwsink.flusher.outcome import Answer
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, files, leader_state, refusals, segment
 from cwsink.spool.alerts import Alerts
@@ -788,7 +792,7 @@ def test_host_durability_syncs_ring_and_cursor_at_most_every_half_second(
         until(lambda: time.monotonic() - began > 1.2, "more than two periods")
     elapsed = time.monotonic() - began
     # Each round syncs the segments that changed; there is one.
-    assert 1 <= len(synced) <= elapsed / flusher_module.SYNC_SECONDS + 1
+    assert 1 <= len(synced) <= elapsed / durability.SYNC_SECONDS + 1
 
 
 def test_host_durability_reaches_segments_the_leader_has_not_read(
@@ -830,6 +834,98 @@ def test_a_writer_syncs_itself_unless_a_leader_does(external: SinkConfig, monkey
         until(lambda: not syncs(), "the leader syncs")
         monkeypatch.setattr(disk, "sync", fail)
         until(syncs, "the leader cannot sync, so the writer does")
+
+
+def is_syncing_beside() -> bool:
+    return any(each.name == durability.THREAD for each in threading.enumerate())
+
+
+@contextlib.contextmanager
+def in_a_request(spool: SpoolDirectory, config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a leader wait for an answer of CloudWatch for as long as the block runs."""
+    entered, answered, put = threading.Event(), threading.Event(), CloudWatch.put
+
+    def hanging_put(*request: Any) -> Answer:
+        entered.set()
+        assert answered.wait(CHILD_SECONDS)
+        return put(*request)
+
+    monkeypatch.setattr(CloudWatch, "put", hanging_put)
+    with leading(spool, config):
+        assert entered.wait(CHILD_SECONDS)
+        try:
+            yield
+        finally:
+            answered.set()
+    assert not is_syncing_beside()
+
+
+def test_host_durability_holds_while_a_request_hangs(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is appended meanwhile is synced, and writers are told so; or they are told that it is not."""
+    config = changed(external, durability="host")
+    writer = filled(changed(config, durability="process"), ["in the request"])
+    path, sync, synced = segment_path(writer.directory, 1), disk.sync, [0]
+    monkeypatch.setattr(disk, "sync", lambda fd: (sync(fd), synced.append(os.fstat(fd).st_size)))
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with in_a_request(writer.directory, config, monkeypatch):
+        for number in range(3):
+            assert writer.append(f"meanwhile {number}")
+            until(lambda: synced[-1] == path.stat().st_size, "it is synced")
+        os.utime(writer.directory.leader_state, (0, 0))
+        until(lambda: leader_state.is_synced(writer.directory), "the leader says so again and again")
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "sync", fail)
+            assert writer.append("meanwhile, and the disk fails")
+            until(lambda: not leader_state.is_synced(writer.directory), "it says that it cannot sync")
+        until(lambda: leader_state.is_synced(writer.directory), "it can sync once more")
+        assert not server.messages()
+    deliver(writer.directory, external)
+    settled(writer.directory, appended=5, delivered=5)
+
+
+def test_a_leader_that_hangs_in_a_call_is_not_believed_to_sync(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread ends, so that the leader does not look alive. Writers sync by themselves then."""
+    config = changed(external, durability="host")
+    writer = filled(changed(config, durability="process"), ["in the request"])
+    monkeypatch.setattr(durability.deadline, "seconds_of", lambda _: 0.5)
+    with in_a_request(writer.directory, config, monkeypatch):
+        until(lambda: leader_state.is_synced(writer.directory), "it syncs")
+        until(lambda: not is_syncing_beside(), "it syncs no more")
+        published = leader_state.read(writer.directory)
+        assert published is not None
+        assert not published.syncs
+
+
+@pytest.mark.parametrize("end", ["when all is sent", "while CloudWatch is down"])
+def test_a_leader_that_leaves_says_that_it_syncs_no_more(
+    external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """And it syncs once more after that: what was appended before writers could read it relies on the leader."""
+    config = changed(external, durability="host")
+    if end == "while CloudWatch is down":
+        server.stop()
+    writer = filled(changed(config, durability="process"), ["pending"])
+    say, sync, sizes = leader_state.LeaderState.not_synced, disk.sync, [0]
+
+    def say_after_an_append(self: leader_state.LeaderState) -> None:
+        assert writer.append("the last moment")
+        say(self)
+
+    with leading(writer.directory, config):
+        until(lambda: leader_state.is_synced(writer.directory), "it syncs")
+        monkeypatch.setattr(leader_state.LeaderState, "not_synced", say_after_an_append)
+        monkeypatch.setattr(disk, "sync", lambda fd: (sync(fd), sizes.append(os.fstat(fd).st_size)))
+    assert not leader_state.is_synced(writer.directory)
+    assert sizes[-1] == segment_path(writer.directory, 1).stat().st_size
+    if end == "while CloudWatch is down":
+        server.start()
 
 
 # What writers have refused.

@@ -19,7 +19,7 @@ from msgspec.structs import asdict, replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.flusher import backoff
+from cwsink.flusher import backoff, durability
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.spool import cursor, disk, files, frame, record
@@ -312,7 +312,7 @@ def test_a_disk_that_cannot_be_synced_ends_no_leader(
 ) -> None:
     """durability="host" while a commit fails, too: the same leader goes on, nothing repeats, and one line says so."""
     monkeypatch.setattr(flusher_module, "COMMIT_AGAIN_SECONDS", 0.001)
-    monkeypatch.setattr(flusher_module, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(durability, "SYNC_SECONDS", 0.0)
     config = changed(external, durability="host", max_batch_events=2)
     messages = texts("6 good")
     spool = spooled(changed(config, durability="process"), messages)
