@@ -140,8 +140,8 @@ tests/unit/test_invariants.py compares the two lists.
    unit/test_chunk.py::test_events_are_sent_in_order_of_time_then_arrival
 
 4. At most one request is repeated for each leader that dies or is superseded, and for each lost answer. A commit that
-   fails is tried again, and its request is not. A cursor that is lost as a whole, or new settings in the middle of a
-   chunk of several requests, cost more.
+   fails is tried again, and its request is not. A cursor that is lost as a whole costs more, and so do new settings or
+   an eviction in the middle of a chunk of several requests. What is evicted then counts as that, also if delivered.
    Held by: property/test_spool_machine.py, faults/test_ambiguous.py, faults/test_every_bytecode.py,
    faults/test_world.py, faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record,
    integration/test_flusher.py::test_a_lost_answer_repeats_at_most_its_batch,

@@ -45,9 +45,8 @@ answer has no secret in it (`confidential`). botocore does not retry for us: it 
 checked. After a failure a leader waits a random share of a time that doubles up to 20 s; for credentials and
 permissions 5 to 10 s; with the circuit open 15 to 30 s. Once throttled it also sends less often.
 
-Beside this it looks for losses to say (`spool.alerts`), and may send metrics of itself (`self_metrics`).
-With `durability="host"` it syncs the spool twice a second, also while it waits for an answer: a thread does it then
-(`durability`).
+Beside this it looks for losses to say (`spool.alerts`), may send metrics of itself (`self_metrics`), and syncs the
+spool under `durability="host"`, by a thread while it waits for an answer (`durability`).
 
 Fenced
 ------
@@ -55,9 +54,9 @@ Fenced
 The lease can be lost without a death: somebody removes its file, or puts another one in its place. So before each
 call, commit and unlink the leader looks: is it the process that took the lock, is the lock's file still the one it
 locked, is the cursor's epoch its own? If not, it is fenced. It drops everything and stands for election again. An I/O
-error is no answer to that (`proof`): who has CloudWatch's answer in hand looks again until there is one. A commit
-compares the epoch once more, under the cursor's lock. So a request that was under way when the leader was
-superseded may still arrive, and is repeated by the next leader; nothing else can be.
+error proves nothing (`proof`): before a commit the leader looks again. A commit compares the epoch once more, under the
+cursor's lock. So a request that was under way when the leader was superseded may still arrive, and is repeated by the
+next leader; nothing else can be.
 
 Election
 --------

@@ -207,9 +207,9 @@ class Flusher:
         state = self._state
         if state.chunk:
             is_whole = self._collector.replay(state.chunk)
-            self._deliver_chunk(self._collector.take(), state if is_whole else None)
+            self._deliver_chunk(self._collector.take(), state, is_whole=is_whole)
 
-    def _deliver_chunk(self, chunk: Chunk, begun: State | None = None) -> None:
+    def _deliver_chunk(self, chunk: Chunk, begun: State | None = None, *, is_whole: bool = True) -> None:
         """Deliver a chunk and commit it.
 
         Each request is committed on its own, and so is each piece of a request that CloudWatch refused as a whole. The
@@ -218,6 +218,7 @@ class Flusher:
         Args:
             chunk: what to deliver.
             begun: the cursor of another leader, which has settled a part of the chunk; None: nothing is settled.
+            is_whole: this is all of that leader's chunk.
         """
         existing = self._reader.existing()  # it takes a descriptor, so not after the answer
         is_dated = "{" in self._directory.format.log_stream_name
@@ -225,8 +226,10 @@ class Flusher:
         mark = functools.cache(lambda: fingerprint(found))  # asked for only if needed: it looks at each event
         first, begin, partial = 0, 0, Ledger()
         # The requests differ if some of the chunk was evicted, or if there are other settings for oversize events.
-        if begun and begun.fingerprint == mark() + begun.events_done:
+        if begun and is_whole and begun.fingerprint == mark() + begun.events_done:
             first, begin, partial = begun.requests_done, begun.events_done, Ledger().plus(begun.partial)
+        elif begun:
+            begun.ledger.resent += min(begun.partial.delivered, sum(event.is_record for event in chunk.events))
         with self._journal.of(chunk, self._state.committed()) as note:
             for number in range(first, len(found)):
                 stream, events = found[number]

@@ -220,9 +220,8 @@ Not promised
   notices before its next step, but it may have a request under way, and the records of that then arrive twice.
 * The count of refusals, if the process is killed while it has no descriptor to write it down, or another one was
   stopped while it wrote its own.
-* `durability="host"` in the 3 s after leader and guard were killed, or the leader was stopped (SIGSTOP): these records
-  wait for the next append, or for a leader. So do those of the 0.1 s after a leader has left in order: a writer looks
-  no more often who syncs.
+* `durability="host"` in the 3 s after leader and guard were killed, or stopped, and the 0.1 s after a leader has left:
+  these records wait for the next append, or for a leader.
 * That a dead letter is kept if the disk has no block for it. The loss is counted, and said on stderr.
 * That a copy of a spool is noticed. Each machine that starts from an image with a spool delivers what it finds pending.
 * The offsets of more than some 4,000 segments at once: the cursor then keeps those of the oldest 1,000 (duplicates).

@@ -79,7 +79,8 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         lost_until: when the last of them was seen.
         lost_why: why, and what to do about it, unless that is over.
         lost_is_over: what they were lost for is over: the spool and its disk have room.
-        resent: how many were sent again after the answer to a request was lost.
+        resent: how many were sent again although they may have arrived, because the answer to a request was lost, or
+            because a chunk of several requests was begun anew.
         corrupt_bytes: bytes that changed on the disk after they were written.
         capacity_bytes: how much the spool may hold.
         last_error: the last failure of the last leader that had one. It may be over.
