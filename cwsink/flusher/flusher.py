@@ -51,6 +51,8 @@ POLL_SECONDS: Final = 0.1
 CLIENT_SECONDS: Final = 60.0
 # An hour of a full spool is some 60 lines about it in the stream.
 LONGEST_REFUSALS_PAUSE_SECONDS: Final = 60.0
+# The time of a notice is that of a record that is lost, and may be any. So near ours every log group takes it.
+_NEAR_MS: Final = 3_600_000
 # How long the leader waits before it repeats a commit that has failed.
 COMMIT_AGAIN_SECONDS: Final = 0.5
 
@@ -293,7 +295,10 @@ class Flusher:
         self._tell_refusals_at = now + self._refusals_pause
 
     def _tell(self, event: Event) -> None:
-        """Send an event of ours, which is no record."""
+        """Send an event of ours, which is no record. CloudWatch would refuse a time that is not near ours."""
+        now_ms = time.time_ns() // 1_000_000
+        if abs(event.timestamp_ms - now_ms) > _NEAR_MS:
+            event = replace(event, timestamp_ms=now_ms)
         for _ in self._delivery.send(Request(self._stream_of(event.timestamp_ms), [event])):
             pass
 

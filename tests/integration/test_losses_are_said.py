@@ -157,6 +157,20 @@ def test_a_notice_has_the_times_of_its_own_losses(small: SinkConfig, server: Str
     assert [each["lost"] for each in told_of] == [3, 3, 6]
 
 
+@pytest.mark.parametrize("days", [-20.0, -1.5, 0.5])
+def test_a_notice_of_records_that_cloudwatch_would_refuse_is_taken(
+    small: SinkConfig, server: StrictCloudWatch, days: float
+) -> None:
+    """Records of any time may be lost. The notice has that time in its text, and one that CloudWatch takes."""
+    server.create_group(small.log_group_name, retention_days=1)
+    writer = Writer(small)
+    moment = now_ms() + int(days * 86_400_000)
+    refusals.add(writer.directory, [Loss(3, moment, moment, "io_error", 0)])
+    deliver(writer.directory, small)
+    (notice,) = notices_in(server.messages())
+    assert (notice["_cwsink"]["lost"], notice["_cwsink"]["last"]) == (3, rfc3339(moment))
+
+
 def test_a_full_disk_is_called_one(server: StrictCloudWatch, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and while it costs records: the remedy is another one than for a full spool."""
     writer = Writer(tiny(server))
