@@ -123,6 +123,7 @@ tests/unit/test_invariants.py compares the two lists.
    Held by: property/test_spool_machine.py, faults/test_every_bytecode.py, faults/test_every_syscall.py,
    faults/test_kill_soak.py::test_no_kill_loses_an_acknowledged_record, faults/test_world.py,
    faults/zoo/test_zoo.py::test_no_ending_loses_what_was_promised,
+   integration/test_reader.py::test_a_page_that_cannot_be_read_costs_what_is_in_it,
    integration/test_inline_processes.py::test_what_was_logged_before_an_end_is_spooled
 
 2. Nothing is delivered that was not appended, and each message arrives byte for byte. Exceptions are notices, metrics
@@ -172,6 +173,7 @@ tests/unit/test_invariants.py compares the two lists.
    integration/test_directory.py::test_a_format_flipped_at_any_byte_never_stops_a_start,
    integration/test_directory.py::test_a_format_cut_at_any_byte_never_stops_a_start,
    integration/test_reader.py::test_garbage_in_the_ring_stops_nothing,
+   integration/test_reader.py::test_a_page_that_cannot_be_read_costs_what_is_in_it,
    integration/test_reader.py::test_one_pass_over_a_hostile_segment_ends,
    integration/test_reader.py::test_a_start_after_a_long_outage_is_seen_at_once
 

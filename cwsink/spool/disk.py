@@ -1,4 +1,6 @@
-"""Reserve disk blocks, give them back, and sync: calls of the kernel, some of which Python does not offer.
+"""Reserve disk blocks, give them back, sync, and read what a damaged disk still has.
+
+Some of these are calls of the kernel that Python does not offer.
 
 A full disk must show when a segment is made, and not in the middle of a record. So `reserve` asks for the segment's
 blocks in advance, and the file's size stays as it is. And an idle worker may keep a segment open that is delivered. So
@@ -33,6 +35,45 @@ _UNSUPPORTED: Final = frozenset(
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """The errors that say that the disk is full, or that this user may not take more of it."""
+
+# A disk with a sector that it cannot read (EIO; ENODATA from some), or a file system that finds a wrong checksum
+# (EBADMSG, EUCLEAN). Other errors, such as ENOMEM, say nothing of the disk.
+_DAMAGED: Final = frozenset({errno.EIO, errno.ENODATA, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
+# The kernel reads whole pages. A bad sector costs its page.
+_PAGE_BYTES: Final = 4096
+# Stands for a byte that cannot be read. Not zero: a reader takes zeros for a write that was cut, which lost no record.
+# And no frame's magic has this byte.
+_UNREADABLE: Final = b"\xff"
+
+
+def read(fd: int, size_bytes: int, start: int) -> bytes:
+    """Return a range of a file, as far as the file goes, with 0xFF for each byte in a page that cannot be read.
+
+    No checksum of a frame or a header is right with such bytes in it. So they count as damage, and what is intact
+    around them is read.
+
+    Raises:
+        OSError: ENOMEM and so on, but no error of a damaged disk.
+    """
+    parts: list[bytes] = []
+    end, is_whole = start + size_bytes, True
+    while start < end:  # the kernel, too, returns less than was asked for if it can read only that
+        page_bytes = min(end - start, _PAGE_BYTES - start % _PAGE_BYTES)
+        asked = end - start if is_whole else page_bytes
+        try:
+            data = os.pread(fd, asked, start)
+        except OSError as error:
+            if error.errno not in _DAMAGED:
+                raise
+            if asked > page_bytes:
+                is_whole = False
+                continue
+            data, is_whole = _UNREADABLE * page_bytes, True
+        if not data:
+            break
+        parts.append(data)
+        start += len(data)
+    return b"".join(parts)
 
 
 def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:

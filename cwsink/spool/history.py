@@ -107,7 +107,7 @@ class History:
                 header = segment.read_header(file.fd)
                 if at and (header is None or header.key != opened.key):
                     return False
-                while at < end and (data := os.pread(opened.fd, min(_COPY_BYTES, end - at), at)):
+                while at < end and (data := disk.read(opened.fd, min(_COPY_BYTES, end - at), at)):
                     at += os.pwrite(file.fd, data, at)
         return True
 

@@ -89,7 +89,7 @@ class OpenSegment:
         want = block_bytes
         while True:
             asked = min(want, size - self.offset)
-            data = os.pread(self.fd, asked, self.offset)
+            data = disk.read(self.fd, asked, self.offset)
             at_end = self.offset + len(data) >= size or len(data) < asked
             final = self.is_final or limit is not None
             found = frame.scan(data, self.key.salt, base=self.offset, at_end=at_end, final=final)

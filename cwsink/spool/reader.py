@@ -185,9 +185,9 @@ class RingReader:
             opened.is_foreign = True
 
     def data_of(self, key: SegmentKey, start: int, end: int) -> bytes:
-        """Return a range of a segment as it is on disk, for the dead letters. b"": the segment is not open."""
+        """Return a range of a segment as it is on disk (`disk.read`), for the dead letters. b"": it is not open."""
         opened = self._open.get(key.number)
-        return os.pread(opened.fd, end - start, start) if opened and opened.key == key else b""
+        return disk.read(opened.fd, end - start, start) if opened and opened.key == key else b""
 
     def has_reclaimable(self, committed: Mapping[SegmentKey, int]) -> bool:
         """Tell whether a segment that is not the newest is settled as far as it was read, so that `reclaim` may try."""

@@ -19,7 +19,8 @@ offset  size  field               little-endian
 ```
 
 No frame can be read without the salt. So the header stands there twice, in two sectors of the disk: if one of them is
-damaged, readers and writers take the other copy, and no record is lost.
+damaged, readers and writers take the other copy, and no record is lost. If the disk cannot read the page in which both
+stand, both count as damaged.
 
 A segment is named by its number, `0000000001.seg`. Several writers may want to make the same one at once. Each writes
 its header into a temporary file and `link`s that to the name. `link` fails if the name exists, so one writer wins, and
@@ -230,8 +231,8 @@ def decode_header(data: bytes) -> Header | None:
 
 
 def read_header(fd: int) -> Header | None:
-    """Return the header of an open segment; None if both copies are damaged."""
-    return decode_header(os.pread(fd, HEADER_BYTES, 0))
+    """Return the header of an open segment; None if both copies are damaged, or their page cannot be read."""
+    return decode_header(disk.read(fd, HEADER_BYTES, 0))
 
 
 def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int, *, or_less: bool = False) -> bool:

@@ -26,6 +26,7 @@ from cwsink.spool.segment import AttachedSegment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
+from tests.harness.bad_sectors import PAGE_BYTES, unreadable
 from tests.harness.interleave import SMALL, Clock, deliver, fill_segment, leading, segment_path, segments, until
 from tests.harness.support import CHILD_SECONDS, finish, is_ours, quick_config
 
@@ -296,6 +297,98 @@ def test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_and_oth
     assert segments(second.directory) == [2]
     if left:
         assert "damaged header" in capfd.readouterr().err
+
+
+# Pages that the disk cannot read.
+
+
+def four_segments(server: StrictCloudWatch, **settings: int) -> tuple[Writer, list[str]]:
+    """Return a writer with a few segments of 32 KiB, and its messages in order."""
+    writer = Writer(quick_config(server.endpoint_url, segment_bytes=8 * PAGE_BYTES, flusher="external", **settings))
+    assert writer.append("0")
+    return writer, ["0", *fill_segment(writer, count=3)]
+
+
+def places(directory: SpoolDirectory, number: int) -> dict[str, range]:
+    """Return the bytes of each record of a segment."""
+    with open(segment_path(directory, number), "rb") as file:
+        frames = list(OpenSegment(file.fileno(), number).frames())
+    return {
+        event.message: range(each.end - each.size_bytes, each.end) for each in frames if (event := frame.event_of(each))
+    }
+
+
+@pytest.mark.parametrize("fails_as_a_whole", [False, True])
+@pytest.mark.parametrize(("number", "pages"), [(1, (3,)), (1, (7,)), (2, (1, 2)), (2, (2, 5)), (4, (0,)), (3, (0, 4))])
+def test_a_page_that_cannot_be_read_costs_what_is_in_it(
+    server: StrictCloudWatch,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    pages: tuple[int, ...],
+    fails_as_a_whole: bool,
+) -> None:
+    """What is intact before and behind it is delivered, in order; the rest is counted. Invariants 1, 7."""
+    writer, messages = four_segments(server)
+    spool = writer.directory
+    lost = {
+        message
+        for message, place in places(spool, number).items()
+        if 0 in pages or any(place.start < (page + 1) * PAGE_BYTES and page * PAGE_BYTES < place.stop for page in pages)
+    }
+    unreadable(monkeypatch, segment_path(spool, number), pages, fails_as_a_whole=fails_as_a_whole)
+    assert survey(spool).pending == len(messages) - len(lost)
+    writer.close()
+    later = Writer(writer.config)
+    messages += fill_segment(later)
+    deliver(spool, writer.config)
+    expected = [message for message in messages if message not in lost]
+    assert now_ms(server.messages()) == expected
+    books = survey(spool)
+    ranges = 1 if pages == (1, 2) or 0 in pages else len(pages)
+    assert (books.adds_up, books.pending, books.delivered) == (True, 0, len(expected))
+    assert books.dead_lettered == {"corrupt": ranges}
+    assert books.corrupt_bytes >= len(lost)
+    assert [letter["reason"] for letter in dead_letters(spool)] == ["corrupt"] * ranges
+    assert segments(spool) == [segments(spool)[-1]]
+
+
+def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of it that does not parse, and it was a record all the same."""
+    writer = Writer(quick_config(server.endpoint_url, segment_bytes=8 * PAGE_BYTES, flusher="external"))
+    assert writer.append("first")
+    attached = attached_to(writer.directory)
+    for end in (PAGE_BYTES, 2 * PAGE_BYTES):
+        wanted = end - os.fstat(attached.fd).st_size
+        excess = len(event_frame(attached.salt, "x" * wanted)) - wanted
+        os.write(attached.fd, event_frame(attached.salt, "x" * (wanted - excess)))
+        assert os.fstat(attached.fd).st_size == end
+    assert writer.append("last")
+    unreadable(monkeypatch, segment_path(writer.directory, 1), [1])
+    reader = RingReader(writer.directory, {})
+    (found,) = iter(reader.read, None)
+    reader.close()
+    assert found.damage == [frame.Damage(PAGE_BYTES, 2 * PAGE_BYTES, frame.DamageKind.CORRUPT)]
+    assert len(found.frames) == 3
+
+
+@pytest.mark.parametrize("page", [0, 3])
+def test_a_segment_with_a_page_that_cannot_be_read_is_evicted_as_any_other(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """What can be read of it is counted, and nothing is refused."""
+    writer, messages = four_segments(server, spool_max_bytes=8 * 8 * PAGE_BYTES)
+    spool = writer.directory
+    unreadable(monkeypatch, segment_path(spool, 1), [page])
+    appended = survey(spool).pending
+    assert appended < len(messages)
+    while 2 in segments(spool):
+        assert writer.append("." * 300)
+        appended += 1
+    books = survey(spool)
+    assert (books.adds_up, books.appended, books.evicted > 0) == (True, appended, True)
+    writer.close()
 
 
 def put_kind(directory: SpoolDirectory, name: str, kind: str) -> None:

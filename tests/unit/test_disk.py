@@ -1,4 +1,4 @@
-"""cwsink.spool.disk: blocks are reserved and given back by the kernel."""
+"""cwsink.spool.disk: blocks are reserved and given back by the kernel; a damaged disk is read as far as it can be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cwsink.spool import disk
+from tests.harness.bad_sectors import PAGE_BYTES, unreadable
 
 MIB = 1 << 20
 BLOCK = 512  # of st_blocks
@@ -91,3 +92,35 @@ def test_only_the_kernels_own_efbig_is_the_limits(monkeypatch: pytest.MonkeyPatc
     assert "`ulimit -f` lets its files have 4,096 bytes" in disk.limit_of(OSError(errno.EFBIG, ""))
     for other in (OSError(errno.EFBIG, "", "/s/FORMAT"), OSError(errno.ENOSPC, ""), ValueError()):
         assert disk.limit_of(other) == ""
+
+
+@pytest.mark.parametrize("fails_as_a_whole", [False, True])
+@pytest.mark.parametrize("error", [errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA])
+@pytest.mark.parametrize("pages", [(), (0,), (1, 2), (0, 3), (4,), range(5)])
+def test_what_cannot_be_read_costs_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: tuple[int, ...], error: int, fails_as_a_whole: bool
+) -> None:
+    """Wherever the range begins and ends, all other bytes are as they were; the file ends where it ends."""
+    content = os.urandom(4 * PAGE_BYTES + 100)
+    expected = bytearray(content)
+    for page in pages:
+        bad = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+        expected[bad] = b"\xff" * len(expected[bad])
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    unreadable(monkeypatch, path, pages, error=error, fails_as_a_whole=fails_as_a_whole)
+    with open(path, "rb") as file:
+        for start, end in [(0, len(content)), (1, 5), (100, PAGE_BYTES), (4000, 9000), (3 * PAGE_BYTES, len(content))]:
+            assert disk.read(file.fileno(), end - start, start) == bytes(expected[start:end])
+        assert disk.read(file.fileno(), 10, len(content)) == b""
+        if 4 not in pages:
+            assert disk.read(file.fileno(), MIB, 0) == bytes(expected)
+
+
+def test_an_error_that_is_not_the_disks_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory, for example, all of the file may be intact."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+    unreadable(monkeypatch, path, [0], error=errno.ENOMEM)
+    with open(path, "rb") as file, pytest.raises(OSError, match="Cannot allocate memory"):
+        disk.read(file.fileno(), 100, 0)
