@@ -72,6 +72,6 @@ class Follower:
             if self._newest and number > self._newest + 1:
                 self._missed(number - self._newest - 1)
             with contextlib.suppress(FileNotFoundError):
-                if (fd := segment.open_file(self.directory.ring, number, os.O_RDONLY)) is not None:
-                    self._open[number] = OpenSegment(fd, number)
+                if (opened := OpenSegment.at(self.directory.ring, number, os.O_RDONLY)) is not None:
+                    self._open[number] = opened
             self._newest = max(self._newest, number)

@@ -231,11 +231,11 @@ def opened(directory: SpoolDirectory, number: int) -> Iterator[OpenSegment]:
     A leader may move it meanwhile, always from the ring. So the ring is looked at first.
     """
     found = []
-    for place in (directory.ring, directory.history):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if (fd := segment.open_file(place, number, os.O_RDONLY)) is not None:
-                found.append(OpenSegment(fd, number))
     try:
+        for place in (directory.ring, directory.history):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if (each := OpenSegment.at(place, number, os.O_RDONLY)) is not None:
+                    found.append(each)
         if len(found) == 2 and found[0].key == found[1].key:
             found[0].offset = max(found[0].begin, found[1].size())
         yield from reversed(found)

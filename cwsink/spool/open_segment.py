@@ -63,6 +63,20 @@ class OpenSegment:
         self._hollowed_to = _PAGE_BYTES
         self._fruitless_size = -1
 
+    @classmethod
+    def at(cls, ring: str, number: int, flags: int) -> OpenSegment | None:
+        """Open segment `number` of a ring, or of the history. None: something else has its name (`segment.opened`).
+
+        Raises:
+            OSError: it cannot be opened or read. No descriptor is left behind.
+        """
+        if (file := segment.opened(ring, number, flags)) is None:
+            return None
+        with file:
+            opened = cls(file.fd, number)
+            file.keep()
+        return opened
+
     def size(self) -> int:
         """Return the file's size now, in bytes."""
         return os.fstat(self.fd).st_size

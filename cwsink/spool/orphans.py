@@ -69,10 +69,12 @@ def give_back(directory: SpoolDirectory) -> None:
         stack.callback(claim.release)
         committed = cursor.read(directory.cursor).committed()
         for number in segment.numbers(directory.ring):
-            if (fd := segment.open_file(directory.ring, number, os.O_RDWR)) is None:
+            if (opened := OpenSegment.at(directory.ring, number, os.O_RDWR)) is None:
                 continue
-            with contextlib.closing(OpenSegment(fd, number)) as opened:
+            with contextlib.closing(opened):
                 size = opened.size()
                 if opened.finalise() and opened.is_final and size <= committed.get(opened.key, 0) == opened.size():
                     opened.hollow(size)
-                    os.ftruncate(fd, size)  # the size stays the same; the blocks reserved behind it are given back
+                    os.ftruncate(
+                        opened.fd, size
+                    )  # the size stays the same; the blocks reserved behind it are given back

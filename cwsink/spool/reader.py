@@ -261,13 +261,12 @@ class RingReader:
 
     def _attach(self, number: int) -> OpenSegment | None:
         try:
-            fd = segment.open_file(self._ring, number, os.O_RDWR)
+            opened = OpenSegment.at(self._ring, number, os.O_RDWR)
         except FileNotFoundError:
             return None
-        if fd is None:
+        if opened is None:
             report("segment", f"{segment.path_of(self._ring, number)} is not a segment and is left alone.")
             return None
-        opened = OpenSegment(fd, number)
         try:
             is_readable = self._is_readable(opened, number)
         except BaseException:  # this process may live on, and must not keep a lock on the segment

@@ -167,19 +167,13 @@ def has_pending(ring: str, settled: Mapping[SegmentKey, int]) -> bool:
     return any(status.st_size > max(HEADER_BYTES, done.get(number, 0)) for number, status in statuses(ring).items())
 
 
-def open_file(ring: str, number: int, flags: int) -> int | None:
-    """Open segment `number`. None: the name belongs to something else, which is no regular file or not ours.
+def opened(ring: str, number: int, flags: int) -> descriptors.Opened | None:
+    """Open segment `number` for a `with` block. None: its name belongs to what is no regular file, or not ours.
 
     Raises:
         FileNotFoundError: it is gone.
         OSError: EMFILE and so on.
     """
-    file = opened(ring, number, flags)
-    return None if file is None else file.keep()
-
-
-def opened(ring: str, number: int, flags: int) -> descriptors.Opened | None:
-    """Open segment `number` for a `with` block; see `open_file`."""
     with open_directory.at(ring) as held:
         try:
             return held.opened(name_of(number), flags)

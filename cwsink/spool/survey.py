@@ -58,9 +58,9 @@ def open_segments(directory: SpoolDirectory, last_evicted: SegmentKey | None = N
         last_evicted = read_evictions(directory).last_evicted
     for number in segment.numbers(directory.ring):
         with contextlib.suppress(FileNotFoundError):
-            if (fd := segment.open_file(directory.ring, number, os.O_RDONLY)) is None:
+            if (opened := OpenSegment.at(directory.ring, number, os.O_RDONLY)) is None:
                 continue
-            with contextlib.closing(OpenSegment(fd, number)) as opened:
+            with contextlib.closing(opened):
                 if opened.key != last_evicted:
                     yield opened
 

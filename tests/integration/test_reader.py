@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import shutil
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -17,9 +19,10 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.spool import budget, cursor, frame, reader, record, segment
+from cwsink.spool import budget, cursor, frame, history, orphans, reader, record, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.follower import Follower
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.reader import RingReader
 from cwsink.spool.segment import AttachedSegment
@@ -389,6 +392,34 @@ def test_a_segment_with_a_page_that_cannot_be_read_is_evicted_as_any_other(
     books = survey(spool)
     assert (books.adds_up, books.appended, books.evicted > 0) == (True, appended, True)
     writer.close()
+
+
+def test_a_segment_that_cannot_be_read_now_leaves_no_descriptor_open(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory, for example: whoever looks or leads fails and tries again, and does not run out of descriptors."""
+    writer = Writer(small)
+    assert writer.append("first")
+    fill_segment(writer)
+    spool = writer.directory
+    unreadable(monkeypatch, segment_path(spool, 2), [0], error=errno.ENOMEM)
+    looks: list[Callable[[], object]] = [
+        lambda: survey(spool),
+        lambda: RingReader(spool, {})._attach(2),
+        lambda: list(history.opened(spool, 2)),
+        lambda: Follower(spool, all_present=True, missed=lambda _: None),
+    ]
+    for look in looks:
+        before = os.listdir("/dev/fd")
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            look()
+        gc.collect()
+        assert os.listdir("/dev/fd") == before
+    before = os.listdir("/dev/fd")
+    writer.close()
+    orphans.give_back(spool)  # never raises
+    assert len(os.listdir("/dev/fd")) < len(before)
+    monkeypatch.undo()
 
 
 def put_kind(directory: SpoolDirectory, name: str, kind: str) -> None:
