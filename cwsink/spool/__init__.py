@@ -105,8 +105,7 @@ time.
 * A range that does not parse and has a valid frame behind it is damage. It is torn if it looks like the beginning of
   a frame, or is zeros; else it is corrupt, and kept in the dead letters. Its bytes are counted either way.
 * No writer can append to a final segment, so a tail that does not parse is damage there, too.
-* A page that the disk cannot read (EIO) counts as bytes that were changed: it is read as 0xFF (`disk.read`), by whoever
-  reads a segment. What is intact before and behind it is delivered.
+* A page that the disk cannot read (EIO) counts as changed (`disk.read`). What is intact around it is delivered.
 * A segment's header stands in it twice, in two sectors of the disk: if one copy is damaged, the other one gives the
   salt. If both are, or the page with both cannot be read, nothing in the segment can be proven. It counts as one
   corrupt range, once writers have gone on to the next segment.
