@@ -153,7 +153,7 @@ class Flusher:
                     self._reclaim()
                     continue
                 self._reclaim()
-                self.is_idle = self._collector.is_empty and not self._reader.has_found_end
+                self.is_idle = self._collector.is_empty and not self._reader.has_more
                 if self._orders.stop.is_set() and self.is_idle:
                     break
                 if self.is_idle and time.monotonic() - self._sent_at >= CLIENT_SECONDS:

@@ -69,10 +69,9 @@ Append
    skip it.
 
 To ask for the file's size at each append would cost a second system call. So a writer *checks* its segment every
-0.8 s, or after about 1/32 of a segment in small records (1/64 in large ones), whichever comes first. A check asks:
-does the segment's name still lead to it, was it cut, is it full, is there a newer one? One thread of a process checks
-at a time; the others append on. `Writer.append` has all this once more, spelled out for small texts. That is ugly; it
-was measured, and is worth it.
+0.8 s, or after about 1/32 of a segment in small records (1/64 in large ones). A check asks: does the segment's name
+still lead to it, was it cut, is it full, is there a newer one? One thread of a process checks at a time; the others
+append on. `Writer.append` has all this once more, spelled out for speed.
 
 If a check finds that the name is gone, somebody has removed the spool, and the answer is GONE. The writer makes the
 spool anew, and appends once more what it had written to the removed segment in the last second or two. Some of that may
@@ -100,15 +99,17 @@ time.
 
 * A thread may have written to an older segment after the leader read that, and then gone on to this one. So before the
   leader hands over a block of one segment, it reads the older ones once more, and hands over first what it finds there.
+* An evictor locks a segment while it counts, and may be stopped or killed then. So newer ones wait for it, for 2 s at
+  most. The lane does not wait.
 * A tail that does not parse may be a write that is under way. The leader leaves it for later, and reads newer segments
   meanwhile.
 * A range that does not parse and has a valid frame behind it is damage. It is torn if it looks like the beginning of
   a frame, or is zeros; else it is corrupt, and kept in the dead letters. Its bytes are counted either way.
 * No writer can append to a final segment, so a tail that does not parse is damage there, too.
-* A page that the disk cannot read (EIO) counts as changed (`disk.read`). What is intact around it is delivered.
+* A page that the disk cannot read (EIO) is corrupt; what is intact around it is delivered (`disk.read`).
 * A segment's header stands in it twice, in two sectors of the disk: if one copy is damaged, the other one gives the
-  salt. If both are, or the page with both cannot be read, nothing in the segment can be proven. It counts as one
-  corrupt range, once writers have gone on to the next segment.
+  salt. If both are, nothing in the segment can be proven. It counts as one corrupt range, once writers have gone on to
+  the next segment.
 * A segment with a newer layout, and the rest of one from a frame on that is newer and not optional, is left for a
   newer cwsink.
 
@@ -174,7 +175,7 @@ Fork
 A flock belongs to the open file, which a forked child shares. If the child kept its parent's locks, no segment would
 ever become final. So each descriptor that a writer or a leader keeps is opened by `descriptors.opened`, and a hook of
 `os.register_at_fork` closes them all in the child. The child is another producer, and opens its own at its next
-append. A fork waits for no thread. If another thread was just opening a descriptor, the child finds it by its file.
+append. A fork waits for no thread: what one was just opening the child finds by its file.
 
 C code may fork without running hooks (uWSGI). The kernel then empties a page of memory in the child (MADV_WIPEONFORK,
 Linux 4.14), and the child's next append finds it empty. Without such a page the child's records are safe, but their ids
@@ -184,9 +185,8 @@ Power loss
 ----------
 
 `durability="process"` (the default): records that the kernel had not written yet are lost, up to about 30 s of them.
-`"host"`: the leader syncs segments, their directory and the cursor every 0.5 s, also while it waits for an answer of
-CloudWatch (`flusher.durability`). leader.json says whether a leader does. If none does, each append syncs its segment
-before it returns. After a power loss,
+`"host"`: the leader syncs segments, their directory and the cursor every 0.5 s, also while it waits for an answer.
+leader.json says whether one does. If not, each append syncs its segment before it returns. After a power loss,
 
 * a segment may be shorter than its committed offset. Records appended to it would count as settled, so the first
   writer begins a new segment;
@@ -202,7 +202,7 @@ Who may open what
   share a spool.
 * A root may be given to somebody else later, who exchanges directories under a running process. So what is done by
   name is done from the spool's directory as it was opened, and that must be this user's, as its files must
-  (`open_directory`). Then the most he can do is to take the spool away.
+  (`open_directory`).
 * Network and FUSE file systems are refused (`allow_unsafe_filesystem`). If two hosts share one after all, each may
   get "the" lease. A process that gets it, and finds the fresh mark of another boot in leader.host, gives the lease
   back. Its writers append all the same.

@@ -11,6 +11,10 @@ only then is the segment unlinked, once it is committed to its end.
 To convert a shared flock may drop it for a moment, and in that moment a writer may evict the segment. So the leader
 tries to convert it only if nothing of the segment is in flight.
 
+A writer locks a segment while it counts what it is about to evict, a few milliseconds at a time (`budget`). If it is
+stopped or killed before it has unlinked the segment, the records are read after all. So newer ones wait for them, until
+the lock is held for longer than any evictor needs it.
+
 Each look at a segment either advances or goes on to the next segment, so a reader cannot spin. After a restart, new
 records do not wait for the backlog: see `FreshLane`.
 """
@@ -18,9 +22,12 @@ records do not wait for the backlog: see `FreshLane`.
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Final
 
+from cwsink.clock import monotonic
 from cwsink.diagnostics import report
 from cwsink.spool import descriptors, disk, files, frame, held_lock, segment
 from cwsink.spool.budget import read_evictions
@@ -29,6 +36,10 @@ from cwsink.spool.history import History
 from cwsink.spool.open_segment import Block, OpenSegment
 from cwsink.spool.segment import SegmentKey
 from cwsink.spool.survey import open_segments
+
+# An evictor counts for 10 ms at a time, and then lets go of the segment for a millisecond or so.
+_LOCK_SECONDS: Final = 0.03
+_LOCK_AGAIN_SECONDS: Final = 0.0005
 
 
 class _Seen:
@@ -93,11 +104,7 @@ class FreshLane:
 
 
 class RingReader:
-    """All segments of a spool, as one leader reads them.
-
-    Attributes:
-        has_found_end: the last `reclaim` has found a segment final whose end is not read yet, because it is damaged.
-    """
+    """All segments of a spool, as one leader reads them."""
 
     def __init__(
         self, directory: SpoolDirectory, committed: Mapping[SegmentKey, int], history: History | None = None
@@ -113,10 +120,22 @@ class RingReader:
         self._is_lanes_turn = False
         self._synced: dict[int, int] = {}
         self._held: dict[int, held_lock.Obstruction] = {}
-        self.has_found_end = False
+        self._held_up = held_lock.Obstruction()
+        self._is_awaited = False  # the last segment that we tried to open is locked, and probably not for long
+        self._is_held_up = False
+        self._has_found_end = False
+
+    @property
+    def has_more(self) -> bool:
+        """Tell whether there is more to read although the last `read` has found nothing.
+
+        Another process has locked a segment, probably for a moment, or the last `reclaim` has found a segment final
+        whose end is not read yet, because it is damaged.
+        """
+        return self._is_held_up or self._has_found_end
 
     def read(self) -> Block | None:
-        """Return the next block that was not read yet; None if all is read.
+        """Return the next block that was not read yet; None if all is read, or what follows is locked for a moment.
 
         It is from the oldest segment that has something new. While a fresh lane is read beside a backlog, every other
         block is from the lane.
@@ -125,17 +144,24 @@ class RingReader:
         self._newest = numbers[-1] if numbers else 0
         for gone in self._open.keys() - set(numbers):
             self._close(gone)
+        for gone in self._held.keys() - set(numbers):
+            del self._held[gone]
         if self._lane is not None and self._is_lanes_turn and (block := self._read_lane(self._lane, numbers)):
             self._is_lanes_turn = False
             return block
         self._is_lanes_turn = True
         block = self._read_oldest(numbers)
-        if block is None or block.key.number == self._newest:
+        self._is_held_up = self._is_awaited
+        if not self._is_held_up:
+            self._held_up.is_over()
+        if not self._is_held_up and (block is None or block.key.number == self._newest):
             self._lane = None
         elif self._lane is None:
             self._lane = FreshLane(self._newest) if self._has_backlog() else None
         elif self._lane.has_ended and self._lane.begin < self._newest:
             self._lane = FreshLane(self._newest)
+        if self._is_held_up and self._lane is not None:
+            return self._read_lane(self._lane, numbers)
         return block
 
     def _has_backlog(self) -> bool:
@@ -155,8 +181,11 @@ class RingReader:
 
     def _read_oldest(self, numbers: list[int]) -> Block | None:
         older: list[OpenSegment] = []
+        self._is_awaited = False
         for number in numbers:
             opened = self._open.get(number) or self._attach(number)
+            if self._is_awaited:
+                return None  # what is newer would overtake it
             if opened is None:
                 continue
             before = opened.offset
@@ -177,6 +206,8 @@ class RingReader:
     def read_to(self, key: SegmentKey, end: int) -> Block | None:
         """Return the next block of segment `key` before offset `end`. None: all is read, or the segment is gone."""
         opened = self._open.get(key.number) or self._attach(key.number)
+        while opened is None and self._is_awaited:
+            opened = self._attach(key.number)
         return opened.read(limit=end) if opened and opened.key == key else None
 
     def stop_reading(self, key: SegmentKey) -> None:
@@ -204,7 +235,7 @@ class RingReader:
         If an idle writer has such a segment open, give its disk blocks back instead. The caller still leads.
         """
         removed = 0
-        self.has_found_end = False
+        self._has_found_end = False
         for number in [number for number in self._open if number != self._newest]:
             opened = self._open[number]
             was_final = opened.is_final
@@ -224,7 +255,7 @@ class RingReader:
                 self._open.pop(number).close()
                 removed += 1
             elif not was_final:
-                self.has_found_end = True
+                self._has_found_end = True
         return removed
 
     def existing(self) -> set[int]:
@@ -260,6 +291,7 @@ class RingReader:
         opened.close()
 
     def _attach(self, number: int) -> OpenSegment | None:
+        self._is_awaited = False
         try:
             opened = OpenSegment.at(self._ring, number, os.O_RDWR)
         except FileNotFoundError:
@@ -283,13 +315,28 @@ class RingReader:
         self._open[number] = opened
         return opened
 
-    def _say_if_held(self, number: int) -> None:
-        if self._held.setdefault(number, held_lock.Obstruction()).lasts():
+    def _lock(self, opened: OpenSegment, number: int) -> bool:
+        """Share the lock of a segment. If an evictor has it, wait a moment, and note whether to wait longer."""
+        if descriptors.try_lock(opened.fd, exclusive=False):
+            self._held.pop(number, None)
+            return True
+        is_stuck = self._held.setdefault(number, held_lock.Obstruction()).lasts()
+        # Writers may evict one segment after the other, always just before we come to it. So both are measured.
+        self._is_awaited = not (self._held_up.lasts() or is_stuck)
+        until = monotonic() + _LOCK_SECONDS
+        while self._is_awaited and monotonic() < until:
+            time.sleep(_LOCK_AGAIN_SECONDS)
+            if descriptors.try_lock(opened.fd, exclusive=False):
+                self._is_awaited = False
+                del self._held[number]
+                return True
+        if is_stuck:
             held_lock.say(
                 segment.path_of(self._ring, number),
                 "Only a writer that evicts the segment needs the lock, for a moment. Its records wait; newer ones are "
                 "delivered.",
             )
+        return False
 
     def _is_readable(self, opened: OpenSegment, number: int) -> bool:
         """Lock a segment, and tell whether it may be read. A segment that counts as evicted is removed instead."""
@@ -300,8 +347,8 @@ class RingReader:
             return False
         if opened.is_damaged and number == self._newest:
             return False  # writers that have it open append on, until they begin the next one
-        if not descriptors.try_lock(opened.fd, exclusive=False):  # a writer is evicting it
-            self._say_if_held(number)
+        if not self._lock(opened, number):  # a writer is evicting it
             return False
-        self._held.pop(number, None)
-        return segment.is_named(self._ring, number, os.fstat(opened.fd))  # False: it was evicted before we had the lock
+        # It may have been evicted before we had the lock, or be about to: its evictor was killed after it had counted.
+        is_counted = opened.key == read_evictions(self._directory).last_evicted
+        return not is_counted and segment.is_named(self._ring, number, os.fstat(opened.fd))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,9 @@ from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.election import Election
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
-from cwsink.spool import files, flusher_lock, heartbeat, held_lock, leader_state, lease
+from cwsink.spool import files, flusher_lock, frame, heartbeat, held_lock, leader_state, lease, segment
+from cwsink.spool.open_segment import Block
+from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -155,6 +158,104 @@ def test_a_held_segment_holds_up_only_its_own_records(
         assert set(server.messages()) == {*older[:-1], *newer}
         fcntl.flock(held, fcntl.LOCK_UN)
         until(lambda: set(server.messages()) == {*older, *newer}, "what was held")
+
+
+def messages_of(block: Block | None) -> list[str]:
+    return [event.message for each in block.frames if (event := frame.event_of(each))] if block else []
+
+
+def read_all(reader: RingReader) -> list[str]:
+    return [message for block in iter(reader.read, None) for message in messages_of(block)]
+
+
+def test_a_segment_that_is_locked_is_not_overtaken(small: SinkConfig, hold: Hold) -> None:
+    """An evictor counts it, and is slow. It may be killed, and the records are read after all. Invariant 3."""
+    writer = Writer(small)
+    assert writer.append("first")
+    messages = ["first", *fill_segment(writer, count=4)]
+    locked = {number: hold(segment_path(writer.directory, number)) for number in (2, 4)}
+    reader = RingReader(writer.directory, {})
+    found = []
+    for number in (2, 4):
+        found += read_all(reader)
+        assert found == messages[: len(found)]
+        assert len(found) < len(messages)
+        assert reader.has_more, "a leader that drains does not leave now"
+        fcntl.flock(locked[number], fcntl.LOCK_UN)
+    assert found + read_all(reader) == messages
+    assert not reader.has_more
+    reader.close()
+
+
+def test_an_evictor_that_lets_go_now_and_then_holds_up_nothing(small: SinkConfig, hold: Hold) -> None:
+    """It counts for 10 ms at a time. One look is enough to come in between."""
+    writer = Writer(small)
+    assert writer.append("first")
+    messages = ["first", *fill_segment(writer)]
+    held = hold(segment_path(writer.directory, 1))
+    letting_go = threading.Timer(0.005, fcntl.flock, (held, fcntl.LOCK_UN))
+    letting_go.start()
+    reader = RingReader(writer.directory, {})
+    assert read_all(reader) == messages
+    letting_go.join()
+    reader.close()
+
+
+def test_evictors_that_are_always_ahead_hold_up_nothing_for_long(
+    small: SinkConfig, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each segment is locked just before the reader comes to it, and goes; no single one for 2 s."""
+    now = [0.0]
+    monkeypatch.setattr(held_lock, "monotonic", lambda: now[0])
+    writer = Writer(small)
+    assert writer.append("first")
+    fill_segment(writer, count=5)
+    reader = RingReader(writer.directory, {})
+    for number in (1, 2, 3):
+        held = hold(segment_path(writer.directory, number))
+        assert read_all(reader) == []
+        now[0] += 0.9 * held_lock.PATIENCE_SECONDS / 2
+        fcntl.flock(held, fcntl.LOCK_UN)
+        segment.remove(writer.directory.ring, number)
+    hold(segment_path(writer.directory, 4))
+    assert read_all(reader) != [], "the newer ones"
+    reader.close()
+
+
+def test_the_lane_does_not_wait_for_a_segment_that_is_locked(
+    small: SinkConfig, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its records may leave before the backlog in any case."""
+    monkeypatch.setattr(segment, "BACKLOG_BYTES", SMALL)
+    old = Writer(small)
+    assert old.append("first")
+    fill_segment(old, count=3)
+    new = Writer(small)
+    new._ring.close()
+    assert segment.create(old.directory.ring, segments(old.directory)[-1] + 1, bytes(16), 0)
+    live = Writer(small)
+    assert live.append("live")
+    hold(segment_path(old.directory, 1))
+    reader = RingReader(old.directory, {})
+    assert read_all(reader) == ["live"]
+    reader.close()
+
+
+def test_a_chunk_that_is_gone_on_with_waits_for_its_segment(small: SinkConfig, hold: Hold) -> None:
+    """If it did not, its newer records would be sent without these."""
+    writer = Writer(small)
+    assert writer.append("first")
+    fill_segment(writer)
+    reader = RingReader(writer.directory, {})
+    block = reader.read()
+    assert block is not None
+    reader.close()
+    held = hold(segment_path(writer.directory, 1))
+    letting_go = threading.Timer(0.2, fcntl.flock, (held, fcntl.LOCK_UN))
+    letting_go.start()
+    assert messages_of(reader.read_to(block.key, block.end)) == messages_of(block)
+    letting_go.join()
+    reader.close()
 
 
 @pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX], ids=["shared", "exclusive"])

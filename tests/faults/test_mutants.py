@@ -545,10 +545,22 @@ MUTANTS: Final = {
         test_meddling.test_who_meddles_with_a_spool_costs_what_he_takes_and_a_moment,
         case="the spool renamed",
     ),
+    "a segment that is read though it was counted before the lock": Mutant(
+        RingReader._is_readable,
+        "not is_counted and ",
+        "",
+        test_reader.test_a_segment_that_is_counted_between_open_and_lock_is_not_read,
+    ),
+    "newer records that overtake a segment that is locked": Mutant(
+        RingReader._read_oldest,
+        "if self._is_awaited:",
+        "if False:",
+        test_held_locks.test_a_segment_that_is_locked_is_not_overtaken,
+    ),
     "a segment that is read though it was evicted before the lock": Mutant(
         RingReader._is_readable,
-        "return segment.is_named(self._ring, number, os.fstat(opened.fd))",
-        "return True",
+        " and segment.is_named(self._ring, number, os.fstat(opened.fd))",
+        "",
         test_reader.test_a_segment_that_is_evicted_between_open_and_lock_is_not_read,
     ),
     "a budget that is each writer's own": Mutant(

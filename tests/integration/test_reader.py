@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -277,6 +278,33 @@ def test_a_segment_that_is_evicted_between_open_and_lock_is_not_read(
     assert sum(len(block.frames) for block in blocks) + survey(spool).evicted == appended
 
 
+def test_a_segment_that_is_counted_between_open_and_lock_is_not_read(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its evictor was killed before it unlinked the segment."""
+    writer = Writer(small)
+    appended = 0
+    while len(segments(writer.directory)) < 4:
+        appended += writer.append("." * 300)
+    spool = writer.directory
+    ask = reader.read_evictions
+
+    def count_then(directory: SpoolDirectory) -> budget.Evictions:
+        monkeypatch.setattr(reader, "read_evictions", ask)
+        before = ask(directory)
+        with monkeypatch.context() as patch, contextlib.suppress(InterruptedError):
+            patch.setattr(segment, "remove", lambda ring, number: (_ for _ in ()).throw(InterruptedError))
+            budget.Budget(spool, small.spool_max_bytes, SMALL).evict(at_least_one=True, seconds=CHILD_SECONDS)
+        return before
+
+    monkeypatch.setattr(reader, "read_evictions", count_then)
+    ring = RingReader(spool, {})
+    blocks = list(iter(ring.read, None))
+    ring.close()
+    assert {block.key.number for block in blocks} == {2, 3, 4}
+    assert sum(len(block.frames) for block in blocks) + survey(spool).evicted == appended
+
+
 @pytest.mark.parametrize("left", [0, 100, 600])
 def test_a_segment_with_both_copies_of_its_header_damaged_is_written_off_and_others_flow(
     small: SinkConfig, server: StrictCloudWatch, left: int, capfd: pytest.CaptureFixture[str]
@@ -330,7 +358,7 @@ def test_a_page_that_cannot_be_read_costs_what_is_in_it(
     pages: tuple[int, ...],
     fails_as_a_whole: bool,
 ) -> None:
-    """What is intact before and behind it is delivered, in order; the rest is counted. Invariants 1, 7."""
+    """What is intact before and behind it is delivered, in order; the rest is counted. Invariant 7."""
     writer, messages = four_segments(server)
     spool = writer.directory
     lost = {
