@@ -86,8 +86,7 @@ of each spool, then writes down the last counts of refused records.
   together. It does not wait with `flusher="external"`, or below `cwsink run`, which waits itself.
 * It does not wait for what cannot be delivered now (no credentials, denied, out of reach), either. The leader says so,
   or a leader a moment ago, or the process sees it itself before the flusher can (`parting`, `outlook`).
-* If records are left, the process says so in one line. The flusher tries for as long again. If none could be started,
-  another line says so.
+* If records are left, the process says so in one line. The flusher tries for as long again, if one could be started.
 
 No record's safety depends on this. If a process is killed, or ends by `os._exit`, the kernel drops its flock. The
 flusher sees that no process is left, and delivers.
