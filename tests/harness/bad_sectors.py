@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,13 @@ import pytest
 PAGE_BYTES = 4096
 
 
+@contextlib.contextmanager
 def unreadable(
-    monkeypatch: pytest.MonkeyPatch,
-    path: Path,
-    pages: Collection[int],
-    *,
-    error: int = errno.EIO,
-    fails_as_a_whole: bool = False,
-) -> None:
-    """Have each read of these pages fail in this process, as of a damaged disk.
+    path: Path, pages: Collection[int], *, error: int = errno.EIO, fails_as_a_whole: bool = False
+) -> Iterator[None]:
+    """Have each read of these pages fail in this process for as long as the block runs, as of a damaged disk.
 
     Args:
-        monkeypatch: it ends when this does.
         path: the file. It stays bad under another name, too.
         pages: their numbers, from 0.
         error: the errno.
@@ -42,4 +38,7 @@ def unreadable(
                 size = min(bad) * PAGE_BYTES - start
         return pread(fd, size, start)
 
-    monkeypatch.setattr(os, "pread", read)
+    # While it is open, no other file gets its inode.
+    with open(path, "rb"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", read)
+        yield

@@ -353,7 +353,6 @@ def places(directory: SpoolDirectory, number: int) -> dict[str, range]:
 @pytest.mark.parametrize(("number", "pages"), [(1, (3,)), (1, (7,)), (2, (1, 2)), (2, (2, 5)), (4, (0,)), (3, (0, 4))])
 def test_a_page_that_cannot_be_read_costs_what_is_in_it(
     server: StrictCloudWatch,
-    monkeypatch: pytest.MonkeyPatch,
     number: int,
     pages: tuple[int, ...],
     fails_as_a_whole: bool,
@@ -366,12 +365,12 @@ def test_a_page_that_cannot_be_read_costs_what_is_in_it(
         for message, place in places(spool, number).items()
         if 0 in pages or any(place.start < (page + 1) * PAGE_BYTES and page * PAGE_BYTES < place.stop for page in pages)
     }
-    unreadable(monkeypatch, segment_path(spool, number), pages, fails_as_a_whole=fails_as_a_whole)
-    assert survey(spool).pending == len(messages) - len(lost)
-    writer.close()
-    later = Writer(writer.config)
-    messages += fill_segment(later)
-    deliver(spool, writer.config)
+    with unreadable(segment_path(spool, number), pages, fails_as_a_whole=fails_as_a_whole):
+        assert survey(spool).pending == len(messages) - len(lost)
+        writer.close()
+        later = Writer(writer.config)
+        messages += fill_segment(later)
+        deliver(spool, writer.config)
     expected = [message for message in messages if message not in lost]
     assert now_ms(server.messages()) == expected
     books = survey(spool)
@@ -383,9 +382,7 @@ def test_a_page_that_cannot_be_read_costs_what_is_in_it(
     assert segments(spool) == [segments(spool)[-1]]
 
 
-def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
-    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(server: StrictCloudWatch) -> None:
     """Nothing is left of it that does not parse, and it was a record all the same."""
     writer = Writer(quick_config(server.endpoint_url, segment_bytes=8 * PAGE_BYTES, flusher="external"))
     assert writer.append("first")
@@ -396,58 +393,53 @@ def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
         os.write(attached.fd, event_frame(attached.salt, "x" * (wanted - excess)))
         assert os.fstat(attached.fd).st_size == end
     assert writer.append("last")
-    unreadable(monkeypatch, segment_path(writer.directory, 1), [1])
-    reader = RingReader(writer.directory, {})
-    (found,) = iter(reader.read, None)
+    with unreadable(segment_path(writer.directory, 1), [1]):
+        reader = RingReader(writer.directory, {})
+        (found,) = iter(reader.read, None)
     reader.close()
     assert found.damage == [frame.Damage(PAGE_BYTES, 2 * PAGE_BYTES, frame.DamageKind.CORRUPT)]
     assert len(found.frames) == 3
 
 
 @pytest.mark.parametrize("page", [0, 3])
-def test_a_segment_with_a_page_that_cannot_be_read_is_evicted_as_any_other(
-    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, page: int
-) -> None:
+def test_a_segment_with_a_page_that_cannot_be_read_is_evicted_as_any_other(server: StrictCloudWatch, page: int) -> None:
     """What can be read of it is counted, and nothing is refused."""
     writer, messages = four_segments(server, spool_max_bytes=8 * 8 * PAGE_BYTES)
     spool = writer.directory
-    unreadable(monkeypatch, segment_path(spool, 1), [page])
-    appended = survey(spool).pending
-    assert appended < len(messages)
-    while 2 in segments(spool):
-        assert writer.append("." * 300)
-        appended += 1
+    with unreadable(segment_path(spool, 1), [page]):
+        appended = survey(spool).pending
+        assert appended < len(messages)
+        while 2 in segments(spool):
+            assert writer.append("." * 300)
+            appended += 1
     books = survey(spool)
     assert (books.adds_up, books.appended, books.evicted > 0) == (True, appended, True)
     writer.close()
 
 
-def test_a_segment_that_cannot_be_read_now_leaves_no_descriptor_open(
-    small: SinkConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_segment_that_cannot_be_read_now_leaves_no_descriptor_open(small: SinkConfig) -> None:
     """No memory, for example: whoever looks or leads fails and tries again, and does not run out of descriptors."""
     writer = Writer(small)
     assert writer.append("first")
     fill_segment(writer)
     spool = writer.directory
-    unreadable(monkeypatch, segment_path(spool, 2), [0], error=errno.ENOMEM)
-    looks: list[Callable[[], object]] = [
-        lambda: survey(spool),
-        lambda: RingReader(spool, {})._attach(2),
-        lambda: list(history.opened(spool, 2)),
-        lambda: Follower(spool, all_present=True, missed=lambda _: None),
-    ]
-    for look in looks:
+    with unreadable(segment_path(spool, 2), [0], error=errno.ENOMEM):
+        looks: list[Callable[[], object]] = [
+            lambda: survey(spool),
+            lambda: RingReader(spool, {})._attach(2),
+            lambda: list(history.opened(spool, 2)),
+            lambda: Follower(spool, all_present=True, missed=lambda _: None),
+        ]
+        for look in looks:
+            before = os.listdir("/dev/fd")
+            with pytest.raises(OSError, match="Cannot allocate memory"):
+                look()
+            gc.collect()
+            assert os.listdir("/dev/fd") == before
         before = os.listdir("/dev/fd")
-        with pytest.raises(OSError, match="Cannot allocate memory"):
-            look()
-        gc.collect()
-        assert os.listdir("/dev/fd") == before
-    before = os.listdir("/dev/fd")
-    writer.close()
-    orphans.give_back(spool)  # never raises
-    assert len(os.listdir("/dev/fd")) < len(before)
-    monkeypatch.undo()
+        writer.close()
+        orphans.give_back(spool)  # never raises
+        assert len(os.listdir("/dev/fd")) < len(before)
 
 
 def put_kind(directory: SpoolDirectory, name: str, kind: str) -> None:
