@@ -375,7 +375,10 @@ class SimulatedHost:
             self._patches.enter_context(mock.patch.object(target, name, value))
 
         clock = types.SimpleNamespace(
-            monotonic=lambda: self.monotonic, thread_time=lambda: self.monotonic, sleep=self._sleep
+            monotonic=lambda: self.monotonic,
+            thread_time=lambda: self.monotonic,
+            time=lambda: self.now_ns() / 1e9,
+            sleep=self._sleep,
         )
         put(flusher_module, "time", clock)
         put(durability_module, "time", clock)
