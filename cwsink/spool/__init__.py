@@ -88,8 +88,8 @@ Rotate
 4. Close the old descriptor with its last reference: a thread that has chosen the old segment, and has not written yet,
    still holds one. (Rejected: `dup2` onto the old number. Such a thread would write a frame with the wrong salt.)
 
-A writer never goes back to an older segment. A writer that was idle finds newer segments at its next check. So it may
-write one more record to an old segment, hours after the others have left that.
+A writer never goes back to an older segment. One that was idle finds newer segments at its next check. So it may write
+one more record to an old segment, hours after the others have left that.
 
 Read
 ----
@@ -106,7 +106,7 @@ time.
 * A range that does not parse and has a valid frame behind it is damage. It is torn if it looks like the beginning of
   a frame, or is zeros; else it is corrupt, and kept in the dead letters. Its bytes are counted either way.
 * No writer can append to a final segment, so a tail that does not parse is damage there, too.
-* A page that the disk cannot read (EIO) is corrupt; what is intact around it is delivered (`disk.read`).
+* A page that the disk cannot read for 10 s (EIO) is corrupt; what is intact around it is delivered (`disk.read`).
 * A segment's header stands in it twice, in two sectors of the disk: if one copy is damaged, the other one gives the
   salt. If both are, nothing in the segment can be proven. It counts as one corrupt range, once writers have gone on to
   the next segment.
@@ -224,7 +224,7 @@ Not promised
 * `durability="host"` in the 3 s after leader and guard were killed, or stopped, and the 0.1 s after a leader has left:
   these records wait for the next append, or for a leader.
 * That a dead letter is kept if the disk has no block for it. The loss is counted, and said on stderr.
-* That a copy of a spool is noticed. Each machine that starts from an image with a spool delivers what it finds pending.
+* That a copy of a spool is noticed. Each machine that starts from an image with a spool delivers what is pending.
 * The offsets of more than some 4,000 segments at once: the cursor then keeps those of the oldest 1,000 (duplicates).
 
 A worked example

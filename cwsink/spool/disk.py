@@ -23,6 +23,8 @@ import struct
 import sys
 from typing import Final
 
+from cwsink.clock import monotonic
+
 _SPACE: Final = struct.Struct("hhqqiI4i")
 """The ioctls' struct space_resv: kind (unused), whence, start, length in bytes, three fields that are unused."""
 _WRITES_SPACE: Final = 1 << 30 | _SPACE.size << 16 | ord("X") << 8
@@ -44,16 +46,27 @@ _PAGE_BYTES: Final = 4096
 # Stands for a byte that cannot be read. Not zero: a reader takes zeros for a write that was cut, which lost no record.
 # And no frame's magic has this byte.
 _UNREADABLE: Final = b"\xff"
+# A file that was not asked for so long may have been readable meanwhile.
+_FORGOTTEN_SECONDS: Final = 60.0
+
+# When this process found first, and last, that it cannot read a file: by device and inode.
+_failing: dict[tuple[int, int], tuple[float, float]] = {}
 
 
-def read(fd: int, size_bytes: int, start: int) -> bytes:
+def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0) -> bytes:
     """Return a range of a file, as far as the file goes, with 0xFF for each byte in a page that cannot be read.
 
     No checksum of a frame or a header is right with such bytes in it. So they count as damage, and what is intact
     around them is read.
 
+    Args:
+        fd: the file.
+        size_bytes: how much.
+        start: from where.
+        patience_seconds: for so long a file that cannot be read is an error, because that may pass.
+
     Raises:
-        OSError: ENOMEM and so on, but no error of a damaged disk.
+        OSError: ENOMEM and so on; an error of a damaged disk only as long as `patience_seconds` says.
     """
     parts: list[bytes] = []
     end, is_whole = start + size_bytes, True
@@ -68,12 +81,24 @@ def read(fd: int, size_bytes: int, start: int) -> bytes:
             if asked > page_bytes:
                 is_whole = False
                 continue
+            if _fails_for(fd) < patience_seconds:
+                raise
             data, is_whole = _UNREADABLE * page_bytes, True
         if not data:
             break
         parts.append(data)
         start += len(data)
     return b"".join(parts)
+
+
+def _fails_for(fd: int) -> float:
+    """Note that a page of a file cannot be read now. Return for how many seconds that is so."""
+    status, now = os.fstat(fd), monotonic()
+    key = status.st_dev, status.st_ino
+    first, last = _failing.get(key, (now, now))
+    first = first if now - last < _FORGOTTEN_SECONDS else now
+    _failing[key] = first, now
+    return now - first
 
 
 def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:

@@ -49,11 +49,15 @@ class OpenSegment:
         begin, offset: where its frames begin, and how far it was read.
     """
 
-    def __init__(self, fd: int, number: int, offset: int | None = None) -> None:
-        """Take over the descriptor. Begin to read at `offset`, or at the first frame."""
+    def __init__(self, fd: int, number: int, offset: int | None = None, *, patience_seconds: float = 0.0) -> None:
+        """Take over the descriptor. Begin to read at `offset`, or at the first frame.
+
+        `patience_seconds`: see `disk.read`.
+        """
         self.fd = fd
         self._incarnation = descriptors.incarnation()
-        header = segment.read_header(fd)
+        self._patience_seconds = patience_seconds
+        header = segment.read_header(fd, patience_seconds=patience_seconds)
         self.is_damaged = header is None
         self.is_foreign = header is not None and not header.readable
         self.key = header.key if header else SegmentKey(number, 0)
@@ -64,7 +68,7 @@ class OpenSegment:
         self._fruitless_size = -1
 
     @classmethod
-    def at(cls, ring: str, number: int, flags: int) -> OpenSegment | None:
+    def at(cls, ring: str, number: int, flags: int, *, patience_seconds: float = 0.0) -> OpenSegment | None:
         """Open segment `number` of a ring, or of the history. None: something else has its name (`segment.opened`).
 
         Raises:
@@ -73,7 +77,7 @@ class OpenSegment:
         if (file := segment.opened(ring, number, flags)) is None:
             return None
         with file:
-            opened = cls(file.fd, number)
+            opened = cls(file.fd, number, patience_seconds=patience_seconds)
             file.keep()
         return opened
 
@@ -103,7 +107,7 @@ class OpenSegment:
         want = block_bytes
         while True:
             asked = min(want, size - self.offset)
-            data = disk.read(self.fd, asked, self.offset)
+            data = disk.read(self.fd, asked, self.offset, patience_seconds=self._patience_seconds)
             at_end = self.offset + len(data) >= size or len(data) < asked
             final = self.is_final or limit is not None
             found = frame.scan(data, self.key.salt, base=self.offset, at_end=at_end, final=final)

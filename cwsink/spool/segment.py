@@ -224,9 +224,9 @@ def decode_header(data: bytes) -> Header | None:
     return None
 
 
-def read_header(fd: int) -> Header | None:
+def read_header(fd: int, *, patience_seconds: float = 0.0) -> Header | None:
     """Return the header of an open segment; None if both copies are damaged, or their page cannot be read."""
-    return decode_header(disk.read(fd, HEADER_BYTES, 0))
+    return decode_header(disk.read(fd, HEADER_BYTES, 0, patience_seconds=patience_seconds))
 
 
 def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int, *, or_less: bool = False) -> bool:

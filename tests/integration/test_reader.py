@@ -20,7 +20,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
-from cwsink.spool import budget, cursor, frame, history, orphans, reader, record, segment
+from cwsink.spool import budget, cursor, disk, frame, history, orphans, reader, record, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.follower import Follower
@@ -353,6 +353,7 @@ def places(directory: SpoolDirectory, number: int) -> dict[str, range]:
 @pytest.mark.parametrize(("number", "pages"), [(1, (3,)), (1, (7,)), (2, (1, 2)), (2, (2, 5)), (4, (0,)), (3, (0, 4))])
 def test_a_page_that_cannot_be_read_costs_what_is_in_it(
     server: StrictCloudWatch,
+    monkeypatch: pytest.MonkeyPatch,
     number: int,
     pages: tuple[int, ...],
     fails_as_a_whole: bool,
@@ -365,6 +366,7 @@ def test_a_page_that_cannot_be_read_costs_what_is_in_it(
         for message, place in places(spool, number).items()
         if 0 in pages or any(place.start < (page + 1) * PAGE_BYTES and page * PAGE_BYTES < place.stop for page in pages)
     }
+    monkeypatch.setattr(reader, "_DISK_SECONDS", 0.0)
     with unreadable(segment_path(spool, number), pages, fails_as_a_whole=fails_as_a_whole):
         assert survey(spool).pending == len(messages) - len(lost)
         writer.close()
@@ -382,7 +384,26 @@ def test_a_page_that_cannot_be_read_costs_what_is_in_it(
     assert segments(spool) == [segments(spool)[-1]]
 
 
-def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(server: StrictCloudWatch) -> None:
+def test_a_disk_that_cannot_read_for_a_moment_costs_nothing(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader fails and tries again, as long as that may pass; only then it goes on without the pages."""
+    writer, messages = four_segments(server)
+    monkeypatch.setattr(disk, "monotonic", lambda: now[0])
+    now = [1000.0]
+    for seconds in (0.0, 9.9):
+        now[0] = 1000.0 + seconds
+        with unreadable(segment_path(writer.directory, 2), [1]), pytest.raises(OSError, match="Input/output"):
+            deliver(writer.directory, writer.config)
+    deliver(writer.directory, writer.config)
+    assert now_ms(server.messages()) == messages
+    assert survey(writer.directory).corrupt_bytes == 0
+    writer.close()
+
+
+def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is left of it that does not parse, and it was a record all the same."""
     writer = Writer(quick_config(server.endpoint_url, segment_bytes=8 * PAGE_BYTES, flusher="external"))
     assert writer.append("first")
@@ -393,10 +414,11 @@ def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(server: Stri
         os.write(attached.fd, event_frame(attached.salt, "x" * (wanted - excess)))
         assert os.fstat(attached.fd).st_size == end
     assert writer.append("last")
+    monkeypatch.setattr(reader, "_DISK_SECONDS", 0.0)
     with unreadable(segment_path(writer.directory, 1), [1]):
-        reader = RingReader(writer.directory, {})
-        (found,) = iter(reader.read, None)
-    reader.close()
+        ring = RingReader(writer.directory, {})
+        (found,) = iter(ring.read, None)
+    ring.close()
     assert found.damage == [frame.Damage(PAGE_BYTES, 2 * PAGE_BYTES, frame.DamageKind.CORRUPT)]
     assert len(found.frames) == 3
 
