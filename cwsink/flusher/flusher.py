@@ -128,6 +128,7 @@ class Flusher:
         self._sent_at = time.monotonic()
         self.is_idle = False
         self._tell_refusals_at = self._refusals_pause = 0.0
+        self._evictions_told_ms = 0
 
     def lead(self) -> None:
         """Deliver until told to stop.
@@ -267,7 +268,10 @@ class Flusher:
         evictions = budget.read_evictions(self._directory)
         ledger = self._state.ledger
         if count := max(0, evictions.records - ledger.evicted_reported):
-            self._tell(notice(Loss(count, evictions.first_ms, evictions.last_ms, "evicted (spool_full)", 0)))
+            # An evictor that has not seen the last report yet counts on from the times of before.
+            first_ms = min(max(evictions.first_ms, self._evictions_told_ms), evictions.last_ms)
+            self._tell(notice(Loss(count, first_ms, evictions.last_ms, "evicted (spool_full)", 0)))
+            self._evictions_told_ms = evictions.last_ms
             ledger.evicted_reported = evictions.records
             self._commit(self._state)
         self._report_refusals(evictions)

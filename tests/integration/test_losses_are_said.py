@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from subprocess import Popen
 from unittest.mock import ANY
@@ -19,7 +20,7 @@ from cwsink import CloudWatchSpoolSink, Writer, diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.naming import rfc3339
-from cwsink.spool import alerts, disk, refusals, told
+from cwsink.spool import alerts, budget, disk, files, refusals, told
 from cwsink.spool.record import Loss
 from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
@@ -155,6 +156,26 @@ def test_a_notice_has_the_times_of_its_own_losses(small: SinkConfig, server: Str
     ]
     assert [(each["first"], each["last"]) for each in told_of] == times
     assert [each["lost"] for each in told_of] == [3, 3, 6]
+
+
+def told_so_far(server: StrictCloudWatch) -> int:
+    return sum(each["_cwsink"]["lost"] for each in notices_in(server.messages()))
+
+
+def test_a_notice_of_evictions_begins_where_the_one_before_ended(small: SinkConfig, server: StrictCloudWatch) -> None:
+    """Also if the evictor had not seen the report when it counted on."""
+    writer = Writer(small)
+    start = now_ms() - 100_000
+    with leading(writer.directory, small):
+        for count, end in ((3, 2_000), (5, 9_000)):
+            totals = budget.Evictions(records=count, first_ms=start, last_ms=start + end)
+            files.replace(writer.directory.evictions, budget._packed(totals))
+            until(lambda count=count: told_so_far(server) == count, "the stream is told")
+    told_of = [each["_cwsink"] for each in notices_in(server.messages())]
+    times = [start, start + 2_000, start + 9_000]
+    assert [(each["first"], each["last"]) for each in told_of] == [
+        (rfc3339(first), rfc3339(last)) for first, last in pairwise(times)
+    ]
 
 
 @pytest.mark.parametrize("days", [-20.0, -1.5, 0.5])
