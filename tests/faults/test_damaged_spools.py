@@ -38,8 +38,8 @@ from tests.soak import SEED_VARIABLE
 
 pytestmark = pytest.mark.faults
 
-CASES: Final = 1_000
-CHUNK: Final = 500  # a test of its own each, so that all cores take part
+CASES: Final = 600
+CHUNK: Final = 300  # a test of its own each, so that all cores take part
 LONG_CASES: Final = 100_000
 # A leader that asks so often whether to go on spins: an undamaged spool takes about 5 turns.
 MOST_TURNS: Final = 60
