@@ -253,14 +253,19 @@ def test_a_segment_with_a_damaged_header_is_counted_when_it_is_evicted(small: Si
     writer.close()
 
 
+def filled_to_four(config: SinkConfig) -> tuple[Writer, int]:
+    """Return a writer whose spool has four segments, and how many records they hold."""
+    writer, appended = Writer(config), 0
+    while len(segments(writer.directory)) < 4:
+        appended += writer.append("." * 300)
+    return writer, appended
+
+
 def test_a_segment_that_is_evicted_between_open_and_lock_is_not_read(
     small: SinkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two evictions at that moment, so that the totals name another segment by then: its records have one fate."""
-    writer = Writer(small)
-    appended = 0
-    while len(segments(writer.directory)) < 4:
-        appended += writer.append("." * 300)
+    writer, appended = filled_to_four(small)
     spool = writer.directory
     ask = reader.read_evictions
 
@@ -282,10 +287,7 @@ def test_a_segment_that_is_counted_between_open_and_lock_is_not_read(
     small: SinkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its evictor was killed before it unlinked the segment."""
-    writer = Writer(small)
-    appended = 0
-    while len(segments(writer.directory)) < 4:
-        appended += writer.append("." * 300)
+    writer, appended = filled_to_four(small)
     spool = writer.directory
     ask = reader.read_evictions
 
