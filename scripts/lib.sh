@@ -67,6 +67,8 @@ make_venv() {
     printf 'Preparing %s (first run takes about a minute) ...\n' "${venv#"$root"/}" >&2
     quietly "$python" -m venv --clear "$venv" ||
         die "$python cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)."
+    # A pip of 2023 takes three times as long to choose the versions. If this fails, it serves as it is.
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --quiet --upgrade pip >/dev/null 2>&1 </dev/null || true
 }
 
 # prepare_env EXTRA...: make the environment, and install cwsink with these extras into it; each again only if

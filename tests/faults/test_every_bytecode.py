@@ -35,7 +35,7 @@ DAY_MS = 86_400_000
 # A tracer that sees lines or calls only would make this a test of a few hundred points, unnoticed.
 FEWEST_BYTECODES, FEWEST_CALLS = 1_000, 80
 LONGEST_SECONDS = 3600.0  # guards against a hang
-STRIDE = 121
+STRIDE = 181
 
 
 class Operation(NamedTuple):
@@ -186,7 +186,7 @@ OPERATIONS = {
 }
 # A leader runs some 25,000 bytecodes for a few records. Only a call can change what is on disk, so a kill before
 # each call leaves each state there is; the bytecodes between two calls are for the long run.
-# Each run takes each 121st call, and the long one takes all.
+# Each run takes each 181st call, and the long one takes all.
 
 
 @pytest.mark.timeout(600)
@@ -221,7 +221,7 @@ def run(spawn: Spawn, disk: Path, name: str, points: str, stride: int = 1) -> in
 
 
 def sweep(name: str, root: str, points: str, stride: str) -> None:
-    """Kill a victim at its "calls" or "bytecodes" in turn, each or each 121st one, until one comes to its end."""
+    """Kill a victim at its "calls" or "bytecodes" in turn, each or every so many, until one comes to its end."""
     operation = OPERATIONS[name]
     trial = FaultTrial(Path(root), **operation.settings)
     with trial.cloudwatch_is_a_file():

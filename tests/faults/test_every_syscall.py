@@ -54,7 +54,7 @@ WRITES = frozenset(["write", "pwrite64"])
 SHORT_BYTES = 10
 NOT_READY, READY = 1, 2  # notes
 MARKER = "/the operation begins"
-CALLS_IN_CI = 18
+CALLS_IN_CI = 11
 LONGEST_SECONDS = 3000.0
 
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)")

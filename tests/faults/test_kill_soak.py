@@ -47,7 +47,7 @@ class Size(NamedTuple):
     seconds: float
 
 
-SIZES = [Size(120, 60_000, 12.0), pytest.param(Size(600, 320_000, 60.0), marks=pytest.mark.long)]
+SIZES = [Size(90, 45_000, 9.0), pytest.param(Size(600, 320_000, 60.0), marks=pytest.mark.long)]
 MAX_BATCH_EVENTS = 500
 HANG_SECONDS = 500.0
 
@@ -79,7 +79,7 @@ def config(server: StrictCloudWatch) -> SinkConfig:
 def test_no_kill_loses_an_acknowledged_record(
     server: StrictCloudWatch, config: SinkConfig, spawn: Spawn, tmp_path: Path, size: Size
 ) -> None:
-    """120 kills, 60,000 records, or five times as many: the acknowledged ones arrive, in order, unaltered; few repeats.
+    """90 kills, 45,000 records, or seven times as many: the acknowledged ones arrive, in order, unaltered; few repeats.
 
     And history has each of them once, whoever was killed while it was written.
 

@@ -23,8 +23,8 @@ MIB = 1024 * 1024
 BUDGET = MIB
 SEGMENT = BUDGET // 4
 APPENDED = 100 * MIB
-RECORD = 4096
-LOOK_EVERY = 5  # of the 64 of a segment
+RECORD = 16_384
+LOOK_EVERY = 3  # of the 16 of a segment
 # Beyond cap and one segment: what is appended between two looks, and a page of the next header.
 SLACK = 4 * (RECORD + 4096)
 

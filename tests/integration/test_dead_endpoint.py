@@ -40,9 +40,9 @@ GROUP: Final = "/myapp/prod"
 
 # So many requests log so many records of that size each.
 BULKS: Final = 64
-BULK_RECORDS: Final = 250
-RECORD_BYTES: Final = 4_096
-# What a worker may grow by in all of it: fapilog's queue, pages of its own. What is logged is far more.
+BULK_RECORDS: Final = 64
+RECORD_BYTES: Final = 16_384
+# What a worker may grow by in all of it: pages of its own. What is logged is far more.
 WORKER_GROWTH_BYTES: Final = 16 << 20
 # botocore's client, which the flusher makes with its first call, and two chunks.
 FLUSHER_GROWTH_BYTES: Final = 30 << 20
@@ -350,7 +350,6 @@ def test_the_application_does_not_notice(outage: Outage, start: Start, front_end
         expected += [f"bulk-{bulk}-{number}" for number in range(BULK_RECORDS)]
         pid, size = gunicorn.request(f"bulk-{bulk}", BULK_RECORDS, RECORD_BYTES)
         resident.setdefault(pid, []).append(size)
-        # fapilog's own queue is no part of this: what it holds is on its way to the spool.
         wait_for_spooled_bytes((bulk + 1) * BULK_RECORDS * RECORD_BYTES)
         flusher.append(resident_bytes_of_the_flusher())
     wait_until(lambda: books().pending == len(expected), books)

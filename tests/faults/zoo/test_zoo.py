@@ -50,9 +50,9 @@ SERVERS = [name for name, kind in KINDS.items() if kind.serves]
 LEAVING = [name for name in SERVERS if name.startswith(("gunicorn", "uvicorn", "granian", "hypercorn"))]
 # Celery's parent replaces ended children once in 5 s, uWSGI's once in 1 s; each of Hypercorn's is a new Python.
 GENERATIONS = {"celery": 6, "hypercorn": 9, **{name: 9 for name in KINDS if name.startswith("uwsgi")}}
-MOST_GENERATIONS = 30
+MOST_GENERATIONS = 18
 # Servers whose signal handlers are looked at with every change.
-SETTLED = ("gunicorn_sync", "gunicorn_gthread", "gunicorn_uvicorn", "gunicorn_asgi", "uvicorn", "uwsgi")
+SETTLED = ("gunicorn_sync", "gunicorn_uvicorn", "uvicorn", "uwsgi")
 SLOW_SECONDS = 4
 STARTS, MANY_STARTS = 3, 50
 RECORDS_BEFORE = 100
