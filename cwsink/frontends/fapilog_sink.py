@@ -124,11 +124,22 @@ class CloudWatchSpoolSink:
         if not self.blocks:
             return self.spool(entry) if view is None else self.spool_serialized(view)
         assert isinstance(self._writer, Writer)  # a console does not block
-        payload = self._writer.prepare(*(self._text_of(entry) if view is None else self._text_of_view(view)))
+        payload = self.encoded(entry, view)
         if payload is None:
             return False
         answer = self._writer.try_append(payload)
         return payload if answer is Append.FULL else answer is Append.APPENDED
+
+    def encoded(self, entry: dict[str, Any], view: Any = None) -> bytes | None:
+        """Return the bytes to append. None: they can never be, and that was counted; or the sink is a console."""
+        if not isinstance(self._writer, Writer):
+            return None
+        return self._writer.prepare(*(self._text_of(entry) if view is None else self._text_of_view(view)))
+
+    def refuse(self, payload: bytes | None) -> None:
+        """Count a record as refused, because there was no room for it. None: nothing is to be counted."""
+        if payload is not None and isinstance(self._writer, Writer):
+            self._writer.refuse(payload)
 
     async def wait_for_room(self, payload: bytes) -> bool:
         """Await room for the record that `offer` returned, and spool it. False: refused and counted."""

@@ -18,6 +18,7 @@ from typing import Any
 import fapilog
 import pytest
 from fapilog.core.stdlib_bridge import enable_stdlib_bridge
+from msgspec.structs import asdict
 
 import cwsink
 from cwsink.config import SinkConfig
@@ -180,10 +181,16 @@ def test_a_dedupe_summary_needs_no_thread(config: SinkConfig) -> None:
 def full(server: StrictCloudWatch) -> SinkConfig:
     """A spool that is full, and whose policy is to wait."""
     settings = {"endpoint_url": server.endpoint_url, "flusher": "external", **SMALL_SPOOL}
-    filler = cwsink.Writer(quick_config(**settings, on_full="drop_newest"))
+    config = quick_config(**settings, on_full="block", block_timeout_seconds=60.0)
+    fill(config)
+    return config
+
+
+def fill(config: SinkConfig) -> None:
+    """Append until a record is refused."""
+    filler = cwsink.Writer(quick_config(**{**asdict(config), "on_full": "drop_newest"}))
     while filler.append("x" * 500):
         pass
-    return quick_config(**settings, on_full="block", block_timeout_seconds=60.0)
 
 
 def make_room(config: SinkConfig) -> None:
@@ -246,6 +253,38 @@ def test_a_wait_that_is_cancelled_is_counted(full: SinkConfig, server: StrictClo
     assert arrived(server, full) == ["two"]
     # The one with which the fixture noticed that the spool is full, and ours.
     assert survey(directory.open_for(full)).refused == {"spool_full": 2}
+
+
+def test_of_a_cancelled_wait_for_two_spools_both_are_counted(full: SinkConfig) -> None:
+    """The call waits for the first one. The second one has not been asked yet, and does not get the record either."""
+    second = quick_config(**{**asdict(full), "log_stream_name": "second"})
+    fill(second)
+
+    async def main() -> None:
+        sinks = [cwsink.CloudWatchSpoolSink(full), cwsink.CloudWatchSpoolSink(second)]
+        logger = await fapilog.get_async_logger("app", sinks=sinks, settings=fapilog.Settings(), reuse=False)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(logger.info("one"), 0.05)
+
+    asyncio.run(main())
+    assert [survey(directory.open_for(each)).refused for each in (full, second)] == [{"spool_full": 2}] * 2
+
+
+def test_what_neither_spool_nor_queue_has_room_for_is_counted(full: SinkConfig, server: StrictCloudWatch) -> None:
+    """In a running loop records wait in fapilog's queue. Those that it drops are refused records of ours."""
+
+    async def main(logger: Any) -> None:
+        for number in range(40):
+            logger.info(f"m-{number}")
+        await asyncio.to_thread(make_room, full)
+
+    logger = get_logger(cwsink.CloudWatchSpoolSink(full), core={"max_queue_size": 10, "batch_max_size": 1})
+    asyncio.run(main(logger))
+    submitted, processed, dropped = drain(logger)
+    assert submitted == 40 == processed + dropped
+    assert dropped > 0
+    assert len(arrived(server, full)) == processed
+    assert survey(directory.open_for(full)).refused == {"spool_full": 1 + dropped}
 
 
 def test_the_sync_facade_does_not_block_a_loop(full: SinkConfig, server: StrictCloudWatch) -> None:

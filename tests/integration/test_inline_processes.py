@@ -69,7 +69,7 @@ def run(spawn: Spawn, config: SinkConfig) -> Run:
         out, err = child.communicate(timeout=CHILD_SECONDS)
         assert child.returncode == ends, err
         assert (stderr in err) if stderr else err == "", err
-        return out.splitlines(), [entry["message"] for entry in spooled(config)]
+        return out.splitlines(), [entry.get("log", entry)["message"] for entry in spooled(config)]
 
     return run_program
 
@@ -279,6 +279,44 @@ while times < 200:
     )
     assert Counter(returned) == Counter(found)
     assert sum(name.startswith("signal-") for name in found) == 200
+
+
+FOREIGN = """
+import dataclasses, datetime, enum
+
+class Zone(datetime.tzinfo):
+    def utcoffset(self, moment):
+        raise ValueError("no such zone")
+
+@dataclasses.dataclass(slots=True)
+class Order:
+    number: int
+    total: int = dataclasses.field(init=False)  # not set yet
+
+class Colour(enum.Enum):
+    RED = 1
+
+    @property
+    def value(self):
+        raise LookupError("not loaded")
+
+class Items(list):
+    def __iter__(self):
+        raise RuntimeError("not now")
+
+for core in ({}, {"redactors": [], "serialize_in_flush": True}):
+    logger = fapilog.get_logger(settings=settings(**core), reuse=False)
+    for value in (Order(7), datetime.datetime(2026, 1, 1, tzinfo=Zone()), Colour.RED):
+        for nested in (value, [value], (value,), {"deep": Items([{"deeper": value}])}):
+            logger.info("a value", value=nested)
+            returned(type(value).__name__)
+"""
+
+
+def test_a_value_whose_own_code_raises_crashes_nothing(run: Run) -> None:
+    """fapilog's redactors and serializer encode the record in C, and that must not call the value's own code."""
+    returned, arrived = run(INSTALLED + FOREIGN)
+    assert len(returned) == len(arrived) == 2 * 3 * 4
 
 
 def test_records_of_an_exit_handler_are_spooled(run: Run) -> None:

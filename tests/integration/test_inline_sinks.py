@@ -9,6 +9,9 @@ import pytest
 
 import cwsink
 from cwsink.config import SinkConfig
+from cwsink.spool import directory
+from cwsink.testing import StrictCloudWatch
+from tests.harness.interleave import deliver
 from tests.harness.pipelines import SMALL_SPOOL, Counting, Recorder, drain, get_logger, made, messages_of
 from tests.harness.support import quick_config
 
@@ -84,6 +87,18 @@ def test_two_of_our_sinks_are_both_written(config: SinkConfig) -> None:
     logger.info("one")
     assert messages_of(config) == messages_of(other) == ["one"]
     assert drain(logger) == (1, 1, 0)
+
+
+def test_a_spool_that_has_room_again_is_written_to_at_once(server: StrictCloudWatch) -> None:
+    """fapilog's circuit breaker opens when the spool is full, for 30 s. But a spool on this host needs no such rest."""
+    config = quick_config(server.endpoint_url, flusher="external", on_full="drop_newest", **SMALL_SPOOL)
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"sink_circuit_breaker_enabled": True})
+    for number in range(60):
+        logger.info(f"m-{number}", padding="x" * 500)
+    assert logger._circuit_breakers[0].is_open
+    deliver(directory.open_for(config), config)
+    logger.info("again")
+    assert messages_of(config) == ["again"]
 
 
 def test_a_refused_record_takes_fapilogs_fallbacks(capfd: pytest.CaptureFixture[str]) -> None:

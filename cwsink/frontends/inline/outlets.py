@@ -12,13 +12,11 @@ import asyncio
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from fapilog.core.circuit_breaker import CircuitState
 from fapilog.core.routing import RoutingSinkWriter
 from fapilog.core.sink_writers import SinkWriterGroup
-
-_CLOSED: Final = CircuitState.CLOSED
 
 Write = Callable[[Any], Coroutine[Any, Any, Any]]
 
@@ -38,6 +36,12 @@ class SpoolSink(Protocol):
     async def wait_for_room(self, payload: bytes) -> bool:
         """Append the bytes that `offer` returned as soon as there is room. False: refused and counted."""
 
+    def encoded(self, entry: dict[str, Any], view: Any) -> bytes | None:
+        """Return the bytes that would be appended. None: the record can never be, and that was counted."""
+
+    def refuse(self, payload: bytes | None) -> None:
+        """Count a record that will not be appended, because there is no room."""
+
     @property
     def blocks(self) -> bool:
         """Tell whether the sink waits for room (`on_full="block"`)."""
@@ -51,6 +55,7 @@ class Outlet:
         sink: the sink.
         ours: the same sink, if it is one of ours that writes through; else None.
         breaker: the sink's circuit breaker, if it has one.
+        has_stand_in: another sink takes its place while the breaker is open.
         write, write_serialized: write to the sink as fapilog does, with all that follows from a failure.
         refuse, refuse_serialized: do what fapilog does after the sink has answered False.
     """
@@ -58,15 +63,16 @@ class Outlet:
     sink: Any
     ours: SpoolSink | None
     breaker: Any
+    has_stand_in: bool
     write: Write
     write_serialized: Write
     refuse: Write
     refuse_serialized: Write
 
     @property
-    def is_closed(self) -> bool:
-        """Tell whether records go through to the sink: its circuit is closed, or it has no breaker."""
-        return self.breaker is None or self.breaker.state is _CLOSED
+    def is_replaced(self) -> bool:
+        """Tell whether another sink takes its place now."""
+        return self.has_stand_in and self.breaker is not None and self.breaker.state is not CircuitState.CLOSED
 
 
 async def _answer_false(_record: object) -> bool:
@@ -153,6 +159,7 @@ def _of_group(group: Any, at: int, is_ours: IsOurs) -> Outlet:
         sink=sink,
         ours=sink if is_ours(sink) else None,
         breaker=group._breakers.get(id(sink)),
+        has_stand_in=id(sink) in group._fallback_writers,
         write=one(group._write_one, write),
         write_serialized=one(group._write_one_serialized, write_serialized),
         refuse=one(group._write_one, _answer_false),
@@ -170,6 +177,7 @@ def _of_routes(router: Any, entry: Any, is_ours: bool) -> Outlet:
         sink=entry.sink,
         ours=entry.sink if is_ours else None,
         breaker=entry.breaker,
+        has_stand_in=False,  # a router has its own fallbacks, by level
         write=one(entry, False),
         write_serialized=one(entry, True),
         refuse=one(refused, False),

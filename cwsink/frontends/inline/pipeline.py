@@ -29,14 +29,15 @@ from cwsink import diagnostics
 from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import handover, measuring, outlets, stages, waiting
 from cwsink.frontends.inline.handover import Passed
+from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
 from cwsink.frontends.interruption import is_interruption
 
 # A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
 
-# The records that an async caller must await room for, each as (target, encoded record, entry, view).
-_Waiting = list[tuple[outlets.Outlet, bytes, Entry, Any]]
+# The records that an async caller must await room for, each as (our sink, encoded record, target, entry, view).
+_Waiting = list[tuple[outlets.SpoolSink, bytes, outlets.Outlet, Entry, Any]]
 _waiting: Final[ContextVar[_Waiting | None]] = ContextVar("cwsink_waiting", default=None)
 
 
@@ -121,9 +122,15 @@ class Pipeline:
             await type(self._logger)._enqueue(self._logger, level, message, **fields)
         finally:
             _waiting.reset(token)
-        for target, payload, entry, view in unfinished:
-            if target.ours is None or not await target.ours.wait_for_room(payload):
-                drive(_refused(target, entry, view))
+        left = iter(unfinished)
+        try:
+            for sink, payload, target, entry, view in left:
+                if not await sink.wait_for_room(payload):
+                    drive(_refused(target, entry, view))
+        except BaseException:  # the caller is cancelled
+            for sink, payload, *_ in left:
+                sink.refuse(payload)
+            raise
 
     def start_queue(self) -> None:
         """Start fapilog's thread, unless another thread is doing so."""
@@ -229,7 +236,7 @@ class Pipeline:
             entry = redacted
         view = None
         if self._serializes:
-            view, is_dropped = drive(self._helper._try_serialize(entry))
+            view, is_dropped = drive(self._helper._try_serialize(harmless(entry)))
             if is_dropped:
                 self._count_dropped()
                 return
@@ -263,7 +270,7 @@ class Pipeline:
         level = handover.level_of(entry) if view is None else handover.level_of_view(view)
         done, left = [], False
         for target in self._outlets.of(level):
-            if target.ours is not None and target.is_closed and self._write(target, entry, view):
+            if target.ours is not None and not target.is_replaced and self._write(target, entry, view):
                 done.append(id(target.sink))
             else:
                 left = True
@@ -286,13 +293,14 @@ class Pipeline:
             if isinstance(answer, bytes):
                 unfinished = _waiting.get()
                 if unfinished is not None:
-                    unfinished.append((target, answer, entry, view))
+                    unfinished.append((sink, answer, target, entry, view))
                 return unfinished is not None
         else:
             answer = sink.spool(entry) if view is None else sink.spool_serialized(view)
         if not answer:
             drive(_refused(target, entry, view))
         elif target.breaker is not None:
+            target.breaker.should_allow()  # if it is open, and has been for long enough, a success closes it
             target.breaker.record_success()
         return True
 
@@ -302,6 +310,10 @@ class Pipeline:
             logger = self._logger
             logger._counters["dropped"] += 1
             logger._record_drop_for_summary(1)
+            level = handover.level_of(record) if record.view is None else handover.level_of_view(record.view)
+            for target in self._outlets.of(level):
+                if target.ours is not None and id(target.sink) not in record.done:
+                    target.ours.refuse(target.ours.encoded(record, record.view))
             stages.warn(
                 "backpressure",
                 "drop on full",

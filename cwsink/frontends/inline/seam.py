@@ -34,7 +34,7 @@ NEEDS: Final = (
     ),
     *(
         f"fapilog.core.sink_writers:SinkWriterGroup.{name}"
-        for name in "_sinks _writers _breakers _parallel _write_one _write_one_serialized".split()
+        for name in "_sinks _writers _breakers _fallback_writers _parallel _write_one _write_one_serialized".split()
     ),
     *(
         f"fapilog.core.routing:RoutingSinkWriter.{name}"

@@ -25,6 +25,8 @@ from fapilog.plugins.filters import _record_filter_metrics
 from fapilog.plugins.redactors import url_credentials
 from fapilog.plugins.redactors.url_credentials import UrlCredentialsRedactor
 
+from cwsink.frontends.inline.harmless import harmless
+
 Entry = dict[str, Any]
 
 FILTERS: Final = 0
@@ -165,7 +167,7 @@ class Stages:
             try:
                 if not (is_ours and is_built_in):
                     untouched, since = current, at
-                    copied = orjson.dumps(current)
+                    copied = orjson.dumps(harmless(current))
                     given = orjson.loads(copied)
                     if plugin is self._url_redactor is not None and b"//" not in copied:
                         self._url_redactor.last_redacted_count = 0
@@ -191,7 +193,7 @@ class Stages:
     def _redact_again(self, entry: Entry, plugins: Sequence[Any]) -> Entry:
         for plugin in plugins:
             try:
-                result = drive(plugin.redact(orjson.loads(orjson.dumps(entry))))
+                result = drive(plugin.redact(orjson.loads(orjson.dumps(harmless(entry)))))
                 entry = result if isinstance(result, dict) else entry
             except _CONTAINED:  # noqa: PERF203  # as in `enrich`; the first failure was reported
                 continue
