@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 from cwsink.config import SinkConfig
@@ -153,9 +154,14 @@ class Delivery:
         *,
         uniform: Callable[[], float],
         fate: Callable[[], str] = lambda: SAFE,
+        beside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Begin. `fate` says what becomes of the records meanwhile, for lines about trouble."""
+        """Begin.
+
+        `fate` says what becomes of the records meanwhile, for lines about trouble. `beside` is entered for each call.
+        """
         self._fate = fate
+        self._beside = beside
         self._cloudwatch = cloudwatch
         self._format = spool_format
         self._may_create_group = config.create_log_group
@@ -246,7 +252,8 @@ class Delivery:
     def _request(self, stream: str, events: list[Event], token: str | None) -> tuple[Answer, Outcome]:
         """Make one call, and publish how it ended, how long it took, and how many bytes were sent."""
         before, began = self._cloudwatch.sent_bytes, time.monotonic()
-        answer = self._cloudwatch.put(stream, events, token)
+        with self._beside():
+            answer = self._cloudwatch.put(stream, events, token)
         outcome, seconds = classify(answer), time.monotonic() - began
         self._leader_state.answered(outcome.name.lower(), seconds, self._cloudwatch.sent_bytes - before)
         return answer, outcome
@@ -277,15 +284,17 @@ class Delivery:
                 message=f"log stream {stream} of {self._format.log_group_name} does not exist, and "
                 "create_log_stream is off",
             )
-        self._leadership.check()
-        answer = self._cloudwatch.create_stream(stream)
+        answer = self._create(self._cloudwatch.create_stream, stream)
         if answer.code == "ResourceNotFoundException" and self._may_create_group:
-            self._leadership.check()
-            answer = self._cloudwatch.create_group()
+            answer = self._create(self._cloudwatch.create_group)
             if classify(answer) is Outcome.DELIVERED:
-                self._leadership.check()
-                answer = self._cloudwatch.create_stream(stream)
+                answer = self._create(self._cloudwatch.create_stream, stream)
         return None if classify(answer) is Outcome.DELIVERED else answer
+
+    def _create(self, call: Callable[..., Answer], *names: str) -> Answer:
+        self._leadership.check()
+        with self._beside():
+            return call(*names)
 
     REPAIRS: ClassVar[Mapping[Act, Callable[[Delivery, _Try, Answer], Answer | None]]] = {
         Act.WAIT: _wait_only,

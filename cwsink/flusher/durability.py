@@ -18,18 +18,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher import deadline
-from cwsink.flusher.delivery import LogService
-from cwsink.flusher.outcome import Answer
 from cwsink.spool.cursor import Cursor
 from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.reader import RingReader
-from cwsink.spool.record import Event
 
 # A power failure takes at most the records of this time.
 SYNC_SECONDS: Final = 0.5
@@ -111,39 +108,3 @@ class Durability:
         finally:
             if not is_over.is_set():
                 self._leader_state.not_synced()
-
-
-class SyncedCalls:
-    """CloudWatch, as a delivery calls it, with the spool synced during each call."""
-
-    def __init__(self, service: LogService, durability: Durability) -> None:
-        self._service = service
-        self._durability = durability
-
-    @property
-    def sent_bytes(self) -> int:
-        """The bodies of all requests so far that were to send events."""
-        return self._service.sent_bytes
-
-    def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
-        """Send events to a log stream."""
-        with self._durability.beside():
-            return self._service.put(stream, events, sequence_token)
-
-    def create_group(self) -> Answer:
-        """Create the log group."""
-        with self._durability.beside():
-            return self._service.create_group()
-
-    def create_stream(self, stream: str) -> Answer:
-        """Create a log stream."""
-        with self._durability.beside():
-            return self._service.create_stream(stream)
-
-    def forget_session(self) -> None:
-        """Let the next call read credentials anew."""
-        self._service.forget_session()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._service.close()

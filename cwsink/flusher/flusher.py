@@ -29,7 +29,7 @@ from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery, Stopped
-from cwsink.flusher.durability import Durability, SyncedCalls
+from cwsink.flusher.durability import Durability
 from cwsink.flusher.journal import Journal
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.proof import Proof
@@ -114,7 +114,7 @@ class Flusher:
         self._durability = Durability(directory.path, config, self._reader, self._cursor, self.leader_state)
         self._self_metrics = SelfMetrics(directory, config, self.leader_state, self._durability)
         self._delivery = Delivery(
-            SyncedCalls(CloudWatch(directory.format, config, self.epoch), self._durability),
+            CloudWatch(directory.format, config, self.epoch),
             directory.format,
             config,
             self._dead_letters,
@@ -122,6 +122,7 @@ class Flusher:
             self,
             uniform=random.random,
             fate=self._alerts.fate,
+            beside=self._durability.beside,
         )
         # Records that a new leader finds have waited long enough.
         self._pending_since: float | None = -math.inf
