@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Final, NamedTuple, Protocol
 
@@ -31,38 +31,17 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report, reset_quiet
 from cwsink.flusher.backoff import Backoff, SendInterval
 from cwsink.flusher.chunk import Request
+from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.outcome import Act, Answer, Outcome, classify, rejected_indexes
 from cwsink.spool.alerts import SAFE
 from cwsink.spool.directory import SpoolFormat
-from cwsink.spool.leader_state import Obstacle
+from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.record import NOTICE, Event
 
 
 class Stopped(Exception):  # noqa: N818  # it is an answer, not a fault
     """The owner wants to leave. Events that are not settled stay in the spool."""
-
-
-class LogService(Protocol):
-    """The calls of CloudWatch that a delivery makes (cwsink.flusher.cloudwatch). None of them raises."""
-
-    @property
-    def sent_bytes(self) -> int:
-        """The bodies of all requests so far that were to send events."""
-
-    def put(self, stream: str, events: Sequence[Event], sequence_token: str | None = None) -> Answer:
-        """Send events to a log stream."""
-
-    def create_group(self) -> Answer:
-        """Create the log group."""
-
-    def create_stream(self, stream: str) -> Answer:
-        """Create a log stream."""
-
-    def forget_session(self) -> None:
-        """Let the next call read credentials anew."""
-
-    def close(self) -> None:
-        """Close the connection."""
 
 
 class Leadership(Protocol):
@@ -73,26 +52,6 @@ class Leadership(Protocol):
 
     def wait(self, seconds: float) -> bool:
         """Wait, but no longer than until the owner is to leave. Returns False if it is to leave."""
-
-
-class DeadLetterStore(Protocol):
-    """Where dead letters are kept (cwsink.flusher.dead_letter)."""
-
-    def add(self, reason: str, error: str, events: list[Event]) -> None:
-        """Keep events. Never raises."""
-
-
-class StateOfLeader(Protocol):
-    """Where the leader publishes how delivery goes (cwsink.spool.leader_state)."""
-
-    def succeeded(self) -> None:
-        """Publish that CloudWatch has taken a request."""
-
-    def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
-        """Publish that CloudWatch has not taken a request, and what stands in the way."""
-
-    def answered(self, outcome: str, seconds: float, sent_bytes: int) -> None:
-        """Count a request that has ended."""
 
 
 class Tally(NamedTuple):
@@ -145,11 +104,11 @@ class Delivery:
 
     def __init__(
         self,
-        cloudwatch: LogService,
+        cloudwatch: CloudWatch,
         spool_format: SpoolFormat,
         config: SinkConfig,
-        dead_letters: DeadLetterStore,
-        leader_state: StateOfLeader,
+        dead_letters: DeadLetters,
+        leader_state: LeaderState,
         leadership: Leadership,
         *,
         uniform: Callable[[], float],
