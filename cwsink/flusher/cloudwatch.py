@@ -205,14 +205,10 @@ class CloudWatch:
         """Create a log stream. If it exists already, that is a success."""
         return self._call("create_log_stream", logGroupName=self._format.log_group_name, logStreamName=stream)
 
-    def forget_session(self) -> None:
-        """Let the next call read credentials anew, because a cached provider can hand out old ones for ever."""
-        self.close()
-
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. The next call reads credentials anew: a cached provider may hand out old ones."""
         client, self._client = self._client, None
-        if client is not None and hasattr(client, "close"):
+        if client is not None:
             client.close()
 
     def _call(self, operation: str, **parameters: Any) -> Answer:

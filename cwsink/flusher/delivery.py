@@ -309,7 +309,7 @@ class Delivery:
         error = f"{answer.code}: {answer.message}"
         if reaction.is_slow:
             # Somebody must change something, and it may be the credentials: a denied key, or one of another account.
-            self._cloudwatch.forget_session()
+            self._cloudwatch.close()
         delay = self._backoff.failed(self._uniform(), slow=reaction.is_slow)
         self._leader_state.failed(error, reaction.obstacle, is_open=self._backoff.is_open)
         if self._backoff.failures > 1 or reaction.is_slow:

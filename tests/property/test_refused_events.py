@@ -72,8 +72,6 @@ class CloudWatch:
     def create_stream(self, stream: str) -> Answer:
         return OK
 
-    def forget_session(self) -> None: ...
-
     def close(self) -> None: ...
 
     def add(self, reason: str, error: str, events: list[Event]) -> None:

@@ -298,13 +298,13 @@ def test_the_body_is_not_kept_after_a_failure_either() -> None:
     assert cloudwatch._body == b""
 
 
-def test_forgetting_the_session_makes_a_new_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_makes_a_new_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next call reads credentials anew; the old connection is closed."""
     cloudwatch, old = connected(success())
     new = Client(success())
     monkeypatch.setattr(cloudwatch, "_connect", lambda: new)
     cloudwatch.put("host", EVENTS)
-    cloudwatch.forget_session()
+    cloudwatch.close()
     assert old.is_closed
     cloudwatch.put("host", EVENTS)
     cloudwatch.put("host", EVENTS)

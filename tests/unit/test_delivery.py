@@ -127,9 +127,6 @@ class World:
         answers = self.creations[action]
         return answers.pop(0) if answers else OK
 
-    def forget_session(self) -> None:
-        self.log.append("forget_session")
-
     def close(self) -> None:
         self.log.append("close")
 
@@ -485,7 +482,7 @@ def test_with_creation_off_it_is_tried_slowly_until_somebody_creates_it(
     world = World([MISSING, MISSING, MISSING, OK], **settings)
     world.creations["create_stream"] = list(missing)
     assert world.send(events(2)) == Tally(2, Counter())
-    assert world.actions == [*actions, "forget_session"] * 3 + ["put host"]
+    assert world.actions == [*actions, "close"] * 3 + ["put host"]
     assert world.waits == [7.5] * 3
     assert [key.partition("_/")[0] for key, _ in said] == ["send_denied", "recovered"]
     assert "ResourceNotFoundException" in said[0][1]
@@ -555,10 +552,10 @@ def test_data_already_accepted_counts_as_delivered() -> None:
 
 @pytest.mark.parametrize("code", ["ExpiredTokenException", "UnrecognizedClientException", "NoCredentialsError"])
 def test_credentials_are_read_anew_at_each_try(code: str, said: list[tuple[str, str]]) -> None:
-    """The session is forgotten before each slow wait, and one line says to check the credentials."""
+    """The session is closed before each slow wait, and one line says to check the credentials."""
     world = World([*[error(code)] * 3, OK])
     assert world.send(events(2)) == Tally(2, Counter())
-    assert world.actions == ["put host", "forget_session"] * 3 + ["put host"]
+    assert world.actions == ["put host", "close"] * 3 + ["put host"]
     assert world.waits == [7.5] * 3
     assert said[0][0] == "send_credentials"
     assert "credentials" in said[0][1]
@@ -568,7 +565,7 @@ def test_a_denied_call_is_tried_slowly_with_credentials_that_are_read_anew() -> 
     """People change the policy, or the credentials: no growing wait, a new session each time, nothing dropped."""
     world = World([*[DENIED] * 5, OK])
     assert world.send(events(2)) == Tally(2, Counter())
-    assert world.actions == ["put host", "forget_session"] * 5 + ["put host"]
+    assert world.actions == ["put host", "close"] * 5 + ["put host"]
     assert world.waits == [7.5] * 5
 
 
@@ -577,14 +574,14 @@ def test_a_denied_creation_has_credentials_read_anew_too() -> None:
     world = World([MISSING, MISSING, OK])
     world.creations["create_stream"] = [DENIED]
     assert world.send(events(2)) == Tally(2, Counter())
-    assert world.actions == ["put host", "create_stream", "forget_session", "put host", "create_stream", "put host"]
+    assert world.actions == ["put host", "create_stream", "close", "put host", "create_stream", "put host"]
 
 
 def test_a_target_that_is_missing_may_be_one_of_another_account() -> None:
     """It is not to be created, and the credentials may be those of a wrong account: they are read anew."""
     world = World([MISSING, OK], create_log_stream=False)
     assert world.send(events(2)) == Tally(2, Counter())
-    assert world.actions == ["put host", "forget_session", "put host"]
+    assert world.actions == ["put host", "close", "put host"]
 
 
 @pytest.mark.parametrize(
