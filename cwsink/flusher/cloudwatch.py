@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from functools import partial
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -144,19 +144,6 @@ def new_session(profile: str | None = None) -> Any:
     return session
 
 
-class _LogsClient(Protocol):
-    """The calls we use of botocore's client."""
-
-    meta: Any
-
-    def put_log_events(self, **parameters: Any) -> Mapping[str, Any]: ...
-    def create_log_group(self, **parameters: Any) -> Mapping[str, Any]: ...
-    def create_log_stream(self, **parameters: Any) -> Mapping[str, Any]: ...
-    def put_retention_policy(self, **parameters: Any) -> Mapping[str, Any]: ...
-    def get_log_events(self, **parameters: Any) -> Mapping[str, Any]: ...
-    def close(self) -> None: ...
-
-
 class CloudWatch:
     """Calls CloudWatch Logs for one log group, for one epoch.
 
@@ -170,7 +157,7 @@ class CloudWatch:
         self._config = config
         self._epoch = epoch
         self._entity = msgspec.to_builtins(config.entity)
-        self._client: _LogsClient | None = None
+        self._client: Any = None
         self._region = spool_format.region
         self._body = b""
         self._is_sent = self._is_unread = False
@@ -261,7 +248,7 @@ class CloudWatch:
         # helper that cannot be started, an answer of a service that lacks the key or cannot be read.
         return answer(code="CredentialRetrievalError", message=f"{code}: {message}")
 
-    def _connect(self, **options: Any) -> _LogsClient:
+    def _connect(self, **options: Any) -> Any:
         from botocore.config import Config
 
         botocore_config = Config(
@@ -274,7 +261,7 @@ class CloudWatch:
             **options,
         )
         session = self._session(botocore_config)
-        client: _LogsClient = session.create_client(
+        client = session.create_client(
             "logs", region_name=self._region, endpoint_url=self._format.endpoint_url, config=botocore_config
         )
         client.meta.events.register(_PUT_LOG_EVENTS, self._set_body)
@@ -300,7 +287,7 @@ class CloudWatch:
             raise NoCredentialsError
         extra = {"RoleSessionName": f"cwsink-{os.getpid()}", "ExternalId": config.external_id}
         fetcher = AssumeRoleCredentialFetcher(
-            client_creator=partial(self._credentials_client, source, botocore_config),
+            client_creator=partial(source.create_client, region_name=self._region, config=botocore_config),
             source_credentials=credentials,
             role_arn=config.role_arn,
             extra_args={name: value for name, value in extra.items() if value is not None},
@@ -315,10 +302,6 @@ class CloudWatch:
         session = new_session(config.profile)
         session.get_component("credential_provider").providers.insert(0, AssumedRole())
         return session
-
-    def _credentials_client(self, source: Any, botocore_config: Any, *args: Any, **options: Any) -> Any:
-        """Return the client that assumes the role."""
-        return source.create_client(*args, region_name=self._region, config=botocore_config, **options)
 
     def _set_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body

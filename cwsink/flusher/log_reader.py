@@ -100,7 +100,7 @@ class LogReader(CloudWatch):
         )
 
     def _connect(self, **options: Any) -> Any:
-        client: Any = super()._connect(**options)
+        client = super()._connect(**options)
         client.meta.events.register(_BEFORE_PARSE, self._take_body)
         return client
 
