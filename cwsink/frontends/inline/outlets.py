@@ -18,7 +18,8 @@ from fapilog.core.circuit_breaker import CircuitState
 from fapilog.core.routing import RoutingSinkWriter
 from fapilog.core.sink_writers import SinkWriterGroup
 
-Write = Callable[[Any], Coroutine[Any, Any, Any]]
+# Takes a record, and whether it is serialized.
+Write = Callable[[Any, bool], Coroutine[Any, Any, Any]]
 
 
 class SpoolSink(Protocol):
@@ -56,8 +57,8 @@ class Outlet:
         ours: the same sink, if it is one of ours that writes through; else None.
         breaker: the sink's circuit breaker, if it has one.
         has_stand_in: another sink takes its place while the breaker is open.
-        write, write_serialized: write to the sink as fapilog does, with all that follows from a failure.
-        refuse, refuse_serialized: do what fapilog does after the sink has answered False.
+        write: write to the sink as fapilog does, with all that follows from a failure.
+        refuse: do what fapilog does after the sink has answered False.
     """
 
     sink: Any
@@ -65,9 +66,7 @@ class Outlet:
     breaker: Any
     has_stand_in: bool
     write: Write
-    write_serialized: Write
     refuse: Write
-    refuse_serialized: Write
 
     @property
     def is_replaced(self) -> bool:
@@ -102,7 +101,7 @@ class Outlets(ABC):
     async def write_rest(self, record: Any, level: str, done: frozenset[int], *, serialized: bool) -> None:
         """Write a record to those sinks of its level whose `id` is not in `done`, as fapilog would."""
         left = [target for target in self.of(level) if id(target.sink) not in done]
-        writes = [(target.write_serialized if serialized else target.write)(record) for target in left]
+        writes = [target.write(record, serialized) for target in left]
         if self.is_parallel and len(writes) > 1:
             await asyncio.gather(*writes, return_exceptions=True)
         else:
@@ -150,36 +149,31 @@ def find(sink_write: Any, is_ours: IsOurs) -> Outlets | None:
 
 
 def _of_group(group: Any, at: int, is_ours: IsOurs) -> Outlet:
-    sink, (write, write_serialized) = group._sinks[at], group._writers[at]
+    sink = group._sinks[at]
 
-    def one(how: Any, written: Any) -> Write:
-        return lambda record: how(at, written, record)
+    def through(*writers: Any) -> Write:
+        hows = group._write_one, group._write_one_serialized
+        return lambda record, serialized: hows[serialized](at, writers[serialized], record)
 
     return Outlet(
         sink=sink,
         ours=sink if is_ours(sink) else None,
         breaker=group._breakers.get(id(sink)),
         has_stand_in=id(sink) in group._fallback_writers,
-        write=one(group._write_one, write),
-        write_serialized=one(group._write_one_serialized, write_serialized),
-        refuse=one(group._write_one, _answer_false),
-        refuse_serialized=one(group._write_one_serialized, _answer_false),
+        write=through(*group._writers[at]),
+        refuse=through(_answer_false, _answer_false),
     )
 
 
 def _of_routes(router: Any, entry: Any, is_ours: bool) -> Outlet:
-    refused = dataclasses.replace(entry, write=_answer_false, write_serialized=_answer_false)
-
-    def one(to: Any, serialized: bool) -> Write:
-        return lambda record: router._write_one(to, record, serialized=serialized)
+    def through(to: Any) -> Write:
+        return lambda record, serialized: router._write_one(to, record, serialized=serialized)
 
     return Outlet(
         sink=entry.sink,
         ours=entry.sink if is_ours else None,
         breaker=entry.breaker,
         has_stand_in=False,  # a router has its own fallbacks, by level
-        write=one(entry, False),
-        write_serialized=one(entry, True),
-        refuse=one(refused, False),
-        refuse_serialized=one(refused, True),
+        write=through(entry),
+        refuse=through(dataclasses.replace(entry, write=_answer_false, write_serialized=_answer_false)),
     )

@@ -354,7 +354,7 @@ def _is_unsafe(entry: Entry) -> bool:
 
 
 def _refused(target: outlets.Outlet, entry: Entry, view: Any) -> Any:
-    return target.refuse(entry) if view is None else target.refuse_serialized(view)
+    return target.refuse(entry, False) if view is None else target.refuse(view, True)
 
 
 # The attributes that a logger gets when it is taken over, and loses when it is given back.
