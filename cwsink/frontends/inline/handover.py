@@ -8,7 +8,6 @@ logger runs only the stages that are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from fapilog.core.serialization import SerializedView
@@ -56,15 +55,12 @@ class Remainder:
     Args:
         worker: fapilog's worker of one logger.
         sinks: the sinks of that logger.
-        filters, redactors: return the logger's snapshots.
+        logger: the logger itself, which may change its plugins.
     """
 
-    def __init__(
-        self, worker: LoggerWorker, sinks: Outlets, filters: Callable[[], Any], redactors: Callable[[], Any]
-    ) -> None:
+    def __init__(self, worker: LoggerWorker, sinks: Outlets, logger: Any) -> None:
         self._sinks = sinks
-        self._filters = filters
-        self._redactors = redactors
+        self._logger = logger
         self._metrics = worker._metrics
         self._own = {name: getattr(worker, name) for name in _REPLACED}
 
@@ -79,7 +75,7 @@ class Remainder:
             return kept
         if entry.stage > FILTERS:
             return entry
-        return await filter_in_order(dict(entry), self._filters()[entry.at :], metrics=self._metrics)
+        return await filter_in_order(dict(entry), self._logger._filters_snapshot[entry.at :], metrics=self._metrics)
 
     async def apply_enrichers(self, entry: Entry) -> Any:
         """Run the enrichers, if they have not run."""
@@ -93,7 +89,7 @@ class Remainder:
             return await self._own["_apply_redactors"](entry)
         if entry.stage > REDACTORS:
             return entry
-        return await redact_in_order(dict(entry), self._redactors()[entry.at :], metrics=self._metrics)
+        return await redact_in_order(dict(entry), self._logger._redactors_snapshot[entry.at :], metrics=self._metrics)
 
     async def try_serialize(self, entry: Entry) -> Any:
         """Serialize the record, if that is not done."""

@@ -148,10 +148,7 @@ class Pipeline:
         """Take the place of the logger's `_make_worker`: return a worker that runs only the stages that are left."""
         logger = self._logger
         worker = type(logger)._make_worker(logger)
-        remainder = handover.Remainder(
-            worker, self._outlets, lambda: logger._filters_snapshot, lambda: logger._redactors_snapshot
-        )
-        remainder.teach(worker)
+        handover.Remainder(worker, self._outlets, logger).teach(worker)
         return worker
 
     async def make_dynamic_worker(self, stop_flag: Any) -> None:
@@ -229,11 +226,10 @@ class Pipeline:
             return
         entry = plugins.enrich(entry)
         if plugins.has_redactors and not _is_unsafe(entry):
-            redacted = self._redact(plugins, entry)
-            if redacted is None:
+            entry = self._redact(plugins, entry)
+            if entry is None:
                 self._count_dropped()
                 return
-            entry = redacted
         view = None
         if self._serializes:
             view, is_dropped = drive(self._helper._try_serialize(harmless(entry)))
@@ -253,18 +249,14 @@ class Pipeline:
         try:
             return plugins.redact(entry)
         except Exception as error:
-            return self._redaction_failed(entry, error)
-
-    def _redaction_failed(self, entry: Entry, error: Exception) -> Entry | None:
-        if self._metrics is not None:
-            self.measure(self._metrics.record_redaction_exception)
-        mode = self._helper._redaction_fail_mode
-        told = {"closed": "dropping event due to redaction exception"}.get(
-            mode, "redaction exception, passing original"
-        )
-        if mode != "open":
-            stages.warn("redactor", told, error=str(error), _rate_limit_key="redaction_exception")
-        return None if mode == "closed" else entry
+            if self._metrics is not None:
+                self.measure(self._metrics.record_redaction_exception)
+            mode = self._helper._redaction_fail_mode
+            drops = mode == "closed"
+            told = "dropping event due to redaction exception" if drops else "redaction exception, passing original"
+            if mode != "open":
+                stages.warn("redactor", told, error=str(error), _rate_limit_key="redaction_exception")
+            return None if drops else entry
 
     def _deliver(self, entry: Entry, view: Any) -> None:
         level = handover.level_of(entry) if view is None else handover.level_of_view(view)
