@@ -25,6 +25,7 @@ import io
 import socket
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, Final
 
 from cwsink.config import SinkConfig
@@ -128,7 +129,8 @@ class _Deadline:
     def response_class(self, sock: Any, *args: Any, **options: Any) -> Any:
         from botocore.compat import HTTPResponse
 
-        return HTTPResponse(_Source(sock, self), *args, **options)
+        source = SimpleNamespace(makefile=lambda _: io.BufferedReader(_File(sock, self)))  # in the socket's place
+        return HTTPResponse(source, *args, **options)
 
     def left(self, step_seconds: float | None) -> float:
         """Return how many seconds the next step may take. Raises TimeoutError: the deadline is over."""
@@ -151,18 +153,6 @@ def _records(data: bytes) -> Iterator[memoryview]:
     whole = memoryview(data)
     for start in range(0, len(whole), _RECORD_BYTES):
         yield whole[start : start + _RECORD_BYTES]
-
-
-class _Source:
-    """Stands in for the socket that an answer is read from."""
-
-    def __init__(self, sock: Any, deadline: _Deadline) -> None:
-        self._sock = sock
-        self._deadline = deadline
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """Return the file of the answer."""
-        return io.BufferedReader(_File(self._sock, self._deadline))
 
 
 class _File(io.RawIOBase):
