@@ -153,6 +153,7 @@ class Verification:
         self._past = Past(directory)
         self._began = time.time()
 
+    @deadline.for_pages()
     def run(self, since: float | None = None, until: float | None = None, *, patience_seconds: float) -> Account:
         """Compare, and wait for what is not shown yet.
 
@@ -164,10 +165,6 @@ class Verification:
             ReadBackError: CloudWatch does not answer, or does not allow it. The next call goes on.
             OSError: the history cannot be read.
         """
-        with deadline.for_pages():
-            return self._run(since, until, patience_seconds)
-
-    def _run(self, since: float | None, until: float | None, patience_seconds: float) -> Account:
         work = self._resumed((since, until)) or self._begun(since, until)
         spans: defaultdict[str, list[Span]] = defaultdict(list)
         for each in self._past.entries:
