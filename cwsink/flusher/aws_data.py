@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -58,16 +59,12 @@ class _Files(JSONFileLoader):  # type: ignore[misc]  # as above
 
 
 def _read(path: str) -> bytes | None:
-    try:
-        with open(f"{path}.json", "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        pass
-    try:
-        with gzip.open(f"{path}.json.gz") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+    ways: dict[str, Callable[..., Any]] = {"json": open, "json.gz": gzip.open}
+    for ending, opened in ways.items():
+        with suppress(FileNotFoundError), opened(f"{path}.{ending}", "rb") as file:
+            data: bytes = file.read()
+            return data
+    return None
 
 
 def _endpoints(data: _Raw) -> dict[str, Any]:
