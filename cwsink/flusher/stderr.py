@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import stat
+from itertools import product
 from typing import Final
 
 from cwsink.flusher.mute import is_pipe
@@ -22,7 +23,6 @@ from cwsink.spool.leader_state import STARTED_BY_VARIABLE
 _PROC: Final = "/proc"
 # One program may have started flushers of several roots. They must not wait for each other to let go.
 _FLUSHERS: Final = ("cwsink-guard", "cwsink-flusher")
-_STDS: Final = (1, 2)
 
 
 class Stderr:
@@ -40,19 +40,12 @@ class Stderr:
             return False
         try:
             if self._holder is None or _link(*self._holder) != self._pipe:
-                self._holder = self._find()
+                held = product(map(int, filter(str.isdecimal, os.listdir(_PROC))), (1, 2))
+                others = (each for each in held if _link(*each) == self._pipe and not _is_flusher(each[0]))
+                self._holder = next(others, None)
         except OSError:  # no descriptor is left to look at the processes with
             return False
         return self._holder is None
-
-    def _find(self) -> tuple[int, int] | None:
-        if self._pipe is not None:
-            for name in filter(str.isdecimal, os.listdir(_PROC)):
-                pid = int(name)
-                for fd in _STDS:
-                    if _link(pid, fd) == self._pipe and not _is_flusher(pid):
-                        return pid, fd
-        return None
 
 
 def _link(pid: int, fd: int) -> str | None:
