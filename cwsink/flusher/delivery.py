@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report, reset_quiet
@@ -197,13 +197,18 @@ class Delivery:
             self._leadership.check()
             answer, outcome = self._request(stream, events, attempt.token)
             act = outcome.value.act
-            if (repair := self.REPAIRS.get(act)) is None:
+            if act in (Act.SETTLE, Act.SPLIT):
                 return act, answer
             if outcome.value.is_quota and not self._backoff.failures:
                 self._interval.throttled()
             if answer.is_ambiguous:
                 self._resent += sum(event.is_record for event in events)
-            trouble = repair(self, attempt, answer)
+            trouble: Answer | None = answer
+            if act is Act.CREATE_TARGET:
+                trouble = self._create_target(attempt, answer)
+            elif act is Act.USE_TOKEN:
+                attempt.token = answer.expected_token
+                trouble = answer if attempt.is_repaired or attempt.token is None else None
             attempt.is_repaired = trouble is None
             if trouble is not None:
                 self._failed(trouble)
@@ -217,18 +222,8 @@ class Delivery:
         self._leader_state.answered(outcome.name.lower(), seconds, self._cloudwatch.sent_bytes - before)
         return answer, outcome
 
-    # One method for each act that ends in another try. It returns None to send again at once, or the trouble for which
-    # the leader has to wait.
-
-    def _wait_only(self, attempt: _Try, answer: Answer) -> Answer | None:
-        return answer
-
-    def _use_token(self, attempt: _Try, answer: Answer) -> Answer | None:
-        attempt.token = answer.expected_token
-        return answer if attempt.is_repaired or attempt.token is None else None
-
     def _create_target(self, attempt: _Try, answer: Answer) -> Answer | None:
-        """Create the stream, and the group if that is missing too."""
+        """Create the stream, and the group if that is missing. Returns the trouble for which the leader has to wait."""
         stream = attempt.stream
         if attempt.is_repaired:
             # CloudWatch may need a few seconds until it finds what it has just created. No setting is wrong then.
@@ -254,12 +249,6 @@ class Delivery:
         self._leadership.check()
         with self._beside():
             return call(*names)
-
-    REPAIRS: ClassVar[Mapping[Act, Callable[[Delivery, _Try, Answer], Answer | None]]] = {
-        Act.WAIT: _wait_only,
-        Act.CREATE_TARGET: _create_target,
-        Act.USE_TOKEN: _use_token,
-    }
 
     def _takes_canary(self, stream: str) -> bool:
         """Tell whether CloudWatch takes a line of our own. If not, the target is wrong: say so, and wait."""

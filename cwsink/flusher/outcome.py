@@ -2,7 +2,7 @@
 
 `Answer` is what the client saw, and `classify` says which `Outcome` that is. Each outcome is one row: the error codes
 that lead to it, what the leader does (an `Act`), and what the operator is told. To add an outcome, add its row here and
-nothing elsewhere. Only a new kind of act also needs a method in cwsink.flusher.delivery.
+nothing elsewhere. A new kind of act also needs a branch in cwsink.flusher.delivery.
 
 No outcome drops a record. The worst that can happen to one is that it becomes a dead letter, with a reason.
 """

@@ -8,7 +8,6 @@ import re
 import pytest
 from botocore import credentials, exceptions, tokens
 
-from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.outcome import Act, Answer, Outcome, advice_on, classify, rejected_indexes
 
 THROTTLED = """
@@ -73,10 +72,8 @@ EXPECTED = [
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_each_outcome_says_what_the_leader_does_and_what_the_operator_is_told(outcome: Outcome) -> None:
-    """Its act has a method, unless it ends the request; whatever is waited for has advice of its own."""
+    """Whatever is waited for has advice of its own."""
     reaction = outcome.value
-    ends = reaction.act in (Act.SETTLE, Act.SPLIT)
-    assert (reaction.act in Delivery.REPAIRS) is not ends
     if reaction.act is Act.SETTLE:
         assert (reaction.advice, reaction.is_slow, reaction.is_quota) == ("", False, False)
     else:
@@ -87,7 +84,7 @@ def test_each_outcome_says_what_the_leader_does_and_what_the_operator_is_told(ou
 
 
 def test_each_act_is_of_some_outcome_and_each_code_of_one() -> None:
-    """No method without a row that needs it; no code that means two things."""
+    """No act without a row that needs it; no code that means two things."""
     assert {outcome.value.act for outcome in Outcome} == set(Act)
     codes = [code for outcome in Outcome for code in outcome.value.codes.split()]
     assert len(codes) == len(set(codes))
