@@ -98,7 +98,7 @@ class Losses:
             self._waits_since, self._waiting_said = None, 0
             return
         since = self._waits_since = monotonic() if self._waits_since is None else self._waits_since
-        lost = {loss.reason: loss.count for loss in _summed(list(self._losses))}
+        lost = {reason: each.count for reason, each in refusals.add_up({}, list(self._losses)).items()}
         count, key = sum(lost.values()), f"unwritten_{directory.path}"
         if count == self._waiting_said or not (is_last or monotonic() - since >= _PASSING_SECONDS):
             return
@@ -130,24 +130,6 @@ class Losses:
                 if not refusals.add(directory, self._losses):
                     if len(self._losses) > _MOST_SEPARATE:
                         now = len(self._losses)
-                        self._losses[:now] = _summed(self._losses[:now])
+                        summed = refusals.add_up({}, self._losses[:now]).items()
+                        self._losses[:now] = [Loss(it.count, it.first_ms, it.last_ms, why, 0) for why, it in summed]
                     return
-
-
-def _summed(losses: list[Loss]) -> list[Loss]:
-    """Return one loss for each reason."""
-    by_reason: dict[str, Loss] = {}
-    for loss in losses:
-        known = by_reason.get(loss.reason)
-        by_reason[loss.reason] = (
-            loss
-            if known is None
-            else Loss(
-                known.count + loss.count,
-                min(known.first_ms, loss.first_ms),
-                max(known.last_ms, loss.last_ms),
-                loss.reason,
-                0,
-            )
-        )
-    return list(by_reason.values())

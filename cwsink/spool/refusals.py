@@ -88,7 +88,7 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
         with files.opened(directory.refusals, os.O_RDWR) as file:
             if _take_turn(file.fd):
                 now = len(losses)  # others may append to it meanwhile
-                data = _page(_sum(_parse(os.pread(file.fd, page.PAGE_BYTES, 0)) or {}, losses[:now]))
+                data = _page(add_up(_parse(os.pread(file.fd, page.PAGE_BYTES, 0)) or {}, losses[:now]))
                 write = partial(os.pwrite, file.fd, data, 0)
                 steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
                 deque(map(partial.__call__, steps), maxlen=0)
@@ -135,7 +135,8 @@ def _page(totals: dict[str, Refused]) -> bytes:
     return page.packed(msgspec.msgpack.encode(totals))
 
 
-def _sum(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:
+def add_up(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:
+    """Add these losses to totals, and return those."""
     for loss in losses:
         known = totals.setdefault(loss.reason, Refused())
         if not known.count or known.first_ms > known.last_ms:
