@@ -56,10 +56,7 @@ class ChunkBuilder:
 
     def add(self, key: SegmentKey, event: Event, size_bytes: int) -> None:
         """Add the next event of segment `key`."""
-        try:
-            self._events[key].append(event)
-        except KeyError:
-            self._events[key] = [event]
+        self._events.setdefault(key, []).append(event)
         self.reserve(size_bytes)
 
     def reserve(self, size_bytes: int) -> None:
@@ -156,8 +153,7 @@ def requests(
             found.append(begun := Request(stream, []))
             room = ChunkBuilder()
         begun.events.append(event)
-        room.count += 1
-        room.bytes += size + EVENT_OVERHEAD_BYTES
+        room.reserve(size)
     return found
 
 
