@@ -108,7 +108,7 @@ class Journal:
         Opening a file may fail, and takes a while. So it is done here, and not between answer and commit.
         """
         if self._history is None or not chunk.events:
-            yield _nothing
+            yield lambda *_: None
             return
         ranges = [Range(*key, committed.get(key, 0), end) for key, end in sorted(chunk.ends.items())]
         kept = self._history
@@ -143,10 +143,6 @@ class Journal:
             oversize=self._config.oversize,
         )
         return _encode(entry) + b"\n"
-
-
-def _nothing(number: int, request: Request, begin: int, piece: Settled) -> None:
-    pass
 
 
 def entries(directory: SpoolDirectory) -> Iterator[Entry]:
