@@ -157,8 +157,6 @@ class CloudWatchSpoolSink:
         return False
 
     async def _append(self, entry: dict[str, Any], view: Any = None) -> bool:
-        if not self.blocks:
-            return self.spool(entry) if view is None else self.spool_serialized(view)
         answer = self.offer(entry, view)
         return await self.wait_for_room(answer) if isinstance(answer, bytes) else answer
 
