@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import termios
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 # How an arrow comes.
@@ -50,13 +50,11 @@ class Keys:
                 self._handlers[number] = signal.signal(number, handler)
             termios.tcsetattr(self._fd, termios.TCSAFLUSH, wanted)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number in self._handlers:  # another one must not come between this and the next lines
             signal.signal(number, signal.SIG_IGN)
         try:
