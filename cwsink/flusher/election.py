@@ -23,7 +23,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Final, Literal
 
 from cwsink.config import SinkConfig
@@ -77,7 +77,9 @@ class Election:
             pace: the most records to send in a second; None for no limit. With a pace it adopts no orphan.
         """
         self.directory = directory
-        self.config = _config_or_defaults(directory)
+        self.config = SinkConfig()  # until it leads. What is wrong with the spool's own is said when it tries to
+        with suppress(ConfigError, OSError):
+            self.config = sending.config_of(directory)
         self.config_of: adoption.ConfigOf = sending.config_of
         self.epoch = 0
         self.trouble: str | None = None
@@ -322,7 +324,7 @@ class Election:
                 flusher.leader_state.went_mute()
             self._instruct()  # the host may have told it to leave while it was being elected
             self.epoch, self.trouble = flusher.epoch, None
-            with self._adopting():
+            with adoption.beside(self, self._elect) if self.adopts else nullcontext():
                 flusher.lead()
         except Stopped:
             pass
@@ -348,18 +350,8 @@ class Election:
         self._stand_at = time.monotonic() + self._stay_out_seconds
         self._stay_out_seconds = min(2 * self._stay_out_seconds, _LONGEST_STAY_OUT_SECONDS)
 
-    def _adopting(self) -> AbstractContextManager[None]:
-        """While the block runs, also send the spools that nobody looks after, if the settings say so."""
-        if not self.adopts:
-            return nullcontext()
-        return adoption.beside(self, lambda orphan: Election(orphan, kind=self._kind, pace=adoption.PACE))
-
-
-def _config_or_defaults(directory: SpoolDirectory) -> SinkConfig:
-    """Return how to send, for as long as it does not lead. What is wrong with it is said when it tries to."""
-    with suppress(ConfigError, OSError):
-        return sending.config_of(directory)
-    return SinkConfig()
+    def _elect(self, orphan: SpoolDirectory) -> Election:
+        return Election(orphan, kind=self._kind, pace=adoption.PACE)
 
 
 class _OrdersOfSpool(Orders):
