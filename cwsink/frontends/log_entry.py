@@ -136,7 +136,8 @@ def encode_record(
         data = {name: value for name, value in dict(attributes).items() if name not in _OWN}
     if isinstance(record.msg, dict):
         items = dict(record.msg)
-        message, data = _text_in(items, message), {**items, **data}
+        texts = (text for key in TEXT_KEYS if isinstance(text := items.get(key), str))
+        message, data = next(texts, message), {**items, **data}
     trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = _Entry(
         _rfc3339(record.created, created_ms),
@@ -194,11 +195,6 @@ def encode_entry(
 
 def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
-
-
-def _text_in(message: dict[Any, Any], otherwise: str) -> str:
-    """Return the text of a message that is a dict: what it has under one of the usual keys, else `otherwise`."""
-    return next((text for key in TEXT_KEYS if isinstance(text := message.get(key), str)), otherwise)
 
 
 def unformatted(record: logging.LogRecord) -> str:

@@ -101,7 +101,8 @@ class Parting:
         if not is_led and self._starter.has_failed:
             return _NO_FLUSHER
         known = self._known if waited_seconds >= _MOMENT_SECONDS else None
-        if known is not None and known.credentials == self._credentials and not _has_changed(known, published):
+        has_taken = known and published and published.last_success != known.last_success
+        if known is not None and known.credentials == self._credentials and not has_taken:
             return known.last_error or known.obstacle
         if not self._starter.has_started:
             return ""
@@ -129,8 +130,3 @@ class Parting:
             f"{words.to_send(self._directory.path)}.",
         )
         hurry.leave_word(self._directory)
-
-
-def _has_changed(known: Published, published: Published | None) -> bool:
-    """Tell whether CloudWatch has taken something since."""
-    return published is not None and published.last_success != known.last_success
