@@ -147,8 +147,12 @@ class _Tail:
             time.sleep(pause)
 
     def _open(self, directory: SpoolDirectory, *, all_present: bool = False) -> None:
+        def say_missed(count: int) -> None:
+            segments = f"{words.counted(count, 'segment')} of {directory.path}"
+            complain(f"{segments} came and went unseen. Their records were delivered (or evicted), but not shown here.")
+
         with self._spools.missing(directory.path, _CANNOT):
-            self._followers[directory.path] = _follower_of(directory, all_present=all_present)
+            self._followers[directory.path] = Follower(directory, all_present=all_present, missed=say_missed)
             return
         self._given_up.add(directory.path)
 
@@ -184,14 +188,6 @@ def _last(events: Iterator[Event], count: int) -> deque[Event]:
     if left_out and len(found) < count:
         complain(f"only {words.counted(len(found), 'record')} shown of {count:,}, because they are very long.")
     return found
-
-
-def _follower_of(directory: SpoolDirectory, *, all_present: bool = False) -> Follower:
-    def say_missed(count: int) -> None:
-        segments = f"{words.counted(count, 'segment')} of {directory.path}"
-        complain(f"{segments} came and went unseen. Their records were delivered (or evicted), but not shown here.")
-
-    return Follower(directory, all_present=all_present, missed=say_missed)
 
 
 def _wants_colour() -> bool:
