@@ -40,22 +40,15 @@ def run(options: argparse.Namespace) -> int:
     found = spools.find()
     if not found and spools.is_whole:
         return NOT_DONE
-    chosen = [directory for directory in found if _is_orphan(directory, spools)] if options.all else found
+    chosen = [each for each in found if spools.looked_at(each, orphans.is_orphan)] if options.all else found
     if options.all and not chosen:
         say(f"No orphans in {spools.place}.")
     if options.dry_run:
-        for directory in chosen:
-            with spools.missing(directory.path, "cannot read the spool"):
-                say(_would_do(directory))
+        for line in filter(None, (spools.looked_at(each, _would_do) for each in chosen)):
+            say(line)
         say("Dry run: nothing was changed.")
         return DONE if spools.is_whole else NOT_DONE
     return DONE if _replay_all(chosen, options.rate) and spools.is_whole else NOT_DONE
-
-
-def _is_orphan(directory: SpoolDirectory, spools: Spools) -> bool:
-    with spools.missing(directory.path, "cannot read the spool"):
-        return orphans.is_orphan(directory)
-    return False
 
 
 def _contradiction(options: argparse.Namespace) -> str | None:

@@ -36,11 +36,10 @@ def _say_what_stays() -> None:
     spools = Spools(None, read_only=False, tell=lambda _: None)
     try:
         for directory in spools.open():
-            with spools.missing(directory.path, "cannot read the spool"):
-                if count := orphans.left_behind(directory):
-                    say(
-                        f"{words.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
-                        f"{words.to_send(directory.path)}."
-                    )
+            if count := spools.looked_at(directory, orphans.left_behind):
+                say(
+                    f"{words.stay(count)} in {directory.path}. They are kept, and sent by the next start or by "
+                    f"{words.to_send(directory.path)}."
+                )
     except (CwsinkError, OSError) as error:
         say(str(error))

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Container
+from typing import TypeVar
 
 from cwsink import words
 from cwsink.cli import complain
@@ -21,6 +22,8 @@ from cwsink.spool import files, heartbeat, open_directory, segment
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
 from cwsink.spool.root import choose_root, closed_spools, directories
+
+_T = TypeVar("_T")
 
 
 def target(directory: SpoolDirectory) -> str:
@@ -124,6 +127,12 @@ class Spools:
             then: what becomes of its records.
         """
         return Missing(self, path, cannot, then)
+
+    def looked_at(self, directory: SpoolDirectory, look: Callable[[SpoolDirectory], _T]) -> _T | None:
+        """Return what a look at a spool shows; None if it cannot be read, which is said."""
+        with self.missing(directory.path, "cannot read the spool"):
+            return look(directory)
+        return None
 
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""

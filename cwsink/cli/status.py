@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from cwsink.cli import DONE, NOT_DONE
 from cwsink.cli.spools import Spools
 from cwsink.printable import printable_json
-from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
 from cwsink.watching.reasons import why
 
@@ -41,12 +40,6 @@ def _print_json(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | No
 def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolStats], int]]:
     """Look again and again. Yields all spools, and the exit code."""
     while True:
-        found = [spool for directory in spools.find() if (spool := _try_to_look(directory, spools))]
+        found = [spool for directory in spools.find() if (spool := spools.looked_at(directory, look))]
         yield found, DONE if found and spools.is_whole else NOT_DONE
         spools.is_whole = True
-
-
-def _try_to_look(directory: SpoolDirectory, spools: Spools) -> SpoolStats | None:
-    with spools.missing(directory.path, "cannot read the spool"):
-        return look(directory)
-    return None
