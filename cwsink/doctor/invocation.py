@@ -6,6 +6,7 @@ the program itself is left: `python -m gunicorn` is gunicorn.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -176,16 +177,11 @@ def _cwsink(found: Invocation) -> bool:
     own = Invocation(found.words[:at], {})
     if spool := own.option("--spool"):
         found.env["CWSINK_SPOOL_DIRECTORY"] = os.path.abspath(spool)
-    found.drain_seconds = _number(own.option("--drain-timeout"), 10.0)
+    found.drain_seconds = 10.0
+    with contextlib.suppress(ValueError):
+        found.drain_seconds = float(own.option("--drain-timeout") or "")
     del found.words[: at + 1]
     return True
-
-
-def _number(text: str | None, otherwise: float) -> float:
-    try:
-        return float(text) if text else otherwise
-    except ValueError:
-        return otherwise
 
 
 _HOW: Final[dict[str, Callable[[Invocation], bool]]] = {
