@@ -28,21 +28,8 @@ from cwsink.spool.record import NOTICE, Event
 NAMESPACE: Final = "cwsink"
 DIMENSIONS: Final = ("group", "app")
 EVERY_SECONDS: Final = 60.0
-# What is true at one moment, and what is counted since the event before.
-GAUGES: Final = {
-    "Pending": "Count",
-    "OldestSeconds": "Seconds",
-    "Fill": "Percent",
-}
-COUNTERS: Final = {
-    "Appended": "Count",
-    "Delivered": "Count",
-    "DeadLetters": "Count",
-    "Lost": "Count",
-    "Requests": "Count",
-    "Throttled": "Count",
-    "SentBytes": "Bytes",
-}
+# Of the metrics that are no mere count.
+_UNITS: Final = {"OldestSeconds": "Seconds", "Fill": "Percent", "SentBytes": "Bytes"}
 
 
 class SelfMetrics:
@@ -92,8 +79,7 @@ class SelfMetrics:
 
 def embedded(timestamp_ms: int, group: str, app: str, values: Mapping[str, float]) -> str:
     """Return the event as JSON (pure)."""
-    units = {**GAUGES, **COUNTERS}
-    metrics = [{"Name": name, "Unit": units[name]} for name in values]
+    metrics = [{"Name": name, "Unit": _UNITS.get(name, "Count")} for name in values]
     directive = {"Namespace": NAMESPACE, "Dimensions": [list(DIMENSIONS)], "Metrics": metrics}
     content = {
         "_aws": {"Timestamp": timestamp_ms, "CloudWatchMetrics": [directive]},

@@ -21,13 +21,13 @@ from cwsink import Writer, stats
 from cwsink.config import SinkConfig
 from cwsink.flusher import self_metrics
 from cwsink.flusher.dead_letter import DeadLetters
-from cwsink.flusher.self_metrics import COUNTERS, GAUGES
 from cwsink.spool import leader_state, letters, refusals
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading, until
 from tests.harness.support import CHILD_SECONDS, quick_config
 
+METRICS = set("Pending OldestSeconds Fill Appended Delivered DeadLetters Lost Requests Throttled SentBytes".split())
 SEVEN = Loss(7, int(time.time() * 1000), int(time.time() * 1000), "spool_full", 0)
 
 
@@ -244,7 +244,7 @@ def test_the_leader_sends_metrics_of_itself(server: StrictCloudWatch, monkeypatc
         jsonschema.validate(event, EMF)
         (directive,) = event["_aws"]["CloudWatchMetrics"]
         names = [metric["Name"] for metric in directive["Metrics"]]
-        assert set(names) == {*GAUGES, *COUNTERS}
+        assert set(names) == METRICS
         assert all(isinstance(event[name], int | float) for name in names)
         assert directive["Dimensions"] == [["group", "app"]]
         assert (event["group"], event["app"]) == ("/test/group", "shop")
@@ -274,12 +274,12 @@ def test_the_alarms_are_on_metrics_that_exist() -> None:
     resources = template["Resources"]
     alarms = {name: each["Properties"] for name, each in resources.items() if each["Type"] == "AWS::CloudWatch::Alarm"}
     assert alarms.keys() == {"Behind", "Losing", "NoData", "DeadLetters", "Throttled"}
-    assert {each["MetricName"] for each in alarms.values()} <= {*GAUGES, *COUNTERS}
+    assert {each["MetricName"] for each in alarms.values()} <= METRICS
     assert {each["Namespace"] for each in alarms.values()} == {self_metrics.NAMESPACE}
     assert alarms["NoData"]["TreatMissingData"] == "breaching"
     body = json.loads(resources["Dashboard"]["Properties"]["DashboardBody"][1])
     shown = [metric[1] for widget in body["widgets"] for metric in widget["properties"].get("metrics", [])]
-    assert set(shown) <= {*GAUGES, *COUNTERS}
+    assert set(shown) <= METRICS
 
 
 def test_the_template_passes_cfn_lint(tmp_path: Path) -> None:
