@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from fapilog.core.circuit_breaker import CircuitState
@@ -81,22 +80,19 @@ async def _answer_false(_record: object) -> bool:
 IsOurs = Callable[[Any], bool]
 
 
-class Outlets(ABC):
+@dataclasses.dataclass(frozen=True)
+class Outlets:
     """The sinks of one logger.
 
     Attributes:
+        all: all of them.
+        of: returns the sinks that a record of a level goes to, in fapilog's order.
         is_parallel: whether fapilog writes to the sinks side by side (`core.sink_parallel_writes`).
     """
 
+    all: list[Outlet]
+    of: Callable[[str], Sequence[Outlet]]
     is_parallel: bool
-
-    @abstractmethod
-    def of(self, level: str) -> Sequence[Outlet]:
-        """Return the sinks that a record of this level goes to, in fapilog's order."""
-
-    @abstractmethod
-    def all(self) -> Iterable[Outlet]:
-        """Return all sinks."""
 
     async def write_rest(self, record: Any, level: str, done: frozenset[int], *, serialized: bool) -> None:
         """Write a record to those sinks of its level whose `id` is not in `done`, as fapilog would."""
@@ -109,43 +105,25 @@ class Outlets(ABC):
                 await write
 
 
-class _Group(Outlets):
-    def __init__(self, group: Any, is_ours: IsOurs) -> None:
-        self.is_parallel = group._parallel
-        self._targets = [_of_group(group, at, is_ours) for at in range(len(group._sinks))]
-
-    def of(self, level: str) -> Sequence[Outlet]:
-        return self._targets
-
-    def all(self) -> Iterable[Outlet]:
-        return self._targets
-
-
-class _Routes(Outlets):
-    def __init__(self, router: Any, is_ours: IsOurs) -> None:
-        self.is_parallel = router._parallel
-        self._router = router
-        self._targets = {
-            id(entry): _of_routes(router, entry, is_ours(entry.sink)) for entry in router._sink_entries.values()
-        }
-
-    def of(self, level: str) -> Sequence[Outlet]:
-        targets = self._targets
-        return [targets[id(entry)] for entry in self._router.get_sinks_for_level(level)]
-
-    def all(self) -> Iterable[Outlet]:
-        return self._targets.values()
-
-
 def find(sink_write: Any, is_ours: IsOurs) -> Outlets | None:
     """Return the sinks behind a logger's `sink_write`. None: this is no writer that we know."""
     owner = getattr(sink_write, "__self__", None)
     if isinstance(owner, SinkWriterGroup):
-        return _Group(owner, is_ours)
+        targets = [_of_group(owner, at, is_ours) for at in range(len(owner._sinks))]
+        return Outlets(targets, lambda _: targets, owner._parallel)
     for cell in getattr(sink_write, "__closure__", None) or ():
         if isinstance(cell.cell_contents, RoutingSinkWriter):
-            return _Routes(cell.cell_contents, is_ours)
+            return _routed(cell.cell_contents, is_ours)
     return None
+
+
+def _routed(router: Any, is_ours: IsOurs) -> Outlets:
+    by_entry = {id(each): _of_routes(router, each, is_ours(each.sink)) for each in router._sink_entries.values()}
+
+    def of(level: str) -> Sequence[Outlet]:
+        return [by_entry[id(each)] for each in router.get_sinks_for_level(level)]
+
+    return Outlets(list(by_entry.values()), of, router._parallel)
 
 
 def _of_group(group: Any, at: int, is_ours: IsOurs) -> Outlet:

@@ -199,7 +199,7 @@ class Pipeline:
         self._isolates = not all(
             type(each).__module__.startswith("fapilog.") for each in (*filters, *enrichers, *redactors, *processors)
         )
-        self._has_others = any(target.ours is None for target in self._outlets.all())
+        self._has_others = any(target.ours is None for target in self._outlets.all)
         for plugin in processors:
             if hasattr(plugin, "_metrics"):
                 plugin._metrics = measuring.measured(plugin._metrics)
@@ -272,7 +272,7 @@ class Pipeline:
             self._logger._counters["processed"] += 1
 
     async def _write_now(self, entry: Entry) -> None:
-        for target in self._outlets.all():
+        for target in self._outlets.all:
             if target.ours is not None:
                 self._write(target, entry, None)
 

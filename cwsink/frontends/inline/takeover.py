@@ -21,7 +21,7 @@ def take_over(logger: Any) -> bool:
     """Put a pipeline into a logger. False: it has no sink of ours, or a plugin might wait; it keeps its queue."""
     vars(logger)[PIPELINE] = None
     found = outlets.find(logger._sink_write, _is_ours)
-    ours = [] if found is None else [target.ours for target in found.all() if target.ours is not None]
+    ours = [] if found is None else [target.ours for target in found.all if target.ours is not None]
     if found is None or not ours:
         return False
     try:
