@@ -37,13 +37,16 @@ RECORD_BYTES: Final = 500
 HANG_SECONDS: Final = 3_600.0
 VERIFY: Final = """
 import json, sys, time
+from unittest.mock import patch
+from cwsink.flusher.log_reader import LogReader
 from cwsink.flusher.verification import Verification
 from cwsink.spool.directory import open_existing
 
-work = Verification(open_existing(sys.argv[1]), lambda _: None, calls_per_second=1e9)
-account = work.run(patience_seconds=60.0)
+with patch.object(LogReader, "_call", autospec=True, side_effect=LogReader._call) as calls:
+    work = Verification(open_existing(sys.argv[1]), lambda _: None, calls_per_second=1e9)
+    account = work.run(patience_seconds=60.0)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-print(json.dumps([account.found, account.missing, work.calls, time.process_time(), int(peak.split()[1]) << 10]))
+print(json.dumps([account.found, account.missing, calls.call_count, time.process_time(), int(peak.split()[1]) << 10]))
 """
 
 

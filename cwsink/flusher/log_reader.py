@@ -56,7 +56,6 @@ class LogReader(CloudWatch):
         self._pause_seconds = 1 / calls_per_second
         self._next_at = 0.0
         self._page_body = b""
-        self.calls = 0
 
     def events(self, stream: str, start_ms: int, end_ms: int) -> Iterator[Shown]:
         """Yield the events of a stream in [start_ms, end_ms); none if there is no such stream.
@@ -78,7 +77,6 @@ class LogReader(CloudWatch):
         for _ in range(_TRIES):
             time.sleep(max(0.0, self._next_at - time.monotonic()))
             self._next_at = time.monotonic() + self._pause_seconds
-            self.calls += 1
             answer = self._call("get_log_events", logGroupName=self._group, logStreamName=stream, **parameters)
             outcome = classify(answer)
             if outcome is Outcome.DELIVERED:

@@ -142,13 +142,11 @@ class Verification:
         show: Callable[[Progress], object],
         *,
         calls_per_second: float = CALLS_PER_SECOND,
-        window_events: int = WINDOW_EVENTS,
     ) -> None:
         """Prepare. `show`: is told how far it is. Raises OSError, ConfigError."""
         self._directory = directory
         self._show = show
         self._reader = LogReader(directory.format, sending.config_of(directory), calls_per_second)
-        self._window_events = window_events
         self._path = f"{directory.history}/verify.json"
         self._past = Past(directory)
         self._began = time.time()
@@ -174,7 +172,7 @@ class Verification:
         try:
             for stream in sorted(spans):
                 begin = max(work.since_ms, work.done.get(stream, 0))
-                for start, end in windows(spans[stream], begin, work.until_ms, self._window_events):
+                for start, end in windows(spans[stream], begin, work.until_ms, WINDOW_EVENTS):
                     account = self._compare((stream, start, end))
                     if account.not_yet or (account.others and end > self._began * 1000 - _FRESH_MS):
                         work.unsettled.append((stream, start, end))
@@ -193,11 +191,6 @@ class Verification:
             files.remove(self._path)
         work.account.unnoted_bytes = self._past.unnoted_bytes()
         return work.account
-
-    @property
-    def calls(self) -> int:
-        """How many calls CloudWatch had to answer."""
-        return self._reader.calls
 
     def _settle(self, work: _Work, patience_seconds: float) -> None:
         """Look again at the windows that had events that were not shown yet, or not noted yet."""

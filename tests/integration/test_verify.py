@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -43,8 +44,9 @@ def log(config: SinkConfig, count: int, *, first: int = 0, text: str = "y" * 100
     return writer.directory
 
 
-def verify(directory: SpoolDirectory, *, patience: float = 0.0, **options: int) -> Account:
-    return Verification(directory, lambda _: None, calls_per_second=FAST, **options).run(patience_seconds=patience)
+def verify(directory: SpoolDirectory, *, patience: float = 0.0, window_events: int = 50_000) -> Account:
+    with mock.patch.object(verification, "WINDOW_EVENTS", window_events):
+        return Verification(directory, lambda _: None, calls_per_second=FAST).run(patience_seconds=patience)
 
 
 def test_what_cwsink_says_itself_is_known_as_that() -> None:
