@@ -121,10 +121,7 @@ class Spools:
     def missing(self, path: str, cannot: str, then: str = "") -> Missing:
         """Whatever goes wrong with one spool in the block: say so with its name, and let the others be served.
 
-        Args:
-            path: of the spool.
-            cannot: what cannot be done, such as "cannot read".
-            then: what becomes of its records.
+        `cannot` is what cannot be done, such as "cannot read", and `then` what becomes of its records.
         """
         return Missing(self, path, cannot, then)
 

@@ -84,13 +84,7 @@ class Adopter:
     """
 
     def __init__(self, directory: SpoolDirectory, config: SinkConfig, elect: Elect) -> None:
-        """Prepare; `run` adopts.
-
-        Args:
-            directory: the spool that this process leads.
-            config: its settings.
-            elect: makes the election of an orphan.
-        """
+        """Prepare; `run` adopts. `directory` and `config` are those of the spool that this process leads."""
         self._own = directory
         self._account = _account(config)
         self._elect = elect

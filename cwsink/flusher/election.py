@@ -62,20 +62,13 @@ class Election:
         config, config_of: how to send; what reads that from a spool. If it raises ConfigError, nobody leads the spool.
         epoch: the epoch of its leadership, or 0 while it does not lead.
         trouble: what kept it from leading when it tried last, or None.
-        pace: the most records to send in a second; None for no limit.
+        pace: the most records to send in a second; None for no limit. With a pace it adopts no orphan.
     """
 
     def __init__(
         self, directory: SpoolDirectory, *, kind: Kind, in_a_hurry: bool = False, pace: float | None = None
     ) -> None:
-        """Prepare; `start` begins.
-
-        Args:
-            directory: the spool.
-            kind: which program hosts the election. `cwsink status` shows it.
-            in_a_hurry: send records without waiting for batch_size or batch_timeout_seconds.
-            pace: the most records to send in a second; None for no limit. With a pace it adopts no orphan.
-        """
+        """Prepare; `start` begins. `in_a_hurry`: wait for no batch_size or batch_timeout_seconds."""
         self.directory = directory
         self.config = SinkConfig()  # until it leads. What is wrong with the spool's own is said when it tries to
         with suppress(ConfigError, OSError):
@@ -134,9 +127,7 @@ class Election:
     def rest(self, drain_seconds: float, *, keep_lease: bool) -> None:
         """Deliver what is there for at most `drain_seconds`, and end the thread until `start` is called again.
 
-        Args:
-            drain_seconds: how long.
-            keep_lease: stay the leader. The caller knows that all is delivered, and looks for new records.
+        `keep_lease`: stay the leader. The caller knows that all is delivered, and looks for new records.
         """
         self._keeps_lease = keep_lease
         self._rest_until = time.monotonic() + drain_seconds

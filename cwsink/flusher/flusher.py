@@ -311,12 +311,9 @@ class Flusher:
         return naming.stream_at(self._directory.format.log_stream_name, timestamp_ms)
 
     def _commit_chunk(self, chunk: Chunk, partial: Ledger, existing: set[int]) -> None:
-        """Write down that a chunk is settled.
+        """Write down that a chunk is settled, and add `partial` and what writers have refused to the ledger.
 
-        Args:
-            chunk: the chunk.
-            partial: what it adds to the ledger, except what writers have refused.
-            existing: the segments that existed before the chunk was sent. Offsets of others are dropped.
+        `existing` are the segments that existed before the chunk was sent. Offsets of others are dropped.
         """
         state = self._state
         offsets = {each.key: each for each in state.offsets if each.number in existing}

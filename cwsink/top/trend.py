@@ -51,12 +51,9 @@ class Trend:
     def add(
         self, spools: Iterable[SpoolStats], at_seconds: float, writers: Mapping[str, int | None] | None = None
     ) -> None:
-        """Add a look at all spools. A spool that is not among them is forgotten.
+        """Add a look at all spools, at a time of a monotonic clock. A spool that is not among them is forgotten.
 
-        Args:
-            spools: see above.
-            at_seconds: when it was, by a monotonic clock.
-            writers: of each path, how many processes are attached.
+        `writers`: of each path, how many processes are attached.
         """
         found = {spool.path: spool for spool in spools}
         counts = writers or {}

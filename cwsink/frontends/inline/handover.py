@@ -50,13 +50,7 @@ class PassedView(SerializedView):
 
 
 class Remainder:
-    """Methods that take the place of a worker's own, and run only the stages that a record has still to go through.
-
-    Args:
-        worker: fapilog's worker of one logger.
-        sinks: the sinks of that logger.
-        logger: the logger itself, which may change its plugins.
-    """
+    """Methods that take the place of a worker's own, and run only the stages that a record has still to go through."""
 
     def __init__(self, worker: LoggerWorker, sinks: Outlets, logger: Any) -> None:
         self._sinks = sinks

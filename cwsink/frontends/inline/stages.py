@@ -84,12 +84,7 @@ async def _timed(metrics: Any, name: str, coroutine: Coroutine[Any, Any, Any]) -
 
 
 class Stages:
-    """The plugins of one logger, since it last changed them.
-
-    Args:
-        filters, enrichers, redactors: the logger's snapshots.
-        metrics: the logger's collector, or None.
-    """
+    """The plugins of one logger, since it last changed them."""
 
     def __init__(self, filters: Sequence[Any], enrichers: Sequence[Any], redactors: Sequence[Any], metrics: Any):
         self._metrics = metrics
