@@ -158,7 +158,8 @@ class Collector:
             each = unread[self._next]
             event = self._event_of(each, key)
             if event is None:
-                if self._is_beyond_us(each):
+                if not (each.is_known or each.flags & frame.FLAG_OPTIONAL):
+                    report("frame", f"a record of type {each.kind}, version {each.version} is left for a newer cwsink.")
                     self._reader.stop_reading(key)
                     return True
             else:
@@ -225,13 +226,6 @@ class Collector:
             start = each.end - each.size_bytes
             self._chunk.damage.append(DamagedRange(key, Damage(start, each.end, DamageKind.CORRUPT)))
         return event
-
-    @staticmethod
-    def _is_beyond_us(each: Frame) -> bool:
-        if each.is_known or each.flags & frame.FLAG_OPTIONAL:
-            return False
-        report("frame", f"a record of type {each.kind}, version {each.version} is left for a newer cwsink.")
-        return True
 
 
 def notice(loss: Loss) -> Event:
