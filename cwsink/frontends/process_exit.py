@@ -18,10 +18,6 @@ _EXIT_PRIORITY: Final = 100
 
 def register(leave: Callable[[], None]) -> None:
     """Have `leave` called at the end of this process, by the hook that this kind of process has."""
-
-    def leave_celery_child(**_: object) -> None:
-        leave()
-
     # A child of multiprocessing has loaded these modules. Other processes are not to pay for an import.
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
@@ -32,5 +28,5 @@ def register(leave: Callable[[], None]) -> None:
         billiard.Finalize(None, leave, exitpriority=_EXIT_PRIORITY)
     signals = sys.modules.get("celery.signals")
     if signals is not None:
-        signals.worker_process_shutdown.connect(leave_celery_child, weak=False, dispatch_uid="cwsink")
+        signals.worker_process_shutdown.connect(lambda **_: leave(), weak=False, dispatch_uid="cwsink")
     atexit.register(leave)
