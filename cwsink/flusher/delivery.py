@@ -81,17 +81,6 @@ class Settled(NamedTuple):
     is_refused: bool = False
 
 
-class _Try:
-    """What the leader remembers between two tries of one piece."""
-
-    def __init__(self, stream: str) -> None:
-        self.stream = stream
-        self.token: str | None = None
-        # An answer must not make the leader repair and send without a pause. So it repairs once for each wait.
-        self.is_repaired = False
-        self.not_found = 0  # how often the stream was not found although it had just been created
-
-
 # So many single events may become dead letters, after CloudWatch has taken something, until it is tested again.
 MOST_BELIEVED: Final = 16
 # So often a stream that was just created may not be found, until the operator is told to look for the cause.
@@ -192,10 +181,13 @@ class Delivery:
 
     def _put(self, stream: str, events: list[Event]) -> tuple[Act, Answer]:
         """Send events until CloudWatch takes or refuses them. Returns SETTLE or SPLIT, and the answer."""
-        attempt = _Try(stream)
+        token: str | None = None
+        # An answer must not make the leader repair and send without a pause. So it repairs once for each wait.
+        is_repaired = False
+        not_found = 0  # how often the stream was not found although it had just been created
         while True:
             self._leadership.check()
-            answer, outcome = self._request(stream, events, attempt.token)
+            answer, outcome = self._request(stream, events, token)
             act = outcome.value.act
             if act in (Act.SETTLE, Act.SPLIT):
                 return act, answer
@@ -204,12 +196,18 @@ class Delivery:
             if answer.is_ambiguous:
                 self._resent += sum(event.is_record for event in events)
             trouble: Answer | None = answer
-            if act is Act.CREATE_TARGET:
-                trouble = self._create_target(attempt, answer)
-            elif act is Act.USE_TOKEN:
-                attempt.token = answer.expected_token
-                trouble = answer if attempt.is_repaired or attempt.token is None else None
-            attempt.is_repaired = trouble is None
+            if act is Act.USE_TOKEN:
+                token = answer.expected_token
+                trouble = answer if is_repaired or token is None else None
+            elif act is Act.CREATE_TARGET and not is_repaired:
+                trouble = self._create_target(stream)
+            elif act is Act.CREATE_TARGET:
+                # CloudWatch may need a few seconds until it finds what it has just created. No setting is wrong then.
+                not_found += 1
+                if not_found <= MOST_NOT_FOUND:
+                    text = f"log stream {stream} was created a moment ago"
+                    trouble = Answer(code="NotFoundYet", status=503, message=text)
+            is_repaired = trouble is None
             if trouble is not None:
                 self._failed(trouble)
 
@@ -222,15 +220,8 @@ class Delivery:
         self._leader_state.answered(outcome.name.lower(), seconds, self._cloudwatch.sent_bytes - before)
         return answer, outcome
 
-    def _create_target(self, attempt: _Try, answer: Answer) -> Answer | None:
+    def _create_target(self, stream: str) -> Answer | None:
         """Create the stream, and the group if that is missing. Returns the trouble for which the leader has to wait."""
-        stream = attempt.stream
-        if attempt.is_repaired:
-            # CloudWatch may need a few seconds until it finds what it has just created. No setting is wrong then.
-            attempt.not_found += 1
-            if attempt.not_found > MOST_NOT_FOUND:
-                return answer
-            return Answer(code="NotFoundYet", status=503, message=f"log stream {stream} was created a moment ago")
         if not self._may_create_stream:
             return Answer(
                 code="ResourceNotFoundException",
