@@ -232,7 +232,7 @@ class Election:
         """Deliver the rest at once, or wait while another leader does."""
         assert self._drain_until is not None, "told to leave"
         ask_at = 0.0
-        while (now := time.monotonic()) < self._drain_until and self._has_pending():
+        while (now := time.monotonic()) < self._drain_until and self.has_pending():
             if not self._is_out() and self._try_to_lead():
                 return
             if now >= ask_at:
@@ -240,7 +240,8 @@ class Election:
                 hurry.ask(self.directory)
             time.sleep(_HANDOVER_POLL_SECONDS)
 
-    def _has_pending(self) -> bool:
+    def has_pending(self) -> bool:
+        """Tell whether there is something to send."""
         try:
             return survey.has_pending(self.directory)
         except OSError:  # no descriptor is left, or the user has changed: it cannot be told, so do not give up yet

@@ -31,7 +31,7 @@ from typing import Final
 from cwsink.diagnostics import report
 from cwsink.flusher.election import Election
 from cwsink.flusher.self_metrics import EVERY_SECONDS
-from cwsink.spool import disk, leader_state, lease, survey
+from cwsink.spool import disk, leader_state, lease
 from cwsink.spool.watch import RingWatch
 
 # A thread and a client take some 0.5 MiB. If more spools than this are busy, each waits a second or two for its turn.
@@ -236,9 +236,9 @@ class _Turn:
                 self._ring.distrust()
                 self.keeps_lease = self.keeps_lease and self.election.beat()
             is_due = self.is_metered and now - self._rests_since >= EVERY_SECONDS
-            self._wants = (self._ring.has_grown() or is_due or (is_close and self._has_pending())) and (
-                self.keeps_lease or self._is_vacant()
-            )
+            # If it has kept the lease, all was settled when it began to rest.
+            is_left = is_close and not self.keeps_lease and self.election.has_pending()
+            self._wants = (self._ring.has_grown() or is_due or is_left) and (self.keeps_lease or self._is_vacant())
             self.at = now
         return self._wants
 
@@ -247,15 +247,6 @@ class _Turn:
             self.has_failed = True
         elif self.election.has_succeeded:
             self.has_failed = False
-
-    def _has_pending(self) -> bool:
-        """Tell whether a spool whose lease was given back has something to send."""
-        if self.keeps_lease:
-            return False  # all was settled when it began to rest, and nothing was appended since
-        try:
-            return survey.has_pending(self.election.directory)
-        except OSError:  # it cannot be told, so let the election try
-            return True
 
     def _is_vacant(self) -> bool:
         """Tell whether no other process leads, or only one that cannot deliver and may give way."""
