@@ -8,7 +8,8 @@ place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
@@ -48,14 +49,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return naming.spool_name(self.log_group_name, self.log_stream_name, self.region, self.endpoint_url, account)
 
 
-class _Asker(NamedTuple):
-    """The application's settings and environment, and what gives the value of a placeholder of `host.LOOKED_UP`."""
-
-    config: SinkConfig
-    env: Mapping[str, str]
-    look_up: Callable[[str], str | None]
-
-
 def resolve(config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str], str | None]) -> Target:
     """Return the target of `config` on this host.
 
@@ -67,7 +60,7 @@ def resolve(config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str],
     Raises:
         ConfigError: the stream's name cannot be resolved.
     """
-    stream = naming.resolve(config.log_stream_name, _values(_Asker(config, env, look_up)), env)
+    stream = naming.resolve(config.log_stream_name, _values(config, env, look_up), env)
     fields = {name: getattr(config, name) for name in Target.__struct_fields__}
     return Target(**{**fields, "log_stream_name": stream})
 
@@ -80,15 +73,11 @@ def resolve_fields(
     Raises:
         ConfigError: a placeholder has no value.
     """
-    values = _values(_Asker(config, env, look_up))
+    values = _values(config, env, look_up)
     return {
         name: naming.fill(f"fields[{name!r}]", each, values, env) if isinstance(each, str) else each
         for name, each in (config.fields or {}).items()
     }
-
-
-def _values(asker: _Asker) -> dict[str, Callable[[], str]]:
-    return {name: lambda how=how: how(asker) for name, how in _PLACEHOLDERS.items()}  # type: ignore[misc]
 
 
 def app_name(config: SinkConfig, env: Mapping[str, str]) -> str:
@@ -96,20 +85,19 @@ def app_name(config: SinkConfig, env: Mapping[str, str]) -> str:
     return config.app_name or host.legal(env.get(APP_VARIABLE, "")) or host.program() or "app"
 
 
-def _looked_up(name: str) -> Callable[[_Asker], str]:
-    def look_up(asker: _Asker) -> str:
-        if (found := asker.look_up(name)) is not None:
+def _values(
+    config: SinkConfig, env: Mapping[str, str], look_up: Callable[[str], str | None]
+) -> dict[str, Callable[[], str]]:
+    """Return the placeholders beside `{date}` and `{env:NAME}`, and how to resolve each."""
+
+    def looked_up(name: str) -> str:
+        if (found := look_up(name)) is not None:
             return found
         report(f"name_{name}", f"{{{name}}} cannot be found here. The host's name is taken, {host.name()}.")
         return host.name()
 
-    return look_up
-
-
-# The placeholders of a stream's name or a static field, beside `{date}` and `{env:NAME}`, and how to resolve each.
-_PLACEHOLDERS: Final[dict[str, Callable[[_Asker], str]]] = {
-    "hostname": lambda _: host.name(),
-    "app": lambda asker: app_name(asker.config, asker.env),
-    **{name: _looked_up(name) for name in host.LOOKED_UP},
-}
-KNOWN_PLACEHOLDERS: Final = naming.known(_PLACEHOLDERS)
+    return {
+        "hostname": host.name,
+        "app": lambda: app_name(config, env),
+        **{name: partial(looked_up, name) for name in host.LOOKED_UP},
+    }

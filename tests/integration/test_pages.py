@@ -34,7 +34,7 @@ from fapilog.core.settings import CoreSettings
 
 from cwsink import target
 from cwsink.config import SinkConfig, load_config
-from cwsink.errors import CwsinkError
+from cwsink.errors import ConfigError, CwsinkError
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, root
@@ -217,7 +217,10 @@ def test_the_defaults_in_the_readme_are_the_defaults() -> None:
 
 def test_every_placeholder_is_told() -> None:
     """As the error message of a wrong one lists them."""
-    assert set(target.KNOWN_PLACEHOLDERS.split(", ")) <= set(code_in(PAGES["settings"]))
+    with pytest.raises(ConfigError, match="is not known") as wrong:
+        target.resolve(SinkConfig(log_stream_name="{wrong}"), {}, lambda name: None)
+    known = str(wrong.value).rpartition("Known: ")[2].rstrip(".").split(", ")
+    assert set(known) <= set(code_in(PAGES["settings"]))
 
 
 VARIABLES: Final = sorted(

@@ -199,4 +199,5 @@ def test_each_place_that_a_page_of_the_tests_names_is_there(page: str) -> None:
     for place in set(re.findall(r"`((?:cwsink|tests|scripts|faults)/[\w/.]+)`", text)):
         assert (TESTS.parent / place).exists() or (TESTS / place).exists(), place
     for name, place in re.findall(r"`(\w+)`\s+in\s+`([\w/]+\.py)`", text):
-        assert re.search(rf"^(class )?{name}\b", (TESTS.parent / place).read_text(encoding="utf-8"), re.MULTILINE), name
+        source = (TESTS.parent / place).read_text(encoding="utf-8")
+        assert re.search(rf"^(class |def )?{name}\b", source, re.MULTILINE), name
