@@ -215,7 +215,7 @@ class Backlog:
         self._reached: dict[SegmentKey, int] = {}  # where what is left began at the last look
         self._looked_at: dict[SegmentKey, int] = {}  # where we looked for a fragment
         state = cursor.read(directory.cursor)
-        self._before = _sum(state)
+        self._before = state.ledger.plus(state.partial)
         evictions = read_evictions(directory)
         self._evicted = evictions.records
         newest = (segment.numbers(directory.ring) or [0])[-1]
@@ -271,19 +271,10 @@ class Backlog:
 
     def settled_since(self) -> Ledger:
         """Return what any process has settled since then, later records included."""
-        now, before = _sum(cursor.read(self._directory.cursor)), self._before
+        state, before = cursor.read(self._directory.cursor), self._before
+        now = state.ledger.plus(state.partial)
         return Ledger(
             appended=now.appended - before.appended,
             delivered=now.delivered - before.delivered,
             dead_lettered=dict(Counter(now.dead_lettered) - Counter(before.dead_lettered)),
         )
-
-
-def _sum(state: cursor.State) -> Ledger:
-    """Return the totals, with what is settled of the chunk that is being sent."""
-    total, partial = state.ledger, state.partial
-    return Ledger(
-        appended=total.appended + partial.appended,
-        delivered=total.delivered + partial.delivered,
-        dead_lettered=dict(Counter(total.dead_lettered) + Counter(partial.dead_lettered)),
-    )
