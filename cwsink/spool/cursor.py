@@ -162,7 +162,7 @@ class Cursor:
     def __init__(self, path: str) -> None:
         """Open the file. Raises OSError."""
         self._path = path
-        self._fd = _open(path)
+        self._fd = opened(path).keep()
         self._incarnation = descriptors.incarnation()
         self._epoch = 0
         self._is_stuck = False  # another process had the lock for too long when we wanted it last
@@ -200,7 +200,7 @@ class Cursor:
             is_in_place = os.path.samestat(files.seen(self._path), os.fstat(self._fd))
             if is_in_place and _best(self._fd)[1]:
                 return False
-        fd = _open(self._path)
+        fd = opened(self._path).keep()
         descriptors.release(self._fd, self._incarnation)
         self._fd = fd
         with self._lock():
@@ -266,19 +266,19 @@ class Cursor:
             raise OSError(errno.ENOSPC, "the cursor could not be written whole")
 
 
-def _open(path: str) -> int:
-    """Open the file, and reserve its space. Raises OSError."""
-    opened = files.opened(path, os.O_RDWR | os.O_CREAT)
+def opened(path: str) -> descriptors.Opened:
+    """Open the file for a `with` block, and reserve its space. Raises OSError."""
+    file = files.opened(path, os.O_RDWR | os.O_CREAT)
     try:
         # If the disk fills up later, a commit must not fail after its request was sent: the next leader would send that
         # again. So reserve the blocks now. On a file system that copies on write (btrfs) a commit takes a new block all
         # the same. Then it may fail, and the leader repeats it until there is room.
         for slot in (0, 1):
-            disk.reserve(opened.fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
+            disk.reserve(file.fd, _FIRST_READ_BYTES, slot * SLOT_BYTES)
     except OSError:
-        opened.close()
+        file.close()
         raise
-    return opened.keep()
+    return file
 
 
 def _best(fd: int) -> tuple[State, int]:

@@ -73,12 +73,8 @@ class Rotation:
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
             # The records will need the disk, and a leader needs a cursor to free any of it: reserve that before.
-            with (
-                contextlib.suppress(OSError),
-                files.opened(self._directory.cursor, os.O_RDWR | os.O_CREAT) as file,
-            ):
-                for slot in (0, 1):
-                    disk.reserve(file.fd, _PAGE_BYTES, slot * cursor.SLOT_BYTES)
+            with contextlib.suppress(OSError):
+                cursor.opened(self._directory.cursor).close()
             prepare_evictions(self._directory)
             return self.make(0)
         state = cursor.State()
