@@ -21,7 +21,7 @@ from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.turn import Turn
-from cwsink.spool import refusals, told
+from cwsink.spool import page, refusals
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
 
@@ -37,11 +37,11 @@ UNENCODABLE: Final = "unencodable"
 
 def prepare(directory: SpoolDirectory) -> None:
     """Make the files in which losses are counted, and what was said of them, if there is room. Never raises."""
-    refusals.prepare(directory)
-    told.prepare(directory, lambda: _told_now(directory))
+    page.prepare(directory.refusals, dict)
+    page.prepare(directory.told, lambda: _told_now(directory))
 
 
-def _told_now(directory: SpoolDirectory) -> told.Told:
+def _told_now(directory: SpoolDirectory) -> object:
     from cwsink.spool import alerts  # only who makes the file needs it
 
     return alerts.told_now(directory)

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from cwsink import words
 from cwsink.clock import monotonic, wall
 from cwsink.diagnostics import is_heard, report, reset_quiet
-from cwsink.spool import cursor, leader_state, lease, loss_causes, refusals, room, segment, told
+from cwsink.spool import cursor, leader_state, lease, loss_causes, page, refusals, room, segment, told
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.room import Room
@@ -135,7 +135,7 @@ class Alerts:
             if verdict.told == (said or self._said):
                 return
             if said is None:
-                told.prepare(self.directory, lambda: self._said)
+                page.prepare(self.directory.told, lambda: self._said)
 
             def changed(before: Told) -> Told:
                 nonlocal verdict

@@ -14,24 +14,39 @@ offset  size  field          little-endian
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import Final, TypeVar
 from zlib import crc32
+
+import msgspec
+
+from cwsink.spool import files
 
 PAGE_BYTES: Final = 4096
 # A file that is longer than a page is read as well, as far as this.
 MOST_BYTES: Final = 64 * 1024
 _HEADER: Final = Struct("<II")
 _CHECKED_FROM: Final = 4
+_Content = TypeVar("_Content")
 
 
-def packed(body: bytes) -> bytes:
+def prepare(path: str, content: Callable[[], object]) -> None:
+    """Make a page if it is not there. Never raises: on a full disk the next one who needs it tries again."""
+    with contextlib.suppress(OSError):
+        if not files.exists(path):
+            files.create(path, packed(content()))
+
+
+def packed(content: object) -> bytes:
     """Return the page with this content."""
+    body = msgspec.msgpack.encode(content)
     checked = _HEADER.pack(0, len(body))[_CHECKED_FROM:] + body
     return (crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked).ljust(PAGE_BYTES, b"\0")
 
 
-def unpacked(page: bytes) -> bytes | None:
+def unpacked(page: bytes, decode: Callable[[bytes], _Content]) -> _Content | None:
     """Return the content of a page; None if it is damaged, or was read while it was overwritten."""
     if len(page) < _HEADER.size:
         return None
@@ -39,4 +54,6 @@ def unpacked(page: bytes) -> bytes | None:
     end = _HEADER.size + length
     if end > len(page) or crc32(page[_CHECKED_FROM:end]) != crc:
         return None
-    return page[_HEADER.size : end]
+    with contextlib.suppress(ValueError):  # msgspec's errors are of that kind, and so is UnicodeDecodeError
+        return decode(page[_HEADER.size : end])
+    return None

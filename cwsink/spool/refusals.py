@@ -51,18 +51,11 @@ _impatient_until = 0.0
 _decode = msgspec.msgpack.Decoder(dict[str, Refused]).decode
 
 
-def prepare(directory: SpoolDirectory) -> None:
-    """Make the file if it is not there. Never raises: on a full disk the first refusal tries again."""
-    with contextlib.suppress(OSError):
-        if not files.exists(directory.refusals):
-            files.create(directory.refusals, _page({}))
-
-
 def read(directory: SpoolDirectory) -> dict[str, Refused]:
     """Return the totals by reason; empty if there are none, or if the file is damaged. Raises OSError."""
     for _ in range(_TRIES):
         try:
-            found = _parse(files.read(directory.refusals, page.MOST_BYTES)[0])
+            found = page.unpacked(files.read(directory.refusals, page.MOST_BYTES)[0], _decode)
         except OSError as error:
             if files.is_absent(error):
                 return {}
@@ -84,11 +77,11 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     twice, and none is forgotten.
     """
     with contextlib.suppress(OSError):
-        prepare(directory)
+        page.prepare(directory.refusals, dict)
         with files.opened(directory.refusals, os.O_RDWR) as file:
             if _take_turn(file.fd):
                 now = len(losses)  # others may append to it meanwhile
-                data = _page(add_up(_parse(os.pread(file.fd, page.PAGE_BYTES, 0)) or {}, losses[:now]))
+                data = page.packed(add_up(_read(file.fd) or {}, losses[:now]))
                 write = partial(os.pwrite, file.fd, data, 0)
                 steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
                 deque(map(partial.__call__, steps), maxlen=0)
@@ -102,11 +95,11 @@ def were_told(directory: SpoolDirectory, told: dict[str, Refused]) -> None:
     Never raises, and does not wait: if a writer is counting at this moment, the next notice begins too early.
     """
     with contextlib.suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
-        if descriptors.try_lock(file.fd, exclusive=True) and (totals := _parse(os.pread(file.fd, page.PAGE_BYTES, 0))):
+        if descriptors.try_lock(file.fd, exclusive=True) and (totals := _read(file.fd)):
             for reason, known in totals.items():
                 if (before := told.get(reason)) is not None and known.first_ms == before.first_ms:
                     known.first_ms = before.last_ms + 1
-            os.pwrite(file.fd, _page(totals), 0)
+            os.pwrite(file.fd, page.packed(totals), 0)
 
 
 def _take_turn(fd: int) -> bool:
@@ -123,16 +116,8 @@ def _take_turn(fd: int) -> bool:
     return False
 
 
-def _parse(data: bytes) -> dict[str, Refused] | None:
-    """Return the totals on a page; None if the page is damaged, or if it was read while it was overwritten."""
-    try:
-        return None if (body := page.unpacked(data)) is None else _decode(body)
-    except ValueError:
-        return None
-
-
-def _page(totals: dict[str, Refused]) -> bytes:
-    return page.packed(msgspec.msgpack.encode(totals))
+def _read(fd: int) -> dict[str, Refused] | None:
+    return page.unpacked(os.pread(fd, page.PAGE_BYTES, 0), _decode)
 
 
 def add_up(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:

@@ -48,33 +48,15 @@ _decode: Final = msgspec.msgpack.Decoder(Told).decode
 def read(directory: SpoolDirectory) -> Told | None:
     """Return what was said; None if there is no such file, or if it is damaged. Never raises."""
     with contextlib.suppress(OSError):
-        return _parse(files.read(directory.told, page.MOST_BYTES)[0])
+        return page.unpacked(files.read(directory.told, page.MOST_BYTES)[0], _decode)
     return None
-
-
-def prepare(directory: SpoolDirectory, told: Callable[[], Told]) -> None:
-    """Make the file if it is not there. Never raises: on a full disk nobody knows what others have said."""
-    with contextlib.suppress(OSError):
-        if not files.exists(directory.told):
-            files.create(directory.told, _page(told()))
 
 
 def change(directory: SpoolDirectory, changed: Callable[[Told], Told]) -> bool:
     """Replace what the file says. False: another process is at it, or the file cannot be written. Never raises."""
     with contextlib.suppress(OSError), files.opened(directory.told, os.O_RDWR) as file:
         if descriptors.try_lock(file.fd, exclusive=True):
-            before = _parse(os.pread(file.fd, page.PAGE_BYTES, 0)) or Told()
-            os.pwrite(file.fd, _page(changed(before)), 0)
+            before = page.unpacked(os.pread(file.fd, page.PAGE_BYTES, 0), _decode) or Told()
+            os.pwrite(file.fd, page.packed(changed(before)), 0)
             return True
     return False
-
-
-def _parse(data: bytes) -> Told | None:
-    try:
-        return None if (body := page.unpacked(data)) is None else _decode(body)
-    except ValueError:
-        return None
-
-
-def _page(told: Told) -> bytes:
-    return page.packed(msgspec.msgpack.encode(told))

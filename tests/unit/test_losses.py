@@ -13,7 +13,7 @@ import pytest
 from cwsink.config import SinkConfig
 from cwsink.frontends import turn
 from cwsink.frontends.losses import Losses
-from cwsink.spool import descriptors, directory, refusals
+from cwsink.spool import descriptors, directory, page, refusals
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.refusals import Refused
 
@@ -24,7 +24,7 @@ NOW_MS = 1_700_000_000_000
 def spool() -> SpoolDirectory:
     """A spool in which nothing was refused yet."""
     made = directory.open_for(SinkConfig())
-    refusals.prepare(made)
+    page.prepare(made.refusals, dict)
     return made
 
 
