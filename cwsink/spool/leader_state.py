@@ -116,30 +116,28 @@ _decode: Final = msgspec.json.Decoder(Published).decode
 
 def read(directory: SpoolDirectory) -> Published | None:
     """Return what the last leader published; None if there is no such file, or if it is damaged."""
-    try:
-        return _decode(files.read(directory.leader_state, _MOST_BYTES)[0])
-    except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
-        return None
+    return _read(directory)[0]
 
 
 def hopeless(directory: SpoolDirectory, *, within_seconds: float) -> Published | None:
     """Return what the last leader published, if it could not deliver then, and that is not longer ago. Never raises."""
-    try:
-        content, status = files.read(directory.leader_state, _MOST_BYTES)
-        published = _decode(content)
-    except (OSError, ValueError, RecursionError):
-        return None
-    is_recent = time.time() - status.st_mtime < within_seconds
-    return published if is_recent and published.obstacle in HOPELESS else None
+    published, age = _read(directory)
+    return published if published and age < within_seconds and published.obstacle in HOPELESS else None
 
 
 def is_synced(directory: SpoolDirectory) -> bool:
     """Tell whether a leader makes the spool durable, so that its writers need not. Never raises."""
+    published, age = _read(directory)
+    return published is not None and published.syncs and 0 <= age < _SYNC_SILENT_SECONDS
+
+
+def _read(directory: SpoolDirectory) -> tuple[Published | None, float]:
+    """Return what the last leader published, and how many seconds ago."""
     try:
         content, status = files.read(directory.leader_state, _MOST_BYTES)
-        return 0 <= time.time() - status.st_mtime < _SYNC_SILENT_SECONDS and _decode(content).syncs
-    except (OSError, ValueError, RecursionError):
-        return False
+        return _decode(content), time.time() - status.st_mtime
+    except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
+        return None, math.inf
 
 
 class LeaderState:
