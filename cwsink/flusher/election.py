@@ -175,7 +175,7 @@ class Election:
     @property
     def is_failing(self) -> bool:
         """Tell whether it cannot lead, or its last request has failed, if it has led since its last `start`."""
-        return self.trouble is not None or ((state := self._state) is not None and state.obstacle != "")
+        return self.trouble is not None or ((state := self._state) is not None and state.published.obstacle != "")
 
     @property
     def adopts(self) -> bool:

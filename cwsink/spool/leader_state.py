@@ -171,11 +171,6 @@ class LeaderState:
         self.publish()
 
     @property
-    def obstacle(self) -> Obstacle:
-        """The reason why the leader cannot deliver now; "" if it can."""
-        return self._now.obstacle
-
-    @property
     def cannot_deliver(self) -> bool:
         """Tell whether it fails, and has for so long that another process is to try if one stands."""
         if self._failing_since is None:
@@ -196,8 +191,7 @@ class LeaderState:
 
     def failed(self, error: str, obstacle: Obstacle, *, is_open: bool) -> None:
         """Note that a request has failed, and publish that. `is_open`: the leader sends none for a while."""
-        if self._now.obstacle != obstacle:
-            self._published_at = -math.inf  # a process that ends may be waiting to know
+        has_changed = self._now.obstacle != obstacle
         if self._failing_since is None:
             self._failing_since = time.monotonic()
         if self._now.failing_since is None:
@@ -205,7 +199,7 @@ class LeaderState:
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
         self._now.obstacle = obstacle
-        self.publish()
+        self.publish(at_once=has_changed)  # a process that ends may be waiting to know
 
     def answered(self, outcome: str, seconds: float, sent_bytes: int) -> None:
         """Count a request that has ended."""
@@ -228,23 +222,20 @@ class LeaderState:
     def metered(self, totals: dict[str, int], at: float) -> None:
         """Note that an event of metrics was made of these totals, and publish that."""
         self._now.metered, self._now.metered_at = totals, max(0.0, at)
-        self._published_at = -math.inf
-        self.publish()
+        self.publish(at_once=True)
 
     def gave_way(self) -> str:
         """Publish that this process gives the lease up because it cannot deliver. Returns the reason."""
         now = self._now
         mine = Unable(now.pid, now.host, now.kind, now.last_error or "", time.time())
         now.unable = [*now.unable, mine][-_MOST_UNABLE:]
-        self._published_at = -math.inf
-        self.publish()
+        self.publish(at_once=True)
         return mine.error
 
     def went_mute(self) -> None:
         """Note and publish that the process has closed its stderr."""
         self._now.is_mute = True
-        self._published_at = -math.inf
-        self.publish()
+        self.publish(at_once=True)
 
     def delivered(self, records: int) -> None:
         """Add to the rate, and publish if `PUBLISH_SECONDS` have passed."""
@@ -253,20 +244,18 @@ class LeaderState:
 
     def synced(self) -> None:
         """Note that the spool was made durable, and touch the file: writers look at its time (`is_synced`)."""
-        if not self._now.syncs:
-            self._set_syncs(True)
+        self._set_syncs(True)
         with contextlib.suppress(OSError):
             files.touch(self._path)
 
     def not_synced(self) -> None:
         """Note that the spool could not be made durable, and publish that: writers are to do it themselves."""
-        if self._now.syncs:
-            self._set_syncs(False)
+        self._set_syncs(False)
 
     def _set_syncs(self, syncs: bool) -> None:
-        self._now.syncs = syncs
-        self._published_at = -math.inf
-        self.publish()
+        if self._now.syncs != syncs:
+            self._now.syncs = syncs
+            self.publish(at_once=True)
 
     def publish(self, *, at_once: bool = False) -> None:
         """Write the file if its content has changed or is old, at most once in `PUBLISH_SECONDS`. Never raises."""

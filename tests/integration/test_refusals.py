@@ -154,7 +154,7 @@ def test_a_target_that_takes_nothing_costs_no_event(
         until(lambda: leader._delivery._backoff.failures >= 5, "it has tried a few times")
         assert server.calls[PUT] <= 2 * (leader._delivery._backoff.failures + 1) + 60
         assert (survey(spool).pending, buried(spool), server.messages()) == (count, [], [])
-        assert leader.leader_state.obstacle == "denied"
+        assert leader.leader_state.published.obstacle == "denied"
         server.faults.poison = None
         until(lambda: survey(spool).pending == 0, "all is delivered")
     assert server.messages() == messages
