@@ -202,9 +202,8 @@ class Budget:
 
     def _wait_for_the_lock(self) -> None:
         """Another process has budget.lock. Say so if it keeps that and evicts nothing."""
-        numbers, written_at = segment.numbers(self._directory.ring), 0
-        with contextlib.suppress(OSError):
-            written_at = files.status(self._directory.evictions).st_mtime_ns  # also what it has counted so far
+        numbers = segment.numbers(self._directory.ring)
+        written_at = files.written_at_ns(self._directory.evictions)  # also what it has counted so far
         if self._lock_held.lasts((numbers[:1], numbers[-1:], written_at)):
             held_lock.say(
                 self._directory.budget_lock,
