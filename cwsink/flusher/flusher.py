@@ -35,7 +35,7 @@ from cwsink.flusher.orders import Orders
 from cwsink.flusher.proof import Proof
 from cwsink.flusher.self_metrics import SelfMetrics
 from cwsink.spool import budget, disk, history, refusals
-from cwsink.spool.alerts import Alerts
+from cwsink.spool.alerts import Alerts, fate_of
 from cwsink.spool.cursor import Cursor, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
@@ -121,7 +121,7 @@ class Flusher:
             self.leader_state,
             self,
             uniform=random.random,
-            fate=self._alerts.fate,
+            fate=functools.partial(fate_of, directory),
             beside=self._durability.beside,
         )
         # Records that a new leader finds have waited long enough.

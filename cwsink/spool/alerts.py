@@ -149,10 +149,6 @@ class Alerts:
             for kind in verdict.says:
                 self._say(kind, verdict, seen)
 
-    def fate(self) -> str:
-        """Return what becomes of the records of the spool: a sentence for a line about trouble. Never raises."""
-        return fate_of(self.directory)
-
     def _say(self, kind: str, verdict: Decision, seen: Seen) -> None:
         path, said = self.directory.path, verdict.told
         key = f"{kind}_{path}"
