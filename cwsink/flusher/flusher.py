@@ -34,7 +34,7 @@ from cwsink.flusher.journal import Journal
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.proof import Proof
 from cwsink.flusher.self_metrics import SelfMetrics
-from cwsink.spool import budget, disk, history, refusals
+from cwsink.spool import budget, disk, history, refusals, segment
 from cwsink.spool.alerts import Alerts, fate_of
 from cwsink.spool.cursor import Cursor, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
@@ -224,7 +224,7 @@ class Flusher:
             begun: the cursor of another leader, which has settled a part of the chunk; None: nothing is settled.
             is_whole: this is all of that leader's chunk.
         """
-        existing = self._reader.existing()  # it takes a descriptor, so not after the answer
+        existing = set(segment.numbers(self._directory.ring))  # it takes a descriptor, so not after the answer
         is_dated = "{" in self._directory.format.log_stream_name
         found = requests(chunk.events, self._stream_of, fits=chunk.is_one_request, is_dated=is_dated)
         mark = functools.cache(lambda: fingerprint(found))  # asked for only if needed: it looks at each event

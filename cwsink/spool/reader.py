@@ -260,10 +260,6 @@ class RingReader:
                 self._has_found_end = True
         return removed
 
-    def existing(self) -> set[int]:
-        """Return the numbers of the segments that exist."""
-        return set(segment.numbers(self._ring))
-
     def sync(self) -> None:
         """Make every segment durable against a crash of the host, also what is not read yet. Raises OSError."""
         sizes: dict[int, int] = {}

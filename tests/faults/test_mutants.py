@@ -257,7 +257,7 @@ MUTANTS: Final = {
     "a listing between an answer and its commit": Mutant(
         Flusher._commit_chunk,
         "each.number in existing}",
-        "each.number in self._reader.existing()}",
+        "each.number in segment.numbers(self._directory.ring)}",
         test_refusals.test_nothing_is_opened_between_an_answer_and_its_commit,
     ),
     "damage that counts before it is reached": Mutant(
@@ -725,7 +725,7 @@ MUTANTS: Final = {
     "a leader that needs a descriptor between an answer and its commit": Mutant(
         Flusher._commit_chunk,
         "each.number in existing}",
-        "each.number in self._reader.existing()}",
+        "each.number in segment.numbers(self._directory.ring)}",
         test_world.test_the_world_finds_what_once_went_wrong,
         case="a leader that can open no file while a request is answered",
     ),
