@@ -91,13 +91,9 @@ class Loss(msgspec.Struct, array_like=True, gc=False):
     producer: int
 
 
-_encoder: Final = msgspec.msgpack.Encoder()
-_event_decoder: Final = msgspec.msgpack.Decoder(Event)
-_loss_decoder: Final = msgspec.msgpack.Decoder(Loss)
-
-encode = _encoder.encode
-decode_event = _event_decoder.decode
-decode_loss = _loss_decoder.decode
+encode = msgspec.msgpack.Encoder().encode
+decode_event = msgspec.msgpack.Decoder(Event).decode
+decode_loss = msgspec.msgpack.Decoder(Loss).decode
 
 
 def event_of(payload: bytes) -> Event | None:

@@ -44,7 +44,6 @@ from cwsink.spool.open_directory import OpenDirectory
 
 MAGIC: Final = b"CWSINKSG"
 LAYOUT_MAJOR: Final = 1
-KNOWN_INCOMPATIBLE_FLAGS: Final = 0
 _FIELDS: Final = Struct("<8sHHIII16sQQ")
 _CRC: Final = Struct("<I4x")
 COPY_BYTES: Final = _FIELDS.size + _CRC.size
@@ -219,7 +218,7 @@ def decode_header(data: bytes) -> Header | None:
         magic, major, length, _, incompatible, salt, _, number, _ = _FIELDS.unpack_from(copy)
         if magic != MAGIC:
             continue
-        readable = major == LAYOUT_MAJOR and not incompatible & ~KNOWN_INCOMPATIBLE_FLAGS and length >= HEADER_BYTES
+        readable = major == LAYOUT_MAJOR and not incompatible and length >= HEADER_BYTES
         return Header(SegmentKey(number, salt), length, readable) if len(data) >= HEADER_BYTES or not readable else None
     return None
 

@@ -130,14 +130,9 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
     return books, seen
 
 
-def events(directory: SpoolDirectory, *, all_present: bool = False) -> Iterator[Event]:
-    """Yield the pending events in arrival order (segment by segment).
-
-    Args:
-        directory: the spool.
-        all_present: yield also the events that are settled but still on disk.
-    """
-    for opened in walk(directory, {} if all_present else None):
+def events(directory: SpoolDirectory) -> Iterator[Event]:
+    """Yield the pending events in arrival order (segment by segment)."""
+    for opened in walk(directory):
         yield from filter(None, map(frame.event_of, opened.frames()))
 
 
