@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Final
 from zlib import crc32
@@ -149,15 +149,6 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
         raise
     except OSError as error:
         raise SpoolAccessError(f"cannot open the spool {path}: {error.strerror}.", path) from error
-
-
-@contextlib.contextmanager
-def looking_at(path: str) -> Iterator[SpoolDirectory]:
-    """Open the spool at `path` to look at it, and stay in its directory for the block. Raises SpoolError, OSError."""
-    path = os.path.abspath(path)
-    open_directory.look_at(path, _status_of(path).st_uid)
-    with open_directory.staying_in(path):
-        yield open_existing(path, read_only=True)
 
 
 def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:

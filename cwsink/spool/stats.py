@@ -33,7 +33,7 @@ from cwsink.spool import (
     sending,
     told,
 )
-from cwsink.spool.directory import SpoolDirectory, find_spools, looking_at
+from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import MOST_SECONDS
 from cwsink.spool.room import Room
@@ -206,8 +206,7 @@ def stats(path: str | None = None) -> Stats:
 
 def _add(path: str, found: Stats) -> None:
     try:
-        with looking_at(path) as directory:
-            found.spools.append(look(directory))
+        found.spools.append(look(open_existing(path, read_only=True)))
     except Exception as error:  # whatever another user has planted there, the other spools are shown
         found.unreadable[path] = str(error)
 
