@@ -252,11 +252,9 @@ def _check_access(path: str, status: os.stat_result) -> None:
 def filesystem_at(path: str) -> str:
     """Return the type of the file system that a path lies on; "" if that cannot be told here."""
     if sys.platform == "linux":
-        try:
-            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-                return filesystem_of(os.path.realpath(path), file.read())
-        except OSError:
-            pass
+        mounts = "/proc/self/mountinfo"
+        with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            return filesystem_of(os.path.realpath(path), file.read())
     return ""
 
 

@@ -134,11 +134,9 @@ class FlusherLock:
 
 def is_taken(root: str) -> bool:
     """Tell whether a flusher that was started by a writer lives, or is just starting."""
-    try:
-        with open_directory.root(root) as held:
-            return held.is_locked(os.path.basename(path_of(root)))
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), open_directory.root(root) as held:
+        return held.is_locked(os.path.basename(path_of(root)))
+    return False
 
 
 @contextlib.contextmanager
@@ -157,13 +155,10 @@ def challenging(root: str, reason: Reason, leader: int) -> Iterator[bool]:
 
 def challenge(root: str) -> Challenge | None:
     """Return why another process wants to take over from this one; None if none does."""
-    try:
-        with open_directory.root(root) as held:
-            if held.is_locked(_next()):
-                found = msgspec.json.decode(held.read(_next(), _MOST_BYTES)[0], type=Challenge)
-                return found if found.leader in (0, os.getpid()) else None
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError), open_directory.root(root) as held:
+        if held.is_locked(_next()):
+            found = msgspec.json.decode(held.read(_next(), _MOST_BYTES)[0], type=Challenge)
+            return found if found.leader in (0, os.getpid()) else None
     return None
 
 

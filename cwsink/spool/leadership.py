@@ -57,7 +57,7 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
     A pid alone proves nothing, because it may be one of another container. Where there is no /proc, this is False.
     """
     process = f"/proc/{leader.pid}"
-    try:
+    with contextlib.suppress(OSError, IndexError):
         with open(f"{process}/stat", "rb", buffering=0) as file:
             state = file.read().rpartition(b")")[2].split()[0]
         if state not in b"Tt":
@@ -67,6 +67,4 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.stat(f"{process}/fd/{fd}"), lock):
                     return True
-    except (OSError, IndexError):
-        pass
     return False
