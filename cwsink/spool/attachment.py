@@ -65,12 +65,11 @@ class Attachment:
         self.hold()
 
     def hold(self) -> None:
-        """Take the lock if we do not have it.
+        """Take the lock if we do not have it. After `detach` or `close` do nothing: a look may come late.
 
-        So it is if another process held it when we tried, just to ask whether it is alone. Or somebody has closed our
-        descriptor beneath us, as a daemon does. Its number may be another file's by now, so we open the file anew. Or
-        somebody has removed the file, and nobody sees our lock. After `detach` or `close` nothing is done: a look may
-        come late.
+        Another process may have held it when we tried, to ask whether it is alone. Somebody may have closed our
+        descriptor (a daemon closes all), and its number may be another file's by now. Or somebody has removed the file,
+        and nobody sees our lock. Then we open the file anew.
         """
         if self._has_left:
             return

@@ -166,12 +166,10 @@ def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -
 
 
 def expect_spools(path: str | None) -> None:
-    """Have a PATH with a slip of the pen not be taken for a place where all is well, because nothing waits there.
+    """Raise SpoolAccessError if the path was probably mistyped: it is not there, or holds other files and no spool.
 
-    An empty root is none: nothing was logged there yet. Without a path the root need not even be there.
-
-    Raises:
-        SpoolAccessError: the path is not there, or it holds what is in no root, and no spool.
+    In such a place nothing waits, and all would seem well. An empty directory may be a root in which nothing was logged
+    yet. Without a path the root need not be there.
     """
     if path is None or find_spools(path):
         return
