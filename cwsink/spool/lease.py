@@ -49,8 +49,6 @@ class Lease:
         self._lock = FileLock(
             self._path,
             thread_local=False,
-            is_singleton=False,
-            blocking=False,
             fallback_to_soft=False,
             preserve_lock_file=True,
             mode=descriptors.FILE_MODE,
