@@ -13,6 +13,7 @@ import msgspec
 CODE: Final = "NotCloudWatchError"
 NO_OBJECT: Final = "the answer is none that CloudWatch gives"
 _NOT_WHOLE: Final = "the answer is no whole JSON of CloudWatch's: it was cut on its way, or is somebody else's"
+_AN_ERROR: Final = "the answer names an error, but its HTTP status is 200"
 # A gateway before CloudWatch may find a request too large. Smaller ones pass it.
 _TOO_LARGE: Final = 413
 
@@ -32,8 +33,12 @@ class _RejectedEntity(msgspec.Struct):
 
 
 class _Success(msgspec.Struct):
-    """The parts of an answer of PutLogEvents that decide about its events."""
+    """The parts of an answer of PutLogEvents that decide about its events.
 
+    `error`: the name of an error. It is where botocore looks for one, too, but only if the status is that of an error.
+    """
+
+    error: object = msgspec.field(name="__type", default=None)
     rejectedLogEventsInfo: _RejectedEvents | None = None  # noqa: N815
     rejectedEntityInfo: _RejectedEntity | None = None  # noqa: N815
 
@@ -42,18 +47,22 @@ _decode: Final = msgspec.json.Decoder(_Success).decode
 
 
 def check(http_response: Any, **_: Any) -> None:
-    """Raise NotCloudWatchError if the body of a success of PutLogEvents is no whole one of CloudWatch's.
+    """Raise NotCloudWatchError if the body of a success of PutLogEvents is no whole one of CloudWatch's, or an error.
 
     The connection may have been closed in the middle of an answer without a Content-Length. botocore then takes what
     came for a message, and the events that the answer rejects would count as delivered. So they would if an index were
     no number. No body at all rejects nothing.
+
+    Somebody on the way may also turn the status of an error into 200, and leave its body as it is.
     """
     if http_response.status_code != 200 or not (content := http_response.content):
         return
     try:
-        _decode(content)
+        success = _decode(content)
     except (ValueError, RecursionError) as error:
         raise NotCloudWatchError(_NOT_WHOLE) from error
+    if success.error is not None:
+        raise NotCloudWatchError(_AN_ERROR)
 
 
 def doubt_about(status: int | None, request_id: str) -> str:

@@ -288,6 +288,17 @@ def test_a_success_of_another_form_is_unclear(serve: Callable[..., Server], body
     client.close()
 
 
+@pytest.mark.parametrize("name", ["ServiceUnavailableException", "com.amazonaws.logs#ThrottlingException", "", 5])
+def test_an_error_in_a_success_delivers_nothing(serve: Callable[..., Server], name: Any) -> None:
+    """Somebody on the way has turned the status of an error into 200: the records stay."""
+    server = serve(lambda: whole(OK, json.dumps({"__type": name, "message": "try again"}).encode()))
+    client = client_of(f"http://127.0.0.1:{server.port}")
+    answer = put(client)
+    assert (answer.code, classify(answer), answer.is_ambiguous) == ("NotCloudWatchError", Outcome.STRANGE, True)
+    assert "names an error" in answer.message
+    client.close()
+
+
 @pytest.mark.parametrize("status", ["300 x", "302 Found", "401 x", "403 Forbidden", "404 Not Found", "499 x"])
 @pytest.mark.parametrize(
     "body", [b"", b"<html>login</html>", b"[1]", b'{"message":"no"}', b'{"__type":5}', b'{"__type":[]}']
