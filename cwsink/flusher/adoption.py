@@ -69,7 +69,14 @@ Elect = Callable[[SpoolDirectory], OrphansElection]
 def beside(leading: OrphansElection, elect: Elect) -> Iterator[None]:
     """Adopt the orphans beside its spool while the block leads. Its end waits for nothing."""
     adopter = Adopter(leading.directory, leading.config, elect)
-    threading.Thread(target=adopter.run, name="cwsink-adopter", daemon=True).start()
+    try:
+        threading.Thread(target=adopter.run, name="cwsink-adopter", daemon=True).start()
+    except RuntimeError as error:  # no thread can be started now, and live records must not wait for that
+        report(
+            f"adopt_{leading.directory.path}",
+            f"cannot adopt orphans beside {leading.directory.path}: {error}{disk.limit_of(error)}. Their records stay "
+            "where they are. It is tried again when this process leads that spool anew.",
+        )
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import Writer, host
+from cwsink import Writer, diagnostics, host
 from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.flusher import adoption
@@ -577,3 +578,31 @@ def test_an_adopter_that_is_not_leading_any_more_stops(config: SinkConfig) -> No
     adopter.stop.set()
     adopter.run()
     assert sys.exc_info() == (None, None, None)
+
+
+def test_a_leader_that_can_start_no_thread_leads_without_an_adopter(
+    server: StrictCloudWatch, config: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLIMIT_NPROC, or the limit of a container. Its own records are sent, and the next time it tries again."""
+    start, tried = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "cwsink-adopter":
+            tried.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    writer = Writer(quick_config(config.endpoint_url, adopt_orphans=True, flusher="external"))
+    assert writer.append("live")
+    before = len(os.listdir("/dev/fd"))
+    election = Election(writer.directory, kind="service")
+    for turn in range(1, 3):
+        with diagnostics.collected() as said:
+            election.start()
+            until(lambda: server.messages() == ["live"] and election.is_idle, "all is delivered")
+            election.rest(0.0, keep_lease=False)
+            assert election.has_ended(CHILD_SECONDS)
+        assert (len(tried), server.messages()) == (turn, ["live"])
+        assert ["cannot adopt orphans" in line for line in said] == [True]
+    assert len(os.listdir("/dev/fd")) == before
