@@ -151,25 +151,30 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
         directory: the spool.
         request_seconds: how long a request may take.
     """
-    silence = _silences.setdefault(directory.path, held_lock.Obstruction())
-    has_mark = files.exists(directory.leader_host) or not host.boot_id()
-    seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
-    silent_seconds = time.time() - seen_at / 1e9
-    may_be_leader = has_mark and silent_seconds < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
-    if may_be_leader and silent_seconds >= _SILENT_SECONDS:
-        may_be_leader = not _has_stranger(directory)
-    if may_be_leader or not is_taken(directory) or not _has_pending(directory):
-        silence.is_over()
-    elif silence.lasts(seen_at):
-        held_lock.say(
-            directory.leader_lock,
-            "Only a leader needs the lock, and this process shows no sign that it leads. Meanwhile nobody may send the "
-            "records of the spool. They stay there.",
-        )
+    # No descriptor may be left, or a file cannot be read: then it is not known, and the next look tells.
+    with contextlib.suppress(OSError):
+        silence = _silences.setdefault(directory.path, held_lock.Obstruction())
+        has_mark = files.exists(directory.leader_host) or not host.boot_id()
+        seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
+        silent_seconds = time.time() - seen_at / 1e9
+        may_be_leader = has_mark and silent_seconds < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
+        if may_be_leader and silent_seconds >= _SILENT_SECONDS:
+            may_be_leader = not _has_stranger(directory)
+        if may_be_leader or not is_taken(directory) or not _has_pending(directory):
+            silence.is_over()
+        elif silence.lasts(seen_at):
+            held_lock.say(
+                directory.leader_lock,
+                "Only a leader needs the lock, and this process shows no sign that it leads. Meanwhile nobody may send "
+                "the records of the spool. They stay there.",
+            )
 
 
 def _has_stranger(directory: SpoolDirectory) -> bool:
-    """Tell whether the kernel names the process that has the lock, and it is none that leads or has led."""
+    """Tell whether the kernel names the process that has the lock, and it is none that leads or has led.
+
+    Raises OSError.
+    """
     pids = held_lock.holder(directory.leader_lock)
     published = leader_state.read(directory)
     led_by = cursor.read(directory.cursor).holder.rpartition("/")[2]

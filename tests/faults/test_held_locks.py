@@ -5,9 +5,11 @@ Its holder may be a stopped process, a debugger, a backup program, or a person w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -343,6 +345,31 @@ def test_a_held_lease_is_named_soon_where_the_kernel_knows_who_has_it(
     published.pid = os.getpid()
     files.replace(writer.directory.leader_state, msgspec.json.encode(published))
     until(lambda: lease.watch_holder(writer.directory, 1.0) or about(path, said) != [], "said")
+
+
+def test_who_has_no_descriptor_left_cannot_tell_who_has_the_lease(
+    server: StrictCloudWatch, small: SinkConfig, hold: Hold, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look takes some. A writer looks after it has appended, and its record is not lost for that."""
+    monkeypatch.setattr(lease, "_SILENT_SECONDS", 0.0)
+    writer = lead_once(server, small)
+    heartbeat.Heartbeat(writer.directory).begin()
+    hold(writer.directory.leader_lock)
+    assert writer.append("one")
+    limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _free in range(4):
+            lease.watch_holder(writer.directory, 1.0)
+            os.close(taken.pop())
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not said
 
 
 def test_a_held_lease_is_named_by_who_logs(server: StrictCloudWatch, hold: Hold, said: list[str]) -> None:
