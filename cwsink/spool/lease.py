@@ -154,20 +154,32 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
     # No descriptor may be left, or a file cannot be read: then it is not known, and the next look tells.
     with contextlib.suppress(OSError):
         silence = _silences.setdefault(directory.path, held_lock.Obstruction())
-        has_mark = files.exists(directory.leader_host) or not host.boot_id()
         seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
-        silent_seconds = time.time() - seen_at / 1e9
-        may_be_leader = has_mark and silent_seconds < max(heartbeat.FRESH_SECONDS, 2 * request_seconds)
-        if may_be_leader and silent_seconds >= _SILENT_SECONDS:
-            may_be_leader = not _has_stranger(directory)
-        if may_be_leader or not is_taken(directory) or not _has_pending(directory):
+        patience = _patience(directory, time.time() - seen_at / 1e9, request_seconds)
+        if patience is None or not is_taken(directory) or not _has_pending(directory):
             silence.is_over()
-        elif silence.lasts(seen_at):
+        elif silence.lasts(seen_at, seconds=patience):
             held_lock.say(
                 directory.leader_lock,
                 "Only a leader needs the lock, and this process shows no sign that it leads. Meanwhile nobody may send "
                 "the records of the spool. They stay there.",
             )
+
+
+def _patience(directory: SpoolDirectory, silent_seconds: float, request_seconds: float) -> float | None:
+    """Return for how long who has the lock must still be silent before that is said; None: it may be a leader.
+
+    Raises OSError.
+    """
+    if host.boot_id() and not files.exists(directory.leader_host):
+        return held_lock.PATIENCE_SECONDS  # a leader leaves its mark when it begins
+    if silent_seconds >= _SILENT_SECONDS and _has_stranger(directory):
+        return held_lock.PATIENCE_SECONDS
+    if silent_seconds < max(heartbeat.FRESH_SECONDS, 2 * request_seconds):
+        return None
+    # The host may have been suspended, or its clock set ahead, while a healthy leader waits for an answer. Then its
+    # files look old at once. So it must be silent for as long as a request may take by a clock that never jumps, too.
+    return max(held_lock.PATIENCE_SECONDS, request_seconds)
 
 
 def _has_stranger(directory: SpoolDirectory) -> bool:

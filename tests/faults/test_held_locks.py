@@ -402,6 +402,43 @@ def test_a_leader_that_waits_for_an_answer_is_not_named(
     assert not about(writer.directory.leader_lock, said)
 
 
+def test_a_leader_is_not_named_because_the_clock_has_jumped(
+    server: StrictCloudWatch, small: SinkConfig, spawn: Spawn, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host was suspended, or its clock set ahead, while the leader waits for an answer: its files look old at once.
+    It is silent only if it is for the time of a request by a clock that does not jump."""
+    now = 1000.0
+    monkeypatch.setattr(held_lock, "monotonic", lambda: now)
+    request_seconds = 13.0
+    writer = lead_once(server, small)
+    holder = spawn(HOLDER, writer.directory.leader_lock)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    heartbeat.Heartbeat(writer.directory).begin()
+    published = leader_state.read(writer.directory)
+    assert published is not None
+    published.pid = holder.pid
+    files.replace(writer.directory.leader_state, msgspec.json.encode(published))
+    assert writer.append("one")
+
+    def jump(seconds: float) -> None:
+        for path in (writer.directory.leader_host, writer.directory.cursor, writer.directory.leader_state):
+            os.utime(path, (time.time() - seconds,) * 2)
+
+    jump(3600)
+    for now in (1000.0, 1003.0, 1000.0 + request_seconds - 0.1):  # noqa: B007
+        lease.watch_holder(writer.directory, request_seconds)
+    assert not said
+    jump(7200)
+    lease.watch_holder(writer.directory, request_seconds)
+    now += request_seconds - 0.1
+    lease.watch_holder(writer.directory, request_seconds)
+    assert not said, "it has shown itself meanwhile"
+    now += 0.2
+    lease.watch_holder(writer.directory, request_seconds)
+    assert len(about(writer.directory.leader_lock, said)) == 1
+
+
 def test_a_held_flusher_lock_is_named(server: StrictCloudWatch, hold: Hold, said: list[str], tmp_path: Path) -> None:
     """No flusher starts while a process that is none has its lock."""
     writer = Writer(quick_config(server.endpoint_url))
