@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Final, NamedTuple
 
 import msgspec
 
-from cwsink.spool import cursor, files, leader_state, lease
+from cwsink.clock import wall
+from cwsink.spool import cursor, files, leader_state, lease, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Published
+
+# A leader that has written nothing for this long does not move. No call (connecting, waiting for the answer) takes
+# longer, and no pause of an open circuit.
+STALLED_SECONDS: Final = 30.0
 
 
 class Leader(msgspec.Struct, frozen=True):
@@ -25,6 +31,14 @@ class Leader(msgspec.Struct, frozen=True):
     epoch: int
     kind: str
     started_by: str | None = None
+
+
+class Standstill(NamedTuple):
+    """A leader that does not get on: it is proven to be a stopped process, or has shown no sign of life for so long."""
+
+    leader: Leader
+    is_stopped: bool
+    silent_seconds: float
 
 
 def leader_of(directory: SpoolDirectory) -> Leader | None:
@@ -68,3 +82,28 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
                 if os.path.samestat(os.stat(f"{process}/fd/{fd}"), lock):
                     return True
     return False
+
+
+def standstill(directory: SpoolDirectory) -> Standstill | None:
+    """Return how the leader stands still; None if it is not known to. Never raises.
+
+    A leader touches leader.host even while nothing is logged, but not in a request. The wall clock tells how long ago
+    that was. So the leader of a host that was suspended may look silent: a person should look before he ends it.
+    """
+    with contextlib.suppress(OSError):
+        leader = leader_of(directory)
+        if leader is None or leader.pid == os.getpid():  # whoever asks moves
+            return None
+        seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
+        found = Standstill(leader, is_stopped(leader, directory), wall() - seen_at / 1e9)
+        if found.is_stopped:
+            return found
+        has_mark = files.exists(directory.leader_host)  # without it the other files tell nothing while the spool rests
+        if has_mark and found.silent_seconds >= max(STALLED_SECONDS, 2 * _request_seconds(directory)):
+            return found
+    return None
+
+
+def _request_seconds(directory: SpoolDirectory) -> float:
+    found = sending.read(directory)
+    return sending.seconds_in(found.settings if found else {}, *sending.REQUEST)

@@ -162,7 +162,7 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
             held_lock.say(
                 directory.leader_lock,
                 "Only a leader needs the lock, and this process shows no sign that it leads. Meanwhile nobody may send "
-                "the records of the spool. They stay there.",
+                "the records of the spool. They wait there as long as there is room.",
             )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cwsink import words
-from cwsink.spool import files, leader_state, lease
+from cwsink.spool import files, leader_state, leadership, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Obstacle
 from cwsink.spool.room import Room
@@ -112,6 +112,10 @@ def why_it_stays_full(directory: SpoolDirectory, room: Room) -> str:
     published = leader_state.read(directory)
     if not lease.is_taken(directory):
         return "; no process sends"
+    if (still := leadership.standstill(directory)) is not None:
+        who = f"the leader (pid {still.leader.pid} on {still.leader.host})"
+        silent = words.duration(still.silent_seconds)
+        return f"; {who} is a stopped process" if still.is_stopped else f"; {who} has not moved for {silent}"
     if published is None or not published.obstacle or not published.last_error:
         return "" if room.lacks_files else "; records come faster than they are sent"
     code = published.last_error.partition(":")[0]
@@ -131,6 +135,11 @@ def remedy(directory: SpoolDirectory, room: Room, *, has_pending: bool) -> str:
     is_led = lease.is_taken(directory)
     if has_pending and not is_led:
         return f"{first}, or have it sent by {words.to_send(directory.path)}."
+    if is_led and (still := leadership.standstill(directory)) is not None:
+        pid = still.leader.pid
+        if still.is_stopped:
+            return f"{first}, or let the leader go on: `kill -CONT {pid}`."
+        return f"{first}, or see what keeps the leader (pid {pid}). If it ends, another one leads."
     published = leader_state.read(directory) if is_led else None
     obstacle = published.obstacle if published else ""
     return f"{first}." if room.lacks_files and not obstacle else f"{first}, or {_REMEDIES[obstacle]}."

@@ -48,6 +48,9 @@ _ONE_PATH: Final = (
 ).split()
 _SEVERAL_PATHS: Final = ("AWS_DATA_PATH", "PYTHONHOME", "SSL_CERT_DIR")
 _MOST_BYTES: Final = 256 * 1024
+_DEFAULTS: Final = SinkConfig()
+# What a request may take, together.
+REQUEST: Final = ("connect_timeout_seconds", "read_timeout_seconds")
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +115,12 @@ def read(directory: SpoolDirectory) -> Sending | None:
     with contextlib.suppress(OSError):
         return _read(directory)
     return None
+
+
+def seconds_in(settings: Mapping[str, Any], *names: str) -> float:
+    """Return the sum of these settings, as a writer left them or by default. Never raises."""
+    given = (settings.get(name, getattr(_DEFAULTS, name)) for name in names)
+    return sum(value for value in given if isinstance(value, int | float))
 
 
 def _read(directory: SpoolDirectory) -> Sending | None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final, Literal
 
 import msgspec
 
 from cwsink import naming
-from cwsink.config import SinkConfig
 from cwsink.spool import (
     alerts,
     files,
@@ -42,10 +40,6 @@ from cwsink.spool.survey import Survey, last_append, survey
 
 State = Literal["idle", "delivering", "retrying", "circuit_open", "stalled", "no_leader"]
 
-# A leader that has written nothing for this long does not move. No call (connecting, waiting for the answer) takes
-# longer, and no pause of an open circuit.
-STALLED_SECONDS: Final = 30.0
-_DEFAULTS: Final = SinkConfig()
 _NOBODY: Final = leader_state.Published(pid=0, host="", epoch=-1, kind="")
 
 
@@ -233,7 +227,7 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
         is_led=leader is not None,
         doing=published.state if is_current else "idle",
         is_stopped=is_stopped,
-        is_silent=min(silent_seconds, age or 0.0) >= STALLED_SECONDS,
+        is_silent=min(silent_seconds, age or 0.0) >= leadership.STALLED_SECONDS,
     )
     kept: list[history.Kept] = []
     with contextlib.suppress(OSError):  # whoever has closed it, the books are shown
@@ -249,7 +243,7 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
         state=state,
         leader=leader,
         oldest_pending_seconds=None if age is None else round(age, 3),
-        is_behind=(age or 0.0) > sum(_waits(settings)),
+        is_behind=(age or 0.0) > sending.seconds_in(settings, "batch_timeout_seconds", *sending.REQUEST),
         settings=sending.shown(settings),
         settings_from=found.written_by if found else None,
         history_bytes=sum(each.used_bytes for each in kept),
@@ -330,13 +324,6 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
         "capacity_bytes": held.capacity,
         "disk_free_bytes": held.free,
     }
-
-
-def _waits(settings: Mapping[str, Any]) -> Iterator[float]:
-    """Yield how long a record may wait without being late: to be gathered, and for one request."""
-    for name in ("batch_timeout_seconds", "connect_timeout_seconds", "read_timeout_seconds"):
-        value = settings.get(name, getattr(_DEFAULTS, name))
-        yield value if isinstance(value, int | float) else 0.0
 
 
 def _moment(seconds: float | None) -> str | None:

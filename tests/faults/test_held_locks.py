@@ -382,6 +382,7 @@ def test_a_held_lease_is_named_by_who_logs(server: StrictCloudWatch, hold: Hold,
         writer._ring.check_due_ns = 0
         assert time.monotonic() < end
         time.sleep(0.05)
+    assert "They wait there as long as there is room. " in about(writer.directory.leader_lock, said)[0]
     presence.this.forget_below(writer.directory.root)
 
 

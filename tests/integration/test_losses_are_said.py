@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import os
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,14 +16,15 @@ from pathlib import Path
 from subprocess import Popen
 from unittest.mock import ANY
 
+import msgspec
 import pytest
 from msgspec.structs import asdict, replace
 
-from cwsink import CloudWatchSpoolSink, Writer, diagnostics
+from cwsink import CloudWatchSpoolSink, Writer, diagnostics, host
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.naming import rfc3339
-from cwsink.spool import alerts, budget, disk, files, refusals, told
+from cwsink.spool import alerts, budget, disk, files, heartbeat, leader_state, refusals, told
 from cwsink.spool.record import Loss
 from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
@@ -202,6 +206,57 @@ def test_a_full_disk_is_called_one(server: StrictCloudWatch, lines: list[str], m
     refusals.add(writer.directory, [Loss(7, now_ms(), now_ms(), "spool_full", 0)])
     alerts.Alerts(writer.directory).look()
     assert lost(lines)[0][2].startswith("the disk is full (100 B free); no process sends. Make room on the disk, or")
+
+
+LEADER = "import sys; from cwsink.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells that a process is stopped")
+def test_a_stopped_leader_is_the_cause(server: StrictCloudWatch, spawn: Spawn, lines: list[str]) -> None:
+    """Nothing is sent: to log less would not help, but to let the leader go on."""
+    writer = Writer(tiny(server))
+    assert writer.append("first")
+    leader = spawn(LEADER, "flush", writer.directory.path)
+    until(lambda: server.messages() == ["first"], "delivered")
+    os.kill(leader.pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{leader.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "stopped")
+    for _ in range(600):
+        assert writer.append("x" * 500)
+    who, remedy = f"the leader (pid {leader.pid} on {host.name()}) is a stopped process", f"`kill -CONT {leader.pid}`."
+    filling, losing = lines
+    assert f"nothing is lost yet; {who}. When" in filling
+    assert lost([losing])[0][2].startswith(f"the spool is full; {who}. Raise spool_max_bytes, or let the leader go on")
+    assert remedy in filling
+    assert remedy in losing
+    assert who in str(look(writer.directory).lost_why)
+
+
+@pytest.mark.parametrize(("silent_seconds", "is_still"), [(0, False), (29, False), (41, True), (-3600, False)])
+@pytest.mark.parametrize("read_timeout_seconds", [5.0, 60.0])
+def test_a_leader_that_shows_no_sign_of_life_is_the_cause(
+    server: StrictCloudWatch, lines: list[str], silent_seconds: int, is_still: bool, read_timeout_seconds: float
+) -> None:
+    """It is silent for longer than a request may take."""
+    writer = Writer(tiny(server, read_timeout_seconds=read_timeout_seconds))
+    assert writer.append("first")
+    with leading(writer.directory, writer.config):
+        until(lambda: server.messages() == ["first"], "delivered")
+    published = leader_state.read(writer.directory)
+    assert published is not None
+    published.pid = 1
+    files.replace(writer.directory.leader_state, msgspec.json.encode(published))
+    heartbeat.Heartbeat(writer.directory).begin()
+    for path in (writer.directory.leader_host, writer.directory.cursor, writer.directory.leader_state):
+        os.utime(path, (time.time() - silent_seconds,) * 2)
+    with open(writer.directory.leader_lock, "r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for _ in range(600):
+            assert writer.append("x" * 500)
+    if is_still and read_timeout_seconds < 20:
+        expected = r"the spool is full; the leader \(pid 1 on .*\) has not moved for 4\d s. .*what keeps the leader"
+    else:
+        expected = "the spool is full; records come faster than they are sent. Raise spool_max_bytes, or log less."
+    assert re.match(expected, lost(lines)[0][2])
 
 
 def test_other_losses_have_their_own_cause(small: SinkConfig, lines: list[str]) -> None:
