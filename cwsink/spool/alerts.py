@@ -1,7 +1,7 @@
 """Says on stderr what is lost of a spool, and what will be: no loss is silent, and none is called safe.
 
 ```text
-80 % full, records wait     "the spool is 82 % full ..., and nothing is lost yet"    and once a minute
+80 % full, records wait     "the spool is 82 % full ..., and nothing is lost yet"    at most once a minute
 records are lost            "LOST 1,204 records (23,825 in all): the spool is ..."   at once, and once a minute
 neither any more            "no record is lost any more: 23,825 were ..."            once
 ```
@@ -94,7 +94,9 @@ def decide(said: Told, seen: Seen, now: float, *, is_last: bool = False) -> Deci
     elif said.trouble == "losing" and is_due and not is_full:
         says.append("over")
         new = replace(new, trouble="")
-    elif said.trouble != "losing" and is_full and (said.trouble != "filling" or is_due):
+    elif said.trouble != "losing" and is_full and is_due:
+        # Bursts may fill a spool again and again. So it is said once a minute, whether it was emptied meanwhile or not.
+        # The end is said at once, but only if the beginning was. So the last line is always true.
         says.append("filling")
         new = replace(new, trouble="filling", at=now)
     elif said.trouble == "filling" and not is_full and not (seen.has_pending and seen.room.fill >= _CALM):
@@ -166,8 +168,10 @@ class Alerts:
         elif kind == "over":
             lasted = words.duration(max(0.0, said.until - said.since))
             what = f"no record is lost any more: {total:,} were in all, these within {lasted}."
-        elif kind == "emptied":
+        elif kind == "emptied" and seen.has_pending:
             what = f"the spool is {seen.room.fill:.0%} full again, and no record was lost meanwhile."
+        elif kind == "emptied":  # it may look full until its segments are unlinked
+            what = "no record waits any more, and none was lost meanwhile."
         else:
             command = f"`cwsink replay --dead-letters {words.quoted(path)}`"
             what = f"no more dead letters for a minute: {sum(seen.dead.values()):,} were in all. "

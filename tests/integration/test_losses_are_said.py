@@ -125,6 +125,19 @@ def test_a_loss_is_said_from_its_beginning_to_its_end(
     assert sum(said.lost.values()) == sum(alerts.see(writer.directory).lost.values())
 
 
+def test_bursts_are_said_once_a_minute(server: StrictCloudWatch, lines: list[str]) -> None:
+    """Each nearly fills the spool, and is delivered at once. Nothing waits then, however much room its files take."""
+    writer = Writer(tiny(server))
+    for _ in range(3):
+        while not alerts.see(writer.directory).room.is_nearly_full:
+            assert writer.append("x" * 500)
+        alerts.Alerts(writer.directory).look()
+        deliver(writer.directory, writer.config)
+    filling, emptied = lines
+    assert re.match(r"the spool is [89]\d% full .* nothing is lost yet", filling)
+    assert emptied == f"no record waits any more, and none was lost meanwhile. Spool: {writer.directory.path}"
+
+
 def test_at_its_end_a_process_says_the_rest(server: StrictCloudWatch, lines: list[str]) -> None:
     """One line at the first refusal, one at the end; together they are all that was refused."""
     writer = Writer(tiny(server, on_full="drop_newest"))

@@ -29,6 +29,11 @@ def seen(lost: int = 0, used: int = 0, *, free: int | None = None, dead: int = 0
         (Told(trouble="filling", at=NOW + 3600), seen(used=90), False, ("filling",)),
         (Told(trouble="filling", at=NOW - 1), seen(used=75), False, ()),
         (Told(trouble="filling", at=NOW - 1), seen(used=60), False, ("emptied",)),
+        (Told(trouble="filling", at=NOW - 1), seen(used=90, has_pending=False), False, ("emptied",)),
+        (Told(at=NOW - 59), seen(used=90), False, ()),
+        (Told(at=NOW - 60), seen(used=90), False, ("filling",)),
+        (Told(at=NOW + 3600), seen(used=90), False, ("filling",)),
+        (Told(at=NOW - 1), seen(used=60), False, ()),
         (Told(trouble="filling", at=NOW - 1), seen(1, used=90), False, ("losing",)),
         (Told(), seen(1), False, ("losing",)),
         (Told(), seen(1, used=100, has_pending=False), False, ("losing",)),
@@ -40,6 +45,16 @@ def seen(lost: int = 0, used: int = 0, *, free: int | None = None, dead: int = 0
 def test_what_is_said(said: Told, found: Seen, is_last: bool, says: tuple[str, ...]) -> None:
     """Each trouble at once when it begins, again after a minute, and when it ends; at an end, what was not said yet."""
     assert decide(said, found, NOW, is_last=is_last).says == says
+
+
+def test_bursts_without_end_are_said_once_a_minute() -> None:
+    """A spool that is nearly full every other second, for ten minutes, and then no more."""
+    said, lines = Told(), list[str]()
+    for second in range(600):
+        verdict = decide(said, seen(used=90 if second % 2 == 0 else 10), NOW + second)
+        said, lines = verdict.told, [*lines, *verdict.says]
+        assert second % 2 == 0 or lines[-1] == "emptied", "the last line is true"
+    assert lines == ["filling", "emptied"] * 10
 
 
 def test_a_minute_later_the_difference_is_said() -> None:
