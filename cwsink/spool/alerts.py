@@ -14,7 +14,6 @@ is /dev/null, leaves it to the others. `decide` is pure.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
 from typing import Final, NamedTuple
 
@@ -206,6 +205,6 @@ def is_healthy(directory: SpoolDirectory) -> bool:
     published = leader_state.read(directory)
     if published is not None and published.obstacle and lease.is_taken(directory):
         since = published.failing_since or 0.0
-        if published.obstacle != "busy" or time.time() - since >= _PASSING_SECONDS:
+        if published.obstacle != "busy" or wall() - since >= _PASSING_SECONDS:
             return False
     return fate_of(directory) != _NOT_SAFE

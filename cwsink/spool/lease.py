@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from typing import Final
 
 from cwsink import host
+from cwsink.clock import wall
 from cwsink.diagnostics import report
 from cwsink.spool import cursor, descriptors, files, heartbeat, held_lock, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
@@ -155,7 +155,7 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
     with contextlib.suppress(OSError):
         silence = _silences.setdefault(directory.path, held_lock.Obstruction())
         seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
-        patience = _patience(directory, time.time() - seen_at / 1e9, request_seconds)
+        patience = _patience(directory, wall() - seen_at / 1e9, request_seconds)
         if patience is None or not is_taken(directory) or not _has_pending(directory):
             silence.is_over()
         elif silence.lasts(seen_at, seconds=patience):

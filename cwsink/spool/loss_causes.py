@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import stat
-import time
 from collections.abc import Mapping
 from typing import Final
 
 from cwsink import words
+from cwsink.clock import wall
 from cwsink.spool import files, leader_state, leadership, lease
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Obstacle
@@ -121,7 +121,7 @@ def why_it_stays_full(directory: SpoolDirectory, room: Room) -> str:
     code = published.last_error.partition(":")[0]
     what = f"delivery has failed ({code})" if code.endswith("Error") else f"CloudWatch has answered {code}"
     since = published.failing_since
-    return f"; {what}" + ("" if since is None else f" for {words.duration(max(0.0, time.time() - since))}")
+    return f"; {what}" + ("" if since is None else f" for {words.duration(max(0.0, wall() - since))}")
 
 
 def remedy(directory: SpoolDirectory, room: Room, *, has_pending: bool) -> str:
