@@ -25,9 +25,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Final, TextIO
 
 from cwsink import lean
 from cwsink.errors import CwsinkError
@@ -35,6 +35,9 @@ from cwsink.printable import printable
 
 DONE: Final = 0
 NOT_DONE: Final = 1
+
+# Why output could not be written that a command need not fail for at once.
+_unwritten: Final[list[str]] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     _open_what_is_closed()
+    _unwritten.clear()
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # pytest's stand-ins have no such method
@@ -71,26 +75,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = command.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()  # the reader has seen enough
+        _discard(sys.stdout)  # the reader has seen enough
         return DONE
     except KeyboardInterrupt:
         complain("interrupted")
         return NOT_DONE
     except (CwsinkError, OSError) as error:
         complain(str(error))
-        _discard_output()  # stdout may be what failed, on a full disk
+        _discard(sys.stdout)  # it may be what failed, on a full disk
         return NOT_DONE
-    return code
+    return code or (NOT_DONE if _unwritten else DONE)
 
 
 def say(line: str) -> None:
     """Write one line to stdout. Commands write lines only by this function, because a spool's name is foreign text."""
-    print(printable(line, one_line=True), flush=True)
+    with whoever_reads():
+        print(printable(line, one_line=True))
 
 
 def complain(message: str) -> None:
     """Write one line to stderr."""
-    print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
+    try:
+        print(f"cwsink: {printable(message, one_line=True)}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it, which changes neither what the command does nor its code
+        _discard(sys.stderr)
+
+
+@contextlib.contextmanager
+def whoever_reads() -> Iterator[None]:
+    """Print in this block what a command does or has found, if the command is not there for what it prints alone.
+
+    `cwsink doctor | head -1` must still tell by its code what is wrong, and `cwsink flush --once | head -1` must still
+    deliver. So a reader that is gone ends nothing here, and neither does a full disk, of which stderr says so.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            _unwritten.append(str(error))
+            complain(str(error))
 
 
 def _open_what_is_closed() -> None:
@@ -116,7 +141,7 @@ def _forget_no_size() -> None:
             del os.environ[name]
 
 
-def _discard_output() -> None:
+def _discard(stream: TextIO) -> None:
     """Discard what is still buffered, because Python would fail to write it at its end, and change the exit code."""
-    with contextlib.suppress(OSError, ValueError):  # stdout has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cwsink import words
-from cwsink.cli import DONE, NOT_DONE
+from cwsink.cli import DONE, NOT_DONE, whoever_reads
 from cwsink.cli.terminal import Terminal
 from cwsink.doctor import patient, rounds
 from cwsink.doctor.finding import Finding
@@ -38,12 +38,14 @@ def run(options: argparse.Namespace) -> int:
     for finding in rounds.examine(admitted, probe=options.probe):
         found.append(finding)
         if not options.json:
-            _print(console, finding)
+            with whoever_reads():
+                _print(console, finding)
     count = sum(finding.verdict == "wrong" for finding in found)
-    if options.json:
-        print(printable_json(msgspec.json.encode({"wrong": count, "findings": found}).decode()))
-    else:
-        print(f"\n{words.counted(count, 'thing')} wrong." if count else "\nNothing is wrong.")
+    with whoever_reads():
+        if options.json:
+            print(printable_json(msgspec.json.encode({"wrong": count, "findings": found}).decode()))
+        else:
+            print(f"\n{words.counted(count, 'thing')} wrong." if count else "\nNothing is wrong.")
     return NOT_DONE if count else DONE
 
 
@@ -52,7 +54,7 @@ def _print(console: Terminal, finding: Finding) -> None:
     seen = Text(finding.seen)
     if not console.is_terminal:  # a line each, for grep
         advice = f" → {finding.advice}" if finding.advice else ""
-        print(f"{word:5} {finding.topic:{_TOPIC_WIDTH}} {finding.seen}{advice}", flush=True)
+        print(f"{word:5} {finding.topic:{_TOPIC_WIDTH}} {finding.seen}{advice}")
         return
     if finding.advice:
         seen.append("\n→ ", style).append(finding.advice)

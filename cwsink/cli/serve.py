@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     """Flush until told to end. Returns the exit code."""
     stops = ParentPipe() if options.supervised else StopRequests()
     with display(has_end=False) as shown:
-        # `complain` would fail if nobody reads stderr any more. `report` does not.
+        # While bars are drawn, stderr is hidden. What is reported stands above them.
         spools = Spools(options.path, read_only=False, tell=lambda message: report(message, message))
         service = FlushService(spools, options.timeout, stops, shown, "run" if options.supervised else "service")
         if not service.serve():

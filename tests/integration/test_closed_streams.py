@@ -1,4 +1,4 @@
-"""Every command with stdin, stdout or stderr closed, or all three: `cwsink status >&-`, a cron job, an old init script.
+"""Every command with a stream closed (`cwsink status >&-`, a cron job), or with output that nobody reads (`| head`).
 
 The next file that a process opens gets the number of a stream that is closed. So what is printed could go into a
 segment, and a lock could be taken on what others read. What a command does, and its exit code, is as with open streams.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,3 +182,60 @@ def test_who_reads_no_further_is_no_trouble(writer: Writer, words: tuple[str, ..
     process.stdout.close()
     process.stdout = None
     assert finish(process) == (None, "")
+
+
+NOBODY_READS = ("closed pipe", "/dev/full")
+
+
+@pytest.fixture(params=NOBODY_READS)
+def unread(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A descriptor that takes no output: a pipe without a reader, or a full disk."""
+    if request.param == "/dev/full":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("needs /dev/full")
+        number = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, number = os.pipe()
+        os.close(reader)
+    yield number
+    os.close(number)
+
+
+def code_of(*words: str, stdout: int, stderr: int = subprocess.DEVNULL) -> int:
+    """Run a command whose output nobody reads; return its exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", "cwsink", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CWSINK_TARGET": "off"},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        timeout=CHILD_SECONDS,
+    ).returncode
+
+
+JUDGING = {
+    "check": (("check", "--max-age", "1ms"), 2),
+    "doctor": (("doctor",), 1),  # CWSINK_TARGET=off is wrong
+    "doctor --json": (("doctor", "--json"), 1),
+    "verify": (("verify", "--patience", "1s"), 1),
+}
+
+
+@pytest.mark.parametrize(("words", "code"), JUDGING.values(), ids=JUDGING)
+def test_a_verdict_is_the_same_whoever_reads_it(writer: Writer, unread: int, words: tuple[str, ...], code: int) -> None:
+    """The code says what was found: monitoring must not take it for "all is well" that its own pipe is gone."""
+    assert code_of(*words, stdout=unread) == code
+    assert code_of(*words, stdout=unread, stderr=unread) == code
+
+
+def test_what_nobody_reads_on_stderr_changes_no_code(tmp_path: Path, unread: int) -> None:
+    """No spool is 1, though the line that says so goes nowhere."""
+    assert code_of("status", str(tmp_path / "nothing"), stdout=subprocess.DEVNULL, stderr=unread) == 1
+
+
+def test_a_delivery_goes_on_whoever_reads(server: StrictCloudWatch, writer: Writer, unread: int) -> None:
+    """All records arrive. On a full disk the code is 1, because the report is lost."""
+    writer.close()
+    is_full = stat.S_ISCHR(os.fstat(unread).st_mode)
+    assert code_of("flush", "--once", stdout=unread) == (1 if is_full else 0)
+    assert server.messages() == RECORDS
