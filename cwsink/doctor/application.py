@@ -5,9 +5,7 @@ What runs is known from the words after `--`, or else from the command lines of 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib import import_module
 from typing import Final
 
@@ -113,9 +111,8 @@ def server(patient: Patient) -> Iterator[Finding]:
 def _judge_uwsgi(found: Invocation, patient: Patient) -> Iterator[Finding]:
     if found.program not in ("uwsgi", "pyuwsgi"):
         return
-    has_file = any(word.endswith((".ini", ".yaml", ".yml", ".xml", ".json")) for word in found.words[1:])
-    if has_file or found.option("--emperor") is not None:
-        yield unknown("threads", "uWSGI's options are in a file", "enable-threads = true, if pipeline is queue")
+    if file := machine.options_file(found):
+        yield unknown("threads", f"uWSGI's options are in {file}", "enable-threads = true, if pipeline is queue")
     elif not (found.has("--enable-threads") or found.option("--threads")):
         if patient.config is not None and patient.config.pipeline == "queue":
             yield wrong("threads", "uWSGI runs no threads, so fapilog's queue is never emptied", "--enable-threads")
@@ -124,10 +121,17 @@ def _judge_uwsgi(found: Invocation, patient: Patient) -> Iterator[Finding]:
 
 
 def _judge_cooperative(found: Invocation, patient: Patient) -> Iterator[Finding]:
-    kind = found.option("--worker-class", "-k") if found.program == "gunicorn" else None
+    if found.program != "gunicorn":
+        return
+    kind, file = found.option("--worker-class", "-k"), machine.options_file(found)
+    is_preloaded = found.has("--preload", "--preload-app")
+    if file and (kind is None or (kind in _COOPERATIVE and not is_preloaded)):
+        seen = f"gunicorn's {'worker_class' if kind is None else 'preload_app'} may be in {file}"
+        yield unknown("gevent", seen, f"no preload_app, if worker_class is {kind or 'gevent or eventlet'}")
+        return
     if kind not in _COOPERATIVE:
         return
-    if found.has("--preload", "--preload-app"):
+    if is_preloaded:
         yield warning(
             "gevent",
             f"--preload imports the application before {kind} has patched Python: locks made by then block the worker",
@@ -142,14 +146,12 @@ def stopping(patient: Patient) -> Iterator[Finding]:
     if (found := _running(patient)) is None or found.program not in _GRACE:
         return
     names, grace = _GRACE[found.program]
-    if found.program == "gunicorn":
-        found.words += shlex.split(patient.env.get("GUNICORN_CMD_ARGS", ""))
-        if found.option("--config", "-c") and not found.option(*names):
-            yield unknown(
-                "stopping", "gunicorn's graceful_timeout may be in its file", "graceful_timeout > drain timeout"
-            )
-            return
     with_option = found.option(*names) if names else None
+    if with_option is None and (file := machine.options_file(found)):
+        name = names[0].removeprefix("--")
+        name = name if found.program == "uwsgi" else name.replace("-", "_")
+        yield unknown("stopping", f"{found.program}'s {name} may be in {file}", f"{name} > drain timeout")
+        return
     grace = float(with_option) if with_option and with_option.replace(".", "", 1).isdigit() else grace
     config = patient.cases[0].config if patient.cases else patient.config
     drain = config.drain_timeout_seconds if config is not None else 0.0
@@ -172,10 +174,12 @@ def stopping(patient: Patient) -> Iterator[Finding]:
 def _running(patient: Patient) -> Invocation | None:
     """Return what runs the application: the command, or a living process that has logged; None if there is none."""
     if patient.started is not None:
-        return replace(patient.started, words=list(patient.started.words)) if patient.started.words else None
+        return patient.started if patient.started.words else None
     for case in patient.cases:
         if case.directory is not None:
             for pid in attached_pids(case.directory) or ():
                 if words := machine.words_of(pid):
-                    return invocation.read(words, patient.env)
+                    found = invocation.read(words, patient.env)
+                    found.directory = machine.directory_of(pid)
+                    return found
     return None

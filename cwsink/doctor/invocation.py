@@ -24,7 +24,11 @@ _RUNNERS: Final = {"poetry": "run", "uv": "run", "pipenv": "run", "pdm": "run", 
 _PYTHON: Final = re.compile(r"(python|pypy)[\d.]*t?")
 # A shell goes on after a part of a script, and is then the parent of what the part starts.
 _MORE_TO_DO: Final = re.compile(r"&&|\|\||[;|&\n]")
+_CD: Final = re.compile(r"cd\s+['\"]?([^'\"\s]+)['\"]?")
 _WITH_VALUE: Final = frozenset("-n -c -u -C --chdir -p".split())
+# Servers whose options are variables as well: UVICORN_PORT is --port.
+_PREFIXES: Final = {"uvicorn": "UVICORN_", "granian": "GRANIAN_", "uwsgi": "UWSGI_", "pyuwsgi": "UWSGI_"}
+_YES: Final = ("1", "true", "yes", "on")
 _KEPT_BY_SUDO: Final = ("PATH", "TERM", "LANG", "DISPLAY")
 _MOST_WRAPPERS: Final = 20
 
@@ -34,8 +38,10 @@ class Invocation:
     """What is started in the end.
 
     Attributes:
-        words: the program and its arguments; the program without its directory.
+        words: the program and its arguments; the program without its directory. The options that it takes from
+            variables come last, because those of the command line win.
         env: its variables.
+        directory: its working directory.
         user: the user whom a wrapper has it run as; None: nobody changes that.
         below_shell: a shell stays its parent.
         drain_seconds: `--drain-timeout` of a `cwsink run` around it; None: there is none.
@@ -43,6 +49,7 @@ class Invocation:
 
     words: list[str]
     env: dict[str, str]
+    directory: str = "."
     user: str | None = None
     below_shell: bool = False
     drain_seconds: float | None = None
@@ -76,7 +83,18 @@ def read(words: list[str], env: Mapping[str, str]) -> Invocation:
         found.words[0] = os.path.basename(found.words[0])
         if not _take_off(found):
             break
+    found.words += _options_of(found.program, found.env)
     return found
+
+
+def _options_of(program: str, env: Mapping[str, str]) -> list[str]:
+    """Return the options that a server takes from variables."""
+    if program == "gunicorn":
+        return shlex.split(env.get("GUNICORN_CMD_ARGS", ""))
+    prefix = _PREFIXES.get(program)
+    named = {name.removeprefix(prefix): env[name] for name in env if name.startswith(prefix)} if prefix else {}
+    options = {f"--{name.lower().replace('_', '-')}": value for name, value in named.items()}
+    return [option if value.lower() in _YES else f"{option}={value}" for option, value in options.items()]
 
 
 def _take_off(found: Invocation) -> bool:
@@ -125,7 +143,9 @@ def _env(found: Invocation) -> bool:
         elif words[0].startswith("--unset="):
             found.env.pop(words[0].partition("=")[2], None)
         elif words[0] in ("-C", "--chdir") and len(words) > 1:
-            del words[1]
+            found.directory = os.path.join(found.directory, words.pop(1))
+        elif words[0].startswith("--chdir="):
+            found.directory = os.path.join(found.directory, words[0].partition("=")[2])
         elif words[0] in ("-S", "--split-string") and len(words) > 1:
             words[:2] = ["", *shlex.split(words[1])]
         elif not words[0].startswith("-"):
@@ -165,6 +185,9 @@ def _shell(found: Invocation) -> bool:
         return False
     parts = [part.strip() for part in _MORE_TO_DO.split(script) if part.strip()]
     last = parts[-1] if parts else ""
+    for part in parts[:-1]:
+        if match := _CD.fullmatch(part):
+            found.directory = os.path.join(found.directory, match[1])
     found.below_shell |= len(parts) > 1 and not last.startswith("exec ")
     found.words = shlex.split(last)
     return True

@@ -10,7 +10,11 @@ import errno
 import os
 from typing import Final
 
+from cwsink.doctor.invocation import Invocation
+
 _MOST_BYTES: Final = 64 * 1024
+_OF_UWSGI: Final = (".ini", ".yaml", ".yml", ".xml", ".json")
+_OF_GUNICORN: Final = "gunicorn.conf.py"  # read without a word, if it is in the working directory
 _TROUBLES: Final = (errno.EROFS, errno.EIO, errno.EDQUOT)
 
 
@@ -69,3 +73,32 @@ def words_of(pid: int) -> list[str]:
             return file.read(_MOST_BYTES).decode(errors="backslashreplace").rstrip("\0").split("\0")
     except OSError:
         return []
+
+
+def directory_of(pid: int) -> str:
+    """Return a path of the working directory of a process, which may be in another container."""
+    return f"/proc/{pid}/cwd"
+
+
+def options_file(found: Invocation) -> str | None:
+    """Return the file that may hold more options of a server; None if there is none. It is not read."""
+    if found.program in ("uwsgi", "pyuwsgi"):
+        named = [word for word in found.words[1:] if word.endswith(_OF_UWSGI)]
+        return named[0].rpartition("=")[2] if named else found.option("--emperor")
+    if found.program not in ("gunicorn", "hypercorn"):
+        return None
+    named_by_option = found.option("--config", "-c")
+    if named_by_option is None and found.program == "gunicorn" and _may_be(f"{found.directory}/{_OF_GUNICORN}"):
+        return _OF_GUNICORN
+    return named_by_option
+
+
+def _may_be(path: str) -> bool:
+    """Tell whether a file is there. One that we may not look for may be there."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -126,6 +126,8 @@ def users(patient: Patient) -> Iterator[Finding]:
         yield warning(
             "user", f"this is {machine.user_name(me)}, and spools are of {shown}", "Run it as the workers' user."
         )
+    elif named is None and me == 0 and patient.started and (file := machine.options_file(patient.started)):
+        yield unknown("user", f"this is {machine.user_name(me)}; the workers' user may be in {file}")
     else:
         yield ok("user", machine.user_name(me))
 

@@ -336,12 +336,23 @@ class Slow:
         ("server", "sh -c 'migrate; gunicorn app'", "warning", "does not pass TERM on"),
         ("server", "sh entrypoint.sh", "warning", "exec, before the last command"),
         ("server", "env CWSINK_PIPELINE=queue uwsgi --http :80", "wrong", "--enable-threads"),
-        ("server", "uwsgi app.ini", "unknown", "in a file"),
+        ("server", "uwsgi app.ini", "unknown", "in app.ini"),
+        ("server", "env UWSGI_ENABLE_THREADS=1 uwsgi --http :80", "ok", "uwsgi"),
         ("server", "gunicorn -k gevent --preload app", "warning", "leave --preload out"),
         ("stopping", "gunicorn --graceful-timeout 4 app", "warning", "--graceful-timeout 10"),
         ("stopping", "env GUNICORN_CMD_ARGS=--graceful-timeout=3 gunicorn app", "warning", "kills a worker after 3 s"),
-        ("stopping", "gunicorn -c gunicorn.conf.py app", "unknown", "in its file"),
+        ("stopping", "gunicorn -c its.py app", "unknown", "graceful_timeout may be in its.py"),
+        ("stopping", "env GUNICORN_CMD_ARGS='-c its.py' gunicorn app", "unknown", "graceful_timeout may be in its.py"),
+        ("stopping", "gunicorn -c its.py --graceful-timeout 20 app", "ok", "longer than 20 s"),
+        ("server", "env GUNICORN_CMD_ARGS='-k gevent --preload' gunicorn app", "warning", "leave --preload out"),
+        ("server", "gunicorn -c its.py app", "unknown", "worker_class may be in its.py"),
+        ("server", "gunicorn -k gevent -c its.py app", "unknown", "preload_app may be in its.py"),
+        ("user", "env GUNICORN_CMD_ARGS='--user nosuchuser' gunicorn app", "wrong", "no such user"),
         ("stopping", "hypercorn app", "warning", "after 3 s"),
+        ("stopping", "hypercorn -c its.toml app", "unknown", "graceful_timeout may be in its.toml"),
+        ("stopping", "uwsgi app.ini", "unknown", "worker-reload-mercy may be in app.ini"),
+        ("stopping", "env UWSGI_INI=/app.ini uwsgi", "unknown", "worker-reload-mercy may be in /app.ini"),
+        ("stopping", "env UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=2 uvicorn app", "warning", "after 2 s"),
         ("stopping", "gunicorn app", "ok", "longer than 30 s"),
         ("stopping", "cwsink run -- gunicorn app", "ok", "longer than 40 s"),
         ("stopping", "uvicorn app", "ok", "as long as it takes"),
@@ -351,6 +362,45 @@ def test_the_server(topic: str, command: str, verdict: str, text: str, monkeypat
     """Recognised by its words; what does not suit is said."""
     monkeypatch.setattr(machine, "words_of", lambda pid: ["/sbin/init"])
     one(ask(topic, *shlex.split(command)), verdict, text)
+
+
+@pytest.mark.parametrize(
+    ("command", "sees_it"),
+    [
+        ("gunicorn app", True),
+        ("env -C {there} gunicorn app", True),
+        ("sh -c 'cd {there} && exec gunicorn app'", True),
+        ("env -C / gunicorn app", False),
+        ("uvicorn app", False),
+    ],
+)
+def test_a_file_that_gunicorn_reads_without_a_word(
+    command: str, sees_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gunicorn.conf.py of the working directory: its options are as unknown as those of a file that is named."""
+    (tmp_path / "gunicorn.conf.py").write_text("")
+    monkeypatch.chdir("/" if "{there}" in command else tmp_path)
+    words = shlex.split(command.format(there=tmp_path))
+    for topic in ("stopping", "server", *(["user"] if os.geteuid() == 0 else [])):
+        found = [each for each in ask(topic, *words) if "may be in gunicorn.conf.py" in each.seen]
+        assert [each.verdict for each in found] == (["unknown"] if sees_it else []), topic
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/locks")
+def test_the_working_directory_is_that_of_the_living_process(
+    small: SinkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The doctor's own one has nothing to do with it."""
+    (tmp_path / "gunicorn.conf.py").write_text("")
+    worker = subprocess.Popen(["sleep", "100"], cwd=tmp_path)
+    try:
+        monkeypatch.setattr("cwsink.doctor.application.attached_pids", lambda directory: [worker.pid])
+        monkeypatch.setattr(machine, "words_of", lambda pid: ["gunicorn", "app"])
+        assert Writer(small).append("x")
+        one(ask("stopping"), "unknown", "graceful_timeout may be in gunicorn.conf.py")
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 @pytest.mark.parametrize("command", ["uwsgi --http :80", "gunicorn -k gevent app"])
