@@ -213,7 +213,7 @@ examples:
   cwsink verify --since 24h
   cwsink verify --since 26h --until 2h --json
 
-{EXIT_CODES}; 0 only if nothing is missing
+{EXIT_CODES}; 0 only if nothing is missing, and each spool at PATH has a history
 """
 
 EXPORT = f"""\

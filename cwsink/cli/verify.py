@@ -9,7 +9,7 @@ import sys
 import msgspec
 
 from cwsink import words
-from cwsink.cli import DONE, NOT_DONE, complain, say
+from cwsink.cli import DONE, NOT_DONE, say
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools, target
 from cwsink.flusher.verification import Account, Progress, Verification, has_history, in_words
@@ -33,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
             with spools.missing(directory.path, "cannot verify"):
                 if not has_history(directory):
-                    complain(f"{directory.path} has no history: set keep_delivered where the application logs.")
+                    why = "has no history, so it is not verified: set keep_delivered where the application logs."
+                    spools.miss(directory.path, f"{directory.path} {why}")
                     continue
                 work = Verification(directory, show, calls_per_second=options.rate)
                 account = work.run(options.since, options.until, patience_seconds=options.patience)

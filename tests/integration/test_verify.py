@@ -180,7 +180,7 @@ def test_windows_hold_each_event_once(spans: list[Span], since: int, until: int,
 def test_the_command_says_what_it_finds(
     server: StrictCloudWatch, keeping: SinkConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In words and as JSON; the exit code is 0 only if nothing is missing."""
+    """In words and as JSON; the exit code is 0 only if nothing is missing, and each spool was verified."""
     assert main(["verify", "--rate", "1000"]) == 1
     directory = log(keeping, 10)
     deliver(directory, keeping)
@@ -200,5 +200,9 @@ def test_the_command_says_what_it_finds(
     assert (spool["found"], spool["not_yet"], spool["listed"][0]["message"][:5]) == (19, 1, "00015")
     without = SinkConfig(**{**asdict(keeping), "keep_delivered": None, "log_stream_name": "other"})
     deliver(log(without, 3), without)
-    assert main(["verify", "--rate", "1000", "--patience", "1ms", "--until", "1h"]) == 0
-    assert "set keep_delivered" in capfd.readouterr().err
+    assert main(["verify", "--rate", "1000", "--patience", "1ms", "--until", "1h", directory.path]) == 0
+    capfd.readouterr()
+    assert main(["verify", "--rate", "1000", "--patience", "1ms", "--until", "1h"]) == 1
+    said = capfd.readouterr()
+    assert "0 missing" in said.out
+    assert "has no history, so it is not verified: set keep_delivered" in said.err
