@@ -14,6 +14,7 @@ serve  dead_letters  status_view           the larger half of a command
 job                                        deliver what was in one spool at the beginning
 flushing                                   what all commands that lead need
 spools  progress                           which spools a PATH means; the progress bars
+leaving                                    signals end a picture in order
 arguments                                  commands and options
 epilogs                                    what --help says below them
 ```

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from cwsink import diagnostics
-from cwsink.cli import say
+from cwsink.cli import leaving, say
 from cwsink.printable import printable
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def display(*, has_end: bool, verb: str = "delivered") -> Iterator[Display]:
         yield Display(verb)
         return
     bars = _Bars(has_end=has_end)
-    with _diagnostics_above(bars), bars.progress:
+    with _diagnostics_above(bars), leaving.in_order(bars.progress):
         yield bars
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from rich.live import Live
 from rich.text import Text
 
-from cwsink.cli import DONE
+from cwsink.cli import DONE, leaving
 from cwsink.cli.terminal import Terminal
 from cwsink.spool.stats import SpoolStats
 from cwsink.watching.screen import page
@@ -36,7 +36,8 @@ def show(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> 
         return DONE
     spools = []
     try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
+        live = Live(console=console, screen=True, auto_refresh=False)
+        with leaving.in_order(live):
             for spools, _ in looks:
                 heading = Text(f"{time.strftime('%H:%M:%S')}, every {watch:g} s, Ctrl-C ends\n\n", "dim")
                 live.update(heading + page(spools, console.width), refresh=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cwsink import words
-from cwsink.cli import DONE, NOT_DONE
+from cwsink.cli import DONE, NOT_DONE, leaving
 from cwsink.cli.spools import Spools
 from cwsink.cli.terminal import Terminal
 from cwsink.printable import printable
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
                 console.print(_table(board, console, is_marked=False))
             return DONE if board.rows and spools.is_whole else NOT_DONE
         live = Live(console=console, screen=True, auto_refresh=False)
-        with contextlib.suppress(KeyboardInterrupt, EOFError), Keys() as keys, live:
+        with contextlib.suppress(KeyboardInterrupt, EOFError), Keys() as keys, leaving.in_order(live):
             _show(board, keys, live)
     return DONE
 

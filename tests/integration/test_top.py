@@ -1,4 +1,4 @@
-"""`cwsink top` in a real terminal: what is on the screen, what the keys do, and that the terminal is given back."""
+"""`cwsink top` in a real terminal: what is on the screen, and what the keys do. Every live picture gives it back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.harness.support import CHILD_SECONDS, quick_config
 from tests.integration.test_nobody_is_asked import take_terminal
 
 ESCAPE: Final = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>])")
-ALTERNATE, ORIGINAL, SHOW_CURSOR = b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25h"
+ALTERNATE, ORIGINAL = b"\x1b[?1049h", b"\x1b[?1049l"
+SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 
 class Terminal:
@@ -190,6 +191,40 @@ def test_the_terminal_is_given_back(
     end(terminal)
     assert terminal.end() == code
     assert_given_back(terminal)
+
+
+COMMAND = "import sys; from cwsink.cli import main; sys.exit(main(sys.argv[1:]))"
+LIVE = {
+    "status TERM": (("status", "--watch", "60"), signal.SIGTERM),
+    "status HUP": (("status", "--watch", "60"), signal.SIGHUP),
+    "flush HUP": (("flush",), signal.SIGHUP),
+}
+
+
+@pytest.mark.parametrize(("words", "number"), LIVE.values(), ids=LIVE)
+def test_every_live_picture_gives_the_terminal_back(
+    words: tuple[str, ...], number: int, root: str, open_terminal: Callable[..., Terminal]
+) -> None:
+    """A command that draws again and again, and is killed or whose window is closed: its screen and cursor are back."""
+    terminal = open_terminal(*words, root, code=COMMAND)
+    terminal.wait(lambda _: HIDE_CURSOR in terminal.written)
+    terminal.process.send_signal(number)
+    assert terminal.end() == 128 + number
+    assert terminal.written.count(ALTERNATE) == terminal.written.count(ORIGINAL)
+    assert terminal.written.rindex(SHOW_CURSOR) > terminal.written.rindex(HIDE_CURSOR)
+    assert termios.tcgetattr(terminal.person) == terminal.before
+
+
+def test_nohup_is_obeyed(root: str, open_terminal: Callable[..., Terminal]) -> None:
+    """Whoever has started the command ignores HUP: it goes on."""
+    code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {COMMAND}"
+    terminal = open_terminal("status", "--watch", "0.1", root, code=code)
+    terminal.wait(lambda _: terminal.written.count(b"every 0.1 s") >= 1)
+    terminal.process.send_signal(signal.SIGHUP)
+    drawn = terminal.written.count(b"every 0.1 s")
+    terminal.wait(lambda _: terminal.written.count(b"every 0.1 s") >= drawn + 3)
+    terminal.press("\x03")
+    assert terminal.end() == 0
 
 
 def test_a_terminal_that_is_gone(root: str, open_terminal: Callable[..., Terminal]) -> None:
