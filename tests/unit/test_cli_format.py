@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cwsink import units, words
-from cwsink.cli.arguments import parser
+from cwsink.cli import main
+from cwsink.cli.arguments import COMMANDS, parser
 from cwsink.flusher.outcome import advice_on
 from cwsink.printable import printable
 from cwsink.spool.record import Event
@@ -237,3 +238,16 @@ def test_a_percentage_that_is_none_is_called_so(text: str, capsys: pytest.Captur
         with pytest.raises(SystemExit):
             parser().parse_args(typed)
         assert f"{text!r} is not a {what} above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_help_is_wider_than_a_terminal_of_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for a line that is one word. A terminal would fold the others in the middle of a word."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*filter(None, [command]), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if len(line) > 80 and " " in line.strip()] == []
