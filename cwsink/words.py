@@ -1,9 +1,9 @@
-"""Words for people: counts, durations, sizes, levels, and the command that sends what is in a spool (pure)."""
+"""Words for people: counts, durations, sizes, levels, hints, and the command that sends what is in a spool (pure)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -82,6 +82,14 @@ def quoted(path: str) -> str:
     name = path.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
     shown = (chr(byte) if 0x20 <= byte < 0x7F and byte not in b"'\\" else f"\\{byte:03o}" for byte in name)
     return f"$'{''.join(shown)}'"
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """Return " Did you mean status?", to be put behind a sentence; "" if nothing that is known is like the word."""
+    import difflib  # here, because only a mistake needs it
+
+    meant = difflib.get_close_matches(word.lower(), known, 1)
+    return f" Did you mean {meant[0]}?" if meant else ""
 
 
 def to_send(path: str) -> str:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cwsink import units
 from cwsink.cli import epilogs
 from cwsink.version import __version__
-from cwsink.words import LEVELS
+from cwsink.words import LEVELS, did_you_mean
 
 # Reasons of dead letters that may have a second chance. Damage has none, because it holds no record.
 REPLAYABLE: Final = ("too_old", "too_new", "expired", "oversize", "poison")
@@ -193,7 +193,11 @@ def parse(words: list[str]) -> argparse.Namespace:
         return argparse.Namespace(command="demo", words=words[1:])
     # A probe that runs `cwsink check` each second need not pay for the options of all others.
     top = parser({name: row for name, row in COMMANDS.items() if name in words[:1]} or COMMANDS)
-    options = top.parse_args(words)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        top.error(f"there is no command {words[0]!r}.{did_you_mean(words[0], COMMANDS)} `cwsink --help` lists them.")
+    options, unknown = top.parse_known_args(words)
+    if unknown:  # argparse itself would show the usage of `cwsink`, and not of the command
+        getattr(options, "error", top.error)(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command is None:
         top.print_help(sys.stderr)
         top.exit(2)

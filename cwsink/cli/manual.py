@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from importlib.resources import files
 
+from cwsink import words
 from cwsink.cli import DONE, NOT_DONE, complain
 
 
@@ -16,9 +16,8 @@ def run(options: argparse.Namespace) -> int:
     topics = sorted(page.name.removesuffix(".md") for page in pages.iterdir() if page.name.endswith(".md"))
     topic = options.topic.lower()
     if topic not in topics:
-        meant = difflib.get_close_matches(topic, topics, 1)
-        question = f" Did you mean {meant[0]}?" if meant else ""
-        complain(f"the manual has no page {topic!r}.{question} Its pages: {', '.join(topics)}.")
+        hint = words.did_you_mean(topic, topics)
+        complain(f"the manual has no page {topic!r}.{hint} Its pages: {', '.join(topics)}.")
         return NOT_DONE
     text = (pages / f"{topic}.md").read_text(encoding="utf-8")
     if not sys.stdout.isatty():

@@ -11,7 +11,7 @@ import pytest
 
 from cwsink import units, words
 from cwsink.cli import main
-from cwsink.cli.arguments import COMMANDS, parser
+from cwsink.cli.arguments import COMMANDS, parse, parser
 from cwsink.flusher.outcome import advice_on
 from cwsink.printable import printable
 from cwsink.spool.record import Event
@@ -192,6 +192,30 @@ def test_wrong_usage_is_code_2(words: list[str], capsys: pytest.CaptureFixture[s
         parser().parse_args(words)
     assert raised.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "why"),
+    [
+        (["export", "--json"], "usage: cwsink export ", "unrecognized arguments: --json"),
+        (["status", "a", "b"], "usage: cwsink status ", "unrecognized arguments: b"),
+        (["--frobnicate", "status"], "usage: cwsink status ", "unrecognized arguments: --frobnicate"),
+        (["--frobnicate"], "usage: cwsink [-h]", "unrecognized arguments: --frobnicate"),
+        (["statsu"], "usage: cwsink [-h]", "no command 'statsu'. Did you mean status? `cwsink --help` lists them."),
+        (["Flush"], "usage: cwsink [-h]", "no command 'Flush'. Did you mean flush? `cwsink --help` lists them."),
+        (["xyzzy"], "usage: cwsink [-h]", "no command 'xyzzy'. `cwsink --help` lists them."),
+    ],
+)
+def test_a_wrong_word_is_told_with_what_would_be_right(
+    words: list[str], usage: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usage of the command it was said to, or the command that is probably meant."""
+    with pytest.raises(SystemExit) as raised:
+        parse(words)
+    assert raised.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(usage)
+    assert said.endswith(f"{why}\n")
 
 
 @pytest.mark.parametrize("number", [-5, -(10**40), 10**40, True])
