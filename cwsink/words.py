@@ -93,5 +93,10 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
 
 
 def to_send(path: str) -> str:
-    """Return the command that sends what is in a spool now, as all hints name it."""
-    return f"`cwsink flush --once {quoted(path)}`"
+    """Return the command that sends what is in a spool now, as all hints name it in a sentence."""
+    return f"`{command_to_send(path)}`"
+
+
+def command_to_send(path: str) -> str:
+    """Return that command as it is typed."""
+    return f"cwsink flush --once {quoted(path)}"

@@ -50,7 +50,7 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
         yield ok("delivery", f"{name}: nothing waits, {spool.delivered:,} delivered{last}")
         return
     waiting = f"{name}: {spool.pending:,} wait, the oldest for {spool.oldest_pending_seconds or 0:,.0f} s"
-    path = words.quoted(spool.path)
+    command = words.command_to_send(spool.path)
     if spool.state == "stalled" and spool.leader is not None:
         pid = spool.leader.pid
         how = "is a stopped process" if spool.leader_is_stopped else "has not moved for 30 s"
@@ -66,11 +66,11 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
         yield wrong(
             "delivery",
             f"{waiting}; an orphan of host {spool.written_by}: nobody leads, and none that logged there is left",
-            f"cwsink replay {path}",
+            command,
         )
     elif spool.state == "no_leader":
         error = f"; the last error: {spool.last_error}" if spool.last_error else ""
-        yield wrong("delivery", f"{waiting}; nobody sends{error}", f"cwsink flush --once {path}")
+        yield wrong("delivery", f"{waiting}; nobody sends{error}", command)
     else:
         yield ok("delivery", f"{waiting}; they are being sent")
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cwsink import Writer
+from cwsink import Writer, words
 from cwsink.config import SinkConfig
 from cwsink.doctor import course, machine, patient, place, rounds, trial
 from cwsink.doctor.finding import Finding, ok
@@ -225,7 +225,8 @@ def test_how_delivery_goes(small: SinkConfig, server: StrictCloudWatch, monkeypa
     one(ask("delivery"), "wrong", f"nobody sends → cwsink flush --once {path}")
     presence.this.forget_below("")
     writer.close()
-    one(ask("delivery"), "wrong", f"cwsink replay {path}")
+    orphan = one(ask("delivery"), "wrong", "an orphan of host")
+    assert f"`{orphan.advice}`" == words.to_send(path)  # as all other hints name it
     server.faults.deny("logs:PutLogEvents")
     with leading(writer.directory, small):
         assert server.wait_for(lambda seen: seen.calls["PutLogEvents"] > 0)
