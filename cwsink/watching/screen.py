@@ -25,7 +25,7 @@ STATES: Final = {
     "idle": ("green", ""),
     "delivering": ("cyan", "Delivering"),
     "retrying": ("yellow", "Retrying"),
-    "circuit_open": ("red", "Circuit open, trying every 30 s"),
+    "circuit_open": ("red", "Circuit open, trying every 15 to 30 s"),
     "stalled": ("red", "Stalled"),
     "no_leader": ("yellow", "Nobody sends"),
 }

@@ -215,6 +215,15 @@ def test_the_defaults_in_the_readme_are_the_defaults() -> None:
     assert checked >= 5
 
 
+def test_the_table_of_servers_has_as_many_cells_as_its_page_says() -> None:
+    """Tried, not tried, and what a server does not do."""
+    cells = [cell for row in rows(PAGES["losses"].partition("\n## Servers tried\n")[2]) for cell in row[1:]]
+    not_tried, does_not = cells.count("not tried"), cells.count("does not")
+    said = " ".join(PAGES["losses"].split())
+    assert f"Of the table's {len(cells)} cells {len(cells) - not_tried - does_not} were tried, " in said
+    assert f" {not_tried} were *not tried*, and {does_not} are of what a server *does not* do" in said
+
+
 def test_every_placeholder_is_told() -> None:
     """As the error message of a wrong one lists them."""
     with pytest.raises(ConfigError, match="is not known") as wrong:

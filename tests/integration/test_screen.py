@@ -51,7 +51,7 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     ),
     "circuit open": (
         {"state": "circuit_open", "leader": LEADER, "appended": 5, "pending": 5, "last_error": "ReadTimeoutError: x"},
-        ["Circuit open, trying every 30 s: 5 records wait"],
+        ["Circuit open, trying every 15 to 30 s: 5 records wait"],
         "red",
     ),
     "stopped": (
