@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
@@ -77,6 +77,17 @@ def _text_of(message: object) -> str | None:
     return None
 
 
+def _stream(name: str) -> Any:
+    """Return the stream of this name. None: this process has none.
+
+    A worker of Celery logs what is printed, as a warning. With `-l ERROR` nothing of it would be seen, and else our
+    record would be in a line of Celery's. So what is printed here goes where the process began to print.
+    """
+    stream = getattr(sys, name, None)
+    proxy = getattr(sys.modules.get("celery.utils.log"), "LoggingProxy", ())
+    return getattr(sys, f"__{name}__") if isinstance(stream, proxy) else stream
+
+
 class Console(sharing.Shared):
     """Prints records, a line each. Safe from threads and across forks; never raises."""
 
@@ -101,10 +112,10 @@ class Console(sharing.Shared):
             return False
         if self._fields:
             text = str(static_fields.add_to_text(text, self._fields))
-        stream = getattr(sys, self._where, None) if self._where != "off" else None
-        if stream is None:
-            return self._where == "off"
-        with suppress(Exception):  # the stream may be closed, or be any object that the application has put there
+        if self._where == "off":
+            return True
+        with suppress(Exception):  # the stream may be closed, or gone, or any object that the application has put there
+            stream = _stream(self._where)
             encoding = getattr(stream, "encoding", None) or "utf-8"
             stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()

@@ -106,6 +106,26 @@ def test_a_console_prints_no_line_for_what_it_refuses(
     assert errors.startswith("cwsink: LOST a message of type NoneType that is empty or no text.")
 
 
+@pytest.mark.parametrize("target", ["stderr", "stdout"])
+def test_celery_does_not_log_what_a_console_prints(spawn: Spawn, target: str) -> None:
+    """A worker has a proxy for stdout and stderr, which makes a warning of each line. Our records go by it."""
+    pytest.importorskip("celery")
+    program = """
+        import logging, sys
+        import celery, cwsink
+        app = celery.Celery("tasks")
+        logging.getLogger("shop").addHandler(cwsink.SpoolHandler(log_group_name="/myapp/prod"))
+        app.log.setup(loglevel="ERROR", redirect_stdouts=True, colorize=False)
+        assert type(sys.stdout) is type(sys.stderr) is celery.utils.log.LoggingProxy
+        logging.getLogger("shop").error("card refused", extra={"order": 17})
+    """
+    out, errors = spawn(program, env={"CWSINK_TARGET": target}).communicate(timeout=CHILD_SECONDS)
+    lines = (out if target == "stdout" else errors).splitlines()
+    (record,) = (json.loads(line) for line in lines if line.startswith("{"))
+    assert (record["message"], record["data"]) == ("card refused", {"order": 17}), errors
+    assert (out + errors).count('"order":17') == 1
+
+
 @pytest.fixture
 def unusable(tmp_path: Path) -> str:
     """A path at which no directory can be made, not even by root."""
