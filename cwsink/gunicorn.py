@@ -5,7 +5,8 @@ from cwsink.gunicorn import when_ready, post_fork, on_exit
 ```
 
 The hooks run in gunicorn's master or in a new worker. They know the writers that a preloaded application
-has opened there, and the one that the environment variables describe, if these name a log group.
+has opened there, and the one that the environment variables describe, if these name a log group. Where these have
+records printed or left out (`CWSINK_TARGET`), nothing is opened and no flusher starts.
 They do not know the settings of an application that only the workers load.
 Where workers run as another user (`user = "www-data"`) the hooks of the master do nothing: a spool that root makes is
 closed to them. No hook raises, because a server that cannot log must still serve.
@@ -19,7 +20,7 @@ from typing import Any, Final
 from cwsink.config import load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
-from cwsink.frontends import presence
+from cwsink.frontends import console, presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import survey
 
@@ -76,7 +77,7 @@ def _is_for_another_user(of_gunicorn: Any) -> bool:
 def _writers() -> list[Writer]:
     """Return this process's writers, with one for the settings of the environment. Raises CwsinkError."""
     global _own
-    if _own is None and any(map(os.environ.get, _LOG_GROUP)):
+    if _own is None and any(map(os.environ.get, _LOG_GROUP)) and console.place(os.environ) == "cloudwatch":
         _own = Writer(load_config())
     return _open_writers()
 

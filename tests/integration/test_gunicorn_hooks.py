@@ -163,3 +163,22 @@ def test_the_master_delivers_what_its_last_worker_left(server: StrictCloudWatch,
     gunicorn.get("last-words")
     gunicorn.stop()
     assert server.messages() == ["last-words"]
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)], ids=["plain", "preload"])
+def test_where_records_are_printed_no_spool_is_made(tmp_path: Path, start: Start, options: tuple[str, ...]) -> None:
+    """Neither the master nor a worker opens one, although the environment names a log group."""
+    spools = tmp_path / "spools"
+    gunicorn = start(APP, *options, CWSINK_TARGET="stdout", CWSINK_SPOOL_DIRECTORY=str(spools))
+    gunicorn.get("printed")
+    output = gunicorn.stop()
+    assert "printed" in output.splitlines()
+    assert not spools.exists()
+    assert "cwsink:" not in output
+
+
+def test_a_wrong_target_is_said_and_the_server_runs(start: Start) -> None:
+    """No hook raises because of it."""
+    gunicorn = start(SILENT_APP, CWSINK_TARGET="nowhere")
+    assert gunicorn.get("") == "ok"
+    assert gunicorn.stop().count("cwsink: nothing can be spooled, and the server goes on: CWSINK_TARGET='nowhere'") == 1
