@@ -234,4 +234,6 @@ def _unshown(record: logging.LogRecord, message: str = "") -> str:
             record.msg if type(record.msg) is str else f"<{type(record.msg).__name__} that logs while it is shown>"
         )
     own = {name: getattr(record, name, None) for name in ("name", "levelname", "levelno", "created")}
-    return log_entry.encode_record(logging.makeLogRecord(own), message)
+    plain = logging.LogRecord("", 0, "", 0, "", (), None)  # `makeLogRecord` would call the application's record factory
+    plain.__dict__.update(own)
+    return log_entry.encode_record(plain, message)

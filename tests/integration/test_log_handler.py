@@ -354,6 +354,43 @@ def test_an_object_that_logs_while_it_is_shown_ends(server: StrictCloudWatch, lo
     assert len(said(server)) == 7
 
 
+def test_a_record_factory_of_the_application_loses_nothing(
+    server: StrictCloudWatch, logger: logging.Logger, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that takes away what is private, and one that needs a path: records of the last resort arrive, too."""
+    before = logging.getLogRecordFactory()
+    asked: list[str] = []
+
+    def slim(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        del record.__dict__["processName"]
+        return record
+
+    def folder(name: str, level: int, path: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        asked.append(path)
+        record = before(name, level, path, *args, **kwargs)
+        record.folder = Path(path).parts[-2]
+        return record
+
+    class Chatty:
+        def __repr__(self) -> str:
+            logger.info("showing %r", self)
+            return "chatty"
+
+    logger.addHandler(handler_for(server))
+    try:
+        logging.setLogRecordFactory(slim)
+        logger.info("slim")
+        logging.setLogRecordFactory(folder)
+        logger.info("outermost %r", Chatty())
+    finally:
+        logging.setLogRecordFactory(before)
+    assert server.wait_for_events(7)
+    assert sorted(set(said(server))) == ["outermost chatty", "showing %r", "showing chatty", "slim"]
+    assert set(asked) == {__file__}
+    assert "LOST" not in capfd.readouterr().err
+
+
 def test_an_illegal_setting_is_an_error_at_construction(tmp_path: Path) -> None:
     """With the name that was meant; `dictConfig` keeps it as the cause."""
     with pytest.raises(cwsink.ConfigError, match="Did you mean 'log_group_name'"):
