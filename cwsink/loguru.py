@@ -36,14 +36,18 @@ class Sink:
 
     Args:
         config: a SinkConfig or a mapping.
+        on_unusable: "stderr", or "raise" (see SpoolHandler): what to do if the spool cannot be used.
         **settings: single settings (see SinkConfig); they win over `config`, which wins over `CWSINK_*`.
 
     Raises:
-        ConfigError, SpoolError: at construction. Later nothing is raised; a refused record is counted (see Writer).
+        ConfigError, SpoolError: as by SpoolHandler, at construction. Later nothing is raised; a refused record is
+            counted (see Writer).
     """
 
-    def __init__(self, config: object = None, **settings: Unpack[Settings]) -> None:
-        self._writer = opening.open_writer(config, **settings)
+    def __init__(
+        self, config: object = None, *, on_unusable: opening.OnUnusable | None = None, **settings: Unpack[Settings]
+    ) -> None:
+        self._writer = opening.open_writer(config, on_unusable, **settings)
         self._fields = opening.fields_of(self._writer)
         self._has_trace = self._writer.config.trace == "auto"
 

@@ -11,16 +11,14 @@ either. botocore works in the flusher, which is a process of its own, so its log
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from cwsink.config import load_config, load_own_config
+from cwsink.config import load_config
 from cwsink.diagnostics import report
-from cwsink.errors import ConfigError, SpoolError
-from cwsink.frontends import beside_celery, console, log_entry, opening, static_fields
+from cwsink.frontends import beside_celery, log_entry, opening, static_fields
 from cwsink.frontends.interruption import is_interruption
 
 if TYPE_CHECKING:
@@ -106,20 +104,11 @@ class SpoolHandler(logging.Handler):
         config: object = None,
         level: int | str = logging.NOTSET,
         *,
-        on_unusable: Literal["stderr", "raise"] | None = None,
+        on_unusable: opening.OnUnusable | None = None,
         formatter: logging.Formatter | None = None,
         **settings: Unpack[Settings],
     ) -> None:
-        then = on_unusable or os.environ.get("CWSINK_ON_UNUSABLE") or "stderr"
-        if then not in ("stderr", "raise"):
-            raise ConfigError(f"on_unusable={then!r}: choose one of stderr, raise.")
-        try:
-            self._writer = opening.open_writer(config, **settings)
-        except SpoolError as error:
-            if then == "raise":
-                raise
-            report("unusable", f"records go to stderr, and not to CloudWatch: {error}")
-            self._writer = console.Console("stderr", load_own_config(config, **settings))
+        self._writer = opening.open_writer(config, on_unusable, **settings)
         self._fields = opening.fields_of(self._writer)
         self._has_trace = self._writer.config.trace == "auto"
         self._nested = threading.local()

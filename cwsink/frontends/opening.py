@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Final, Literal
 
-from cwsink.errors import ConfigError
+from cwsink.diagnostics import report
+from cwsink.errors import ConfigError, SpoolError
 from cwsink.frontends import console, static_fields
 
 if TYPE_CHECKING:
@@ -14,14 +16,41 @@ if TYPE_CHECKING:
     from cwsink.settings import Settings
 
 
-def open_writer(config: object = None, **settings: Unpack[Settings]) -> Writer | console.Console:
-    """Open a writer. A front end adds the static fields itself. Raises ConfigError, SpoolError."""
+OnUnusable = Literal["stderr", "raise"]
+ON_UNUSABLE: Final = "CWSINK_ON_UNUSABLE"
+
+
+def open_writer(
+    config: object = None, on_unusable: OnUnusable | None = None, **settings: Unpack[Settings]
+) -> Writer | console.Console:
+    """Open a writer. A front end adds the static fields itself.
+
+    Args:
+        config: a SinkConfig or a mapping.
+        on_unusable: what to do if the spool cannot be made or opened. "stderr": say why, and print the records there,
+            because no application should fail to start for its log. "raise": raise SpoolError. By default what the
+            variable `CWSINK_ON_UNUSABLE` says, else "stderr".
+        **settings: single settings.
+
+    Raises:
+        ConfigError: a setting is wrong, or no log group is given.
+        SpoolError: the spool cannot be used, and `on_unusable` is "raise".
+    """
+    then = on_unusable or os.environ.get(ON_UNUSABLE) or "stderr"
+    if then not in ("stderr", "raise"):
+        raise ConfigError(f"on_unusable={then!r}: choose one of stderr, raise.")
     where, loaded = console.choose(config, **settings)
     if where != "cloudwatch":
         return console.Console(where, loaded)
     from cwsink.frontends.writer import Writer  # here, because it cannot be imported on Windows
 
-    return Writer(loaded, adds_fields=False)
+    try:
+        return Writer(loaded, adds_fields=False)
+    except SpoolError as error:
+        if then == "raise":
+            raise
+        report("unusable", f"records go to stderr, and not to CloudWatch: {error}")
+        return console.Console("stderr", loaded)
 
 
 def fields_of(writer: Writer | console.Console) -> str:

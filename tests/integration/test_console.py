@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import loguru
 import pytest
+import structlog
 
 import cwsink
+import cwsink.loguru
+import cwsink.structlog
 from cwsink import diagnostics
 from cwsink.spool.record import MAX_PAYLOAD_BYTES
 from tests.conftest import Spawn
@@ -147,15 +152,35 @@ def test_a_handler_without_a_spool_logs_to_stderr(unusable: str, capfd: pytest.C
     assert json.loads(record)["data"] == {"order": 17}
 
 
-def test_who_wants_it_strict_gets_the_error(unusable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_structlog_and_loguru_without_a_spool_log_to_stderr(unusable: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """As with a handler: the application starts, and its records follow as JSON. Only a writer of its own raises."""
+    diagnostics.reset_quiet("unusable")
+    structlog.wrap_logger(
+        cwsink.structlog.LoggerFactory(log_group_name="/myapp/prod", spool_directory=unusable)("shop"),
+        processors=[cwsink.structlog.render],
+    ).error("by structlog")
+    sink = loguru.logger.add(cwsink.loguru.Sink(log_group_name="/myapp/prod", spool_directory=unusable))
+    loguru.logger.error("by loguru")
+    loguru.logger.remove(sink)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("{", "cwsink: "))]
+    assert lines[0].startswith(f"cwsink: records go to stderr, and not to CloudWatch: the spool directory {unusable} ")
+    assert [json.loads(line)["message"] for line in lines[1:]] == ["by structlog", "by loguru"]
+    with pytest.raises(cwsink.SpoolError, match="cannot be used"):
+        cwsink.Writer.open(log_group_name="/myapp/prod", spool_directory=unusable)
+
+
+@pytest.mark.parametrize("make", [cwsink.SpoolHandler, cwsink.structlog.LoggerFactory, cwsink.loguru.Sink])
+def test_who_wants_it_strict_gets_the_error(
+    make: Callable[..., object], unusable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`on_unusable="raise"`, or the variable; and another word is a ConfigError."""
     with pytest.raises(cwsink.SpoolError, match="cannot be used"):
-        cwsink.SpoolHandler(log_group_name="/myapp/prod", spool_directory=unusable, on_unusable="raise")
+        make(log_group_name="/myapp/prod", spool_directory=unusable, on_unusable="raise")
     monkeypatch.setenv("CWSINK_ON_UNUSABLE", "raise")
     with pytest.raises(cwsink.SpoolError, match="cannot be used"):
-        cwsink.SpoolHandler(log_group_name="/myapp/prod", spool_directory=unusable)
+        make(log_group_name="/myapp/prod", spool_directory=unusable)
     with pytest.raises(cwsink.ConfigError, match="on_unusable='stdout': choose one of stderr, raise"):
-        cwsink.SpoolHandler(log_group_name="/myapp/prod", on_unusable="stdout")  # type: ignore[arg-type]
+        make(log_group_name="/myapp/prod", on_unusable="stdout")
 
 
 def test_on_windows_records_go_to_stderr(spawn: Spawn) -> None:

@@ -18,6 +18,8 @@ SpoolHandler(log_grup_name="/myapp/prod")  # type: ignore[call-arg]
 SpoolHandler(batch_size="many")  # type: ignore[arg-type]
 SpoolHandler(on_unusable="raise", log_group_name="/myapp/prod")
 SpoolHandler(on_unusable="stdout")  # type: ignore[arg-type]
+LoggerFactory(on_unusable="raise", log_group_name="/myapp/prod")
+Sink(on_unusable="stdout")  # type: ignore[arg-type]
 SpoolHandler(on_full="drop")  # type: ignore[arg-type]
 
 SpoolHandler(fields={"service": "shop", "env": "{env:STAGE}"})
