@@ -7,10 +7,13 @@ method). uvicorn's are (client, method, path with query, version, status), and i
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cwsink.frontends.interruption import is_interruption
+
+_ORIGIN: Final = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 
 
 def fields(record: logging.LogRecord) -> dict[str, str | int | float]:
@@ -26,11 +29,13 @@ def fields(record: logging.LogRecord) -> dict[str, str | int | float]:
 
 def _of_gunicorn(atoms: Mapping[str, Any]) -> dict[str, Any]:
     took_us = atoms.get("D")
-    # gunicorn's answer to an exception of the application has no path, but the line of the request.
+    # The atom of the path is decoded, byte by byte, and lacks what `SCRIPT_NAME` says. So the line of the request is
+    # asked first: it has what the client sent. A proxy may send the whole URL there.
     line = _text(atoms.get("r")).split(" ")
+    target = line[1].partition("?")[0] if len(line) > 1 else ""
     return {
         "method": _text(atoms.get("m")),
-        "path": _text(atoms.get("U")) or (line[1].partition("?")[0] if len(line) > 1 else None),
+        "path": _ORIGIN.sub("", target) or ("/" if target else _text(atoms.get("U"))),
         "status": int(atoms["s"]),
         "duration_ms": took_us / 1000 if isinstance(took_us, int) else None,
         "client": _text(atoms.get("h")),

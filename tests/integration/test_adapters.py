@@ -435,6 +435,29 @@ def test_an_access_line_has_fields(logging_logger: logging.Logger, name: str) ->
     assert len(others) == 5
 
 
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/api/caf%C3%A9?x=1", "/api/caf%C3%A9"),  # below SCRIPT_NAME=/api, which is not in PATH_INFO
+        ("/api/a%2Fb%20c", "/api/a%2Fb%20c"),
+        ("/api?to=http://b/c", "/api"),
+        ("/go/http://b/c", "/go/http://b/c"),
+        ("//a//b", "//a//b"),
+        ("http://other/abs?x", "/abs"),
+        ("HTTPS://other:443", "/"),
+        ("http://other?x=/y", "/"),
+        ("*", "*"),
+    ],
+)
+def test_gunicorns_path_is_as_the_client_sent_it(logging_logger: logging.Logger, target: str, path: str) -> None:
+    """With the prefix at which the application is, not decoded, and without scheme, host and query."""
+    (handler,) = logging_logger.handlers
+    atoms = {"r": f"GET {target} HTTP/1.1", "m": "GET", "U": "/cafÃ©", "s": "200"}
+    handler.handle(logging.LogRecord("gunicorn.access", logging.INFO, "", 0, "request", (atoms,), None))
+    (event,) = entries()
+    assert event["http"]["path"] == path
+
+
 # What nobody catches.
 
 
