@@ -240,8 +240,8 @@ def load_config(
     """Build a SinkConfig from a config object of fapilog or the application, single settings, and the environment.
 
     Args:
-        config: a SinkConfig (it has all settings: no variable changes one), a mapping, or any
-            object with a `model_dump()`. None: there is none.
+        config: a SinkConfig (it has all settings: only AWS's own variables for the region and the endpoint count
+            beside it), a mapping, or any object with a `model_dump()`. None: there is none.
         env: the environment that holds `CWSINK_*` and `FAPILOG_CLOUDWATCH__*`; by default, the process's.
         **settings: single settings; they win over `config`, which wins over the environment.
 
@@ -260,12 +260,12 @@ def load_own_config(config: object = None, **settings: Unpack[Settings]) -> Sink
     """
     given = _collect(config, os.environ, settings)
     loaded: SinkConfig = SinkConfig(**given)
-    # A SinkConfig has all settings, also those that it was not given.
-    is_default = isinstance(config, SinkConfig) and loaded.log_group_name == SinkConfig().log_group_name
-    if is_default or "log_group_name" not in given:
+    is_whole = isinstance(config, SinkConfig)  # it has a group also if it was given none: the default
+    if "log_group_name" not in given or (is_whole and loaded.log_group_name == SinkConfig().log_group_name):
+        variable = "" if is_whole else f", or set the variable {OWN_PREFIX}LOG_GROUP_NAME"
         raise ConfigError(
-            'where do the logs go? Give log_group_name="/myapp/prod" as an argument or in the config, or set the '
-            f"variable {OWN_PREFIX}LOG_GROUP_NAME. Nothing was written."
+            f'where do the logs go? Give log_group_name="/myapp/prod" as an argument or in the config{variable}. '
+            "Nothing was written."
         )
     return loaded
 
@@ -280,7 +280,8 @@ def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]
     given = {name: value for name, value in _as_mapping(config).items() if value is not None}
     given.update((name, value) for name, value in settings.items() if value is not None)
     known = set(SinkConfig.__struct_fields__)
-    for name in known - given.keys():
+    # A SinkConfig has all settings, also those that are None. Only AWS's own variables, below, count beside it.
+    for name in () if isinstance(config, SinkConfig) else known - given.keys():
         ours, theirs = (env.get(variable) for variable in variables_of(name))
         if ours and theirs and ours != theirs:
             wins, loses = variables_of(name)

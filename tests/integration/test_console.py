@@ -208,8 +208,10 @@ def test_without_a_log_group_an_error_shows_the_ways_to_give_it(monkeypatch: pyt
         for config in (None, {"region": "eu-west-1"}, cwsink.SinkConfig(region="eu-west-1")):
             with pytest.raises(
                 cwsink.ConfigError, match='Give log_group_name="/myapp/prod" as an argument or in the config'
-            ):
+            ) as raised:
                 make(config, flusher="external")
+            # It says nothing that does not help: no variable changes a SinkConfig.
+            assert ("CWSINK_LOG_GROUP_NAME" in str(raised.value)) == (not isinstance(config, cwsink.SinkConfig))
         make({"log_group_name": "/a"}, flusher="external").close()
         make(log_group_name="/a", flusher="external").close()
         for variable in ("CWSINK_LOG_GROUP_NAME", "FAPILOG_CLOUDWATCH__LOG_GROUP_NAME"):

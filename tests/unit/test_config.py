@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import botocore.session
 import pytest
 from fapilog.plugins.sinks.contrib.cloudwatch import CloudWatchSinkConfig
+from msgspec.structs import replace
 
 import cwsink.errors
 from cwsink import limits, regions, units
@@ -17,6 +18,7 @@ from cwsink.config import (
     MIN_SEGMENT_BYTES,
     MIN_SEGMENTS,
     OF_A_RECORD,
+    OWN_PREFIX,
     SinkConfig,
     load_config,
 )
@@ -378,9 +380,13 @@ def test_every_setting_of_the_built_in_sink_is_known() -> None:
 
 
 def test_a_config_passes_through_unaltered() -> None:
-    """A SinkConfig is its own configuration: the environment adds nothing to it but a region it has not."""
+    """A SinkConfig is its own configuration, with what is None in it. Only AWS's own variables add what it has not."""
     config = SinkConfig(batch_size=5, log_group_name="/x")
-    assert load(config, {"FAPILOG_CLOUDWATCH__MAX_RETRIES": "1"}) == config
+    for prefix in (OWN_PREFIX, ENVIRONMENT_PREFIX):
+        env = {prefix + name.upper(): text for name, (text, _) in ENVIRONMENT.items()}
+        assert load(config, env) == config
+    aws = {"AWS_REGION": "eu-west-1", "AWS_ENDPOINT_URL": "http://x"}
+    assert load(config, aws) == replace(config, region="eu-west-1", endpoint_url="http://x")
     assert load(config, {}, batch_size=6).batch_size == 6
 
 
