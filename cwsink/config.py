@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_
 import msgspec
 from msgspec.structs import asdict
 
-from cwsink import endpoint, regions, units
+from cwsink import endpoint, regions, units, variables
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.limits import (
@@ -32,19 +32,12 @@ from cwsink.limits import (
     RETENTION_DAYS,
 )
 from cwsink.naming import check_group
+from cwsink.variables import ENVIRONMENT_PREFIX, OWN_PREFIX
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from cwsink.settings import Settings
-
-OWN_PREFIX: Final = "CWSINK_"
-ENVIRONMENT_PREFIX: Final = "FAPILOG_CLOUDWATCH__"
-# Variables of ours that are no settings of a spool: where records go, the interpreter for the flusher, and what one
-# process of ours tells another.
-_OTHER_VARIABLES: Final = frozenset(
-    ("CWSINK_PYTHON", "CWSINK_HOSTED", "CWSINK_STARTED_BY", "CWSINK_TARGET", "CWSINK_ON_UNUSABLE")
-)
 
 # A segment is reclaimed or evicted as a whole. With fewer segments, one eviction would take a large part of the spool.
 MIN_SEGMENTS: Final = 4
@@ -78,7 +71,7 @@ def _checked(cls: type[msgspec.Struct], **settings: Any) -> Any:
     known = set(cls.__struct_fields__)
     for name in settings:
         if name not in known:
-            raise ConfigError(_unknown(name, known))
+            raise ConfigError(variables.unknown(name, known))
     plain = {name: _plain(name, value) for name, value in settings.items() if value is not None}
     try:
         made = msgspec.convert(plain, cls, strict=False)
@@ -291,7 +284,7 @@ def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]
         if text := ours or theirs:
             given[name] = text
     for variable in env:
-        _check_variable(variable, known)
+        variables.check(variable, known)
     if "region" not in given and (region := env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")):
         given["region"] = region
     if "endpoint_url" not in given and (url := endpoint.of_variables(env)):
@@ -300,18 +293,6 @@ def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]
     if isinstance(region, str) and not given.get("endpoint_url") and (doubt := regions.doubt(region.strip())):
         report("region", doubt)
     return given
-
-
-def _check_variable(variable: str, known: set[str]) -> None:
-    """Report a variable of fapilog's prefix that names no setting, or one of ours that looks like a misspelt one."""
-    if variable.startswith(ENVIRONMENT_PREFIX):
-        name, is_ours = variable[len(ENVIRONMENT_PREFIX) :].lower(), False
-    elif variable.startswith(OWN_PREFIX) and variable not in _OTHER_VARIABLES:
-        name, is_ours = variable[len(OWN_PREFIX) :].lower(), True
-    else:
-        return
-    if name not in known and (not is_ours or _nearest(name, known)):
-        report(f"variable_{variable}", f"the variable {variable} has no effect: {_unknown(name, known)}")
 
 
 def _as_mapping(config: object) -> Mapping[str, Any]:
@@ -348,18 +329,6 @@ def _decoded(name: str, text: str) -> Any:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
         raise ConfigError(f'{_named(name, text)} is not JSON: {error}. Write it like {{"team": "shop"}}.') from None
-
-
-def _nearest(name: str, known: set[str]) -> str | None:
-    import difflib  # here, because only a mistake needs it, and every worker would hold it in memory
-
-    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
-
-
-def _unknown(name: str, known: set[str]) -> str:
-    near = _nearest(name, known)
-    hint = f" Did you mean {near!r}?" if near else f" Known: {', '.join(sorted(known))}."
-    return f"{name!r} is not a cwsink setting.{hint}"
 
 
 def _explain(error: str, settings: Mapping[str, Any]) -> str:

@@ -36,9 +36,9 @@ def open_writer(
         ConfigError: a setting is wrong, or no log group is given.
         SpoolError: the spool cannot be used, and `on_unusable` is "raise".
     """
-    then = on_unusable or os.environ.get(ON_UNUSABLE) or "stderr"
+    then = on_unusable or os.environ.get(ON_UNUSABLE, "").strip().lower() or "stderr"
     if then not in ("stderr", "raise"):
-        raise ConfigError(f"on_unusable={then!r}: choose one of stderr, raise.")
+        raise ConfigError(f"{'on_unusable' if on_unusable else ON_UNUSABLE}={then!r}: choose one of stderr, raise.")
     where, loaded = console.choose(config, **settings)
     if where != "cloudwatch":
         return console.Console(where, loaded)

@@ -181,6 +181,12 @@ def test_who_wants_it_strict_gets_the_error(
         make(log_group_name="/myapp/prod", spool_directory=unusable)
     with pytest.raises(cwsink.ConfigError, match="on_unusable='stdout': choose one of stderr, raise"):
         make(log_group_name="/myapp/prod", on_unusable="stdout")
+    monkeypatch.setenv("CWSINK_ON_UNUSABLE", " Raise ")  # as CWSINK_TARGET may be written
+    with pytest.raises(cwsink.SpoolError, match="cannot be used"):
+        make(log_group_name="/myapp/prod", spool_directory=unusable)
+    monkeypatch.setenv("CWSINK_ON_UNUSABLE", "stdout")
+    with pytest.raises(cwsink.ConfigError, match="CWSINK_ON_UNUSABLE='stdout': choose one of stderr, raise"):
+        make(log_group_name="/myapp/prod")
 
 
 def test_on_windows_records_go_to_stderr(spawn: Spawn) -> None:

@@ -14,17 +14,16 @@ from msgspec.structs import replace
 import cwsink.errors
 from cwsink import limits, regions, units
 from cwsink.config import (
-    ENVIRONMENT_PREFIX,
     MIN_SEGMENT_BYTES,
     MIN_SEGMENTS,
     OF_A_RECORD,
-    OWN_PREFIX,
     SinkConfig,
     load_config,
 )
 from cwsink.errors import ConfigError
 from cwsink.frontends.log_entry import _Entry
 from cwsink.settings import Settings
+from cwsink.variables import ENVIRONMENT_PREFIX, OWN_PREFIX
 
 DEFAULTS = SinkConfig()
 
@@ -437,7 +436,7 @@ def test_a_variable_that_is_no_setting_is_said(capfd: pytest.CaptureFixture[str]
     """A typing mistake in the environment is not ignored in silence; it names the nearest setting."""
     load_config(env={"FAPILOG_CLOUDWATCH__LOG_GROP_NAME": "/app"})
     assert "FAPILOG_CLOUDWATCH__LOG_GROP_NAME has no effect" in (said := capfd.readouterr().err)
-    assert "'log_group_name'" in said
+    assert "Did you mean FAPILOG_CLOUDWATCH__LOG_GROUP_NAME?" in said
 
 
 def test_of_two_variables_that_differ_ours_wins_and_one_line_says_so(capfd: pytest.CaptureFixture[str]) -> None:
@@ -450,13 +449,23 @@ def test_of_two_variables_that_differ_ours_wins_and_one_line_says_so(capfd: pyte
     assert capfd.readouterr().err == ""
 
 
-def test_a_variable_of_ours_that_looks_like_a_setting_is_said(capfd: pytest.CaptureFixture[str]) -> None:
-    """The others of that prefix are ours or the application's, and none of them is misspelt."""
-    load_config(env={"CWSINK_LOG_GRUP_NAME": "/app", "CWSINK_VERSION_OF_THE_APP": "7", "CWSINK_TARGET": "cloudwatch"})
-    said = capfd.readouterr().err
-    assert said.startswith("cwsink: the variable CWSINK_LOG_GRUP_NAME has no effect: 'log_grup_name' is not a cwsink")
-    assert said.endswith("Did you mean 'log_group_name'?\n")
-    assert said.count("cwsink: ") == 1
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("CWSINK_LOG_GRUP_NAME", "CWSINK_LOG_GROUP_NAME"),
+        ("CWSINK_TARGT", "CWSINK_TARGET"),
+        ("CWSINK_TARGETS", "CWSINK_TARGET"),
+        ("CWSINK_ON_UNUSEABLE", "CWSINK_ON_UNUSABLE"),
+        ("CWSINK_PYTHN", "CWSINK_PYTHON"),
+    ],
+)
+def test_a_variable_that_looks_like_one_of_ours_is_said(
+    capfd: pytest.CaptureFixture[str], misspelt: str, meant: str
+) -> None:
+    """Whether it is a setting or not. The others of that prefix are ours or the application's, and none is misspelt."""
+    others = ("TARGET", "ON_UNUSABLE", "PYTHON", "HOSTED", "STARTED_BY", "VERSION_OF_THE_APP")
+    load_config(env={misspelt: "x", **{OWN_PREFIX + each: "7" for each in others}})
+    assert capfd.readouterr().err == f"cwsink: the variable {misspelt} has no effect. Did you mean {meant}?\n"
 
 
 def choices(hint: object) -> set[object]:
