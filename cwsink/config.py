@@ -26,12 +26,11 @@ from cwsink.limits import (
     MAX_ENTITY_ATTRIBUTES,
     MAX_ENTITY_KEYS,
     MAX_EVENT_BYTES,
-    MAX_TAGS,
     MIN_ENTITY_KEYS,
     REGION,
     RETENTION_DAYS,
 )
-from cwsink.naming import check_group
+from cwsink.naming import check_group, check_tags
 from cwsink.variables import ENVIRONMENT_PREFIX, OWN_PREFIX
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def _checked(cls: type[msgspec.Struct], **settings: Any) -> Any:
     for name in settings:
         if name not in known:
             raise ConfigError(variables.unknown(name, known))
-    plain = {name: _plain(name, value) for name, value in settings.items() if value is not None}
+    plain = {name: _plain(name, value) for name, value in settings.items() if _is_given(name, value)}
     try:
         made = msgspec.convert(plain, cls, strict=False)
         msgspec.json.encode(made)  # a text that is no Unicode could not be written down for the leader
@@ -203,8 +202,8 @@ class SinkConfig(msgspec.Struct, metaclass=_Validated, frozen=True, kw_only=True
                 f"retention_days={self.retention_days}: CloudWatch keeps logs for one of "
                 f"{', '.join(map(str, RETENTION_DAYS))} days, or for ever (leave it out)."
             )
-        if self.tags is not None and not 1 <= len(self.tags) <= MAX_TAGS:
-            raise ConfigError(f"tags: {len(self.tags)} given; a log group takes 1 to {MAX_TAGS}.")
+        if self.tags is not None:
+            check_tags(self.tags)
         if self.external_id is not None and self.role_arn is None:
             raise ConfigError("external_id is set and role_arn is not: an external_id is sent only to assume a role.")
         if self.entity is not None:
@@ -270,12 +269,12 @@ def variables_of(name: str) -> tuple[str, str]:
 
 def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings that are given anywhere. Reports variables that have no effect. Raises ConfigError."""
-    given = {name: value for name, value in _as_mapping(config).items() if value is not None}
-    given.update((name, value) for name, value in settings.items() if value is not None)
+    given = {name: value for name, value in _as_mapping(config).items() if _is_given(name, value)}
+    given.update((name, value) for name, value in settings.items() if _is_given(name, value))
     known = set(SinkConfig.__struct_fields__)
     # A SinkConfig has all settings, also those that are None. Only AWS's own variables, below, count beside it.
     for name in () if isinstance(config, SinkConfig) else known - given.keys():
-        ours, theirs = (env.get(variable) for variable in variables_of(name))
+        ours, theirs = (text if (text := env.get(each, "")).strip() else "" for each in variables_of(name))
         if ours and theirs and ours != theirs:
             wins, loses = variables_of(name)
             report(
@@ -307,6 +306,14 @@ def _as_mapping(config: object) -> Mapping[str, Any]:
         dumped: Mapping[str, Any] = dump()
         return dumped
     raise ConfigError(f"config must be a SinkConfig, a mapping or a pydantic object, not {type(config).__name__}.")
+
+
+def _is_given(name: str, value: object) -> bool:
+    """Tell whether this is a value. A text of blanks is none for a setting that is None by default.
+
+    Else an empty variable or file would be a role or a key that AWS refuses, far away from the mistake.
+    """
+    return value is not None and not (isinstance(value, str) and not value.strip() and name in _none_by_default())
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -352,6 +359,14 @@ def _named(name: str, value: object) -> str:
 def _switches() -> frozenset[str]:
     """Return the names of the settings that are on or off."""
     return frozenset(field.name for field in msgspec.structs.fields(SinkConfig) if field.type is bool)
+
+
+@cache
+def _none_by_default() -> frozenset[str]:
+    """Return the names of such settings, but for that of a directory, whose name may have blanks in it."""
+    return frozenset(each.name for each in msgspec.structs.fields(SinkConfig) if each.default is None) - {
+        "spool_directory"
+    }
 
 
 @cache

@@ -48,11 +48,24 @@ RETENTION_DAYS: Final = (
     1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653,
 )  # fmt: skip
 
-# CreateLogGroup and TagResource, "tags": 1 to 50 items.
+# CreateLogGroup and TagResource, "tags": 1 to 50 items, key 1 to 128, value 0 to 256 characters out of
+# [\p{L}\p{Z}\p{N}_.:/=+\-@]; keys that start with "aws:" are AWS's own.
 MAX_TAGS: Final = 50
+MAX_TAG_KEY_CHARACTERS: Final = 128
+MAX_TAG_VALUE_CHARACTERS: Final = 256
+TAG_PUNCTUATION: Final = frozenset("_.:/=+-@")
+TAG_CHARACTERS: Final = "letters, digits, spaces or _.:/=+-@"
+RESERVED_TAG_PREFIX: Final = "aws:"
 
 # "Entity": keyAttributes 2 to 4 items, "five allowed attributes (key names)"; attributes 0 to 10 items.
 ENTITY_KEYS: Final = ("Type", "ResourceType", "Identifier", "Name", "Environment")
 MIN_ENTITY_KEYS: Final = 2
 MAX_ENTITY_KEYS: Final = 4
 MAX_ENTITY_ATTRIBUTES: Final = 10
+
+
+def is_tag_text(text: str) -> bool:
+    """Tell whether each character may be in a tag. The documented pattern names classes that `re` does not know."""
+    import unicodedata  # here, because few tag, and every worker would hold it in memory
+
+    return all(c in TAG_PUNCTUATION or unicodedata.category(c)[0] in "LZN" for c in text)

@@ -1,4 +1,4 @@
-"""Log group and stream names: templates, rules, and the spool's name (pure).
+"""Log group and stream names, and tags: templates, rules, and the spool's name (pure).
 
 A stream template is resolved in two steps. `resolve` fills in the placeholders
 that stay the same for the life of a host (`{hostname}`, `{app}`, `{env:NAME}`);
@@ -17,7 +17,17 @@ from datetime import datetime, timezone
 from typing import Final
 
 from cwsink.errors import ConfigError
-from cwsink.limits import LOG_GROUP_NAME, MAX_NAME_CHARACTERS, RESERVED_GROUP_PREFIX
+from cwsink.limits import (
+    LOG_GROUP_NAME,
+    MAX_NAME_CHARACTERS,
+    MAX_TAG_KEY_CHARACTERS,
+    MAX_TAG_VALUE_CHARACTERS,
+    MAX_TAGS,
+    RESERVED_GROUP_PREFIX,
+    RESERVED_TAG_PREFIX,
+    TAG_CHARACTERS,
+    is_tag_text,
+)
 
 _NOT_IN_STREAM: Final = re.compile(r"[:*]")
 
@@ -39,6 +49,19 @@ def check_group(name: str) -> None:
         )
     if name.startswith(RESERVED_GROUP_PREFIX):
         raise ConfigError(f"log_group_name {name!r} starts with 'aws/', which AWS keeps for itself.")
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raise ConfigError if CloudWatch would refuse the tags: then a group would never be made. Shows no value."""
+    if not 1 <= len(tags) <= MAX_TAGS:
+        raise ConfigError(f"tags: {len(tags)} given; a log group takes 1 to {MAX_TAGS}.")
+    for key, value in tags.items():
+        if not 1 <= len(key) <= MAX_TAG_KEY_CHARACTERS or not is_tag_text(key):
+            raise ConfigError(f"tags: the key {key!r} is not 1 to {MAX_TAG_KEY_CHARACTERS} {TAG_CHARACTERS}.")
+        if key.lower().startswith(RESERVED_TAG_PREFIX):
+            raise ConfigError(f"tags: the key {key!r} begins with {RESERVED_TAG_PREFIX}, as only AWS's own do.")
+        if len(value) > MAX_TAG_VALUE_CHARACTERS or not is_tag_text(value):
+            raise ConfigError(f"tags: the value of {key!r} is not 0 to {MAX_TAG_VALUE_CHARACTERS} {TAG_CHARACTERS}.")
 
 
 def fill(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 import re
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
@@ -27,21 +26,18 @@ from cwsink.limits import (
     MAX_BATCH_SPAN_MS,
     MAX_FUTURE_MS,
     MAX_PAST_MS,
+    MAX_TAG_KEY_CHARACTERS,
+    MAX_TAG_VALUE_CHARACTERS,
     MAX_TAGS,
     RESERVED_GROUP_PREFIX,
+    RESERVED_TAG_PREFIX,
     RETENTION_DAYS,
+    TAG_CHARACTERS,
+    is_tag_text,
 )
 
 # CreateLogGroup, "logGroupClass": "Valid Values".
 GROUP_CLASSES: Final = frozenset(("STANDARD", "INFREQUENT_ACCESS", "ESSENTIALS", "DELIVERY"))
-
-# CreateLogGroup and TagResource, "tags": key 1 to 128, value 0 to 256 characters
-# out of [\p{L}\p{Z}\p{N}_.:/=+\-@]; keys that start with "aws:" are AWS's own.
-MAX_TAG_KEY_CHARACTERS: Final = 128
-MAX_TAG_VALUE_CHARACTERS: Final = 256
-TAG_PUNCTUATION: Final = frozenset("_.:/=+-@")
-TAG_CHARACTERS: Final = "letters, digits, spaces or _.:/=+-@"
-RESERVED_TAG_PREFIX: Final = "aws:"
 
 # CreateLogGroup, "kmsKeyId": at most 256 characters.
 MAX_KMS_KEY_CHARACTERS: Final = 256
@@ -140,17 +136,12 @@ def check_tags(tags: Mapping[str, str]) -> Iterator[Violation]:
     if not 1 <= len(tags) <= MAX_TAGS:
         yield unsatisfied("tags", f"{len(tags)} tags", f"Member must have length between 1 and {MAX_TAGS}")
     for key, value in tags.items():
-        if not 1 <= len(key) <= MAX_TAG_KEY_CHARACTERS or not _is_tag_text(key):
+        if not 1 <= len(key) <= MAX_TAG_KEY_CHARACTERS or not is_tag_text(key):
             yield unsatisfied("tags.key", key, f"1 to {MAX_TAG_KEY_CHARACTERS} {TAG_CHARACTERS}")
         if key.lower().startswith(RESERVED_TAG_PREFIX):
             yield unsatisfied("tags.key", key, f"Keys starting with {RESERVED_TAG_PREFIX} are reserved")
-        if len(value) > MAX_TAG_VALUE_CHARACTERS or not _is_tag_text(value):
+        if len(value) > MAX_TAG_VALUE_CHARACTERS or not is_tag_text(value):
             yield unsatisfied("tags.value", value, f"0 to {MAX_TAG_VALUE_CHARACTERS} {TAG_CHARACTERS}")
-
-
-def _is_tag_text(text: str) -> bool:
-    # The documented pattern uses Unicode categories, which `re` does not know.
-    return all(c in TAG_PUNCTUATION or unicodedata.category(c)[0] in "LZN" for c in text)
 
 
 def check_group_class(name: str) -> Iterator[Violation]:

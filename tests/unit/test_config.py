@@ -86,6 +86,12 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"tags": {}}, "tags: 0 given"),
         ({"tags": {str(number): "x" for number in range(51)}}, "tags: 51 given"),
         ({"tags": "team=shop"}, "tags is not JSON"),
+        ({"tags": {"": "v"}}, "tags: the key '' is not 1 to 128 letters, digits, spaces or _.:/=+-@."),
+        ({"tags": {"k" * 129: "v"}}, f"tags: the key '{'k' * 129}' is not 1 to 128 "),
+        ({"tags": {"a<b": "v"}}, "tags: the key 'a<b' is not 1 to 128 "),
+        ({"tags": {"AWS:x": "v"}}, "tags: the key 'AWS:x' begins with aws:, as only AWS's own do."),
+        ({"tags": {"team": "hunter2!"}}, "tags: the value of 'team' is not 0 to 256 letters, digits, spaces or"),
+        ({"tags": {"team": "v" * 257}}, "tags: the value of 'team' is not 0 to 256 "),
         ({"external_id": 12345}, "external_id: expected `str | null`, got `int`."),
         ({"external_id": "x"}, "external_id is set and role_arn is not"),
         ({"entity": {"keyAttributes": {"Type": "Service"}}}, "entity: keyAttributes has ['Type']"),
@@ -129,6 +135,26 @@ def test_white_space_around_a_value_is_left_out(name: str) -> None:
     """A secret, a file or a shell's output often ends with a newline."""
     value = "http://localhost:4566" if name == "endpoint_url" else "x-1"
     assert getattr(SinkConfig(**{name: f" {value}\n"}), name) == value
+
+
+def test_tags_that_cloudwatch_takes_are_taken() -> None:
+    """Letters and digits of any script, the longest ones, and an empty value."""
+    tags = {"k" * 128: "v" * 256, "Größe 2": "", "a_.:/=+-@": "ё"}
+    assert SinkConfig(tags=tags).tags == tags
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+@pytest.mark.parametrize(
+    "name", [name for name in SinkConfig.__struct_fields__ if getattr(DEFAULTS, name) is None and name[:5] != "spool"]
+)
+def test_blanks_are_not_a_value(name: str, blank: str) -> None:
+    """An empty variable or file is as good as none, and leaves the word to the next in turn."""
+    text, value = ENVIRONMENT[name]
+    beside = BESIDE.get(name, {})
+    assert SinkConfig(**{name: blank}) == load({name: blank}) == load(**{name: blank}) == DEFAULTS
+    assert load({name: blank}, {OWN_PREFIX + name.upper(): text}, **beside) == SinkConfig(**{name: value}, **beside)
+    env = {OWN_PREFIX + name.upper(): blank, ENVIRONMENT_PREFIX + name.upper(): text}
+    assert load({}, env, **beside) == SinkConfig(**{name: value}, **beside)
 
 
 ODD: list[Any] = [
@@ -317,7 +343,8 @@ def test_what_the_environment_says_wrongly_is_an_error_too() -> None:
 
 def test_a_variable_that_is_empty_is_not_set() -> None:
     """`FAPILOG_CLOUDWATCH__REGION=` in a compose file means nothing."""
-    assert load(env={ENVIRONMENT_PREFIX + name.upper(): "" for name in SinkConfig.__struct_fields__}) == DEFAULTS
+    for blank in ("", " ", "\n"):
+        assert load(env={ENVIRONMENT_PREFIX + name.upper(): blank for name in SinkConfig.__struct_fields__}) == DEFAULTS
 
 
 def test_variables_that_are_not_ours_are_ignored() -> None:
