@@ -61,7 +61,7 @@ def add_to_text(text: str | bytes, fields: str) -> str | bytes:
     if not has:
         return "{" + fields[1:]
     more = {name: value for name, value in _decoded(fields).items() if name not in has}
-    return add(text.rstrip(), "," + _encode(more).decode()[1:]) if more else text
+    return add(text.strip(), "," + _encode(more).decode()[1:]) if more else text
 
 
 @lru_cache(maxsize=8)

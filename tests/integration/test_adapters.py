@@ -339,6 +339,8 @@ def test_a_writer_adds_the_static_fields_to_json(
         '{"a": 1}': '{"a": 1,"service":"shop"}',
         b'{"a": 1}': '{"a": 1,"service":"shop"}',
         memoryview(b'{"a": 1}'): '{"a": 1,"service":"shop"}',
+        ' \n{"a": 1}\r\n': '{"a": 1,"service":"shop"}',  # such white space belongs to JSON
+        b'\t{"a": 1}': '{"a": 1,"service":"shop"}',
         "{}": '{"service":"shop"}',
         '{"service": "own"}': '{"service": "own"}',
         "[1]": "[1]",
