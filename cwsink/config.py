@@ -305,7 +305,10 @@ def _as_mapping(config: object) -> Mapping[str, Any]:
     if callable(dump):
         dumped: Mapping[str, Any] = dump()
         return dumped
-    raise ConfigError(f"config must be a SinkConfig, a mapping or a pydantic object, not {type(config).__name__}.")
+    meant = f" Did you mean log_group_name={config!r}?" if isinstance(config, str) else ""
+    raise ConfigError(
+        f"config must be a SinkConfig, a mapping or a pydantic object, not {type(config).__name__}.{meant}"
+    )
 
 
 def _is_given(name: str, value: object) -> bool:
@@ -344,6 +347,8 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
     name = where.rstrip("`").partition("[")[0]
     if choices := _choices_of(name) if name in settings else ():
         what = f"choose one of {', '.join(choices)}"
+    elif name in _switches():
+        what = "write true or false (yes, no, on, off, 1 and 0 mean the same)"
     elif ", got `" in what and (forms := units.legal_forms(name)):
         what = forms
     return f"{_named(name, settings.get(name))}: {what[:1].lower()}{what[1:]}." if name else f"settings: {error}"

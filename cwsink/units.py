@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-DURATION_FORMS: Final = "a duration is a number of seconds, or a text such as '500ms', '5s', '1.5s', '2m', '1h'"
+DURATION_FORMS: Final = "a duration is a number of seconds, or a text such as '500ms', '5s', '1.5s', '2m', '1h', '7d'"
 
-_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h)?\s*")
-_DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d)?\s*")
+_DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg])(i?)b?\s*", re.IGNORECASE)
 _SIZE_POWER: Final = {"k": 1, "m": 2, "g": 3}
 

@@ -62,7 +62,7 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
             {"batch_timeout_seconds": "soon"},
             "batch_timeout_seconds='soon': a duration is a number of seconds, or a text",
         ),
-        ({"retry_base_delay": "5d"}, f"retry_base_delay='5d': {units.legal_forms('retry_base_delay')}."),
+        ({"retry_base_delay": "5w"}, f"retry_base_delay='5w': {units.legal_forms('retry_base_delay')}."),
         ({"spool_max_bytes": "1TiB"}, f"spool_max_bytes='1TiB': {units.legal_forms('spool_max_bytes')}."),
         ({"segment_bytes": 8192.5}, "segment_bytes=8192.5: a size is a whole number of bytes, or a text"),
         ({"read_timeout_seconds": float("nan")}, "read_timeout_seconds=nan: expected `float` > 0.0."),
@@ -96,7 +96,11 @@ def test_the_bounds_are_cloudwatchs_own() -> None:
         ({"external_id": "x"}, "external_id is set and role_arn is not"),
         ({"entity": {"keyAttributes": {"Type": "Service"}}}, "entity: keyAttributes has ['Type']"),
         ({"entity": {"keyAttributes": {"Type": "x", "Nmae": "y"}}}, "entity: keyAttributes has ['Nmae', 'Type']"),
-        ({"create_log_group": "maybe"}, "create_log_group='maybe': expected `bool`, got `str`."),
+        (
+            {"create_log_group": "maybe"},
+            "create_log_group='maybe': write true or false (yes, no, on, off, 1 and 0 mean",
+        ),
+        ({"adopt_orphans": 2.5}, "adopt_orphans=2.5: write true or false (yes,"),
         ({"log_group_name": 5}, "log_group_name=5: expected `str`, got `int`."),
         ({"log_group_name": "a b"}, "log_group_name 'a b' is not a legal log group name"),
         ({"log_group_name": "aws/x"}, "log_group_name 'aws/x' starts with 'aws/'"),
@@ -221,7 +225,16 @@ def test_an_error_is_cwsinks_and_a_value_error() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("5s", 5.0), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0), (" 1.5 s ", 1.5), ("0.25s", 0.25), ("7", 7.0)],
+    [
+        ("5s", 5.0),
+        ("500ms", 0.5),
+        ("2m", 120.0),
+        ("1h", 3600.0),
+        ("7d", 604_800.0),
+        (" 1.5 s ", 1.5),
+        ("0.25s", 0.25),
+        ("7", 7.0),
+    ],
 )
 @pytest.mark.parametrize("name", ["batch_timeout_seconds", "retry_base_delay", "connect_timeout_seconds"])
 def test_a_duration_may_carry_its_unit(name: str, text: str, seconds: float) -> None:
@@ -249,7 +262,7 @@ def test_a_size_may_carry_its_unit(text: str, size: int) -> None:
     assert SinkConfig(spool_max_bytes=size).spool_max_bytes == size
 
 
-@pytest.mark.parametrize("text", ["5d", "s", "1:30", "-5s", "5s 3ms", "1TiB", "5s\n\nx"])
+@pytest.mark.parametrize("text", ["5w", "s", "1:30", "-5s", "5s 3ms", "1TiB", "5s\n\nx"])
 def test_a_unit_we_do_not_know_is_an_error(text: str) -> None:
     """Nothing is guessed."""
     with pytest.raises(ConfigError):
@@ -419,8 +432,9 @@ def test_a_config_passes_through_unaltered() -> None:
 @pytest.mark.parametrize("config", ["text", 5, ["log_group_name"], object()])
 def test_what_is_no_configuration_is_named_by_its_type(config: object) -> None:
     """The error says what would be accepted."""
-    with pytest.raises(ConfigError, match=f"not {type(config).__name__}"):
+    with pytest.raises(ConfigError, match=f"not {type(config).__name__}") as raised:
         load(config)
+    assert str(raised.value).endswith(" Did you mean log_group_name='text'?") == (config == "text")
 
 
 def test_a_path_is_as_good_as_text() -> None:
