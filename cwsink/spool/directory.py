@@ -166,11 +166,13 @@ def find_spools(path: str | None = None, env: Mapping[str, str] | None = None) -
 
 
 def expect_spools(path: str | None) -> None:
-    """Raise SpoolAccessError if the path was probably mistyped: it is not there, or holds other files and no spool.
+    """Raise SpoolAccessError if the path was probably mistyped: empty, not there, or with other files and no spool.
 
     In such a place nothing waits, and all would seem well. An empty directory may be a root in which nothing was logged
     yet. Without a path the root need not be there.
     """
+    if path == "":  # of a variable that is not set, say
+        raise SpoolAccessError(f"the path is empty. {_ANOTHER_PATH}", path)
     if path is None or find_spools(path):
         return
     try:

@@ -31,7 +31,7 @@ from cwsink.spool import (
     sending,
     told,
 )
-from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
+from cwsink.spool.directory import SpoolDirectory, expect_spools, find_spools, open_existing
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import MOST_SECONDS
 from cwsink.spool.room import Room
@@ -186,8 +186,15 @@ def stats(path: str | None = None) -> Stats:
         path: a spool, or a directory that holds several. The default is where a worker would put its spool.
 
     Raises:
-        SpoolError: the directory itself cannot be read.
+        SpoolError: the directory cannot be read; or `path` is not there, or holds other files and no spool. A slip of
+            the pen must not look like a place where nothing waits. An empty directory is a root without a spool yet.
     """
+    expect_spools(path)
+    return look_below(path)
+
+
+def look_below(path: str | None) -> Stats:
+    """Do as `stats` for who watches: where nothing is yet, there are no spools. Raises SpoolError."""
     found = Stats([], {})
     paths = find_spools(path)
     for spool in paths:

@@ -11,7 +11,7 @@ from cwsink.spool.attachment import attached_pids
 from cwsink.spool.directory import open_existing
 from cwsink.spool.follower import Follower
 from cwsink.spool.record import Event
-from cwsink.spool.stats import stats
+from cwsink.spool.stats import look_below
 from cwsink.top.trend import SORTS, Row, Trend
 
 LOOK_SECONDS: Final = 1.0
@@ -46,7 +46,7 @@ class Board:
 
     def look(self) -> None:
         """Look at all spools. Raises SpoolError: their directory cannot be read."""
-        found = stats(self._path)
+        found = look_below(self._path)
         writers = {spool.path: _writers(spool.path) for spool in found.spools}
         self._trend.add(found.spools, time.monotonic(), writers)
         self.unreadable = found.unreadable

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from cwsink.flusher.outcome import Outcome
-from cwsink.spool.stats import SpoolStats, State, stats
+from cwsink.spool.stats import SpoolStats, State, look_below
 
 _generate: Final[Any] = generate_latest  # it has no types
 OTHER: Final = "other"
@@ -34,7 +34,7 @@ class SpoolsCollector:
 
     def collect(self) -> Iterator[Any]:
         """Return the metrics as they are now. Raises SpoolError."""
-        found = stats(self._path)
+        found = look_below(self._path)
         unreadable = GaugeMetricFamily("cwsink_unreadable_spools", "Spools that cannot be read.")
         unreadable.add_metric([], len(found.unreadable))
         yield unreadable

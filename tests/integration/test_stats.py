@@ -12,6 +12,7 @@ import pytest
 
 import cwsink
 from cwsink import SinkConfig, Writer
+from cwsink.spool.stats import Stats
 from tests.harness.interleave import deliver
 from tests.harness.support import CHILD_SECONDS
 
@@ -69,6 +70,20 @@ def test_a_spool_that_cannot_be_read_hides_no_other(small: SinkConfig) -> None:
     assert [spool.pending for spool in found.spools] == [1]
     assert list(found.unreadable) == [str(damaged)]
     assert "FORMAT cannot be read" in found.unreadable[str(damaged)]
+
+
+def test_a_path_with_a_slip_of_the_pen_is_an_error(tmp_path: Path) -> None:
+    """It is not taken for a place where nothing waits. A root is, in which nothing was logged yet."""
+    with pytest.raises(cwsink.SpoolError, match="nonexistent is not there"):
+        cwsink.stats(str(tmp_path / "nonexistent"))
+    with pytest.raises(cwsink.SpoolError, match="the path is empty"):
+        cwsink.stats("")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(cwsink.SpoolError, match="holds no spool, but 1 other file such as notes"):
+        cwsink.stats(str(tmp_path))
+    (tmp_path / "root").mkdir()
+    for fine in (str(tmp_path / "root"), None):  # a worker's own root need not even be there
+        assert cwsink.stats(fine) == Stats([], {})
 
 
 def test_it_loads_nothing_heavy() -> None:
