@@ -19,6 +19,7 @@ Nothing of structlog is imported here: a processor is a function, and a logger f
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,21 +81,28 @@ class Logger:
 def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> str:
     """Render an event as JSON, as the last processor: see cwsink.frontends.log_entry for the shape.
 
-    What structlog's processors have found (level, time, exception) has its place; all else is `data`. A processor that
-    formats the exception is not needed, and may have been there.
+    What structlog's processors have found (level, time, exception, stack) has its place; all else is `data`, also what
+    has such a name and cannot be used. Processors that format the exception or the stack are not needed, and may have
+    been there.
     """
-    diagnostics: dict[str, Any] = {"origin": "structlog", **_exception_of(event)}
-    if stack := event.get("stack"):
+    exception, at = _exception_of(event), log_entry.when(event.get("timestamp"))
+    diagnostics: dict[str, Any] = {"origin": "structlog", **exception}
+    if stack := _stack_of(event):
         diagnostics["stack"] = stack
     name = event.get("logger") or getattr(logger, "name", "")
     text = _key_of_text(event)
+    used = {text, *_OWN}
+    if at is None and event.get("timestamp") is not None:
+        used.discard("timestamp")
+    if not exception and event.get("exc_info") and not isinstance(event["exc_info"], bool | tuple):
+        used.discard("exc_info")
     return log_entry.encode_entry(
-        timestamp=event.get("timestamp"),
+        timestamp=at,
         level=str(event.get("level", method_name)).upper(),
         message=event.get(text, ""),
         logger=name,
         diagnostics=diagnostics,
-        data={key: value for key, value in event.items() if key != text and key not in _OWN},
+        data={key: value for key, value in event.items() if key not in used},
         has_trace=getattr(logger, "has_trace", True),
     )
 
@@ -119,3 +127,20 @@ def _exception_of(event: Mapping[str, Any]) -> dict[str, Any]:
     elif given and not isinstance(given, BaseException):
         given = sys.exc_info()[1]
     return {"exception": log_entry.exception_fields(given)} if isinstance(given, BaseException) else {}
+
+
+def _stack_of(event: Mapping[str, Any]) -> object:
+    """Return the stack of an event: as a processor has made it, or, if one is asked for, that of the call to structlog.
+
+    The frames of structlog and of this module, which are the innermost ones, are left out.
+    """
+    wanted = event.get("stack_info")
+    if (stack := event.get("stack")) or not wanted or isinstance(wanted, str):
+        return stack or wanted
+    frame = sys._getframe()  # noqa: SLF001  # structlog's own processor asks it, too
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in (
+        "structlog",
+        "cwsink",
+    ):
+        frame = frame.f_back
+    return "Stack (most recent call last):\n" + "".join(traceback.format_stack(frame)).rstrip()

@@ -173,7 +173,7 @@ def encode_entry(
     """Return an entry of another logging library as JSON, in the same shape.
 
     Args:
-        timestamp: seconds since 1970, or the library's own text; None: now.
+        timestamp: see `when`; what is no time: now.
         level, message, logger: as the library has them.
         diagnostics: where the entry was made, and its exception (`exception_fields`).
         data: all else.
@@ -181,7 +181,7 @@ def encode_entry(
     """
     trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = {
-        "timestamp": timestamp if isinstance(timestamp, str) else _rfc3339(timestamp or time.time()),
+        "timestamp": when(timestamp) or _rfc3339(time.time()),
         "level": level,
         "message": shown(message),
         "logger": logger,
@@ -209,6 +209,18 @@ def time_ms(created: object) -> int:
         return round(created * 1000)  # type: ignore[operator]  # if it is no number: a TypeError, caught below
     except (TypeError, ValueError, OverflowError):
         return time.time_ns() // 1_000_000
+
+
+def when(given: object) -> str | None:
+    """Return a time as text: of seconds since 1970, of a datetime, or the library's own text. None: it is no time."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, datetime):
+        return datetime.isoformat(given)
+    try:
+        return _timestamp(round(given * 1000))  # type: ignore[operator]  # if it is no number: a TypeError
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
 
 
 def shown(value: object) -> str:

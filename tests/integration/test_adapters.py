@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,53 @@ def test_structlog(structlog_logger: Any) -> None:
     assert found["data"] == {"request_id": "r-1", "user": "ann", "order": 17}
     assert found["diagnostics"] == {"origin": "structlog"}
     assert found["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize("processor", [None, structlog.processors.StackInfoRenderer()])
+def test_a_stack_that_structlog_is_asked_for_arrives(structlog_logger: Any, processor: Any) -> None:
+    """With and without structlog's own processor: down to the call, and with no frame of structlog."""
+    if processor is not None:
+        processors = structlog.get_config()["processors"]
+        structlog.configure(processors=[*processors[:-1], processor, processors[-1]])
+    structlog.get_logger("shop").info("here", stack_info=True)
+    structlog.get_logger("shop").info("there")
+    asked, plain = entries()
+    stack = asked["diagnostics"]["stack"]
+    assert stack.startswith("Stack (most recent call last):\n")
+    assert stack.endswith('structlog.get_logger("shop").info("here", stack_info=True)')
+    assert asked["data"] == {}
+    assert "stack" not in plain["diagnostics"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "data"),
+    [
+        (datetime(2020, 1, 1, 12, tzinfo=timezone.utc), "2020-01-01T12:00:00+00:00", {}),
+        (1_577_880_000.5, "2020-01-01T12:00:00.500Z", {}),
+        ("noon", "noon", {}),
+        (1_577_880_000_000, None, {"timestamp": 1_577_880_000_000}),
+        ([12, 0], None, {"timestamp": [12, 0]}),
+        (None, None, {}),
+    ],
+)
+def test_structlogs_timestamp_is_the_time_or_data(
+    structlog_logger: Any, given: Any, wanted: str | None, data: dict[str, Any]
+) -> None:
+    """Text, a datetime or seconds; what is no time is kept, and the record has the present one."""
+    structlog_logger.info("x", timestamp=given)
+    (found,) = entries()
+    assert found["data"] == data
+    if wanted is None:
+        assert datetime.fromisoformat(found["timestamp"].replace("Z", "+00:00")).year > 2020
+    else:
+        assert found["timestamp"] == wanted
+
+
+def test_an_exc_info_that_is_no_exception_is_data(structlog_logger: Any) -> None:
+    """It is the application's own, then. True where nothing was raised says nothing."""
+    for given in ("boom", True):
+        structlog_logger.bind(exc_info=given).info("x")
+    assert [found["data"] for found in entries()] == [{"exc_info": "boom"}, {}]
 
 
 @pytest.mark.parametrize(
