@@ -1,4 +1,4 @@
-"""The ids of the trace that is active now, for a record's `trace_id` and `span_id` (no I/O, no dependency).
+"""The ids of the trace that is active now, for a record's `trace_id` and `span_id` (no I/O).
 
 OpenTelemetry's API is asked if the application has loaded it. Without a span of it, AWS X-Ray's header counts, which
 AWS Lambda sets.
@@ -10,14 +10,19 @@ import os
 import sys
 from typing import Any, Final
 
+import msgspec
+
 from cwsink.frontends.interruption import is_interruption
 
 XRAY_VARIABLE: Final = "_X_AMZN_TRACE_ID"
 _XRAY_KEY: Final = getattr(os.environ, "encodekey", str)(XRAY_VARIABLE)
 
 
-def active() -> tuple[str, str] | None:
-    """Return the ids of trace and span, as OpenTelemetry and X-Ray write them; None if no span is active."""
+def active() -> tuple[str, str | msgspec.UnsetType] | None:
+    """Return the ids of trace and span, as OpenTelemetry and X-Ray write them; None if no span is active.
+
+    X-Ray's header has no span where nobody samples. Then that is UNSET, as a field that a record does not have.
+    """
     if found := of_opentelemetry():
         return found
     try:
@@ -44,7 +49,7 @@ def of_opentelemetry() -> tuple[str, str] | None:
         return None
 
 
-def _of_xray(header: str) -> tuple[str, str] | None:
+def _of_xray(header: str) -> tuple[str, str | msgspec.UnsetType] | None:
     """Return the ids in a header such as "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8"."""
     fields = dict(field.strip().partition("=")[::2] for field in header.split(";"))
-    return (fields["Root"], fields.get("Parent", "")) if fields.get("Root") else None
+    return (fields["Root"], fields.get("Parent") or msgspec.UNSET) if fields.get("Root") else None

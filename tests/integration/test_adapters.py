@@ -264,6 +264,19 @@ def test_without_a_span_there_are_no_ids(logging_logger: logging.Logger, monkeyp
     assert inside["span_id"] == "53995c3f42cd8ad8"
 
 
+@pytest.mark.parametrize("extra", [{}, {"order": 17}, {"thing": object()}])
+@pytest.mark.parametrize("header", ["Root=1-5759e988-bd862e3f;Sampled=0", "Root=1-5759e988-bd862e3f;Parent=;Sampled=0"])
+def test_without_a_span_in_x_rays_header_there_is_no_id_of_one(
+    logging_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, header: str, extra: dict[str, Any]
+) -> None:
+    """Nobody samples there. An empty id would be a value."""
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
+    logging_logger.error("x", extra=extra)
+    (found,) = entries()
+    assert found["trace_id"] == "1-5759e988-bd862e3f"
+    assert "span_id" not in found
+
+
 def test_the_json_of_a_record_for_any_handler(capsys: pytest.CaptureFixture[str]) -> None:
     """`JsonFormatter` gives another handler what `SpoolHandler` spools, and `SpoolHandler` takes it as no change."""
     stream = logging.StreamHandler(sys.stderr)
