@@ -54,8 +54,7 @@ A room imports only what stands below it. The contracts are in pyproject.toml, `
 | `supervisor`              | what `cwsink run` is: the parent of a command and of a flusher   | `printable` only      |
 | `spool`                   | what all processes share: the files, and the locks on them       | the rows below        |
 | `target`                  | where records go, resolved for this host                         | the rows below        |
-| `config`, `variables`     | the validated settings; the variables that may give them         | the rows below        |
-| `diagnostics`             | what we say on stderr                                            | the rows below        |
+| `config`, `diagnostics`   | the validated settings, `variables`; what we say on stderr       | the rows below        |
 | `naming`, `host`          | names of groups and streams; what this host is called            | the rows below        |
 | `endpoint`                | the URL of CloudWatch                                            | the row below         |
 | `errors`, `limits`        | the exception tree; CloudWatch's documented limits               | nothing               |
