@@ -123,9 +123,10 @@ class Ring:
         now = time_ns()
         attached = self.attached
         if attached is None or not self.checked_at_ns <= now < self.check_due_ns:
-            attached = self._check(now)
-            if attached is None:
-                return self._refusal()
+            found = self._check(now)
+            if isinstance(found, Append):
+                return found
+            attached = found
         data = frame.encode(payload, attached.salt, kind)
         try:
             written = _write(attached.fd, data)
@@ -159,8 +160,8 @@ class Ring:
             if code is not None and not self._mend(code, len(payload)):
                 break
             attached = self._check(time_ns())
-            if attached is None:
-                return self._refusal()
+            if isinstance(attached, Append):
+                return attached
             data = frame.encode(payload, attached.salt, kind)
             try:
                 if _write(attached.fd, data) == len(data):
@@ -206,7 +207,8 @@ class Ring:
         attached = self.attached
         if attached is not None and attached.status() is None:
             self._abandon(attached)
-            attached = self._first()
+            found = self._first()
+            attached = None if isinstance(found, Append) else found
         if attached is None:
             return
         disk.sync(attached.fd)
@@ -244,13 +246,15 @@ class Ring:
         self.check_mask = (1 << max(0, (size // _SMALL_CHECKS // _SMALL_BYTES).bit_length() - 1)) - 1
         self._check_bytes = size // _CHECKS
 
-    def _refusal(self) -> Append:
-        if self.is_removed or self.is_of_another_user:
-            return Append.GONE
-        return Append.FULL if self._full_until else Append.FAILED
+    def _full(self) -> Append:
+        # However full it was: one that is gone is left for another spool, which has room.
+        return Append.GONE if self.is_removed or self.is_of_another_user else Append.FULL
 
-    def _check(self, now: int) -> AttachedSegment | None:
-        """Check the segment, and return the one to append to. None: no room (`_full_until` is set), or no access."""
+    def _check(self, now: int) -> AttachedSegment | Append:
+        """Check the segment, and return the one to append to, or how the append ends without one.
+
+        Whoever finds the reason returns it. Other threads check meanwhile, so nothing of ours tells it a moment later.
+        """
         # An application's tests may freeze the time of its records, `now`. So pauses go by another clock.
         if (began := monotonic()) >= self._checking_until:
             self._checking_until = began + _CHECKING_SECONDS
@@ -262,52 +266,47 @@ class Ring:
         # one, with two exceptions. If the last check found no room, refuse. If the segment must not grow any more,
         # check here as well: two checks at once only cost work, and are as safe as those of two processes.
         if self._full_until:
-            return None
+            return self._full()
         attached = self.attached or self._first()
-        status = attached.status() if attached is not None else None
         if (
-            attached is not None
-            and status is not None
+            isinstance(attached, AttachedSegment)
+            and (status := attached.status()) is not None
             and not attached.is_full
             and status.st_size < MOST_SEGMENT_FACTOR * self._rotation.segment_bytes
         ):
             return attached
         return self._check_segment(now)
 
-    def _check_segment(self, now: int) -> AttachedSegment | None:
+    def _check_segment(self, now: int) -> AttachedSegment | Append:
         # Until this segment is full the old descriptor would do. But this user can make no segment that the spool's
         # flusher can read. So the writer opens a spool of the new user at once.
         if self.is_of_another_user:
-            return None
+            return Append.GONE
         try:
             if monotonic() < self._full_until:
-                return None
-            attached = self.attached
-            if attached is not None and attached.status() is None:
-                self._abandon(attached)
-                attached = None
-            attached = attached or self._first()
-            if attached is None:
-                return None
+                return self._full()
+            if (mine := self.attached) is not None and mine.status() is None:
+                self._abandon(mine)
+                mine = None
+            attached = mine or self._first()
+            if isinstance(attached, Append):
+                return attached
             end_seen = attached.end_seen  # read before the size, because another thread may be checking, too
             status = os.fstat(attached.fd)
             if not segment.is_in_place(self._directory.ring, attached.key.number, status):
                 self.is_removed = True
-                return None  # the writer then opens the directory anew
+                return Append.GONE  # the writer then opens the directory anew
             attached.checked(status.st_size, now)
             # If somebody who meddles has cut it, a leader may never read what is appended behind the cut.
-            attached = self._go_on(attached, is_cut=status.st_size < end_seen)
-            if attached is None:
-                # Where evicting is allowed, another process may be at it and have room for us soon: ask again then.
-                self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
-                return None
+            following = self._go_on(attached, is_cut=status.st_size < end_seen)
+            if following is None:
+                return self._not_written(errno.ENOSPC)
             self.checked_at_ns, self.check_due_ns = max(0, now), now + _CHECK_NS
             self._unchecked_bytes, self._full_until = 0, 0.0
             self.is_removed = False
-            return attached
+            return following
         except OSError as error:
-            self._not_written(code_of(error))
-            return None
+            return self._not_written(code_of(error))
 
     def _go_on(self, attached: AttachedSegment, *, is_cut: bool) -> AttachedSegment | None:
         """Return the segment to append to after this one was looked at; None if there is no room. Raises OSError."""
@@ -325,14 +324,14 @@ class Ring:
                 raise
         return attached
 
-    def _first(self) -> AttachedSegment | None:
+    def _first(self) -> AttachedSegment | Append:
         # A program may log each file that is opened (an audit hook). What it logs while we open the segment would open
         # the segment, too, and so on. A signal handler, which nests less deep, may log.
         me, now = get_ident(), monotonic()
         if now >= self._opening_until:
             self._opening = []  # a signal handler that raised may have left some behind
         if self._opening.count(me) >= _MOST_NESTED:
-            return None
+            return Append.FAILED
         self._opening_until = now + _OPENING_SECONDS
         try:
             self._opening.append(me)
@@ -340,9 +339,7 @@ class Ring:
         except OSError as error:
             # ENOENT: the directory is gone, so the spool was removed.
             self.is_removed = error.errno == errno.ENOENT
-            if not self.is_removed:
-                self._not_written(error.errno)
-            return None
+            return Append.GONE if self.is_removed else self._not_written(error.errno)
         finally:
             with contextlib.suppress(ValueError):
                 self._opening.remove(me)
@@ -389,6 +386,7 @@ class Ring:
         """Turn an I/O error into an answer. The next append checks again, because the cause may be gone by then."""
         self.check_due_ns = 0
         if code in disk.NO_ROOM:
+            # Where evicting is allowed, another process may be at it and have room for us soon: ask again then.
             self._full_until = monotonic() + (_EVICTING_SECONDS if self._rotation.may_evict else _FULL_SECONDS)
             return Append.FULL
         why = os.strerror(code or errno.EIO) + disk.limit_of(OSError(code, ""))

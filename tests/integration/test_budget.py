@@ -25,6 +25,8 @@ from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.spool import budget, capacity, cursor, descriptors, files, rotation, segment
 from cwsink.spool.directory import SpoolDirectory, open_existing
+from cwsink.spool.ring import Append, Ring
+from cwsink.spool.segment import AttachedSegment
 from cwsink.spool.survey import Survey, events, open_segments, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -225,6 +227,31 @@ def test_a_full_spool_refuses_whoever_passes_by_the_one_who_looks(
     monkeypatch.setattr(budget.Budget, "has_room", look)
     until(lambda: not writer.append("looks") and bool(answers), "a look")
     assert answers == [False] * 10
+
+
+def test_who_found_no_room_is_refused_for_that_though_another_has_found_some_since(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader makes room, and another thread appends, before the first one says why it could not: no disk fails."""
+    config = full_config(server.endpoint_url, "drop_newest")
+    writer = Writer(config)
+    while writer.append("x" * 300):
+        pass
+    before = survey(writer.directory).refused
+    check = Ring._check
+    answers: list[bool] = []
+
+    def overtaken(self: Ring, now: int) -> AttachedSegment | Append:
+        found = check(self, now)
+        monkeypatch.setattr(Ring, "_check", check)
+        deliver(writer.directory, config)
+        while not answers or not answers[-1]:
+            answers.append(writer.append("of another thread"))
+        return found
+
+    monkeypatch.setattr(Ring, "_check", overtaken)
+    assert not writer.append("refused")
+    assert survey(writer.directory).refused == {"spool_full": before["spool_full"] + answers.count(False) + 1}
 
 
 def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWatch) -> None:
