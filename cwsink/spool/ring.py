@@ -337,9 +337,11 @@ class Ring:
             self._opening.append(me)
             return self._swap(self._rotation.newest())
         except OSError as error:
-            # ENOENT: the directory is gone, so the spool was removed.
-            self.is_removed = error.errno == errno.ENOENT
-            return Append.GONE if self.is_removed else self._not_written(error.errno)
+            if error.errno != errno.ENOENT:
+                return self._not_written(error.errno)
+            # The spool was removed, if it is not there. Else only a file was, and the writer tries again.
+            self.is_removed = not (self._directory.is_present() and files.exists(self._directory.ring))
+            return Append.GONE
         finally:
             with contextlib.suppress(ValueError):
                 self._opening.remove(me)

@@ -138,6 +138,10 @@ class Rotation:
         try:
             self.made += bool(after)
             segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=not self.may_evict)
+        except FileNotFoundError:
+            # This process may have been stopped for a minute before the link. Then a leader has taken its temporary
+            # file for that of a killed one, and has removed it. If the ring is gone, this raises the same again.
+            segment.create(ring, after + 1, self._spool_id, reserve_bytes, or_less=not self.may_evict)
         except OSError as error:
             # The disk is full before the budget is: all that we can free is history, or else our own oldest segment.
             if error.errno not in disk.NO_ROOM:

@@ -22,11 +22,13 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence
-from cwsink.spool import budget, cursor, descriptors, disk, frame, record, rotation, segment
+from cwsink.spool import budget, cursor, descriptors, disk, files, frame, record, rotation, segment
 from cwsink.spool.attachment import Attachment, is_anyone_attached
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory, open_existing
+from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.ring import Append, Ring
+from cwsink.spool.rotation import Rotation
 from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -103,6 +105,51 @@ def test_what_a_killed_writer_left_does_not_keep_a_segments_blocks(small: SinkCo
         os.utime(left, (0, 0))
         fill_segment(writer)
         until(lambda: not left.exists(), "removed")
+
+
+@pytest.mark.parametrize("when", ["at its first record", "at a full segment"])
+def test_a_writer_that_is_stopped_while_it_makes_a_segment_goes_on_with_it(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], when: str
+) -> None:
+    """For a minute, before the file has its name: a leader has tidied it away. No spool was removed, no disk fails."""
+    other, writer = Writer(small), Writer(small)
+    if when == "at a full segment":
+        assert writer.append("first")
+        writer._ring.attached.is_full = True  # type: ignore[union-attr]
+        writer._ring.check_due_ns = 0
+    link = OpenDirectory.link
+
+    def stopped(self: OpenDirectory, name: str, another: str) -> None:
+        monkeypatch.setattr(OpenDirectory, "link", link)
+        assert other.append("meanwhile")
+        os.utime(f"{self.path}/{name}", (0, 0))
+        files.remove_stale_temporaries(self.path)
+        link(self, name, another)
+
+    monkeypatch.setattr(OpenDirectory, "link", stopped)
+    assert writer.append("of the stopped one")
+    assert pending(writer.directory)[-2:] == ["meanwhile", "of the stopped one"]
+    assert survey(writer.directory).refused == {}
+    assert capfd.readouterr().err == ""
+
+
+def test_a_spool_that_is_there_is_not_said_to_be_removed(
+    small: SinkConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever file the kernel did not find: the record goes into this spool."""
+    writer = Writer(small)
+    newest = Rotation.newest
+
+    def not_found(self: Rotation) -> segment.AttachedSegment:
+        monkeypatch.setattr(Rotation, "newest", newest)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(Rotation, "newest", not_found)
+    spool = writer.directory
+    assert writer.append("kept")
+    assert writer.directory is spool
+    assert pending(spool) == ["kept"]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_segment_that_is_being_removed_is_waited_for(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
