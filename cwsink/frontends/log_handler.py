@@ -177,8 +177,10 @@ class SpoolHandler(logging.Handler):
 
     def __del__(self) -> None:
         """Nobody holds the handler any more. If Celery has dropped it from the root logger, it goes back there."""
-        with suppress(Exception):  # at the end of the interpreter much is gone
+        try:  # at the end of the interpreter much is gone, `suppress` too
             beside_celery.dropped(self)
+        except Exception:
+            pass
 
     def _ask(self, record: logging.LogRecord, created_ms: int) -> str:
         """Return the text of a record whose objects are asked how they are shown. They may log meanwhile, in here."""

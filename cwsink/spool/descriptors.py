@@ -224,8 +224,12 @@ class Opened:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it was not made to its end, and has no descriptor
+        # It was not made to its end, and has no descriptor. Or the interpreter ends, and has taken this module apart:
+        # each of its names, also that of what would catch the error, is None. The kernel closes the descriptor then.
+        try:
             self.close()
+        except (AttributeError, TypeError):
+            pass
 
 
 def opened(path: str, flags: int, dir_fd: int | None = None) -> Opened:

@@ -338,9 +338,12 @@ class AttachedSegment:
         self.fd = -1
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it was not made to its end, and has taken over nothing
+        # It was not made to its end, and has taken over nothing. Or the interpreter has ended (see `Opened.__del__`).
+        try:
             fd, self.fd = self.fd, -1
             descriptors.release(fd, self._incarnation, self._file)
+        except (AttributeError, TypeError):
+            pass
 
 
 def attach_newest(ring: str) -> AttachedSegment | None:

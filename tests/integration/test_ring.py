@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import Writer
+from cwsink import SpoolHandler, Writer
 from cwsink.config import SinkConfig
-from cwsink.frontends import presence
+from cwsink.frontends import log_handler, presence
 from cwsink.spool import budget, cursor, descriptors, disk, files, frame, record, rotation, segment
 from cwsink.spool.attachment import Attachment, is_anyone_attached
 from cwsink.spool.capacity import Capacity
@@ -44,7 +45,7 @@ from tests.harness.interleave import (
     segments,
     until,
 )
-from tests.harness.support import finish, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, quick_config
 
 
 def pending(directory: SpoolDirectory) -> list[str]:
@@ -637,6 +638,43 @@ def test_finalizers_at_the_interpreters_end_may_append(spawn: Spawn, flusher: st
     assert len(told) >= 6
     assert not [line for line in out.splitlines() if not line.endswith(" True")]
     assert sorted(pending(Writer(config).directory)) == sorted(["early", "own", *told])
+
+
+AT_THE_LAST = """
+    import atexit, sys
+    from cwsink import Writer
+    from tests.harness.support import quick_config
+
+    if sys.argv[1] == "logs at exit":
+        atexit.register(lambda: writer.append("late"))
+    writer = Writer(quick_config("http://127.0.0.1:1", flusher="external"))
+    assert writer.append("early")
+    sys.excepthook = lambda *error: writer.append(repr(error))
+"""
+
+
+@pytest.mark.parametrize("how", ["logs before", "logs at exit"])
+def test_what_python_frees_last_prints_nothing(spawn: Spawn, how: str) -> None:
+    """A hook of `sys` keeps its writer until Python has taken all modules apart."""
+    child = spawn(AT_THE_LAST, how)
+    assert child.communicate(timeout=CHILD_SECONDS)[1] == ""
+    assert child.returncode == 0
+
+
+def test_a_finalizer_needs_no_name_of_its_module(small: SinkConfig) -> None:
+    """At the interpreter's end each of them is None."""
+    writer = Writer(small)
+    assert writer.append("first")
+    (mine,) = presence.this.presences()
+    for module, owner in (
+        (log_handler, SpoolHandler(small)),
+        (segment, writer._ring.attached),
+        (descriptors, writer._ring.attached),
+        (descriptors, mine._attachment._file),
+    ):
+        none = {name: None for name in vars(module) if not name.startswith("__")}
+        with mock.patch.dict(vars(module), none):
+            owner.__del__()  # type: ignore[union-attr]
 
 
 NO_DESCRIPTORS = """
