@@ -24,6 +24,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
+from cwsink.frontends.kind import is_a
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,7 +59,7 @@ class LoggerFactory:
 
     def __call__(self, *args: object) -> Logger:
         """Return a logger. structlog passes the arguments of `get_logger`; a name among them is the logger's name."""
-        name = next((name for name in args if isinstance(name, str)), "")
+        name = next((name for name in args if is_a(name, str)), "")
         return Logger(self._writer, name, self._fields, self._has_trace)
 
 
@@ -113,7 +114,7 @@ def _key_of_text(event: Mapping[str, Any]) -> str:
     EventRenamer may have put something else under structlog's key, as Elastic's schema has it, and that is a dict.
     """
     there = [key for key in ("event", *log_entry.TEXT_KEYS) if key in event]
-    return next((key for key in there if not isinstance(event[key], Mapping)), there[0] if there else "event")
+    return next((key for key in there if not is_a(event[key], Mapping)), there[0] if there else "event")
 
 
 def _exception_of(event: Mapping[str, Any]) -> dict[str, Any]:

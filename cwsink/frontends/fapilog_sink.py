@@ -27,6 +27,7 @@ from cwsink.errors import CwsinkError
 from cwsink.frontends import console, fapilog_repairs, opening, presence, static_fields
 from cwsink.frontends.console import Console
 from cwsink.frontends.inline import seam
+from cwsink.frontends.kind import is_a
 from cwsink.frontends.plain import encode
 from cwsink.frontends.writer import Writer
 from cwsink.spool.ring import Append
@@ -217,11 +218,11 @@ class _REAL:
 def entry_time(timestamp: object) -> int | None:
     """Return an entry's time in ms since 1970, from RFC 3339 text, a datetime or seconds. None: it has no such time."""
     try:
-        if isinstance(timestamp, str):
+        if is_a(timestamp, str):
             timestamp = msgspec.convert(timestamp, _REAL.datetime)
-        if isinstance(timestamp, _REAL.datetime):
+        if is_a(timestamp, _REAL.datetime):
             timestamp = timestamp.timestamp()
-        if isinstance(timestamp, (int, float)):
+        if is_a(timestamp, (int, float)):
             return round(timestamp * 1000)
     except (ValueError, OverflowError, OSError):
         pass

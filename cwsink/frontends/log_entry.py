@@ -29,6 +29,7 @@ import msgspec
 
 from cwsink.frontends import access_line, trace
 from cwsink.frontends.interruption import is_interruption
+from cwsink.frontends.kind import is_a
 from cwsink.frontends.plain import encode, is_flat, unshowable
 
 # The attributes that a record has by itself. All others come from `extra`, or from a record factory of the application
@@ -207,15 +208,17 @@ def time_ms(created: object) -> int:
     """Return a record's time in ms since 1970. The present time, if `created` is no number that has one."""
     try:
         return round(created * 1000)  # type: ignore[operator]  # if it is no number: a TypeError, caught below
-    except (TypeError, ValueError, OverflowError):
+    except Exception as error:
+        if is_interruption(error):
+            raise
         return time.time_ns() // 1_000_000
 
 
 def when(given: object) -> str | None:
     """Return a time as text: of seconds since 1970, of a datetime, or the library's own text. None: it is no time."""
-    if isinstance(given, str):
+    if is_a(given, str):
         return given
-    if isinstance(given, datetime):
+    if is_a(given, datetime):
         return datetime.isoformat(given)
     try:
         return _timestamp(round(given * 1000))  # type: ignore[operator]  # if it is no number: a TypeError
@@ -225,7 +228,7 @@ def when(given: object) -> str | None:
 
 def shown(value: object) -> str:
     """Return a text as it is, and any other value as its `repr()`. If that fails, return the type and the error."""
-    if isinstance(value, str):
+    if is_a(value, str):
         return str(value).encode("utf-8", "backslashreplace").decode()
     try:
         return repr(value).encode("utf-8", "backslashreplace").decode()

@@ -56,7 +56,7 @@ def add_to_text(text: str | bytes, fields: str) -> str | bytes:
     """Return a text of the application with those static fields that it has not, if it is a JSON object."""
     try:
         has = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):  # it is no JSON, no Unicode, or nested too deep
+    except (msgspec.DecodeError, UnicodeError, RecursionError, TypeError):  # no JSON, no Unicode, too deep, no text
         return text
     if not has:
         return "{" + fields[1:]

@@ -26,6 +26,7 @@ from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError, SpoolAccessError
 from cwsink.frontends import console, losses, presence, sharing, static_fields
 from cwsink.frontends.interruption import is_interruption
+from cwsink.frontends.kind import is_a
 from cwsink.frontends.turn import Turn
 from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
@@ -44,7 +45,6 @@ _REOPEN_SECONDS: Final = 1.0
 # While one thread opens another spool, which takes a few ms, the other threads of the process wait so long for it.
 _REOPEN_WAIT_SECONDS: Final = 0.04
 _MOST_MS: Final = 1 << 53
-
 _APPENDED: Final = Append.APPENDED
 _encode = record.encode
 _fork_sentinel: Final = descriptors.fork_sentinel
@@ -113,7 +113,7 @@ class Writer(sharing.Shared):
         now = time_ns()
         ring = self._ring
         if (
-            message.__class__ is not self._quick_type
+            type(message) is not self._quick_type
             or not message
             or not ring.checked_at_ns <= now < ring.check_due_ns
             or not _fork_sentinel[0]
@@ -121,7 +121,7 @@ class Writer(sharing.Shared):
             return self._append_any(message, timestamp_ms)
         if timestamp_ms is None:
             timestamp_ms = now // 1_000_000
-        elif timestamp_ms.__class__ is not int or not 0 <= timestamp_ms < _MOST_MS:
+        elif type(timestamp_ms) is not int or not 0 <= timestamp_ms < _MOST_MS:
             return self._append_any(message, timestamp_ms)
         attached = ring.attached
         sequence = next(self._sequence)
@@ -149,7 +149,7 @@ class Writer(sharing.Shared):
         if not _fork_sentinel[0]:
             descriptors.become_child()
         now_ms = max(0, time_ns() // 1_000_000)  # a clock before 1970: no reader would take the record for one
-        text = record.text_of(message)
+        text = record.text_of(message) if is_a(message, record.TEXTS) else None
         if not text:
             self._losses.add_text(now_ms, f"a message of type {type(message).__name__} that is empty or no text")
             self.mark_losses()
@@ -157,7 +157,7 @@ class Writer(sharing.Shared):
         if self._fields:
             text = str(static_fields.add_to_text(text, self._fields))
         # int(): a bool is an int, too, but would be spooled as a boolean.
-        timestamp_ms = int(timestamp_ms) if isinstance(timestamp_ms, int) and 0 <= timestamp_ms < _MOST_MS else now_ms
+        timestamp_ms = int(timestamp_ms) if is_a(timestamp_ms, int) and 0 <= timestamp_ms < _MOST_MS else now_ms
         sequence = next(self._sequence) if sequence is None else sequence
         payload = _encode(Event(timestamp_ms, self._producer, sequence, text))
         return None if self._is_too_long(payload) else payload

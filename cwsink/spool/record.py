@@ -37,6 +37,8 @@ MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 NOTICE: Final = -1
 FURTHER_PART: Final = -2
 
+# What `text_of` takes.
+TEXTS: Final = (str, bytes, bytearray, memoryview)
 
 # No spool lives to count so far. But damage or a stranger may write any number, with a right checksum. What has such a
 # number is not believed: to go on from it would overflow, and no leader could lead that spool any more.

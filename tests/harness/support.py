@@ -120,6 +120,13 @@ def peak() -> int:
     return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
+class Unresolved:
+    """A lazy proxy (wrapt, lazy-object-proxy) that cannot find what it stands for: to ask it its class raises."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("cannot be resolved now")
+
+
 def finish(child: subprocess.Popen[str], *, code: int = 0, seconds: float = CHILD_SECONDS) -> str:
     """Wait for a child's end, assert its exit code, return its stdout."""
     out, err = child.communicate(timeout=seconds)

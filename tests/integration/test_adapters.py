@@ -28,7 +28,7 @@ from cwsink.spool import survey
 from cwsink.spool.directory import find_spools, open_existing
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
-from tests.harness.support import CHILD_SECONDS
+from tests.harness.support import CHILD_SECONDS, Unresolved
 
 GROUP = "/test/adapters"
 TOP = ["timestamp", "level", "message", "logger", "diagnostics", "data"]
@@ -189,6 +189,18 @@ def test_structlog_with_values_that_are_no_json(structlog_logger: Any) -> None:
     (found,) = entries()
     assert found["message"] == "{1, 2}"
     assert found["data"] == {"thing": "<class 'object'>", "text": "\\ud800"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"service": "shop"}])
+def test_an_object_that_cannot_be_asked_reaches_no_application(fields: dict[str, str]) -> None:
+    """As the event it is shown as it is, and as the text of another renderer it is refused and counted."""
+    spool = cwsink.structlog.LoggerFactory(log_group_name=GROUP, flusher="external", fields=fields)(Unresolved())
+    spool.msg(cwsink.structlog.render(spool, "info", {"event": Unresolved(), "timestamp": Unresolved()}))
+    spool.msg(Unresolved())  # type: ignore[arg-type]
+    (found,) = entries()
+    assert "Unresolved object at" in found["message"]
+    (path,) = find_spools()
+    assert survey.survey(open_existing(path)).refused == {"unencodable": 1}
 
 
 def test_loguru(loguru_logger: Any) -> None:

@@ -26,7 +26,7 @@ from cwsink.testing import StrictCloudWatch
 from cwsink.testing.store import StoredEvent
 from tests.conftest import Spawn
 from tests.harness.interleave import deliver
-from tests.harness.support import finish
+from tests.harness.support import Unresolved, finish
 
 HANG_SECONDS = 60.0
 # On a crowded machine a flusher is not there at once.
@@ -328,7 +328,7 @@ def test_an_entry_without_a_time_gets_the_present_one(server: StrictCloudWatch, 
     """No, broken, or impossible times: the entry arrives with the time it was written at."""
     sink = make_sink(config)
     before = int(time.time() * 1000)
-    times = [None, "yesterday", math.nan, math.inf, -1, 1 << 80, [], "2026-13-40T99:00:00Z"]
+    times = [None, "yesterday", math.nan, math.inf, -1, 1 << 80, [], "2026-13-40T99:00:00Z", Unresolved()]
 
     async def write() -> None:
         for timestamp in times:

@@ -30,7 +30,7 @@ from cwsink.spool.survey import events, survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.interleave import Clock, deliver, leading, on_write, segment_path, segments, until
-from tests.harness.support import CHILD_SECONDS, finish, quick_config, told_lost
+from tests.harness.support import CHILD_SECONDS, Unresolved, finish, quick_config, told_lost
 
 
 @pytest.fixture
@@ -96,6 +96,18 @@ def test_what_is_no_time_is_now(external: SinkConfig, monkeypatch: pytest.Monkey
     assert writer.append("now")
     odd, now = events(writer.directory)
     assert odd.timestamp_ms == now.timestamp_ms or (timestamp is True and odd.timestamp_ms == 1)
+
+
+def test_an_object_that_cannot_be_asked_what_it_is_is_no_text_and_no_time(external: SinkConfig) -> None:
+    """As any other object: as a message it is refused and counted, and as a time it is now."""
+    writer = Writer(external)
+    before_ms = int(time.time() * 1000)
+    assert writer.append("first")
+    odd: Any = Unresolved()
+    assert writer.append(odd) is False
+    assert writer.append("text", odd)
+    assert [event.message for event in events(writer.directory) if event.timestamp_ms >= before_ms] == ["first", "text"]
+    assert survey(writer.directory).refused == {"unencodable": 1}
 
 
 @pytest.mark.parametrize("timestamp", [0, 1, 1_700_000_000_000, (1 << 53) - 1])
