@@ -23,7 +23,8 @@ from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.turn import Turn
 from cwsink.spool import page, refusals
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.record import Loss
+from cwsink.spool.record import Loss, timestamp_of
+from cwsink.spool.ring import Append
 
 if TYPE_CHECKING:
     from cwsink.spool.alerts import Alerts
@@ -68,6 +69,10 @@ class Losses:
         """Count one refused record with this time."""
         self._has_lost = True
         self._losses.append(Loss(1, timestamp_ms, timestamp_ms, reason, 0))
+
+    def add_record(self, payload: bytes, answer: Append) -> None:
+        """Count one record that the ring has refused."""
+        self.add("spool_full" if answer is Append.FULL else "io_error", timestamp_of(payload))
 
     def add_text(self, timestamp_ms: int, what: str) -> None:
         """Count a message that is no record, and say which."""

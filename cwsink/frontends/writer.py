@@ -10,7 +10,6 @@ A record that the writer refuses is counted by reason, in the spool, and said (c
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import time
@@ -23,12 +22,13 @@ from msgspec.structs import replace
 from cwsink import diagnostics
 from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
-from cwsink.errors import CwsinkError, SpoolAccessError
+from cwsink.errors import SpoolAccessError
 from cwsink.frontends import console, losses, presence, sharing, static_fields
 from cwsink.frontends.interruption import is_interruption
 from cwsink.frontends.kind import is_a
+from cwsink.frontends.syncing import Syncing
 from cwsink.frontends.turn import Turn
-from cwsink.spool import capacity, descriptors, directory, frame, leader_state, record, root
+from cwsink.spool import capacity, descriptors, directory, frame, record, root
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring, code_of
 from cwsink.target import Target
@@ -39,12 +39,11 @@ if TYPE_CHECKING:
     from cwsink.settings import Settings
 
 _BLOCK_POLL_SECONDS: Final = 0.005
-# A writer under durability="host" that has seen that a leader syncs looks again after this time.
-_LED_SECONDS: Final = 0.1
 _REOPEN_SECONDS: Final = 1.0
 # While one thread opens another spool, which takes a few ms, the other threads of the process wait so long for it.
 _REOPEN_WAIT_SECONDS: Final = 0.04
 _MOST_MS: Final = 1 << 53
+
 _APPENDED: Final = Append.APPENDED
 _encode = record.encode
 _fork_sentinel: Final = descriptors.fork_sentinel
@@ -61,6 +60,8 @@ class Writer(sharing.Shared):
     """Appends to one spool. Safe from threads, signal handlers, `__del__`, and across forks."""
 
     _presence: presence.Presence | None
+    _losses: losses.Losses
+    _is_begun: bool
 
     def __init__(self, config: SinkConfig, adds_fields: bool = True) -> None:
         """Open the spool of the config's target, and make it if it is missing. The first append attaches.
@@ -167,29 +168,33 @@ class Writer(sharing.Shared):
 
         A refusal is counted, except FULL under `on_full="block"`. Then the caller tries again, and calls `refuse` last.
         """
-        return self.after_append(self._ring.append(payload), payload)
+        try:
+            answer = self._ring.append(payload)
+        except Exception as error:
+            self.count_internal_error(error)
+            return Append.FAILED
+        return self.after_append(answer, payload)
 
     def after_append(self, answer: Append, payload: bytes) -> Append:
-        """Do what is due after an append, off the fast path. Returns how the append ended, as `try_append` does."""
+        """Do what is due after an append, off the fast path. Returns how the append ended, as `try_append` does.
+
+        Whatever goes wrong in that, a record in the spool is appended: who takes it for lost appends it once more.
+        """
         if answer is Append.GONE:
             answer = self._reopen(payload)
-        if not self._is_begun:
-            self.attach()
-        elif self._presence is not None:
-            self._presence.look()
-        self._losses.watch(self.directory, self._ring.made)
-        if answer is _APPENDED:
-            if self._losses.pending:
-                self.mark_losses()
-            if self._syncs:
-                self._sync()
-        elif not (answer is Append.FULL and self._must_block):
-            self.refuse(payload, answer)
+        is_refused = answer is not _APPENDED and not (answer is Append.FULL and self._must_block)
+        if is_refused:
+            self._losses.add_record(payload, answer)
+        self.attach()
+        if is_refused or (answer is _APPENDED and self._losses.pending):
+            self.mark_losses()
+        if self._syncs and answer is _APPENDED:
+            self._syncing.sync(self.directory, self._ring)
         return answer
 
-    def refuse(self, payload: bytes, answer: Append = Append.FULL) -> None:
-        """Count a prepared record that the caller does not try to append any more."""
-        self._losses.add("spool_full" if answer is Append.FULL else "io_error", record.timestamp_of(payload))
+    def refuse(self, payload: bytes) -> None:
+        """Count a prepared record for which there was no room, and that the caller does not try to append any more."""
+        self._losses.add_record(payload, Append.FULL)
         self.mark_losses()
 
     def count_internal_error(self, error: Exception) -> bool:
@@ -223,14 +228,18 @@ class Writer(sharing.Shared):
             self._ring.check_due_ns = 0  # the next append then goes by `after_append`, which tries again
 
     def attach(self) -> None:
-        """Attach this process to the spool, and start a flusher if there is none. Never raises."""
+        """Attach this process to the spool, and now and then start a flusher if there is none. Never raises."""
+        is_first = not self._is_begun
         try:
-            self._is_begun = True  # a signal handler that appends meanwhile does not begin
-            self._presence = presence.this.presence_in(self.directory, self.config)
-            self._presence.watch(self._ring)
-            self._presence.look()
+            if is_first:
+                self._is_begun = True  # a signal handler that appends meanwhile does not begin
+                self._presence = presence.this.presence_in(self.directory, self.config)
+                self._presence.watch(self._ring)
+            if self._presence is not None:
+                self._presence.look()
+            self._losses.watch(self.directory, self._ring.made)
         except BaseException as error:
-            self._is_begun = False  # the next append goes on with it
+            self._is_begun = not is_first  # the next append goes on with it
             if not isinstance(error, Exception) or is_interruption(error):
                 raise
             diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Each append tries again.")
@@ -270,23 +279,18 @@ class Writer(sharing.Shared):
         self._losses = losses.Losses()
         self._reopening = Turn()
         self._presence = None
-        self._led_until = 0.0
+        self._syncing = Syncing()
 
     def _append_any(self, message: object, timestamp_ms: object, sequence: int | None = None) -> bool:
         """Append a message of any type, also when a check of the ring is due or this process was forked."""
         try:
             payload = self.prepare(message, timestamp_ms, sequence)
-            return payload is not None and self._append_payload(payload)
         except Exception as error:
             return self.count_internal_error(error)
+        return payload is not None and self._append_payload(payload)
 
     def _append_payload(self, payload: bytes) -> bool:
-        try:
-            if self._is_too_long(payload):
-                return False
-            return self._finish_append(self._ring.append(payload), payload)
-        except Exception as error:
-            return self.count_internal_error(error)
+        return not self._is_too_long(payload) and self._await_room(self.try_append(payload), payload)
 
     def _is_too_long(self, payload: bytes) -> bool:
         """Tell whether no reader would take the record for one. The refusal is counted."""
@@ -298,22 +302,18 @@ class Writer(sharing.Shared):
         return True
 
     def _finish_append(self, answer: Append, payload: bytes) -> bool:
-        """Do what is due after an append, and wait for room under `on_full="block"`."""
-        try:
-            answer = self.after_append(answer, payload)
-            return answer is _APPENDED or (self._must_block and answer is Append.FULL and self._block(payload))
-        except Exception as error:
-            return self.count_internal_error(error)
+        return self._await_room(self.after_append(answer, payload), payload)
 
-    def _block(self, payload: bytes) -> bool:
-        """Try again until there is room, or `block_timeout_seconds` are over."""
-        until = monotonic() + self.config.block_timeout_seconds
-        while monotonic() < until:
-            time.sleep(_BLOCK_POLL_SECONDS)
-            if (answer := self.try_append(payload)) is not Append.FULL:
-                return answer is _APPENDED
-        self.refuse(payload)
-        return False
+    def _await_room(self, answer: Append, payload: bytes) -> bool:
+        """Under `on_full="block"` try again until there is room, or `block_timeout_seconds` are over."""
+        if answer is Append.FULL and self._must_block:
+            until = monotonic() + self.config.block_timeout_seconds
+            while answer is Append.FULL and monotonic() < until:
+                time.sleep(_BLOCK_POLL_SECONDS)
+                answer = self.try_append(payload)
+            if answer is Append.FULL:
+                self.refuse(payload)
+        return answer is _APPENDED
 
     def _open_spool(self, resolved: Target | None) -> None:
         """Open the spool of a target; by default that of the config. Raises ConfigError, SpoolError."""
@@ -327,7 +327,9 @@ class Writer(sharing.Shared):
         with turn:
             try:
                 return self._reopen_now(payload)
-            except CwsinkError as error:
+            except Exception as error:
+                if is_interruption(error):
+                    raise
                 why = f"no spool can be opened any more: {str(error).rstrip('.')}"
                 diagnostics.report("reopen", f"{why}. Records are refused and counted until it can.")
                 return Append.FAILED
@@ -383,18 +385,3 @@ class Writer(sharing.Shared):
     def _salvaged(self, ring: Ring) -> list[bytes]:
         """Return this producer's records that went into a removed segment in the last second, or since a salvage."""
         return [each for each in ring.salvage() if (made := record.event_of(each)) and made.producer == self._producer]
-
-    def _sync(self) -> None:
-        """Sync what was appended to the disk under durability="host", if no leader does it.
-
-        This append may be the last one for long, and nothing of ours runs in the application that could sync it later.
-        So while nobody leads each append is synced before it returns.
-        """
-        now = monotonic()
-        if now < self._led_until:
-            return
-        if leader_state.is_synced(self.directory):
-            self._led_until = now + _LED_SECONDS
-            return
-        with contextlib.suppress(OSError):
-            self._ring.sync()

@@ -827,7 +827,7 @@ def test_a_writer_syncs_itself_unless_a_leader_does(external: SinkConfig, monkey
 
     def syncs() -> bool:
         synced.clear()
-        writer._led_until = 0.0
+        writer._syncing._led_until = 0.0
         assert writer.append("x")
         return bool(synced)
 

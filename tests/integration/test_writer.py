@@ -407,6 +407,49 @@ def test_no_exception_of_a_long_append_reaches_the_application(
     assert survey(writer.directory).refused == {"io_error": 1}
 
 
+@pytest.mark.parametrize("spool", ["there", "removed"])
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError(24, "Too many open files"), KeyError("a bug")])
+def test_a_record_in_the_spool_is_no_loss_whatever_cannot_be_looked_at_after_it(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch, trouble: Exception, spool: str
+) -> None:
+    """Who were told False would log it once more. The next look is as good."""
+    looked = []
+
+    def fail(self: presence.Presence) -> None:
+        looked.append(self)
+        raise trouble
+
+    writer = Writer(external)
+    assert writer.append("before")
+    if spool == "removed":
+        shutil.rmtree(writer.directory.path)
+    monkeypatch.setattr(presence.Presence, "look", fail)
+    writer._ring.check_due_ns = 0
+    assert writer.append("without a look")
+    monkeypatch.undo()
+    assert looked
+    assert writer.append("after")
+    assert pending(writer) == ["before", "without a look", "after"]
+    assert survey(writer.directory).refused == {}
+
+
+def test_what_is_refused_is_counted_once_whatever_cannot_be_looked_at_after_it(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count does not wait for another append."""
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    writer = Writer(external)
+    assert writer.append("before")
+    monkeypatch.setattr(presence.Presence, "look", fail)
+    on_write(monkeypatch, fail)
+    assert not writer.append("refused")
+    monkeypatch.undo()
+    assert survey(writer.directory).refused == {"io_error": 1}
+
+
 def test_a_spool_that_nobody_serves_delays_no_other(server: StrictCloudWatch, tmp_path: Path) -> None:
     """All are asked to hurry at once, and each is waited for beside the others."""
     url = server.endpoint_url
