@@ -146,14 +146,14 @@ class CloudWatchSpoolSink:
         """Await room for the record that `offer` returned, and spool it. False: refused and counted."""
         assert isinstance(self._writer, Writer)
         until = monotonic() + self._writer.config.block_timeout_seconds
-        try:
-            while monotonic() < until:
+        while monotonic() < until:
+            try:
                 await asyncio.sleep(_BLOCK_POLL_SECONDS)
-                if (answer := self._writer.try_append(payload)) is not Append.FULL:
-                    return answer is Append.APPENDED
-        except asyncio.CancelledError:
-            self._writer.refuse(payload)
-            raise
+            except BaseException:  # the task is cancelled, or its loop has ended (GeneratorExit)
+                self._writer.refuse(payload)
+                raise
+            if (answer := self._writer.try_append(payload)) is not Append.FULL:
+                return answer is Append.APPENDED
         self._writer.refuse(payload)
         return False
 

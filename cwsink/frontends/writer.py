@@ -43,7 +43,6 @@ _REOPEN_SECONDS: Final = 1.0
 # While one thread opens another spool, which takes a few ms, the other threads of the process wait so long for it.
 _REOPEN_WAIT_SECONDS: Final = 0.04
 _MOST_MS: Final = 1 << 53
-
 _APPENDED: Final = Append.APPENDED
 _encode = record.encode
 _fork_sentinel: Final = descriptors.fork_sentinel
@@ -182,10 +181,17 @@ class Writer(sharing.Shared):
         """
         if answer is Append.GONE:
             answer = self._reopen(payload)
-        is_refused = answer is not _APPENDED and not (answer is Append.FULL and self._must_block)
+        waits = answer is Append.FULL and self._must_block
+        is_refused = answer is not _APPENDED and not waits
         if is_refused:
             self._losses.add_record(payload, answer)
-        self.attach()
+        try:
+            self.attach()
+        except BaseException:  # a soft time limit, Ctrl-C: nobody tries again
+            if waits:
+                self._losses.add_record(payload, answer)
+            self.mark_losses()
+            raise
         if is_refused or (answer is _APPENDED and self._losses.pending):
             self.mark_losses()
         if self._syncs and answer is _APPENDED:
@@ -309,8 +315,15 @@ class Writer(sharing.Shared):
         if answer is Append.FULL and self._must_block:
             until = monotonic() + self.config.block_timeout_seconds
             while answer is Append.FULL and monotonic() < until:
-                time.sleep(_BLOCK_POLL_SECONDS)
-                answer = self.try_append(payload)
+                try:
+                    time.sleep(_BLOCK_POLL_SECONDS)
+                    is_full = self._ring.is_full()  # the long part of an append; it writes nothing
+                except BaseException as error:  # as above
+                    self.refuse(payload)
+                    if not isinstance(error, Exception) or is_interruption(error):
+                        raise
+                    return False
+                answer = self.after_append(answer, payload) if is_full else self.try_append(payload)
             if answer is Append.FULL:
                 self.refuse(payload)
         return answer is _APPENDED

@@ -172,6 +172,10 @@ class Ring:
                 code = code_of(error)
         return self._not_written(code)
 
+    def is_full(self) -> bool:
+        """Check the segment, and tell whether there is no room now. This writes no record."""
+        return self._check(time_ns()) is Append.FULL
+
     def attach(self) -> None:
         """Open the newest segment now, making the first one if need be. Raises OSError."""
         if self.attached is None:
@@ -226,8 +230,7 @@ class Ring:
         Somebody has removed the segment, so no leader will read them any more. A leader may have delivered some of them
         before. Other processes may have written some of them. The caller keeps those that are its own.
         """
-        attached = self.attached
-        if attached is None:
+        if (attached := self.attached) is None:
             return []
         with contextlib.suppress(OSError):
             if (status := attached.status()) is None:
@@ -251,10 +254,7 @@ class Ring:
         return Append.GONE if self.is_removed or self.is_of_another_user else Append.FULL
 
     def _check(self, now: int) -> AttachedSegment | Append:
-        """Check the segment, and return the one to append to, or how the append ends without one.
-
-        Whoever finds the reason returns it. Other threads check meanwhile, so nothing of ours tells it a moment later.
-        """
+        """Return the segment to append to, or why there is none: other threads check, too, and may change that soon."""
         # An application's tests may freeze the time of its records, `now`. So pauses go by another clock.
         if (began := monotonic()) >= self._checking_until:
             self._checking_until = began + _CHECKING_SECONDS

@@ -3,7 +3,7 @@
 Whatever was going on, the writer goes on afterwards, and so does every other process: no lock, flag, descriptor or
 count stays wrong. (In a finalizer Python prints an exception and goes on. There a handler may cost us a descriptor for
 as long as the process lives; nothing can be done about that.) What became of the interrupted record is unknown: the
-call raised, so it was neither acknowledged nor refused.
+call raised, so it was neither acknowledged nor refused. But one that waited for room is refused: test_budget.
 """
 
 from __future__ import annotations

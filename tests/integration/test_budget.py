@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
+import signal
 import threading
 import time
 import zlib
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -325,6 +327,79 @@ def test_a_blocked_append_goes_on_when_there_is_room(server: StrictCloudWatch) -
     deliver(writer.directory, config)
     assert records(server).count("waited") == 1
     assert len(records(server)) == count + 1
+
+
+class TaskTimeLimitError(Exception):
+    """What a signal handler raises, as Celery's."""
+
+
+INTERRUPTED: dict[str, tuple[object, str]] = {
+    "while it sleeps": (time, "sleep"),
+    "while it looks for room": (budget.Budget, "has_room"),
+    "while it looks for a flusher": (presence.Presence, "look"),
+}
+
+
+@pytest.mark.parametrize("limit", [TaskTimeLimitError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_a_wait_for_room_that_a_signal_handler_ends_is_counted(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, where: str, limit: type[BaseException]
+) -> None:
+    """The task hears that its time is over, and its record is refused: once, and before the call ends."""
+    filler = Writer(full_config(server.endpoint_url, "drop_newest"))
+    while filler.append("x" * 300):
+        pass
+    before = survey(filler.directory)
+    writer = Writer(full_config(server.endpoint_url, "block", block_timeout_seconds=60.0))
+
+    def handle(number: int, interrupted: FrameType | None) -> None:
+        raise limit
+
+    sleep = time.sleep
+
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    def begin(seconds: float) -> None:
+        sleep(seconds)
+        monkeypatch.setattr(*INTERRUPTED[where], interrupt)
+
+    monkeypatch.setattr(*INTERRUPTED["while it sleeps"], begin)
+    handler = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(limit):
+            writer.append("waits")
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    after = survey(filler.directory)
+    assert after.refused["spool_full"] == before.refused["spool_full"] + 1
+    assert after.pending == before.pending
+
+
+@pytest.mark.parametrize("end", ["the task is cancelled", "its loop is closed"])
+def test_a_wait_for_room_of_a_task_that_ends_is_counted(server: StrictCloudWatch, end: str) -> None:
+    """Whatever ends it: nobody will write the record."""
+    filler = Writer(full_config(server.endpoint_url, "drop_newest"))
+    while filler.append("x" * 300):
+        pass
+    before = survey(filler.directory).refused["spool_full"]
+    sink = CloudWatchSpoolSink(full_config(server.endpoint_url, "block", block_timeout_seconds=60.0))
+
+    async def begin() -> None:
+        task = asyncio.get_running_loop().create_task(sink.write({"message": "waits"}))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if end == "the task is cancelled":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    del loop
+    gc.collect()
+    assert survey(filler.directory).refused["spool_full"] == before + 1
 
 
 @pytest.mark.parametrize("flow", ["append", "sink"])
