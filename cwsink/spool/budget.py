@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections import Counter
 from enum import Enum
 from typing import Final
@@ -21,6 +20,7 @@ from zlib import crc32
 
 import msgspec
 
+from cwsink.clock import monotonic
 from cwsink.spool import cursor, descriptors, files, held_lock, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.eviction_count import EvictionCount
@@ -165,7 +165,7 @@ class Budget:
         Returns:
             Whether there is room now. False also if another process is evicting, or if the time is over.
         """
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         with files.opened(self._directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
             if not descriptors.try_lock(lock.fd, exclusive=True):
                 self._wait_for_the_lock()

@@ -35,6 +35,7 @@ from zlib import crc32
 
 import msgspec
 
+from cwsink.clock import monotonic
 from cwsink.spool import descriptors, disk, files, held_lock
 from cwsink.spool.record import MOST, Count
 from cwsink.spool.segment import SegmentKey
@@ -234,8 +235,8 @@ class Cursor:
         successor must not wait for it for ever. The epoch fences the stopped process when it goes on. It may still
         write once, into one slot. So the successor's last commit may be lost: its request is repeated if it dies then.
         """
-        until = time.monotonic() + (0.0 if self._is_stuck else held_lock.PATIENCE_SECONDS)
-        while not (is_ours := descriptors.try_lock(self._fd, exclusive=True)) and time.monotonic() < until:
+        until = monotonic() + (0.0 if self._is_stuck else held_lock.PATIENCE_SECONDS)
+        while not (is_ours := descriptors.try_lock(self._fd, exclusive=True)) and monotonic() < until:
             time.sleep(_LOCK_POLL_SECONDS)
         if not is_ours and not self._is_stuck:
             held_lock.say(

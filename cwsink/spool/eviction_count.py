@@ -10,12 +10,12 @@ another segment's turn, the count begins anew.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from cwsink.clock import monotonic
 from cwsink.spool import frame
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.record import Count, TimeMs
@@ -59,7 +59,7 @@ class EvictionCount(msgspec.Struct, array_like=True):
         while (block := opened.read(block_bytes=_BLOCK_BYTES)) is not None:
             self._add(block.frames)
             self.offset = block.end
-            if time.monotonic() >= until and self.offset < opened.size():
+            if monotonic() >= until and self.offset < opened.size():
                 return False
         return True
 

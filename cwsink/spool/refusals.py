@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import msgspec
 
+from cwsink.clock import monotonic
 from cwsink.spool import descriptors, files, page
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Loss, TimeMs
@@ -107,8 +108,8 @@ def _take_turn(fd: int) -> bool:
     global _impatient_until
     if any(descriptors.try_lock(fd, exclusive=True) for _ in range(_TRIES)):
         return True
-    until = time.monotonic() + _LONGEST_WAIT_SECONDS
-    while _impatient_until < (now := time.monotonic()) < until:
+    until = monotonic() + _LONGEST_WAIT_SECONDS
+    while _impatient_until < (now := monotonic()) < until:
         time.sleep(_WAIT_SECONDS)
         if descriptors.try_lock(fd, exclusive=True):
             return True

@@ -7,10 +7,11 @@ import fcntl
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -277,6 +278,25 @@ def test_threads_that_are_refused_at_once_are_all_counted(server: StrictCloudWat
         thread.join()
     writer.close()
     assert survey(writer.directory).refused["spool_full"] == 8 * each + 1
+
+
+@pytest.mark.parametrize("on_full", POLICIES)
+def test_no_wait_of_an_append_goes_by_a_clock_that_can_be_frozen(monkeypatch: pytest.MonkeyPatch, on_full: str) -> None:
+    """An application's tests freeze `time.monotonic`. Another process keeps the lock that each refusal tries to get."""
+    readers: list[str] = []
+
+    def frozen(real: Callable[[], float] = time.monotonic) -> float:
+        readers.append(sys._getframe(1).f_code.co_filename)
+        return real()
+
+    writer = Writer(full_config("http://127.0.0.1:9", on_full))
+    with files.opened(writer.directory.refusals, os.O_RDWR) as held, monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", frozen)
+        fcntl.flock(held.fd, fcntl.LOCK_EX)
+        appended = sum(writer.append("x" * 1000) for _ in range(2 * CAP // 1000))
+    assert readers == []
+    writer.close()
+    check_books(writer.directory, attempts=2 * CAP // 1000, appended=appended)
 
 
 def test_drop_newest_refuses_and_says_so(server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]) -> None:
