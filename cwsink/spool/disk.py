@@ -49,8 +49,8 @@ _UNREADABLE: Final = b"\xff"
 # A file that was not asked for so long may have been readable meanwhile.
 _FORGOTTEN_SECONDS: Final = 60.0
 
-# When this process found first, and last, that it cannot read a file: by device and inode.
-_failing: dict[tuple[int, int], tuple[float, float]] = {}
+# What this process could not read last, by device and inode: the first such page, and when that failed first and last.
+_failing: dict[tuple[int, int], tuple[int, float, float]] = {}
 
 
 def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0) -> bytes:
@@ -63,7 +63,9 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
         fd: the file.
         size_bytes: how much.
         start: from where.
-        patience_seconds: for so long a file that cannot be read is an error, because that may pass.
+        patience_seconds: for so long a file that cannot be read is an error, because that may pass. The time counts
+            from the first failure, and anew once the page is read that failed then. Bad pages behind it share it: a
+            damaged file holds up its reader once.
 
     Raises:
         OSError: ENOMEM and so on; an error of a damaged disk only as long as `patience_seconds` says.
@@ -81,9 +83,12 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
             if asked > page_bytes:
                 is_whole = False
                 continue
-            if _fails_for(fd) < patience_seconds:
+            if _fails_for(fd, start // _PAGE_BYTES) < patience_seconds:
                 raise
             data, is_whole = _UNREADABLE * page_bytes, True
+        else:
+            if _failing and data:
+                _forget(fd, start // _PAGE_BYTES, (start + len(data) - 1) // _PAGE_BYTES)
         if not data:
             break
         parts.append(data)
@@ -91,14 +96,23 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
     return b"".join(parts)
 
 
-def _fails_for(fd: int) -> float:
-    """Note that a page of a file cannot be read now. Return for how many seconds that is so."""
+def _fails_for(fd: int, page: int) -> float:
+    """Note that a page of a file cannot be read now. Return for how many seconds that, or a page before it, is so."""
     status, now = os.fstat(fd), monotonic()
     key = status.st_dev, status.st_ino
-    first, last = _failing.get(key, (now, now))
-    first = first if now - last < _FORGOTTEN_SECONDS else now
-    _failing[key] = first, now
+    first_page, first, last = _failing.get(key, (page, now, now))
+    if now - last >= _FORGOTTEN_SECONDS:
+        first_page, first = page, now
+    _failing[key] = first_page, first, now
     return now - first
+
+
+def _forget(fd: int, first: int, last: int) -> None:
+    """Note that these pages of a file can be read: what has failed among them has passed."""
+    status = os.fstat(fd)
+    key = status.st_dev, status.st_ino
+    if (failed := _failing.get(key)) is not None and first <= failed[0] <= last:
+        _failing.pop(key, None)
 
 
 def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:

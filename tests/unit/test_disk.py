@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,28 @@ def test_what_cannot_be_read_costs_its_pages(
         assert disk.read(file.fileno(), 10, len(content)) == b""
         if 4 not in pages:
             assert disk.read(file.fileno(), MIB, 0) == bytes(expected)
+
+
+def test_each_failure_that_passes_has_patience_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a page was read, it matters no more how long ago it failed before. Other pages prove nothing of it."""
+    now = [1000.0]
+    monkeypatch.setattr(disk, "monotonic", lambda: now[0])
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 4 * PAGE_BYTES)
+
+    def is_lost(pages: Collection[int], size_bytes: int = 4 * PAGE_BYTES) -> bool:
+        """Read 6 s later, while these pages are bad."""
+        now[0] += 6.0
+        with unreadable(path, pages), contextlib.suppress(OSError):
+            return b"\xff" in disk.read(file.fileno(), size_bytes, 0, patience_seconds=10.0)
+        return False
+
+    with open(path, "rb") as file:
+        assert not any(is_lost([page]) or is_lost([]) for page in (2, 2, 2, 1, 3, 2))
+        assert not is_lost([2])
+        assert not is_lost([2], 2 * PAGE_BYTES)  # this says nothing of page 2
+        assert is_lost([2])
+        assert is_lost([2, 3])  # a file that is damaged in many places holds up its reader once
 
 
 def test_an_error_that_is_not_the_disks_stays_one(tmp_path: Path) -> None:
