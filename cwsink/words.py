@@ -64,8 +64,8 @@ def each_counted(counts: Mapping[str, int]) -> str:
 
 
 def stay(count: int) -> str:
-    """Return "1 record stays", "2 records stay"."""
-    return f"{records(count)} stay{'s' if count == 1 else ''}"
+    """Return "1 record stays", "2 records stay"; "records may stay" if none was found where some may be."""
+    return "records may stay" if not count else f"{records(count)} stay{'s' if count == 1 else ''}"
 
 
 def target(log_group_name: str, log_stream_name: str) -> str:

@@ -78,14 +78,14 @@ class Parting:
         until = began + self._config.drain_timeout_seconds
         ends = survey.ends(self._directory)
         ask_at, why = 0.0, ""
-        while ends and (now := monotonic()) < until and not (why := self._why_hopeless(now - began)):
+        while ends != {} and (now := monotonic()) < until and not (why := self._why_hopeless(now - began)):
             if now >= ask_at:
                 ask_at = now + _ASK_SECONDS
                 hurry.ask(self._directory)
                 self._starter.ensure(self._directory)
             time.sleep(_POLL_SECONDS)
             ends = survey.unsettled(self._directory, ends)
-        if ends and (pending := survey.survey(self._directory).pending):
+        if ends != {} and (pending := survey.survey(self._directory).pending):
             self._say_what_stays(pending, why)
 
     def _why_hopeless(self, waited_seconds: float) -> str:

@@ -103,7 +103,9 @@ def flush(
         ask_at = 0.0
         left = [(directory, config, survey.ends(directory)) for directory, config in spools]
         while left := [
-            (directory, config, rest) for directory, config, ends in left if (rest := survey.unsettled(directory, ends))
+            (directory, config, rest)
+            for directory, config, ends in left
+            if (rest := survey.unsettled(directory, ends)) != {}
         ]:
             if (now := monotonic()) >= until or not (has_patience or any(_has_hope(each[0]) for each in left)):
                 return False

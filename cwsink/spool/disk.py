@@ -41,6 +41,10 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 # A disk with a sector that it cannot read (EIO; ENODATA from some), or a file system that finds a wrong checksum
 # (EBADMSG, EUCLEAN). Other errors, such as ENOMEM, say nothing of the disk.
 _DAMAGED: Final = frozenset({errno.EIO, errno.ENODATA, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)})
+
+PATIENCE_SECONDS: Final = 10.0
+"""What a disk cannot read now it may read in a moment. Who would lose it, or take it for nothing, waits for so long."""
+
 # The kernel reads whole pages. A bad sector costs its page.
 _PAGE_BYTES: Final = 4096
 # Stands for a byte that cannot be read. Not zero: a reader takes zeros for a write that was cut, which lost no record.
@@ -51,6 +55,11 @@ _FORGOTTEN_SECONDS: Final = 60.0
 
 # What this process could not read last, by device and inode: the first such page, and when that failed first and last.
 _failing: dict[tuple[int, int], tuple[int, float, float]] = {}
+
+
+def is_unreadable(error: OSError) -> bool:
+    """Tell whether the disk failed to read something, as a damaged one does."""
+    return error.errno in _DAMAGED
 
 
 def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0) -> bytes:
@@ -78,7 +87,7 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
         try:
             data = os.pread(fd, asked, start)
         except OSError as error:
-            if error.errno not in _DAMAGED:
+            if not is_unreadable(error):
                 raise
             if asked > page_bytes:
                 is_whole = False

@@ -15,7 +15,7 @@ import os
 import time
 from typing import Final
 
-from cwsink.spool import cursor, heartbeat, lease, segment, survey
+from cwsink.spool import cursor, disk, heartbeat, lease, segment, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.open_segment import OpenSegment
@@ -43,14 +43,14 @@ def is_led(directory: SpoolDirectory) -> bool:
 def left_behind(directory: SpoolDirectory) -> int:
     """Return how many records are pending that no process will send, after a leader has ended.
 
-    Another process may be about to take over, so wait for that for a moment.
+    Another process may be about to take over, so wait for that for a moment. Raises OSError: that cannot be told.
     """
     until = time.monotonic() + _TAKEOVER_SECONDS
     while survey.has_pending(directory):
         if is_led(directory):
             return 0
         if time.monotonic() >= until or not is_anyone_attached(directory):
-            return survey.survey(directory).pending
+            return survey.survey(directory, patience_seconds=disk.PATIENCE_SECONDS).pending
         time.sleep(_POLL_SECONDS)
     return 0
 

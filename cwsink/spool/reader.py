@@ -40,8 +40,6 @@ from cwsink.spool.survey import open_segments
 # An evictor counts for 10 ms at a time, and then lets go of the segment for a millisecond or so.
 _LOCK_SECONDS: Final = 0.03
 _LOCK_AGAIN_SECONDS: Final = 0.0005
-# What a disk cannot read now it may read in a moment. The leader loses it if not, so it tries again for so long.
-_DISK_SECONDS: Final = 10.0
 
 
 class _Seen:
@@ -291,7 +289,7 @@ class RingReader:
     def _attach(self, number: int) -> OpenSegment | None:
         self._is_awaited = False
         try:
-            opened = OpenSegment.at(self._ring, number, os.O_RDWR, patience_seconds=_DISK_SECONDS)
+            opened = OpenSegment.at(self._ring, number, os.O_RDWR, patience_seconds=disk.PATIENCE_SECONDS)
         except FileNotFoundError:
             return None
         if opened is None:

@@ -3,11 +3,16 @@
 Each question here is answered by the same walk: over the segments, each from where it is settled on (`walk`). No lock
 is taken, so any process can ask while everything else is stuck, and disturbs nobody. A writer asks when its process
 ends, the flusher while it drains; `cwsink status`, `flush --once` and `replay` ask for people.
+
+What the disk cannot read now it may read in a moment. Whoever would leave the spool if nothing is pending has to wait
+for that. So to them such a page is something that may be pending, for as long as a leader tries to read it. People are
+shown what can be read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from cwsink.spool import cursor, frame, refusals, segment
+from cwsink.spool import cursor, disk, frame, refusals, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
 from cwsink.spool.directory import SpoolDirectory
@@ -52,13 +57,19 @@ class Survey(msgspec.Struct):
         return self.appended == self.delivered + sum(self.dead_lettered.values()) + self.evicted + self.pending
 
 
-def open_segments(directory: SpoolDirectory, last_evicted: SegmentKey | None = None) -> Iterator[OpenSegment]:
-    """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted."""
+def open_segments(
+    directory: SpoolDirectory, last_evicted: SegmentKey | None = None, *, patience_seconds: float = 0.0
+) -> Iterator[OpenSegment]:
+    """Open each segment in turn, oldest first, read-only and without a lock; not the one that counts as evicted.
+
+    `patience_seconds`: see `disk.read`.
+    """
     if last_evicted is None:
         last_evicted = read_evictions(directory).last_evicted
     for number in segment.numbers(directory.ring):
         with contextlib.suppress(FileNotFoundError):
-            if (opened := OpenSegment.at(directory.ring, number, os.O_RDONLY)) is None:
+            opened = OpenSegment.at(directory.ring, number, os.O_RDONLY, patience_seconds=patience_seconds)
+            if opened is None:
                 continue
             with contextlib.closing(opened):
                 if opened.key != last_evicted:
@@ -69,6 +80,8 @@ def walk(
     directory: SpoolDirectory,
     settled: Mapping[SegmentKey, int] | None = None,
     last_evicted: SegmentKey | None = None,
+    *,
+    patience_seconds: float = 0.0,
 ) -> Iterator[OpenSegment]:
     """Open each segment in turn, oldest first, to be read from where it is settled on.
 
@@ -76,30 +89,31 @@ def walk(
         directory: the spool.
         settled: the end of what is settled in each segment; as the cursor has it now by default.
         last_evicted: as the totals of evictions have it; read now by default.
+        patience_seconds: see `disk.read`.
     """
     if settled is None:
         settled = cursor.read(directory.cursor).committed()
-    for opened in open_segments(directory, last_evicted):
+    for opened in open_segments(directory, last_evicted, patience_seconds=patience_seconds):
         opened.offset = settled.get(opened.key, opened.offset)
         yield opened
 
 
-def survey(directory: SpoolDirectory) -> Survey:
-    """Read the cursor and count the records behind it.
+def survey(directory: SpoolDirectory, *, patience_seconds: float = 0.0) -> Survey:
+    """Read the cursor and count the records behind it. `patience_seconds`: see `disk.read`. Raises OSError.
 
     A leader may deliver and reclaim a segment after the cursor was read and before the segment was. Its records would
     be in neither count, so look again then.
     """
     for _ in range(_MOST_LOOKS):
         expected = set(segment.numbers(directory.ring))
-        books, seen = _look(directory)
+        books, seen = _look(directory, patience_seconds)
         unseen = expected - seen
         if not unseen or unseen <= set(segment.numbers(directory.ring)):  # what is still there is no file of ours
             break
     return books
 
 
-def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
+def _look(directory: SpoolDirectory, patience_seconds: float) -> tuple[Survey, set[int]]:
     """Return the books, and the numbers of the segments that are in them."""
     state = cursor.read(directory.cursor)
     evictions = read_evictions(directory)
@@ -114,7 +128,7 @@ def _look(directory: SpoolDirectory) -> tuple[Survey, set[int]]:
         resent=ledger.resent,
         corrupt_bytes=ledger.corrupt_bytes,
     )
-    for opened in walk(directory, state.committed(), evictions.last_evicted):
+    for opened in walk(directory, state.committed(), evictions.last_evicted, patience_seconds=patience_seconds):
         seen.add(opened.key.number)
         for each in opened.frames():
             if each.is_event:
@@ -137,28 +151,64 @@ def events(directory: SpoolDirectory) -> Iterator[Event]:
 
 
 def has_pending(directory: SpoolDirectory) -> bool:
-    """Tell whether there is a frame that is not settled yet."""
-    return any(True for opened in walk(directory) for _ in opened.frames())
+    """Tell whether there is a frame that is not settled yet, or may be one that cannot be read now. Raises OSError."""
+    try:
+        return any(True for opened in _patient_walk(directory) for _ in opened.frames())
+    except OSError as error:
+        if not disk.is_unreadable(error):
+            raise
+        return True
 
 
-def ends(directory: SpoolDirectory) -> dict[SegmentKey, int]:
-    """Return the offset at which the valid frames of each segment end now, for segments that are not settled."""
+def ends(directory: SpoolDirectory) -> dict[SegmentKey, int] | None:
+    """Return the offset at which the valid frames of each segment end now, for segments that are not settled.
+
+    None: that cannot be told now, because the disk cannot read some of it. Raises OSError.
+    """
     found = {}
-    for opened in walk(directory):
-        start = opened.offset
-        for _ in opened.blocks():
-            pass
-        if opened.offset > start:
-            found[opened.key] = opened.offset
+    try:
+        for opened in _patient_walk(directory):
+            start = opened.offset
+            for _ in opened.blocks():
+                pass
+            if opened.offset > start:
+                found[opened.key] = opened.offset
+    except OSError as error:
+        if not disk.is_unreadable(error):
+            raise
+        return None
     return found
 
 
-def unsettled(directory: SpoolDirectory, ends: Mapping[SegmentKey, int]) -> dict[SegmentKey, int]:
-    """Return those of `ends` that the cursor has not reached yet, in segments that still exist."""
-    committed = cursor.read(directory.cursor).committed()
-    left = {key: end for key, end in ends.items() if committed.get(key, 0) < end}
-    present = {opened.key for opened in open_segments(directory)} if left else set()
+def unsettled(directory: SpoolDirectory, before: Mapping[SegmentKey, int] | None) -> dict[SegmentKey, int] | None:
+    """Return those of the ends `before` that the cursor has not reached yet, in segments that still exist.
+
+    Args:
+        directory: the spool.
+        before: what `ends`, or the last call, has returned.
+
+    Returns:
+        None if that cannot be told now: ask again.
+
+    Raises:
+        OSError: as `ends`.
+    """
+    if before is None:
+        return ends(directory)
+    try:
+        committed = cursor.read(directory.cursor).committed()
+        left = {key: end for key, end in before.items() if committed.get(key, 0) < end}
+        segments = open_segments(directory, patience_seconds=disk.PATIENCE_SECONDS) if left else ()
+        present = {opened.key for opened in segments}
+    except OSError as error:
+        if not disk.is_unreadable(error):
+            raise
+        return dict(before)
     return {key: end for key, end in left.items() if key in present}
+
+
+def _patient_walk(directory: SpoolDirectory) -> Iterator[OpenSegment]:
+    return walk(directory, patience_seconds=disk.PATIENCE_SECONDS)
 
 
 def last_append(directory: SpoolDirectory) -> float | None:
@@ -197,8 +247,12 @@ class Backlog:
     these sizes. It makes no difference which process delivers. The records are not counted, because that would mean to
     read them all once more. The ledger tells how many were settled.
 
+    While the disk cannot read what is to be settled, it counts as not settled. The leader gives up what it cannot read,
+    and then the cursor is behind that. Where it must leave that for later (in a header, or at the ring's end), nobody
+    can tell whether records stay, and the caller gives up.
+
     Attributes:
-        data_bytes: how much there was to settle.
+        data_bytes: how much there was to settle, as far as that is known.
         foreign: the numbers of segments with a newer layout, which this version can neither read nor send.
     """
 
@@ -209,24 +263,35 @@ class Backlog:
         self._ends: dict[SegmentKey, int] = {}
         self._reached: dict[SegmentKey, int] = {}  # where what is left began at the last look
         self._looked_at: dict[SegmentKey, int] = {}  # where we looked for a fragment
+        self._is_noted = False
+        self._evicted = 0
         state = cursor.read(directory.cursor)
         self._before = state.ledger.plus(state.partial)
-        evictions = read_evictions(directory)
-        self._evicted = evictions.records
-        newest = (segment.numbers(directory.ring) or [0])[-1]
-        for opened in walk(directory, state.committed(), evictions.last_evicted):
+        self.data_bytes = 0
+        self.is_settled()
+
+    def _note(self) -> None:
+        """Note the sizes. Raises OSError."""
+        foreign: list[int] = []
+        ends: dict[SegmentKey, int] = {}
+        evictions = read_evictions(self._directory)
+        newest = (segment.numbers(self._directory.ring) or [0])[-1]
+        for opened in walk(self._directory, patience_seconds=math.inf):
             if opened.is_foreign:
-                self.foreign.append(opened.key.number)
+                foreign.append(opened.key.number)
             # Of a segment with a damaged header nothing can be delivered. While it is the newest, the leader leaves it.
             elif not (opened.is_damaged and opened.key.number == newest):
-                self._ends[opened.key] = opened.size()
-        self.is_settled()
-        self.data_bytes = self.left_bytes
+                ends[opened.key] = opened.size()
+        self.foreign, self._ends, self._evicted, self._is_noted = foreign, ends, evictions.records, True
 
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing is left to do: no record, and no eviction that the stream was not told of yet."""
-        return not self._ends and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
+        return (
+            self._is_noted
+            and not self._ends
+            and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
+        )
 
     @property
     def left_bytes(self) -> int:
@@ -235,15 +300,27 @@ class Backlog:
 
     def is_settled(self) -> bool:
         """Look whether all of it is delivered, dead-lettered or evicted by now. Raises OSError."""
-        committed = cursor.read(self._directory.cursor).committed()
-        self._ends = {key: end for key, end in self._ends.items() if committed.get(key, 0) < end}
-        before, self._reached = self._reached, {}
-        for opened in walk(self._directory, committed) if self._ends else ():
-            start, end = opened.offset, self._ends.get(opened.key, 0)
-            if start < end and not self._is_fragment(opened, end, has_moved=before.get(opened.key) != start):
-                self._reached[opened.key] = start
-        self._ends = {key: self._ends[key] for key in self._reached}
+        try:
+            if not self._is_noted:
+                self._note()
+            self._look()
+        except OSError as error:
+            if not disk.is_unreadable(error):
+                raise
+            return False
+        self.data_bytes = max(self.data_bytes, self.left_bytes)
         return self.is_empty
+
+    def _look(self) -> None:
+        """Look how far it is settled. Raises OSError: then nothing has changed."""
+        committed = cursor.read(self._directory.cursor).committed()
+        ends = {key: end for key, end in self._ends.items() if committed.get(key, 0) < end}
+        reached: dict[SegmentKey, int] = {}
+        for opened in walk(self._directory, committed, patience_seconds=math.inf) if ends else ():
+            start, end = opened.offset, ends.get(opened.key, 0)
+            if start < end and not self._is_fragment(opened, end, has_moved=self._reached.get(opened.key) != start):
+                reached[opened.key] = start
+        self._ends, self._reached = {key: ends[key] for key in reached}, reached
 
     def _is_fragment(self, opened: OpenSegment, end: int, *, has_moved: bool) -> bool:
         """Tell whether a segment has no whole frame between where it is settled and `end`.
@@ -256,13 +333,15 @@ class Backlog:
             return False  # the leader settles a segment with a damaged header as one damaged range
         if has_moved and end - start >= READ_BLOCK_BYTES:
             return False
-        self._looked_at[opened.key] = start
+        is_fragment = True
         for block in opened.blocks():
             if block.frames:
-                return block.frames[0].end > end
+                is_fragment = block.frames[0].end > end
+                break
             if block.end >= end:
                 break
-        return True
+        self._looked_at[opened.key] = start
+        return is_fragment
 
     def settled_since(self) -> Ledger:
         """Return what any process has settled since then, later records included."""

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -19,7 +20,9 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink import Writer
+from cwsink.cli import flush, main
 from cwsink.config import SinkConfig
+from cwsink.frontends import presence
 from cwsink.spool import budget, cursor, disk, frame, history, orphans, reader, record, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
@@ -27,7 +30,7 @@ from cwsink.spool.follower import Follower
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.reader import RingReader
 from cwsink.spool.segment import AttachedSegment
-from cwsink.spool.survey import survey
+from cwsink.spool.survey import Backlog, ends, has_pending, survey, unsettled
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
 from tests.harness.bad_sectors import PAGE_BYTES, unreadable
@@ -368,7 +371,7 @@ def test_a_page_that_cannot_be_read_costs_what_is_in_it(
         for message, place in places(spool, number).items()
         if 0 in pages or any(place.start < (page + 1) * PAGE_BYTES and page * PAGE_BYTES < place.stop for page in pages)
     }
-    monkeypatch.setattr(reader, "_DISK_SECONDS", 0.0)
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.0)
     with unreadable(segment_path(spool, number), pages, fails_as_a_whole=fails_as_a_whole):
         assert survey(spool).pending == len(messages) - len(lost)
         writer.close()
@@ -403,6 +406,68 @@ def test_a_disk_that_cannot_read_for_a_moment_costs_nothing(
     writer.close()
 
 
+def behind_the_first_page(server: StrictCloudWatch) -> SpoolDirectory:
+    """A spool whose second page has all that is pending. No process logs there any more."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external"))
+    assert writer.append("x" * (PAGE_BYTES + 500))
+    deliver(writer.directory, writer.config)
+    assert all(writer.append(f"important {number}") for number in range(20))
+    writer.close()
+    presence.this.forget_below(writer.directory.root)
+    return writer.directory
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_what_cannot_be_read_for_a_moment_counts_as_pending(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """Nobody leaves it for delivered: neither the header nor the records. After 10 s it counts as lost."""
+    spool = behind_the_first_page(server)
+    now = [1000.0]
+    monkeypatch.setattr(disk, "monotonic", lambda: now[0])
+    before = ends(spool)
+    assert before
+    with unreadable(segment_path(spool, 1), [page]):
+        for seconds in (0.0, 9.9):
+            now[0] = 1000.0 + seconds
+            assert orphans.is_orphan(spool)
+            assert ends(spool) is unsettled(spool, None) is None
+            assert unsettled(spool, before) == before
+            backlog = Backlog(spool)
+            assert not backlog.is_empty
+            assert not backlog.is_settled()
+            with pytest.raises(OSError, match="Input/output"):
+                orphans.left_behind(spool)
+        now[0] = 1010.0
+        assert (has_pending(spool), orphans.left_behind(spool)) == (False, 0)
+        assert not Backlog(spool).is_settled()  # `flush --once` does not say that nothing was pending
+    assert not backlog.is_settled()
+    assert backlog.left_bytes == backlog.data_bytes > 20 * len("important 0")
+    deliver(spool, quick_config(server.endpoint_url))
+    assert backlog.is_settled()
+    assert (unsettled(spool, before), has_pending(spool), backlog.settled_since().delivered) == ({}, False, 20)
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_flush_once_waits_for_a_disk_that_cannot_read_for_a_moment(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], page: int
+) -> None:
+    """The page can be read again once the command has had its first look."""
+    spool = behind_the_first_page(server)
+    disk_fails, follow = contextlib.ExitStack(), flush.follow
+
+    def follow_later(*arguments: Any) -> None:
+        disk_fails.close()
+        follow(*arguments)
+
+    monkeypatch.setattr(flush, "follow", follow_later)
+    disk_fails.enter_context(unreadable(segment_path(spool, 1), [page]))
+    with disk_fails:
+        assert main(["flush", "--once", spool.path]) == 0
+    assert "delivered 20 records" in capsys.readouterr().out
+    assert survey(spool).pending == 0
+
+
 def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +481,7 @@ def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
         os.write(attached.fd, event_frame(attached.salt, "x" * (wanted - excess)))
         assert os.fstat(attached.fd).st_size == end
     assert writer.append("last")
-    monkeypatch.setattr(reader, "_DISK_SECONDS", 0.0)
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.0)
     with unreadable(segment_path(writer.directory, 1), [1]):
         ring = RingReader(writer.directory, {})
         (found,) = iter(ring.read, None)
