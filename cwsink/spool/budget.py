@@ -21,7 +21,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.clock import monotonic
-from cwsink.spool import cursor, descriptors, files, held_lock, segment
+from cwsink.spool import cursor, descriptors, disk, files, held_lock, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.eviction_count import EvictionCount
 from cwsink.spool.record import Count, TimeMs
@@ -110,6 +110,7 @@ class _Fate(Enum):
 
     GONE = "gone"
     HELD = "held"  # a process reads or writes it, or this version cannot read it
+    UNREADABLE = "unreadable"  # the disk cannot read it now, so nobody could tell how many records go
     COUNTING = "counting"  # the time was over before all of it was counted
 
 
@@ -229,8 +230,12 @@ class Budget:
         if (opened := self._open(key.number)) is None:
             return False
         with opened:
-            header = segment.read_header(opened.fd)
-        return header is not None and header.key == key
+            try:
+                return _header(opened.fd, key.number).key == key
+            except OSError as error:
+                if not disk.is_unreadable(error):
+                    raise
+                return True  # it may be
 
     def _evict(self, number: int, evictions: Evictions, until: float) -> _Fate:
         """Count and unlink a segment. Raises OSError."""
@@ -239,12 +244,18 @@ class Budget:
         with opened:
             if not descriptors.try_lock(opened.fd, exclusive=True):
                 return _Fate.HELD
-            header = segment.read_header(opened.fd)
-            if header is not None and not header.readable:
-                return _Fate.HELD  # another version's: we do not know what we would throw away
-            if header is not None and header.key != evictions.last_evicted:
-                if not self._count(opened.fd, header, evictions, until):
+            try:
+                header = _header(opened.fd, number)
+                if not header.readable:
+                    return _Fate.HELD  # another version's: we do not know what we would throw away
+                is_void = header.key == evictions.last_evicted
+                if not is_void and not self._count(opened.fd, header, evictions, until):
                     return _Fate.COUNTING
+            except OSError as error:
+                if not disk.is_unreadable(error):
+                    raise
+                return _Fate.UNREADABLE
+            if not is_void:
                 try:
                     self._write_down(evictions)
                 except OSError:  # the disk is full to the last block: the totals keep the block that they have
@@ -284,6 +295,8 @@ class Budget:
                 self._write_down(evictions)
             return False
         if counted.records:
+            if not counted.first_ms:  # no record of it can be read
+                counted.first_ms = counted.last_ms = max(0, os.fstat(fd).st_mtime_ns // 1_000_000)
             if evictions.records == cursor.read(self._directory.cursor).ledger.evicted_reported:
                 evictions.first_ms, evictions.last_ms = counted.first_ms, counted.last_ms
             elif counted.first_ms:
@@ -293,6 +306,15 @@ class Budget:
         evictions.refused = dict(Counter(evictions.refused) + Counter(counted.refused))
         evictions.number, evictions.salt = header.key
         return True
+
+
+def _header(fd: int, number: int) -> segment.Header:
+    """Return a segment's header. If it is damaged, all of the segment is one damaged range (`OpenSegment`).
+
+    Raises OSError, also if the disk cannot read it now.
+    """
+    header = segment.read_header(fd, patience_seconds=disk.PATIENCE_SECONDS)
+    return header or segment.Header(SegmentKey(number, 0), 0, readable=True)
 
 
 def _copy(totals: Evictions) -> Evictions:

@@ -6,6 +6,10 @@ What is counted so far is kept in `evictions`, and the next append, of this or a
 
 A count goes by where the segment was settled when it began. If a leader has settled more of it since, or if it is
 another segment's turn, the count begins anew.
+
+A page that the disk cannot read now may be readable in a moment, so the segment is not counted then, nor evicted. No
+append waits for it: newer segments go meanwhile. Later, and where bytes have changed, each damaged range counts as one
+record, as it does when a leader makes it a dead letter.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Final
 import msgspec
 
 from cwsink.clock import monotonic
-from cwsink.spool import frame
+from cwsink.spool import disk, frame
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.record import Count, TimeMs
 
@@ -31,7 +35,7 @@ class EvictionCount(msgspec.Struct, array_like=True):
         number, salt: the segment.
         start: the offset where its settled part ends.
         offset: all before this is counted.
-        records: how many events.
+        records: how many events, and damaged ranges.
         first_ms, last_ms: the time of the first and the last of them; 0 if this version can read none.
         refused: counts of loss markers, by reason.
     """
@@ -54,10 +58,11 @@ class EvictionCount(msgspec.Struct, array_like=True):
 
         At least one block is counted, so a count comes to its end. The caller has the segment's exclusive lock.
         """
-        opened = OpenSegment(fd, self.number, self.offset)
+        opened = OpenSegment(fd, self.number, self.offset, patience_seconds=disk.PATIENCE_SECONDS)
         opened.is_final = True
         while (block := opened.read(block_bytes=_BLOCK_BYTES)) is not None:
             self._add(block.frames)
+            self.records += sum(damage.kind is frame.DamageKind.CORRUPT for damage in block.damage)
             self.offset = block.end
             if monotonic() >= until and self.offset < opened.size():
                 return False

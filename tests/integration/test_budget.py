@@ -931,7 +931,7 @@ def test_what_is_no_record_in_a_segment_that_is_to_go_is_read_in_parts(
     monkeypatch.undo()
     assert largest[0] <= 33 * MIB
     assert oldest not in segments(spool)
-    assert survey(spool).appended == count
+    assert count < survey(spool).appended <= count + 10  # damage counts as a record for each range
 
 
 @pytest.mark.parametrize("offset", [-1, 1 << 63])

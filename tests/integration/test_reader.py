@@ -491,18 +491,43 @@ def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
 
 
 @pytest.mark.parametrize("page", [0, 3])
-def test_a_segment_with_a_page_that_cannot_be_read_is_evicted_as_any_other(server: StrictCloudWatch, page: int) -> None:
-    """What can be read of it is counted, and nothing is refused."""
+def test_a_segment_with_a_page_that_cannot_be_read_for_a_moment_is_evicted_later(
+    server: StrictCloudWatch, page: int
+) -> None:
+    """Newer ones go meanwhile: nothing is refused, no append waits, and each record is counted."""
     writer, messages = four_segments(server, spool_max_bytes=8 * 8 * PAGE_BYTES)
-    spool = writer.directory
+    spool, appended = writer.directory, len(messages)
     with unreadable(segment_path(spool, 1), [page]):
-        appended = survey(spool).pending
-        assert appended < len(messages)
         while 2 in segments(spool):
             assert writer.append("." * 300)
             appended += 1
+    assert 1 in segments(spool)
+    while 1 in segments(spool):
+        assert writer.append("." * 300)
+        appended += 1
     books = survey(spool)
     assert (books.adds_up, books.appended, books.evicted > 0) == (True, appended, True)
+    writer.close()
+
+
+@pytest.mark.parametrize("page", [0, 3])
+def test_what_an_evicted_segment_has_lost_to_the_disk_is_counted_as_damage(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """The rest is counted exactly, nothing is refused, and the stream is told of the time when it was written."""
+    writer, messages = four_segments(server, spool_max_bytes=8 * 8 * PAGE_BYTES)
+    spool = writer.directory
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.0)
+    with unreadable(segment_path(spool, 1), [page]):
+        appended = survey(spool).pending
+        assert appended < len(messages)
+        while 1 in segments(spool):
+            assert writer.append("." * 300)
+            appended += 1
+    books, evictions = survey(spool), budget.read_evictions(spool)
+    assert (books.adds_up, books.appended) == (True, appended + 1)
+    assert (books.evicted == 1) == (page == 0)
+    assert 1_700_000_000_000 < evictions.first_ms <= evictions.last_ms
     writer.close()
 
 
