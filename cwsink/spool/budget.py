@@ -65,14 +65,14 @@ _decode: Final = msgspec.msgpack.Decoder(Evictions).decode  # made now, for a `_
 
 
 def read_evictions(directory: SpoolDirectory) -> Evictions:
-    """Return the totals; zero if nothing was evicted, or if the file was damaged.
+    """Return the totals; zero if nothing was evicted, or if the file is damaged (see `disk.read`).
 
     Raises:
         OSError: EMFILE, EIO and so on. If we returned zero here, an evictor would write that down, and the totals
             would be lost.
     """
     try:
-        data, _ = files.read(directory.evictions, _MOST_BYTES)
+        data, _ = files.read(directory.evictions, _MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
     except OSError as error:
         if files.is_absent(error):
             return Evictions()

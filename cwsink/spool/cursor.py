@@ -13,7 +13,8 @@ offset  size  field            little-endian
 
 The valid slot with the highest (epoch, generation) counts. If a leader is killed in the middle of a write, that slot is
 torn and the other one counts. With both slots lost, a leader that lives writes its state anew. The next one would begin
-to read at the oldest segment again: that costs duplicates, never a record.
+to read at the oldest segment again: that costs duplicates, never a record. A slot that the disk cannot read is lost,
+too, but only after 10 s (`disk.read`): until then nobody can tell what it says, and each question is an OSError.
 
 A process may believe that it still leads after another one has taken the lease. Each leader begins an epoch of its
 own, one higher than any before it, and `commit` reads the file again under a lock. If a later epoch is there, it raises
@@ -199,8 +200,8 @@ class Cursor:
         """
         with contextlib.suppress(FileNotFoundError):
             is_in_place = os.path.samestat(files.seen(self._path), os.fstat(self._fd))
-            if is_in_place and _best(self._fd)[1]:
-                return False
+            if is_in_place and _best(self._fd)[0].epoch >= self._epoch:
+                return False  # a lower one: the slots of this epoch are lost
         fd = opened(self._path).keep()
         descriptors.release(self._fd, self._incarnation)
         self._fd = fd
@@ -283,16 +284,19 @@ def opened(path: str) -> descriptors.Opened:
 
 
 def _best(fd: int) -> tuple[State, int]:
-    """Return the state that counts, and its generation; an empty state and 0 if both slots are damaged."""
+    """Return the state that counts, and its generation; an empty state and 0 if both slots are damaged.
+
+    Raises OSError, also if the disk cannot read one of them now.
+    """
     found: list[tuple[int, int, State]] = []
     for index in (0, 1):
-        slot = os.pread(fd, _FIRST_READ_BYTES, index * SLOT_BYTES)
+        slot = _read(fd, _FIRST_READ_BYTES, index)
         if len(slot) < _HEADER.size:
             continue
         magic, crc, generation, length = _HEADER.unpack_from(slot)
         end = _HEADER.size + length
         if len(slot) < end <= SLOT_BYTES:
-            slot = os.pread(fd, end, index * SLOT_BYTES)
+            slot = _read(fd, end, index)
         if magic != MAGIC or generation > MOST or end > len(slot) or crc32(slot[_CHECKED_FROM:end]) != crc:
             continue
         try:
@@ -304,3 +308,7 @@ def _best(fd: int) -> tuple[State, int]:
         return State(), 0
     best = max(found, key=lambda each: each[:2])
     return best[2], best[1]
+
+
+def _read(fd: int, size_bytes: int, slot: int) -> bytes:
+    return disk.read(fd, size_bytes, slot * SLOT_BYTES, patience_seconds=disk.PATIENCE_SECONDS)

@@ -15,6 +15,7 @@ Linux 5.5).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -49,7 +50,7 @@ PATIENCE_SECONDS: Final = 10.0
 _PAGE_BYTES: Final = 4096
 # Stands for a byte that cannot be read. Not zero: a reader takes zeros for a write that was cut, which lost no record.
 # And no frame's magic has this byte.
-_UNREADABLE: Final = b"\xff"
+UNREADABLE: Final = b"\xff"
 # A file that was not asked for so long may have been readable meanwhile.
 _FORGOTTEN_SECONDS: Final = 60.0
 
@@ -77,7 +78,8 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
             damaged file holds up its reader once.
 
     Raises:
-        OSError: ENOMEM and so on; an error of a damaged disk only as long as `patience_seconds` says.
+        OSError: ENOMEM and so on; an error of a damaged disk, with the file's name, only as long as `patience_seconds`
+            says.
     """
     parts: list[bytes] = []
     end, is_whole = start + size_bytes, True
@@ -93,8 +95,10 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
                 is_whole = False
                 continue
             if _fails_for(fd, start // _PAGE_BYTES) < patience_seconds:
+                with contextlib.suppress(OSError):  # no Linux, or no /proc
+                    error.filename = os.readlink(f"/proc/self/fd/{fd}")
                 raise
-            data, is_whole = _UNREADABLE * page_bytes, True
+            data, is_whole = UNREADABLE * page_bytes, True
         else:
             if _failing and data:
                 _forget(fd, start // _PAGE_BYTES, (start + len(data) - 1) // _PAGE_BYTES)

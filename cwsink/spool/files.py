@@ -51,18 +51,23 @@ def opened(path: str, flags: int) -> Opened:
         return held.opened(name, flags)
 
 
-def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
+def read(path: str, most_bytes: int, *, patience_seconds: float | None = None) -> tuple[bytes, os.stat_result]:
     """Return a file's content and its status just before.
 
     The status is that of the opened file, not of its name: a network file system may answer a question about a name
     from its cache, but on opening a file it asks its server.
+
+    Args:
+        path: the file.
+        most_bytes: how long it may be.
+        patience_seconds: see `disk.read`. None: what the disk cannot read is an error for ever.
 
     Raises:
         OSError: as `opened`, or the file is larger than `most_bytes` (EFBIG).
     """
     held, name = _place_of(path)
     with held:
-        return held.read(name, most_bytes)
+        return held.read(name, most_bytes, patience_seconds=patience_seconds)
 
 
 def lines(path: str, most_bytes: int) -> Iterator[bytes]:

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from cwsink.spool import descriptors
+from cwsink.spool import descriptors, disk
 from cwsink.spool.descriptors import Opened
 from cwsink.spool.root import make_directory
 
@@ -128,12 +128,19 @@ class OpenDirectory:
         if self._is_root and status.st_nlink > 1:
             raise OSError(errno.EMLINK, "the file has another name, too", path)
 
-    def read(self, name: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
-        """Return a file's content, and its status just before. Raises OSError; EFBIG: it is longer than that."""
+    def read(
+        self, name: str, most_bytes: int, *, patience_seconds: float | None = None
+    ) -> tuple[bytes, os.stat_result]:
+        """Return a file's content, and its status just before. Raises OSError; EFBIG: it is longer than that.
+
+        `patience_seconds`: see `disk.read`. None: what the disk cannot read is an error for ever.
+        """
         with self.opened(name, os.O_RDONLY) as file:
             if file.opened_as.st_size > most_bytes:
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), f"{self.path}/{name}")
-            return os.pread(file.fd, most_bytes, 0), file.opened_as
+            if patience_seconds is None:
+                return os.pread(file.fd, most_bytes, 0), file.opened_as
+            return disk.read(file.fd, most_bytes, 0, patience_seconds=patience_seconds), file.opened_as
 
     def replace(self, name: str, data: bytes) -> None:
         """Replace a file as a whole. Raises OSError: then the old file is still there, unchanged."""

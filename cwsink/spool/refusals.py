@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from cwsink.clock import monotonic
-from cwsink.spool import descriptors, files, page
+from cwsink.spool import descriptors, disk, files, page
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Loss, TimeMs
 
@@ -56,13 +56,15 @@ def read(directory: SpoolDirectory) -> dict[str, Refused]:
     """Return the totals by reason; empty if there are none, or if the file is damaged. Raises OSError."""
     for _ in range(_TRIES):
         try:
-            found = page.unpacked(files.read(directory.refusals, page.MOST_BYTES)[0], _decode)
+            data, _ = files.read(directory.refusals, page.MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
         except OSError as error:
             if files.is_absent(error):
                 return {}
             raise
-        if found is not None:
+        if (found := page.unpacked(data, _decode)) is not None:
             return found
+        if not data.strip(disk.UNREADABLE):
+            break  # to ask a bad sector again may take seconds
     return {}
 
 
@@ -118,7 +120,8 @@ def _take_turn(fd: int) -> bool:
 
 
 def _read(fd: int) -> dict[str, Refused] | None:
-    return page.unpacked(os.pread(fd, page.PAGE_BYTES, 0), _decode)
+    data = disk.read(fd, page.PAGE_BYTES, 0, patience_seconds=disk.PATIENCE_SECONDS)
+    return page.unpacked(data, _decode)
 
 
 def add_up(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:

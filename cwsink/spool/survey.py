@@ -263,10 +263,8 @@ class Backlog:
         self._ends: dict[SegmentKey, int] = {}
         self._reached: dict[SegmentKey, int] = {}  # where what is left began at the last look
         self._looked_at: dict[SegmentKey, int] = {}  # where we looked for a fragment
-        self._is_noted = False
         self._evicted = 0
-        state = cursor.read(directory.cursor)
-        self._before = state.ledger.plus(state.partial)
+        self._before: Ledger | None = None
         self.data_bytes = 0
         self.is_settled()
 
@@ -274,6 +272,8 @@ class Backlog:
         """Note the sizes. Raises OSError."""
         foreign: list[int] = []
         ends: dict[SegmentKey, int] = {}
+        state = cursor.read(self._directory.cursor)
+        before = state.ledger.plus(state.partial)
         evictions = read_evictions(self._directory)
         newest = (segment.numbers(self._directory.ring) or [0])[-1]
         for opened in walk(self._directory, patience_seconds=math.inf):
@@ -282,13 +282,13 @@ class Backlog:
             # Of a segment with a damaged header nothing can be delivered. While it is the newest, the leader leaves it.
             elif not (opened.is_damaged and opened.key.number == newest):
                 ends[opened.key] = opened.size()
-        self.foreign, self._ends, self._evicted, self._is_noted = foreign, ends, evictions.records, True
+        self.foreign, self._ends, self._evicted, self._before = foreign, ends, evictions.records, before
 
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing is left to do: no record, and no eviction that the stream was not told of yet."""
         return (
-            self._is_noted
+            self._before is not None
             and not self._ends
             and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
         )
@@ -301,7 +301,7 @@ class Backlog:
     def is_settled(self) -> bool:
         """Look whether all of it is delivered, dead-lettered or evicted by now. Raises OSError."""
         try:
-            if not self._is_noted:
+            if self._before is None:
                 self._note()
             self._look()
         except OSError as error:
@@ -345,7 +345,9 @@ class Backlog:
 
     def settled_since(self) -> Ledger:
         """Return what any process has settled since then, later records included."""
-        state, before = cursor.read(self._directory.cursor), self._before
+        if (before := self._before) is None:
+            return Ledger()
+        state = cursor.read(self._directory.cursor)
         now = state.ledger.plus(state.partial)
         return Ledger(
             appended=now.appended - before.appended,

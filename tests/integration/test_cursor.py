@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
 import msgspec
 import pytest
 
-from cwsink.spool import cursor, held_lock
+from cwsink.spool import cursor, disk, held_lock
 from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, Ledger, Offset, State
+from tests.harness.bad_sectors import PAGE_BYTES, unreadable
 
 FEW = [Offset(1, 0xAAAA_AAAA, 100), Offset(2, 0xBBBB_BBBB, 4_096)]
 MANY = [Offset(number, number * 7, number * 11) for number in range(1, 1_001)]  # more than one read's bytes
@@ -93,6 +95,58 @@ def test_a_leader_whose_cursor_was_lost_is_fenced(path: str) -> None:
     again = Cursor(path)
     assert again.take_over("again").epoch == 1
     again.close()
+
+
+@pytest.mark.parametrize("commits", [1, 2])
+@pytest.mark.parametrize("slot", [0, 1])
+def test_a_slot_that_cannot_be_read_proves_nothing_for_a_while(
+    path: str, monkeypatch: pytest.MonkeyPatch, slot: int, commits: int
+) -> None:
+    """It is an error, and no state is begun anew. After 10 s the other slot counts, and the leader still leads."""
+    now = [1000.0]
+    monkeypatch.setattr(disk, "monotonic", lambda: now[0])
+    held = Cursor(path)
+    state = held.take_over("holder")
+    for count in range(1, commits + 1):
+        state = next_of(state, delivered=count)
+        held.commit(state)
+    asked: list[Callable[[], object]] = [
+        lambda: cursor.read(path),
+        held.is_ours,
+        lambda: held.restore(state),
+        lambda: held.commit(state),
+        lambda: held.take_over("another"),
+    ]
+    with unreadable(Path(path), [slot * SLOT_BYTES // PAGE_BYTES]):
+        for seconds in (0.0, 9.9):
+            now[0] = 1000.0 + seconds
+            for ask in asked:
+                with pytest.raises(OSError, match=f"Input/output error: '{path}'"):
+                    ask()
+        now[0] = 1010.0
+        held.restore(state)
+        assert held.is_ours()
+        state = next_of(state, delivered=9)
+        held.commit(state)
+    assert cursor.read(path) == state
+    held.close()
+
+
+def test_a_leader_whose_epoch_is_lost_with_a_slot_writes_it_anew(path: str) -> None:
+    """The other slot has the epoch before. That is no later leader's, so nobody is fenced."""
+    first = Cursor(path)
+    first.commit(next_of(first.take_over("first"), delivered=1))
+    first.close()
+    held = Cursor(path)
+    state = held.take_over("holder")
+    with open(path, "r+b") as file:
+        file.seek(SLOT_BYTES)
+        file.write(bytes(100))
+    assert not held.is_ours()
+    assert held.restore(state)
+    assert held.is_ours()
+    assert cursor.read(path) == state
+    held.close()
 
 
 def test_commits_go_to_the_two_slots_in_turn(path: str) -> None:

@@ -468,6 +468,35 @@ def test_flush_once_waits_for_a_disk_that_cannot_read_for_a_moment(
     assert survey(spool).pending == 0
 
 
+@pytest.mark.parametrize(("name", "page"), [("cursor", 0), ("cursor", 16), ("evictions", 0), ("refusals", 0)])
+def test_a_bad_sector_beside_the_ring_ends_no_delivery(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, name: str, page: int
+) -> None:
+    """The leader's error names the file for 10 s, in case that passes. Then what the page held is lost, and no more."""
+    now = [1000.0]
+    monkeypatch.setattr(disk, "monotonic", lambda: now[0])
+    spool = behind_the_first_page(server)
+    config = quick_config(server.endpoint_url, flusher="external")
+    path = Path(spool.path) / name
+    with unreadable(path, [page]):
+        for seconds in (0.0, 9.9):
+            now[0] = 1000.0 + seconds
+            with pytest.raises(OSError, match=f"Input/output error: '{path}'"):
+                deliver(spool, config)
+        assert not any("important" in message for message in server.messages())
+        now[0] = 1010.0
+        deliver(spool, config)
+        assert [message for message in server.messages() if "important" in message] == [
+            f"important {number}" for number in range(20)
+        ]
+        writer = Writer(config)
+        assert writer.append("later")
+        deliver(spool, config)
+    assert server.messages()[-1] == "later"
+    assert not has_pending(spool)
+    writer.close()
+
+
 def test_a_page_that_is_exactly_one_record_is_no_write_that_was_cut(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,10 +199,10 @@ def test_settings_that_cannot_be_read_now_are_not_guessed(
     monkeypatch.setenv("CWSINK_ROLE_ARN", "arn:aws:iam::123456789012:role/another")
     opened = files.read
 
-    def read(path: str, most_bytes: int) -> Any:
+    def read(path: str, most_bytes: int, **more: Any) -> Any:
         if path == spool.sending:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
-        return opened(path, most_bytes)
+        return opened(path, most_bytes, **more)
 
     monkeypatch.setattr(files, "read", read)
     with pytest.raises(OSError, match="Too many open files"):

@@ -100,7 +100,7 @@ BY_NAME: Final = {
     ),
     "cwsink.spool.directory": ("open realpath", "/proc/self/mountinfo"),
     "cwsink.spool.attachment": ("open", "/proc/locks"),
-    "cwsink.spool.disk": ("statvfs", "of a descriptor, and what the doctor says of the disk"),
+    "cwsink.spool.disk": ("statvfs readlink", "of a descriptor, /proc, and what the doctor says of the disk"),
     "cwsink.spool.flusher_lock": ("utime", "of a descriptor"),
     "cwsink.spool.held_lock": ("open", "/proc"),
     "cwsink.spool.leadership": ("open stat listdir", "/proc"),
