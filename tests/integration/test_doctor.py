@@ -86,7 +86,7 @@ def test_the_settings_and_where_each_comes_from(monkeypatch: pytest.MonkeyPatch)
     [
         ({"CWSINK_RETENTION_DAYS": "10"}, "wrong", "retention_days=10"),
         ({**GROUP, "CWSINK_LOG_STREAM_NAME": "{env:NOWHERE}"}, "wrong", "NOWHERE"),
-        ({"CWSINK_LOG_GRUP_NAME": "/x"}, "warning", "Did you mean 'log_group_name'"),
+        ({"CWSINK_LOG_GRUP_NAME": "/x"}, "warning", "Did you mean CWSINK_LOG_GROUP_NAME"),
         ({"CWSINK_REGION": "eu-west-1", "FAPILOG_CLOUDWATCH__REGION": "eu-west-2"}, "warning", "CWSINK_REGION is set"),
     ],
 )
