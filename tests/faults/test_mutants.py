@@ -478,8 +478,8 @@ MUTANTS: Final = {
     ),
     "eviction counted after the unlink": Mutant(
         Budget._evict,
-        "if header is not None and header.key != evictions.last_evicted:",
-        "if header is not None:",
+        "is_void = header.key == evictions.last_evicted",
+        "is_void = False",
         test_budget.test_the_next_evictor_removes_a_void_segment_without_counting_it_again,
     ),
     "a segment counted as evicted that waits for its turn": Mutant(
