@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from cwsink.clock import monotonic
+from cwsink.interruption import is_interruption
 from cwsink.printable import printable
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def subscribe(subscriber: Subscriber) -> None:
 
 
 def report(key: str, message: str, *, is_total: bool = False) -> bool:
-    """Write `message` to stderr and to the subscribers. Takes no lock, and never raises.
+    """Write `message` to stderr and to the subscribers. Takes no lock, and raises only what a signal handler raises.
 
     Args:
         key: the kind of line; after a line, others of its key are held back for `QUIET_SECONDS`. It ends with a path or
@@ -91,12 +92,18 @@ def report(key: str, message: str, *, is_total: bool = False) -> bool:
     message = printable(message, one_line=True)
     if held_back and not is_total:
         message = f"{message} (and {held_back:,} more like this)"
-    with contextlib.suppress(Exception):
-        _write(f"cwsink: {message}\n")
+    _try(_write, f"cwsink: {message}\n")
     for subscriber in _subscribers:
-        with contextlib.suppress(Exception):
-            subscriber(key, message)
+        _try(subscriber, key, message)
     return True
+
+
+def _try(tell: Callable[..., None], *words: str) -> None:
+    try:
+        tell(*words)
+    except Exception as error:
+        if is_interruption(error):
+            raise
 
 
 def _write(line: str) -> None:
@@ -104,10 +111,10 @@ def _write(line: str) -> None:
         if has_stderr():
             # os.write and not sys.stderr, because this may run in a signal handler or while the interpreter ends.
             os.write(2, line.encode("utf-8", "backslashreplace"))
-    except OSError:
-        raise
-    except Exception:  # `os` is a fake one for tests, which knows no descriptor 2
-        sys.stderr.write(line)
+    except Exception as error:
+        if isinstance(error, OSError) or is_interruption(error):
+            raise
+        sys.stderr.write(line)  # `os` is a fake one for tests, which knows no descriptor 2
 
 
 def has_stderr() -> bool:

@@ -1,7 +1,7 @@
 """Sends one request until each of its events is settled: delivered, or a dead letter with a reason.
 
-A row of cwsink.flusher.outcome says what an answer means, and what the leader then does. The methods that do it are
-here. Every try sends the same events. Before every call the leader proves that it still leads (`check`). While it waits
+A row of cwsink.flusher.outcome says what an answer means, and what the leader then does, which is done here (`_put`).
+Every try sends the same events. Before every call the leader proves that it still leads (`check`). While it waits
 for the next try, its owner may want to leave (`wait` returns False). Events that are not settled then stay in the spool
 for the next leader.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from cwsink.frontends import access_line, trace
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 from cwsink.frontends.kind import is_a
 from cwsink.frontends.plain import encode, is_flat, unshowable
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from cwsink.config import load_config
 from cwsink.diagnostics import report
 from cwsink.frontends import beside_celery, log_entry, opening, static_fields
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

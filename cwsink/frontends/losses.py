@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 from cwsink.frontends.turn import Turn
 from cwsink.spool import page, refusals
 from cwsink.spool.directory import SpoolDirectory

@@ -45,7 +45,7 @@ from uuid import UUID
 
 import msgspec
 
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 _VALUES: Final = frozenset((str, int, float, bool, NoneType, date, UUID, Decimal))
 _EXACT: Final = frozenset((str, int, float, bool, NoneType, UUID))

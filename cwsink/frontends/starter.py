@@ -31,7 +31,7 @@ from typing import Final
 from cwsink import host, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 from cwsink.spool import descriptors, files, held_lock, leader_state, lease, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import LOCK_FD, FlusherLock, Reason

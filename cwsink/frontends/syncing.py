@@ -6,10 +6,10 @@ nobody leads each append is synced before it returns.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Final
 
 from cwsink.clock import monotonic
+from cwsink.interruption import is_interruption
 from cwsink.spool import leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
@@ -29,8 +29,11 @@ class Syncing:
         now = monotonic()
         if now < self._led_until:
             return
-        if leader_state.is_synced(directory):
-            self._led_until = now + _LED_SECONDS
-            return
-        with contextlib.suppress(OSError):
-            ring.sync()
+        try:
+            if leader_state.is_synced(directory):
+                self._led_until = now + _LED_SECONDS
+            else:
+                ring.sync()
+        except Exception as error:
+            if is_interruption(error):
+                raise

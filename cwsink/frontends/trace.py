@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 XRAY_VARIABLE: Final = "_X_AMZN_TRACE_ID"
 _XRAY_KEY: Final = getattr(os.environ, "encodekey", str)(XRAY_VARIABLE)

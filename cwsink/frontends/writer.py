@@ -24,7 +24,7 @@ from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolAccessError
 from cwsink.frontends import console, losses, presence, sharing, static_fields
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 from cwsink.frontends.kind import is_a
 from cwsink.frontends.syncing import Syncing
 from cwsink.frontends.turn import Turn
@@ -234,7 +234,7 @@ class Writer(sharing.Shared):
             self._ring.check_due_ns = 0  # the next append then goes by `after_append`, which tries again
 
     def attach(self) -> None:
-        """Attach this process to the spool, and now and then start a flusher if there is none. Never raises."""
+        """Attach this process, and now and then start a flusher if there is none. Raises what a signal handler does."""
         is_first = not self._is_begun
         try:
             if is_first:
@@ -245,7 +245,7 @@ class Writer(sharing.Shared):
                 self._presence.look()
             self._losses.watch(self.directory, self._ring.made)
         except BaseException as error:
-            self._is_begun = not is_first  # the next append goes on with it
+            self._is_begun = self._is_begun and not is_first  # the next append goes on with it
             if not isinstance(error, Exception) or is_interruption(error):
                 raise
             diagnostics.report("attach", f"cannot attach to {self.directory.path}: {error}. Each append tries again.")

@@ -40,7 +40,7 @@ class Evictions(msgspec.Struct, array_like=True):
     """What writers evicted since the spool was made.
 
     Attributes:
-        records: how many events, ever.
+        records: how many events, and damaged ranges, ever.
         first_ms, last_ms: the times of those not yet reported into the stream.
         refused: counts of loss markers that went with an evicted segment, by reason.
         number, salt: the segment that was evicted last. It may still exist, if its evictor was killed.

@@ -8,8 +8,8 @@ A count goes by where the segment was settled when it began. If a leader has set
 another segment's turn, the count begins anew.
 
 A page that the disk cannot read now may be readable in a moment, so the segment is not counted then, nor evicted. No
-append waits for it: newer segments go meanwhile. Later, and where bytes have changed, each damaged range counts as one
-record, as it does when a leader makes it a dead letter.
+append waits for it: newer segments go meanwhile, unless it was counted already and still has to go. Later, and where
+bytes have changed, each damaged range counts as one record, as it does when a leader makes it a dead letter.
 """
 
 from __future__ import annotations

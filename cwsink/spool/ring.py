@@ -337,8 +337,8 @@ class Ring:
             self._opening.append(me)
             return self._swap(self._rotation.newest())
         except OSError as error:
-            if error.errno != errno.ENOENT:
-                return self._not_written(error.errno)
+            if (code := code_of(error)) != errno.ENOENT:
+                return self._not_written(code)
             # The spool was removed, if it is not there. Else only a file was, and the writer tries again.
             self.is_removed = not (self._directory.is_present() and files.exists(self._directory.ring))
             return Append.GONE

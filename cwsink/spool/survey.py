@@ -6,7 +6,7 @@ ends, the flusher while it drains; `cwsink status`, `flush --once` and `replay` 
 
 What the disk cannot read now it may read in a moment. Whoever would leave the spool if nothing is pending has to wait
 for that. So to them such a page is something that may be pending, for as long as a leader tries to read it. People are
-shown what can be read.
+shown what can be read of the ring.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def unsettled(directory: SpoolDirectory, before: Mapping[SegmentKey, int] | None
         before: what `ends`, or the last call, has returned.
 
     Returns:
-        None if that cannot be told now: ask again.
+        `before` (None, if that is None) if it cannot be told now: ask again.
 
     Raises:
         OSError: as `ends`.
@@ -264,6 +264,7 @@ class Backlog:
         self._reached: dict[SegmentKey, int] = {}  # where what is left began at the last look
         self._looked_at: dict[SegmentKey, int] = {}  # where we looked for a fragment
         self._evicted = 0
+        self._is_noted = False
         self._before: Ledger | None = None
         self.data_bytes = 0
         self.is_settled()
@@ -273,7 +274,7 @@ class Backlog:
         foreign: list[int] = []
         ends: dict[SegmentKey, int] = {}
         state = cursor.read(self._directory.cursor)
-        before = state.ledger.plus(state.partial)
+        self._before = self._before or state.ledger.plus(state.partial)
         evictions = read_evictions(self._directory)
         newest = (segment.numbers(self._directory.ring) or [0])[-1]
         for opened in walk(self._directory, patience_seconds=math.inf):
@@ -282,13 +283,13 @@ class Backlog:
             # Of a segment with a damaged header nothing can be delivered. While it is the newest, the leader leaves it.
             elif not (opened.is_damaged and opened.key.number == newest):
                 ends[opened.key] = opened.size()
-        self.foreign, self._ends, self._evicted, self._before = foreign, ends, evictions.records, before
+        self.foreign, self._ends, self._evicted, self._is_noted = foreign, ends, evictions.records, True
 
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing is left to do: no record, and no eviction that the stream was not told of yet."""
         return (
-            self._before is not None
+            self._is_noted
             and not self._ends
             and cursor.read(self._directory.cursor).ledger.evicted_reported >= self._evicted
         )
@@ -301,7 +302,7 @@ class Backlog:
     def is_settled(self) -> bool:
         """Look whether all of it is delivered, dead-lettered or evicted by now. Raises OSError."""
         try:
-            if self._before is None:
+            if not self._is_noted:
                 self._note()
             self._look()
         except OSError as error:

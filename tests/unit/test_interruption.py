@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 
 class OverTimeError(Exception):

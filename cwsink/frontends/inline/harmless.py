@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 from cwsink.frontends.plain import encode
 
 _EXACT: Final = frozenset((str, int, float, bool, NoneType))
@@ -36,7 +36,7 @@ def harmless(entry: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # it holds itself, or is nested too deep
         if is_interruption(error):
             raise
-    return _decode(encode(entry))
+    return _decode(encode(dict(entry)))
 
 
 def _runs_code(values: Iterable[Any]) -> bool:

@@ -18,7 +18,7 @@ from inspect import iscoroutinefunction
 from typing import Any, Final
 
 from cwsink.frontends.inline.stages import Suspended, drive
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 
 class NeverWaits:

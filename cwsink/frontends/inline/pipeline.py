@@ -31,7 +31,7 @@ from cwsink.frontends.inline import handover, measuring, outlets, stages, waitin
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
-from cwsink.frontends.interruption import is_interruption
+from cwsink.interruption import is_interruption
 
 # A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
@@ -117,13 +117,13 @@ class Pipeline:
     async def log_and_wait(self, level: str, message: str, **fields: Any) -> None:
         """Take the place of the async facade's `_enqueue` under `on_full="block"`: await room in the event loop."""
         unfinished: _Waiting = []
-        token = _waiting.set(unfinished)
-        try:
-            await type(self._logger)._enqueue(self._logger, level, message, **fields)
-        finally:
-            _waiting.reset(token)
         left = iter(unfinished)
         try:
+            token = _waiting.set(unfinished)
+            try:
+                await type(self._logger)._enqueue(self._logger, level, message, **fields)
+            finally:
+                _waiting.reset(token)
             for sink, payload, target, entry, view in left:
                 if not await sink.wait_for_room(payload):
                     drive(_refused(target, entry, view))
