@@ -232,8 +232,9 @@ def load_config(
     """Build a SinkConfig from a config object of fapilog or the application, single settings, and the environment.
 
     Args:
-        config: a SinkConfig (it has all settings: only AWS's own variables for the region and the endpoint count
-            beside it), a mapping, or any object with a `model_dump()`. None: there is none.
+        config: a SinkConfig, a mapping, or any object with a `model_dump()`. None: there is none. A SinkConfig has all
+            settings. Only AWS's own variables for the region and the endpoint count beside it, and, if it names no
+            spool_directory, `CWSINK_SPOOL_DIRECTORY`.
         env: the environment that holds `CWSINK_*` and `FAPILOG_CLOUDWATCH__*`; by default, the process's.
         **settings: single settings; they win over `config`, which wins over the environment.
 
@@ -269,8 +270,8 @@ def variables_of(name: str) -> tuple[str, str]:
 
 def _collect(config: object, env: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings that are given anywhere. Reports variables that have no effect. Raises ConfigError."""
-    given = {name: value for name, value in _as_mapping(config).items() if _is_given(name, value)}
-    given.update((name, value) for name, value in settings.items() if _is_given(name, value))
+    both = (*_as_mapping(config).items(), *settings.items())
+    given = {name: value for name, value in both if _is_given(name, value)}
     known = set(SinkConfig.__struct_fields__)
     # A SinkConfig has all settings, also those that are None. Only AWS's own variables, below, count beside it.
     for name in () if isinstance(config, SinkConfig) else known - given.keys():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from cwsink.config import load_config, variables_of
+from cwsink.config import load_own_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import CwsinkError
 from cwsink.frontends import console, presence
@@ -78,7 +78,7 @@ def _writers() -> list[Writer]:
     """Return this process's writers, with one for the settings of the environment. Raises CwsinkError."""
     global _own
     if _own is None and any(map(os.environ.get, _LOG_GROUP)) and console.place(os.environ) == "cloudwatch":
-        _own = Writer(load_config())
+        _own = Writer(load_own_config())
     return _open_writers()
 
 

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+Kind = TypeVar("Kind")
 
 _HAS_REST: Final = 0x04  # of a code object: it takes `*arguments` (inspect.CO_VARARGS)
 
@@ -37,3 +42,17 @@ def _is_called_with(frame: FrameType, caller: FrameType) -> bool:
         rest = variables.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
         values += rest if isinstance(rest, tuple) else ()
     return any(value is caller and isinstance(number, int) for number, value in pairwise(values))
+
+
+def is_a(value: object, kind: type[Kind] | tuple[type[Kind], ...]) -> TypeIs[Kind]:
+    """Tell whether a value is of this kind. One that cannot be asked now is of no kind.
+
+    `isinstance` asks the object, too. A lazy proxy (wrapt, lazy-object-proxy) then answers as what it stands for, which
+    it looks up at that moment. If it cannot, it raises, and the application would hear of that from its log call.
+    """
+    try:
+        return isinstance(value, kind)
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        return False

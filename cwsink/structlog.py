@@ -24,7 +24,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
-from cwsink.frontends.kind import is_a
+from cwsink.interruption import is_a, is_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,8 +84,24 @@ def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> st
 
     What structlog's processors have found (level, time, exception, stack) has its place; all else is `data`, also what
     has such a name and cannot be used. Processors that format the exception or the stack are not needed, and may have
-    been there.
+    been there. If one of these cannot even be asked (a lazy proxy), all but the message is `data`.
     """
+    try:
+        return _rendered(logger, method_name, event)
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        return log_entry.encode_entry(
+            timestamp=None,
+            level=method_name.upper(),
+            message=event.get("event", ""),
+            logger="",
+            diagnostics={"origin": "structlog"},
+            data={key: value for key, value in event.items() if key != "event"},
+        )
+
+
+def _rendered(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> str:
     exception, at = _exception_of(event), log_entry.when(event.get("timestamp"))
     diagnostics: dict[str, Any] = {"origin": "structlog", **exception}
     if stack := _stack_of(event):
@@ -139,6 +155,9 @@ def _stack_of(event: Mapping[str, Any]) -> object:
     if (stack := event.get("stack")) or not wanted or isinstance(wanted, str):
         return stack or wanted
     frame = sys._getframe()  # noqa: SLF001  # structlog's own processor asks it, too
+    # `ainfo` and the like call us in another thread.
+    calling = getattr(sys.modules.get("structlog.contextvars"), "_ASYNC_CALLING_STACK", None)
+    frame = frame if calling is None else calling.get(frame)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in (
         "structlog",
         "cwsink",

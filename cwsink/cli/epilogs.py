@@ -37,7 +37,7 @@ states:
   idle          nothing is pending: all is delivered or settled otherwise
   delivering    records are pending, and the leader is sending them
   retrying      the last send failed; the leader tries again until it succeeds
-  circuit_open  many sends failed in a row; it tries again every 15 to 30 s
+  circuit_open  many sends failed in a row; one try every 15 to 30 s
   stalled       a process leads, but is stopped or has not moved for 30 s
   no_leader     records are pending and no process leads. They are sent when a
                 worker logs again, or by `cwsink flush --once PATH`

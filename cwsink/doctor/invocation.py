@@ -90,11 +90,13 @@ def read(words: list[str], env: Mapping[str, str]) -> Invocation:
 def _options_of(program: str, env: Mapping[str, str]) -> list[str]:
     """Return the options that a server takes from variables."""
     if program == "gunicorn":
-        return shlex.split(env.get("GUNICORN_CMD_ARGS", ""))
+        with contextlib.suppress(ValueError):  # a quotation has no end, as gunicorn will say
+            return shlex.split(env.get("GUNICORN_CMD_ARGS", ""))
     prefix = _PREFIXES.get(program)
     named = {name.removeprefix(prefix): env[name] for name in env if name.startswith(prefix)} if prefix else {}
     options = {f"--{name.lower().replace('_', '-')}": value for name, value in named.items()}
-    return [option if value.lower() in _YES else f"{option}={value}" for option, value in options.items()]
+    flags = [option for option, value in options.items() if value.lower() in _YES]
+    return [f"{option}={value}" for option, value in options.items()] + flags  # "1" may be a number as well
 
 
 def _take_off(found: Invocation) -> bool:

@@ -27,9 +27,9 @@ from cwsink.errors import CwsinkError
 from cwsink.frontends import console, fapilog_repairs, opening, presence, static_fields
 from cwsink.frontends.console import Console
 from cwsink.frontends.inline import seam
-from cwsink.frontends.kind import is_a
 from cwsink.frontends.plain import encode
 from cwsink.frontends.writer import Writer
+from cwsink.interruption import is_a
 from cwsink.spool.ring import Append
 from cwsink.version import __version__
 

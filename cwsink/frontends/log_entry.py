@@ -28,9 +28,8 @@ from typing import Any, Final
 import msgspec
 
 from cwsink.frontends import access_line, trace
-from cwsink.interruption import is_interruption
-from cwsink.frontends.kind import is_a
 from cwsink.frontends.plain import encode, is_flat, unshowable
+from cwsink.interruption import is_a, is_interruption
 
 # The attributes that a record has by itself. All others come from `extra`, or from a record factory of the application
 # (which `logging.makeLogRecord` would call). Formatters and newer Pythons add some. `color_message` is the message once
@@ -218,11 +217,13 @@ def when(given: object) -> str | None:
     """Return a time as text: of seconds since 1970, of a datetime, or the library's own text. None: it is no time."""
     if is_a(given, str):
         return given
-    if is_a(given, datetime):
-        return datetime.isoformat(given)
     try:
+        if is_a(given, datetime):
+            return given.isoformat()
         return _timestamp(round(given * 1000))  # type: ignore[operator]  # if it is no number: a TypeError
-    except (TypeError, ValueError, OverflowError, OSError):
+    except Exception as error:  # or its own code raises: a timezone, a lazy proxy
+        if is_interruption(error):
+            raise
         return None
 
 

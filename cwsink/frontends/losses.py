@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
-from cwsink.interruption import is_interruption
 from cwsink.frontends.turn import Turn
+from cwsink.interruption import is_interruption
 from cwsink.spool import page, refusals
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss, timestamp_of

@@ -24,10 +24,9 @@ from cwsink.clock import monotonic
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolAccessError
 from cwsink.frontends import console, losses, presence, sharing, static_fields
-from cwsink.interruption import is_interruption
-from cwsink.frontends.kind import is_a
 from cwsink.frontends.syncing import Syncing
 from cwsink.frontends.turn import Turn
+from cwsink.interruption import is_a, is_interruption
 from cwsink.spool import capacity, descriptors, directory, frame, record, root
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring, code_of

@@ -121,9 +121,15 @@ def peak() -> int:
 
 
 class Unresolved:
-    """A lazy proxy (wrapt, lazy-object-proxy) that cannot find what it stands for: to ask it its class raises."""
+    """A lazy proxy (wrapt, lazy-object-proxy) that cannot find what it stands for: whatever it is asked, it raises."""
 
     def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("cannot be resolved now")
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("cannot be resolved now")
+
+    def __mul__(self, other: object) -> object:
         raise RuntimeError("cannot be resolved now")
 
 

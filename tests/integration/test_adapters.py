@@ -203,6 +203,13 @@ def test_an_object_that_cannot_be_asked_reaches_no_application(fields: dict[str,
     assert survey.survey(open_existing(path)).refused == {"unencodable": 1}
 
 
+@pytest.mark.parametrize("key", ["stack", "stack_info", "exc_info", "exception", "logger", "timestamp"])
+def test_what_structlog_is_given_in_the_place_of_its_own_fields_raises_nothing(key: str) -> None:
+    """A lazy proxy that cannot be resolved there costs that field, and the message arrives."""
+    found = json.loads(cwsink.structlog.render(None, "info", {"event": "order placed", key: Unresolved()}))
+    assert (found["message"], found["level"]) == ("order placed", "INFO")
+
+
 def test_loguru(loguru_logger: Any) -> None:
     """`bind` and `extra` are data; the record's own time and place arrive; an own level keeps its number."""
     loguru_logger.level("NOTICE", no=25)

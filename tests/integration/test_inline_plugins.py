@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -201,6 +202,28 @@ def test_a_ctrl_c_in_a_plugin_is_the_applications(config: SinkConfig) -> None:
     logger.info("two")
     assert messages_of(config) == ["two"]
     assert drain(logger) == (2, 1, 1)
+
+
+def test_a_record_of_a_plugins_own_class_arrives(config: SinkConfig) -> None:
+    """A filter may return a dict that is shown in its own way, and an Enum in it has the record made plain."""
+
+    class Colour(Enum):
+        RED = "red"
+
+    class Shown(dict[str, Any]):
+        def __repr__(self) -> str:
+            return "a record"
+
+    class Replacing:
+        name = "replacing"
+
+        async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+            return Shown(event, colour=Colour.RED)
+
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config), core={"enrichers": []}), filters=[Replacing()])
+    logger.info("one")
+    (entry,) = entries_of(config)
+    assert (entry["message"], entry["colour"]) == ("one", "red")
 
 
 def test_what_a_plugin_sets_in_the_context_stays_there(config: SinkConfig) -> None:

@@ -468,6 +468,24 @@ def test_flush_once_waits_for_a_disk_that_cannot_read_for_a_moment(
     assert survey(spool).pending == 0
 
 
+def test_what_is_delivered_while_a_header_cannot_be_read_is_told(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The leader gives the header up after a while. The command has seen what was there before, and says what went."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", segment_bytes=SMALL))
+    while len(segments(writer.directory)) < 3:
+        assert writer.append("x" * 200)
+    spool = writer.directory
+    writer.close()
+    presence.this.forget_below(spool.root)
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.2)
+    with unreadable(segment_path(spool, 1), [0]):
+        main(["flush", "--once", spool.path])
+    said = capsys.readouterr().out
+    assert f"settled {len(server.messages()) + 1} records" in said
+    assert "not deliverable: 1 corrupt" in said
+
+
 @pytest.mark.parametrize(("name", "page"), [("cursor", 0), ("cursor", 16), ("evictions", 0), ("refusals", 0)])
 def test_a_bad_sector_beside_the_ring_ends_no_delivery(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, name: str, page: int

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
@@ -430,6 +430,25 @@ def test_a_record_in_the_spool_is_no_loss_whatever_cannot_be_looked_at_after_it(
     assert looked
     assert writer.append("after")
     assert pending(writer) == ["before", "without a look", "after"]
+    assert survey(writer.directory).refused == {}
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError(5, "Input/output error"), KeyError("a bug")])
+@pytest.mark.parametrize("step", [(leader_state, "is_synced"), (disk, "sync")], ids=lambda step: str(step[1]))
+def test_a_record_in_the_spool_is_no_loss_whatever_its_sync_raises(
+    external: SinkConfig, monkeypatch: pytest.MonkeyPatch, trouble: Exception, step: tuple[Any, str]
+) -> None:
+    """The next append syncs what this one could not."""
+
+    def fail(*_: object) -> None:
+        raise trouble
+
+    writer = Writer(SinkConfig(**{**asdict(external), "durability": "host"}))
+    monkeypatch.setattr(*step, fail)
+    assert writer.append("not synced")
+    monkeypatch.undo()
+    assert writer.append("after")
+    assert pending(writer) == ["not synced", "after"]
     assert survey(writer.directory).refused == {}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
@@ -133,6 +135,24 @@ def test_a_broken_subscriber_harms_nobody(heard: list[tuple[str, str]]) -> None:
     diagnostics._subscribers.insert(0, broken_subscriber)
     report("a", "told")
     assert heard == [("a", "told")]
+
+
+def test_what_a_signal_handler_raises_meanwhile_reaches_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's time is over while a line is written. To the task that must not be trouble of a subscriber's."""
+
+    class OverTimeError(Exception):
+        pass
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise OverTimeError
+
+    monkeypatch.setattr(diagnostics, "_subscribers", [lambda key, message: signal.raise_signal(signal.SIGALRM)])
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(OverTimeError):
+            diagnostics.report("limit", "a line")
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("error", [OSError(9, "Bad file descriptor"), BlockingIOError(), ValueError("closed")])

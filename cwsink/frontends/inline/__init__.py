@@ -10,6 +10,8 @@ the work of that thread:
 | `takeover`  | puts a pipeline into a logger that has our sink                     |
 | `pipeline`  | one logger's stages, from the prepared payload to the sinks         |
 | `stages`    | filters, enrichers, redactors and processors, each as fapilog's own |
+| `harmless`  | makes a record safe to encode in C                                  |
+| `measuring` | fapilog's metrics, without a thread for each call                   |
 | `outlets`   | which sinks get a record, now or from fapilog's queue               |
 | `handover`  | a record on its way through fapilog's queue, and its worker there   |
 | `waiting`   | tells whether a plugin could suspend                                |

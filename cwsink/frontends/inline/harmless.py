@@ -4,8 +4,8 @@ fapilog copies and serializes a record with orjson, and orjson asks some objects
 a datetime with a timezone of the application. If that code raises, orjson crashes the process. If it changes the record
 meanwhile, orjson reads freed memory. So a record with such a value is made plain first (cwsink.frontends.plain).
 
-All other values stay as they are. What orjson refuses (a Decimal, a set, an object) it refuses here, too, and fapilog
-then does what it does for such a record: it runs no redactor.
+Where no value runs code, all stay as they are. What orjson refuses (a Decimal, a set, an object) it still refuses, and
+fapilog then does what it does for such a record: it runs no redactor.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import msgspec
 
-from cwsink.interruption import is_interruption
 from cwsink.frontends.plain import encode
+from cwsink.interruption import is_interruption
 
 _EXACT: Final = frozenset((str, int, float, bool, NoneType))
 # The modules of Python's own timezones, and of None. They are written in C, and raise nothing.
