@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 pytest.register_assert_rewrite("tests.harness")
@@ -28,6 +29,10 @@ from tests.harness.support import CHILD_SECONDS, books_balance, quick_config
 from tests.soak import SEED_VARIABLE
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
+
+# Each run tries the same examples, and writes none down. The long runs of the spool machine try others each time.
+hypothesis.settings.register_profile("alike", derandomize=True, database=None)
+hypothesis.settings.load_profile("alike")
 
 # A shell has what it starts in the background of a script ignore SIGINT, and that is inherited: no test could
 # interrupt the processes it starts.

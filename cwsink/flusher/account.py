@@ -67,7 +67,7 @@ def windows(spans: Iterable[Span], since_ms: int, until_ms: int, most_events: in
         Windows [start, end) without a gap, from the first event to the last.
     """
     wanted = sorted(each for each in spans if each.last_ms >= since_ms and each.first_ms < until_ms)
-    if not wanted:
+    if not wanted or since_ms >= until_ms:
         return []
     start = max(since_ms, wanted[0].first_ms)
     found, count = [], 0

@@ -145,8 +145,7 @@ Budget, policy and segment size belong to the spool, not to the writer (`capacit
 
 There is room if the blocks of all segments, and one segment more, are within `spool_max_bytes`. If there is none:
 
-* `drop_oldest`: evict the oldest segments that nobody reads or writes, never the newest. One that the disk cannot read
-  now is passed by for 10 s. `drop_newest`: refuse.
+* `drop_oldest`: evict the oldest segments that nobody reads or writes, never the newest. `drop_newest`: refuse.
   `block`: refuse, and the front end waits and tries again. A refusal stands for 20 ms (1 ms where something may be
   evicted) before this writer looks for room again.
 * Only one process evicts at a time: it has budget.lock, and it may be stopped. So the others append on to the segment

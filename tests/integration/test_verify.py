@@ -8,7 +8,7 @@ import time
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
@@ -167,6 +167,7 @@ SPANS = st.lists(
 
 
 @given(SPANS, st.integers(0, 1_100), st.integers(0, 1_100), st.integers(1, 200))
+@example([Span(0, 1, 1)], 1, 1, 1)
 def test_windows_hold_each_event_once(spans: list[Span], since: int, until: int, most: int) -> None:
     """They follow each other without a gap, from the first time that is wanted to the last."""
     found = windows(spans, since, until, most)
