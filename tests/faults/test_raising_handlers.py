@@ -152,8 +152,7 @@ def interrupt(work: Callable[[], object], line: int, limit: Limit) -> bool:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("step", [120, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("step", [120, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 @pytest.mark.parametrize("prepare", [attach, rotate, evict, refuse, reopen])
 def test_a_handler_that_raises_leaves_nothing_wrong(
     prepare: Callable[[SinkConfig], Writer], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

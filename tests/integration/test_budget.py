@@ -54,6 +54,14 @@ def full_config(url: str | None, on_full: str, **settings: object) -> SinkConfig
     return quick_config(url, **{**defaults, **settings})
 
 
+def full_writer(url: str) -> Writer:
+    """Return a writer whose last append was refused."""
+    writer = Writer(full_config(url, "drop_newest"))
+    while writer.append("x" * 300):
+        pass
+    return writer
+
+
 @contextmanager
 def watched(spool: SpoolDirectory) -> Iterator[list[int]]:
     """Measure the ring in a thread, as often as it can be, for as long as the block runs."""
@@ -215,10 +223,7 @@ def test_a_full_spool_refuses_whoever_passes_by_the_one_who_looks(
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one thread looks for room, and found none last time, another one does not append on."""
-    config = full_config(server.endpoint_url, "drop_newest")
-    writer = Writer(config)
-    while writer.append("x" * 300):
-        pass
+    writer = full_writer(server.endpoint_url)
     has_room = budget.Budget.has_room
     answers: list[bool] = []
 
@@ -236,10 +241,7 @@ def test_who_found_no_room_is_refused_for_that_though_another_has_found_some_sin
     server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leader makes room, and another thread appends, before the first one says why it could not: no disk fails."""
-    config = full_config(server.endpoint_url, "drop_newest")
-    writer = Writer(config)
-    while writer.append("x" * 300):
-        pass
+    writer = full_writer(server.endpoint_url)
     before = survey(writer.directory).refused
     check = Ring._check
     answers: list[bool] = []
@@ -247,7 +249,7 @@ def test_who_found_no_room_is_refused_for_that_though_another_has_found_some_sin
     def overtaken(self: Ring, now: int) -> AttachedSegment | Append:
         found = check(self, now)
         monkeypatch.setattr(Ring, "_check", check)
-        deliver(writer.directory, config)
+        deliver(writer.directory, writer.config)
         while not answers or not answers[-1]:
             answers.append(writer.append("of another thread"))
         return found
@@ -301,15 +303,12 @@ def test_no_wait_of_an_append_goes_by_a_clock_that_can_be_frozen(monkeypatch: py
 
 def test_drop_newest_refuses_and_says_so(server: StrictCloudWatch, capfd: pytest.CaptureFixture[str]) -> None:
     """append answers False, one line says that records are lost, and room makes it answer True again."""
-    config = full_config(server.endpoint_url, "drop_newest")
-    writer = Writer(config)
-    while writer.append("x" * 300):
-        pass
+    writer = full_writer(server.endpoint_url)
     assert not writer.append("refused")
     assert capfd.readouterr().err.count("LOST 1 record (1 in all): the spool is full") == 1
-    deliver(writer.directory, config)
+    deliver(writer.directory, writer.config)
     until(lambda: writer.append("accepted"), "room")
-    deliver(writer.directory, config)
+    deliver(writer.directory, writer.config)
     assert records(server)[-1] == "accepted"
 
 

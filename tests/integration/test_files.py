@@ -177,5 +177,5 @@ def fork_without_hooks() -> int:
     pid = int(ctypes.PyDLL(None).fork())
     if pid == 0:
         while True:
-            time.sleep(60)
+            signal.pause()
     return pid

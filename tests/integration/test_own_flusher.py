@@ -126,6 +126,29 @@ def test_one_guard_and_one_flusher_are_started_and_look_like_what_they_are(
     assert f"pid {child.pid}" in leader(root).started_by
 
 
+# An old libc, whose posix_spawn knows no sessions: so Python says it.
+OLD_LIBC = """
+from cwsink.frontends import starter
+spawn = starter._spawn
+def of_old(*words, setsid=False, **options):
+    if setsid:
+        raise NotImplementedError("posix_spawn: setsid unavailable on this platform")
+    return spawn(*words, **options)
+starter._spawn = of_old
+"""
+
+
+def test_where_posix_spawn_makes_no_session_the_guard_makes_one(
+    spawn: Spawn, root: Path, server: StrictCloudWatch
+) -> None:
+    """A Ctrl-C at the program's terminal would end the flusher, too."""
+    child = spawn(OLD_LIBC + LOGS.replace("{settings}", "{}"), env=server.environment())
+    log(child, "hello")
+    eventually(lambda: server.messages() == ["hello"], "it is delivered")
+    guard = parent_of(leader(root).pid)
+    assert os.getsid(guard) == guard
+
+
 def test_the_program_has_no_child_and_hears_of_none(spawn: Spawn, server: StrictCloudWatch, root: Path) -> None:
     """A program that waits for any child finds none, neither while the flusher lives nor when it has gone."""
     code = """
