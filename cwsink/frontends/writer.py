@@ -366,8 +366,8 @@ class Writer(sharing.Shared):
         mine = self._salvaged(old)
         for each in mine:
             ring.append(each)
+        self._is_begun = False  # first, so that a process that is interrupted here attaches to the new spool
         self._ring = ring
-        self._is_begun = False
         mine += (late := self._salvaged(old))  # other threads may have appended to the old ring meanwhile
         for each in late:
             ring.append(each)
@@ -385,8 +385,8 @@ class Writer(sharing.Shared):
         except SpoolAccessError:  # what the root user has made, or has named, is closed to others
             self.config = replace(self.config, spool_directory=root.default_root(os.environ))
             self._open_spool(before.format)
-        self._ring = self._open_ring()
         self._is_begun = False
+        self._ring = self._open_ring()
         presence.this.forget(before)
         diagnostics.report(
             "new_user",

@@ -151,6 +151,8 @@ def interrupt(work: Callable[[], object], line: int, limit: Limit) -> bool:
     return False
 
 
+# A tracer may also raise between `open` and its `with`. The file is closed all the same, when its object goes.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="not run: this needs /proc")
 @pytest.mark.parametrize("step", [120, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 @pytest.mark.parametrize("prepare", [attach, rotate, evict, refuse, reopen])
