@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from cwsink import hosted
 from cwsink.supervisor.command import Supervisor
 from cwsink.supervisor.flusher_process import say
 
@@ -15,8 +16,8 @@ def run(options: argparse.Namespace) -> int:
     if not words:
         options.error("run what? The command goes last: cwsink run -- COMMAND ...")
     # The command and the flusher both take these from their environment. By the first one, the workers know that they
-    # need not start a flusher at once (cwsink.frontends.starter).
-    os.environ["CWSINK_HOSTED"] = str(os.geteuid())
+    # need not start a flusher at once (cwsink.hosted).
+    os.environ[hosted.VARIABLE] = hosted.mark()
     if options.spool is not None:
         os.environ["CWSINK_SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
     supervisor = Supervisor(words, options.drain_timeout)

@@ -50,8 +50,8 @@ sees a SIGCHLD of its end. The guard is a fresh Python with the application's `s
 tracers and PYTHON variables. If no flusher can be started, one line says so, the records wait in the spool, and the
 process tries again after 10 s.
 
-With `flusher="external"` a process starts no flusher. Below `cwsink run` it starts one only if the flusher of
-`cwsink run` stays away for 5 s.
+With `flusher="external"` a process starts no flusher. Below a living `cwsink run` it starts one only if the
+flusher of that stays away for 5 s.
 
 The same look may offer another flusher in the place of the leader: if ours is of a newer version, or if the leader
 fails with credentials that differ from ours. The process asks itself that every 5 s. Each offer doubles the time to
@@ -83,7 +83,7 @@ of each spool, then writes down the last counts of refused records.
 * A process asks the kernel for an exclusive flock on attached.lock. If another process is still attached it gets
   none, and leaves at once.
 * The last process waits until the pending records are delivered, for at most `drain_timeout_seconds` for all spools
-  together. It does not wait with `flusher="external"`, or below `cwsink run`, which waits itself.
+  together. It does not wait with `flusher="external"`, or below a living `cwsink run`, which waits itself.
 * It does not wait for what cannot be delivered now (no credentials, denied, out of reach), either. The leader says so,
   or a leader a moment ago, or the process sees it itself before the flusher can (`parting`, `outlook`).
 * If records are left, the process says so in one line. The flusher tries for as long again, if one could be started.

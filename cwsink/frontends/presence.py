@@ -26,7 +26,8 @@ from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import process_exit
 from cwsink.frontends.console import is_lambda
-from cwsink.frontends.starter import Starter, is_hosted
+from cwsink.frontends.starter import Starter
+from cwsink.hosted import is_hosted
 from cwsink.spool import descriptors, files, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
@@ -176,7 +177,7 @@ class Presence:
     def leave(self) -> bool:
         """Let go of the spool. True: this process is the last one attached, and is to wait for delivery.
 
-        Below `cwsink run` no process waits: `cwsink run` does, once its command has ended.
+        Below a living `cwsink run` no process waits: `cwsink run` does, once its command has ended.
         """
         _keep(self.directory, self.config)
         for ring in list(self._rings):

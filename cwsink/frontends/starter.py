@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Final
 
-from cwsink import host, version, words
+from cwsink import host, hosted, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
 from cwsink.interruption import is_interruption
@@ -39,9 +39,6 @@ PYTHON_VARIABLE: Final = "CWSINK_PYTHON"
 PATH_VARIABLE: Final = "CWSINK_FLUSHER_PATH"
 STDERR_VARIABLE: Final = "CWSINK_FLUSHER_STDERR"  # its number, if there is one to take; a guard that begins anew has it
 _FLUSHERS_OWN: Final = "CWSINK_FLUSHER_"  # a guard that begins anew tells the next one what it knows
-# `cwsink run` starts a flusher, and sets this for its command to its user's number. A command of the same user starts
-# a flusher only if the other one stays away.
-HOSTED_VARIABLE: Final = "CWSINK_HOSTED"
 
 _STDERR_FD: Final = 4  # where the guard finds the stderr that it is to take
 # What the new process runs; `ps` shows it, so it has no comments. It leaves the directory first, because Python 3.13.0
@@ -194,7 +191,7 @@ class Starter:
 
     def _is_hosted(self, now: float) -> bool:
         """Tell whether to leave the start to `cwsink run`, whose flusher is not there yet or is started anew."""
-        if not is_hosted():
+        if not hosted.is_hosted():
             return False
         self._vacant_since = self._vacant_since if self._vacant_since is not None else now
         return now - self._vacant_since < _HOSTED_SECONDS
@@ -253,11 +250,6 @@ class Starter:
                 if _wait(pid, os.WNOHANG)[0] == 0:
                     continue
             self._left_alone.remove(pid)
-
-
-def is_hosted() -> bool:
-    """Tell whether a `cwsink run` of our user started us. That of another user (root) cannot send our spool."""
-    return os.environ.get(HOSTED_VARIABLE) == str(os.geteuid())
 
 
 def find_python() -> str:
@@ -324,7 +316,7 @@ def _environment() -> dict[str, str]:
     env = {name: value for name, value in here.items() if not name.startswith(left_out) or name in _OF_PYTHON}
     env[PATH_VARIABLE] = "\n".join(_search_path())
     env[leader_state.STARTED_BY_VARIABLE] = f"pid {os.getpid()} ({host.program() or 'python'})"
-    env.pop(HOSTED_VARIABLE, None)
+    env.pop(hosted.VARIABLE, None)
     if hasattr(sys, "_MEIPASS"):  # PyInstaller has put its libraries before those that another Python needs
         env.pop("LD_LIBRARY_PATH", None)
         if before := env.get("LD_LIBRARY_PATH_ORIG"):

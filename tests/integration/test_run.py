@@ -265,7 +265,7 @@ def test_the_command_sees_the_world_as_if_started_without_us(run: Run, tmp_path:
         )
         beside = end(run("--", *script, prefix=ours, **options))[0]
     without, within = json.loads(alone.stdout), json.loads(beside)
-    assert within["environment"].pop("CWSINK_HOSTED") == str(os.geteuid())
+    assert within["environment"].pop("CWSINK_HOSTED").split(":")[0] == str(os.geteuid())
     for world in (without, within):
         assert world.pop("group") == world.pop("session")  # of the session that the test made
         for fd in ("1", "2"):
@@ -359,6 +359,21 @@ def test_records_are_delivered_by_the_flusher_only(server: StrictCloudWatch, con
 def test_a_command_that_is_over_at_once_is_delivered(server: StrictCloudWatch, config: SinkConfig, run: Run) -> None:
     """Before the flusher has begun to look for spools."""
     end(run("--", sys.executable, "-c", ONE_RECORD, settings(config)))
+    assert server.messages() == ["short"]
+
+
+def test_who_is_left_behind_sends_its_records_itself(
+    server: StrictCloudWatch, config: SinkConfig, run: Run, tmp_path: Path
+) -> None:
+    """It inherits the mark of a `cwsink run` that has ended: it starts a flusher, and waits for it at its own end."""
+    told, ended = tmp_path / "told", tmp_path / "ended"
+    os.mkfifo(told)
+    os.mkfifo(ended)
+    left = f'(read _ <"$0" && "$@" && echo sent >{ended}) >/dev/null 2>&1 &'
+    end(run("--", "sh", "-c", left, told, sys.executable, "-c", ONE_RECORD, settings(config)))
+    assert server.messages() == []
+    told.write_text("\n")
+    assert ended.read_text() == "sent\n"
     assert server.messages() == ["short"]
 
 

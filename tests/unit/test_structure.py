@@ -121,6 +121,7 @@ BY_NAME: Final = {
     "cwsink.supervisor.command": ("listdir pathlib", "/proc"),
     "cwsink.supervisor.flusher_process": ("pathlib", "cwsink's own files"),
     "cwsink.host": ("open", "/proc"),
+    "cwsink.hosted": ("open stat listdir readlink", "/proc"),
     "cwsink.regions": ("open", "botocore's list of regions"),
 }
 # They have no spool, but that of an application that they start.
