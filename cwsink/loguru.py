@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
+from cwsink.interruption import is_a, is_interruption
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,48 +54,70 @@ class Sink:
         self._has_trace = self._writer.config.trace == "auto"
 
     def __call__(self, message: Any) -> None:
-        """Spool one message of loguru: a text with the attribute `record`."""
-        record = message.record
-        diagnostics: dict[str, Any] = {
-            "origin": "loguru",
-            "pid": record["process"].id,
-            "process": record["process"].name,
-            "thread": record["thread"].name,
-            "file": record["file"].path,
-            "line": record["line"],
-            "function": record["function"],
-        }
-        if record["level"].name not in log_entry.KNOWN_LEVELS:
-            diagnostics["levelno"] = record["level"].no
-        if (failure := record["exception"]) is not None and (exception := _exception(message, failure)):
-            diagnostics["exception"] = exception
-        created = record["time"].timestamp()
-        text: str | bytes = log_entry.encode_entry(
-            timestamp=created,
-            level=record["level"].name,
-            message=record["message"],
-            logger=record["name"],
-            diagnostics=diagnostics,
-            data=record["extra"],
-            has_trace=self._has_trace,
-        )
+        """Spool one message of loguru: a text with the attribute `record`.
+
+        A patcher of the application may have put anything in the place of a part. That is shown as it is. If it cannot
+        be asked (a lazy proxy), all but the message and the level is `data`.
+        """
+        record, created = message.record, None
+        text: str | bytes
+        try:
+            created = record.get("time")
+            created = created.timestamp() if hasattr(created, "timestamp") else created
+            text = self._rendered(message, created)
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            data = {key: value for key, value in record.items() if key not in ("message", "level")}
+            text = log_entry.encode_bare("loguru", _part(record, "level", "name"), record.get("message", ""), data)
         if self._fields:
             text = static_fields.add(text, self._fields)
         self._writer.append(text, log_entry.time_ms(created))
 
+    def _rendered(self, message: Any, created: object) -> str:
+        record = message.record
+        diagnostics: dict[str, Any] = {
+            "origin": "loguru",
+            "pid": _part(record, "process", "id"),
+            "process": _part(record, "process", "name"),
+            "thread": _part(record, "thread", "name"),
+            "file": _part(record, "file", "path"),
+            "line": record.get("line"),
+            "function": record.get("function"),
+        }
+        level, extra = _part(record, "level", "name"), record.get("extra")
+        if level not in log_entry.KNOWN_LEVELS:
+            diagnostics["levelno"] = _part(record, "level", "no")
+        if (failure := record.get("exception")) and (exception := _exception(message, *failure)):
+            diagnostics["exception"] = exception
+        return log_entry.encode_entry(
+            timestamp=created,
+            level=level,
+            message=record.get("message", ""),
+            logger=record.get("name"),
+            diagnostics=diagnostics,
+            data=extra if is_a(extra, Mapping) else {"extra": extra},
+            has_trace=self._has_trace,
+        )
 
-def _exception(message: Any, failure: Any) -> dict[str, str]:
+
+def _part(record: Mapping[str, Any], key: str, name: str) -> Any:
+    """Return an attribute of a part of loguru's record; if that is a plain value by now, the value."""
+    return getattr(record.get(key), name, record.get(key))
+
+
+def _exception(message: Any, kind: Any, error: Any, frames: Any) -> dict[str, str]:
     """Return the fields of an exception.
 
     With `enqueue=True` loguru pickles the record, and the exception loses its traceback; one that cannot be pickled is
     gone altogether. But the text of the message was made before that, and nearly always holds the whole of it.
     """
-    if failure.type is None:  # `logger.exception` was called where there is no exception
+    if kind is None:  # `logger.exception` was called where there is no exception
         return {}
-    found = {} if failure.value is None else log_entry.exception_fields(failure.value)
-    if failure.traceback is None and (stack := _stack_in(message, is_all=not found)):
+    found = {} if error is None else log_entry.exception_fields(error)
+    if frames is None and (stack := _stack_in(message, is_all=not found)):
         said = stack.rpartition("\n")[2].partition(": ")[2]
-        found = {"error.type": failure.type.__name__, "error.message": said, **found, "error.stack": stack}
+        found = {"error.type": kind.__name__, "error.message": said, **found, "error.stack": stack}
     return found
 
 

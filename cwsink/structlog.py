@@ -91,14 +91,8 @@ def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> st
     except Exception as error:
         if is_interruption(error):
             raise
-        return log_entry.encode_entry(
-            timestamp=None,
-            level=method_name.upper(),
-            message=event.get("event", ""),
-            logger="",
-            diagnostics={"origin": "structlog"},
-            data={key: value for key, value in event.items() if key != "event"},
-        )
+        data = {key: value for key, value in event.items() if key != "event"}
+        return log_entry.encode_bare("structlog", method_name.upper(), event.get("event", ""), data)
 
 
 def _rendered(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> str:

@@ -193,6 +193,12 @@ def encode_entry(
     return encode({name: value for name, value in entry.items() if value is not msgspec.UNSET}).decode()
 
 
+def encode_bare(origin: str, level: str, message: object, data: Mapping[Any, Any]) -> str:
+    """Return an entry of a library whose own fields cannot be asked: `data` has them, as they are shown."""
+    diagnostics = {"origin": origin}
+    return encode_entry(timestamp=None, level=level, message=message, logger="", diagnostics=diagnostics, data=data)
+
+
 def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
 

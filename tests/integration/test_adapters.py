@@ -221,6 +221,39 @@ def test_loguru(loguru_logger: Any) -> None:
     assert (found["diagnostics"]["levelno"], found["diagnostics"]["function"]) == (25, "test_loguru")
 
 
+LOGURU_PATCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "time as text": ({"time": "noon"}, {"timestamp": "noon"}),
+    "time as seconds": ({"time": 1_577_880_000.5}, {"timestamp": "2020-01-01T12:00:00.500Z"}),
+    "no file": ({"file": None}, {"file": None}),
+    "plain values": ({"process": 17, "thread": "T"}, {"pid": 17, "thread": "T"}),
+    "no data": ({"extra": None}, {"data": {"extra": None}}),
+    "an exception of parts": (
+        {"exception": (KeyError, KeyError("x"), None)},
+        {"exception": {"error.type": "KeyError"}},
+    ),
+    "a message that is no text": ({"message": {1}}, {"message": "{1}"}),
+    "no time that is one": ({"time": Unresolved()}, {"message": "order placed", "level": "INFO"}),
+    "no thread that is one": ({"thread": Unresolved()}, {"message": "order placed", "level": "INFO"}),
+}
+
+
+@pytest.mark.parametrize(("patch", "wanted"), LOGURU_PATCHES.values(), ids=LOGURU_PATCHES)
+def test_what_a_patcher_of_loguru_puts_into_a_record_loses_none(patch: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """It arrives with what can be told, and with `catch=False` the application hears of nothing."""
+    logger = loguru.logger
+    logger.remove()
+    sink = cwsink.loguru.Sink(log_group_name=GROUP, flusher="external")
+    number = logger.add(sink, format=lambda _: "{level}", catch=False)
+    try:
+        logger.patch(lambda record: record.update(patch)).info("order placed")  # type: ignore[typeddict-item]
+    finally:
+        logger.remove(number)
+    (found,) = entries()
+    shown = {**found["diagnostics"], **found}
+    shown["exception"] = {"error.type": shown.get("exception", {}).get("error.type")}
+    assert shown.items() >= wanted.items()
+
+
 def test_a_traceback_of_loguru_arrives_once(loguru_logger: Any) -> None:
     """In its own field, and not in the message as well."""
     try:
