@@ -86,7 +86,7 @@ class Sink:
             "function": record.get("function"),
         }
         level, extra = _part(record, "level", "name"), record.get("extra")
-        if level not in log_entry.KNOWN_LEVELS:
+        if not log_entry.is_known(level):
             diagnostics["levelno"] = _part(record, "level", "no")
         if (failure := record.get("exception")) and (exception := _exception(message, *failure)):
             diagnostics["exception"] = exception

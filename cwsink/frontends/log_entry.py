@@ -42,7 +42,7 @@ _PLAIN_COUNT: Final = len(_PLAIN)
 _PLAIN_LAST: Final = _PLAIN[-1]
 # A message that is a dict has its text under one of these keys, if it has one.
 TEXT_KEYS: Final = ("message", "event", "msg")
-KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
+_KNOWN_LEVELS: Final = frozenset("DEBUG INFO WARNING WARN ERROR CRITICAL FATAL AUDIT SECURITY".split())
 
 _NO_SPAN: Final = (msgspec.UNSET, msgspec.UNSET)
 _NO_ARGUMENTS: Final = ()
@@ -96,7 +96,7 @@ def encode_usual(record: logging.LogRecord, created_ms: int, has_trace: bool) ->
             or own["exc_info"] is not None
             or own["exc_text"] is not None
             or own["stack_info"] is not None
-            or level not in KNOWN_LEVELS
+            or level not in _KNOWN_LEVELS
             or name in access_line.LOGGERS
         ):
             return None
@@ -199,14 +199,20 @@ def encode_bare(origin: str, level: str, message: object, data: Mapping[Any, Any
     return encode_entry(timestamp=None, level=level, message=message, logger="", diagnostics=diagnostics, data=data)
 
 
+def is_known(level: object) -> bool:
+    """Tell whether a level's name is one of logging's or fapilog's. Asks no object: one may be unhashable."""
+    return type(level) is str and level in _KNOWN_LEVELS
+
+
 def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
 
 
 def unformatted(record: logging.LogRecord) -> str:
     """Return the message and the arguments of a record that cannot be formatted."""
-    text = shown(record.msg)
-    return f"{text} % {shown(record.args)}" if record.args else text
+    text, args = shown(record.msg), record.args
+    has_none = args is None or (type(args) is tuple and not args)  # another object may raise if it is asked
+    return text if has_none else f"{text} % {shown(args)}"
 
 
 def time_ms(created: object) -> int:
@@ -255,7 +261,7 @@ def _diagnostics(record: logging.LogRecord) -> _Diagnostics:
     )
     if task := record.__dict__.get("taskName"):
         found.task = task
-    if record.levelname not in KNOWN_LEVELS:
+    if not is_known(record.levelname):
         found.levelno = record.levelno
     if (record.exc_info or record.exc_text) and (exception := _exception(record)):
         found.exception = exception

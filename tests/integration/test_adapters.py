@@ -342,6 +342,61 @@ def test_the_json_of_a_record_for_any_handler(capsys: pytest.CaptureFixture[str]
     spool.close()
 
 
+class Unhashable:
+    """As a text of rich: it can be compared, and so has no hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return str(other) == "INFO"
+
+    def __str__(self) -> str:
+        return "INFO"
+
+
+ODD = (
+    None,
+    Unhashable(),
+    [1],
+    {"a": 1},
+    b"\xff",
+    "\ud800",
+    "",
+    float("nan"),
+    10**400,
+    -1,
+    object,
+    (1, 2, 3),
+    ValueError(),
+)
+
+
+@pytest.mark.parametrize("name", [*vars(logging.makeLogRecord({})), "taskName", "message", "asctime"])
+def test_a_record_arrives_whatever_stands_in_a_field_of_it(logging_logger: logging.Logger, name: str) -> None:
+    """A filter of the application may have put it there, and other handlers print the record."""
+    for value in ODD:
+        logging_logger.handlers[-1].handle(logging.makeLogRecord({"name": "shop", "msg": "order placed", name: value}))
+    assert len(entries()) == len(ODD)
+
+
+def test_a_level_that_is_an_object_arrives_as_its_text(logging_logger: logging.Logger) -> None:
+    """With its number, because no reader knows the name."""
+    logging_logger.handlers[-1].handle(logging.makeLogRecord({"levelname": Unhashable(), "levelno": 25}))
+    (found,) = entries()
+    assert (found["level"], found["diagnostics"]["levelno"]) == ("INFO", 25)
+
+
+def test_arguments_that_cannot_be_asked_are_shown(logging_logger: logging.Logger) -> None:
+    """Not even whether there are any."""
+    logging.raiseExceptions = False
+    try:
+        logging_logger.handlers[-1].handle(logging.makeLogRecord({"msg": "order placed", "args": Unresolved()}))
+    finally:
+        logging.raiseExceptions = True
+    (found,) = entries()
+    assert found["message"].startswith("order placed % <")
+
+
 # Copies.
 
 
