@@ -34,6 +34,7 @@ _MOST_SEPARATE: Final = 1000
 # Another process that writes its own counts down needs no longer than this, unless it was stopped.
 _PASSING_SECONDS: Final = 1.0
 UNENCODABLE: Final = "unencodable"
+INTERNAL_ERROR: Final = "internal_error"
 
 
 def prepare(directory: SpoolDirectory) -> None:

@@ -206,7 +206,7 @@ class Writer(sharing.Shared):
         """Count a record lost to an error of our own: no memory, a bug. Returns False. A signal handler's is raised."""
         if is_interruption(error):
             raise error
-        self._losses.add("io_error", time_ns() // 1_000_000)
+        self._losses.add(losses.INTERNAL_ERROR, time_ns() // 1_000_000)
         self.mark_losses()
         diagnostics.report("internal_error", f"LOST a record, which is counted: {type(error).__name__}: {error}")
         return False

@@ -15,11 +15,13 @@ from cwsink.spool.room import Room
 
 EVICTED: Final = "evicted"
 UNENCODABLE: Final = "unencodable"
+INTERNAL_ERROR: Final = "internal_error"
 # Of these reasons the spool, or its disk, is full.
 _FULL: Final = frozenset((EVICTED, "spool_full"))
 _OTHER_CAUSES: Final = {
     "io_error": "the disk fails, or the process that logs has reached a limit or may not write there",
     UNENCODABLE: "they are empty, no text, or too long",
+    INTERNAL_ERROR: "to spool them raised an exception, which the line `LOST a record` of that process names",
 }
 _OWNER_WRITES: Final = stat.S_IWUSR | stat.S_IXUSR
 NO_FILE: Final = "No file can be made there, because the inodes are used up"
@@ -63,7 +65,8 @@ def cause_and_remedy(
         because = why_it_stays_full(directory, room) if has_pending else ""
         return cause + because, remedy(directory, room, has_pending=has_pending)
     if "io_error" not in reasons:
-        return cause, "Correct what logs them."
+        is_ours = INTERNAL_ERROR in reasons
+        return cause, "Correct what logs them{}.".format(", or report that line to cwsink" if is_ours else "")
     if closed := _closed(directory):
         return cause, f"Let its owner write: `chmod u+rwx {words.quoted(closed[0])}`."
     return cause, (

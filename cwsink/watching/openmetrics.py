@@ -22,7 +22,7 @@ _generate: Final[Any] = generate_latest  # it has no types
 OTHER: Final = "other"
 # Why a record was dead-lettered, and why one was refused.
 DEAD: Final = ("too_old", "too_new", "expired", "oversize", "poison", "corrupt")
-REFUSED: Final = ("spool_full", "io_error", "unencodable")
+REFUSED: Final = ("spool_full", "io_error", "unencodable", "internal_error")
 ANSWERS: Final = tuple(outcome.name.lower() for outcome in Outcome)
 
 

@@ -24,7 +24,7 @@ from cwsink import CloudWatchSpoolSink, Writer, diagnostics, host
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.naming import rfc3339
-from cwsink.spool import alerts, budget, disk, files, heartbeat, leader_state, refusals, told
+from cwsink.spool import alerts, budget, disk, files, frame, heartbeat, leader_state, refusals, told
 from cwsink.spool.record import Loss
 from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
@@ -286,6 +286,27 @@ def test_other_losses_have_their_own_cause(small: SinkConfig, lines: list[str]) 
     lines.clear()
     assert not writer.append("")
     assert lines == ["LOST a message of type str that is empty or no text. It is counted; the application goes on."]
+
+
+def test_an_error_of_our_own_is_not_called_one_of_the_disk(
+    small: SinkConfig, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line names it, and the one with the count says so."""
+    writer = Writer(small)
+
+    def fail(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(frame, "encode", fail)
+    assert not writer.append("x" * 100_000)
+    ((_, total, text),) = lost(lines)
+    assert total == 1
+    assert text.startswith(
+        "to spool them raised an exception, which the line `LOST a record` of that process names. Correct what logs "
+        "them, or report that line to cwsink. Spool: "
+    )
+    assert "LOST a record, which is counted: RecursionError: too deep" in lines
+    assert look(writer.directory).refused == {"internal_error": 1}
 
 
 @pytest.mark.parametrize("name", ["", "/ring"])

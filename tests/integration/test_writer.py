@@ -404,7 +404,7 @@ def test_no_exception_of_a_long_append_reaches_the_application(
     assert not writer.append("x" * 100_000)
     monkeypatch.undo()
     assert writer.append("after")
-    assert survey(writer.directory).refused == {"io_error": 1}
+    assert survey(writer.directory).refused == {"internal_error": 1}
 
 
 @pytest.mark.parametrize("spool", ["there", "removed"])
