@@ -358,7 +358,8 @@ def _explain(error: str, settings: Mapping[str, Any]) -> str:
 def _named(name: str, value: object) -> str:
     """Return a setting as an error message shows it: with its value, unless that may be a secret."""
     is_secret = name.partition("[")[0].partition(".")[0] in NOT_SHOWN or (name == "endpoint_url" and "@" in repr(value))
-    return name if is_secret else f"{name}={value!r}"
+    text = repr(value)
+    return name if is_secret else f"{name}={endpoint.shown(text) if name == 'endpoint_url' else text}"
 
 
 @cache
