@@ -6,7 +6,7 @@
  "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
                  "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
                  "error.stack": ...}, "stack": ...},
- "data": {the `extra` of the call, and the items of a message that is a dict},
+ "data": {the `extra` of the call, and the items of a message that is a dict; "message.KEY" if both have a KEY},
  "http": {"method": "GET", "path": "/", "status": 200, "duration_ms": 1.2, "client": "::1"}}   of an access line only
 ```
 
@@ -137,7 +137,9 @@ def encode_record(
     if isinstance(record.msg, dict):
         items = dict(record.msg)
         texts = (text for key in TEXT_KEYS if isinstance(text := items.get(key), str))
-        message, data = next(texts, message), {**items, **data}
+        message = next(texts, message)
+        # A key that `extra` has, too, is kept beside it.
+        data = {**{f"message.{key}" if key in data else key: value for key, value in items.items()}, **data}
     trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = _Entry(
         _rfc3339(record.created, created_ms),

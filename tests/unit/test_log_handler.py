@@ -129,13 +129,13 @@ def test_a_traceback_that_the_message_has_already_is_not_sent_twice() -> None:
     ("message", "text", "data"),
     [
         ({"event": "placed", "order": 17}, "placed", {"event": "placed", "order": 17, "customer": 4}),
-        ({"order": 17, "customer": 5}, "hello", {"order": 17, "customer": 4}),
+        ({"order": 17, "customer": 5}, "hello", {"order": 17, "message.customer": 5, "customer": 4}),
         ({"message": None, "msg": "placed"}, "placed", {"message": None, "msg": "placed", "customer": 4}),
     ],
     ids=["event", "no text", "msg"],
 )
 def test_a_message_that_is_a_dict_keeps_its_keys(message: dict[str, Any], text: str, data: dict[str, Any]) -> None:
-    """They are in `data`, below the extra of the call; its text is the message."""
+    """They are in `data`, beside the extra of the call, with other names if need be; its text is the message."""
     entry = entry_of(record_of(message, customer=4))
     assert (entry["message"], entry["data"]) == (text, data)
 
