@@ -5,7 +5,9 @@ That nothing can be delivered is known from one of these, and the first one that
 * The leader has tried, and says in leader.json what stands in the way.
 * The process has started the flusher itself, and sees what that one will find (cwsink.frontends.outlook).
 * A leader before has said so, and neither has this process other credentials, nor has CloudWatch taken anything since.
-  Trouble may be over, so the present flusher is given a moment to show that.
+  Trouble may be over, so the present flusher is given a moment to show that, and the leader's last try counts for half
+  a minute only. The end of a container kills each flusher, maybe before it has asked once. Then one process waits for
+  the first answer.
 
 The flusher lives on in each case. So whoever does not wait loses nothing: what can be delivered after all is delivered
 a moment later.
@@ -13,12 +15,13 @@ a moment later.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Final
 
 from cwsink import words
-from cwsink.clock import monotonic
+from cwsink.clock import monotonic, wall
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.frontends.starter import Starter
@@ -38,6 +41,8 @@ _STILL_TRUE_SECONDS: Final = 5.0
 _NO_FLUSHER: Final = "there is no flusher"
 # What was known before this process began counts only after so long.
 _MOMENT_SECONDS: Final = 0.1
+# And only if the try was no longer ago. A program that cron starts each minute waits for the first answer.
+_REMEMBERED_SECONDS: Final = 30.0
 
 
 class Parting:
@@ -94,16 +99,20 @@ class Parting:
         published = leader_state.read(self._directory)
         if published is not None and published.obstacle in leader_state.HOPELESS:
             is_of_leader = is_led and published.epoch >= cursor.read(self._directory.cursor).epoch
-            if is_of_leader or leader_state.hopeless(self._directory, within_seconds=_STILL_TRUE_SECONDS):
-                return published.last_error or published.obstacle
+            # A leader that fails rewrites leader.json every 10 s. An older one is of the leader before: the present one
+            # has the lease, and has not written its epoch yet.
+            within_seconds = _REMEMBERED_SECONDS if is_of_leader else _STILL_TRUE_SECONDS
+            if leader_state.hopeless(self._directory, within_seconds=within_seconds):
+                return _reason(published)
         if published is not None and is_led and published.credentials != self._credentials:
             return ""  # another process delivers, which may have what we lack
         if not is_led and self._starter.has_failed:
             return _NO_FLUSHER
         known = self._known if waited_seconds >= _MOMENT_SECONDS else None
         has_taken = known and published and published.last_success != known.last_success
-        if known is not None and known.credentials == self._credentials and not has_taken:
-            return known.last_error or known.obstacle
+        is_recent = known is not None and 0 <= _failed_ago(known) < _REMEMBERED_SECONDS
+        if known is not None and is_recent and known.credentials == self._credentials and not has_taken:
+            return _reason(known)
         if not self._starter.has_started:
             return ""
         if self._outlook is None:
@@ -115,7 +124,7 @@ class Parting:
     def _say_what_stays(self, pending: int, why: str) -> None:
         published = leader_state.read(self._directory)
         if not why and published is not None and published.obstacle:
-            why = published.last_error or ""
+            why = _reason(published)
         if lease.is_taken(self._directory):
             before = f"The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the"
         elif self._starter.look_back(self._directory):
@@ -130,3 +139,14 @@ class Parting:
             f"{words.to_send(self._directory.path)}.",
         )
         hurry.leave_word(self._directory)
+
+
+def _reason(published: Published) -> str:
+    """Return why a leader could not deliver; and when that was, unless it was a moment ago."""
+    why, ago = (published.last_error or published.obstacle).rstrip("."), _failed_ago(published)
+    return f"{why}; that was {words.duration(ago)} ago" if _STILL_TRUE_SECONDS <= ago < math.inf else why
+
+
+def _failed_ago(published: Published) -> float:
+    """Return how long ago a leader has last tried in vain. One of an older cwsink does not say: long ago."""
+    return math.inf if published.last_failure is None else wall() - published.last_failure

@@ -41,8 +41,6 @@ _LOOK_SECONDS: Final = 0.5
 # none, and asks the flusher to hurry.
 _FLUSH_POLL_SECONDS: Final = 0.02
 _ASK_SECONDS: Final = 0.5
-# What a leader before could not do counts for so long for a process that begins (cwsink.frontends.parting).
-_REMEMBERED_SECONDS: Final = 600.0
 # A person presses Ctrl-C while the process waits at its end, or a signal handler of the application raises SystemExit.
 # The process ends already. So it can only mean: at once.
 _TOLD_TO_END: Final = (KeyboardInterrupt, SystemExit)
@@ -138,7 +136,7 @@ class Presence:
         hurry_file.take_word_back(directory)
         self._rings: weakref.WeakSet[Ring] = weakref.WeakSet()
         self._starter = this.starter_of(directory)
-        self._known = leader_state.hopeless(directory, within_seconds=_REMEMBERED_SECONDS)
+        self._known = leader_state.hopeless(directory, within_seconds=math.inf)
         self._look_at = 0.0
         self._offer_at = 0.0
         self._offer_seconds = _FIRST_OFFER_SECONDS

@@ -75,6 +75,7 @@ class Published(msgspec.Struct, kw_only=True):
             (cwsink.spool.sending.credentials_stamp).
         started_by: the process that started it, for people; "" if a person or a service manager did.
         syncs: its last try to make the spool durable has succeeded (durability="host").
+        last_failure: when this leader has last tried in vain; None: it has not.
         failing_since: since when CloudWatch has taken nothing although it was asked; None: its last request succeeded.
         requests: how many requests were answered, ever, by outcome (cwsink.flusher.outcome).
         sent_bytes: the bodies of these together, as they were sent.
@@ -94,6 +95,7 @@ class Published(msgspec.Struct, kw_only=True):
     last_error: str | None = None
     obstacle: Obstacle = ""
     last_success: float | None = None
+    last_failure: Seconds | None = None
     version: str = ""
     is_outdated: bool = False
     is_mute: bool = False
@@ -198,6 +200,7 @@ class LeaderState:
             self._now.failing_since = max(0.0, time.time())
         self._now.state = "circuit_open" if is_open else "retrying"
         self._now.last_error = error
+        self._now.last_failure = max(0.0, time.time())
         self._now.obstacle = obstacle
         self.publish(at_once=has_changed)  # a process that ends may be waiting to know
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ from cwsink.flusher.election import Election
 from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn
@@ -444,27 +446,61 @@ def test_what_another_one_may_deliver_is_waited_for(server: StrictCloudWatch, sp
         assert leader.has_ended(CHILD_SECONDS)
 
 
+def was_denied(spool: SpoolDirectory, seconds_ago: float) -> None:
+    """A leader has tried then, and the end of its container has killed it."""
+    leader = leader_state.LeaderState(spool, 1, "own", 0)
+    leader.failed("AccessDeniedException: no.", "denied", is_open=False)
+    leader.published.last_failure = time.time() - seconds_ago
+    leader.publish(at_once=True)
+    os.utime(spool.leader_state, (leader.published.last_failure,) * 2)
+
+
 @pytest.mark.usefixtures("no_flusher")
 def test_what_the_program_before_has_learned_is_remembered(
     server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute ago it was denied, as the same program of now would be: it waits for a moment only. With other
-    credentials it would wait until it knows."""
-    leader = leader_state.LeaderState(spool, 1, "own", 0)
-    leader.failed("AccessDeniedException: no", "denied", is_open=False)
-    a_minute_ago = time.time() - 60
-    os.utime(spool.leader_state, (a_minute_ago, a_minute_ago))
+    """It was denied a moment ago, as the same program of now would be: it waits for a moment only, and says when that
+    was. With other credentials it would wait until it knows."""
+    was_denied(spool, 20)
     child = start(spawn, BURST, config)
     wait_until_ready(child)
     slept, said = end(child)
     assert 0 < sum(slept) < 1.0
     (line,) = parting_words(said)
     assert "50 records stay in " in line
-    assert "not delivered yet (AccessDeniedException: no). " in line
+    assert re.search(r"not delivered yet \(AccessDeniedException: no; that was 2\d s ago\)\. ", line)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another one")
     other = start(spawn, BURST, config, drain_timeout_seconds=1.0)
     wait_until_ready(other)
     assert "(there is no flusher)" in parting_words(end(other)[1])[0]
+
+
+def test_what_was_learned_half_a_minute_ago_keeps_nobody_from_waiting(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """CloudWatch denies no more, and no flusher has lived long enough to ask it: the program waits until one has. Else
+    the end of its container would kill that one, too, and all that come after."""
+    was_denied(spool, 31)
+    child = start(spawn, BURST, config)
+    wait_until_ready(child)
+    _, said = end(child)
+    assert parting_words(said) == []
+    assert server.messages() == RECORDS
+
+
+def test_a_leader_that_has_just_begun_is_not_taken_for_the_one_before(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """It has the lease, and has not yet written its epoch: what stands in leader.json is half a minute old."""
+    was_denied(spool, 31)
+    lease = Lease(spool)
+    assert lease.try_acquire()
+    child = start(spawn, BURST, config, drain_timeout_seconds=0.3)
+    wait_until_ready(child)
+    slept, said = end(child)
+    lease.release()
+    assert slept
+    assert "(AccessDeniedException: no; that was 3" in parting_words(said)[0]
 
 
 def test_who_gives_up_says_how_many_records_stay_and_where(
