@@ -53,7 +53,8 @@ def _troubles(spool: SpoolStats, options: argparse.Namespace) -> Iterator[tuple[
     age = spool.oldest_pending_seconds or 0.0
     if age > options.max_age:
         code = WARNING if spool.state == "delivering" and age <= _FAR_BEHIND * options.max_age else CRITICAL
-        yield code, f"the oldest record has waited {words.duration(age)} ({spool.state})"
+        stopped = "" if spool.stopped_flusher is None else f", pid {spool.stopped_flusher} is a stopped process"
+        yield code, f"the oldest record has waited {words.duration(age)} ({spool.state}{stopped})"
     fill = spool.fill if spool.pending else 0.0
     if fill > options.max_fill / 100:
         yield CRITICAL if fill > _NEARLY_LOST_FILL else WARNING, f"the spool is {fill:.0%} full"

@@ -9,7 +9,7 @@ from cwsink.doctor.finding import Finding, ok, warning, wrong
 from cwsink.doctor.patient import Patient
 from cwsink.flusher.outcome import advice_on
 from cwsink.flusher.second_chance import options_for
-from cwsink.spool import flusher_lock, loss_causes, room
+from cwsink.spool import flusher_lock, leadership, loss_causes, room
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
 
@@ -32,6 +32,10 @@ def leader(patient: Patient) -> Iterator[Finding]:
         if spool.led_by_host is not None:
             yield wrong(
                 "leader", f"{case.name}: host {spool.led_by_host} leads this spool", "Give each host a disk of its own."
+            )
+        elif spool.leader is None and (pid := leadership.stopped_flusher(case.directory)) is not None:
+            yield wrong(
+                "leader", f"{case.name}: none; the flusher (pid {pid}) is a stopped process", f"kill -CONT {pid}"
             )
         elif spool.leader is None and patient.root and flusher_lock.is_taken(patient.root):
             yield ok("leader", f"{case.name}: none now; a flusher serves other spools here")
@@ -68,6 +72,9 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
             f"{waiting}; an orphan of host {spool.written_by}: nobody leads, and none that logged there is left",
             command,
         )
+    elif spool.stopped_flusher is not None:
+        pid = spool.stopped_flusher
+        yield wrong("delivery", f"{waiting}; the flusher (pid {pid}) is a stopped process", f"kill -CONT {pid}")
     elif spool.state == "no_leader":
         error = f"; the last error: {spool.last_error}" if spool.last_error else ""
         yield wrong("delivery", f"{waiting}; nobody sends{error}", command)

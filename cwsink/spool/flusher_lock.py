@@ -50,9 +50,9 @@ class Challenge(msgspec.Struct, frozen=True):
     leader: int = 0
 
 
-def path_of(root: str, guest: int = 0) -> str:
-    """Return the path of the lock, or of that of a guest."""
-    return f"{root}/flusher-{os.geteuid()}{f'.{guest}' if guest else ''}.lock"
+def path_of(root: str, guest: int = 0, *, owner: int | None = None) -> str:
+    """Return the path of the lock, or of that of a guest. `owner`: of the spools; None: this process's user."""
+    return f"{root}/flusher-{os.geteuid() if owner is None else owner}{f'.{guest}' if guest else ''}.lock"
 
 
 class FlusherLock:
@@ -132,10 +132,10 @@ class FlusherLock:
             descriptors.release(fd, self._incarnation)
 
 
-def is_taken(root: str) -> bool:
-    """Tell whether a flusher that was started by a writer lives, or is just starting."""
-    with contextlib.suppress(OSError), open_directory.root(root) as held:
-        return held.is_locked(os.path.basename(path_of(root)))
+def is_taken(root: str, *, owner: int | None = None) -> bool:
+    """Tell whether a flusher that was started by a writer lives, or is just starting. `owner`: see `path_of`."""
+    with contextlib.suppress(OSError), open_directory.root(root, owner) as held:
+        return held.is_locked(os.path.basename(path_of(root, owner=owner)))
     return False
 
 

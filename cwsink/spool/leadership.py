@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from cwsink.clock import wall
-from cwsink.spool import cursor, files, leader_state, lease, sending
+from cwsink.spool import cursor, files, flusher_lock, leader_state, lease, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Published
 
@@ -70,13 +70,33 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
 
     A pid alone proves nothing, because it may be one of another container. Where there is no /proc, this is False.
     """
-    process = f"/proc/{leader.pid}"
+    with contextlib.suppress(OSError):
+        return _stands_with(str(leader.pid), files.status(directory.leader_lock))
+    return False
+
+
+def stopped_flusher(directory: SpoolDirectory) -> int | None:
+    """Return the pid of the stopped process that keeps the flusher's lock of the spool's root and user, if one does.
+
+    It is a guard or a flusher. While it has the lock, no writer starts another flusher. The kernel names the writer
+    that took the lock and handed it over, so we look at what each process has open. Never raises.
+    """
+    with contextlib.suppress(OSError):
+        owner = files.seen(directory.path).st_uid
+        if flusher_lock.is_taken(directory.root, owner=owner):
+            lock = os.stat(flusher_lock.path_of(directory.root, owner=owner), follow_symlinks=False)
+            return next((int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _stands_with(pid, lock)), None)
+    return None
+
+
+def _stands_with(pid: str, lock: os.stat_result) -> bool:
+    """Tell whether a process is stopped, and has this file open. False if it is gone, or may not be looked into."""
+    process = f"/proc/{pid}"
     with contextlib.suppress(OSError, IndexError):
         with open(f"{process}/stat", "rb", buffering=0) as file:
             state = file.read().rpartition(b")")[2].split()[0]
         if state not in b"Tt":
             return False
-        lock = files.status(directory.leader_lock)
         for fd in os.listdir(f"{process}/fd"):
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.stat(f"{process}/fd/{fd}"), lock):

@@ -274,12 +274,12 @@ def at(path: str) -> OpenDirectory:
     return OpenDirectory(path, path, _looked_at.get(path, os.geteuid()))
 
 
-def root(path: str) -> OpenDirectory:
-    """Open the directory that holds the spools, for a `with` block. Raises OSError, as `at`.
+def root(path: str, owner: int | None = None) -> OpenDirectory:
+    """Open the directory that holds the spools of our user, or of `owner`, for a `with` block. Raises OSError, as `at`.
 
     Its path may lead over links: cwsink.spool.root has looked at them.
     """
-    return OpenDirectory(path, f"{path}/.", os.geteuid(), is_root=True)
+    return OpenDirectory(path, f"{path}/.", os.geteuid() if owner is None else owner, is_root=True)
 
 
 def look_at(spool: str, owner: int) -> None:

@@ -98,6 +98,8 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         leader_silent_seconds: how long the leader has written nothing. It has nothing to write while nothing is
             pending, and between two tries.
         leader_is_stopped: the leader is proven to be a stopped process (SIGSTOP, a debugger).
+        stopped_flusher: records wait and no process leads, because this one keeps the flusher's lock, and is proven to
+            be a stopped process: its pid.
         led_by_host: another host that leads this spool, if one does.
         written_by: the host whose processes log there.
         orphan_seconds: how long no process has logged there, if the spool is an orphan; else None.
@@ -149,6 +151,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     last_success_seconds: float | None
     leader_silent_seconds: float
     leader_is_stopped: bool
+    stopped_flusher: int | None = None
     led_by_host: str | None
     written_by: str
     orphan_seconds: float | None
@@ -258,6 +261,7 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
         records_per_second=published.records_per_second if is_current else 0.0,
         leader_silent_seconds=round(silent_seconds, 3),
         leader_is_stopped=is_stopped,
+        stopped_flusher=leadership.stopped_flusher(directory) if state == "no_leader" and not is_orphan else None,
         led_by_host=other.mark.host if other else None,
         written_by=directory.format.host,
         orphan_seconds=round(max(0.0, now - (last_append(directory) or now)), 3) if is_orphan else None,

@@ -58,6 +58,11 @@ def why(spool: SpoolStats) -> str:
             return f"Host {spool.led_by_host} leads this spool, and sends them. Two hosts must not share a spool."
         if spool.orphan_seconds is not None:
             return _why_orphan(spool, spool.orphan_seconds)
+        if spool.stopped_flusher is not None:
+            return (
+                f"The flusher (pid {spool.stopped_flusher}) is a stopped process, and no other one starts beside it. "
+                f"`kill -CONT {spool.stopped_flusher}` lets it go on. {words.to_send(spool.path)} sends them, too."
+            )
         return f"No process leads. They are sent when a worker logs again, or by {words.to_send(spool.path)}."
     if spool.state == "stalled" and leader is not None:
         who = f"The leader (pid {leader.pid} on {leader.host})"

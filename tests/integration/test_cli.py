@@ -36,6 +36,7 @@ CONTRACT = {
     "pending_bytes", "oldest_pending_seconds", "dead_lettered", "evicted", "refused", "resent", "corrupt_bytes",
     "capacity_bytes", "last_error", "last_success", "settings", "settings_from", "unable", "used_bytes",
     "records_per_second", "last_success_seconds", "leader_silent_seconds", "leader_is_stopped", "led_by_host",
+    "stopped_flusher",
     "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
     "lost_until", "lost_why", "lost_is_over", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
     "disk_free_bytes", "obstacle", "dead_letters_dropped",
@@ -317,6 +318,22 @@ def test_status_while_the_leader_is_stopped(spawn: Spawn, config: SinkConfig) ->
         assert "7 records wait" in table
         assert f"`kill -CONT {flusher}`" in table
     status_when(lambda spool: spool["delivered"] == 12)
+
+
+def test_status_while_the_guard_is_stopped(spawn: Spawn, config: SinkConfig) -> None:
+    """Its flusher was killed, and the guard keeps the lock without which no other one starts: they name the guard."""
+    worker = spawn(WORKER, settings(config))
+    tell(worker, 5)
+    flusher = status_when(lambda spool: spool["delivered"] == 5)["leader"]["pid"]
+    guard = parent_of(flusher)
+    with stopped(guard):
+        os.kill(flusher, signal.SIGKILL)
+        external(config).append("while it is stopped")
+        spool = status_when(lambda spool: spool["state"] == "no_leader")
+        assert spool["stopped_flusher"] == guard
+        assert f"`kill -CONT {guard}` lets it go on" in " ".join(cwsink("status").stdout.split())
+        assert f"(no_leader, pid {guard} is a stopped process)" in cwsink("check", "--max-age", "1ms", code=2).stdout
+    assert status_when(lambda spool: spool["delivered"] == 6)["stopped_flusher"] is None
 
 
 def test_status_says_why(spawn: Spawn, server: StrictCloudWatch, config: SinkConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from cwsink.flusher import examination
 from cwsink.flusher.outcome import Outcome
 from cwsink.frontends import presence
 from cwsink.spool import disk, heartbeat, leader_state, refusals
+from cwsink.spool.flusher_lock import FlusherLock
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
@@ -214,6 +216,22 @@ def test_who_leads(small: SinkConfig) -> None:
         one(ask("leader"), "warning", "pid 4711 gave way, unable to send: AccessDenied")
     Path(writer.directory.leader_host).write_bytes(msgspec.json.encode(heartbeat.Mark("another boot", "web-2")))
     one(ask("leader"), "wrong", "host web-2 leads")
+
+
+def test_a_stopped_guard_is_named(small: SinkConfig) -> None:
+    """It keeps the lock that a writer has handed to it, and nobody leads."""
+    writer = Writer(small)
+    assert writer.append("x")
+    lock = FlusherLock(writer.directory.root)
+    assert lock.try_acquire()
+    with subprocess.Popen(["sleep", "60"], pass_fds=[lock.fd]) as guard:
+        lock.close()
+        one(ask("leader"), "ok", "a flusher serves other spools here")
+        guard.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, guard.pid, os.WSTOPPED)
+        for topic in ("leader", "delivery"):
+            one(ask(topic), "wrong", f"the flusher (pid {guard.pid}) is a stopped process → kill -CONT {guard.pid}")
+        guard.kill()
 
 
 def test_how_delivery_goes(small: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch) -> None:
