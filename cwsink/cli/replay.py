@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     if not found and spools.is_whole:
         return NOT_DONE
     chosen = [each for each in found if spools.looked_at(each, orphans.is_orphan)] if options.all else found
-    if options.all and not chosen:
+    if options.all and not chosen and spools.is_whole:  # one that cannot be opened may be an orphan
         say(f"No orphans in {spools.place}.")
     if options.dry_run:
         for line in filter(None, (spools.looked_at(each, _would_do) for each in chosen)):

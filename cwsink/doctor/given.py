@@ -57,7 +57,7 @@ def targets(patient: Patient) -> Iterator[Finding]:
             yield ok("target", f"{of}, in {case.directory.path}")
     if patient.left_out:
         yield unknown("target", f"{patient.left_out:,} more spools are not looked at", "cwsink status")
-    if not patient.cases:
+    if not patient.cases and not patient.unreadable:
         yield unknown(
             "target",
             "no spool is there yet, and the environment names no log group",

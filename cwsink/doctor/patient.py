@@ -75,7 +75,7 @@ class Patient:
     root: str | None = None
     root_error: str = ""
     cases: list[Case] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, Exception] = field(default_factory=dict)
     left_out: int = 0
 
 
@@ -127,7 +127,7 @@ def _add(patient: Patient, path: str) -> None:
             )
         patient.cases.append(Case(directory.format, config, directory))
     except (CwsinkError, OSError) as error:
-        patient.unreadable[path] = str(error)
+        patient.unreadable[path] = error
 
 
 def _name(patient: Patient) -> None:

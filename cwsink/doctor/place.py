@@ -41,8 +41,10 @@ def root(patient: Patient) -> Iterator[Finding]:
         yield (wrong if is_named else warning)("root", f"{path} cannot be used: {why}", _mkdir(path))
     else:
         yield ok("root", f"{path}, of user {machine.user_name(machine.owner_of(path))}")
-    for spool, why in patient.unreadable.items():
-        yield wrong("root", f"{spool} cannot be opened: {why}", "Run as its owner, or as root to look.")
+    for spool, error in patient.unreadable.items():
+        is_closed = isinstance(error, PermissionError)  # any other error says itself what to do
+        advice = "Run as its owner, or as root to look." if is_closed else ""
+        yield wrong("root", f"{spool} cannot be opened: {error}", advice)
 
 
 def _mkdir(path: str) -> str:

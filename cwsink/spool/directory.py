@@ -145,6 +145,9 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
         return SpoolDirectory(path, found)
     except FileNotFoundError as error:
         raise SpoolFormatError(f"{path} is not a spool: it has no FORMAT file.", path) from error
+    except _DamagedFormatError as error:
+        then = "the next worker that logs there with the settings of this spool writes it anew, and has them sent"
+        raise SpoolFormatError(f"{error}. The records there are kept: {then}.", path) from error
     except SpoolError:
         raise
     except OSError as error:

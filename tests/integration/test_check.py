@@ -124,6 +124,7 @@ def test_a_spool_that_cannot_be_read_is_critical(small: SinkConfig, tmp_path: Pa
     code, line = check()
     assert code == 2
     assert line.startswith(f"CRITICAL: cannot read {damaged}: {damaged}/FORMAT cannot be read")
+    assert "The records there are kept: the next worker that logs there" in line
     assert line.endswith("; 1 spool, 0 records waiting")
 
 

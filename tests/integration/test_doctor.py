@@ -141,7 +141,10 @@ def test_the_root(tmp_path: Path) -> None:
     one(ask("root"), "ok", f"{root}, of user {machine.user_name(os.geteuid())}")
     (root / "app.0123456789").mkdir(0o700)
     (root / "app.0123456789" / "FORMAT").write_text("{")
-    one(ask("root"), "wrong", "app.0123456789 cannot be opened")
+    damaged = one(ask("root"), "wrong", "app.0123456789 cannot be opened")
+    assert "The records there are kept: the next worker that logs there" in damaged.seen
+    assert damaged.advice == ""
+    assert ask("target") == []
     root.chmod(0o777)
     assert "other users may write" in next(each.seen for each in ask("root") if each.verdict == "wrong")
     one(ask("root", env={"CWSINK_SPOOL_DIRECTORY": "spools"}), "wrong", "relative")

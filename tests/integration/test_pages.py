@@ -799,6 +799,12 @@ def newer_format(trouble: Trouble) -> None:
     trouble.open()
 
 
+def damaged_format(trouble: Trouble) -> None:
+    """A power failure may leave it empty."""
+    Path(trouble.spool(), "FORMAT").write_bytes(b"")
+    trouble.command("status")
+
+
 def full_spool(trouble: Trouble) -> None:
     """Nobody delivers, so nothing makes room; the notice is in the stream as soon as there is some."""
     writer = trouble.log(on_full="drop_newest", spool_max_bytes=16_384, segment_bytes=4096, flusher="external")
@@ -925,6 +931,7 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "is no file of this user and this spool. It was set aside": not_our_file,
     "CloudWatch takes nothing that is sent there": lambda trouble: trouble.fail("InvalidParameterException"),
     "has format ...; this cwsink reads format": newer_format,
+    "FORMAT cannot be read: ... The records there are kept": damaged_format,
     "LOST ... in all): the spool is full": full_spool,
     "LOST ... in all): the disk fails": full_disk,
     "and nothing is lost yet": full_spool,
