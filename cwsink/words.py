@@ -68,6 +68,12 @@ def stay(count: int) -> str:
     return "records may stay" if not count else f"{records(count)} stay{'s' if count == 1 else ''}"
 
 
+def on_damage(path: str) -> str:
+    """Return what can be done about dead letters that are nothing but damage."""
+    command = f"cwsink replay --dead-letters --clear {quoted(path)}"
+    return f"Nothing can send damage; `{command}` throws away what is kept of it for people to look at"
+
+
 def target(log_group_name: str, log_stream_name: str) -> str:
     """Return the name of a spool: where its records are sent."""
     return printable(f"{log_group_name} → {log_stream_name}", one_line=True)

@@ -94,7 +94,8 @@ def _lost(name: str, spool: SpoolStats, directory: SpoolDirectory) -> Iterator[F
     to_see = f"cwsink replay --dead-letters --dry-run{options} {words.quoted(spool.path)}"
     if spool.dead_letters:
         never = f"{name}: CloudWatch can never take {words.each_counted(spool.dead_letters)}"
-        yield warning("dead letters", never, to_see)
+        is_damage = spool.dead_letters.keys() == {"corrupt"}
+        yield warning("dead letters", never, f"{words.on_damage(spool.path)}." if is_damage else to_see)
     if dropped := spool.dead_letters_dropped:
         gone = f"{name}: {words.counted(dropped, 'dead letter')} lost, because their file or the disk was full"
         yield warning("dead letters", gone, to_see)

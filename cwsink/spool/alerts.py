@@ -172,9 +172,9 @@ class Alerts:
         elif kind == "emptied":  # it may look full until its segments are unlinked
             what = "no record waits any more, and none was lost meanwhile."
         else:
-            command = f"`cwsink replay --dead-letters {words.quoted(path)}`"
+            sends = f"`cwsink replay --dead-letters {words.quoted(path)}` sends what can be sent"
             what = f"no more dead letters for a minute: {sum(seen.dead.values()):,} were in all. "
-            what += f"{command} sends what can be sent."
+            what += f"{words.on_damage(path) if seen.dead.keys() == {'corrupt'} else sends}."
         report(key, f"{what} Spool: {path}")
 
 

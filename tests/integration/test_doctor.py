@@ -26,6 +26,7 @@ from cwsink.doctor.finding import Finding, ok
 from cwsink.doctor.patient import Patient
 from cwsink.doctor.rounds import Question
 from cwsink.flusher import examination
+from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.outcome import Outcome
 from cwsink.frontends import presence
 from cwsink.spool import disk, heartbeat, leader_state, refusals
@@ -294,6 +295,14 @@ def test_what_is_lost_or_dead(small: SinkConfig, server: StrictCloudWatch, monke
     with open(writer.directory.dead_letters, "a", encoding="utf-8") as file:
         file.write('{"dropped": 36}\n')
     assert "36 dead letters lost" in ask("delivery")[-1].seen
+
+
+def test_damage_cannot_be_replayed(small: SinkConfig) -> None:
+    """Nothing but damage is dead: the advice is to throw it away, and says what that is."""
+    writer = Writer(small)
+    DeadLetters(writer.directory.dead_letters).add_damage(1, 0, b"x")
+    dead = one(ask("delivery"), "warning", "CloudWatch can never take 1 corrupt")
+    assert f"`cwsink replay --dead-letters --clear {writer.directory.path}` throws away what is kept" in dead.advice
 
 
 # The application.

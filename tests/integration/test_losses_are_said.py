@@ -29,7 +29,7 @@ from cwsink.spool.record import Loss
 from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
-from tests.harness.interleave import deliver, leading, until
+from tests.harness.interleave import deliver, leading, segment_path, until
 from tests.harness.support import CHILD_SECONDS, notices_in, program_calling, quick_config
 
 Spawn = Callable[..., "Popen[str]"]
@@ -438,3 +438,20 @@ def test_dead_letters_end_with_a_line(
     assert any("cannot be delivered (poison)" in line for line in lines)
     assert any(f"`cwsink replay --dead-letters {writer.directory.path}`" in line for line in lines)
     assert any("no more dead letters for a minute: 2 were in all." in line for line in lines)
+
+
+def test_damage_ends_with_a_line_that_promises_nothing(
+    small: SinkConfig, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but damage is dead, and no replay can send it."""
+    monkeypatch.setattr(alerts, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(alerts, "_LOOK_SECONDS", 0.05)
+    writer = Writer(small)
+    for number in range(3):
+        assert writer.append(f"record {number}")
+    path = segment_path(writer.directory, 1)
+    path.write_bytes(path.read_bytes().replace(b"record 1", b"RECORD 1"))
+    with leading(writer.directory, small):
+        until(lambda: any("no more dead letters" in line for line in lines), "their end")
+    assert any("Nothing can send damage; `cwsink replay --dead-letters --clear" in line for line in lines)
+    assert not any("sends what can be sent" in line for line in lines)

@@ -108,6 +108,12 @@ STATES: dict[str, tuple[dict[str, Any], list[str], str]] = {
          "`cwsink replay --dead-letters --reason oversize /s` sends what can be sent", 'the setting oversize="split"'],
         "green",
     ),
+    "nothing but damage": (
+        {"appended": 2, "delivered": 1, "dead_lettered": {"corrupt": 1}, "dead_letters": {"corrupt": 1}},
+        ["Nothing waits: 1 record delivered; 1 dead letter (below).", "1 corrupt: kept in",
+         "Nothing can send damage; `cwsink replay --dead-letters --clear /s` throws away what"],
+        "green",
+    ),
     "dropped letters": (
         {"appended": 65, "delivered": 18, "dead_lettered": {"too_old": 47}, "replayed": {"too_old": 6},
          "dead_letters": {"too_old": 5}, "dead_letters_dropped": 36},
