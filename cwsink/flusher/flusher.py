@@ -266,7 +266,7 @@ class Flusher:
         partial.count(0, dead)
 
     def _report_evictions(self) -> None:
-        evictions = budget.read_evictions(self._directory)
+        evictions = budget.read_evictions(self._directory, mends=True)
         ledger = self._state.ledger
         if count := max(0, evictions.records - ledger.evicted_reported):
             # An evictor that has not seen the last report yet counts on from the times of before.
@@ -282,7 +282,7 @@ class Flusher:
 
         Writers of before put loss markers into the ring. If these were evicted, their evictor has counted them.
         """
-        ledger, refused = self._state.ledger, refusals.read(self._directory)
+        ledger, refused = self._state.ledger, refusals.read(self._directory, mends=True)
         totals = Counter(evictions.refused) + Counter({reason: each.count for reason, each in refused.items()})
         unsaid, now = totals - Counter(ledger.refused_reported), time.monotonic()
         if now < self._tell_refusals_at and not self._orders.stop.is_set():

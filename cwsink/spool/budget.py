@@ -64,13 +64,28 @@ class Evictions(msgspec.Struct, array_like=True):
 _decode: Final = msgspec.msgpack.Decoder(Evictions).decode  # made now, for a `__del__` at the interpreter's end
 
 
-def read_evictions(directory: SpoolDirectory) -> Evictions:
-    """Return the totals; zero if nothing was evicted, or if the file is damaged (see `disk.read`).
+def read_evictions(directory: SpoolDirectory, *, mends: bool = False) -> Evictions:
+    """Return the totals; zero if nothing was evicted. Of a damaged file only what the stream was told of is known.
+
+    Args:
+        directory: the spool.
+        mends: write a damaged file anew. Else each new process would wait for what the disk cannot read (`disk.read`).
 
     Raises:
         OSError: EMFILE, EIO and so on. If we returned zero here, an evictor would write that down, and the totals
             would be lost.
     """
+    if (found := _found(directory)) is None:
+        found = Evictions(records=cursor.read(directory.cursor).ledger.evicted_reported)
+        if mends:
+            with contextlib.suppress(OSError), files.opened(directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
+                if descriptors.try_lock(lock.fd, exclusive=True) and _found(directory) is None:
+                    files.replace(directory.evictions, _packed(found))
+    return found
+
+
+def _found(directory: SpoolDirectory) -> Evictions | None:
+    """Return what the file says; None if it is damaged. Raises OSError."""
     try:
         data, _ = files.read(directory.evictions, _MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
     except OSError as error:
@@ -81,7 +96,7 @@ def read_evictions(directory: SpoolDirectory) -> Evictions:
         with contextlib.suppress(ValueError):
             if crc32(body) == int.from_bytes(data[:_CRC_BYTES], "little"):
                 return _decode(body)
-    return Evictions()
+    return None
 
 
 def prepare(directory: SpoolDirectory) -> None:

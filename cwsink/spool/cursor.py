@@ -14,7 +14,8 @@ offset  size  field            little-endian
 The valid slot with the highest (epoch, generation) counts. If a leader is killed in the middle of a write, that slot is
 torn and the other one counts. With both slots lost, a leader that lives writes its state anew. The next one would begin
 to read at the oldest segment again: that costs duplicates, never a record. A slot that the disk cannot read is lost,
-too, but only after 10 s (`disk.read`): until then nobody can tell what it says, and each question is an OSError.
+too, but only after 10 s (`disk.read`): until then nobody can tell what it says, and each question is an OSError. Then
+the leader begins a new file.
 
 A process may believe that it still leads after another one has taken the lease. Each leader begins an epoch of its
 own, one higher than any before it, and `commit` reads the file again under a lock. If a later epoch is there, it raises
@@ -175,11 +176,12 @@ class Cursor:
             state, generation = _best(self._fd)
             self._epoch = state.epoch = state.epoch + 1
             state.holder = holder
-            self._write(state, generation + 1)
-            if not is_ours:
-                # The process that has the lock may be just before its write, into the slot that we have written. So
-                # the new epoch goes into both slots, and that process is fenced whenever it goes on.
-                self._write(state, generation + 2)
+            if is_ours and not disk.is_failing(self._fd):
+                self._write(state, generation + 1)
+            else:
+                # The process that has the lock may be just before its write, into the slot that we write. So the new
+                # epoch goes into both slots, and that process is fenced whenever it goes on.
+                self._write_both(state, generation)
             return state
 
     def is_ours(self) -> bool:
@@ -187,7 +189,7 @@ class Cursor:
         return _best(self._fd)[0].epoch == self._epoch
 
     def restore(self, state: State) -> bool:
-        """Write `state` anew if somebody has removed, replaced or overwritten the file. Returns whether that was done.
+        """Write `state` anew if the file was removed, replaced or overwritten, or fails. Returns whether that was done.
 
         The leader would go on with the file that it has open, and nobody else would see what it settles. Writers would
         wait for it at their end, and the next leader would send again all that the ring still has.
@@ -200,7 +202,7 @@ class Cursor:
         """
         with contextlib.suppress(FileNotFoundError):
             is_in_place = os.path.samestat(files.seen(self._path), os.fstat(self._fd))
-            if is_in_place and _best(self._fd)[0].epoch >= self._epoch:
+            if is_in_place and _best(self._fd)[0].epoch >= self._epoch and not disk.is_failing(self._fd):
                 return False  # a lower one: the slots of this epoch are lost
         fd = opened(self._path).keep()
         descriptors.release(self._fd, self._incarnation)
@@ -208,8 +210,7 @@ class Cursor:
         with self._lock():
             found, generation = _best(fd)
             if found.epoch <= self._epoch:  # else a later leader has begun here, and `is_ours` says so
-                for slot in (1, 2):
-                    self._write(state, generation + slot)
+                self._write_both(state, generation)
         return True
 
     def commit(self, state: State) -> None:
@@ -252,20 +253,39 @@ class Cursor:
             if is_ours:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
+    def _write_both(self, state: State, generation: int) -> None:
+        """Write both slots. The caller has the lock. Raises OSError.
+
+        To write a part of a page that the disk cannot read may fail for ever, and each new process would wait until it
+        gives that page up. So such a file is replaced.
+        """
+        if disk.is_failing(self._fd) and files.is_named(self._path, os.fstat(self._fd)):
+            even = generation // 2 * 2 + 2
+            files.replace(self._path, _packed(state, even).ljust(SLOT_BYTES, b"\0") + _packed(state, even + 1))
+            fd = opened(self._path).keep()
+            descriptors.release(self._fd, self._incarnation)
+            self._fd = fd
+            return
+        for slot in (1, 2):
+            self._write(state, generation + slot)
+
     def _write(self, state: State, generation: int) -> None:
-        body = _encode(state)
-        if len(body) > SLOT_BYTES - _HEADER.size:
-            # There are more segments than a slot can name, and a longer slot would run into the other one. So forget
-            # the offsets of the newest segments, and how far the chunk is sent: duplicates, never loss.
-            kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
-            state = msgspec.structs.replace(
-                state, offsets=kept, chunk=[], requests_done=0, events_done=0, partial=Ledger()
-            )
-            body = _encode(state)
-        checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
-        slot = MAGIC + crc32(checked).to_bytes(4, "little") + checked
+        slot = _packed(state, generation)
         if os.pwrite(self._fd, slot, (generation % 2) * SLOT_BYTES) != len(slot):
             raise OSError(errno.ENOSPC, "the cursor could not be written whole")
+
+
+def _packed(state: State, generation: int) -> bytes:
+    """Return a slot with this state."""
+    body = _encode(state)
+    if len(body) > SLOT_BYTES - _HEADER.size:
+        # There are more segments than a slot can name, and a longer slot would run into the other one. So forget
+        # the offsets of the newest segments, and how far the chunk is sent: duplicates, never loss.
+        kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
+        state = msgspec.structs.replace(state, offsets=kept, chunk=[], requests_done=0, events_done=0, partial=Ledger())
+        body = _encode(state)
+    checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
+    return MAGIC + crc32(checked).to_bytes(4, "little") + checked
 
 
 def opened(path: str) -> descriptors.Opened:

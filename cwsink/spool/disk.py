@@ -109,6 +109,12 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
     return b"".join(parts)
 
 
+def is_failing(fd: int) -> bool:
+    """Tell whether this process could not read a page of a file when it read that last."""
+    status = os.fstat(fd)
+    return (status.st_dev, status.st_ino) in _failing
+
+
 def _fails_for(fd: int, page: int) -> float:
     """Note that a page of a file cannot be read now. Return for how many seconds that, or a page before it, is so."""
     status, now = os.fstat(fd), monotonic()

@@ -18,14 +18,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from cwsink.clock import monotonic
-from cwsink.spool import descriptors, disk, files, page
+from cwsink.spool import cursor, descriptors, disk, files, page
+from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Loss, TimeMs
 
@@ -52,8 +53,11 @@ _impatient_until = 0.0
 _decode = msgspec.msgpack.Decoder(dict[str, Refused]).decode
 
 
-def read(directory: SpoolDirectory) -> dict[str, Refused]:
-    """Return the totals by reason; empty if there are none, or if the file is damaged. Raises OSError."""
+def read(directory: SpoolDirectory, *, mends: bool = False) -> dict[str, Refused]:
+    """Return the totals by reason; empty if there are none. Of a damaged file only what the stream was told is known.
+
+    `mends`: write a damaged file anew. Else each new process would wait for what the disk cannot read. Raises OSError.
+    """
     for _ in range(_TRIES):
         try:
             data, _ = files.read(directory.refusals, page.MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
@@ -65,7 +69,19 @@ def read(directory: SpoolDirectory) -> dict[str, Refused]:
             return found
         if not data.strip(disk.UNREADABLE):
             break  # to ask a bad sector again may take seconds
-    return {}
+    found = _told(directory)
+    if mends:
+        with contextlib.suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
+            if descriptors.try_lock(file.fd, exclusive=True) and _read(file.fd) is None:
+                files.replace(directory.refusals, page.packed(found))
+    return found
+
+
+def _told(directory: SpoolDirectory) -> dict[str, Refused]:
+    """Return the totals that the stream was told of. Raises OSError."""
+    told = Counter(cursor.read(directory.cursor).ledger.refused_reported)
+    told -= Counter(read_evictions(directory).refused)  # a leader adds them up
+    return {reason: Refused(count, first_ms=1) for reason, count in told.items()}
 
 
 def counts(directory: SpoolDirectory) -> dict[str, int]:
@@ -82,9 +98,11 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     with contextlib.suppress(OSError):
         page.prepare(directory.refusals, dict)
         with files.opened(directory.refusals, os.O_RDWR) as file:
-            if _take_turn(file.fd):
+            # A leader may have written it anew while we waited. Then nobody reads what we have open.
+            if _take_turn(file.fd) and files.is_named(directory.refusals, os.fstat(file.fd)):
                 now = len(losses)  # others may append to it meanwhile
-                data = page.packed(add_up(_read(file.fd) or {}, losses[:now]))
+                found = _read(file.fd)
+                data = page.packed(add_up(_told(directory) if found is None else found, losses[:now]))
                 write = partial(os.pwrite, file.fd, data, 0)
                 steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
                 deque(map(partial.__call__, steps), maxlen=0)

@@ -77,23 +77,38 @@ class Rotation:
                 cursor.opened(self._directory.cursor).close()
             prepare_evictions(self._directory)
             return self.make(0)
-        state = cursor.State()
-        with contextlib.suppress(OSError):
+        state, is_settled_known = cursor.State(), True
+        try:
             state = cursor.read(self._directory.cursor)
+        except OSError as error:
+            is_settled_known = not disk.is_unreadable(error)
         committed = state.committed()
         unsettled_bytes = attached.end_seen - committed.get(attached.key, 0)
         if is_start and unsettled_bytes >= _WORTH_LEAVING_BYTES and self._is_behind(committed):
             return self.make(attached.key.number, min(_RESERVED_AT_START_BYTES, self.segment_bytes))
         # After a power failure the segment may be shorter than the offset the cursor holds. Records appended now would
         # land below that offset and be taken for delivered, so begin a new segment. It may also bring back a segment
-        # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either.
-        is_cut = attached.end_seen < state.reached().get(attached.key, 0)
-        is_evicted = attached.key == read_evictions(self._directory).last_evicted
-        if is_cut or is_evicted:
+        # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either. While the disk
+        # cannot read the cursor, only another process that is attached shows that there was no power failure.
+        is_cut = attached.end_seen < state.reached().get(attached.key, 0) or (is_start and not is_settled_known)
+        if is_cut or self._may_be_evicted(attached):
             return self.make(attached.key.number)
         if is_start:
             self._trim(attached)
         return attached
+
+    def _may_be_evicted(self, attached: AttachedSegment) -> bool:
+        """Tell whether the newest segment counts as evicted, or nobody can tell. Raises OSError.
+
+        A page that the disk cannot read in `evictions` must not keep a program from logging. Nobody appends to a
+        segment after it was evicted. So one that was written to later than the totals is none that they include.
+        """
+        try:
+            return attached.key == read_evictions(self._directory).last_evicted
+        except OSError as error:
+            if not disk.is_unreadable(error):
+                raise
+            return os.fstat(attached.fd).st_mtime_ns <= files.written_at_ns(self._directory.evictions)
 
     def agree(self) -> None:
         """This process is attached now. If it began while no other one was, look whether one has begun as well."""

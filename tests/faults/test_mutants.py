@@ -442,8 +442,8 @@ MUTANTS: Final = {
     ),
     "a new epoch in one slot only, though another process may write there": Mutant(
         Cursor.take_over,
-        "if not is_ours:",
-        "if False:",
+        "if is_ours and",
+        "if True and",
         test_cursor.test_the_first_commit_after_a_late_write_counts,
     ),
     "a spool that rests without its lease": Mutant(
@@ -510,8 +510,8 @@ MUTANTS: Final = {
     ),
     "appends behind a cut that the cursor is ahead of": Mutant(
         Rotation.newest,
-        "if is_cut or is_evicted:",
-        "if is_evicted:",
+        "if is_cut or self._may_be_evicted(attached):",
+        "if self._may_be_evicted(attached):",
         test_spool_machine.test_what_is_appended_after_a_power_failure_that_kept_more_of_the_cursor_is_delivered,
     ),
     "appends where a chunk that is delivered in part was cut": Mutant(
@@ -522,7 +522,7 @@ MUTANTS: Final = {
     ),
     "appends to a segment that counts as evicted": Mutant(
         Rotation.newest,
-        "if is_cut or is_evicted:",
+        "if is_cut or self._may_be_evicted(attached):",
         "if is_cut:",
         test_spool_machine.test_an_evicted_segment_that_a_power_failure_brings_back_is_not_appended_to,
     ),

@@ -496,6 +496,7 @@ def test_a_bad_sector_beside_the_ring_ends_no_delivery(
     spool = behind_the_first_page(server)
     config = quick_config(server.endpoint_url, flusher="external")
     path = Path(spool.path) / name
+    bad = path.stat().st_ino
     with unreadable(path, [page]):
         for seconds in (0.0, 9.9):
             now[0] = 1000.0 + seconds
@@ -510,6 +511,9 @@ def test_a_bad_sector_beside_the_ring_ends_no_delivery(
         writer = Writer(config)
         assert writer.append("later")
         deliver(spool, config)
+        assert path.stat().st_ino != bad
+        disk._failing.clear()  # another process reads it at once
+        assert survey(spool).pending == 0
     assert server.messages()[-1] == "later"
     assert not has_pending(spool)
     writer.close()

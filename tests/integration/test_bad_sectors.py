@@ -1,0 +1,133 @@
+"""A page that the disk cannot read in a file beside the ring: no record is refused for it, and counts stay."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cwsink import Writer
+from cwsink.config import SinkConfig
+from cwsink.frontends import presence
+from cwsink.spool import budget, disk, files, refusals
+from cwsink.spool.budget import Evictions
+from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.record import Loss
+from cwsink.spool.survey import survey
+from cwsink.testing import StrictCloudWatch
+from tests.harness.bad_sectors import unreadable
+from tests.harness.interleave import deliver, segments
+from tests.harness.support import quick_config
+
+
+@pytest.fixture(autouse=True)
+def another_process() -> Iterator[None]:
+    """What this process could not read before is forgotten."""
+    disk._failing.clear()
+    yield
+    disk._failing.clear()
+
+
+@pytest.fixture
+def config(server: StrictCloudWatch) -> SinkConfig:
+    return quick_config(server.endpoint_url, flusher="external")
+
+
+def logged_in(config: SinkConfig) -> SpoolDirectory:
+    """A spool with a record that waits. No process logs there any more."""
+    writer = Writer(config)
+    assert writer.append("first")
+    leave(writer)
+    return writer.directory
+
+
+def leave(writer: Writer) -> None:
+    writer.close()
+    presence.this.forget_below(writer.directory.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "made"), [("evictions", -1, 0), ("evictions", 1, 1), ("cursor", 0, 1), ("refusals", 0, 0)]
+)
+def test_a_program_logs_at_once_although_a_file_beside_the_ring_cannot_be_read(
+    server: StrictCloudWatch, config: SinkConfig, name: str, written: int, made: int
+) -> None:
+    """It begins a segment only if the newest one may count as evicted, or may have been cut. Each record arrives once.
+
+    `written`: when the file was written last, in seconds after the segment. `made`: so many segments are begun.
+    """
+    spool = logged_in(config)
+    deliver(spool, config)
+    path = Path(spool.path, name)
+    refusals.add(spool, [Loss(1, 1, 1, "io_error", 0)])
+    now_ns = time.time_ns() + written * 10**9
+    os.utime(path, ns=(now_ns, now_ns))
+    with unreadable(path, [0]):
+        for number in range(2):
+            writer = Writer(config)
+            assert writer.append(f"at once {number}")
+            assert len(segments(spool)) == 1 + made * (number + 1)
+            leave(writer)
+    deliver(spool, config)
+    assert [message for message in server.messages() if "at once" in message] == ["at once 0", "at once 1"]
+
+
+def test_two_programs_share_a_segment_although_the_cursor_cannot_be_read(config: SinkConfig) -> None:
+    """The first one is attached, so nothing was cut since."""
+    spool = logged_in(config)
+    deliver(spool, config)
+    with unreadable(Path(spool.cursor), [0]):
+        first, second = Writer(config), Writer(config)
+        assert first.append("first")
+        assert second.append("second")
+        assert len(segments(spool)) == 2
+        leave(first)
+        leave(second)
+
+
+def test_the_counts_that_the_stream_was_told_of_outlast_their_files(
+    server: StrictCloudWatch, config: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evicted and refused records are counted on from there, told once, and the files can be read again."""
+    spool = logged_in(config)
+    now = int(time.time() * 1000)
+    files.replace(spool.evictions, budget._packed(Evictions(7, now, now, {"spool_full": 2})))
+    assert refusals.add(spool, [Loss(3, now, now, "io_error", 0)])
+    deliver(spool, config)
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.0)
+    with unreadable(Path(spool.evictions), [0]), unreadable(Path(spool.refusals), [0]):
+        assert survey(spool).evicted == 7
+        deliver(spool, config)
+        told = len(server.messages())
+        assert budget._found(spool) == Evictions(7)
+        assert refusals.add(spool, [Loss(4, now, now, "io_error", 0)])
+        deliver(spool, config)
+    (notice,) = server.messages()[told:]
+    assert "cwsink: 4 records dropped" in notice
+    Path(spool.refusals).write_bytes(b"damaged")
+    assert refusals.add(spool, [Loss(1, now, now, "io_error", 0)])
+    books = survey(spool)
+    assert (books.adds_up, books.evicted, books.refused) == (True, 7, {"spool_full": 2, "io_error": 8})
+
+
+def test_what_is_refused_while_the_counts_are_written_anew_is_counted(
+    config: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has waited for its turn does not write into the file that nobody reads any more."""
+    spool = logged_in(config)
+    losses = [Loss(1, 1, 1, "io_error", 0)]
+    assert refusals.add(spool, list(losses))
+    take_turn = refusals._take_turn
+
+    def replaced_meanwhile(fd: int) -> bool:
+        files.replace(spool.refusals, Path(spool.refusals).read_bytes())
+        return take_turn(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refusals, "_take_turn", replaced_meanwhile)
+        assert not refusals.add(spool, losses)
+    assert refusals.add(spool, losses)
+    assert refusals.counts(spool) == {"io_error": 2}
