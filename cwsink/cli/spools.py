@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from typing import TypeVar
 
 from cwsink import words
@@ -18,7 +18,7 @@ from cwsink.cli import complain
 from cwsink.config import variables_of
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
-from cwsink.spool import files, heartbeat, open_directory, segment
+from cwsink.spool import disk, files, heartbeat, open_directory, segment
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
 from cwsink.spool.root import choose_root, closed_spools, directories
@@ -130,6 +130,14 @@ class Spools:
         with self.missing(directory.path, "cannot read the spool"):
             return look(directory)
         return None
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In the block wait for no disk that cannot read a file now. Say of which file something is missing."""
+        with disk.at_once() as failing:
+            yield
+        for path in sorted(failing):
+            self.miss(path, f"cannot read {path}: {disk.UNREADABLE_FILE}.")
 
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""

@@ -40,6 +40,7 @@ def _print_json(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | No
 def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolStats], int]]:
     """Look again and again. Yields all spools, and the exit code."""
     while True:
-        found = [spool for directory in spools.find() if (spool := spools.looked_at(directory, look))]
+        with spools.at_once():
+            found = [spool for directory in spools.find() if (spool := spools.looked_at(directory, look))]
         yield found, DONE if found and spools.is_whole else NOT_DONE
         spools.is_whole = True

@@ -151,7 +151,7 @@ class _Tail:
             segments = f"{words.counted(count, 'segment')} of {directory.path}"
             complain(f"{segments} came and went unseen. Their records were delivered (or evicted), but not shown here.")
 
-        with self._spools.missing(directory.path, _CANNOT):
+        with self._spools.missing(directory.path, _CANNOT), self._spools.at_once():
             self._followers[directory.path] = Follower(directory, all_present=all_present, missed=say_missed)
             return
         self._given_up.add(directory.path)

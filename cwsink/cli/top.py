@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
             board.look()
             if spools.find():  # it says what cannot be read
                 console.print(_table(board, console, is_marked=False))
+            for path, why in board.unreadable.items():
+                spools.miss(path, f"cannot read {path}: {why}.")
             return DONE if board.rows and spools.is_whole else NOT_DONE
         live = Live(console=console, screen=True, auto_refresh=False)
         with contextlib.suppress(KeyboardInterrupt, EOFError), Keys() as keys, leaving.in_order(live):

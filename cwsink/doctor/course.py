@@ -9,7 +9,7 @@ from cwsink.doctor.finding import Finding, ok, warning, wrong
 from cwsink.doctor.patient import Patient
 from cwsink.flusher.outcome import advice_on
 from cwsink.flusher.second_chance import options_for
-from cwsink.spool import flusher_lock, leadership, loss_causes, room
+from cwsink.spool import disk, flusher_lock, leadership, loss_causes, room
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.stats import SpoolStats, look
 
@@ -18,7 +18,10 @@ def delivery(patient: Patient) -> Iterator[Finding]:
     """Is each spool delivered, and if not, why?"""
     for case in patient.cases:
         if case.directory is not None:
-            spool = look(case.directory)
+            with disk.at_once() as failing:
+                spool = look(case.directory)
+            for path in sorted(failing):
+                yield wrong("delivery", f"{path}: {disk.UNREADABLE_FILE}", "See to the disk: `dmesg`.")
             yield from _verdict(case.name, spool)
             yield from _lost(case.name, spool, case.directory)
 
@@ -28,7 +31,8 @@ def leader(patient: Patient) -> Iterator[Finding]:
     for case in patient.cases:
         if case.directory is None:
             continue
-        spool = look(case.directory)
+        with disk.at_once():
+            spool = look(case.directory)
         if spool.led_by_host is not None:
             yield wrong(
                 "leader", f"{case.name}: host {spool.led_by_host} leads this spool", "Give each host a disk of its own."

@@ -22,6 +22,8 @@ import os
 import resource
 import struct
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Final
 
 from cwsink.clock import monotonic
@@ -51,11 +53,36 @@ _PAGE_BYTES: Final = 4096
 # Stands for a byte that cannot be read. Not zero: a reader takes zeros for a write that was cut, which lost no record.
 # And no frame's magic has this byte.
 UNREADABLE: Final = b"\xff"
+UNREADABLE_FILE: Final = "the disk cannot read it, so what is shown is incomplete"
+"""What people are told of a file of which they were shown as much as can be read."""
 # A file that was not asked for so long may have been readable meanwhile.
 _FORGOTTEN_SECONDS: Final = 60.0
 
 # What this process could not read last, by device and inode: the first such page, and when that failed first and last.
 _failing: dict[tuple[int, int], tuple[int, float, float]] = {}
+
+
+class _AtOnce(threading.local):
+    """The paths of what this thread could not read in a block `at_once`; None outside of one."""
+
+    paths: set[str] | None = None
+
+
+_at_once: Final = _AtOnce()
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[set[str]]:
+    """In the block this thread has no patience: people want to see what can be read, now.
+
+    Yields:
+        The paths of the files for which others would wait. What their bad pages hold is not shown.
+    """
+    before, _at_once.paths = _at_once.paths, set()
+    try:
+        yield _at_once.paths
+    finally:
+        _at_once.paths = before
 
 
 def is_unreadable(error: OSError) -> bool:
@@ -94,9 +121,11 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
             if asked > page_bytes:
                 is_whole = False
                 continue
-            if _fails_for(fd, start // _PAGE_BYTES) < patience_seconds:
-                with contextlib.suppress(OSError):  # no Linux, or no /proc
-                    error.filename = os.readlink(f"/proc/self/fd/{fd}")
+            with contextlib.suppress(OSError):  # no Linux, or no /proc
+                error.filename = os.readlink(f"/proc/self/fd/{fd}")
+            if patience_seconds and _at_once.paths is not None:
+                _at_once.paths.add(error.filename or "a file of the spool")
+            elif _fails_for(fd, start // _PAGE_BYTES) < patience_seconds:
                 raise
             data, is_whole = UNREADABLE * page_bytes, True
         else:

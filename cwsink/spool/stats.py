@@ -17,6 +17,7 @@ import msgspec
 from cwsink import naming
 from cwsink.spool import (
     alerts,
+    disk,
     files,
     heartbeat,
     history,
@@ -172,7 +173,7 @@ class Stats(msgspec.Struct, frozen=True):
 
     Attributes:
         spools: those that can be read.
-        unreadable: the path of each other one, with the reason.
+        unreadable: the path of each other one, and of a file that the disk cannot read, with the reason.
     """
 
     spools: list[SpoolStats]
@@ -210,7 +211,9 @@ def look_below(path: str | None) -> Stats:
 
 def _add(path: str, found: Stats) -> None:
     try:
-        found.spools.append(look(open_existing(path, read_only=True)))
+        with disk.at_once() as failing:
+            found.spools.append(look(open_existing(path, read_only=True)))
+        found.unreadable.update(dict.fromkeys(sorted(failing), disk.UNREADABLE_FILE))
     except Exception as error:  # whatever another user has planted there, the other spools are shown
         found.unreadable[path] = str(error)
 

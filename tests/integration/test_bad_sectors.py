@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from cwsink import Writer
+from cwsink.cli import main
 from cwsink.config import SinkConfig
+from cwsink.doctor import course
+from cwsink.doctor.patient import Case, Patient
 from cwsink.frontends import presence
 from cwsink.spool import budget, disk, files, refusals
 from cwsink.spool.budget import Evictions
@@ -131,3 +134,39 @@ def test_what_is_refused_while_the_counts_are_written_anew_is_counted(
         assert not refusals.add(spool, losses)
     assert refusals.add(spool, losses)
     assert refusals.counts(spool) == {"io_error": 2}
+
+
+@pytest.mark.parametrize("name", ["cursor", "evictions", "refusals"])
+def test_people_see_at_once_what_can_be_read(
+    config: SinkConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Each command shows the rest, and names the file; its exit code is that of trouble. Nobody waits."""
+    spool = logged_in(config)
+    deliver(spool, config)
+    refusals.add(spool, [Loss(1, 1, 1, "io_error", 0)])
+    writer = Writer(config)
+    assert writer.append("still here")
+    leave(writer)
+    path, metrics = Path(spool.path, name), tmp_path / "metrics"
+    with unreadable(path, [0]):
+        for command, shown in (
+            (["status", spool.path], " wait"),
+            (["status", "--json", spool.path], '"pending": '),
+            (["top", "--once", spool.path], "/test/group"),
+            (["check", spool.path], " waiting"),
+            (["tail", spool.path], "still here"),
+        ):
+            capsys.readouterr()
+            code = main(command)
+            said = capsys.readouterr()
+            assert shown in said.out
+            is_asked = command[0] != "tail" or name == "cursor"
+            assert code == (2 if command[0] == "check" else is_asked)
+            assert (f"cannot read {path}: the disk cannot read it" in said.err + said.out) == is_asked
+        assert main(["metrics", "--textfile", str(metrics), spool.path]) == 0
+        case = Case(spool.format, config, spool)
+        found = list(course.delivery(Patient({}, cases=[case])))
+        assert f"{path}: the disk cannot read it" in found[0].seen
+        assert (len(found) > 1, len(list(course.leader(Patient({}, cases=[case]))))) == (True, 1)
+    assert "cwsink_unreadable_spools 1.0" in metrics.read_text()
+    assert not disk._failing
