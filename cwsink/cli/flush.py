@@ -14,7 +14,7 @@ from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
-from cwsink.spool import orphans, sending
+from cwsink.spool import disk, orphans, sending
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -47,6 +47,10 @@ def _once(spools: Spools, timeout: float | None) -> int:
 def _drain(directory: SpoolDirectory, spools: Spools, timeout: float | None) -> SpoolDrain | None:
     """Return what follows a spool. None: it cannot be sent, which is said. The others are sent all the same."""
     with spools.missing(directory.path, "cannot flush", "Its records stay there."):
-        sending.config_of(directory)
+        try:
+            sending.config_of(directory)
+        except OSError as error:
+            if not disk.is_unreadable(error):  # else the leader tries again until its patience is over
+                raise
         return SpoolDrain(directory, timeout=timeout)
     return None

@@ -33,6 +33,9 @@ from cwsink.target import Target
 
 FORMAT_VERSION: Final = 1
 _MOST_FORMAT_BYTES: Final = 64 * 1024
+# So often, and with such pauses, a process that starts tries to read it.
+_TRIES: Final = 3
+_AGAIN_SECONDS: Final = 0.01
 _ANOTHER_PATH: Final = "Nothing was logged into it yet, or the spools are at another PATH."
 
 # On these file systems an append, a flock and a `link` may concern several kernels, which do not know of each other.
@@ -81,16 +84,18 @@ class SpoolDirectory:
         self.hurry = f"{path}/hurry"
 
     def is_present(self) -> bool:
-        """Tell whether the directory is still this spool: nobody has removed or replaced it."""
+        """Tell whether the directory is still this spool: nobody has removed or replaced it.
+
+        What the disk cannot read is there, and we know what it said. So a leader goes on.
+        """
         try:
             return _read_format(self.path) == self.format
-        except OSError:  # SpoolError is one too
-            return False
+        except OSError as error:  # SpoolError is one too
+            return disk.is_unreadable(error)
 
     def keep(self) -> None:
-        """Write FORMAT anew if somebody has removed it: without it no flusher finds the spool. Raises OSError."""
-        if not files.exists(f"{self.path}/FORMAT"):
-            _write_format(self.path, self.format)
+        """Write FORMAT anew if it is gone or damaged: without it no flusher finds the spool. Raises OSError."""
+        _adopt_or_write_format(self.path, self.format)
 
 
 def open_for(
@@ -283,7 +288,7 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
     written anew. Only an intact FORMAT of another version is refused.
     """
     try:
-        found = _read_format(path)
+        found = _read_format_soon(path)
         if found.spool_name == wanted.spool_name:
             return found
         damage = "it names another target"
@@ -292,11 +297,25 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
     except _DamagedFormatError as error:
         damage = str(error)
     if damage:
-        report("format", f"{path}/FORMAT is damaged ({damage}). It was kept as FORMAT.damaged and written anew.")
-        with contextlib.suppress(FileNotFoundError):  # another process was first
-            files.rename(f"{path}/FORMAT", f"{path}/FORMAT.damaged")
+        aside = _set_aside(path)
+        report("format", f"{path}/FORMAT is damaged ({damage}). It was kept as {aside} and written anew.")
     _write_format(path, wanted)
     return _read_format(path)
+
+
+def _set_aside(path: str) -> str:
+    """Rename FORMAT, unless another process was first. Returns its new name. Raises OSError."""
+    aside = "FORMAT.damaged"
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            files.rename(f"{path}/FORMAT", f"{path}/{aside}")
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            # A former one has the name: a directory takes no file's place, and no file that of a directory.
+            aside += f".{os.urandom(4).hex()}"
+            files.rename(f"{path}/FORMAT", f"{path}/{aside}")
+    return aside
 
 
 def _write_format(path: str, wanted: SpoolFormat) -> None:
@@ -315,12 +334,25 @@ def _checksum(content: Mapping[str, object]) -> str:
     return f"{crc32(_NOT_PRINTABLE.sub(escape_in_json, text).encode()):08x}"
 
 
+def _read_format_soon(path: str) -> SpoolFormat:
+    """Do as `_read_format`. What the disk cannot read in a few tries counts as damaged: no application waits longer."""
+    for _ in range(_TRIES):
+        try:
+            return _read_format(path)
+        except OSError as error:
+            if not disk.is_unreadable(error):
+                raise
+        time.sleep(_AGAIN_SECONDS)
+    raise _DamagedFormatError("the disk cannot read it", path)
+
+
 def _read_format(path: str) -> SpoolFormat:
     """Read FORMAT. Raises FileNotFoundError, SpoolFormatError."""
     try:
         text, _ = files.read(f"{path}/FORMAT", _MOST_FORMAT_BYTES)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EFBIG):
+        kind = stat.S_IFMT(files.seen(f"{path}/FORMAT").st_mode)
+        if error.errno == errno.EFBIG or kind not in (stat.S_IFREG, stat.S_IFLNK):
             raise _DamagedFormatError(f"{path}/FORMAT is no file, or far too long", path) from error
         raise
     return _parsed(path, text)

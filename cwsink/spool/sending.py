@@ -124,9 +124,10 @@ def seconds_in(settings: Mapping[str, Any], *names: str) -> float:
 
 
 def _read(directory: SpoolDirectory) -> Sending | None:
-    """Do as `read`. Raises OSError: there may be such a file, but it cannot be read (EMFILE, EIO ...)."""
+    """Do as `read`. Raises OSError: there may be such a file, but it cannot be read now (EMFILE, EIO ...)."""
     try:
-        return msgspec.json.decode(files.read(directory.sending, _MOST_BYTES)[0], type=Sending)
+        data, _ = files.read(directory.sending, _MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
+        return msgspec.json.decode(data, type=Sending)
     except (ValueError, RecursionError):
         return None
     except OSError as error:

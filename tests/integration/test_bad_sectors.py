@@ -1,10 +1,12 @@
-"""A page that the disk cannot read in a file beside the ring: no record is refused for it, and counts stay."""
+"""A file beside the ring that cannot be read: no record is refused for it, counts stay, and it is made anew."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +16,16 @@ from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.doctor import course
 from cwsink.doctor.patient import Case, Patient
+from cwsink.errors import SpoolAccessError
 from cwsink.frontends import presence
-from cwsink.spool import budget, disk, files, refusals
+from cwsink.spool import budget, directory, disk, files, refusals, sending
 from cwsink.spool.budget import Evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.harness.bad_sectors import unreadable
-from tests.harness.interleave import deliver, segments
+from tests.harness.interleave import deliver, segment_path, segments
 from tests.harness.support import quick_config
 
 
@@ -53,7 +56,7 @@ def leave(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "written", "made"), [("evictions", -1, 0), ("evictions", 1, 1), ("cursor", 0, 1), ("refusals", 0, 0)]
+    ("name", "written", "made"), [("evictions", -1, 0), ("evictions", 60, 1), ("cursor", 0, 1), ("refusals", 0, 0)]
 )
 def test_a_program_logs_at_once_although_a_file_beside_the_ring_cannot_be_read(
     server: StrictCloudWatch, config: SinkConfig, name: str, written: int, made: int
@@ -66,8 +69,8 @@ def test_a_program_logs_at_once_although_a_file_beside_the_ring_cannot_be_read(
     deliver(spool, config)
     path = Path(spool.path, name)
     refusals.add(spool, [Loss(1, 1, 1, "io_error", 0)])
-    now_ns = time.time_ns() + written * 10**9
-    os.utime(path, ns=(now_ns, now_ns))
+    written_at = segment_path(spool, 1).stat().st_mtime + written
+    os.utime(path, (written_at, written_at))
     with unreadable(path, [0]):
         for number in range(2):
             writer = Writer(config)
@@ -170,3 +173,70 @@ def test_people_see_at_once_what_can_be_read(
         assert (len(found) > 1, len(list(course.leader(Patient({}, cases=[case]))))) == (True, 1)
     assert "cwsink_unreadable_spools 1.0" in metrics.read_text()
     assert not disk._failing
+
+
+def test_a_format_that_cannot_be_read_is_set_aside(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application starts at once, and so does a flusher afterwards. A failure of a moment changes nothing."""
+    spool = logged_in(config)
+    path = Path(spool.path, "FORMAT")
+    intact = path.read_bytes()
+    disk_fails = contextlib.ExitStack()
+    monkeypatch.setattr(time, "sleep", lambda _: disk_fails.close())
+    with disk_fails:
+        disk_fails.enter_context(unreadable(path, [0]))
+        assert directory.open_for(config).format == spool.format
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with unreadable(path, [0]):
+        assert spool.is_present()
+        with pytest.raises(SpoolAccessError, match="Input/output error"):
+            directory.open_existing(spool.path)
+        opened = directory.open_for(config)
+        assert directory.open_existing(spool.path).format == opened.format
+    assert Path(spool.path, "FORMAT.damaged").read_bytes() == intact
+    assert survey(opened).pending == 1
+
+
+def test_a_writer_that_lives_writes_format_anew_for_the_flusher(config: SinkConfig) -> None:
+    """It still is the same spool."""
+    spool = logged_in(config)
+    with unreadable(Path(spool.path, "FORMAT"), [0]):
+        spool.keep()
+        assert directory.open_existing(spool.path).format == spool.format
+
+
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+@pytest.mark.parametrize("make", [make_socket, os.mkfifo, os.mkdir], ids=["socket", "FIFO", "directory"])
+@pytest.mark.parametrize("before", [None, Path.touch, Path.mkdir], ids=["", "a file", "a directory"])
+def test_whatever_is_in_formats_place_is_set_aside(
+    config: SinkConfig, make: Callable[[Path], object], before: Callable[[Path], object] | None
+) -> None:
+    """So it is beside what was set aside before, of the same or another kind."""
+    spool = logged_in(config)
+    path, aside = Path(spool.path, "FORMAT"), Path(spool.path, "FORMAT.damaged")
+    path.unlink()
+    make(path)
+    mode = path.stat().st_mode
+    if before is not None:
+        before(aside)
+        if aside.is_dir():
+            (aside / "kept").touch()
+    assert directory.open_for(config).is_present()
+    assert mode in [each.stat().st_mode for each in aside.parent.glob("FORMAT.damaged*")]
+    assert not aside.is_dir() or mode == aside.stat().st_mode or (aside / "kept").exists()
+
+
+def test_settings_that_cannot_be_read_end_no_flush(
+    server: StrictCloudWatch, config: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They count as damaged after a while, and the command waits for that."""
+    spool = logged_in(config)
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.2)
+    with unreadable(Path(spool.sending), [0]):
+        with pytest.raises(OSError, match="Input/output error"):
+            sending.config_of(spool)
+        disk._failing.clear()
+        assert main(["flush", "--once", spool.path]) == 0
+    assert server.messages() == ["first"]
