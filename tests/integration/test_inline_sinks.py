@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import fapilog
@@ -78,6 +79,27 @@ def test_routing_decides_for_each_sink(config: SinkConfig) -> None:
     assert messages_of(config) == ["error", "warning"]
     assert drain(logger) == (3, 3, 0)
     assert sorted(recorder.messages) == ["info", "warning"]
+
+
+def test_a_dedupe_summary_is_routed_by_its_level(config: SinkConfig) -> None:
+    """It is INFO, whatever was suppressed."""
+    other = quick_config(flusher="external", log_stream_name="other")
+    ours, others = cwsink.CloudWatchSpoolSink(config), cwsink.CloudWatchSpoolSink(other)
+    others.name = "other"
+    rules = [{"levels": ["ERROR"], "sinks": ["cwsink"]}, {"levels": ["INFO"], "sinks": ["other"]}]
+    logger = get_logger(
+        ours,
+        others,
+        core={"error_dedupe_window_seconds": 0.05, "protected_levels": []},
+        sink_routing={"enabled": True, "rules": rules},
+    )
+    logger._emit_drop_summary = True
+    for _ in range(2):
+        logger.error("again")
+    time.sleep(0.06)
+    logger.error("again")
+    assert messages_of(config) == ["again", "again"]
+    assert messages_of(other) == ["Errors deduplicated"]
 
 
 def test_two_of_our_sinks_are_both_written(config: SinkConfig) -> None:

@@ -272,7 +272,7 @@ class Pipeline:
             self._logger._counters["processed"] += 1
 
     async def _write_now(self, entry: Entry) -> None:
-        for target in self._outlets.all:
+        for target in self._outlets.of(handover.level_of(entry)):
             if target.ours is not None:
                 self._write(target, entry, None)
 
