@@ -174,6 +174,15 @@ def test_a_dedupe_summary_needs_no_thread(config: SinkConfig) -> None:
     assert entries_of(config)[1]["data"]["suppressed_count"] == 2
 
 
+def test_a_drain_has_the_summary_of_adaptive_settings(config: SinkConfig) -> None:
+    """fapilog's thread makes it. Without that thread nothing was ever under pressure, and the summary says so."""
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), adaptive={"enabled": True})
+    logger.info("one")
+    adaptive = asyncio.run(logger.stop_and_drain()).adaptive
+    assert (adaptive.peak_pressure_level.value, adaptive.escalation_count) == ("normal", 0)
+    assert messages_of(config) == ["one"]
+
+
 # on_full="block": the caller waits, an event loop never does.
 
 

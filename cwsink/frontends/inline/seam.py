@@ -22,14 +22,14 @@ NEEDS: Final = (
     *of_logger("_schedule_dedupe_summary_emission _emit_dedupe_summary_event _record_drop_for_summary"),
     *of_logger("_filters_snapshot _enrichers_snapshot _redactors_snapshot _processors_snapshot _circuit_breakers"),
     *of_logger("_sink_write _sink_write_serialized _serialize_in_flush _metrics _counters _queue _worker_loop _name"),
-    *of_logger("_batch_timeout_seconds _queue_high_watermark _stop_flag"),
+    *of_logger("_batch_timeout_seconds _queue_high_watermark _stop_flag _cached_adaptive_enabled _pressure_monitor"),
     *(f"fapilog.core.logger:{facade}._enqueue" for facade in ("SyncLoggerFacade", "AsyncLoggerFacade")),
     *(
         f"fapilog.core.worker:LoggerWorker.{name}"
         for name in (
             "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
-            "_sink_write_serialized _metrics _redaction_fail_mode _stop_flag _drained_event _flush_event "
-            "_flush_done_event run"
+            "_sink_write_serialized _metrics _redaction_fail_mode _stop_flag _drained_event "
+            "_flush_event _flush_done_event run"
         ).split()
     ),
     *(
@@ -44,6 +44,7 @@ NEEDS: Final = (
     "fapilog.core.concurrency:DualQueue._main",
     "fapilog.core.concurrency:DualQueue._protected",
     "fapilog.core.concurrency:NonBlockingRingQueue._lock",
+    "fapilog.core.pressure:PressureMonitor",
     "fapilog.metrics.metrics:MetricsCollector._lock",
     "fapilog.metrics.metrics:plugin_timer",
     "fapilog.plugins.enrichers:_deep_merge",

@@ -10,6 +10,7 @@ from typing import Any
 
 from fapilog.core import shutdown
 from fapilog.core.logger import AsyncLoggerFacade
+from fapilog.core.pressure import PressureMonitor
 
 from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import outlets
@@ -40,6 +41,9 @@ def take_over(logger: Any) -> bool:
     )
     if isinstance(logger, AsyncLoggerFacade) and any(sink.blocks for sink in ours):
         vars(logger)["_enqueue"] = pipeline.log_and_wait
+    if logger._cached_adaptive_enabled:
+        # A drain returns its summary. It runs in fapilog's thread, which puts another one in its place.
+        logger._pressure_monitor = PressureMonitor(queue=logger._queue)
     # fapilog's own `start` does this, too. A drain of all loggers must find this one.
     shutdown.install_shutdown_handlers()
     shutdown.register_logger(logger)
