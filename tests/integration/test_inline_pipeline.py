@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import fapilog
@@ -172,6 +173,20 @@ def test_a_dedupe_summary_needs_no_thread(config: SinkConfig) -> None:
     logger.error("again")
     assert messages_of(config) == ["again", "Errors deduplicated", "again"]
     assert entries_of(config)[1]["data"]["suppressed_count"] == 2
+
+
+def test_a_redactor_that_gets_no_copy_is_counted(config: SinkConfig) -> None:
+    """fapilog cannot copy a record with a set in it. It counts an error of each redactor, and that it was called."""
+    logger = get_logger(
+        cwsink.CloudWatchSpoolSink(config),
+        core={"redactors": ["field_mask", "url_credentials"], "enable_metrics": True},
+    )
+    logger.info("one", things={1})
+    logger.info("two")
+    for name in ("FieldMaskRedactor", "UrlCredentialsRedactor"):
+        value = partial(logger._metrics.registry.get_sample_value, labels={"plugin": name})
+        assert value("fapilog_plugin_errors_total") == 1
+        assert value("fapilog_plugin_exec_seconds_count") == 2
 
 
 def test_a_drain_has_the_summary_of_adaptive_settings(config: SinkConfig) -> None:

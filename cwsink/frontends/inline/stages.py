@@ -159,8 +159,9 @@ class Stages:
         current, untouched, since, is_ours = dict(entry), entry, 0, False
         for at, plugin in enumerate(self._redactors):
             is_built_in = type(plugin).__module__.startswith(_BUILT_IN_REDACTORS)
+            given = current if is_ours and is_built_in else None
             try:
-                if not (is_ours and is_built_in):
+                if given is None:
                     untouched, since = current, at
                     copied = orjson.dumps(harmless(current))
                     given = orjson.loads(copied)
@@ -168,8 +169,6 @@ class Stages:
                         self._url_redactor.last_redacted_count = 0
                         current, is_ours = given, True
                         continue
-                else:
-                    given = current
                 result = self._call(type(plugin).__name__, plugin.redact(given))
                 if isinstance(result, dict):
                     current, is_ours = result, is_built_in
@@ -179,6 +178,8 @@ class Stages:
                 suspended.stage, suspended.at, suspended.entry, suspended.plugin = REDACTORS, since, untouched, plugin
                 raise
             except _CONTAINED as error:
+                if given is None and self._metrics is not None:
+                    self._count_uncopied(type(plugin).__name__)
                 name = getattr(plugin, "name", type(plugin).__name__)
                 warn("redactor", "redactor exception", redactor=name, reason=str(error))
                 if since < at:
@@ -199,6 +200,11 @@ class Stages:
             drive(self._metrics.record_redacted_fields(redacted))
         if violations := getattr(plugin, "last_policy_violations", 0):
             drive(self._metrics.record_policy_violations(violations))
+
+    def _count_uncopied(self, name: str) -> None:
+        """Count a redactor that was not called, because its copy could not be made, as fapilog's plugin timer does."""
+        drive(self._metrics.record_plugin_error(plugin_name=name))
+        drive(self._metrics.record_plugin_execution(plugin_name=name, duration_seconds=0.0, success=False))
 
     def _call(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._metrics is not None:
