@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from typing import Any
 
 import pytest
@@ -142,3 +143,11 @@ def test_what_cannot_be_read_might_wait() -> None:
 def test_fapilogs_own_are_taken_as_read() -> None:
     """The corpus drives each of them."""
     assert why_it_may_wait(UrlCredentialsRedactor(), "redact") is None
+
+
+def test_the_code_of_a_class_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application may enable a new enricher for each request; what each of them awaits is asked each time."""
+    assert why_it_may_wait(Own(), "enrich") is None
+    monkeypatch.delattr(inspect, "getsource")
+    assert why_it_may_wait(Own(), "enrich") is None
+    assert why_it_may_wait(Own(Partial()), "enrich") is not None

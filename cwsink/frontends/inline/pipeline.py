@@ -61,7 +61,6 @@ class Pipeline:
     def __init__(self, logger: Any, sinks: outlets.Outlets) -> None:
         self._logger = logger
         self._outlets = sinks
-        self._judged: dict[int, tuple[object, str | None]] = {}
         self._seen: tuple[Any, ...] = ()
         self._metrics = logger._metrics
         self._helper = type(logger)._make_worker(logger)
@@ -191,7 +190,7 @@ class Pipeline:
             processors = ()  # fapilog does not call processors for such a logger
         for stage, plugins in enumerate((filters, enrichers, redactors, processors)):
             for plugin in plugins:
-                if why := self._why_it_may_wait(stage, plugin):
+                if why := waiting.why_it_may_wait(plugin, stages.METHODS[stage]):
                     suspended = Suspended(why)
                     suspended.stage, suspended.entry = stages.FILTERS, payload
                     suspended.kind, suspended.plugin = stage, plugin
@@ -205,11 +204,6 @@ class Pipeline:
                 plugin._metrics = measuring.measured(plugin._metrics)
         self._stages = stages.Stages(filters, enrichers, redactors, self._measured)
         self._seen = seen  # set last: another thread that finds it must also find everything above
-
-    def _why_it_may_wait(self, stage: int, plugin: object) -> str | None:
-        if id(plugin) not in self._judged:
-            self._judged[id(plugin)] = plugin, waiting.why_it_may_wait(plugin, stages.METHODS[stage])
-        return self._judged[id(plugin)][1]
 
     def _process(self, payload: Entry) -> None:
         if self._metrics is None:

@@ -15,6 +15,7 @@ import hashlib
 import inspect
 from asyncio import CancelledError
 from collections.abc import Coroutine, Sequence
+from functools import cache
 from typing import Any, Final
 
 import orjson
@@ -214,8 +215,11 @@ class Stages:
 
 def _finds_urls_only(redactor: object) -> bool:
     """Tell whether a redactor is fapilog's `url_credentials`, which changes nothing in an entry without "//"."""
-    if type(redactor) is not UrlCredentialsRedactor or "redact" in vars(redactor):
-        return False
+    return type(redactor) is UrlCredentialsRedactor and "redact" not in vars(redactor) and _is_url_redactor_known()
+
+
+@cache  # to read the source takes 10 ms
+def _is_url_redactor_known() -> bool:
     try:
         source = inspect.getsource(UrlCredentialsRedactor) + repr(getattr(url_credentials, "_URL_SCHEMES", None))
     except (OSError, TypeError, AttributeError):

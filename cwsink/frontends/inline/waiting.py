@@ -16,6 +16,7 @@ import dis
 import inspect
 import textwrap
 import types
+from functools import lru_cache
 from typing import Any, Final
 
 _WAITING: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT"})
@@ -39,23 +40,28 @@ def why_it_may_wait(plugin: object, method: str) -> str | None:
 def _why(function: Any, seen: set[object]) -> str | None:
     owner = getattr(function, "__self__", None)
     function = getattr(function, "__func__", function)
-    if not isinstance(function, types.FunctionType) or not inspect.iscoroutinefunction(function):
+    if not isinstance(function, types.FunctionType) or not function.__code__.co_flags & inspect.CO_COROUTINE:
         return f"{getattr(function, '__qualname__', function)!s} is no `async def`"
-    code = function.__code__
-    if code in seen:
+    if function.__code__ in seen:
         return None
-    seen.add(code)
+    seen.add(function.__code__)
+    found = _awaited(function.__code__)
+    if isinstance(found, str):
+        return found
+    return next(filter(None, (_why_awaited(each, function, owner, seen) for each in found)), None)
+
+
+@lru_cache(maxsize=256)  # a logger may get a new plugin of the same class for each request
+def _awaited(code: types.CodeType) -> str | list[ast.expr]:
+    """Return the expressions that code awaits; or why it might wait, whatever they are."""
     if wanted := sorted(_NEEDS_LOOP.intersection(code.co_names)):
         return f"{wanted[0]} needs an event loop"
     if _WAITING.isdisjoint(each.opname for each in dis.get_instructions(code)):
-        return None
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    for node in ast.walk(tree):
-        if isinstance(node, _ASYNC_BLOCKS) or bool(getattr(node, "is_async", False)):
-            return "it has an `async with` or `async for`"
-        if isinstance(node, ast.Await) and (why := _why_awaited(node.value, function, owner, seen)):
-            return why
-    return None
+        return []
+    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(code)))))
+    if any(isinstance(node, _ASYNC_BLOCKS) or bool(getattr(node, "is_async", False)) for node in nodes):
+        return "it has an `async with` or `async for`"
+    return [node.value for node in nodes if isinstance(node, ast.Await)]
 
 
 def _why_awaited(node: ast.expr, function: types.FunctionType, owner: object, seen: set[object]) -> str | None:
