@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections import Counter
 from enum import Enum
 from typing import Any
@@ -15,6 +17,15 @@ from cwsink.frontends.inline.pipeline import MOST_NESTED
 from cwsink.frontends.inline.seam import pipeline_of
 from tests.harness.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
 from tests.harness.support import quick_config
+
+
+class _Colour(Enum):
+    RED = "red"
+
+
+class UnsayableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError
 
 
 @pytest.fixture
@@ -125,6 +136,100 @@ def test_a_plugin_that_comes_to_wait_is_found_out(config: SinkConfig, kind: str)
     assert last.seen == Counter((each, name) for each in kinds for name in ("one", "two", "three"))
 
 
+class LoopUser(Counting):
+    """Asks for the loop that runs, in a helper that is not read."""
+
+    name = "loop_user"
+
+    def helper(self, given: Any) -> Any:
+        asyncio.get_running_loop()
+        return given
+
+    async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+        return await super().filter(self.helper(event))
+
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        return await super().enrich(self.helper(event))
+
+    async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+        return await super().redact(self.helper(event))
+
+    async def process(self, view: memoryview) -> memoryview:
+        return await super().process(self.helper(view))
+
+
+@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
+def test_a_plugin_that_needs_a_loop_gets_it(config: SinkConfig, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """It fails without one. So its record goes on in the queue, and so do those after it; one line says why."""
+    plugin, first = LoopUser(), Counting()
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"serialize_in_flush": True})
+    made(logger, **({} if kind == "filter" else {"filters": [first]}), **{f"{kind}s": [plugin]})
+    names = ["one", "two"]
+    for name in names:
+        logger.info(name)
+    assert drain(logger) == (2, 2, 0)
+    assert messages_of(config) == names
+    assert plugin.seen == Counter((kind, name) for name in names)
+    assert kind == "filter" or first.seen == Counter(("filter", name) for name in names)
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "keeps fapilog's queue" in line]
+    assert f"its {kind} 'loop_user' needs an event loop (RuntimeError: no running event loop)" in line
+
+
+def test_a_plugin_that_waits_to_clean_up_is_found_out(config: SinkConfig) -> None:
+    """Closed where it suspends, its coroutine suspends again. That is no error of the plugin."""
+
+    class CleaningUp(Counting):
+        async def helper(self) -> None:
+            return None
+
+        async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+            try:
+                await self.helper()
+                return {**event, "message": "hidden"}
+            finally:
+                await self.helper()
+
+    plugin = CleaningUp()
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), redactors=[plugin])
+    logger.info("one")
+    plugin.helper = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+    logger.info("two")
+    assert drain(logger) == (2, 2, 0)
+    assert messages_of(config) == ["hidden", "hidden"]
+
+
+def test_a_redactor_of_one_thread_lets_nothing_through(config: SinkConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    """What it keeps belongs to the thread that has logged first. fapilog's thread could not use that, either."""
+
+    class Table:
+        name = "table"
+        db: Any = None
+
+        def names(self) -> list[str]:
+            if self.db is None:
+                self.db = sqlite3.connect(":memory:")
+            return [name for (name,) in self.db.execute("select 'password'")]
+
+        async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+            event["data"].update(dict.fromkeys(self.names(), "***"))
+            return event
+
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), redactors=[Table()])
+    logger.info("one", password="hunter2")
+    other = threading.Thread(target=logger.info, args=("two",), kwargs={"password": "hunter2"})
+    other.start()
+    other.join()
+    logger.info("three", password="hunter2")
+    assert drain(logger) == (3, 2, 1)
+    assert [(each["message"], each["data"]["password"]) for each in entries_of(config)] == [
+        ("one", "***"),
+        ("three", "***"),
+    ]
+    said = capfd.readouterr().err
+    assert "lost a record: its redactor 'table' works in one thread only (ProgrammingError: SQLite objects" in said
+    assert "pipeline='queue'" in said
+
+
 # Logging while logging.
 
 
@@ -166,7 +271,7 @@ def test_a_str_that_logs_is_spooled(config: SinkConfig) -> None:
     assert entries_of(config)[1]["data"]["thing"] == "shown"
 
 
-@pytest.mark.parametrize("error", [ValueError, MemoryError, asyncio.CancelledError, RecursionError])
+@pytest.mark.parametrize("error", [ValueError, MemoryError, asyncio.CancelledError, RecursionError, UnsayableError])
 def test_what_a_plugin_raises_stays_inside(config: SinkConfig, error: type[BaseException]) -> None:
     """Whatever it is, the record arrives without that plugin, and the caller sees nothing."""
 
@@ -181,8 +286,8 @@ def test_what_a_plugin_raises_stays_inside(config: SinkConfig, error: type[BaseE
     plugin = Raising()
     logger = get_logger(cwsink.CloudWatchSpoolSink(config))
     made(logger, filters=[plugin], enrichers=[plugin], redactors=[plugin]).info("one")
-    assert messages_of(config) == ["one"]
     assert drain(logger) == (1, 1, 0)
+    assert messages_of(config) == ["one"]
 
 
 def test_a_ctrl_c_in_a_plugin_is_the_applications(config: SinkConfig) -> None:
@@ -207,9 +312,6 @@ def test_a_ctrl_c_in_a_plugin_is_the_applications(config: SinkConfig) -> None:
 def test_a_record_of_a_plugins_own_class_arrives(config: SinkConfig) -> None:
     """A filter may return a dict that is shown in its own way, and an Enum in it has the record made plain."""
 
-    class Colour(Enum):
-        RED = "red"
-
     class Shown(dict[str, Any]):
         def __repr__(self) -> str:
             return "a record"
@@ -218,7 +320,7 @@ def test_a_record_of_a_plugins_own_class_arrives(config: SinkConfig) -> None:
         name = "replacing"
 
         async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
-            return Shown(event, colour=Colour.RED)
+            return Shown(event, colour=_Colour.RED)
 
     logger = made(get_logger(cwsink.CloudWatchSpoolSink(config), core={"enrichers": []}), filters=[Replacing()])
     logger.info("one")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,6 +99,71 @@ class NoCoroutine(Base):
         return look_up("key")
 
 
+def timed(function: Callable[..., Any]) -> Any:
+    """A decorator that awaits only what it stands for."""
+
+    @functools.wraps(function)
+    async def wrapper(self: object, event: dict[str, Any]) -> Any:
+        try:
+            return await function(self, event)
+        finally:
+            len(event)
+
+    return wrapper
+
+
+def limited(function: Callable[..., Any]) -> Any:
+    """A decorator that needs an event loop."""
+
+    @functools.wraps(function)
+    async def wrapper(self: object, event: dict[str, Any]) -> Any:
+        return await asyncio.wait_for(function(self, event), 1)
+
+    return wrapper
+
+
+def hidden(function: Callable[..., Any]) -> Any:
+    """A decorator of which no code says that it calls what it stands for."""
+    inner = [function]
+
+    @functools.wraps(function)
+    async def wrapper(self: object, event: dict[str, Any]) -> Any:
+        return inner[0](self, event).send(None)
+
+    return wrapper
+
+
+class Timed(Own):
+    @timed
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        await self.helper(0)
+        return {}
+
+
+class TimedLoop(Base):
+    @timed
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        asyncio.get_running_loop()
+        return {}
+
+
+class HiddenLoop(Base):
+    @hidden
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        return {"tasks": len(asyncio.all_tasks())}
+
+
+class Limited(Base):
+    @limited
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+class Table(Base):
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        return {"db": sqlite3.connect(":memory:")}
+
+
 class Partial(Base):
     def __init__(self) -> None:
         self.enrich = functools.partial(look_up, "key")  # type: ignore[assignment,method-assign]
@@ -107,7 +174,9 @@ class Wrapped(Base):
         self.enrich = look_up_slowly  # type: ignore[assignment,method-assign]
 
 
-@pytest.mark.parametrize("plugin", [Base(), Plain(), Own(), Own(Own())], ids=["base", "plain", "own", "own of own"])
+@pytest.mark.parametrize(
+    "plugin", [Base(), Plain(), Own(), Own(Own()), Timed()], ids=["base", "plain", "own", "own of own", "decorated"]
+)
 def test_what_awaits_only_its_own_does_not_wait(plugin: object) -> None:
     """No `await`, or only of coroutines that end the same way: helpers, an inner plugin, `super()`, recursion."""
     assert why_it_may_wait(plugin, "enrich") is None
@@ -126,6 +195,10 @@ def test_what_awaits_only_its_own_does_not_wait(plugin: object) -> None:
         (Spawning(), "create_task needs an event loop"),
         (NoCoroutine(), "NoCoroutine.enrich is no `async def`"),
         (Wrapped(), "`await asyncio.sleep(0)`"),
+        (TimedLoop(), "get_running_loop needs an event loop"),
+        (HiddenLoop(), "all_tasks needs an event loop"),
+        (Limited(), "`await asyncio.wait_for(function(self, event), 1)`"),
+        (Table(), "sqlite3 needs one thread"),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, Base) else "",
 )

@@ -26,8 +26,8 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from cwsink import diagnostics
-from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import handover, measuring, outlets, stages, waiting
+from cwsink.frontends.inline.giving_back import give_back, who
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
@@ -89,6 +89,18 @@ class Pipeline:
         if depth >= MOST_NESTED:
             return self._drop(f"a record logged by a plugin that was called for a record, {depth} deep")
         _nested.depth = depth + 1
+        try:
+            self._log(payload)
+        except BaseException as error:
+            self._logger._counters["dropped"] += 1
+            if not isinstance(error, Exception) or is_interruption(error):
+                raise  # this belongs to the application: a Ctrl-C while a plugin ran
+            _say_lost(f"a record: {type(error).__name__}: {error}")
+        finally:
+            _nested.depth = depth
+        return True
+
+    def _log(self, payload: Entry) -> None:
         logger, seen = self._logger, self._seen
         try:
             if (
@@ -104,14 +116,6 @@ class Pipeline:
                 self._process(payload)
         except Suspended as suspended:
             self._leave_to_queue(suspended)
-        except BaseException as error:
-            if isinstance(error, Exception) and not is_interruption(error):
-                return self._drop(f"a record: {type(error).__name__}: {error}")
-            logger._counters["dropped"] += 1  # this belongs to the application: a Ctrl-C while a plugin ran
-            raise
-        finally:
-            _nested.depth = depth
-        return True
 
     async def log_and_wait(self, level: str, message: str, **fields: Any) -> None:
         """Take the place of the async facade's `_enqueue` under `on_full="block"`: await room in the event loop."""
@@ -202,6 +206,8 @@ class Pipeline:
         for plugin in processors:
             if hasattr(plugin, "_metrics"):
                 plugin._metrics = measuring.measured(plugin._metrics)
+        guarded = [stages.Guarded(each) for each in processors]
+        self._helper._processors_getter = lambda: guarded
         self._stages = stages.Stages(filters, enrichers, redactors, self._measured)
         self._seen = seen  # set last: another thread that finds it must also find everything above
 
@@ -226,16 +232,16 @@ class Pipeline:
                 return
         view = None
         if self._serializes:
-            view, is_dropped = drive(self._helper._try_serialize(harmless(entry)))
+            try:
+                view, is_dropped = drive(self._helper._try_serialize(harmless(entry)))
+                if view is not None:
+                    view = drive(self._helper._apply_processors(view))
+            except Suspended as error:
+                stages.hand_on(error, stages.PROCESSORS, 0, entry)
+                raise
             if is_dropped:
                 self._count_dropped()
                 return
-            if view is not None:
-                try:
-                    view = drive(self._helper._apply_processors(view))
-                except Suspended as suspended:
-                    suspended.entry = entry
-                    raise
         self._deliver(entry, view)
 
     def _redact(self, plugins: stages.Stages, entry: Entry) -> Entry | None:
@@ -243,13 +249,14 @@ class Pipeline:
         try:
             return plugins.redact(entry)
         except Exception as error:
+            stages.hand_on(error, stages.REDACTORS, 0, entry)
             if self._metrics is not None:
                 self.measure(self._metrics.record_redaction_exception)
             mode = self._helper._redaction_fail_mode
             drops = mode == "closed"
             told = "dropping event due to redaction exception" if drops else "redaction exception, passing original"
             if mode != "open":
-                stages.warn("redactor", told, error=str(error), _rate_limit_key="redaction_exception")
+                stages.warn("redactor", told, error=stages.text_of(error), _rate_limit_key="redaction_exception")
             return None if drops else entry
 
     def _deliver(self, entry: Entry, view: Any) -> None:
@@ -316,7 +323,10 @@ class Pipeline:
                 pass
 
     def _leave_to_queue(self, suspended: Suspended) -> None:
-        """Give the logger back to fapilog's queue, with the record that a plugin left unfinished."""
+        """Put the record that a plugin left unfinished into fapilog's queue, and give the logger back to the queue."""
+        if isinstance(suspended, stages.TiedToThread):
+            self._drop(f"a record: {who(suspended)} works in one thread only ({suspended}). Set pipeline='queue'")
+            return
         give_back(self._logger, suspended)
         entry = suspended.entry
         if entry is not None:
@@ -329,8 +339,12 @@ class Pipeline:
 
     def _drop(self, what: str) -> bool:
         self._logger._counters["dropped"] += 1
-        diagnostics.report("inline_dropped", f"lost {what}. It is counted as dropped; the application goes on.")
+        _say_lost(what)
         return True
+
+
+def _say_lost(what: str) -> None:
+    diagnostics.report("inline_dropped", f"lost {what}. It is counted as dropped; the application goes on.")
 
 
 def _is_unsafe(entry: Entry) -> bool:
@@ -341,26 +355,3 @@ def _is_unsafe(entry: Entry) -> bool:
 
 def _refused(target: outlets.Outlet, entry: Entry, view: Any) -> Any:
     return target.refuse(entry, False) if view is None else target.refuse(view, True)
-
-
-# The attributes that a logger gets when it is taken over, and loses when it is given back.
-_TAKEN: Final = tuple(
-    "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
-)
-
-
-def give_back(logger: Any, suspended: Suspended) -> None:
-    """Make a logger use fapilog's queue from now on, and report why."""
-    for name in _TAKEN:
-        vars(logger).pop(name, None)
-    vars(logger)[PIPELINE] = None
-    kind = stages.KINDS[suspended.stage if suspended.kind is None else suspended.kind]
-    plugin = suspended.plugin
-    who = f"one of its {kind}s" if plugin is None else f"its {kind} {getattr(plugin, 'name', type(plugin).__name__)!r}"
-    why = f" ({suspended})" if suspended.args else ""
-    diagnostics.report(
-        f"queue_{logger._name}_{who}",
-        f"the fapilog logger {logger._name!r} keeps fapilog's queue, because {who} may wait{why}. "
-        f"SIGKILL or os._exit loses up to {logger._batch_timeout_seconds:g} s of its records "
-        "(core.batch_timeout_seconds).",
-    )

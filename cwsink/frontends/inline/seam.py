@@ -28,7 +28,7 @@ NEEDS: Final = (
         f"fapilog.core.worker:LoggerWorker.{name}"
         for name in (
             "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
-            "_sink_write_serialized _metrics _redaction_fail_mode _stop_flag _drained_event "
+            "_sink_write_serialized _processors_getter _metrics _redaction_fail_mode _stop_flag _drained_event "
             "_flush_event _flush_done_event run"
         ).split()
     ),

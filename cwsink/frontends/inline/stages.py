@@ -6,13 +6,16 @@ of a plugin is contained in the same place. fapilog runs enrichers as tasks side
 never suspend run in turn, and so do ours.
 
 A plugin is driven by one `send(None)`. It may suspend although `waiting` found nothing in its code
-that waits. Then `Suspended` says which stages are done, and fapilog's queue does the rest.
+that waits, or fail because of the thread that it runs in. If it were skipped then, a redactor's secret
+would arrive in the clear. So `hand_on` raises `Suspended`, which says which stages are done, and
+fapilog's queue does the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from asyncio import CancelledError
 from collections.abc import Coroutine, Sequence
 from functools import cache
@@ -27,6 +30,8 @@ from fapilog.plugins.redactors import url_credentials
 from fapilog.plugins.redactors.url_credentials import UrlCredentialsRedactor
 
 from cwsink.frontends.inline.harmless import harmless
+from cwsink.frontends.plain import unshowable
+from cwsink.interruption import is_interruption
 
 Entry = dict[str, Any]
 
@@ -38,8 +43,6 @@ DONE: Final = 4
 KINDS: Final = ("filter", "enricher", "redactor", "processor")
 METHODS: Final = ("filter", "enrich", "redact", "process")
 
-# fapilog contains these errors of a plugin. KeyboardInterrupt and SystemExit go on to the application.
-_CONTAINED: Final = (Exception, CancelledError)
 _BUILT_IN_REDACTORS: Final = "fapilog.plugins.redactors."
 # sha256 of fapilog 0.18.1's UrlCredentialsRedactor: its source, and the URL schemes that it looks for.
 _URL_REDACTOR: Final = "464d10dfb925f840e606a75d403017c48ab8aaaf3d6f4743e6511761e6592b9a"
@@ -63,6 +66,50 @@ class Suspended(BaseException):
     entry: Entry | None = None
     plugin: object = None
     kind: int | None = None
+    trouble = "may wait"
+
+
+class NeedsLoop(Suspended):
+    """A plugin has asked for an event loop, which fapilog's thread has."""
+
+    trouble = "needs an event loop"
+
+
+class TiedToThread(Suspended):
+    """A plugin belongs to another thread, in which it was called first. fapilog's thread could not call it, either."""
+
+
+# fapilog contains the errors of a plugin. KeyboardInterrupt and SystemExit go on to the application.
+_CONTAINED: Final = (Exception, CancelledError, Suspended)
+# How often a coroutine is closed. One that awaits in a `finally` suspends again.
+_MOST_CLOSES: Final = 10
+_NAMES_LOOP: Final = re.compile(r"event loop|different loop|inside a task|async context", re.IGNORECASE)
+_NAMES_THREAD: Final = re.compile(r"\b(same|different|another|other) thread", re.IGNORECASE)
+
+
+def hand_on(error: BaseException, stage: int, at: int, entry: Entry | None, plugin: object = None) -> None:
+    """Raise Suspended if a plugin has failed only because of the thread that it runs in. Else fapilog contains it."""
+    if isinstance(error, Suspended):
+        left = error
+    else:
+        said = f"{type(error).__name__}: {text_of(error)}"
+        if _NAMES_LOOP.search(said):
+            left = NeedsLoop(said)
+        elif _NAMES_THREAD.search(said) and stage >= REDACTORS:  # without a filter or an enricher, it tells no secret
+            left = TiedToThread(said)
+        else:
+            return
+    left.stage, left.at, left.entry = stage, at, entry
+    left.plugin = left.plugin if plugin is None else plugin
+    raise left
+
+
+def text_of(error: BaseException) -> str:
+    """Return `str(error)`; if the application's own `__str__` fails, a text that says so. Raises no Exception."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return unshowable(error, failed)
 
 
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -75,7 +122,13 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
         coroutine.send(None)
     except StopIteration as end:
         return end.value
-    coroutine.close()
+    for _ in range(_MOST_CLOSES):
+        try:
+            coroutine.close()
+            break
+        except Exception as error:  # its `finally` fails, or suspends again
+            if is_interruption(error):
+                raise
     raise Suspended
 
 
@@ -104,11 +157,9 @@ class Stages:
         for at, (plugin, name) in enumerate(self._filters):
             try:
                 result = self._call(name, plugin.filter(dict(current)))
-            except Suspended as suspended:
-                suspended.stage, suspended.at, suspended.entry, suspended.plugin = FILTERS, at, current, plugin
-                raise
             except _CONTAINED as error:
-                warn("filter", "filter exception", filter=name, reason=str(error))
+                hand_on(error, FILTERS, at, current, plugin)
+                warn("filter", "filter exception", filter=name, reason=text_of(error))
                 continue
             if self._metrics is not None:
                 drive(_record_filter_metrics(self._metrics, plugin, name))
@@ -127,10 +178,8 @@ class Stages:
         for plugin in self._enrichers:
             try:
                 results.append(self._call(type(plugin).__name__, plugin.enrich(dict(entry))))
-            except Suspended as suspended:  # noqa: PERF203  # the error of one must not keep the next from running
-                suspended.stage, suspended.entry, suspended.plugin = ENRICHERS, entry, plugin
-                raise
-            except _CONTAINED as error:
+            except _CONTAINED as error:  # noqa: PERF203  # the error of one must not keep the next from running
+                hand_on(error, ENRICHERS, 0, entry, plugin)
                 self._skip_enricher(error)
         try:
             merged = dict(entry)
@@ -139,7 +188,8 @@ class Stages:
                 if self._metrics is not None:
                     drive(self._metrics.record_event_processed())
             return merged
-        except Exception:  # the result of one is no mapping. fapilog then drops the results of all
+        except Exception as error:  # the result of one is no mapping. fapilog then drops the results of all
+            hand_on(error, ENRICHERS, 0, entry)
             warn("enricher", "enrichment error", _rate_limit_key="enrich")
             return entry
 
@@ -175,25 +225,23 @@ class Stages:
                     current, is_ours = result, is_built_in
                 if self._metrics is not None:
                     self._count_redacted(plugin)
-            except Suspended as suspended:
-                suspended.stage, suspended.at, suspended.entry, suspended.plugin = REDACTORS, since, untouched, plugin
-                raise
             except _CONTAINED as error:
+                hand_on(error, REDACTORS, since, untouched, plugin)
                 if given is None and self._metrics is not None:
                     self._count_uncopied(type(plugin).__name__)
                 name = getattr(plugin, "name", type(plugin).__name__)
-                warn("redactor", "redactor exception", redactor=name, reason=str(error))
+                warn("redactor", "redactor exception", redactor=name, reason=text_of(error))
                 if since < at:
-                    current, is_ours = self._redact_again(untouched, self._redactors[since:at]), False
+                    current, is_ours = self._redact_again(untouched, since, at), False
         return current
 
-    def _redact_again(self, entry: Entry, plugins: Sequence[Any]) -> Entry:
-        for plugin in plugins:
+    def _redact_again(self, entry: Entry, since: int, until: int) -> Entry:
+        for at in range(since, until):
             try:
-                result = drive(plugin.redact(orjson.loads(orjson.dumps(harmless(entry)))))
+                result = drive(self._redactors[at].redact(orjson.loads(orjson.dumps(harmless(entry)))))
                 entry = result if isinstance(result, dict) else entry
-            except _CONTAINED:  # noqa: PERF203  # as in `enrich`; the first failure was reported
-                continue
+            except _CONTAINED as error:  # noqa: PERF203  # as in `enrich`; the first failure was reported
+                hand_on(error, REDACTORS, at, entry, self._redactors[at])
         return entry
 
     def _count_redacted(self, plugin: Any) -> None:
@@ -211,6 +259,22 @@ class Stages:
         if self._metrics is not None:
             coroutine = _timed(self._metrics, name, coroutine)
         return drive(coroutine)
+
+
+class Guarded:
+    """A processor. fapilog's own code calls it, and contains its errors; those of the thread are handed on before."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self.name = getattr(processor, "name", type(processor).__name__)
+
+    async def process(self, view: memoryview) -> Any:
+        """Do what the processor does."""
+        try:
+            return await self._processor.process(view)
+        except Exception as error:
+            hand_on(error, PROCESSORS, 0, None, self._processor)
+            raise
 
 
 def _finds_urls_only(redactor: object) -> bool:

@@ -14,7 +14,8 @@ from fapilog.core.pressure import PressureMonitor
 
 from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import outlets
-from cwsink.frontends.inline.pipeline import Pipeline, give_back
+from cwsink.frontends.inline.giving_back import give_back
+from cwsink.frontends.inline.pipeline import Pipeline
 from cwsink.frontends.inline.stages import Suspended
 
 

@@ -6,7 +6,8 @@ a second call would do that half twice. Therefore we do not try a plugin, but re
 
 A coroutine without `await`, `async for` and `async with` cannot suspend. If it awaits coroutines
 that the code names (`await self._look_up(key)`, `await super().enrich(event)`), those are read,
-too. All other code might wait. fapilog's own plugins are not read: the tests drive each of them.
+too, and so is what a decorator of `functools.wraps` stands for. All other code might wait. fapilog's
+own plugins are not read: the tests drive each of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Any, Final
 _WAITING: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT"})
 # Code that names one of these needs an event loop. fapilog's thread has one; the thread that logs has none.
 _NEEDS_LOOP: Final = frozenset(
-    "get_running_loop get_event_loop current_task create_task ensure_future run_coroutine_threadsafe".split()
+    "get_running_loop get_event_loop current_task all_tasks create_task ensure_future run_coroutine_threadsafe".split()
 )
+# What it makes may be used in one thread only.
+_ONE_THREAD: Final = "sqlite3"
 _ASYNC_BLOCKS: Final = (ast.AsyncFor, ast.AsyncWith)
 
 
@@ -37,14 +40,17 @@ def why_it_may_wait(plugin: object, method: str) -> str | None:
         return f"its code cannot be read: {type(error).__name__}"
 
 
-def _why(function: Any, seen: set[object]) -> str | None:
-    owner = getattr(function, "__self__", None)
+def _why(function: Any, seen: set[object], owner: object = None) -> str | None:
+    owner = getattr(function, "__self__", owner)
     function = getattr(function, "__func__", function)
     if not isinstance(function, types.FunctionType) or not function.__code__.co_flags & inspect.CO_COROUTINE:
         return f"{getattr(function, '__qualname__', function)!s} is no `async def`"
     if function.__code__ in seen:
         return None
     seen.add(function.__code__)
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is not None and (why := _why(wrapped, seen, owner)):
+        return why
     found = _awaited(function.__code__)
     if isinstance(found, str):
         return found
@@ -56,6 +62,8 @@ def _awaited(code: types.CodeType) -> str | list[ast.expr]:
     """Return the expressions that code awaits; or why it might wait, whatever they are."""
     if wanted := sorted(_NEEDS_LOOP.intersection(code.co_names)):
         return f"{wanted[0]} needs an event loop"
+    if _ONE_THREAD in code.co_names:
+        return f"{_ONE_THREAD} needs one thread"
     if _WAITING.isdisjoint(each.opname for each in dis.get_instructions(code)):
         return []
     nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(code)))))

@@ -1,0 +1,36 @@
+"""Leaves the thread that logs: gives a logger back to fapilog's queue."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cwsink import diagnostics
+from cwsink.frontends.fapilog_names import PIPELINE
+from cwsink.frontends.inline import stages
+from cwsink.frontends.inline.stages import Suspended
+
+# The attributes that a logger gets when it is taken over, and loses when it is given back.
+_TAKEN: Final = tuple(
+    "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
+)
+
+
+def give_back(logger: Any, suspended: Suspended) -> None:
+    """Make a logger use fapilog's queue from now on, and report why."""
+    for name in _TAKEN:
+        vars(logger).pop(name, None)
+    vars(logger)[PIPELINE] = None
+    named = who(suspended)
+    why = f" ({suspended})" if suspended.args else ""
+    diagnostics.report(
+        f"queue_{logger._name}_{named}",
+        f"the fapilog logger {logger._name!r} keeps fapilog's queue, because {named} {suspended.trouble}{why}. "
+        f"SIGKILL or os._exit loses up to {logger._batch_timeout_seconds:g} s of its records "
+        "(core.batch_timeout_seconds).",
+    )
+
+
+def who(suspended: Suspended) -> str:
+    """Return what names the plugin that could not end in the thread that logs."""
+    kind, plugin = stages.KINDS[suspended.stage if suspended.kind is None else suspended.kind], suspended.plugin
+    return f"one of its {kind}s" if plugin is None else f"its {kind} {getattr(plugin, 'name', type(plugin).__name__)!r}"
