@@ -230,6 +230,59 @@ def test_a_redactor_of_one_thread_lets_nothing_through(config: SinkConfig, capfd
     assert "pipeline='queue'" in said
 
 
+# A stack that is used up.
+
+
+def test_at_the_end_of_the_stack_nothing_is_left_out(config: SinkConfig) -> None:
+    """A recursion logs at each depth until Python ends it: each record arrives redacted, and enriched."""
+    logger = get_logger(
+        cwsink.CloudWatchSpoolSink(config),
+        core={"redactors": ["field_mask"], "protected_levels": []},
+        redactor_config={"field_mask": {"fields_to_mask": ["data.a.b.password"]}},
+    )
+    returned = []
+
+    def recurse(depth: int) -> None:
+        logger.info(f"{depth}", a={"b": {"password": "hunter2"}}, colour=_Colour.RED)
+        returned.append(f"{depth}")
+        recurse(depth + 1)
+
+    with pytest.raises(RecursionError):
+        recurse(0)
+    assert pipeline_of(logger) is not None
+    submitted, processed, dropped = drain(logger)
+    assert submitted == processed + dropped
+    assert sorted(messages_of(config)) == sorted(returned)
+    for entry in entries_of(config):
+        assert entry["data"] == {"a": {"b": {"password": "***"}}, "colour": "red"}
+        assert entry["diagnostics"]["pid"]
+
+
+@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
+def test_a_plugin_without_stack_is_called_in_the_queue(config: SinkConfig, kind: str) -> None:
+    """Only this record goes through the queue. The logger goes on to write through."""
+
+    class Deep(LoopUser):
+        def helper(self, given: Any) -> Any:
+            if b"deep" in bytes(given) if isinstance(given, memoryview) else given["message"] == "deep":
+                self.recurse(threading.current_thread())
+            return given
+
+        def recurse(self, thread: threading.Thread) -> None:
+            if thread is threading.main_thread():
+                self.recurse(thread)
+
+    plugin = Deep()
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"serialize_in_flush": True})
+    made(logger, **{f"{kind}s": [plugin]})
+    for name in ("one", "deep", "two"):
+        logger.info(name)
+    assert pipeline_of(logger) is not None
+    assert drain(logger) == (3, 3, 0)
+    assert sorted(messages_of(config)) == ["deep", "one", "two"]
+    assert plugin.seen == Counter((kind, name) for name in ("one", "deep", "two"))
+
+
 # Logging while logging.
 
 

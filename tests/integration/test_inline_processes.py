@@ -417,7 +417,7 @@ def test_the_names_that_are_used_are_needed() -> None:
     import ast
     from pathlib import Path
 
-    own = {"_data", "_get_running_loop"}  # the standard library's
+    own = {"_data", "_get_running_loop", "_getframe"}  # the standard library's
     used = set()
     for path in Path(seam.__file__).parent.glob("*.py"):
         if path.name == "seam.py":

@@ -1,7 +1,8 @@
-"""Leaves the thread that logs: gives a logger back to fapilog's queue."""
+"""Leaves the thread that logs: tells when its stack is used up, and gives a logger back to fapilog's queue."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 from cwsink import diagnostics
@@ -9,10 +10,21 @@ from cwsink.frontends.fapilog_names import PIPELINE
 from cwsink.frontends.inline import stages
 from cwsink.frontends.inline.stages import Suspended
 
+# A thread that has fewer frames left than this on its stack leaves the record to fapilog's thread.
+_FRAMES_NEEDED: Final = 150
 # The attributes that a logger gets when it is taken over, and loses when it is given back.
 _TAKEN: Final = tuple(
     "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
 )
+
+
+def is_deep() -> bool:
+    """Tell whether this thread is near the recursion limit, where plugins fail and redactors would be skipped."""
+    try:
+        sys._getframe(sys.getrecursionlimit() - _FRAMES_NEEDED)
+    except ValueError:
+        return False
+    return True
 
 
 def give_back(logger: Any, suspended: Suspended) -> None:

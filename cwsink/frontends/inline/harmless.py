@@ -29,14 +29,21 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def harmless(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the record, or a plain copy of it if to encode it would run code of the application."""
+    """Return the record, or a plain copy of it if to encode it would run code of the application.
+
+    Raises:
+        RecursionError: there is no room on the stack to look at the record.
+    """
     try:
         if not _runs_code(entry.values()):
             return entry
     except Exception as error:  # it holds itself, or is nested too deep
         if is_interruption(error):
             raise
-    return _decode(encode(dict(entry)))
+    made = encode(dict(entry))
+    if not made.startswith(b"{"):  # it is a text that says that the record cannot be shown
+        raise RecursionError(made.decode())
+    return _decode(made)
 
 
 def _runs_code(values: Iterable[Any]) -> bool:

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from cwsink import diagnostics
 from cwsink.frontends.inline import handover, measuring, outlets, stages, waiting
-from cwsink.frontends.inline.giving_back import give_back, who
+from cwsink.frontends.inline.giving_back import give_back, is_deep, who
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
@@ -102,6 +102,9 @@ class Pipeline:
 
     def _log(self, payload: Entry) -> None:
         logger, seen = self._logger, self._seen
+        if is_deep():
+            self._hand_over(Passed(payload, stages.FILTERS))
+            return
         try:
             if (
                 logger._enrichers_snapshot is not seen[1]
@@ -236,7 +239,7 @@ class Pipeline:
                 view, is_dropped = drive(self._helper._try_serialize(harmless(entry)))
                 if view is not None:
                     view = drive(self._helper._apply_processors(view))
-            except Suspended as error:
+            except (Suspended, RecursionError) as error:
                 stages.hand_on(error, stages.PROCESSORS, 0, entry)
                 raise
             if is_dropped:
@@ -327,7 +330,8 @@ class Pipeline:
         if isinstance(suspended, stages.TiedToThread):
             self._drop(f"a record: {who(suspended)} works in one thread only ({suspended}). Set pipeline='queue'")
             return
-        give_back(self._logger, suspended)
+        if not isinstance(suspended, stages.TooDeep):
+            give_back(self._logger, suspended)
         entry = suspended.entry
         if entry is not None:
             self._hand_over(Passed(entry, suspended.stage, suspended.at))

@@ -75,6 +75,10 @@ class NeedsLoop(Suspended):
     trouble = "needs an event loop"
 
 
+class TooDeep(Suspended):
+    """The stack of this thread is used up. That of fapilog's thread is not. The logger is not given back."""
+
+
 class TiedToThread(Suspended):
     """A plugin belongs to another thread, in which it was called first. fapilog's thread could not call it, either."""
 
@@ -91,6 +95,8 @@ def hand_on(error: BaseException, stage: int, at: int, entry: Entry | None, plug
     """Raise Suspended if a plugin has failed only because of the thread that it runs in. Else fapilog contains it."""
     if isinstance(error, Suspended):
         left = error
+    elif isinstance(error, RecursionError):
+        left = TooDeep()
     else:
         said = f"{type(error).__name__}: {text_of(error)}"
         if _NAMES_LOOP.search(said):
