@@ -14,7 +14,7 @@ the work of that thread:
 | `measuring`   | fapilog's metrics, without a thread for each call                   |
 | `outlets`     | which sinks get a record, now or from fapilog's queue               |
 | `handover`    | a record on its way through fapilog's queue, and its worker there   |
-| `giving_back` | gives a logger back to fapilog's queue                              |
+| `giving_back` | gives a logger back to fapilog's queue, and says why                |
 | `waiting`     | tells whether a plugin could suspend                                |
 | `enrichers`   | fapilog's two default enrichers, mended and made cheap              |
 

@@ -32,7 +32,7 @@ def give_back(logger: Any, suspended: Suspended) -> None:
     for name in _TAKEN:
         vars(logger).pop(name, None)
     vars(logger)[PIPELINE] = None
-    named = who(suspended)
+    named = _who(suspended)
     why = f" ({suspended})" if suspended.args else ""
     diagnostics.report(
         f"queue_{logger._name}_{named}",
@@ -42,7 +42,16 @@ def give_back(logger: Any, suspended: Suspended) -> None:
     )
 
 
-def who(suspended: Suspended) -> str:
-    """Return what names the plugin that could not end in the thread that logs."""
+def say_tied(logger: Any, suspended: Suspended) -> None:
+    """Report that a record is lost, because a plugin belongs to another thread."""
+    named = _who(suspended)
+    diagnostics.report(
+        f"tied_{logger._name}_{named}",
+        f"lost a record of the fapilog logger {logger._name!r}, because {named} works in one thread only "
+        f'({suspended}). It is counted as dropped. Set pipeline="queue".',
+    )
+
+
+def _who(suspended: Suspended) -> str:
     kind, plugin = stages.KINDS[suspended.stage if suspended.kind is None else suspended.kind], suspended.plugin
     return f"one of its {kind}s" if plugin is None else f"its {kind} {getattr(plugin, 'name', type(plugin).__name__)!r}"

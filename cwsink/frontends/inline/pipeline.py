@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from cwsink import diagnostics
 from cwsink.frontends.inline import handover, measuring, outlets, stages, waiting
-from cwsink.frontends.inline.giving_back import give_back, is_deep, who
+from cwsink.frontends.inline.giving_back import give_back, is_deep, say_tied
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
@@ -328,7 +328,8 @@ class Pipeline:
     def _leave_to_queue(self, suspended: Suspended) -> None:
         """Put the record that a plugin left unfinished into fapilog's queue, and give the logger back to the queue."""
         if isinstance(suspended, stages.TiedToThread):
-            self._drop(f"a record: {who(suspended)} works in one thread only ({suspended}). Set pipeline='queue'")
+            self._logger._counters["dropped"] += 1
+            say_tied(self._logger, suspended)
             return
         if not isinstance(suspended, stages.TooDeep):
             give_back(self._logger, suspended)
