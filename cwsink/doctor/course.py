@@ -65,7 +65,8 @@ def _verdict(name: str, spool: SpoolStats) -> Iterator[Finding]:
         yield wrong(
             "delivery",
             f"{waiting}; pid {pid} leads, and {how}",
-            f"kill -{'CONT' if spool.leader_is_stopped else 'TERM'} {pid}",
+            # At a TERM a flusher that serves workers goes on. The kernel frees the lease of one that is killed.
+            f"kill -{'CONT' if spool.leader_is_stopped else 'KILL'} {pid}",
         )
     elif spool.state in ("retrying", "circuit_open"):
         error = spool.last_error or spool.state

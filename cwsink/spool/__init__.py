@@ -40,7 +40,7 @@ The files
 | history/               | what is delivered, and by which requests | the leader; a writer removes the oldest         |
 | cursor                 | offsets, epoch, ledger; two slots        | the leader, under an flock on it                |
 | leader.lock            | the lease                                | the leader, flock exclusive                     |
-| leader.json            | what the leader does, what hinders it    | the leader, at most once a second               |
+| leader.json            | what the leader does, what hinders it    | the leader; a writer makes it, with its block   |
 | leader.host            | which boot of which host leads           | the leader; it touches the file now and then    |
 | leader.next            | asks a leader that fails to give way     | whoever stands for the lease touches it         |
 | attached.lock          | who has appended and lives               | each process that appended, flock shared        |

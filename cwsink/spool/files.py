@@ -96,6 +96,18 @@ def replace(path: str, data: bytes) -> None:
         held.replace(name, data)
 
 
+def overwrite(path: str, data: bytes) -> None:
+    """Write a short text over a file, in the blocks that it has, with blanks up to its old end: for a full disk.
+
+    Raises:
+        OSError: ENOSPC: the text is longer than the blocks, and the file is unchanged. Any other: it may be damaged.
+    """
+    with opened(path, os.O_RDWR) as file:
+        text = data.ljust(file.opened_as.st_size)
+        if len(data) > file.opened_as.st_blocks * 512 or os.pwrite(file.fd, text, 0) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
 def create(path: str, data: bytes, *, is_durable: bool = False) -> None:
     """Make a file with this content, unless another process is first. Raises OSError.
 

@@ -56,30 +56,38 @@ class Heartbeat:
     def __init__(self, directory: SpoolDirectory) -> None:
         self._path = directory.leader_host
         self._beaten_at = 0.0
+        self._is_written = False
 
     def begin(self) -> None:
-        """Write the mark. Never raises: a full disk must not keep a process from leading."""
-        self._beaten_at = time.monotonic()
+        """Write the mark. Never raises: a full disk must not keep a process from leading.
+
+        On a full disk an empty file can be made, and its time shows the processes of this host that the leader lives.
+        The next beat tries to write the mark.
+        """
+        self._beaten_at, self._is_written = time.monotonic(), False
         if not (boot_id := host.boot_id()):
             return
         with contextlib.suppress(OSError):
-            files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
+            try:
+                files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
+                self._is_written = True
+            except OSError:
+                files.touch(self._path, make=True)
 
     def beat(self) -> None:
         """Touch the mark if `BEAT_SECONDS` have passed. Never raises."""
         if time.monotonic() - self._beaten_at >= BEAT_SECONDS:
             self._beaten_at = time.monotonic()
-            try:
-                files.touch(self._path)
-            except FileNotFoundError:
-                self.begin()
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):
+                if self._is_written and files.exists(self._path):
+                    files.touch(self._path)
+                else:
+                    self.begin()
 
     def end(self) -> None:
         """Remove the mark if it is still this host's, so that a leader on the next host need not wait."""
         found = _read(self._path)
-        if found is not None and found[0].boot_id == host.boot_id():
+        if found is None or found[0].boot_id == host.boot_id():  # None: the disk was full
             with contextlib.suppress(OSError):
                 files.remove(self._path)
 

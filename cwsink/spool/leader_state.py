@@ -5,7 +5,10 @@ sense to wait for delivery. A writer with other credentials, or of a newer versi
 flusher.
 
 The leader replaces the file as a whole when something has changed, at most once a second. While records wait it also
-does so every ten seconds, so a leader whose file is older than that hangs. `cwsink status` shows it.
+also does so every ten seconds, so a leader whose file is older than that hangs. `cwsink status` shows it.
+
+The disk may be full when a leader begins. So the file has its block from the beginning (`prepare`), and is overwritten
+in place if it cannot be replaced. A reader that comes in the middle of that finds it damaged, for one look.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ PUBLISH_SECONDS: Final = 1.0
 # While records wait the file is rewritten this often; if it is older, the leader hangs.
 ALIVE_SECONDS: Final = 10.0
 _MOST_BYTES: Final = 256 * 1024
+_RESERVED_BYTES: Final = 4096
 # A leader that syncs does so twice a second. If the file is older than this, no leader does. If it is from the future,
 # the clock was set back, and its time says nothing.
 _SYNC_SILENT_SECONDS: Final = 3.0
@@ -114,6 +118,13 @@ class Published(msgspec.Struct, kw_only=True):
 
 
 _decode: Final = msgspec.json.Decoder(Published).decode
+
+
+def prepare(directory: SpoolDirectory) -> None:
+    """Make the file with a block, and nothing in it, if it is not there. Never raises."""
+    with contextlib.suppress(OSError):
+        if not files.exists(directory.leader_state):
+            files.create(directory.leader_state, bytes(_RESERVED_BYTES))
 
 
 def read(directory: SpoolDirectory) -> Published | None:
@@ -273,8 +284,11 @@ class LeaderState:
         self._now.is_outdated = sending.installation_now() != sending.installation()
         is_stale = self._now.state != "idle" and time.monotonic() - self._written_at >= ALIVE_SECONDS
         if self._now != self._published or is_stale:
-            self._written_at = time.monotonic()
-            self._published = msgspec.structs.replace(self._now)
-            with contextlib.suppress(OSError):
-                files.replace(self._path, msgspec.json.encode(self._now))
+            now, data = msgspec.structs.replace(self._now), msgspec.json.encode(self._now)
+            with contextlib.suppress(OSError):  # it is tried again in `PUBLISH_SECONDS`
+                try:
+                    files.replace(self._path, data)
+                except OSError:
+                    files.overwrite(self._path, data)
+                self._written_at, self._published = time.monotonic(), now
         self._published_at = time.monotonic()

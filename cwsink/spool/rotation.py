@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cwsink.config import MIN_SEGMENT_BYTES
-from cwsink.spool import capacity, cursor, descriptors, disk, files, open_directory, segment
+from cwsink.spool import capacity, cursor, descriptors, disk, files, leader_state, open_directory, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
 from cwsink.spool.budget import prepare as prepare_evictions
@@ -76,6 +76,7 @@ class Rotation:
             with contextlib.suppress(OSError):
                 cursor.opened(self._directory.cursor).close()
             prepare_evictions(self._directory)
+            leader_state.prepare(self._directory)
             return self.make(0)
         state, is_settled_known = cursor.State(), True
         try:

@@ -230,7 +230,8 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
     published = leader_state.read(directory) or _NOBODY
     leader = leadership.named(directory, books.epoch, published) if is_led else None
     now = time.time()
-    silent_seconds = max(0.0, now - files.written_at_ns(directory.cursor, directory.leader_state) / 1e9)
+    seen_at_ns = files.written_at_ns(directory.cursor, directory.leader_state, directory.leader_host)
+    silent_seconds = max(0.0, now - seen_at_ns / 1e9)
     is_stopped = leader is not None and leadership.is_stopped(leader, directory)
     age = None if books.oldest_pending_ms is None else max(0.0, now - books.oldest_pending_ms / 1000)
     is_current = leader is not None and published.epoch == leader.epoch

@@ -231,6 +231,52 @@ def test_a_leader_that_begins_on_a_full_disk_recovers_when_there_is_room(
     assert float(str(result["used"])) < 0.5
 
 
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_leader_that_begins_on_a_full_disk_is_seen_to_lead(
+    full_disk: FullDisk, server: StrictCloudWatch, is_older: bool
+) -> None:
+    """What it does, and that it lives, can be seen; if an older version has reserved nothing, then that it lives."""
+    server.faults.deny("logs:PutLogEvents")
+    result = full_disk.run(
+        server.endpoint_url,
+        "drop_newest",
+        """
+        from cwsink import diagnostics
+        from cwsink.spool import heartbeat, held_lock, lease
+        from cwsink.spool.stats import look
+
+        heartbeat.BEAT_SECONDS, held_lock.PATIENCE_SECONDS = 0.1, 0.2
+        writer = Writer(config(flusher="external"))
+        assert writer.append("first")
+        if IS_OLDER:
+            os.unlink(writer.directory.leader_state)
+        fill()
+        election = Election(writer.directory, kind="own")
+        election.start()
+        until(lambda: election.epoch, "a leader begins")
+        with diagnostics.collected() as said:
+            for _ in range(20):
+                lease.watch_holder(writer.directory, 13.0)
+                time.sleep(0.02)
+        for path in (writer.directory.leader_host, writer.directory.cursor):
+            os.utime(path, (1, 1))
+        until(lambda: look(writer.directory).leader_silent_seconds < 1000, "its heartbeat is seen")
+        if not IS_OLDER:
+            until(lambda: look(writer.directory).obstacle == "denied", "and what it does")
+        full = look(writer.directory)
+        free()
+        until(lambda: look(writer.directory).leader.kind == "own", "there is room for its state")
+        until(lambda: os.path.getsize(writer.directory.leader_host), "and for its mark")
+        election.leave(0.0)
+        assert election.has_ended(30)
+        is_marked = os.path.exists(writer.directory.leader_host)
+        print(json.dumps({"said": said, "kind": full.leader.kind, "is_marked": is_marked}))
+        """.replace("IS_OLDER", str(is_older)),
+    )
+    assert "locked" not in str(result["said"])
+    assert (result["kind"], result["is_marked"]) == ("unknown" if is_older else "own", False)
+
+
 def test_a_disk_that_is_full_when_the_flusher_starts_delays_it(full_disk: FullDisk, server: StrictCloudWatch) -> None:
     """Neither its lock nor the settings can be written: the application goes on, and all arrives once there is room."""
     result = full_disk.run(

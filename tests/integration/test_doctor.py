@@ -260,7 +260,7 @@ def test_how_delivery_goes(small: SinkConfig, server: StrictCloudWatch, monkeypa
     deliver(writer.directory, small)
     one(ask("delivery"), "ok", "nothing waits, 1 delivered")
     seen = course.look(writer.directory)
-    for is_stopped, command in ((True, "kill -CONT 4711"), (False, "kill -TERM 4711")):
+    for is_stopped, command in ((True, "kill -CONT 4711"), (False, "kill -KILL 4711")):
         leader = Leader(4711, "h", 1, "own")
         stalled = msgspec.structs.replace(seen, state="stalled", leader_is_stopped=is_stopped, pending=1, leader=leader)
         monkeypatch.setattr(course, "look", lambda _, stalled=stalled: stalled)
