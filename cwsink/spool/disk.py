@@ -182,6 +182,12 @@ def free_bytes(place: int | str) -> int | None:
     return status.f_bavail * status.f_frsize if status.f_blocks else None
 
 
+def total_bytes(place: int) -> int:
+    """Return how large the disk of an open file is; 0 if it does not say. Raises OSError."""
+    status = os.statvfs(place)
+    return status.f_blocks * status.f_frsize
+
+
 def free_files(place: int | str) -> int | None:
     """Return how many files more this user can make (free inodes); None if the disk does not count. Raises OSError."""
     status = os.statvfs(place)

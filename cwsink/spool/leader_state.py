@@ -40,6 +40,8 @@ _SYNC_SILENT_SECONDS: Final = 3.0
 _GIVE_WAY_SECONDS: Final = 3.0
 _GIVE_WAY_BUSY_SECONDS: Final = 10.0
 _MOST_UNABLE: Final = 8
+# What is over sooner has cost no records.
+_OUTAGE_SECONDS: Final = 3.0
 # The bounds of the histogram of request times. Whoever reads one of other bounds begins a new one.
 REQUEST_SECONDS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -51,7 +53,8 @@ HOPELESS: Final = frozenset[Obstacle](("credentials", "denied", "unreachable"))
 STARTED_BY_VARIABLE: Final = "CWSINK_STARTED_BY"
 # What the next leader goes on with.
 _OF_THE_SPOOL: Final = (
-    "last_success", "failing_since", "requests", "sent_bytes", "request_seconds", "metered", "metered_at",
+    "last_success", "failing_since", "outage", "outage_until", "requests", "sent_bytes", "request_seconds", "metered",
+    "metered_at",
 )  # fmt: skip
 
 
@@ -81,6 +84,7 @@ class Published(msgspec.Struct, kw_only=True):
         syncs: its last try to make the spool durable has succeeded (durability="host").
         last_failure: when this leader has last tried in vain; None: it has not.
         failing_since: since when CloudWatch has taken nothing although it was asked; None: its last request succeeded.
+        outage: the error of the last outage that is over, and outage_until, when it ended.
         requests: how many requests were answered, ever, by outcome (cwsink.flusher.outcome).
         sent_bytes: the bodies of these together, as they were sent.
         request_seconds: how long they took: how many took at most so many seconds, by each bound of REQUEST_SECONDS,
@@ -110,6 +114,8 @@ class Published(msgspec.Struct, kw_only=True):
     syncs: bool = False
     unable: list[Unable] = []
     failing_since: Seconds | None = None
+    outage: str = ""
+    outage_until: Seconds = 0.0
     requests: dict[str, Count] = {}
     sent_bytes: Count = 0
     request_seconds: list[Seconds] = []
@@ -194,6 +200,9 @@ class LeaderState:
     def succeeded(self) -> None:
         """Note that CloudWatch has accepted a request."""
         self.has_succeeded = True
+        now = self._now
+        if now.obstacle and now.last_error and time.time() - (now.failing_since or math.inf) >= _OUTAGE_SECONDS:
+            now.outage, now.outage_until = now.last_error, max(0.0, time.time())
         self._failing_since = self._now.failing_since = None
         self._now.unable = []
         if self._now.obstacle:

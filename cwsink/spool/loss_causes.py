@@ -26,6 +26,9 @@ _OTHER_CAUSES: Final = {
 _OWNER_WRITES: Final = stat.S_IWUSR | stat.S_IXUSR
 NO_FILE: Final = "No file can be made there, because the inodes are used up"
 
+# A line tells of what was lost in the last minute, and may come somewhat later.
+_LINE_SECONDS: Final = 90.0
+
 # What else may be done about a full spool, by what hinders the leader.
 _REMEDIES: Final[Mapping[Obstacle, str]] = {
     "credentials": "give the flusher valid AWS credentials",
@@ -119,12 +122,30 @@ def why_it_stays_full(directory: SpoolDirectory, room: Room) -> str:
         who = f"the leader (pid {still.leader.pid} on {still.leader.host})"
         silent = words.duration(still.silent_seconds)
         return f"; {who} is a stopped process" if still.is_stopped else f"; {who} has not moved for {silent}"
-    if published is None or not published.obstacle or not published.last_error:
-        return "" if room.lacks_files else "; records come faster than they are sent"
-    code = published.last_error.partition(":")[0]
-    what = f"delivery has failed ({code})" if code.endswith("Error") else f"CloudWatch has answered {code}"
-    since = published.failing_since
-    return f"; {what}" + ("" if since is None else f" for {words.duration(max(0.0, wall() - since))}")
+    if published is not None and published.obstacle and published.last_error:
+        since = published.failing_since
+        how_long = "" if since is None else f" for {words.duration(max(0.0, wall() - since))}"
+        return f"; {_trouble(published.last_error, 'has ')}{how_long}"
+    if room.lacks_files:
+        return ""
+    if published is not None and _is_recent(published.outage_until):
+        ago = words.duration(wall() - published.outage_until)
+        return f"; {_trouble(published.outage)} until {ago} ago"
+    if room.is_of_others:
+        return f"; other files take {words.size(room.others)} of the disk"
+    # The records may have been lost while nobody led.
+    is_known = published is not None and not _is_recent(published.since)
+    return "; records come faster than they are sent" if is_known else ""
+
+
+def _trouble(error: str, has: str = "") -> str:
+    """Return what hinders, or hindered, the leader. `has`: "has " if it still does."""
+    code = error.partition(":")[0]
+    return f"delivery {has}failed ({code})" if code.endswith("Error") else f"CloudWatch {has}answered {code}"
+
+
+def _is_recent(moment: float) -> bool:
+    return 0 <= wall() - moment < _LINE_SECONDS
 
 
 def remedy(directory: SpoolDirectory, room: Room, *, has_pending: bool) -> str:
@@ -145,4 +166,7 @@ def remedy(directory: SpoolDirectory, room: Room, *, has_pending: bool) -> str:
         return f"{first}, or see what keeps the leader (pid {pid}). If it ends, another one leads."
     published = leader_state.read(directory) if is_led else None
     obstacle = published.obstacle if published else ""
-    return f"{first}." if room.lacks_files and not obstacle else f"{first}, or {_REMEDIES[obstacle]}."
+    is_no_remedy_to_log_less = (
+        room.lacks_files or room.is_of_others or (published is not None and _is_recent(published.outage_until))
+    )
+    return f"{first}." if is_no_remedy_to_log_less and not obstacle else f"{first}, or {_REMEDIES[obstacle]}."

@@ -27,6 +27,7 @@ class Room(NamedTuple):
         free: what the disk has beside that; None if it does not say.
         segment: what they take at a time.
         files: how many files more the disk takes; None if it does not count them.
+        others: what other files take of the disk.
     """
 
     used: int
@@ -34,6 +35,7 @@ class Room(NamedTuple):
     free: int | None
     segment: int = 0
     files: int | None = None
+    others: int = 0
 
     @property
     def lacks_files(self) -> bool:
@@ -44,6 +46,11 @@ class Room(NamedTuple):
     def is_disk_small(self) -> bool:
         """Tell whether the disk is full before the spool has what it may have."""
         return self.free is not None and self.used + self.free < self.capacity
+
+    @property
+    def is_of_others(self) -> bool:
+        """Tell whether other files take more than half of the disk, and leave the spool too little."""
+        return self.is_disk_small and self.others > self.used + (self.free or 0)
 
     @property
     def is_full(self) -> bool:
@@ -68,6 +75,7 @@ def measure(directory: SpoolDirectory) -> Room:
     """Return how full a spool is. Raises OSError."""
     held = capacity.read(directory)
     with open_directory.at(directory.ring) as ring:
-        free, free_files = disk.free_bytes(ring.fd), disk.free_files(ring.fd)
-    most = held.spool_max_bytes if held else directory.format.spool_max_bytes
-    return Room(used_bytes(directory.ring), most, free, held.segment_bytes if held else 0, free_files)
+        free, free_files, total = disk.free_bytes(ring.fd), disk.free_files(ring.fd), disk.total_bytes(ring.fd)
+    most, used = held.spool_max_bytes if held else directory.format.spool_max_bytes, used_bytes(directory.ring)
+    others = total - used - (free or 0)
+    return Room(used, most, free, held.segment_bytes if held else 0, free_files, others)

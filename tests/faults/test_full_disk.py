@@ -594,7 +594,7 @@ def test_of_a_full_disk_nothing_is_said_that_is_not_so_now(
     assert isinstance(now, dict)
     refused = "  Nothing waits: all that was logged here was refused."
     cause, advice = {
-        "bytes": ("the disk is full (0 B free)", "Make room on the disk, or log less."),
+        "bytes": ("the disk is full (0 B free)", "Make room on the disk."),  # somebody else has filled it
         "inodes": (
             "the disk is full, with 4.0 MiB free: no file can be made there, because the inodes are used up",
             "Remove files from that disk (`df -i` counts them).",

@@ -24,8 +24,10 @@ from cwsink import CloudWatchSpoolSink, Writer, diagnostics, host
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
 from cwsink.naming import rfc3339
-from cwsink.spool import alerts, budget, disk, files, frame, heartbeat, leader_state, refusals, told
+from cwsink.spool import alerts, budget, disk, files, frame, heartbeat, leader_state, loss_causes, refusals, told
+from cwsink.spool.directory import open_for
 from cwsink.spool.record import Loss
+from cwsink.spool.room import Room
 from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -256,7 +258,7 @@ def test_a_leader_that_shows_no_sign_of_life_is_the_cause(
         until(lambda: server.messages() == ["first"], "delivered")
     published = leader_state.read(writer.directory)
     assert published is not None
-    published.pid = 1
+    published.pid, published.since = 1, time.time() - 3600
     files.replace(writer.directory.leader_state, msgspec.json.encode(published))
     heartbeat.Heartbeat(writer.directory).begin()
     for path in (writer.directory.leader_host, writer.directory.cursor, writer.directory.leader_state):
@@ -270,6 +272,55 @@ def test_a_leader_that_shows_no_sign_of_life_is_the_cause(
     else:
         expected = "the spool is full; records come faster than they are sent. Raise spool_max_bytes, or log less."
     assert re.match(expected, lost(lines)[0][2])
+
+
+@pytest.mark.parametrize(
+    ("leads_for", "ended_ago", "others", "cause", "remedy"),
+    [
+        (100, None, 0, "; records come faster than they are sent", "Make room on the disk, or log less."),
+        (30, None, 0, "", "Make room on the disk, or log less."),
+        (100, 89, 0, "; CloudWatch answered AccessDenied until 1 min 29 s ago", "Make room on the disk."),
+        (100, 95, 0, "; records come faster than they are sent", "Make room on the disk, or log less."),
+        (100, None, 2048, "; other files take 2 KiB of the disk", "Make room on the disk."),
+        (100, 89, 2048, "; CloudWatch answered AccessDenied until 1 min 29 s ago", "Make room on the disk."),
+    ],
+)
+def test_a_cause_is_said_if_it_was_one_when_records_were_lost(
+    small: SinkConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    leads_for: int,
+    ended_ago: int | None,
+    others: int,
+    cause: str,
+    remedy: str,
+) -> None:
+    """A line comes up to a minute after the loss. By then CloudWatch may be well again, or another process may lead."""
+    writer = Writer(small)
+    assert writer.append("x")
+    now = time.time()
+    monkeypatch.setattr(loss_causes, "wall", lambda: now)
+    published = leader_state.Published(pid=1, host="h", epoch=1, kind="own", since=now - leads_for)
+    if ended_ago is not None:
+        published.outage, published.outage_until = "AccessDenied: no", now - ended_ago
+    files.replace(writer.directory.leader_state, msgspec.json.encode(published))
+    room = Room(used=1024, capacity=10_000_000, free=100, others=others)
+    with open(writer.directory.leader_lock, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = loss_causes.cause_and_remedy(writer.directory, {"spool_full": 1}, room, has_pending=True)
+    assert found == (f"the disk is full (100 B free){cause}", remedy)
+
+
+@pytest.mark.parametrize(("seconds", "outage"), [(2.9, ""), (3.1, "AccessDenied: no")])
+def test_an_outage_is_remembered_when_it_is_over(small: SinkConfig, seconds: float, outage: str) -> None:
+    """The next leader remembers it, too; what passed by itself costs no records."""
+    spool = open_for(small)
+    state = leader_state.LeaderState(spool, 1, "own", 1)
+    state.failed("AccessDenied: no", "denied", is_open=False)
+    state.published.failing_since = time.time() - seconds
+    state.succeeded()
+    state.publish()
+    found = leader_state.LeaderState(spool, 2, "own", 1).published
+    assert (found.outage, 0 <= time.time() - found.outage_until < 30) == (outage, bool(outage))
 
 
 def test_other_losses_have_their_own_cause(small: SinkConfig, lines: list[str]) -> None:
