@@ -76,7 +76,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         lost_is_over: what they were lost for is over: the spool and its disk have room.
         resent: how many were sent again although they may have arrived, because the answer to a request was lost, or
             because a chunk of several requests was begun anew.
-        corrupt_bytes: bytes that changed on the disk after they were written.
+        corrupt_bytes: bytes of writes that were cut (a full disk, a kill), and those that changed on the disk.
         capacity_bytes: how much the spool may hold.
         last_error: the last failure of the last leader that had one. It may be over.
         obstacle: which kind of reason the last leader had not to deliver: "credentials", "denied", "unreachable" or

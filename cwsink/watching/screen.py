@@ -193,7 +193,9 @@ def _books(spool: SpoolStats) -> str:
         parts.append(f"{spool.evicted:,} evicted")
     parts.append(f"{spool.pending:,} waiting")
     extra = [f"{spool.resent:,} sent again"] if spool.resent else []
-    extra += [f"{spool.corrupt_bytes:,} bytes damaged"] if spool.corrupt_bytes else []
+    # What was changed is a dead letter. A write that was cut (a full disk, a kill) leaves only its bytes.
+    what = "damaged" if "corrupt" in spool.dead_lettered else "of cut writes"
+    extra += [f"{spool.corrupt_bytes:,} bytes {what}"] if spool.corrupt_bytes else []
     books = f"{spool.appended:,} appended = {' + '.join(parts)}"
     return f"{books}  ({', '.join(extra)})" if extra else books
 

@@ -156,6 +156,13 @@ def test_each_state_says_what_and_why(empty: SpoolStats, state: str) -> None:
         assert style_of(screen, expected[0].split()[0]) == style
 
 
+def test_a_write_that_was_cut_is_not_called_damage(empty: SpoolStats) -> None:
+    """A full disk cuts the write that it refuses: nothing is damaged, and nobody need look for it."""
+    cut = replace(empty, appended=1, delivered=1, corrupt_bytes=321)
+    assert "(321 bytes of cut writes)" in page([cut], 120).plain
+    assert "(321 bytes damaged)" in page([replace(cut, dead_lettered={"corrupt": 1})], 120).plain
+
+
 def test_the_worst_is_first_and_the_heading_counts_losses(empty: SpoolStats) -> None:
     """Losing, stuck, lost before, dead letters, busy, idle; in red how many are lost of all."""
     order = ["losing", "retrying", "lost", "dead letters", "busy", "delivered"]
