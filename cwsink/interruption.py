@@ -8,8 +8,10 @@ catches an Exception while a record is logged asks here, and raises what is not 
 
 from __future__ import annotations
 
+from _signal import NSIG, getsignal  # type: ignore[import-not-found]  # `signal` makes an Enum of each: 0.1 ms
+from functools import partial
 from itertools import pairwise
-from types import FrameType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -24,15 +26,28 @@ def is_interruption(error: BaseException) -> bool:
     """Tell whether a signal handler has raised an exception, or has called what has.
 
     Python calls a handler with the number of the signal and the frame that it interrupts, which is also the frame that
-    has called it. No other function is called with a number and the frame of its caller.
+    has called it. No other function is called with a number and the frame of its caller. But a handler may have deleted
+    them (`del signum, frame  # unused`), or given their names to other values. Such a one is known by its code.
     """
-    traceback = error.__traceback__
+    traceback, installed = error.__traceback__, {_code_of(getsignal(number)) for number in range(1, NSIG)}
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_back is not None and _is_called_with(frame, frame.f_back):
             return True
+        # The code that takes `*arguments` may be a decorator's, which runs for other functions, too.
+        if frame.f_code in installed and not frame.f_code.co_flags & _HAS_REST:
+            return True
         traceback = traceback.tb_next
     return False
+
+
+def _code_of(handler: object) -> CodeType | None:
+    """Return the code that runs when a handler is called. None: it is none of Python's."""
+    while isinstance(handler, (partial, MethodType)):
+        handler = handler.func if isinstance(handler, partial) else handler.__func__
+    if not isinstance(handler, FunctionType):
+        handler = getattr(type(handler), "__call__", None)  # noqa: B004  # it is asked for its code
+    return getattr(handler, "__code__", None)
 
 
 def _is_called_with(frame: FrameType, caller: FrameType) -> bool:

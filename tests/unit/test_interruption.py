@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -38,11 +39,38 @@ def indirect(*arguments: Any) -> None:
     deep(*arguments)
 
 
+def deleting(number: int, frame: FrameType | None) -> None:
+    del number, frame  # Unused.
+    raise OverTimeError
+
+
+def renaming(number: Any, frame: FrameType | None) -> None:
+    number = signal.Signals(number).name
+    raise OverTimeError(number)
+
+
+def bound(task: str, number: int, frame: FrameType | None) -> None:
+    del frame
+    raise OverTimeError(task)
+
+
 class Penalty:
     """As RQ's: the handler is a method."""
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         raise OverTimeError
+
+    def deleting(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        raise OverTimeError
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        del signum
+        raise OverTimeError
+
+
+HANDLERS = [plain, of_any_arguments, deep, Penalty().handle, indirect]
+FORGETFUL = [deleting, renaming, partial(bound, "task"), Penalty().deleting, Penalty()]
 
 
 @pytest.fixture
@@ -53,9 +81,9 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize("handler", [plain, of_any_arguments, deep, Penalty().handle, indirect])
+@pytest.mark.parametrize("handler", [*HANDLERS, *FORGETFUL])
 def test_what_a_handler_raises_is_an_interruption(handler: Callable[..., Any]) -> None:
-    """However it is written; also where it has passed through several of our functions."""
+    """However it is written, whatever becomes of its arguments, and through however many of our functions it passes."""
     signal.signal(signal.SIGUSR1, handler)
 
     def ours() -> None:
@@ -98,6 +126,25 @@ def test_what_else_is_raised_is_none(work: Callable[[], object]) -> None:
         work()
     assert not is_interruption(raised.value)
     assert not is_interruption(OverTimeError("never raised"))
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return call
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_handler_and_another_function_may_have_one_decorator() -> None:
+    """The code that runs first is the same for both. What the other function raises is not the handler's."""
+    signal.signal(signal.SIGUSR1, decorated(plain))
+    with pytest.raises(ValueError, match="x") as raised:
+        decorated(int)("x")
+    assert not is_interruption(raised.value)
+    with pytest.raises(OverTimeError) as of_handler:
+        signal.raise_signal(signal.SIGUSR1)
+    assert is_interruption(of_handler.value)
 
 
 @pytest.mark.usefixtures("restored")
