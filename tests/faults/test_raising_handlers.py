@@ -26,12 +26,13 @@ from typing import Any
 import pytest
 from msgspec.structs import asdict
 
-from cwsink import SpoolHandler, Writer
+from cwsink import CloudWatchSpoolSink, SpoolHandler, Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence, turn
 from cwsink.spool import ring
 from cwsink.spool.survey import events, survey
 from tests.faults.failpoints import is_ours
+from tests.harness import pipelines
 from tests.harness.interleave import SMALL, segment_path, segments
 from tests.harness.support import quick_config
 
@@ -228,3 +229,31 @@ def test_a_limit_in_the_middle_of_a_log_call_is_heard(limit: Limit, step: int, t
         lines += step
     assert lines > FEWEST_LINES
     handler.close()
+
+
+class FailingPlugin:
+    """A plugin that fails, so that the pipeline reports it and goes on. The redactors before it then run again."""
+
+    __module__ = "fapilog.plugins.redactors.failing"  # only with fapilog's own
+    name = "failing"
+
+    async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError("on purpose")
+
+    enrich = redact = filter
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_in_the_middle_of_fapilogs_pipeline_is_heard(limit: Limit, step: int) -> None:
+    """Also while a plugin runs. The record is counted as dropped, and no secret goes on because a redactor ended."""
+    config = quick_config(flusher="external")
+    logger = pipelines.get_logger(CloudWatchSpoolSink(config))
+    failing = [FailingPlugin()]
+    pipelines.made(logger, filters=failing, enrichers=failing, redactors=failing).info("one")
+    lines = 1
+    while interrupted(lambda: logger.info("paid", url="https://ann:hunter2@shop/"), lines, limit):
+        lines += step
+    assert lines > FEWEST_LINES
+    assert pipelines.drain(logger)[2] > 1
+    assert not [entry for entry in pipelines.entries_of(config) if "hunter2" in str(entry)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -90,6 +91,48 @@ def test_a_new_logger_with_a_plugin_that_waits_is_left_alone(
     assert messages_of(config) == ["one"]
     assert plugin.seen == {("enricher", "one"): 1}
     assert "its enricher 'slow' may wait" in capfd.readouterr().err
+
+
+class TaskIsOverError(Exception):
+    """What the application's signal handler raises."""
+
+
+class InterruptedPlugin(Counting):
+    """A signal arrives while it runs."""
+
+    async def filter(self, event: dict[str, Any]) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGUSR1)
+        return await super().filter(event)
+
+    async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGUSR1)
+        return await super().enrich(event)
+
+    async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGUSR1)
+        return await super().redact(event)
+
+
+@pytest.mark.parametrize("metrics", [False, True])
+@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor"])
+def test_what_a_signal_handler_raises_while_a_plugin_runs_is_heard(
+    config: SinkConfig, kind: str, metrics: bool
+) -> None:
+    """It is no failure of the plugin: the record does not go on without it (unredacted), and is counted as dropped."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TaskIsOverError
+
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"enable_metrics": metrics})
+    made(logger, **{f"{kind}s": [InterruptedPlugin()]})
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(TaskIsOverError):
+            logger.info("one")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert drain(logger) == (1, 0, 1)
+    assert messages_of(config) == []
 
 
 class Changing(Counting):
@@ -354,7 +397,7 @@ def test_a_ctrl_c_in_a_plugin_is_the_applications(config: SinkConfig) -> None:
                 raise KeyboardInterrupt
             return {}
 
-    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[Interrupted()])
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[InterruptedPlugin()])
     with pytest.raises(KeyboardInterrupt):
         logger.info("one")
     logger.info("two")

@@ -17,7 +17,7 @@ def test_a_call_in_the_middle_of_another_waits_for_its_end() -> None:
 
     async def interrupted() -> None:
         with collector._h_plugin_latency._lock:
-            drive(measured.record_plugin_execution(plugin_name="late", duration_seconds=0.1))
+            drive(measured.record_plugin_execution, plugin_name="late", duration_seconds=0.1)
             assert not collector._plugin_stats
 
     measuring.in_turn(interrupted)

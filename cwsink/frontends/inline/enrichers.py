@@ -28,6 +28,7 @@ from fapilog.plugins.enrichers.context_vars import ContextVarsEnricher
 from fapilog.plugins.enrichers.runtime_info import RuntimeInfoEnricher
 
 from cwsink.frontends import trace
+from cwsink.interruption import is_interruption
 
 # sha256 of the source of each `enrich` that we replace, in fapilog 0.18.1.
 _KNOWN: Final[dict[type[Any], str]] = {
@@ -41,7 +42,7 @@ _KEYS: Final = {name: os.environ.encodekey(name) for name in "FAPILOG_SERVICE FA
 
 
 def enable() -> None:
-    """Put ours in the place of those of fapilog's enrichers that are known. Idempotent; never raises."""
+    """Put ours in the place of those of fapilog's enrichers that are known. Idempotent."""
     for kind, replacement in ((ContextVarsEnricher, _enrich_context), (RuntimeInfoEnricher, _enrich_runtime)):
         if is_known(kind):
             kind.enrich = replacement  # type: ignore[method-assign]
@@ -51,7 +52,9 @@ def is_known(kind: type[Any]) -> bool:
     """Tell whether the source of a class's `enrich` is the one that ours was written for."""
     try:
         source = inspect.getsource(kind.enrich)
-    except (OSError, TypeError, AttributeError):
+    except (OSError, TypeError, AttributeError) as error:
+        if is_interruption(error):
+            raise
         return False
     return hashlib.sha256(source.encode()).hexdigest() == _KNOWN[kind]
 

@@ -61,7 +61,7 @@ def in_turn(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
 
 def _make(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
     try:
-        drive(call())
+        drive(call)
     except Suspended:
         pass
     except Exception as error:  # a record is worth more than its metrics

@@ -132,7 +132,7 @@ class Pipeline:
                 _waiting.reset(token)
             for sink, payload, target, entry, view in left:
                 if not await sink.wait_for_room(payload):
-                    drive(_refused(target, entry, view))
+                    drive(_refused, target, entry, view)
         except BaseException:  # the caller is cancelled
             for sink, payload, *_ in left:
                 sink.refuse(payload)
@@ -177,7 +177,7 @@ class Pipeline:
             kind._schedule_dedupe_summary_emission(logger, message, suppressed, window_seconds)
         else:
             facade = SimpleNamespace(_name=logger._name, _sink_write=self._write_now)
-            drive(kind._emit_dedupe_summary_event(facade, message, suppressed, window_seconds))
+            drive(kind._emit_dedupe_summary_event, facade, message, suppressed, window_seconds)
 
     def _look(self, payload: Entry | None = None) -> None:
         """Read which plugins the logger has now.
@@ -236,9 +236,9 @@ class Pipeline:
         view = None
         if self._serializes:
             try:
-                view, is_dropped = drive(self._helper._try_serialize(harmless(entry)))
+                view, is_dropped = drive(self._helper._try_serialize, harmless(entry))
                 if view is not None:
-                    view = drive(self._helper._apply_processors(view))
+                    view = drive(self._helper._apply_processors, view)
             except (Suspended, RecursionError) as error:
                 stages.hand_on(error, stages.PROCESSORS, 0, entry)
                 raise
@@ -294,7 +294,7 @@ class Pipeline:
         else:
             answer = sink.spool(entry) if view is None else sink.spool_serialized(view)
         if not answer:
-            drive(_refused(target, entry, view))
+            drive(_refused, target, entry, view)
         elif target.breaker is not None:
             target.breaker.should_allow()  # if it is open, and has been for long enough, a success closes it
             target.breaker.record_success()
@@ -322,8 +322,9 @@ class Pipeline:
         if self._logger._worker_loop is None:
             try:
                 self.start_queue()
-            except RuntimeError:  # no thread can start at the interpreter's end; the drain at exit empties the queue
-                pass
+            except RuntimeError as error:  # no thread starts at the interpreter's end; the drain at exit does its work
+                if is_interruption(error):
+                    raise
 
     def _leave_to_queue(self, suspended: Suspended) -> None:
         """Put the record that a plugin left unfinished into fapilog's queue, and give the logger back to the queue."""

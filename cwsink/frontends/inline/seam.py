@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
 from cwsink.frontends.fapilog_names import PIPELINE, exists, module, of_logger
+from cwsink.interruption import is_interruption
 
 if TYPE_CHECKING:
     from cwsink.frontends.inline.pipeline import Pipeline
@@ -55,7 +56,7 @@ _is_enabled = False
 
 
 def enable() -> None:
-    """Put the hook in place, which looks at each logger from now on. Idempotent; never raises."""
+    """Put the hook in place, which looks at each logger from now on. Idempotent."""
     global _is_enabled
     if _is_enabled:
         return
@@ -66,6 +67,9 @@ def enable() -> None:
             _hook(importlib.import_module("cwsink.frontends.inline.takeover").take_over)
             importlib.import_module("cwsink.frontends.inline.enrichers").enable()
     except Exception as error:
+        if is_interruption(error):
+            _is_enabled = False  # the next sink tries again
+            raise
         lacking = [f"what cwsink needs ({type(error).__name__}: {error})"]
     if lacking:
         diagnostics.report(
@@ -95,6 +99,9 @@ def _hook(take_over: Callable[[Any], bool]) -> None:
             if PIPELINE not in vars(logger) and take_over(logger):
                 return
         except Exception as error:
+            if is_interruption(error):
+                vars(logger).pop(PIPELINE, None)  # the next record tries again
+                raise
             name = getattr(logger, "_name", "?")
             diagnostics.report(
                 f"takeover_{name}",

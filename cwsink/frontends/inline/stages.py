@@ -17,7 +17,7 @@ import hashlib
 import inspect
 import re
 from asyncio import CancelledError
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from cwsink.frontends.plain import unshowable
 from cwsink.interruption import is_interruption
 
 Entry = dict[str, Any]
+_Method = Callable[[Entry], Coroutine[Any, Any, Any]]
 
 FILTERS: Final = 0
 ENRICHERS: Final = 1
@@ -83,7 +84,8 @@ class TiedToThread(Suspended):
     """A plugin belongs to another thread, in which it was called first. fapilog's thread could not call it, either."""
 
 
-# fapilog contains the errors of a plugin. KeyboardInterrupt and SystemExit go on to the application.
+# fapilog contains the errors of a plugin. KeyboardInterrupt and SystemExit go on to the application, and so does what a
+# signal handler raises while a plugin runs. If it were contained, the record would go on unredacted.
 _CONTAINED: Final = (Exception, CancelledError, Suspended)
 # How often a coroutine is closed. One that awaits in a `finally` suspends again.
 _MOST_CLOSES: Final = 10
@@ -92,7 +94,12 @@ _NAMES_THREAD: Final = re.compile(r"\b(same|different|another|other) thread", re
 
 
 def hand_on(error: BaseException, stage: int, at: int, entry: Entry | None, plugin: object = None) -> None:
-    """Raise Suspended if a plugin has failed only because of the thread that it runs in. Else fapilog contains it."""
+    """Raise Suspended if a plugin has failed only because of the thread that it runs in, or what a handler has raised.
+
+    All other errors are to be contained.
+    """
+    if is_interruption(error):
+        raise error
     if isinstance(error, Suspended):
         left = error
     elif isinstance(error, RecursionError):
@@ -111,23 +118,31 @@ def hand_on(error: BaseException, stage: int, at: int, entry: Entry | None, plug
 
 
 def text_of(error: BaseException) -> str:
-    """Return `str(error)`; if the application's own `__str__` fails, a text that says so. Raises no Exception."""
+    """Return `str(error)`; if the application's own `__str__` fails, a text that says so."""
     try:
         return str(error)
     except Exception as failed:
+        if is_interruption(failed):
+            raise
         return unshowable(error, failed)
 
 
-def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that does not suspend to its end, and return its value.
+def drive(method: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **fields: Any) -> Any:
+    """Make a coroutine that does not suspend, run it to its end, and return its value.
 
     Raises:
         Suspended: the coroutine does suspend. It was closed.
     """
+    coroutine = None
     try:
+        coroutine = method(*args, **fields)
         coroutine.send(None)
     except StopIteration as end:
         return end.value
+    except BaseException:
+        if coroutine is not None:
+            coroutine.close()  # a signal handler may raise before it begins: Python would say that nobody awaited it
+        raise
     for _ in range(_MOST_CLOSES):
         try:
             coroutine.close()
@@ -138,9 +153,9 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise Suspended
 
 
-async def _timed(metrics: Any, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+async def _timed(metrics: Any, name: str, method: _Method, entry: Entry) -> Any:
     async with plugin_timer(metrics, name):
-        return await coroutine
+        return await method(entry)
 
 
 class Stages:
@@ -162,16 +177,16 @@ class Stages:
         current = dict(entry)
         for at, (plugin, name) in enumerate(self._filters):
             try:
-                result = self._call(name, plugin.filter(dict(current)))
+                result = self._call(name, plugin.filter, dict(current))
             except _CONTAINED as error:
                 hand_on(error, FILTERS, at, current, plugin)
                 warn("filter", "filter exception", filter=name, reason=text_of(error))
                 continue
             if self._metrics is not None:
-                drive(_record_filter_metrics(self._metrics, plugin, name))
+                drive(_record_filter_metrics, self._metrics, plugin, name)
             if result is None:
                 if self._metrics is not None:
-                    drive(self._metrics.record_events_filtered(1))
+                    drive(self._metrics.record_events_filtered, 1)
                 return None
             current = result
         return current
@@ -183,7 +198,7 @@ class Stages:
         results = []
         for plugin in self._enrichers:
             try:
-                results.append(self._call(type(plugin).__name__, plugin.enrich(dict(entry))))
+                results.append(self._call(type(plugin).__name__, plugin.enrich, dict(entry)))
             except _CONTAINED as error:  # noqa: PERF203  # the error of one must not keep the next from running
                 hand_on(error, ENRICHERS, 0, entry, plugin)
                 self._skip_enricher(error)
@@ -192,7 +207,7 @@ class Stages:
             for result in results:
                 merged = _deep_merge(merged, result)
                 if self._metrics is not None:
-                    drive(self._metrics.record_event_processed())
+                    drive(self._metrics.record_event_processed)
             return merged
         except Exception as error:  # the result of one is no mapping. fapilog then drops the results of all
             hand_on(error, ENRICHERS, 0, entry)
@@ -201,7 +216,7 @@ class Stages:
 
     def _skip_enricher(self, error: BaseException) -> None:
         if self._metrics is not None and self._metrics.is_enabled:
-            drive(self._metrics.record_plugin_error(plugin_name=type(error).__name__))
+            drive(self._metrics.record_plugin_error, plugin_name=type(error).__name__)
         warn("enricher", "enrichment error", error_type=type(error).__name__, _rate_limit_key="enrich")
 
     def redact(self, entry: Entry) -> Entry:
@@ -226,7 +241,7 @@ class Stages:
                         self._url_redactor.last_redacted_count = 0
                         current, is_ours = given, True
                         continue
-                result = self._call(type(plugin).__name__, plugin.redact(given))
+                result = self._call(type(plugin).__name__, plugin.redact, given)
                 if isinstance(result, dict):
                     current, is_ours = result, is_built_in
                 if self._metrics is not None:
@@ -244,7 +259,7 @@ class Stages:
     def _redact_again(self, entry: Entry, since: int, until: int) -> Entry:
         for at in range(since, until):
             try:
-                result = drive(self._redactors[at].redact(orjson.loads(orjson.dumps(harmless(entry)))))
+                result = drive(self._redactors[at].redact, orjson.loads(orjson.dumps(harmless(entry))))
                 entry = result if isinstance(result, dict) else entry
             except _CONTAINED as error:  # noqa: PERF203  # as in `enrich`; the first failure was reported
                 hand_on(error, REDACTORS, at, entry, self._redactors[at])
@@ -252,19 +267,19 @@ class Stages:
 
     def _count_redacted(self, plugin: Any) -> None:
         if redacted := getattr(plugin, "last_redacted_count", 0):
-            drive(self._metrics.record_redacted_fields(redacted))
+            drive(self._metrics.record_redacted_fields, redacted)
         if violations := getattr(plugin, "last_policy_violations", 0):
-            drive(self._metrics.record_policy_violations(violations))
+            drive(self._metrics.record_policy_violations, violations)
 
     def _count_uncopied(self, name: str) -> None:
         """Count a redactor that was not called, because its copy could not be made, as fapilog's plugin timer does."""
-        drive(self._metrics.record_plugin_error(plugin_name=name))
-        drive(self._metrics.record_plugin_execution(plugin_name=name, duration_seconds=0.0, success=False))
+        drive(self._metrics.record_plugin_error, plugin_name=name)
+        drive(self._metrics.record_plugin_execution, plugin_name=name, duration_seconds=0.0, success=False)
 
-    def _call(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _call(self, name: str, method: _Method, entry: Entry) -> Any:
         if self._metrics is not None:
-            coroutine = _timed(self._metrics, name, coroutine)
-        return drive(coroutine)
+            return drive(_timed, self._metrics, name, method, entry)
+        return drive(method, entry)
 
 
 class Guarded:
@@ -292,14 +307,17 @@ def _finds_urls_only(redactor: object) -> bool:
 def _is_url_redactor_known() -> bool:
     try:
         source = inspect.getsource(UrlCredentialsRedactor) + repr(getattr(url_credentials, "_URL_SCHEMES", None))
-    except (OSError, TypeError, AttributeError):
+    except (OSError, TypeError, AttributeError) as error:
+        if is_interruption(error):
+            raise
         return False
     return hashlib.sha256(source.encode()).hexdigest() == _URL_REDACTOR
 
 
 def warn(component: str, message: str, **fields: Any) -> None:
-    """Report it in fapilog's diagnostics. Never raises."""
+    """Report it in fapilog's diagnostics. Raises only what a signal handler raises."""
     try:
         diagnostics.warn(component, message, **fields)
-    except Exception:
-        pass
+    except Exception as error:
+        if is_interruption(error):
+            raise

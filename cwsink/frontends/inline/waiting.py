@@ -20,6 +20,8 @@ import types
 from functools import lru_cache
 from typing import Any, Final
 
+from cwsink.interruption import is_interruption
+
 _WAITING: Final = frozenset({"GET_AWAITABLE", "GET_AITER", "GET_ANEXT"})
 # Code that names one of these needs an event loop. fapilog's thread has one; the thread that logs has none.
 _NEEDS_LOOP: Final = frozenset(
@@ -37,6 +39,8 @@ def why_it_may_wait(plugin: object, method: str) -> str | None:
     try:
         return _why(getattr(plugin, method), set())
     except Exception as error:
+        if is_interruption(error):
+            raise
         return f"its code cannot be read: {type(error).__name__}"
 
 
