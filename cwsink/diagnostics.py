@@ -132,15 +132,19 @@ def has_stderr() -> bool:
             return True
         is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
         return (is_log or stat.S_ISCHR(status.st_mode)) and not _ends_with_exec(2)
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return False
 
 
 def is_heard() -> bool:
-    """Tell whether somebody may read our stderr: it is there, and is not /dev/null. Never raises."""
+    """Tell whether somebody may read our stderr: it is there, and is not /dev/null. Raises no OSError."""
     try:
         return has_stderr() and os.fstat(2).st_rdev != os.stat(os.devnull).st_rdev
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return False
 
 

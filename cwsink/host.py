@@ -12,7 +12,6 @@ A look-up takes at most `BUDGET_SECONDS`, however slowly an answer drips. It hon
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -24,6 +23,7 @@ from typing import Final
 import msgspec
 
 from cwsink.clock import monotonic
+from cwsink.interruption import suppress
 
 # A link-local service answers in milliseconds. On a host without one, an application must not wait for it.
 BUDGET_SECONDS: Final = 1.0
@@ -64,7 +64,7 @@ def legal(text: str) -> str:
 @cache
 def boot_id() -> str:
     """Return the id of this boot of this host, which is the same in all containers. "" if it is not known."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    with suppress(OSError, UnicodeDecodeError):
         if sys.platform == "darwin":
             return _sysctl("kern.bootsessionuuid")
         with open(_BOOT_ID_FILE, "rb", buffering=0) as file:

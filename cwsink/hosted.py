@@ -15,10 +15,11 @@ A pid means another process in another namespace. From there it cannot be told, 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import Final
+
+from cwsink.interruption import suppress
 
 VARIABLE: Final = "CWSINK_HOSTED"
 
@@ -40,7 +41,7 @@ def is_hosted() -> bool:
 
 def _has_ended(host: list[str]) -> bool:
     """Tell whether the process with this pid, start and namespaces has ended. False also if that cannot be told."""
-    with contextlib.suppress(OSError, ValueError, OverflowError):  # it is another user's by now; no mark of ours
+    with suppress(OSError, ValueError, OverflowError):  # it is another user's by now; no mark of ours
         pid, start, namespaces = host
         if namespaces != _namespaces():
             return False
@@ -55,7 +56,7 @@ def _has_ended(host: list[str]) -> bool:
 
 def _state_and_start(pid: int) -> tuple[str, str]:
     """Return a process's state and when it started, in ticks since the boot; ("", "") if /proc does not tell."""
-    with contextlib.suppress(OSError, IndexError):
+    with suppress(OSError, IndexError):
         if os.readlink("/proc/self") == str(os.getpid()):  # else it is that of another namespace
             with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
                 fields = file.read().decode(errors="replace").rpartition(")")[2].split()
@@ -67,7 +68,7 @@ def _namespaces() -> str:
     """Return the namespaces in which this process sees pids and times; "" if it is not known."""
     if sys.platform != "linux":
         return "-"  # there is but one
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         names = [name for name in ("pid", "time") if name in os.listdir("/proc/self/ns")]  # old kernels have no "time"
         return "-".join(str(os.stat(f"/proc/self/ns/{name}").st_ino) for name in names)
     return ""

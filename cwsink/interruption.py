@@ -8,10 +8,11 @@ catches an Exception while a record is logged asks here, and raises what is not 
 
 from __future__ import annotations
 
+import contextlib
 from _signal import NSIG, getsignal  # type: ignore[import-not-found]  # `signal` makes an Enum of each: 0.1 ms
 from functools import partial
 from itertools import pairwise
-from types import CodeType, FrameType, FunctionType, MethodType
+from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def is_interruption(error: BaseException) -> bool:
     has called it. No other function is called with a number and the frame of its caller. But a handler may have deleted
     them (`del signum, frame  # unused`), or given their names to other values. Such a one is known by its code.
     """
-    traceback, installed = error.__traceback__, {_code_of(getsignal(number)) for number in range(1, NSIG)}
+    # The first frame is that of whoever has caught the exception. If we looked at its variables, Python would keep a
+    # copy of them with the frame: also of the exception, which keeps the frame. Whatever the frame and its callers
+    # hold, such as a descriptor, would then stay until Python looks for cycles.
+    traceback = error.__traceback__ and error.__traceback__.tb_next
+    installed = {_code_of(getsignal(number)) for number in range(1, NSIG)} if traceback else ()
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_back is not None and _is_called_with(frame, frame.f_back):
@@ -57,6 +62,18 @@ def _is_called_with(frame: FrameType, caller: FrameType) -> bool:
         rest = variables.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
         values += rest if isinstance(rest, tuple) else ()
     return any(value is caller and isinstance(number, int) for number, value in pairwise(values))
+
+
+class suppress(contextlib.suppress):  # noqa: N801  # as Python's own
+    """Suppress exceptions of these kinds, as contextlib's does, but not what a signal handler has raised.
+
+    A handler may raise one of any kind. Many raise TimeoutError, which is an OSError.
+    """
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return super().__exit__(kind, error, traceback) and error is not None and not is_interruption(error)
 
 
 def is_a(value: object, kind: type[Kind] | tuple[type[Kind], ...]) -> TypeIs[Kind]:

@@ -29,7 +29,7 @@ from cwsink.frontends.console import Console
 from cwsink.frontends.inline import seam
 from cwsink.frontends.plain import encode
 from cwsink.frontends.writer import Writer
-from cwsink.interruption import is_a
+from cwsink.interruption import is_a, is_interruption
 from cwsink.spool.ring import Append
 from cwsink.version import __version__
 
@@ -224,8 +224,9 @@ def entry_time(timestamp: object) -> int | None:
             timestamp = timestamp.timestamp()
         if is_a(timestamp, (int, float)):
             return round(timestamp * 1000)
-    except (ValueError, OverflowError, OSError):
-        pass
+    except (ValueError, OverflowError, OSError) as error:
+        if is_interruption(error):
+            raise
     return None
 
 

@@ -318,7 +318,9 @@ def _rfc3339(created: object, milliseconds: int | None = None) -> str:
         milliseconds = time_ms(created)
     try:
         return _timestamp(milliseconds)
-    except (ValueError, OverflowError, OSError):  # no calendar has it
+    except (ValueError, OverflowError, OSError) as error:  # no calendar has it
+        if is_interruption(error):
+            raise
         return _timestamp(time_ms(None))
 
 

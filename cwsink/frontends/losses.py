@@ -13,14 +13,13 @@ Each puts its refusal into a list, which needs no lock. One of them writes the l
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Final
 
 from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
 from cwsink.frontends.turn import Turn
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import page, refusals
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss, timestamp_of
@@ -122,7 +121,7 @@ class Losses:
         if self._alerts is None or self._alerts.directory is not directory:  # the spool was removed and made anew
             # Most workers never come here, so what says losses is loaded now. That may be refused: there is no
             # descriptor, the process ends, or it does not see its installation any more. Then another one says it.
-            with contextlib.suppress(ImportError, OSError):
+            with suppress(ImportError, OSError):
                 from cwsink.spool.alerts import Alerts
 
                 self._alerts = Alerts(directory)

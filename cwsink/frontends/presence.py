@@ -28,6 +28,7 @@ from cwsink.frontends import process_exit
 from cwsink.frontends.console import is_lambda
 from cwsink.frontends.starter import Starter
 from cwsink.hosted import is_hosted
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, files, leader_state, lease, sending
 from cwsink.spool import hurry as hurry_file
 from cwsink.spool.attachment import Attachment
@@ -66,7 +67,7 @@ def _keep(directory: SpoolDirectory, config: SinkConfig) -> None:
 
     `rm -r` takes a moment. The spool may be made anew in that moment, and lose its new files to the same `rm`.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         directory.keep()
         if not files.exists(directory.sending):
             sending.leave(directory, config)
@@ -95,7 +96,7 @@ def flush(
     Returns:
         False: the time is over and some are not settled, or it cannot be told, because a spool cannot be read.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         from cwsink.spool import survey  # it takes 0.1 MiB with the reader, and few wait
 
         until = monotonic() + timeout_seconds
@@ -163,7 +164,7 @@ class Presence:
             return
         self._look_at = now + _LOOK_SECONDS
         _keep(self.directory, self.config)
-        with contextlib.suppress(OSError):  # no descriptor: the next look tries again
+        with suppress(OSError):  # no descriptor: the next look tries again
             self._attachment.hold()
         if self.config.flusher == "external":
             return

@@ -17,7 +17,6 @@ Why it could not begin, it leaves in the lock's file, and the next look says so 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posix
 import re
@@ -30,7 +29,7 @@ from typing import Final
 from cwsink import host, hosted, version, words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import has_stderr, report, reset_quiet
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import descriptors, files, held_lock, leader_state, lease, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.flusher_lock import LOCK_FD, FlusherLock, Reason
@@ -128,7 +127,7 @@ class Starter:
 
         If the one that this process has started has ended already, this is its last look, and says so.
         """
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             lock = FlusherLock(self._root)
             try:
                 if not lock.try_acquire():
@@ -221,7 +220,7 @@ class Starter:
             self._left_alone.append(pid)
             return
         # The shell's end may be collected by the application (it waits for any child) or the kernel (SIGCHLD ignored).
-        with contextlib.suppress(ChildProcessError):
+        with suppress(ChildProcessError):
             if (code := os.waitstatus_to_exitcode(_wait(pid, 0)[1])) != 0:
                 raise OSError(f"{_SHELL} ended with code {code}")
 
@@ -246,7 +245,7 @@ class Starter:
 
     def _collect(self) -> None:
         for pid in list(self._left_alone):
-            with contextlib.suppress(ChildProcessError):
+            with suppress(ChildProcessError):
                 if _wait(pid, os.WNOHANG)[0] == 0:
                     continue
             self._left_alone.remove(pid)
@@ -329,7 +328,7 @@ def _search_path() -> list[str]:
     paths = []
     for each in sys.path:
         if isinstance(each, str):  # Python passes over all else
-            with contextlib.suppress(OSError):  # it is relative to a working directory that is gone
+            with suppress(OSError):  # it is relative to a working directory that is gone
                 paths.append(os.path.abspath(each))
     home = os.path.dirname(os.path.dirname(version.__file__))  # pathlib would be loaded for this alone: 10 ms
     return paths if home in paths else [*paths, home]

@@ -13,7 +13,6 @@ is /dev/null, leaves it to the others. `decide` is pure.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from typing import Final, NamedTuple
 
@@ -22,6 +21,7 @@ from msgspec.structs import replace
 from cwsink import words
 from cwsink.clock import monotonic, wall
 from cwsink.diagnostics import is_heard, report, reset_quiet
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, leader_state, lease, loss_causes, page, refusals, room, segment, told
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
@@ -128,7 +128,7 @@ class Alerts:
         if not (is_last or at_once) and self._look_at - _LOOK_SECONDS <= now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if not is_heard():
                 return
             seen, said = see(self.directory), told.read(self.directory)
@@ -186,7 +186,7 @@ def told_now(directory: SpoolDirectory) -> Told:
 
 def fate_of(directory: SpoolDirectory) -> str:
     """Return what becomes of the records of a spool: a sentence for a line about trouble. Never raises."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         said, seen = told.read(directory) or Told(), see(directory)
         if said.trouble == "losing" or Counter(seen.lost) - Counter(said.lost):
             return _NOT_SAFE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from cwsink.interruption import is_interruption
 from cwsink.spool import descriptors, files
 from cwsink.spool.directory import SpoolDirectory
 
@@ -37,7 +38,9 @@ def ask(directory: SpoolDirectory, *, tries: int = _TRIES) -> bool | None:
         return files.is_locked(directory.attached_lock, shared=True, tries=tries)
     except FileNotFoundError:
         return False
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return None
 
 

@@ -11,7 +11,6 @@ To count a large segment takes longer than an append may. So one append counts a
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from enum import Enum
@@ -21,6 +20,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.clock import monotonic
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import cursor, descriptors, disk, files, held_lock, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.eviction_count import EvictionCount
@@ -78,7 +78,7 @@ def read_evictions(directory: SpoolDirectory, *, mends: bool = False) -> Evictio
     if (found := _found(directory)) is None:
         found = Evictions(records=cursor.read(directory.cursor).ledger.evicted_reported)
         if mends:
-            with contextlib.suppress(OSError), files.opened(directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
+            with suppress(OSError), files.opened(directory.budget_lock, os.O_RDWR | os.O_CREAT) as lock:
                 if descriptors.try_lock(lock.fd, exclusive=True) and _found(directory) is None:
                     files.replace(directory.evictions, _packed(found))
     return found
@@ -93,7 +93,7 @@ def _found(directory: SpoolDirectory) -> Evictions | None:
             return Evictions()
         raise
     for body in (data[_CRC_BYTES:], data[_CRC_BYTES:].rstrip(b"\0")):  # `_overwrite` leaves zeros behind shorter totals
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             if crc32(body) == int.from_bytes(data[:_CRC_BYTES], "little"):
                 return _decode(body)
     return None
@@ -101,7 +101,7 @@ def _found(directory: SpoolDirectory) -> Evictions | None:
 
 def prepare(directory: SpoolDirectory) -> None:
     """Make what an eviction needs, while it can be made: the totals with their block, and the lock. Never raises."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         files.opened(directory.budget_lock, os.O_RDWR | os.O_CREAT).close()
         if not files.exists(directory.evictions):
             files.replace(directory.evictions, _packed(Evictions()))
@@ -164,7 +164,7 @@ class Budget:
             if usage_of(status) - status.st_size < _WORTH_TRIMMING_BYTES:
                 continue
             path = segment.path_of(self._directory.ring, number)
-            with contextlib.suppress(OSError), files.opened(path, os.O_RDWR) as file:
+            with suppress(OSError), files.opened(path, os.O_RDWR) as file:
                 # With this lock on a segment that is not the newest, nobody can append: the file is not cut.
                 if descriptors.try_lock(file.fd, exclusive=True):
                     os.ftruncate(file.fd, os.fstat(file.fd).st_size)
@@ -237,7 +237,7 @@ class Budget:
 
     def _open(self, number: int) -> descriptors.Opened | None:
         """Open a segment; None if it is gone, or is no segment. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             return segment.opened(self._directory.ring, number, os.O_RDONLY)
         return None
 
@@ -273,11 +273,13 @@ class Budget:
             if not is_void:
                 try:
                     self._write_down(evictions)
-                except OSError:  # the disk is full to the last block: the totals keep the block that they have
+                except OSError as error:  # the disk is full to the last block: the totals keep the block that they have
+                    if is_interruption(error):
+                        raise
                     self._overwrite(evictions)
             segment.remove(self._directory.ring, number)
         if self._unwritten.records or self._unwritten.refused:  # nor could they be overwritten: now there may be room
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._write_down(evictions)
         return _Fate.GONE
 
@@ -292,7 +294,7 @@ class Budget:
         This is one write into one block, so no kill divides it; a power failure may.
         """
         self._unwritten = _difference(evictions, self._written)
-        with contextlib.suppress(OSError), files.opened(self._directory.evictions, os.O_RDWR) as file:
+        with suppress(OSError), files.opened(self._directory.evictions, os.O_RDWR) as file:
             data = _packed(evictions)
             if len(data) <= _BLOCK_BYTES:
                 os.pwrite(file.fd, data.ljust(os.fstat(file.fd).st_size, b"\0"), 0)
@@ -306,7 +308,7 @@ class Budget:
         is_counted = counted.count(fd, until)
         evictions.counting = self._counting = None if is_counted else counted
         if not is_counted:
-            with contextlib.suppress(OSError):  # no space: then only this process knows how far it has counted
+            with suppress(OSError):  # no space: then only this process knows how far it has counted
                 self._write_down(evictions)
             return False
         if counted.records:

@@ -21,7 +21,6 @@ A writer reads the file when it begins and whenever it needs a segment. Whether 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated, Final
 
 import msgspec
@@ -29,6 +28,7 @@ import msgspec
 from cwsink import host
 from cwsink.config import MIN_SEGMENT_BYTES, MIN_SEGMENTS, MOST_SEGMENT_BYTES, SinkConfig
 from cwsink.diagnostics import report
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, files, segment
 from cwsink.spool.directory import SpoolDirectory
 
@@ -69,7 +69,7 @@ def of(config: SinkConfig) -> Capacity:
 
 def read(directory: SpoolDirectory) -> Capacity | None:
     """Return what holds; None if no writer has written anything down, or if the file is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with suppress(OSError, ValueError, RecursionError):
         return _decode(files.read(directory.capacity, _MOST_BYTES)[0])
     return None
 
@@ -123,7 +123,7 @@ def _larger(found: Capacity, mine: Capacity) -> Capacity:
 def _may_replace(directory: SpoolDirectory, found: Capacity, mine: Capacity) -> bool:
     """Tell whether what is pending has room in this budget; in a smaller one than before, so that much more has."""
     is_smaller = mine.spool_max_bytes < found.spool_max_bytes
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         pending_bytes = segment.pending_bytes(directory.ring, cursor.read(directory.cursor).committed())
         return pending_bytes * (1 + is_smaller) <= mine.spool_max_bytes
     return False
@@ -131,5 +131,5 @@ def _may_replace(directory: SpoolDirectory, found: Capacity, mine: Capacity) -> 
 
 def _write(directory: SpoolDirectory, found: Capacity | None, holds: Capacity) -> None:
     if found is None or any(getattr(found, name) != getattr(holds, name) for name in _NAMES):
-        with contextlib.suppress(OSError):  # no space, say: what was there goes on to hold for the others
+        with suppress(OSError):  # no space, say: what was there goes on to hold for the others
             files.replace(directory.capacity, msgspec.json.encode(holds))

@@ -38,6 +38,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.clock import monotonic
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, disk, files, held_lock
 from cwsink.spool.record import MOST, Count
 from cwsink.spool.segment import SegmentKey
@@ -200,7 +201,7 @@ class Cursor:
         Raises:
             OSError: the file cannot be written.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             is_in_place = os.path.samestat(files.seen(self._path), os.fstat(self._fd))
             if is_in_place and _best(self._fd)[0].epoch >= self._epoch and not disk.is_failing(self._fd):
                 return False  # a lower one: the slots of this epoch are lost

@@ -31,7 +31,6 @@ planted).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -42,6 +41,8 @@ from collections.abc import Callable
 from functools import partial
 from threading import RLock
 from typing import Final
+
+from cwsink.interruption import is_interruption, suppress
 
 FILE_MODE: Final = 0o600
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -71,7 +72,7 @@ _is_becoming = False
 
 def _page_wiped_on_fork() -> mmap.mmap | bytes:
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             page.madvise(_MADV_WIPEONFORK)
             page[0] = 1
@@ -105,7 +106,7 @@ def become_child() -> None:
             finally:
                 _is_becoming = False
     finally:
-        with contextlib.suppress(RuntimeError):
+        with suppress(RuntimeError):
             _becoming.release()
 
 
@@ -133,14 +134,14 @@ def release(fd: int, owner_incarnation: int, file: tuple[int, int] | None = None
     try:
         del _open[fd]
         os.close(fd)
-    except (KeyError, OSError):  # KeyError: another thread closes it, or a fork has cleared it: we are the child
-        pass
-    except BaseException:  # a signal handler has raised between the two
-        if fd not in _open and is_same(fd, known):
+    except BaseException as error:
+        if isinstance(error, (KeyError, OSError)) and not is_interruption(error):
+            return  # KeyError: another thread closes it, or a fork has cleared it: we are the child
+        if fd not in _open and is_same(fd, known):  # a signal handler has raised between the two
             os.close(fd)
         raise
     finally:
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             _closing.remove(mine)
 
 
@@ -187,8 +188,8 @@ class Opened:
                 self.fds.extend(map(fcntl.fcntl, (self.fd,), (fcntl.F_DUPFD_CLOEXEC,), (number,)))
                 if self.fds[-1] < number:  # no kernel answers so, but a fake file system for tests does
                     raise OSError(errno.ENOSYS, f"fcntl() has made the descriptor {self.fds.pop()}")
-            except OSError:  # EINVAL: the limit is lower. EMFILE: all numbers from there on are taken
-                if number == _AFTER_STDERR:
+            except OSError as error:  # EINVAL: the limit is lower. EMFILE: all numbers from there on are taken
+                if number == _AFTER_STDERR or is_interruption(error):
                     raise
                 number = max(_AFTER_STDERR, number // 2)
                 continue
@@ -240,7 +241,7 @@ def opened(path: str, flags: int, dir_fd: int | None = None) -> Opened:
         file.open(path, flags, dir_fd)
         return file
     finally:
-        with contextlib.suppress(ValueError):  # a fork has cleared the list: we are the child
+        with suppress(ValueError):  # a fork has cleared the list: we are the child
             _opening.remove((path, dir_fd))
 
 
@@ -284,7 +285,7 @@ def _start_anew() -> None:
     global _incarnation
     _incarnation += 1
     for fd in [*(fd for fd, file in _open.items() if is_same(fd, file)), *_unrecorded()]:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.close(fd)
     _open.clear()
     _opening.clear()
@@ -299,7 +300,7 @@ def _unrecorded() -> list[int]:
     """Return the descriptors that another thread of the parent was just opening or closing at the fork."""
     found = []
     for path, dir_fd in set(_opening):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             wanted = file_of(os.stat(path, dir_fd=dir_fd, follow_symlinks=False))
             found += [int(name) for name in os.listdir("/dev/fd") if is_same(int(name), wanted)]
     # The file is compared, too: if the other thread had closed it before the fork, the number may be another file's.
@@ -311,7 +312,9 @@ def is_same(fd: int, file: tuple[int, int]) -> bool:
     """Tell whether a descriptor is open, and is that file's (`file_of`)."""
     try:
         return file_of(os.fstat(fd)) == file
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return False
 
 

@@ -6,7 +6,6 @@ Which directory is the root, and whether it may be trusted: cwsink.spool.root.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -24,6 +23,7 @@ from cwsink import host, target, words
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import SpoolAccessError, SpoolError, SpoolFormatError, UnsafeFilesystemError
+from cwsink.interruption import is_interruption, suppress
 from cwsink.printable import escape_in_json
 from cwsink.spool import disk, files, host_names, open_directory
 from cwsink.spool.record import Count
@@ -91,6 +91,8 @@ class SpoolDirectory:
         try:
             return _read_format(self.path) == self.format
         except OSError as error:  # SpoolError is one too
+            if is_interruption(error):
+                raise
             return disk.is_unreadable(error)
 
     def keep(self) -> None:
@@ -218,6 +220,8 @@ def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirector
     except SpoolError:
         raise
     except OSError as error:
+        if is_interruption(error):
+            raise
         limit = disk.limit_of(error)
         remedy = "Raise it" if limit else f"Name a writable local directory (spool_directory or {ROOT_VARIABLE})"
         raise SpoolAccessError(
@@ -230,6 +234,8 @@ def _status_of(path: str) -> os.stat_result:
     try:
         status = files.seen(path)
     except OSError as error:
+        if is_interruption(error):
+            raise
         raise SpoolAccessError(f"cannot open the spool {path}: {error.strerror}.", path) from error
     if not stat.S_ISDIR(status.st_mode):
         raise SpoolAccessError(f"{path} is not a directory (a symbolic link is not followed).", path)
@@ -261,7 +267,7 @@ def filesystem_at(path: str) -> str:
     """Return the type of the file system that a path lies on; "" if that cannot be told here."""
     if sys.platform == "linux":
         mounts = "/proc/self/mountinfo"
-        with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+        with suppress(OSError), open(mounts, encoding="utf-8", errors="surrogateescape") as file:
             return filesystem_of(os.path.realpath(path), file.read())
     return ""
 
@@ -306,7 +312,7 @@ def _adopt_or_write_format(path: str, wanted: SpoolFormat) -> SpoolFormat:
 def _set_aside(path: str) -> str:
     """Rename FORMAT, unless another process was first. Returns its new name. Raises OSError."""
     aside = "FORMAT.damaged"
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         try:
             files.rename(f"{path}/FORMAT", f"{path}/{aside}")
         except OSError as error:

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cwsink.clock import monotonic
+from cwsink.interruption import suppress
 
 _SPACE: Final = struct.Struct("hhqqiI4i")
 """The ioctls' struct space_resv: kind (unused), whence, start, length in bytes, three fields that are unused."""
@@ -121,7 +122,7 @@ def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0)
             if asked > page_bytes:
                 is_whole = False
                 continue
-            with contextlib.suppress(OSError):  # no Linux, or no /proc
+            with suppress(OSError):  # no Linux, or no /proc
                 error.filename = os.readlink(f"/proc/self/fd/{fd}")
             if patience_seconds and _at_once.paths is not None:
                 _at_once.paths.add(error.filename or "a file of the spool")

@@ -14,13 +14,14 @@ beside the old one, makes sure that all of it is there, and renames it: a reader
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import Final
 
+from cwsink.interruption import suppress
 from cwsink.spool import open_directory
 from cwsink.spool.descriptors import Opened
 from cwsink.spool.open_directory import TEMPORARY_SUFFIX, OpenDirectory
@@ -120,7 +121,7 @@ def create(path: str, data: bytes, *, is_durable: bool = False) -> None:
     with held, held.prepared(name, data) as (file, temporary):
         if is_durable:
             os.fsync(file.fd)
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             held.link(temporary, name)
 
 
@@ -135,7 +136,7 @@ def written_at_ns(*paths: str) -> int:
     """Return when one of these files was written last, in ns since 1970; 0 if none is there, or can be looked at."""
     times = [0]
     for path in paths:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             times.append(status(path).st_mtime_ns)
     return max(times)
 
@@ -177,10 +178,10 @@ def sync_directory(path: str) -> None:
 def remove_stale_temporaries(path: str) -> None:
     """Remove temporary files that are a minute old: the processes that made them were killed. Never raises."""
     oldest = time.time() - _STALE_SECONDS
-    with contextlib.suppress(OSError), open_directory.at(path) as held:
+    with suppress(OSError), open_directory.at(path) as held:
         for name in held.names():
             if name.endswith(TEMPORARY_SUFFIX):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     if held.status(name).st_mtime < oldest:
                         held.remove(name)
 
@@ -195,12 +196,17 @@ def seen(path: str) -> os.stat_result:
 
 def exists(path: str) -> bool:
     """Tell whether something has this path now."""
-    return os.path.lexists(path)
+    with suppress(OSError, ValueError):  # as `os.path.lexists`, which would suppress what a signal handler raises
+        seen(path)
+        return True
+    return False
 
 
 def is_link(path: str) -> bool:
-    """Tell whether a symbolic link has this path now. Never raises."""
-    return os.path.islink(path)
+    """Tell whether a symbolic link has this path now. Raises no OSError."""
+    with suppress(OSError, ValueError):
+        return stat.S_ISLNK(seen(path).st_mode)
+    return False
 
 
 def is_named(path: str, status: os.stat_result) -> bool:

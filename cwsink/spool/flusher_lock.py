@@ -28,6 +28,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, files, open_directory
 
 # The writer that starts the guard hands over its lock, by `posix_spawn`, as this descriptor.
@@ -108,18 +109,18 @@ class FlusherLock:
 
     def give_up(self) -> None:
         """Free the lock, also for all processes that share the descriptor."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def leave_word(self, why: str) -> None:
         """Write down why no flusher could begin, for the process that looks next; "" for nothing. Never raises."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.ftruncate(self.fd, 0)
             os.pwrite(self.fd, why.encode("utf-8", "backslashreplace")[:_MOST_BYTES], 0)
 
     def word(self) -> str:
         """Return why the last flusher could not begin; "" if it has not said that. Never raises."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             return os.pread(self.fd, _MOST_BYTES, 0).decode("utf-8", "replace").strip()
         return ""
 
@@ -134,7 +135,7 @@ class FlusherLock:
 
 def is_taken(root: str, *, owner: int | None = None) -> bool:
     """Tell whether a flusher that was started by a writer lives, or is just starting. `owner`: see `path_of`."""
-    with contextlib.suppress(OSError), open_directory.root(root, owner) as held:
+    with suppress(OSError), open_directory.root(root, owner) as held:
         return held.is_locked(os.path.basename(path_of(root, owner=owner)))
     return False
 
@@ -155,7 +156,7 @@ def challenging(root: str, reason: Reason, leader: int) -> Iterator[bool]:
 
 def challenge(root: str) -> Challenge | None:
     """Return why another process wants to take over from this one; None if none does."""
-    with contextlib.suppress(OSError, ValueError), open_directory.root(root) as held:
+    with suppress(OSError, ValueError), open_directory.root(root) as held:
         if held.is_locked(_next()):
             found = msgspec.json.decode(held.read(_next(), _MOST_BYTES)[0], type=Challenge)
             return found if found.leader in (0, os.getpid()) else None

@@ -10,10 +10,10 @@ follower notices, and says how many it has missed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, frame, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.open_segment import OpenSegment
@@ -71,7 +71,7 @@ class Follower:
                 continue
             if self._newest and number > self._newest + 1:
                 self._missed(number - self._newest - 1)
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 if (opened := OpenSegment.at(self.directory.ring, number, os.O_RDONLY)) is not None:
                     self._open[number] = opened
             self._newest = max(self._newest, number)

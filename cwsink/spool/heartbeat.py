@@ -20,13 +20,13 @@ If two leaders send after all, the epoch in the cursor stops the first one (cwsi
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Final, NamedTuple
 
 import msgspec
 
 from cwsink import host
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 
@@ -67,7 +67,7 @@ class Heartbeat:
         self._beaten_at, self._is_written = time.monotonic(), False
         if not (boot_id := host.boot_id()):
             return
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             try:
                 files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
                 self._is_written = True
@@ -78,7 +78,7 @@ class Heartbeat:
         """Touch the mark if `BEAT_SECONDS` have passed. Never raises."""
         if time.monotonic() - self._beaten_at >= BEAT_SECONDS:
             self._beaten_at = time.monotonic()
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if self._is_written and files.exists(self._path):
                     files.touch(self._path)
                 else:
@@ -88,7 +88,7 @@ class Heartbeat:
         """Remove the mark if it is still this host's, so that a leader on the next host need not wait."""
         found = _read(self._path)
         if found is None or found[0].boot_id == host.boot_id():  # None: the disk was full
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 files.remove(self._path)
 
 
@@ -113,7 +113,7 @@ def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhe
 
 def _now(touch: str | None) -> float:
     if touch is not None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             files.touch(touch)
             return files.status(touch).st_mtime
     return time.time()
@@ -124,5 +124,7 @@ def _read(path: str) -> tuple[Mark, float] | None:
     try:
         data, status = files.read(path, _MOST_BYTES)
         return msgspec.json.decode(data, type=Mark), status.st_mtime
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError) as error:
+        if is_interruption(error):
+            raise
         return None

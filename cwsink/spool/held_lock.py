@@ -7,12 +7,12 @@ somebody has to know why nothing is delivered, or why records are refused: one l
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Final
 
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report
+from cwsink.interruption import suppress
 from cwsink.spool import files
 
 # Whoever of ours has such a lock needs it for milliseconds.
@@ -53,7 +53,7 @@ def holder(path: str) -> frozenset[str]:
     Empty if nobody has, or if the kernel does not say: the process is in a container that we cannot look into, or has
     ended and left the lock to a child, or this is no Linux.
     """
-    with contextlib.suppress(OSError, IndexError):
+    with suppress(OSError, IndexError):
         status = files.status(path)
         file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         with open("/proc/locks", encoding="ascii") as locks:

@@ -29,6 +29,7 @@ from typing import Final, NamedTuple
 
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
+from cwsink.interruption import suppress
 from cwsink.spool import disk, files, open_directory, segment
 from cwsink.spool.budget import usage_of, used_bytes
 from cwsink.spool.descriptors import Opened
@@ -100,7 +101,7 @@ class History:
         Returns:
             False if another segment of this number is here. If the disk is full, the copy is shorter.
         """
-        with contextlib.suppress(OSError), open_directory.at(self._directory.path) as spool:
+        with suppress(OSError), open_directory.at(self._directory.path) as spool:
             spool.make_directory(HISTORY)
             with spool.within(HISTORY) as held, held.opened(segment.name_of(opened.key.number), _TO_COPY) as file:
                 at = os.fstat(file.fd).st_size
@@ -138,7 +139,7 @@ class History:
             if error.errno not in disk.NO_ROOM or not give_way(self._directory):
                 self._say_not_noted(error)
                 return
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.write(file.fd, line)
 
     def _say_not_noted(self, error: OSError) -> None:
@@ -151,7 +152,7 @@ class History:
         if now < self._prune_at:
             return
         self._prune_at = now + _PRUNE_SECONDS
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             held = kept(self._directory)
             excess = sum(each.used_bytes for each in held) - self._most_bytes
             excess = max(excess, self._missing_bytes()) if held else 0
@@ -178,12 +179,12 @@ def of(directory: SpoolDirectory, config: SinkConfig) -> History | None:
 def kept(directory: SpoolDirectory) -> list[Kept]:
     """Return what the history holds, oldest first; not the notes on what is still in the ring. Raises OSError."""
     found: dict[int, Kept] = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_directory.at(directory.history) as held:
+    with suppress(FileNotFoundError, NotADirectoryError), open_directory.at(directory.history) as held:
         in_ring = set(segment.numbers(directory.ring))
         for name in held.names():
             if (match := _NAME.fullmatch(name)) is None or int(match[1]) in in_ring:
                 continue
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 status, number = held.status(name), int(match[1])
                 # A rename sets this time of a segment, and a line that of a journal. Nothing else does.
                 _, size, since = found.get(number, (number, 0, 0.0))
@@ -194,7 +195,7 @@ def kept(directory: SpoolDirectory) -> list[Kept]:
 def give_way(directory: SpoolDirectory, size_bytes: int = 0) -> bool:
     """Remove the oldest of the history, because the disk is full. Tell whether there was any. Never raises."""
     size_bytes, freed = max(size_bytes, _LEAST_FREED_BYTES), 0
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for each in kept(directory):
             if freed >= size_bytes:
                 break
@@ -206,17 +207,17 @@ def give_way(directory: SpoolDirectory, size_bytes: int = 0) -> bool:
 def _remove(directory: SpoolDirectory, number: int) -> None:
     """Remove what is kept of a segment, its notes last. Raises OSError."""
     for name in (segment.name_of(number), f"{number:010d}.jsonl"):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             files.remove(f"{directory.history}/{name}")
 
 
 def lines(directory: SpoolDirectory) -> Iterator[bytes]:
     """Yield the lines of all journals, oldest segment first. Raises OSError."""
     names: list[str] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_directory.at(directory.history) as held:
+    with suppress(FileNotFoundError, NotADirectoryError), open_directory.at(directory.history) as held:
         names = held.names()
     for number in sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match and match[2] == "jsonl"):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             yield from files.lines(f"{directory.history}/{number:010d}.jsonl", _MOST_JOURNAL_BYTES)
 
 
@@ -233,7 +234,7 @@ def opened(directory: SpoolDirectory, number: int) -> Iterator[OpenSegment]:
     found = []
     try:
         for place in (directory.ring, directory.history):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 if (each := OpenSegment.at(place, number, os.O_RDONLY)) is not None:
                     found.append(each)
         if len(found) == 2 and found[0].key == found[1].key:

@@ -24,6 +24,7 @@ import msgspec
 
 from cwsink import host
 from cwsink.clock import monotonic
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import descriptors, open_directory
 from cwsink.spool.open_directory import OpenDirectory
 
@@ -60,7 +61,9 @@ def look_up(root: str, name: str, env: Mapping[str, str]) -> str | None:
                 known.names[asked] = _ask(name, env)
                 held.replace(f"{ours}.json", msgspec.json.encode(known))
             return known.names[asked]
-    except OSError:  # no root, no space: what is wrong with it is told when the spool is made
+    except OSError as error:  # no root, no space: what is wrong with it is told when the spool is made
+        if is_interruption(error):
+            raise
         return host.look_up(name, env)
 
 
@@ -75,7 +78,7 @@ def _ask(name: str, env: Mapping[str, str]) -> str | None:
 
 
 def _read(root: OpenDirectory, name: str) -> Names:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with suppress(OSError, ValueError, RecursionError):
         found = msgspec.json.decode(root.read(name, _MOST_BYTES)[0], type=Names)
         if found.boot_id == host.boot_id():
             return found

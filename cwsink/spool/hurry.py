@@ -10,10 +10,10 @@ at that terminal. So the process leaves a word in this file, and the flusher tha
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import files
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _WORD: Final = b"told"
 
 def ask(directory: SpoolDirectory) -> None:
     """Have the leader send what is there now. Never raises: on an error it is sent a little later."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         files.touch(directory.hurry, make=True)
 
 
@@ -43,13 +43,15 @@ def has_word(spool: str) -> bool:
     """Tell whether a process has said on stderr that records are left in the spool at this path."""
     try:
         return files.status(f"{spool}/hurry").st_size > 0
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return False
 
 
 def _write(directory: SpoolDirectory, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with contextlib.suppress(OSError), files.opened(directory.hurry, flags) as file:
+    with suppress(OSError), files.opened(directory.hurry, flags) as file:
         os.write(file.fd, data)
 
 

@@ -13,7 +13,6 @@ in place if it cannot be replaced. A reader that comes in the middle of that fin
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -23,6 +22,7 @@ from typing import Final, Literal
 import msgspec
 
 from cwsink import host
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import files, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Seconds
@@ -128,7 +128,7 @@ _decode: Final = msgspec.json.Decoder(Published).decode
 
 def prepare(directory: SpoolDirectory) -> None:
     """Make the file with a block, and nothing in it, if it is not there. Never raises."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if not files.exists(directory.leader_state):
             files.create(directory.leader_state, bytes(_RESERVED_BYTES))
 
@@ -155,7 +155,9 @@ def _read(directory: SpoolDirectory) -> tuple[Published | None, float]:
     try:
         content, status = files.read(directory.leader_state, _MOST_BYTES)
         return _decode(content), time.time() - status.st_mtime
-    except (OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # a damaged file may not even be UTF-8
+        if is_interruption(error):
+            raise
         return None, math.inf
 
 
@@ -268,7 +270,7 @@ class LeaderState:
     def synced(self) -> None:
         """Note that the spool was made durable, and touch the file: writers look at its time (`is_synced`)."""
         self._set_syncs(True)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             files.touch(self._path)
 
     def not_synced(self) -> None:
@@ -294,7 +296,7 @@ class LeaderState:
         is_stale = self._now.state != "idle" and time.monotonic() - self._written_at >= ALIVE_SECONDS
         if self._now != self._published or is_stale:
             now, data = msgspec.structs.replace(self._now), msgspec.json.encode(self._now)
-            with contextlib.suppress(OSError):  # it is tried again in `PUBLISH_SECONDS`
+            with suppress(OSError):  # it is tried again in `PUBLISH_SECONDS`
                 try:
                     files.replace(self._path, data)
                 except OSError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Final, NamedTuple
 
 import msgspec
 
 from cwsink.clock import wall
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, files, flusher_lock, leader_state, lease, sending
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Published
@@ -70,7 +70,7 @@ def is_stopped(leader: Leader, directory: SpoolDirectory) -> bool:
 
     A pid alone proves nothing, because it may be one of another container. Where there is no /proc, this is False.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return _stands_with(str(leader.pid), files.status(directory.leader_lock))
     return False
 
@@ -81,7 +81,7 @@ def stopped_flusher(directory: SpoolDirectory) -> int | None:
     It is a guard or a flusher. While it has the lock, no writer starts another flusher. The kernel names the writer
     that took the lock and handed it over, so we look at what each process has open. Never raises.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         owner = files.seen(directory.path).st_uid
         if flusher_lock.is_taken(directory.root, owner=owner):
             lock = os.stat(flusher_lock.path_of(directory.root, owner=owner), follow_symlinks=False)
@@ -92,13 +92,13 @@ def stopped_flusher(directory: SpoolDirectory) -> int | None:
 def _stands_with(pid: str, lock: os.stat_result) -> bool:
     """Tell whether a process is stopped, and has this file open. False if it is gone, or may not be looked into."""
     process = f"/proc/{pid}"
-    with contextlib.suppress(OSError, IndexError):
+    with suppress(OSError, IndexError):
         with open(f"{process}/stat", "rb", buffering=0) as file:
             state = file.read().rpartition(b")")[2].split()[0]
         if state not in b"Tt":
             return False
         for fd in os.listdir(f"{process}/fd"):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 if os.path.samestat(os.stat(f"{process}/fd/{fd}"), lock):
                     return True
     return False
@@ -110,7 +110,7 @@ def standstill(directory: SpoolDirectory) -> Standstill | None:
     A leader touches leader.host even while nothing is logged, but not in a request. The wall clock tells how long ago
     that was. So the leader of a host that was suspended may look silent: a person should look before he ends it.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         leader = leader_of(directory)
         if leader is None or leader.pid == os.getpid():  # whoever asks moves
             return None

@@ -17,13 +17,13 @@ asks the kernel by `flock` (`is_taken`), in a tenth of the time.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Final
 
 from cwsink import host
 from cwsink.clock import wall
 from cwsink.diagnostics import report
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import cursor, descriptors, files, heartbeat, held_lock, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
 
@@ -109,7 +109,7 @@ class Lease:
             if self.is_held():
                 self._heartbeat.end()
             self._pid = 0
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._lock.release(force=True)
 
 
@@ -119,7 +119,7 @@ def challenge(directory: SpoolDirectory) -> None:
     This touches `leader.next`. A lock would say for how long a process stands, but it would take a descriptor for each
     spool, and the leader need not know: if nobody takes the lease that it has given up, it takes that again.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         files.touch(directory.leader_next, make=True)
 
 
@@ -136,7 +136,9 @@ def is_taken(directory: SpoolDirectory) -> bool:
     """
     try:
         return files.is_locked(directory.leader_lock)
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return False
 
 
@@ -152,7 +154,7 @@ def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:
         request_seconds: how long a request may take.
     """
     # No descriptor may be left, or a file cannot be read: then it is not known, and the next look tells.
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         silence = _silences.setdefault(directory.path, held_lock.Obstruction())
         seen_at = files.written_at_ns(directory.leader_host, directory.cursor, directory.leader_state)
         patience = _patience(directory, wall() - seen_at / 1e9, request_seconds)
@@ -194,7 +196,7 @@ def _has_stranger(directory: SpoolDirectory) -> bool:
 
 
 def _has_pending(directory: SpoolDirectory) -> bool:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return segment.has_pending(directory.ring, cursor.read(directory.cursor).committed())
     return False
 

@@ -11,13 +11,13 @@ it has taken letters out of their file.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from cwsink.interruption import suppress
 from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count
@@ -59,7 +59,7 @@ def there(directory: SpoolDirectory) -> tuple[dict[str, int], int]:
     found, dropped = Counter[str](), 0
     for path in (f"{directory.dead_letters}.1", directory.dead_letters):
         for line in files.lines(path, _MOST_LETTER_BYTES):
-            with contextlib.suppress(ValueError, RecursionError):
+            with suppress(ValueError, RecursionError):
                 each = _line_of(line)
                 if each.reason and (each.reason in found or len(found) < _MOST_REASONS):
                     found[each.reason] += 1
@@ -69,7 +69,7 @@ def there(directory: SpoolDirectory) -> tuple[dict[str, int], int]:
 
 def read(directory: SpoolDirectory) -> Done:
     """Return the counts; zero if there is no such file, or if it is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with suppress(OSError, ValueError, RecursionError):
         return msgspec.json.decode(files.read(directory.letters, _MOST_BYTES)[0], type=Done)
     return Done()
 

@@ -34,6 +34,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, disk
 from cwsink.spool.descriptors import Opened
 from cwsink.spool.root import make_directory
@@ -164,7 +165,7 @@ class OpenDirectory:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 yield file, temporary
         finally:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.remove(temporary)
 
     def remove(self, name: str) -> None:
@@ -246,7 +247,7 @@ def staying_in(spool: str) -> Iterator[None]:
     held = _Staying(spool, spool, owner)
     opened = {spool: held}
     try:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             opened[f"{spool}/{RING}"] = _Staying(f"{spool}/{RING}", RING, owner, dir_fd=held.fd)
         _stays.by_path = opened
         yield

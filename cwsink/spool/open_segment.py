@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, disk, frame, segment
 from cwsink.spool.frame import Damage, DamageKind, Frame
 from cwsink.spool.record import MAX_PAYLOAD_BYTES
@@ -172,7 +172,7 @@ class OpenSegment:
         if page_end > self._hollowed_to:
             if save:
                 save(self, end)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 disk.punch_hole(self.fd, self._hollowed_to, page_end)
             self._hollowed_to = page_end
 

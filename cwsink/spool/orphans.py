@@ -15,6 +15,7 @@ import os
 import time
 from typing import Final
 
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, disk, heartbeat, lease, segment, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
@@ -63,7 +64,7 @@ def give_back(directory: SpoolDirectory) -> None:
     writer has the segment open, or opens it now, its lock keeps us out.
     """
     claim = lease.Lease(directory)
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+    with contextlib.ExitStack() as stack, suppress(OSError):
         if not claim.try_acquire():
             return
         stack.callback(claim.release)

@@ -14,7 +14,6 @@ offset  size  field          little-endian
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from struct import Struct
 from typing import Final, TypeVar
@@ -22,6 +21,7 @@ from zlib import crc32
 
 import msgspec
 
+from cwsink.interruption import suppress
 from cwsink.spool import files
 
 PAGE_BYTES: Final = 4096
@@ -34,7 +34,7 @@ _Content = TypeVar("_Content")
 
 def prepare(path: str, content: Callable[[], object]) -> None:
     """Make a page if it is not there. Never raises: on a full disk the next one who needs it tries again."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if not files.exists(path):
             files.create(path, packed(content()))
 
@@ -54,6 +54,6 @@ def unpacked(page: bytes, decode: Callable[[bytes], _Content]) -> _Content | Non
     end = _HEADER.size + length
     if end > len(page) or crc32(page[_CHECKED_FROM:end]) != crc:
         return None
-    with contextlib.suppress(ValueError):  # msgspec's errors are of that kind, and so is UnicodeDecodeError
+    with suppress(ValueError):  # msgspec's errors are of that kind, and so is UnicodeDecodeError
         return decode(page[_HEADER.size : end])
     return None

@@ -8,12 +8,12 @@ appended less than 10,000 records after one that is newer.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from cwsink.interruption import suppress
 from cwsink.spool import files, frame, history, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
@@ -31,7 +31,7 @@ def between(directory: SpoolDirectory, since_ms: int, until_ms: int) -> Iterator
 
 def _appended(directory: SpoolDirectory, since_ms: int) -> Iterator[Event]:
     for number in history.segments(directory):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             status = files.status(segment.path_of(directory.history, number))
             if status.st_mtime * 1000 < since_ms - _AHEAD_MS:
                 continue  # nothing was appended to it since then

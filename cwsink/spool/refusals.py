@@ -15,7 +15,6 @@ The totals only grow. The ledger in the cursor says how much of them the stream 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import Counter, deque
@@ -25,6 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from cwsink.clock import monotonic
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, descriptors, disk, files, page
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.directory import SpoolDirectory
@@ -71,7 +71,7 @@ def read(directory: SpoolDirectory, *, mends: bool = False) -> dict[str, Refused
             break  # to ask a bad sector again may take seconds
     found = _told(directory)
     if mends:
-        with contextlib.suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
+        with suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
             if descriptors.try_lock(file.fd, exclusive=True) and _read(file.fd) is None:
                 files.replace(directory.refusals, page.packed(found))
     return found
@@ -95,7 +95,7 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     A signal handler may raise after any call. So the write and the removal are one step of C code: no loss is counted
     twice, and none is forgotten.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         page.prepare(directory.refusals, dict)
         with files.opened(directory.refusals, os.O_RDWR) as file:
             # A leader may have written it anew while we waited. Then nobody reads what we have open.
@@ -115,7 +115,7 @@ def were_told(directory: SpoolDirectory, told: dict[str, Refused]) -> None:
 
     Never raises, and does not wait: if a writer is counting at this moment, the next notice begins too early.
     """
-    with contextlib.suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
+    with suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
         if descriptors.try_lock(file.fd, exclusive=True) and (totals := _read(file.fd)):
             for reason, known in totals.items():
                 if (before := told.get(reason)) is not None and known.first_ms == before.first_ms:

@@ -8,12 +8,12 @@ never been there: the records are in the segments. What is only closed is opened
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable
 
 from cwsink.diagnostics import report
+from cwsink.interruption import suppress
 from cwsink.spool import open_directory
 from cwsink.spool.descriptors import FILE_MODE
 from cwsink.spool.open_directory import HISTORY, RING, OpenDirectory
@@ -37,7 +37,7 @@ def put_in_order(path: str) -> None:
 
 
 def _put_in_order(held: OpenDirectory, name: str, is_right: Callable[[int], bool], mode: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         status = held.status(name)
         if not is_right(status.st_mode) or status.st_uid != os.geteuid():
             aside = f"{name}.damaged.{os.urandom(4).hex()}"

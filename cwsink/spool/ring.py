@@ -26,7 +26,6 @@ and writes the record once more (`retry`). If that fails too, the record is refu
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from enum import Enum
@@ -36,6 +35,7 @@ from typing import Final
 
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, disk, files, frame, open_directory, segment
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory
@@ -232,7 +232,7 @@ class Ring:
         """
         if (attached := self.attached) is None:
             return []
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if (status := attached.status()) is None:
                 return []  # somebody has closed it, and its number may be another file's
             data = os.pread(attached.fd, max(0, status.st_size - attached.saved_from), attached.saved_from)
@@ -318,7 +318,8 @@ class Ring:
                 return None if following is None else self._swap(following)
             if files.exists(segment.path_of(self._directory.ring, attached.key.number + 1)):
                 return self._swap(self._rotation.follow(attached))
-        except OSError:
+        except OSError as error:
+            code_of(error)  # it raises what is a signal handler's
             # No descriptor, no space for another file: this segment may have room all the same.
             if is_cut or not (self._rotation.may_grow(attached) or self._rotation.may_outgrow(attached)):
                 raise
@@ -343,7 +344,7 @@ class Ring:
             self.is_removed = not (self._directory.is_present() and files.exists(self._directory.ring))
             return Append.GONE
         finally:
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 self._opening.remove(me)
 
     def _swap(self, attached: AttachedSegment) -> AttachedSegment:
@@ -367,7 +368,7 @@ class Ring:
         attached = self.attached
         if attached is None:
             return code == errno.EBADF  # another thread has noticed it before us
-        try:
+        with suppress(OSError):
             if code == errno.EBADF or (status := attached.status()) is None:
                 self._abandon(attached)
                 return True
@@ -381,8 +382,7 @@ class Ring:
             needed = segment.HEADER_BYTES + frame.HEADER_BYTES + length
             attached.is_full = is_stuck and status.st_size >= needed
             return attached.is_full
-        except OSError:
-            return False
+        return False
 
     def _not_written(self, code: int | None) -> Append:
         """Turn an I/O error into an answer. The next append checks again, because the cause may be gone by then."""

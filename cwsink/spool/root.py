@@ -13,7 +13,6 @@ one: it is made for this user alone.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import stat
@@ -21,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from cwsink.errors import SpoolAccessError
+from cwsink.interruption import is_interruption, suppress
 
 DIRECTORY_MODE: Final = 0o700
 ROOT_VARIABLE: Final = "CWSINK_SPOOL_DIRECTORY"
@@ -66,7 +66,7 @@ def default_root(env: Mapping[str, str]) -> str:
 
 def make_directory(path: str, dir_fd: int | None = None) -> None:
     """Make a directory that only its owner may enter, if there is none; the path begins at `dir_fd`. Raises OSError."""
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         os.mkdir(path, DIRECTORY_MODE, dir_fd=dir_fd)
         # Under a umask such as 0177 even its owner could not enter. Only then the mode is changed: that goes by name.
         if os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode & DIRECTORY_MODE != DIRECTORY_MODE:
@@ -80,7 +80,7 @@ def directories(path: str) -> list[str]:
 
 def closed_spools(root: str) -> dict[str, str]:
     """Return the spools below a root that this user may not look into, as far as their names tell, and why."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         closed = [path for path in directories(root) if not os.access(path, os.R_OK | os.X_OK)]
         return {path: CLOSED for path in closed if re.fullmatch(_SPOOL_NAME, os.path.basename(path), re.DOTALL)}
     return {}
@@ -124,6 +124,8 @@ def _why_unusable(root: str) -> str | None:
         _make(root)
         return why_untrusted(root)
     except OSError as error:
+        if is_interruption(error):
+            raise
         return f"{error.strerror}".lower()
 
 

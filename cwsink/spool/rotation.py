@@ -10,13 +10,13 @@ process that may not make large files (RLIMIT_FSIZE) makes segments that it can 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Mapping
 from typing import Final
 
 from cwsink.config import MIN_SEGMENT_BYTES
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import capacity, cursor, descriptors, disk, files, leader_state, open_directory, segment
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
@@ -73,7 +73,7 @@ class Rotation:
         attached = segment.attach_newest(self._directory.ring)
         if attached is None:
             # The records will need the disk, and a leader needs a cursor to free any of it: reserve that before.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 cursor.opened(self._directory.cursor).close()
             prepare_evictions(self._directory)
             leader_state.prepare(self._directory)
@@ -82,6 +82,8 @@ class Rotation:
         try:
             state = cursor.read(self._directory.cursor)
         except OSError as error:
+            if is_interruption(error):
+                raise
             is_settled_known = not disk.is_unreadable(error)
         committed = state.committed()
         unsettled_bytes = attached.end_seen - committed.get(attached.key, 0)
@@ -218,7 +220,9 @@ class Rotation:
             return False
         try:
             from cwsink.spool import history  # here, because few workers ever see a full disk
-        except (ImportError, OSError):  # the process ends, or does not see its installation any more
+        except (ImportError, OSError) as error:  # the process ends, or does not see its installation any more
+            if is_interruption(error):
+                raise
             return False
         return history.give_way(self._directory, need_bytes)
 
@@ -231,7 +235,7 @@ class Rotation:
         self.may_evict = holds.may_evict and not self._is_guest
         self._budget.most_bytes = holds.spool_max_bytes
         sizes = [holds.segment_bytes]
-        with contextlib.suppress(OSError), open_directory.at(self._directory.ring) as held:
+        with suppress(OSError), open_directory.at(self._directory.ring) as held:
             if (free := disk.free_bytes(held.fd)) is not None:
                 sizes.append((free + used_bytes(self._directory.ring)) // _LEAST_SEGMENTS_ON_A_DISK)
         # Not of the limit below: it may be lifted while there is no descriptor, and so no way to look here again.
@@ -257,7 +261,7 @@ class Rotation:
         if usage_of(status) - status.st_size <= self.segment_bytes:
             return
         if descriptors.try_lock(attached.fd, exclusive=True):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.ftruncate(attached.fd, os.fstat(attached.fd).st_size)
                 disk.reserve(attached.fd, self.segment_bytes)
         if not descriptors.try_lock(attached.fd, exclusive=False):

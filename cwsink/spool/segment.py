@@ -29,7 +29,6 @@ the others find its segment.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -39,6 +38,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, disk, files, open_directory
 from cwsink.spool.open_directory import OpenDirectory
 
@@ -128,16 +128,16 @@ def numbers_in(ring: OpenDirectory) -> list[int]:
 def statuses(ring: str) -> dict[int, os.stat_result]:
     """Return the status of each segment that exists, oldest first; empty if the ring is gone. Raises OSError."""
     found = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open_directory.at(ring) as held:
+    with suppress(FileNotFoundError, NotADirectoryError), open_directory.at(ring) as held:
         for number in numbers_in(held):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 found[number] = held.status(name_of(number))
     return found
 
 
 def _is_numbered(ring: OpenDirectory, number: int) -> bool:
     """Tell whether the header of a segment has the number of its name."""
-    with contextlib.suppress(OSError), ring.opened(name_of(number), os.O_RDONLY) as file:
+    with suppress(OSError), ring.opened(name_of(number), os.O_RDONLY) as file:
         header = read_header(file.fd)
         return header is not None and header.key.number == number
     return False
@@ -184,7 +184,7 @@ def opened(ring: str, number: int, flags: int) -> descriptors.Opened | None:
 
 def remove(ring: str, number: int) -> None:
     """Unlink segment `number`, unless another process has done it. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         files.remove(path_of(ring, number))
 
 
@@ -192,7 +192,7 @@ def sync(ring: str) -> None:
     """Make all segments and their names durable against a crash of the host. Raises OSError."""
     with open_directory.at(ring) as held:
         for number in numbers_in(held):
-            with contextlib.suppress(FileNotFoundError), held.opened(name_of(number), os.O_RDONLY) as file:
+            with suppress(FileNotFoundError), held.opened(name_of(number), os.O_RDONLY) as file:
                 disk.sync(file.fd)
         held.sync()
 
@@ -254,7 +254,7 @@ def create(ring: str, number: int, spool_id: bytes, reserve_bytes: int, *, or_le
             _reserve(file.fd, reserve_bytes, or_less)
         except OSError:
             if descriptors.try_lock(file.fd, exclusive=True):
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     held.remove(name)
             raise
         return True

@@ -15,7 +15,6 @@ new one says so on stderr. The leader looks at the file several times a second.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -29,6 +28,7 @@ from cwsink import host, target, version
 from cwsink.config import SinkConfig, load_config, variables_of
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import attachment, capacity, disk, files
 from cwsink.spool.directory import SpoolDirectory
 
@@ -92,6 +92,8 @@ def leave(directory: SpoolDirectory, config: SinkConfig) -> None:
                 f"logs there: {_differences(found.settings, mine.settings)}. The newer ones hold from now on.",
             )
     except OSError as error:
+        if is_interruption(error):
+            raise
         why = f"{error.strerror}{disk.limit_of(error)}"
         report("settings", f"cannot write {directory.sending}: {why}. It is sent as settings before said.")
 
@@ -112,7 +114,7 @@ def compare(directory: SpoolDirectory, config: SinkConfig) -> None:
 
 def read(directory: SpoolDirectory) -> Sending | None:
     """Return what the newest writer left; None if there is no such file, if it is damaged or cannot be read."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return _read(directory)
     return None
 
@@ -188,7 +190,7 @@ def credentials_stamp(env: Mapping[str, str]) -> int:
     """
     known = sorted(f"{name}={value}" for name, value in absolute(env).items() if _gives_access(name))
     known.append(host.name())
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         known.append(str(os.stat("/proc/self/ns/net").st_ino))
     return crc32("\0".join(known).encode("utf-8", "surrogateescape"))
 
@@ -210,7 +212,7 @@ def absolute(env: Mapping[str, str]) -> dict[str, str]:
 
 def _absolute(path: str) -> str:
     if path.strip() and not path.startswith(("/", "~", "$")):
-        with contextlib.suppress(OSError):  # our directory is gone
+        with suppress(OSError):  # our directory is gone
             return os.path.join(os.getcwd(), path)  # and not `abspath`: "link/.." is not "."
     return path
 
@@ -231,7 +233,9 @@ def installation_now() -> str:
     """Return `installation` as it is on disk now; "" if it was removed, or if it lies in an archive."""
     try:
         status = os.stat(version.__file__)
-    except OSError:
+    except OSError as error:
+        if is_interruption(error):
+            raise
         return ""
     return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}"
 

@@ -6,7 +6,6 @@ stuck. `cwsink status` shows them to people, and prints them as JSON. The decisi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from itertools import accumulate
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from cwsink import naming
+from cwsink.interruption import suppress
 from cwsink.spool import (
     alerts,
     disk,
@@ -244,7 +244,7 @@ def _look(directory: SpoolDirectory) -> SpoolStats:
         is_silent=min(silent_seconds, age or 0.0) >= leadership.STALLED_SECONDS,
     )
     kept: list[history.Kept] = []
-    with contextlib.suppress(OSError):  # whoever has closed it, the books are shown
+    with suppress(OSError):  # whoever has closed it, the books are shown
         kept = history.kept(directory)
     is_orphan = state == "no_leader" and orphans.is_left_alone(directory)
     found = sending.read(directory)
@@ -286,7 +286,7 @@ def _letters(directory: SpoolDirectory, books: Survey) -> dict[str, Any]:
     """Return what became of the dead letters."""
     done = letters.read(directory)
     left, dropped = done.left(books.dead_lettered), 0
-    with contextlib.suppress(OSError):  # whoever has closed their file, the books say how many there should be
+    with suppress(OSError):  # whoever has closed their file, the books say how many there should be
         left, dropped = letters.there(directory)
     return {"dead_letters": left, "dead_letters_dropped": dropped, "replayed": done.replayed}
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, disk, frame, refusals, segment
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import Ledger
@@ -67,7 +68,7 @@ def open_segments(
     if last_evicted is None:
         last_evicted = read_evictions(directory).last_evicted
     for number in segment.numbers(directory.ring):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             opened = OpenSegment.at(directory.ring, number, os.O_RDONLY, patience_seconds=patience_seconds)
             if opened is None:
                 continue

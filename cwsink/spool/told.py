@@ -7,13 +7,13 @@ the same. Who has something to say writes it down here first, under an flock tha
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
 
+from cwsink.interruption import suppress
 from cwsink.spool import descriptors, disk, files, page
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Seconds
@@ -47,14 +47,14 @@ _decode: Final = msgspec.msgpack.Decoder(Told).decode
 
 def read(directory: SpoolDirectory) -> Told | None:
     """Return what was said; None if there is no such file, or if it is damaged. Never raises."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return page.unpacked(files.read(directory.told, page.MOST_BYTES)[0], _decode)
     return None
 
 
 def change(directory: SpoolDirectory, changed: Callable[[Told], Told]) -> bool:
     """Replace what the file says. False: another process is at it, or the file cannot be written. Never raises."""
-    with contextlib.suppress(OSError), files.opened(directory.told, os.O_RDWR) as file:
+    with suppress(OSError), files.opened(directory.told, os.O_RDWR) as file:
         if descriptors.try_lock(file.fd, exclusive=True):
             data = disk.read(file.fd, page.PAGE_BYTES, 0, patience_seconds=disk.PATIENCE_SECONDS)
             before = page.unpacked(data, _decode) or Told()

@@ -7,10 +7,10 @@ just changed may change again without a trace. So the names in such a directory 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Final
 
+from cwsink.interruption import suppress
 from cwsink.spool import open_directory, segment
 from cwsink.spool.open_directory import OpenDirectory
 
@@ -48,10 +48,10 @@ class RingWatch:
     def _look(self) -> dict[str, tuple[int, int]]:
         """Return inode and size of each segment; of none if the ring is gone, or if no descriptor is left to look."""
         found = {}
-        with contextlib.suppress(OSError), open_directory.at(self._ring) as held:
+        with suppress(OSError), open_directory.at(self._ring) as held:
             self._read_names(held)
             for name in self._names:
-                with contextlib.suppress(FileNotFoundError):  # it was reclaimed
+                with suppress(FileNotFoundError):  # it was reclaimed
                     status = held.status(name)
                     found[name] = status.st_ino, status.st_size
         return found

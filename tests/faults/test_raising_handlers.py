@@ -50,8 +50,8 @@ class SoftTimeLimitError(Exception):
     """What the handler raises. As Celery's, it is an Exception."""
 
 
-Limit = type[TimeLimitError] | type[SoftTimeLimitError]
-LIMITS = [TimeLimitError, SoftTimeLimitError]
+Limit = type[TimeLimitError] | type[SoftTimeLimitError] | type[TimeoutError]
+LIMITS: list[Limit] = [TimeLimitError, SoftTimeLimitError, TimeoutError]  # the last one is an OSError
 
 
 def attach(config: SinkConfig) -> Writer:
@@ -119,16 +119,28 @@ def interrupted(work: Callable[[], object], line: int, limit: Limit = TimeLimitE
     Python 3.13 may believe for ever that the thread is handling an exception, if a tracer raises where one was about to
     end (`sys.exc_info`). So each time it is another thread.
     """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(interrupt, work, line, limit).result()
+
+    def handle(number: int, interrupted: FrameType | None) -> None:
+        raise limit
+
+    def delete(number: int, interrupted: FrameType | None) -> None:
+        del number, interrupted  # Unused.
+        raise limit
+
+    handler = delete if limit is TimeoutError else handle
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(interrupt, work, line, limit, handler).result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
-def interrupt(work: Callable[[], object], line: int, limit: Limit) -> bool:
+def interrupt(
+    work: Callable[[], object], line: int, limit: Limit, handle: Callable[[int, FrameType | None], None]
+) -> bool:
     """Do that in this thread. `handle` is called as a signal handler is: with a number and a frame."""
     left = line
-
-    def handle(number: int, interrupted: FrameType) -> None:
-        raise limit
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal left
@@ -138,7 +150,7 @@ def interrupt(work: Callable[[], object], line: int, limit: Limit) -> bool:
             left -= 1
             if left == 0:
                 sys.settrace(None)
-                handle(signal.SIGALRM, sys._getframe())
+                handle(signal.SIGUSR1, sys._getframe())
         return trace
 
     sys.settrace(trace)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 
 
 class OverTimeError(Exception):
@@ -126,6 +128,47 @@ def test_what_else_is_raised_is_none(work: Callable[[], object]) -> None:
         work()
     assert not is_interruption(raised.value)
     assert not is_interruption(OverTimeError("never raised"))
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_a_handler_raises_is_not_suppressed() -> None:
+    """Though it may be of the kind that is: a TimeoutError is an OSError."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGUSR1, late)
+    with suppress(OSError):
+        os.stat("/nothing/there")
+    with pytest.raises(TimeoutError), suppress(OSError):
+        signal.raise_signal(signal.SIGUSR1)
+    with pytest.raises(ValueError, match="int"), suppress(OSError):
+        int("x")
+
+
+class Held:
+    """What a caller holds, such as a descriptor."""
+
+
+def asked_about(held: Held) -> None:
+    try:
+        os.stat("/nothing/there")
+    except OSError as error:
+        if is_interruption(error):
+            raise
+
+
+def test_who_asks_keeps_nothing() -> None:
+    """Neither the exception nor a variable of a caller lives on, though Python looks for no cycles meanwhile."""
+    held = Held()
+    is_gone = weakref.ref(held)
+    gc.disable()
+    try:
+        asked_about(held)
+        del held
+        assert is_gone() is None
+    finally:
+        gc.enable()
 
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -93,7 +93,7 @@ READ_OR_WRITE: Final = frozenset("pathlib shutil glob tempfile".split())
 BY_NAME: Final = {
     "cwsink.spool.open_directory": ("listdir stat unlink replace link utime chmod", "this is the module"),
     "cwsink.spool.descriptors": ("open stat listdir", "opens for it, and looks into /dev/fd"),
-    "cwsink.spool.files": ("lstat lexists islink", "for answers that nobody goes by: see there"),
+    "cwsink.spool.files": ("lstat", "for answers that nobody goes by: see there"),
     "cwsink.spool.root": (
         "mkdir stat lstat chmod access scandir readlink isdir statvfs",
         "the root and the way to it, before it is trusted; makes directories for open_directory",
@@ -174,6 +174,23 @@ def test_only_one_module_touches_the_files_of_a_spool_by_name() -> None:
 def test_a_file_that_is_touched_is_noticed(source: str, found: str) -> None:
     """Called or handed over, and by whatever name."""
     assert set(taken_by_name(ast.parse(source))) == {found}
+
+
+# Who suppresses what a signal handler raises: none on the way of a log call.
+
+AT_THE_END: Final = {"cwsink.frontends.presence", "cwsink.frontends.outlook", "cwsink.frontends.fapilog_repairs"}
+
+
+def test_nothing_on_the_way_of_a_log_call_suppresses_a_signal_handlers_exception() -> None:
+    """`cwsink.interruption.suppress` lets it pass. contextlib's may take kinds that no handler raises."""
+    found = set()
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "contextlib.suppress":
+                found |= {name for kind in node.args if ast.unparse(kind) in ("OSError", "Exception", "BaseException")}
+            elif isinstance(node, ast.ImportFrom) and node.module == "contextlib":
+                found |= {name for alias in node.names if alias.name == "suppress"}
+    assert {name for name in found if name.startswith(("cwsink.spool", "cwsink.frontends"))} == AT_THE_END
 
 
 # The tests themselves.
