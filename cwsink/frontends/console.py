@@ -18,13 +18,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from cwsink.config import load_config, load_own_config
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError
 from cwsink.frontends import sharing, static_fields
+from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import record
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _stream(name: str) -> Any:
 
 
 class Console(sharing.Shared):
-    """Prints records, a line each. Safe from threads and across forks; never raises."""
+    """Prints records, a line each. Safe from threads and across forks; raises only what a signal handler raises."""
 
     is_usable = is_healthy = True
 
@@ -123,7 +123,9 @@ class Console(sharing.Shared):
         return False
 
     def count_internal_error(self, error: Exception) -> bool:
-        """Say that a record was lost to an error of cwsink itself. Returns False."""
+        """Say that a record was lost to an error of cwsink itself. Returns False. A signal handler's is raised."""
+        if is_interruption(error):
+            raise error
         report("internal_error", f"a record was lost: {type(error).__name__}: {error}")
         return False
 

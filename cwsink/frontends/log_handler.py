@@ -13,13 +13,12 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cwsink.config import load_config
 from cwsink.diagnostics import report
 from cwsink.frontends import beside_celery, log_entry, opening, static_fields
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

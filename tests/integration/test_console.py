@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,42 @@ def test_a_closed_stream_costs_the_record_and_nothing_else(monkeypatch: pytest.M
 
 NO_RECORDS = (None, 5, 3.5, ["x"], object(), "", b"", bytearray(), "x" * (MAX_PAYLOAD_BYTES + 1))
 RECORDS = ("abc", b"abc", bytearray(b"a"), memoryview(b"a"), "a\nb", "\ud800", b"\xff", " ", "\0")
+
+
+class SlowStream:
+    """A signal arrives while a line is written."""
+
+    def write(self, line: str) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("stderr", "a record"), ("cloudwatch", "%d")],
+    ids=["a line", "what is said of a record that cannot be formatted"],
+)
+def test_what_a_signal_handler_raises_while_a_line_is_written_is_heard(
+    target: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is for the application, and no trouble of the stream."""
+
+    def stop(number: int, frame: object) -> None:
+        raise RuntimeError("the task is over")
+
+    monkeypatch.setenv("CWSINK_TARGET", target)
+    monkeypatch.setattr("sys.stderr", SlowStream())
+    handler = cwsink.SpoolHandler(log_group_name="/app", region="us-east-1", flusher="external")
+    record = logging.LogRecord("app", logging.INFO, "app.py", 1, message, ("text",) if message == "%d" else (), None)
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(RuntimeError, match="the task is over"):
+            handler.handle(record)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        handler.close()
 
 
 @pytest.mark.parametrize("target", ["cloudwatch", "stdout", "stderr", "off"])
