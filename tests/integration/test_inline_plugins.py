@@ -397,7 +397,7 @@ def test_a_ctrl_c_in_a_plugin_is_the_applications(config: SinkConfig) -> None:
                 raise KeyboardInterrupt
             return {}
 
-    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[InterruptedPlugin()])
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[Interrupted()])
     with pytest.raises(KeyboardInterrupt):
         logger.info("one")
     logger.info("two")
