@@ -127,10 +127,10 @@ _decode: Final = msgspec.json.Decoder(Published).decode
 
 
 def prepare(directory: SpoolDirectory) -> None:
-    """Make the file with a block, and nothing in it, if it is not there. Never raises."""
+    """Make the file with a block of blanks, if it is not there. Never raises."""
     with suppress(OSError):
         if not files.exists(directory.leader_state):
-            files.create(directory.leader_state, bytes(_RESERVED_BYTES))
+            files.create(directory.leader_state, b" " * _RESERVED_BYTES)
 
 
 def read(directory: SpoolDirectory) -> Published | None:
