@@ -49,6 +49,8 @@ def _has_ended(host: list[str]) -> bool:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             return True
+        except PermissionError:  # another user has the pid by now, or we may not ask: its start tells
+            pass
         state, began = _state_and_start(int(pid))
         return state in ("Z", "X") or (bool(start and began) and start != began)  # a zombie; another one has its pid
     return False

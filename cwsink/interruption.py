@@ -34,14 +34,17 @@ def is_interruption(error: BaseException) -> bool:
     # copy of them with the frame: also of the exception, which keeps the frame. Whatever the frame and its callers
     # hold, such as a descriptor, would then stay until Python looks for cycles.
     traceback = error.__traceback__ and error.__traceback__.tb_next
-    installed = {_code_of(getsignal(number)) for number in range(1, NSIG)} if traceback else ()
+    installed: set[CodeType | None] = set()
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_back is not None and _is_called_with(frame, frame.f_back):
             return True
         # The code that takes `*arguments` may be a decorator's, which runs for other functions, too.
-        if frame.f_code in installed and not frame.f_code.co_flags & _HAS_REST:
-            return True
+        if not frame.f_code.co_flags & _HAS_REST and _has_lost(frame):
+            if not installed:
+                installed = {_code_of(getsignal(number)) for number in range(1, NSIG)}
+            if frame.f_code in installed:
+                return True
         traceback = traceback.tb_next
     return False
 
@@ -53,6 +56,16 @@ def _code_of(handler: object) -> CodeType | None:
     if not isinstance(handler, FunctionType):
         handler = getattr(type(handler), "__call__", None)  # noqa: B004  # it is asked for its code
     return getattr(handler, "__code__", None)
+
+
+def _has_lost(frame: FrameType) -> bool:
+    """Tell whether an argument was deleted, or is the caller's frame beside a number that was replaced.
+
+    An application may also call its handler (`reload()` on SIGHUP, and by itself). Then neither is so.
+    """
+    code, variables = frame.f_code, frame.f_locals
+    names = code.co_varnames[: code.co_argcount]
+    return any(name not in variables or variables[name] is frame.f_back for name in names)
 
 
 def _is_called_with(frame: FrameType, caller: FrameType) -> bool:

@@ -42,7 +42,8 @@ def root(patient: Patient) -> Iterator[Finding]:
     else:
         yield ok("root", f"{path}, of user {machine.user_name(machine.owner_of(path))}")
     for spool, error in patient.unreadable.items():
-        is_closed = isinstance(error, PermissionError)  # any other error says itself what to do
+        # SpoolAccessError is a PermissionError, whatever has caused it. Any other error says itself what to do.
+        is_closed = isinstance(error.__cause__ or error, PermissionError)
         advice = "Run as its owner, or as root to look." if is_closed else ""
         yield wrong("root", f"{spool} cannot be opened: {error}", advice)
 

@@ -56,5 +56,6 @@ class Proof:
         with suppress(OSError):  # the next check tries again
             if self._cursor.restore(state):
                 path = self._directory.cursor
-                report(path, f"{path} was removed or overwritten. It is written anew, and no record is sent again.")
+                what = "was removed or overwritten, or the disk cannot read it"
+                report(path, f"{path} {what}. It is written anew, and no record is sent again.")
         return self._cursor.is_ours()

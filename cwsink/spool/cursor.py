@@ -258,11 +258,17 @@ class Cursor:
         """Write both slots. The caller has the lock. Raises OSError.
 
         To write a part of a page that the disk cannot read may fail for ever, and each new process would wait until it
-        gives that page up. So such a file is replaced.
+        gives that page up. So such a file is replaced, or on a full disk written over in whole pages.
         """
         if disk.is_failing(self._fd) and files.is_named(self._path, os.fstat(self._fd)):
             even = generation // 2 * 2 + 2
-            files.replace(self._path, _packed(state, even).ljust(SLOT_BYTES, b"\0") + _packed(state, even + 1))
+            slots = b"".join(_packed(state, even + slot).ljust(SLOT_BYTES, b"\0") for slot in (0, 1))
+            try:
+                files.replace(self._path, slots)
+            except OSError as error:
+                if error.errno not in disk.NO_ROOM or os.pwrite(self._fd, slots, 0) != len(slots):
+                    raise
+                return
             fd = opened(self._path).keep()
             descriptors.release(self._fd, self._incarnation)
             self._fd = fd

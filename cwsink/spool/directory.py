@@ -96,8 +96,9 @@ class SpoolDirectory:
             return disk.is_unreadable(error)
 
     def keep(self) -> None:
-        """Write FORMAT anew if it is gone or damaged: without it no flusher finds the spool. Raises OSError."""
-        _adopt_or_write_format(self.path, self.format)
+        """Write FORMAT anew if somebody has removed it: without it no flusher finds the spool. Raises OSError."""
+        if not files.exists(f"{self.path}/FORMAT"):
+            _write_format(self.path, self.format)
 
 
 def open_for(
@@ -316,7 +317,7 @@ def _set_aside(path: str) -> str:
         try:
             files.rename(f"{path}/FORMAT", f"{path}/{aside}")
         except OSError as error:
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError) or is_interruption(error):
                 raise
             # A former one has the name: a directory takes no file's place, and no file that of a directory.
             aside += f".{os.urandom(4).hex()}"

@@ -197,7 +197,7 @@ def seen(path: str) -> os.stat_result:
 def exists(path: str) -> bool:
     """Tell whether something has this path now."""
     with suppress(OSError, ValueError):  # as `os.path.lexists`, which would suppress what a signal handler raises
-        seen(path)
+        os.lstat(path)  # not `seen`: a check of the ring asks for what is not there, and each frame more takes time
         return True
     return False
 
@@ -205,7 +205,7 @@ def exists(path: str) -> bool:
 def is_link(path: str) -> bool:
     """Tell whether a symbolic link has this path now. Raises no OSError."""
     with suppress(OSError, ValueError):
-        return stat.S_ISLNK(seen(path).st_mode)
+        return stat.S_ISLNK(os.lstat(path).st_mode)
     return False
 
 

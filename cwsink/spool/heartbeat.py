@@ -72,6 +72,9 @@ class Heartbeat:
                 files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
                 self._is_written = True
             except OSError:
+                found = _read(self._path)
+                if found is not None and found[0].boot_id != boot_id:  # its host has ended: the lease is ours
+                    files.remove(self._path)
                 files.touch(self._path, make=True)
 
     def beat(self) -> None:
@@ -87,8 +90,9 @@ class Heartbeat:
     def end(self) -> None:
         """Remove the mark if it is still this host's, so that a leader on the next host need not wait."""
         found = _read(self._path)
-        if found is None or found[0].boot_id == host.boot_id():  # None: the disk was full
-            with suppress(OSError):
+        with suppress(OSError):
+            is_ours = found is not None and found[0].boot_id == host.boot_id()
+            if is_ours or files.status(self._path).st_size == 0:  # it is empty if the disk was full
                 files.remove(self._path)
 
 

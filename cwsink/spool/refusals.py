@@ -96,10 +96,13 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
     twice, and none is forgotten.
     """
     with suppress(OSError):
-        page.prepare(directory.refusals, dict)
-        with files.opened(directory.refusals, os.O_RDWR) as file:
-            # A leader may have written it anew while we waited. Then nobody reads what we have open.
-            if _take_turn(file.fd) and files.is_named(directory.refusals, os.fstat(file.fd)):
+        for _ in range(_TRIES):
+            page.prepare(directory.refusals, dict)
+            with files.opened(directory.refusals, os.O_RDWR) as file:
+                if not _take_turn(file.fd):
+                    return False
+                if not files.is_named(directory.refusals, os.fstat(file.fd)):
+                    continue  # a leader has written it anew while we waited. Nobody reads what we have open
                 now = len(losses)  # others may append to it meanwhile
                 found = _read(file.fd)
                 data = page.packed(add_up(_told(directory) if found is None else found, losses[:now]))

@@ -15,6 +15,8 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from cwsink import host
+from cwsink.clock import wall
 from cwsink.config import MIN_SEGMENT_BYTES
 from cwsink.interruption import is_interruption, suppress
 from cwsink.spool import capacity, cursor, descriptors, disk, files, leader_state, open_directory, segment
@@ -91,9 +93,12 @@ class Rotation:
             return self.make(attached.key.number, min(_RESERVED_AT_START_BYTES, self.segment_bytes))
         # After a power failure the segment may be shorter than the offset the cursor holds. Records appended now would
         # land below that offset and be taken for delivered, so begin a new segment. It may also bring back a segment
-        # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either. While the disk
-        # cannot read the cursor, only another process that is attached shows that there was no power failure.
-        is_cut = attached.end_seen < state.reached().get(attached.key, 0) or (is_start and not is_settled_known)
+        # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either.
+        is_cut = attached.end_seen < state.reached().get(attached.key, 0)
+        if (
+            not is_settled_known
+        ):  # the disk cannot read the cursor: only an append since the boot shows that it is whole
+            is_cut = os.fstat(attached.fd).st_mtime <= wall() - host.uptime_seconds()
         if is_cut or self._may_be_evicted(attached):
             return self.make(attached.key.number)
         if is_start:

@@ -35,8 +35,10 @@ class SpoolsCollector:
     def collect(self) -> Iterator[Any]:
         """Return the metrics as they are now. Raises SpoolError."""
         found = look_below(self._path)
-        unreadable = GaugeMetricFamily("cwsink_unreadable_spools", "Spools that cannot be read.")
-        unreadable.add_metric([], len(found.unreadable))
+        unreadable = GaugeMetricFamily("cwsink_unreadable_spools", "Spools that cannot be read, or not whole.")
+        paths = [spool.path for spool in found.spools]
+        names = {next((each for each in paths if path.startswith(f"{each}/")), path) for path in found.unreadable}
+        unreadable.add_metric([], len(names))
         yield unreadable
         yield from families(found.spools)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -11,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from cwsink import Writer
+from cwsink import Writer, host
 from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.doctor import course
 from cwsink.doctor.patient import Case, Patient
 from cwsink.errors import SpoolAccessError
 from cwsink.frontends import presence
-from cwsink.spool import budget, directory, disk, files, refusals, sending
+from cwsink.spool import budget, cursor, directory, disk, files, refusals, sending
 from cwsink.spool.budget import Evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
@@ -56,12 +57,12 @@ def leave(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "written", "made"), [("evictions", -1, 0), ("evictions", 60, 1), ("cursor", 0, 1), ("refusals", 0, 0)]
+    ("name", "written", "made"), [("evictions", -1, 0), ("evictions", 60, 1), ("cursor", 0, 0), ("refusals", 0, 0)]
 )
 def test_a_program_logs_at_once_although_a_file_beside_the_ring_cannot_be_read(
     server: StrictCloudWatch, config: SinkConfig, name: str, written: int, made: int
 ) -> None:
-    """It begins a segment only if the newest one may count as evicted, or may have been cut. Each record arrives once.
+    """It begins a segment only if the newest one may count as evicted. Each record arrives once.
 
     `written`: when the file was written last, in seconds after the segment. `made`: so many segments are begun.
     """
@@ -81,17 +82,35 @@ def test_a_program_logs_at_once_although_a_file_beside_the_ring_cannot_be_read(
     assert [message for message in server.messages() if "at once" in message] == ["at once 0", "at once 1"]
 
 
-def test_two_programs_share_a_segment_although_the_cursor_cannot_be_read(config: SinkConfig) -> None:
-    """The first one is attached, so nothing was cut since."""
+def test_a_segment_of_before_the_boot_may_have_been_cut(config: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cursor cannot be read, nobody knows up to where it is settled. So nothing is appended to it."""
     spool = logged_in(config)
     deliver(spool, config)
+    monkeypatch.setattr(host, "uptime_seconds", lambda: 0.0)
     with unreadable(Path(spool.cursor), [0]):
-        first, second = Writer(config), Writer(config)
-        assert first.append("first")
-        assert second.append("second")
+        writer = Writer(config)
+        assert writer.append("after a power failure")
         assert len(segments(spool)) == 2
-        leave(first)
-        leave(second)
+        leave(writer)
+
+
+def test_a_full_disk_keeps_no_leader_from_a_cursor_that_cannot_be_read(
+    config: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written over in whole pages, which needs no room and reads nothing."""
+    spool = logged_in(config)
+    deliver(spool, config)
+    monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.0)
+
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with unreadable(Path(spool.cursor), [0]), monkeypatch.context() as patch:
+        patch.setattr(files, "replace", is_full)
+        opened = cursor.Cursor(spool.cursor)
+        epoch = opened.take_over("holder").epoch
+        opened.close()
+    assert cursor.read(spool.cursor).epoch == epoch
 
 
 def test_the_counts_that_the_stream_was_told_of_outlast_their_files(
@@ -194,14 +213,6 @@ def test_a_format_that_cannot_be_read_is_set_aside(config: SinkConfig, monkeypat
         assert directory.open_existing(spool.path).format == opened.format
     assert Path(spool.path, "FORMAT.damaged").read_bytes() == intact
     assert survey(opened).pending == 1
-
-
-def test_a_writer_that_lives_writes_format_anew_for_the_flusher(config: SinkConfig) -> None:
-    """It still is the same spool."""
-    spool = logged_in(config)
-    with unreadable(Path(spool.path, "FORMAT"), [0]):
-        spool.keep()
-        assert directory.open_existing(spool.path).format == spool.format
 
 
 def make_socket(path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import cwsink
 from cwsink.config import SinkConfig
+from cwsink.frontends.inline import stages
 from cwsink.frontends.inline.pipeline import MOST_NESTED
 from cwsink.frontends.inline.seam import pipeline_of
 from tests.harness.pipelines import Counting, Recorder, drain, entries_of, get_logger, made, messages_of
@@ -112,9 +113,13 @@ class InterruptedPlugin(Counting):
         signal.raise_signal(signal.SIGUSR1)
         return await super().redact(event)
 
+    async def process(self, view: memoryview) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return await super().process(view)
+
 
 @pytest.mark.parametrize("metrics", [False, True])
-@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor"])
+@pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
 def test_what_a_signal_handler_raises_while_a_plugin_runs_is_heard(
     config: SinkConfig, kind: str, metrics: bool
 ) -> None:
@@ -123,7 +128,8 @@ def test_what_a_signal_handler_raises_while_a_plugin_runs_is_heard(
     def stop(number: int, frame: object) -> None:
         raise TaskIsOverError
 
-    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core={"enable_metrics": metrics})
+    core = {"enable_metrics": metrics, "serialize_in_flush": True}
+    logger = get_logger(cwsink.CloudWatchSpoolSink(config), core=core)
     made(logger, **{f"{kind}s": [InterruptedPlugin()]})
     before = signal.signal(signal.SIGUSR1, stop)
     try:
@@ -302,8 +308,11 @@ def test_at_the_end_of_the_stack_nothing_is_left_out(config: SinkConfig) -> None
 
 
 @pytest.mark.parametrize("kind", ["filter", "enricher", "redactor", "processor"])
-def test_a_plugin_without_stack_is_called_in_the_queue(config: SinkConfig, kind: str) -> None:
+def test_a_plugin_without_stack_is_called_in_the_queue(
+    config: SinkConfig, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only this record goes through the queue. The logger goes on to write through."""
+    monkeypatch.setattr(stages, "_FRAMES_OF_QUEUE", 0)
 
     class Deep(LoopUser):
         def helper(self, given: Any) -> Any:
@@ -324,6 +333,51 @@ def test_a_plugin_without_stack_is_called_in_the_queue(config: SinkConfig, kind:
     assert drain(logger) == (3, 3, 0)
     assert sorted(messages_of(config)) == ["deep", "one", "two"]
     assert plugin.seen == Counter((kind, name) for name in ("one", "deep", "two"))
+
+
+def test_a_plugin_that_calls_itself_without_end_stays_inline(
+    config: SinkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail in the queue, too. It is left out there and here, and no enricher is called twice."""
+    monkeypatch.setattr(stages, "_FRAMES_OF_QUEUE", 10_000)
+
+    class Endless(Counting):
+        async def enrich(self, event: dict[str, Any]) -> dict[str, Any]:
+            return await super().enrich(self.recurse(event))
+
+        def recurse(self, event: dict[str, Any]) -> dict[str, Any]:
+            return self.recurse(event)
+
+    first = Counting()
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), enrichers=[first, Endless()])
+    logger.info("one")
+    assert messages_of(config) == ["one"]
+    assert drain(logger) == (1, 1, 0)
+    assert first.seen == {("enricher", "one"): 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no order in 'the event loop held by another thread'"),
+        RuntimeError("asyncio.run() cannot be called from a running event loop"),
+    ],
+)
+def test_a_text_about_a_loop_is_not_always_about_the_thread(config: SinkConfig, error: Exception) -> None:
+    """It may quote the record, or say that there is a loop: then fapilog's thread, which has one, is no way out."""
+
+    class Failing(Counting):
+        async def redact(self, event: dict[str, Any]) -> dict[str, Any]:
+            raise error
+
+    async def log() -> None:
+        logger.info("one")
+
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), redactors=[Failing()])
+    asyncio.run(log())
+    assert messages_of(config) == ["one"]
+    assert pipeline_of(logger) is not None
+    assert drain(logger) == (1, 1, 0)
 
 
 # Logging while logging.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cwsink.frontends.inline import stages
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import REDACTORS, Stages, TooDeep
 
@@ -26,8 +27,9 @@ class Redactor:
         return event
 
 
-def test_redactors_that_run_again_may_lack_stack() -> None:
+def test_redactors_that_run_again_may_lack_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue goes on from the one that lacks it, with what those before it have made."""
+    monkeypatch.setattr(stages, "_FRAMES_OF_QUEUE", 0)
     redactors = [Redactor(None, None), Redactor(None, RecursionError), Redactor(ValueError)]
     with pytest.raises(TooDeep) as found:
         Stages([], [], redactors, None).redact({"seen": 0})

@@ -131,6 +131,20 @@ def test_what_else_is_raised_is_none(work: Callable[[], object]) -> None:
 
 
 @pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("caller", [lambda handler: handler(), lambda handler: handler(1, None)])
+def test_a_handler_that_the_application_calls_itself_is_none(caller: Callable[..., None]) -> None:
+    """As `reload()` on SIGHUP and in a log call. Its exception is one of what was logged."""
+
+    def reload(number: int | None = None, frame: FrameType | None = None) -> None:
+        raise OverTimeError
+
+    signal.signal(signal.SIGUSR1, reload)
+    with pytest.raises(OverTimeError) as raised:
+        caller(reload)
+    assert not is_interruption(raised.value)
+
+
+@pytest.mark.usefixtures("restored")
 def test_what_a_handler_raises_is_not_suppressed() -> None:
     """Though it may be of the kind that is: a TimeoutError is an OSError."""
 

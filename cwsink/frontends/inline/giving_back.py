@@ -20,11 +20,11 @@ _TAKEN: Final = tuple(
 
 def is_deep() -> bool:
     """Tell whether this thread is near the recursion limit, where plugins fail and redactors would be skipped."""
+    most = sys.getrecursionlimit() - _FRAMES_NEEDED
     try:
-        sys._getframe(sys.getrecursionlimit() - _FRAMES_NEEDED)
+        return most > 0 and sys._getframe(most) is not None
     except ValueError:
         return False
-    return True
 
 
 def give_back(logger: Any, suspended: Suspended) -> None:

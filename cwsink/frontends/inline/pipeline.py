@@ -233,8 +233,9 @@ class Pipeline:
             if entry is None:
                 self._count_dropped()
                 return
-        view = None
+        view = heard = None
         if self._serializes:
+            is_dropped = False
             try:
                 view, is_dropped = drive(self._helper._try_serialize, harmless(entry))
                 if view is not None:
@@ -242,6 +243,13 @@ class Pipeline:
             except (Suspended, RecursionError) as error:
                 stages.hand_on(error, stages.PROCESSORS, 0, entry)
                 raise
+            except stages.Interrupted as carried:
+                heard = carried.error
+            if heard is not None:
+                try:
+                    raise heard
+                finally:
+                    heard = None
             if is_dropped:
                 self._count_dropped()
                 return
@@ -304,7 +312,6 @@ class Pipeline:
         self._begin_queue()
         if not self.enqueue(record):
             logger = self._logger
-            logger._counters["dropped"] += 1
             logger._record_drop_for_summary(1)
             level = handover.level_of(record) if record.view is None else handover.level_of_view(record.view)
             for target in self._outlets.of(level):
@@ -313,10 +320,11 @@ class Pipeline:
             stages.warn(
                 "backpressure",
                 "drop on full",
-                drop_total=logger._counters["dropped"],
+                drop_total=logger._counters["dropped"] + 1,
                 queue_hwm=logger._queue_high_watermark,
                 capacity=logger._queue.capacity,
             )
+            logger._counters["dropped"] += 1  # last: `log` counts a record for which this raises
 
     def _begin_queue(self) -> None:
         if self._logger._worker_loop is None:

@@ -13,9 +13,11 @@ fapilog's queue does the rest.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import re
+import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
@@ -76,6 +78,18 @@ class NeedsLoop(Suspended):
     trouble = "needs an event loop"
 
 
+class Interrupted(BaseException):
+    """Carries what a signal handler has raised through code of fapilog that contains each Exception.
+
+    Attributes:
+        error: what the handler has raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class TooDeep(Suspended):
     """The stack of this thread is used up. That of fapilog's thread is not. The logger is not given back."""
 
@@ -93,28 +107,51 @@ _NAMES_LOOP: Final = re.compile(r"event loop|different loop|inside a task|async 
 _NAMES_THREAD: Final = re.compile(r"\b(same|different|another|other) thread", re.IGNORECASE)
 
 
+# fapilog's thread has some twenty when it calls a plugin.
+_FRAMES_OF_QUEUE: Final = 120
+
+
 def hand_on(error: BaseException, stage: int, at: int, entry: Entry | None, plugin: object = None) -> None:
     """Raise Suspended if a plugin has failed only because of the thread that it runs in, or what a handler has raised.
 
     All other errors are to be contained.
     """
-    if is_interruption(error):
-        raise error
-    if isinstance(error, Suspended):
-        left = error
-    elif isinstance(error, RecursionError):
-        left = TooDeep()
-    else:
-        said = f"{type(error).__name__}: {text_of(error)}"
-        if _NAMES_LOOP.search(said):
-            left = NeedsLoop(said)
-        elif _NAMES_THREAD.search(said) and stage >= REDACTORS:  # without a filter or an enricher, it tells no secret
-            left = TiedToThread(said)
-        else:
+    left = None
+    try:
+        if is_interruption(error):
+            raise error
+        if (left := _left(error, stage)) is None:
             return
-    left.stage, left.at, left.entry = stage, at, entry
-    left.plugin = left.plugin if plugin is None else plugin
-    raise left
+        left.stage, left.at, left.entry = stage, at, entry
+        left.plugin = left.plugin if plugin is None else plugin
+        raise left
+    finally:
+        del error, left  # the exception keeps this frame, which must not keep the exception
+
+
+def _left(error: BaseException, stage: int) -> Suspended | None:
+    """Return what the stages leave to fapilog's queue, or None. The text of other errors may quote the record."""
+    if isinstance(error, Suspended):
+        return error
+    if isinstance(error, RecursionError):
+        return TooDeep() if _is_deeper_than_the_queue() else None
+    if isinstance(error, RuntimeError) or type(error).__module__ == "sqlite3":
+        said = f"{type(error).__name__}: {text_of(error)}"
+        # What fails because a loop runs in this thread fails in fapilog's thread, too.
+        if _NAMES_LOOP.search(said) and (asyncio._get_running_loop() is None or "different" in said):
+            return NeedsLoop(said)
+        if _NAMES_THREAD.search(said) and stage >= REDACTORS:  # without a filter or an enricher, it tells no secret
+            return TiedToThread(said)
+    return None
+
+
+def _is_deeper_than_the_queue() -> bool:
+    """Tell whether fapilog's thread has many more frames left. Else a plugin calls itself without end there, too."""
+    try:
+        sys._getframe(_FRAMES_OF_QUEUE)
+    except ValueError:
+        return False
+    return True
 
 
 def text_of(error: BaseException) -> str:
@@ -294,6 +331,8 @@ class Guarded:
         try:
             return await self._processor.process(view)
         except Exception as error:
+            if is_interruption(error):
+                raise Interrupted(error) from None
             hand_on(error, PROCESSORS, 0, None, self._processor)
             raise
 

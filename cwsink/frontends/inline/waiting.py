@@ -53,7 +53,8 @@ def _why(function: Any, seen: set[object], owner: object = None) -> str | None:
         return None
     seen.add(function.__code__)
     wrapped = getattr(function, "__wrapped__", None)
-    if wrapped is not None and (why := _why(wrapped, seen, owner)):
+    is_async = isinstance(wrapped, types.FunctionType) and bool(wrapped.__code__.co_flags & inspect.CO_COROUTINE)
+    if is_async and (why := _why(wrapped, seen, owner)):
         return why
     found = _awaited(function.__code__)
     if isinstance(found, str):
