@@ -358,6 +358,8 @@ def _read_format(path: str) -> SpoolFormat:
     try:
         text, _ = files.read(f"{path}/FORMAT", _MOST_FORMAT_BYTES)
     except OSError as error:
+        if is_interruption(error):
+            raise
         kind = stat.S_IFMT(files.seen(f"{path}/FORMAT").st_mode)
         if error.errno == errno.EFBIG or kind not in (stat.S_IFREG, stat.S_IFLNK):
             raise _DamagedFormatError(f"{path}/FORMAT is no file, or far too long", path) from error

@@ -418,7 +418,19 @@ print(json.dumps(sorted(name for name in sys.modules if name.startswith("cwsink.
 """)
     rooms = {name.split(".")[1] for name in json.loads(out)}
     assert rooms <= {
-        *("clock", "config", "diagnostics", "errors", "frontends", "host", "limits", "naming", "printable", "spool"),
+        *(
+            "clock",
+            "config",
+            "diagnostics",
+            "errors",
+            "frontends",
+            "host",
+            "hosted",
+            "limits",
+            "naming",
+            "printable",
+            "spool",
+        ),
         *("endpoint", "interruption", "regions", "target", "units", "variables", "version", "words"),
     }
     assert server.messages() == list(bursts("a"))
