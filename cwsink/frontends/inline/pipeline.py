@@ -245,11 +245,11 @@ class Pipeline:
                 raise
             except stages.Interrupted as carried:
                 heard = carried.error
-            if heard is not None:
+            if heard is not None:  # raised out of the `except`: else it and what has carried it would keep each other
                 try:
                     raise heard
                 finally:
-                    heard = None
+                    heard = None  # and it would keep this frame, which keeps it
             if is_dropped:
                 self._count_dropped()
                 return

@@ -105,9 +105,7 @@ _CONTAINED: Final = (Exception, CancelledError, Suspended)
 _MOST_CLOSES: Final = 10
 _NAMES_LOOP: Final = re.compile(r"event loop|different loop|inside a task|async context", re.IGNORECASE)
 _NAMES_THREAD: Final = re.compile(r"\b(same|different|another|other) thread", re.IGNORECASE)
-
-
-# fapilog's thread has some twenty when it calls a plugin.
+# A thread with more frames than this has clearly fewer left than fapilog's, which has some twenty at a plugin's call.
 _FRAMES_OF_QUEUE: Final = 120
 
 
