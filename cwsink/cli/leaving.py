@@ -12,7 +12,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Picture(Protocol):
-    """What rich draws again and again."""
+    """What has the terminal: what rich draws again and again, or the keys of `cwsink top`."""
 
     def start(self) -> None:
         """Take the terminal."""

@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
                 spools.miss(path, f"cannot read {path}: {why}.")
             return DONE if board.rows and spools.is_whole else NOT_DONE
         live = Live(console=console, screen=True, auto_refresh=False)
-        with contextlib.suppress(KeyboardInterrupt, EOFError), Keys() as keys, leaving.in_order(live):
+        keys = Keys()
+        with contextlib.suppress(KeyboardInterrupt, EOFError), leaving.in_order(keys), leaving.in_order(live):
             _show(board, keys, live)
     return DONE
 

@@ -1,18 +1,17 @@
 """Keys of a terminal, one by one, for a program that fills the screen.
 
-Whatever ends the block, the terminal is as it was: its end, an exception, Ctrl-C, TERM, a window that is closed (HUP).
-Ctrl-Z does nothing meanwhile, because a shell would show its prompt on our screen.
+Whatever ends the program, the terminal must be as it was. That is the caller's: `stop` follows each `start`
+(cwsink.cli.leaving). Ctrl-Z does nothing meanwhile, because a shell would show its prompt on our screen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
-import signal
 import sys
 import termios
-from types import FrameType
 from typing import Any, Final
 
 # How an arrow comes.
@@ -23,46 +22,25 @@ _MOST_BYTES: Final = 64
 _LOCAL, _CHARACTERS = 3, 6
 
 
-def _leave(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-_HANDLERS: Final = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: _leave,
-    signal.SIGHUP: _leave,
-}
-
-
 class Keys:
-    """Has the terminal of stdin give each key at once, without showing it, for a `with` block."""
+    """Has the terminal of stdin give each key at once, without showing it, from `start` to `stop`."""
 
-    def __enter__(self) -> Keys:
+    def __init__(self) -> None:
         self._fd = sys.stdin.fileno()
         self._typed: list[str] = []
         self._before = termios.tcgetattr(self._fd)
+
+    def start(self) -> None:
+        """Take the terminal."""
         wanted: list[Any] = termios.tcgetattr(self._fd)
         wanted[_LOCAL] &= ~(termios.ECHO | termios.ICANON)
         wanted[_CHARACTERS][termios.VSUSP] = bytes([os.fpathconf(self._fd, "PC_VDISABLE")])
-        self._handlers: dict[signal.Signals, Any] = {}
-        try:
-            for number, handler in _HANDLERS.items():
-                self._handlers[number] = signal.signal(number, handler)
-            termios.tcsetattr(self._fd, termios.TCSAFLUSH, wanted)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        termios.tcsetattr(self._fd, termios.TCSAFLUSH, wanted)
 
-    def __exit__(self, *_: object) -> None:
-        for number in self._handlers:  # another one must not come between this and the next lines
-            signal.signal(number, signal.SIG_IGN)
-        try:
+    def stop(self) -> None:
+        """Give the terminal back as it was."""
+        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
-        except (OSError, termios.error):
-            pass  # the terminal is gone
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
 
     def next(self, seconds: float) -> str:
         """Return the next key: a character, or "up", "down", "enter", "esc". "": none came within `seconds`.
