@@ -1,8 +1,8 @@
 """A loader for botocore that keeps only what we need of AWS's descriptions of its services.
 
-botocore reads what it knows of AWS from JSON files: all 133 operations of CloudWatch Logs, of which we call 5, and the
+botocore reads what it knows of AWS from JSON files: all 133 operations of CloudWatch Logs, of which we call 6, and the
 endpoints of 300 services in 8 partitions. That is 11 MiB of dicts in the guard, and again in the flusher that is forked
-from it. A client with 133 methods takes 10 ms to make, and one with 5 takes 3.
+from it. A client with 133 methods takes 10 ms to make, and one with 6 takes 3.
 
 So this loader keeps our operations with the shapes that they name, and the endpoints of the services that are called
 here. A service without an endpoint gets its partition's default pattern, which is botocore's own rule. The services
@@ -22,7 +22,11 @@ from typing import Any, Final
 import msgspec
 from botocore.loaders import JSONFileLoader, Loader
 
-_OPERATIONS: Final = ("PutLogEvents", "CreateLogGroup", "CreateLogStream", "PutRetentionPolicy", "GetLogEvents")
+# All of CloudWatch Logs that is called. botocore may call others to fetch credentials (AssumeRole, GetRoleCredentials).
+# The code of such an error must not be taken for an answer about the events (cwsink.flusher.cloudwatch).
+OPERATIONS: Final = frozenset(
+    "PutLogEvents CreateLogGroup CreateLogStream PutRetentionPolicy DescribeLogStreams GetLogEvents".split()
+)
 # CloudWatch Logs, and the services that credential providers call, by their names in endpoints.json.
 _SERVICES: Final = ("logs", "sts", "portal.sso", "oidc", "signin")
 
@@ -80,7 +84,7 @@ def _endpoints(data: _Raw) -> dict[str, Any]:
 def _model(data: _Raw) -> dict[str, Any]:
     """Return service-2.json with only our operations and the shapes that they lead to."""
     every = msgspec.json.decode(data.pop("operations"), type=_Raw)
-    operations = {name: _plain(every[name]) for name in _OPERATIONS}
+    operations = {name: _plain(every[name]) for name in OPERATIONS}
     raw = msgspec.json.decode(data.pop("shapes"), type=_Raw)
     shapes: dict[str, Any] = {}
     wanted = list(_shapes_in(operations))

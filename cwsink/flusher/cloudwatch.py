@@ -49,11 +49,6 @@ _PUT_LOG_EVENTS: Final = "before-call.cloudwatch-logs.PutLogEvents"
 _BEFORE_SEND: Final = "before-send.cloudwatch-logs"
 _RECEIVED: Final = "response-received.cloudwatch-logs"
 _AFTER_PUT: Final = "after-call.cloudwatch-logs.PutLogEvents"
-# botocore may call other operations to fetch credentials (AssumeRole, GetRoleCredentials). The code of such an error
-# must not be taken for an answer about the events.
-_OPERATIONS: Final = frozenset(
-    "PutLogEvents CreateLogGroup CreateLogStream PutRetentionPolicy DescribeLogStreams GetLogEvents".split()
-)
 
 # This process has reached a limit. That passes, and says nothing of the file that it was about to read.
 _LIMITS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
@@ -201,13 +196,15 @@ class CloudWatch:
     def _call(self, operation: str, **parameters: Any) -> Answer:
         from botocore import exceptions
 
+        from cwsink.flusher.aws_data import OPERATIONS
+
         self._is_sent = self._is_unread = False
         try:
             if self._client is None:
                 self._client = self._connect()
             found = getattr(self._client, operation)(**parameters)
         except exceptions.ClientError as error:
-            if error.operation_name not in _OPERATIONS:
+            if error.operation_name not in OPERATIONS:
                 return answer(code="CredentialRetrievalError", message=str(error))
             return _failure(error.response, str(error))
         except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -140,25 +139,16 @@ class Examination(CloudWatch):
 
     def _session(self, botocore_config: Any) -> Any:
         if self._is_signed:
-            session = super()._session(botocore_config)
-        else:
-            session = new_session()
-            session.set_credentials("none", "none")
-            self._region = self.has_region()
-        session.register_component("data_loader", _loader())  # a flusher's knows none of the calls that read
+            return super()._session(botocore_config)
+        session = new_session()
+        session.set_credentials("none", "none")
+        self._region = self.has_region()
         return session
 
     def _after_call(self, http_response: Any, parsed: Mapping[str, Any], **_: Any) -> None:
         self.found = parsed
         with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):  # no Date, or no time
             self.ahead_seconds = time.time() - parsedate_to_datetime(http_response.headers["Date"]).timestamp()
-
-
-@cache
-def _loader() -> Any:
-    from botocore.loaders import Loader
-
-    return Loader()
 
 
 def proxy_of(url: str) -> str | None:

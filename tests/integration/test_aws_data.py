@@ -13,7 +13,10 @@ from botocore.regions import EndpointResolver
 
 from cwsink.flusher.aws_data import AwsData
 
-OPERATIONS = ["CreateLogGroup", "CreateLogStream", "GetLogEvents", "PutLogEvents", "PutRetentionPolicy"]
+OPERATIONS = [
+    *("CreateLogGroup", "CreateLogStream", "DescribeLogStreams"),
+    *("GetLogEvents", "PutLogEvents", "PutRetentionPolicy"),
+]
 
 
 @pytest.fixture
