@@ -28,6 +28,8 @@ from cwsink.spool.history import History
 from cwsink.spool.record import Count, TimeMs
 from cwsink.spool.segment import SegmentKey
 
+Oversize = Literal["drop", "truncate", "split"]
+
 
 class Range(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A range of a segment. `begin` is 0 for its first frame."""
@@ -79,7 +81,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     first_ms: TimeMs
     last_ms: TimeMs
     max_event_bytes: int
-    oversize: Literal["drop", "truncate", "split"] = "drop"
+    oversize: Oversize = "drop"
 
     @property
     def events(self) -> int:

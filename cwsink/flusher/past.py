@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Iterable
-from functools import partial
+from contextlib import closing
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from cwsink import naming
 from cwsink.config import SinkConfig
 from cwsink.flusher.chunk import Request, requests
 from cwsink.flusher.collector import Collector
-from cwsink.flusher.journal import Entry, Range, entries
+from cwsink.flusher.journal import Entry, Oversize, Range, entries
 from cwsink.flusher.outcome import rejected_indexes
 from cwsink.spool import history
 from cwsink.spool.cursor import Offset
@@ -86,7 +87,7 @@ class Past:
     def __init__(self, directory: SpoolDirectory) -> None:
         """Read the journal. Raises OSError."""
         self._directory = directory
-        self._made: dict[tuple[object, ...], list[Request]] = {}
+        self._requests_of = lru_cache(_MOST_CHUNKS)(self._make)
         self.entries: list[Entry] = sorted(entries(directory), key=lambda entry: (entry.epoch, entry.at_ms))
         self._earlier = _earlier(self.entries)
 
@@ -123,7 +124,7 @@ class Past:
     def _events_of(self, entry: Entry) -> list[Event] | None:
         if not entry.request_id:
             return []  # CloudWatch has refused it
-        made = self._requests_of(entry)
+        made = self._requests_of(tuple(entry.ranges), entry.max_event_bytes, entry.oversize)
         if entry.request >= len(made) or made[entry.request].stream != entry.stream:
             return None
         events = made[entry.request].events[entry.begin : entry.end]
@@ -134,27 +135,16 @@ class Past:
         rejected = rejected_indexes(entry.rejected, len(events))
         return [event for index, event in enumerate(events) if index not in rejected] if rejected else events
 
-    def _requests_of(self, entry: Entry) -> list[Request]:
-        """Make the requests of a line's chunk. They are other ones if something of it is gone."""
-        what = (tuple(entry.ranges), entry.max_event_bytes, entry.oversize)
-        if (made := self._made.get(what)) is not None:
-            return made
-        config = SinkConfig(max_event_bytes=entry.max_event_bytes, oversize=entry.oversize)
-        source = _Ranges(self._directory, entry.ranges)
-        try:
-            collector = Collector(source, config)
-            collector.replay([Offset(each.number, each.salt, each.end) for each in entry.ranges])
+    def _make(self, ranges: tuple[Range, ...], max_event_bytes: int, oversize: Oversize) -> list[Request]:
+        """Make the requests of a chunk. They are other ones if something of it is gone."""
+        with closing(_Ranges(self._directory, ranges)) as source:
+            collector = Collector(source, SinkConfig(max_event_bytes=max_event_bytes, oversize=oversize))
+            collector.replay([Offset(each.number, each.salt, each.end) for each in ranges])
             chunk = collector.take()
-        finally:
-            source.close()
         stream = self._directory.format.log_stream_name
-        made = requests(
+        return requests(
             chunk.events, partial(naming.stream_at, stream), fits=chunk.is_one_request, is_dated="{" in stream
         )
-        while len(self._made) >= _MOST_CHUNKS:
-            del self._made[next(iter(self._made))]
-        self._made[what] = made
-        return made
 
 
 def _id(event: Event) -> tuple[int, int, str]:
