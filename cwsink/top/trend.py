@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from cwsink.spool.stats import SpoolStats
@@ -32,7 +32,7 @@ class Row:
     into: float | None
     out: float | None
     history: Sequence[float]
-    writers: int | None = None
+    writers: int | None
 
     @property
     def lag_seconds(self) -> float:
@@ -57,7 +57,7 @@ class Trend:
         """
         found = {spool.path: spool for spool in spools}
         counts = writers or {}
-        self._rows = [replace(self._row(spool, at_seconds), writers=counts.get(spool.path)) for spool in found.values()]
+        self._rows = [self._row(spool, at_seconds, counts.get(spool.path)) for spool in found.values()]
         self._last = {path: (at_seconds, spool) for path, spool in found.items()}
         self._history = {path: self._history[path] for path in found}
 
@@ -65,16 +65,16 @@ class Trend:
         """Return the rows in an order of `SORTS`: by name, or the largest first."""
         return sorted(self._rows, key=lambda row: (*_key(row, sort), row.spool.log_group_name, row.spool.path))
 
-    def _row(self, spool: SpoolStats, at: float) -> Row:
+    def _row(self, spool: SpoolStats, at: float, writers: int | None) -> Row:
         history = self._history.setdefault(spool.path, deque(maxlen=_KEPT))
         before_at, before = self._last.get(spool.path, (at, spool))
         # A spool that was removed and made anew counts from 0 again.
         if (seconds := at - before_at) <= 0 or spool.appended < before.appended or _settled(spool) < _settled(before):
-            return Row(spool, None, None, tuple(history))
+            return Row(spool, None, None, tuple(history), writers)
         into = (spool.appended - before.appended) / seconds
         out = (_settled(spool) - _settled(before)) / seconds
         history.append(out)
-        return Row(spool, into, out, tuple(history))
+        return Row(spool, into, out, tuple(history), writers)
 
 
 def _settled(spool: SpoolStats) -> int:
