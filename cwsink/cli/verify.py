@@ -12,7 +12,7 @@ from cwsink import words
 from cwsink.cli import DONE, NOT_DONE, say
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools, target
-from cwsink.flusher.verification import Account, Progress, Verification, has_history, in_words
+from cwsink.flusher.verification import Account, Verification, has_history, in_words
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,10 +26,10 @@ def run(options: argparse.Namespace) -> int:
         for directory in spools.find():
             name = target(directory)
 
-            def show(now: Progress, name: str = name) -> None:
-                shown.show(name, now.events, now.share)
-                if now.waits_for:
-                    shown.say(f"{name}: {words.counted(now.waits_for, 'event')} not shown yet. Looking again.")
+            def show(done: int, share: float, late: int, name: str = name) -> None:
+                shown.show(name, done, share)
+                if late:
+                    shown.say(f"{name}: {words.counted(late, 'event')} not shown yet. Looking again.")
 
             with spools.missing(directory.path, "cannot verify"):
                 if not has_history(directory):

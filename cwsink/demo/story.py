@@ -128,7 +128,7 @@ class Story:
             time.sleep(_POLL_SECONDS)
         self._screen.say(f"{len(events):,} events read back through botocore")
         with self._sandbox.entered():
-            work = Verification(spool, lambda _: None, calls_per_second=CALLS_PER_SECOND)
+            work = Verification(spool, lambda *_: None, calls_per_second=CALLS_PER_SECOND)
             account = work.run(patience_seconds=READ_SECONDS)
         if not account.is_whole:
             verdict = replace(verdict, problems=(*verdict.problems, f"cwsink verify: {next(in_words(account))}"))

@@ -119,18 +119,9 @@ class _Work(msgspec.Struct):
     saved_at: float = 0.0
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """How far it is.
-
-    Attributes:
-        events: how many events were compared.
-        share: of all, from 0 to 1.
-        waits_for: so many events are not shown yet, and are waited for.
-    """
-
-    events: int
-    share: float
-    waits_for: int = 0
+# Is told how far it is: how many events were compared, what share of all that is (from 0 to 1), and how many events are
+# not shown yet and are waited for.
+Show = Callable[[int, float, int], object]
 
 
 class Verification:
@@ -139,11 +130,11 @@ class Verification:
     def __init__(
         self,
         directory: SpoolDirectory,
-        show: Callable[[Progress], object],
+        show: Show,
         *,
         calls_per_second: float = CALLS_PER_SECOND,
     ) -> None:
-        """Prepare. `show`: is told how far it is. Raises OSError, ConfigError."""
+        """Prepare. Raises OSError, ConfigError."""
         self._directory = directory
         self._show = show
         self._reader = LogReader(directory.format, sending.config_of(directory), calls_per_second)
@@ -180,7 +171,7 @@ class Verification:
                         work.account.add(account)
                     work.done[stream] = end
                     self._save(work)
-                    self._show(Progress(work.account.found, min(1.0, work.account.found / total)))
+                    self._show(work.account.found, min(1.0, work.account.found / total), 0)
             self._settle(work, patience_seconds)
         except BaseException:
             self._save(work, at_once=True)
@@ -207,7 +198,7 @@ class Verification:
                     work.account.add(account)
             if work.unsettled:
                 late = sum(account.not_yet for _, account in accounts)
-                self._show(Progress(work.account.found, 1.0, late))
+                self._show(work.account.found, 1.0, late)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -285,7 +276,7 @@ class Verification:
     def _begun(self, since: float | None, until: float | None) -> _Work:
         now = self._began
         since_ms = 0 if since is None else int((now - since) * 1000)
-        return _Work((since, until), since_ms, int((now - (until or 0.0)) * 1000) if until is not None else 1 << 53)
+        return _Work((since, until), since_ms, 1 << 53 if until is None else int((now - until) * 1000))
 
     def _resumed(self, asked: tuple[float | None, float | None]) -> _Work | None:
         with contextlib.suppress(OSError, ValueError, RecursionError):

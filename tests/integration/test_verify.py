@@ -46,7 +46,7 @@ def log(config: SinkConfig, count: int, *, first: int = 0, text: str = "y" * 100
 
 def verify(directory: SpoolDirectory, *, patience: float = 0.0, window_events: int = 50_000) -> Account:
     with mock.patch.object(verification, "WINDOW_EVENTS", window_events):
-        return Verification(directory, lambda _: None, calls_per_second=FAST).run(patience_seconds=patience)
+        return Verification(directory, lambda *_: None, calls_per_second=FAST).run(patience_seconds=patience)
 
 
 def test_what_cwsink_says_itself_is_known_as_that() -> None:
@@ -117,9 +117,9 @@ def test_what_is_shown_late_is_waited_for(server: StrictCloudWatch, keeping: Sin
     server.faults.late_seconds = 3_600.0
     told: list[int] = []
 
-    def show(progress: verification.Progress) -> None:
-        told.append(progress.waits_for)
-        if progress.waits_for:
+    def show(_done: int, _share: float, late: int) -> None:
+        told.append(late)
+        if late:
             server.faults.late_seconds = 0.0
 
     account = Verification(directory, show, calls_per_second=FAST).run(patience_seconds=30.0)
