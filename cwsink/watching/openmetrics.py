@@ -23,6 +23,9 @@ OTHER: Final = "other"
 # Why a record was dead-lettered, and why one was refused.
 DEAD: Final = ("too_old", "too_new", "expired", "oversize", "poison", "corrupt")
 REFUSED: Final = ("spool_full", "io_error", "unencodable", "internal_error")
+# The outcomes of records: each is a field of SpoolStats, a number that has one reason, or numbers by reason.
+_OF_ONE_REASON: Final = {"appended": "", "delivered": "", "resent": "", "evicted": "spool_full"}
+_BY_REASON: Final = {"dead_lettered": DEAD, "replayed": DEAD, "refused": REFUSED}
 ANSWERS: Final = tuple(outcome.name.lower() for outcome in Outcome)
 
 
@@ -71,9 +74,7 @@ def families(spools: Iterable[SpoolStats]) -> Iterator[Any]:
     for group, members in sorted(groups.items()):
         for (outcome, reason), count in _records(members).items():
             records.add_metric([group, outcome, reason], count)
-        answers = Counter[str]()
-        for spool in members:
-            answers.update(_bounded(spool.requests, ANSWERS))
+        answers = sum((_bounded(spool.requests, ANSWERS) for spool in members), Counter[str]())
         for answer in (*ANSWERS, OTHER):
             requests.add_metric([group, answer], answers[answer])
         for state in get_args(State):
@@ -92,24 +93,13 @@ def families(spools: Iterable[SpoolStats]) -> Iterator[Any]:
 
 def _records(members: Iterable[SpoolStats]) -> Counter[tuple[str, str]]:
     """Count records by outcome and reason. What has never happened is there as 0: its first time is an increase."""
-    found: Counter[tuple[str, str]] = Counter(
-        {(outcome, ""): 0 for outcome in ("appended", "delivered", "resent")}
-        | {("evicted", "spool_full"): 0}
-        | {("dead_lettered", reason): 0 for reason in (*DEAD, OTHER)}
-        | {("replayed", reason): 0 for reason in (*DEAD, OTHER)}
-        | {("refused", reason): 0 for reason in (*REFUSED, OTHER)}
-    )
-    for spool in members:
-        found["appended", ""] += spool.appended
-        found["delivered", ""] += spool.delivered
-        found["resent", ""] += spool.resent
-        found["evicted", "spool_full"] += spool.evicted
-        for outcome, counts, known in (
-            ("dead_lettered", spool.dead_lettered, DEAD),
-            ("replayed", spool.replayed, DEAD),
-            ("refused", spool.refused, REFUSED),
-        ):
-            for reason, count in _bounded(counts, known).items():
+    found: Counter[tuple[str, str]] = Counter()
+    for outcome, reason in _OF_ONE_REASON.items():
+        found[outcome, reason] = sum(getattr(spool, outcome) for spool in members)
+    for outcome, known in _BY_REASON.items():
+        found.update({(outcome, reason): 0 for reason in (*known, OTHER)})
+        for spool in members:
+            for reason, count in _bounded(getattr(spool, outcome), known).items():
                 found[outcome, reason] += count
     return found
 
