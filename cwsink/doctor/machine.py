@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 from typing import Final
 
 from cwsink.doctor.invocation import Invocation
@@ -50,18 +51,14 @@ def disk_trouble(path: str) -> str | None:
 
 def user_name(uid: int) -> str:
     """Return "www-data (33)", or "33" if the user has no name here."""
-    with contextlib.suppress(KeyError, ImportError):
-        import pwd
-
+    with contextlib.suppress(KeyError):
         return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     return str(uid)
 
 
 def uid_of(name: str) -> int | None:
     """Return the number of a user, which may be given as one; None if there is none of that name."""
-    with contextlib.suppress(KeyError, ImportError):
-        import pwd
-
+    with contextlib.suppress(KeyError):
         return int(name.lstrip("#")) if name.lstrip("#").isdecimal() else pwd.getpwnam(name).pw_uid
     return None
 
