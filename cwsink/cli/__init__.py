@@ -119,6 +119,13 @@ def whoever_reads() -> Iterator[None]:
             complain(str(error))
 
 
+def be_null(fd: int) -> None:
+    """Have /dev/null be behind a descriptor: what is read there ends at once, and what is written is gone."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, fd)
+    os.close(null)
+
+
 def _open_what_is_closed() -> None:
     """Have /dev/null stand for those of stdin, stdout and stderr that are closed (`>&-`).
 
@@ -145,4 +152,4 @@ def _forget_no_size() -> None:
 def _discard(stream: TextIO) -> None:
     """Discard what is still buffered, because Python would fail to write it at its end, and change the exit code."""
     with contextlib.suppress(OSError, ValueError):  # it has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        be_null(stream.fileno())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Collection
 from typing import Final
 
+from cwsink.cli import be_null
 from cwsink.cli.spools import leader_name
 from cwsink.flusher.election import Election
 from cwsink.flusher.turns import Turns
@@ -37,7 +37,7 @@ class StopRequests:
         self.count = 0
         self.is_patient = False
         self.is_orphaned = False
-        _let_go_of_stdin()
+        be_null(0)  # stdin is not ours to read, and a helper that gives credentials might read it
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
@@ -48,13 +48,6 @@ class StopRequests:
         if not self.count:
             self.is_patient = number == signal.SIGTERM
         self.count += 1
-
-
-def _let_go_of_stdin() -> None:
-    """Have /dev/null be stdin. It is not ours to read, and a helper that gives credentials might read it."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
 
 
 def end_all(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from cwsink import diagnostics
-from cwsink.cli import leaving, say
+from cwsink.cli import be_null, leaving, say
 from cwsink.printable import printable
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def _diagnostics_above(bars: _Bars) -> Iterator[None]:
             bars.say(f"cwsink: {message}")
 
     stderr = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
+    be_null(2)
     diagnostics.subscribe(tell)
     try:
         yield
