@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from cwsink import naming
@@ -152,36 +153,26 @@ def _id(event: Event) -> tuple[int, int, str]:
     return event.producer, event.sequence, "" if event.is_record else event.message
 
 
-class _Before:
-    """What lines say of one segment: those of the leader that is looked at, and those of all before it."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.its: list[tuple[int, int, int]] = []  # begin, end, and the line
-        self.earlier: list[tuple[int, int, int]] = []
-        self.earlier_end = 0
-
-    def begin(self, epoch: int) -> None:
-        """Go on to the lines of the leader of this epoch."""
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.earlier += self.its
-            self.earlier_end = max([self.earlier_end, *(end for _, end, _ in self.its)])
-            self.its = []
-
-
 def _earlier(found: list[Entry]) -> dict[int, list[int]]:
-    """Return for each line the earlier ones, of other leaders, that some of the same records may be in."""
+    """Return for each line the earlier ones, of other leaders, that some of the same records may be in.
+
+    The lines of a leader follow one another.
+    """
     earlier: dict[int, list[int]] = {}
-    segments: defaultdict[SegmentKey, _Before] = defaultdict(_Before)
-    for index, entry in enumerate(found):
-        others: set[int] = set()
-        for each in entry.ranges:
-            before = segments[each.key]
-            before.begin(entry.epoch)
-            if each.begin < before.earlier_end:  # nearly always false: a leader goes on where the last one was
-                others.update(line for begin, end, line in before.earlier if begin < each.end and each.begin < end)
-            before.its.append((each.begin, each.end, index))
-        if others:
-            earlier[index] = sorted(others)
+    # What the leaders before have noted of each segment: begin, end, and the line; and the greatest end.
+    noted: defaultdict[SegmentKey, list[tuple[int, int, int]]] = defaultdict(list)
+    ends: defaultdict[SegmentKey, int] = defaultdict(int)
+    for _, group in groupby(enumerate(found), key=lambda each: each[1].epoch):
+        lines = list(group)
+        for index, entry in lines:
+            others: set[int] = set()
+            for each in entry.ranges:
+                if each.begin < ends[each.key]:  # nearly always false: a leader goes on where the last one was
+                    others.update(line for begin, end, line in noted[each.key] if begin < each.end and each.begin < end)
+            if others:
+                earlier[index] = sorted(others)
+        for index, entry in lines:
+            for each in entry.ranges:
+                noted[each.key].append((each.begin, each.end, index))
+                ends[each.key] = max(ends[each.key], each.end)
     return earlier
