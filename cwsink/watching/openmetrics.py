@@ -8,7 +8,7 @@ counted as "other".
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
 from prometheus_client import CollectorRegistry
@@ -91,7 +91,7 @@ def families(spools: Iterable[SpoolStats]) -> Iterator[Any]:
     yield from (records, requests, states, seconds, sent, *gauges.values())
 
 
-def _records(members: Iterable[SpoolStats]) -> Counter[tuple[str, str]]:
+def _records(members: Sequence[SpoolStats]) -> Counter[tuple[str, str]]:
     """Count records by outcome and reason. What has never happened is there as 0: its first time is an increase."""
     found: Counter[tuple[str, str]] = Counter()
     for outcome, reason in _OF_ONE_REASON.items():
