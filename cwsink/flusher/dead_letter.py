@@ -152,24 +152,23 @@ class DeadLetters:
     def remove(self, lines: Iterable[bytes]) -> None:
         """Take out lines that `read` gave. Lines added since stay. Raises OSError: some of them may still be there."""
         gone = Counter(lines)
-        with self._locked(strict=True):
-            # The leader may have begun a new file since. So lines are known by their content, not by their place.
-            for path in (self._older, self._path):
-                present, kept = _lines(path), []
-                for line in present:
-                    if gone[line] > 0:
-                        gone[line] -= 1
-                    else:
-                        kept.append(line)
-                if len(kept) < len(present):
-                    self._replace(path, kept)
+
+        def stays(line: bytes) -> bool:
+            gone[line] -= 1
+            return gone[line] < 0
+
+        # The leader may have begun a new file since. So lines are known by their content, not by their place.
+        self._keep_only(stays)
 
     def clear(self, reasons: Collection[str] | None) -> None:
         """Throw away all lines, or those with these reasons. Raises OSError: some of them may still be there."""
+        self._keep_only(lambda line: line.startswith(_COUNT) or not (reasons is None or _reason_of(line) in reasons))
+
+    def _keep_only(self, stays: Callable[[bytes], bool]) -> None:
         with self._locked(strict=True):
             for path in (self._older, self._path):
                 present = _lines(path)
-                kept = [line for line in present if line.startswith(_COUNT) or not _is_of(line, reasons)]
+                kept = [line for line in present if stays(line)]
                 if len(kept) < len(present):
                     self._replace(path, kept)
 
@@ -333,11 +332,9 @@ class DeadLetters:
         return is_locked
 
 
-def _is_of(line: bytes, reasons: Collection[str] | None) -> bool:
-    if reasons is None:
-        return True
+def _reason_of(line: bytes) -> str | None:
     found = _decoded(_letter_of, line) or _decoded(_other_of, line)
-    return found is not None and found.reason in reasons
+    return found.reason if found else None
 
 
 def _now() -> str:
