@@ -91,8 +91,6 @@ class Reaction(NamedTuple):
         advice: what the operator is told while the trouble lasts: its meaning, and what to do.
         codes: the error codes that mean this outcome, and names of exceptions, for calls without an answer.
         obstacle: how the leader publishes the trouble (cwsink.spool.leader_state).
-        is_slow: people or other programs must change something, so the leader tries again every 5 to 10 seconds. It may
-            be the credentials that they change, so each try reads them anew.
         is_quota: the account's quota is used up, so the leader sends less often for a while.
     """
 
@@ -100,8 +98,15 @@ class Reaction(NamedTuple):
     advice: str = ""
     codes: str = ""
     obstacle: Obstacle = "busy"
-    is_slow: bool = False
     is_quota: bool = False
+
+    @property
+    def is_slow(self) -> bool:
+        """Tell whether people or other programs must change something. The leader tries again every 5 to 10 seconds.
+
+        It may be the credentials that they change, so each try reads them anew.
+        """
+        return self.obstacle in ("credentials", "denied")
 
 
 @unique  # two rows that say the same would be one outcome with two names
@@ -116,14 +121,12 @@ class Outcome(Enum):
         "CloudWatch takes nothing that is sent there, not even a line of cwsink's own: correct the setting it names.",
         "InvalidParameterException ValidationException SerializationException RequestEntityTooLargeException 413",
         obstacle="denied",
-        is_slow=True,
     )
     CREATE_TARGET = Reaction(
         Act.CREATE_TARGET,
         "The log group or stream is missing, and could not be created: create it, or let cwsink create it.",
         "ResourceNotFoundException",
         obstacle="denied",
-        is_slow=True,
     )
     RESEND = Reaction(
         Act.USE_TOKEN,
@@ -168,7 +171,6 @@ class Outcome(Enum):
         "UnauthorizedSSOTokenError LoginError LoginRefreshRequired LoginInsufficientPermissions LoginTokenLoadError "
         "LoginAuthorizationCodeError MissingDependencyException NoRegionError",
         obstacle="credentials",
-        is_slow=True,
     )
     # botocore has made no client.
     MISCONFIGURED = Reaction(
@@ -180,7 +182,6 @@ class Outcome(Enum):
         "InvalidSTSRegionalEndpointsConfigError InvalidS3UsEast1RegionalEndpointConfigError InvalidChecksumConfigError "
         "InvalidEndpointConfigurationError InvalidIMDSEndpointError InvalidIMDSEndpointModeError",
         obstacle="credentials",
-        is_slow=True,
     )
     # It is not CloudWatch that has answered.
     PROXY = Reaction(
@@ -195,7 +196,6 @@ class Outcome(Enum):
         "Allow the action that the error names, or correct the setting.",
         "AccessDeniedException AccessDenied OptInRequired",
         obstacle="denied",
-        is_slow=True,
     )
     # Whoever answers is hardly CloudWatch (cwsink.flusher.stranger).
     STRANGE = Reaction(

@@ -79,8 +79,6 @@ def test_each_outcome_says_what_the_leader_does_and_what_the_operator_is_told(ou
     else:
         assert reaction.advice.endswith((".", "?"))
         assert [other for other in Outcome if other.value.advice == reaction.advice] == [outcome]
-    # The others pass by themselves: they are tried again at growing intervals.
-    assert reaction.is_slow is (reaction.obstacle in ("credentials", "denied"))
 
 
 def test_each_act_is_of_some_outcome_and_each_code_of_one() -> None:
