@@ -90,9 +90,8 @@ class Collector:
         self._chunk = Chunk()
         self._set_aside_bytes = 0
         self._damage: deque[DamagedRange] = deque()  # in the block, and not in the chunk yet
-        self._unread: list[Frame] = []
-        self._next = 0  # index of the first frame in `_unread` that is not in the chunk yet
         self._block: Block | None = None
+        self._next = 0  # index of the first frame in the block that is not in the chunk yet
 
     @property
     def count(self) -> int:
@@ -110,7 +109,6 @@ class Collector:
             if self._block is None:
                 self._block = self._reader.read()
                 if self._block is None:
-                    self._unread, self._next = [], 0  # a leader that is idle keeps no block in memory
                     return False
                 self._begin(self._block)
             if not self._gather(self._block):
@@ -142,13 +140,12 @@ class Collector:
         return chunk
 
     def _begin(self, block: Block) -> None:
-        self._unread, self._next = block.frames, 0
+        self._next = 0
         self._damage = deque(DamagedRange(block.key, damage) for damage in block.damage)
 
     def _gather(self, block: Block, *, everything: bool = False) -> bool:
         """Move frames of `block` into the chunk. Returns False if the next frame does not fit."""
-        builder, chunk, key = self._builder, self._chunk, block.key
-        unread = self._unread
+        builder, chunk, key, unread = self._builder, self._chunk, block.key, block.frames
         while True:
             if not everything and (added := builder.add_while_it_fits(key, unread, self._next, self._max_event_bytes)):
                 self._next += added
