@@ -352,8 +352,10 @@ def _no_answer(error: Any, *, is_sent: bool) -> Answer:
 
 
 def _failure(response: Mapping[str, Any], text: str) -> Answer:
-    error, metadata = proxy.error_of(response), response.get("ResponseMetadata", {})
+    error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     status = metadata.get("HTTPStatusCode")
+    if status == proxy.STATUS:
+        return answer(status=status, **proxy.WANTS_PASSWORD)
     code = str(error.get("Code", "") or "Unknown")
     if code == "ResourceAlreadyExistsException":
         return answer(status=200, request_id=metadata.get("RequestId", "") or "exists", already_existed=True)

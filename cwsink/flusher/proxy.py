@@ -7,16 +7,16 @@ is not allowed. Of a wrong URL it says what Python's parser says, and not whose 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-_WANTS_PASSWORD: Final = "ProxyAuthenticationError"
-_IS_NO_URL: Final = "InvalidProxyError"
-_PASSWORD_TEXT: Final = "the proxy asks for a user and a password, or refuses those that it has got (407)"
-# The only status of HTTP that a proxy alone gives.
-_STATUS: Final = 407
-_REFUSED: Final = f"Tunnel connection failed: {_STATUS}"
+# The only status of HTTP that a proxy alone gives, and what it means.
+STATUS: Final = 407
+WANTS_PASSWORD: Final = {
+    "code": "ProxyAuthenticationError",
+    "message": f"the proxy asks for a user and a password, or refuses those that it has got ({STATUS})",
+}
+_REFUSED: Final = f"Tunnel connection failed: {STATUS}"
 
 
 def trouble_of(error: Any) -> dict[str, str]:
@@ -25,19 +25,11 @@ def trouble_of(error: Any) -> dict[str, str]:
 
     cause = error.kwargs.get("error")
     if _REFUSED in str(cause):
-        return {"code": _WANTS_PASSWORD, "message": _PASSWORD_TEXT}
+        return WANTS_PASSWORD
     may_be_named_wrongly = isinstance(cause, ValueError) or isinstance(error, ProxyConnectionError)
     if may_be_named_wrongly and (name := wrong_variable("http") or wrong_variable("https")):
-        return {"code": _IS_NO_URL, "message": f"what the variable {name} holds is not the URL of a proxy"}
+        return {"code": "InvalidProxyError", "message": f"what the variable {name} holds is not the URL of a proxy"}
     return {}
-
-
-def error_of(response: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the error of an answer: the code and message of botocore, unless the answer comes from the proxy."""
-    if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _STATUS:
-        return {"Code": _WANTS_PASSWORD, "Message": _PASSWORD_TEXT}
-    error: Mapping[str, Any] = response.get("Error", {})
-    return error
 
 
 def wrong_variable(scheme: str) -> str | None:
