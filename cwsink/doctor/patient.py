@@ -93,12 +93,10 @@ def admit(words: list[str], env: Mapping[str, str]) -> Patient:
     try:
         configured = patient.config.spool_directory if patient.config else None
         patient.root = choose_root(configured, patient.env, make=False)
-        paths = find_spools(patient.root)
+        for path in find_spools(patient.root):
+            _add(patient, path)
     except SpoolError as error:
         patient.root_error = str(error)
-        paths = []
-    for path in paths:
-        _add(patient, path)
     patient.cases.sort(key=lambda case: -((last_append(case.directory) if case.directory else None) or 0.0))
     _name(patient)
     patient.left_out = max(0, len(patient.cases) - MOST_CASES)
@@ -145,6 +143,4 @@ def _name(patient: Patient) -> None:
     same = [case for case in patient.cases if case.target.spool_name == named.spool_name]
     found = same[0] if same else Case(named, config, None)
     found.is_named = True
-    patient.cases.sort(key=lambda case: case is not found)
-    if not same:
-        patient.cases.insert(0, found)
+    patient.cases = [found, *(case for case in patient.cases if case is not found)]
