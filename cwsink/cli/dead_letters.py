@@ -82,11 +82,8 @@ class LetterReplay:
         self.failure: str | None = None
 
     def pretend(self) -> None:
-        """Count what a replay would do, and change nothing."""
-        try:
-            self._replayed.update(each.reason for each in self._choose(waits=False))
-        except OSError as error:
-            self.failure = f"cannot read the dead letters of {self._directory.path}: {error}"
+        """Count what a replay would do, and change nothing. Raises OSError."""
+        self._replayed.update(each.reason for each in self._choose(waits=False))
 
     def run(self, shown: Display) -> None:
         """Append the letters that get a second chance, step by step, and take them out of the dead letters."""
@@ -94,7 +91,7 @@ class LetterReplay:
             with _alone(self._directory):
                 self._append_all(self._choose(waits=True), shown)
         except OSError as error:  # a SpoolError is an OSError
-            self.failure = f"cannot replay the dead letters of {self._directory.path}: {error}"
+            self.failure = f"{_CANNOT} {self.path}: {error}"
 
     def clear(self, reasons: frozenset[str] | None, *, dry_run: bool) -> None:
         """Throw the letters away, and say how many. Raises OSError."""
@@ -150,8 +147,7 @@ class LetterReplay:
     def _append_all(self, chosen: list[Chosen], shown: Display) -> None:
         # A worker that leaves last has the spool drained. If this process were attached, the worker would not be the
         # last one, and this process delivers nothing. So there is no Attachment here.
-        path, config = self._directory.path, self._config
-        ring = Ring(self._directory, capacity.of(config), is_guest=True)
+        ring = Ring(self._directory, capacity.of(self._config), is_guest=True)
         with contextlib.closing(ring):
             for start in range(0, len(chosen), _STEP_LETTERS):
                 stopped = self._append(ring, chosen[start : start + _STEP_LETTERS])
@@ -159,8 +155,8 @@ class LetterReplay:
                 if shown.is_live:  # elsewhere the summary says it soon enough
                     shown.show(target(self._directory), replayed, replayed / len(chosen))
                 if stopped is not None:
-                    why = _WHY_STOPPED[stopped].format(words.to_send(path))
-                    self.failure = f"{words.counted(len(chosen) - replayed, 'dead letter')} of {path} stay: {why}."
+                    why = _WHY_STOPPED[stopped].format(words.to_send(self.path))
+                    self.failure = f"{words.counted(len(chosen) - replayed, 'dead letter')} of {self.path} stay: {why}."
                 if self.failure is not None:
                     return
 
