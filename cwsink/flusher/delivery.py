@@ -34,9 +34,9 @@ from cwsink.flusher.chunk import Request
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.outcome import Act, Answer, Outcome, classify, rejected_indexes
+from cwsink.flusher.publisher import LeaderState
 from cwsink.spool.alerts import SAFE
 from cwsink.spool.directory import SpoolFormat
-from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.record import NOTICE, Event
 
 

@@ -33,10 +33,10 @@ from cwsink.flusher import adoption, deadline
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
+from cwsink.flusher.publisher import LeaderState
 from cwsink.spool import alerts, disk, files, flusher_lock, hurry, leader_state, lease, sending, survey
 from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
-from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.repair import put_in_order
 
 # The host of an election: the flusher that starts by itself; `cwsink run`; `cwsink flush`; `flush --once` or `replay`.

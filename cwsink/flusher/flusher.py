@@ -33,6 +33,7 @@ from cwsink.flusher.durability import Durability
 from cwsink.flusher.journal import Journal
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.proof import Proof
+from cwsink.flusher.publisher import LeaderState
 from cwsink.flusher.self_metrics import SelfMetrics
 from cwsink.spool import budget, disk, history, refusals, segment
 from cwsink.spool.alerts import Alerts, fate_of
@@ -40,7 +41,6 @@ from cwsink.spool.cursor import Cursor, Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
 from cwsink.spool.frame import DamageKind
-from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event, Loss

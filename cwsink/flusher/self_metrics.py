@@ -20,9 +20,9 @@ import msgspec
 from cwsink import host
 from cwsink.config import SinkConfig
 from cwsink.flusher.durability import Durability
+from cwsink.flusher.publisher import LeaderState
 from cwsink.spool import room, sending, survey
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.leader_state import LeaderState
 from cwsink.spool.record import NOTICE, Event
 
 NAMESPACE: Final = "cwsink"

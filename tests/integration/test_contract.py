@@ -30,6 +30,7 @@ from msgspec.structs import asdict
 from cwsink import Writer, stats
 from cwsink.config import SinkConfig
 from cwsink.flusher import flusher as flusher_module
+from cwsink.flusher import publisher
 from cwsink.flusher.flusher import Flusher
 from cwsink.spool import leader_state
 from cwsink.spool.directory import SpoolDirectory
@@ -774,7 +775,7 @@ def test_back_off_and_breaker_are_as_configured_and_drop_nothing(
     """max_retries, retry_base_delay and threshold decide the waits; leader.json tells open from retrying; one probe
     ends it, and the next failure is the first one again."""
     monkeypatch.setattr(flusher_module, "random", SimpleNamespace(random=lambda: 0.5))
-    monkeypatch.setattr(leader_state, "PUBLISH_SECONDS", 0.0)
+    monkeypatch.setattr(publisher, "PUBLISH_SECONDS", 0.0)
     config = changed(
         config,
         max_retries=max_retries,

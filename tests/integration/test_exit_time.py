@@ -28,6 +28,7 @@ import cwsink
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher.election import Election
+from cwsink.flusher.publisher import LeaderState
 from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
@@ -448,7 +449,7 @@ def test_what_another_one_may_deliver_is_waited_for(server: StrictCloudWatch, sp
 
 def was_denied(spool: SpoolDirectory, seconds_ago: float) -> None:
     """A leader has tried then, and the end of its container has killed it."""
-    leader = leader_state.LeaderState(spool, 1, "own", 0)
+    leader = LeaderState(spool, 1, "own", 0)
     leader.failed("AccessDeniedException: no.", "denied", is_open=False)
     leader.published.last_failure = time.time() - seconds_ago
     leader.publish(at_once=True)

@@ -20,7 +20,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer, __version__
 from cwsink.config import SinkConfig
-from cwsink.flusher import durability
+from cwsink.flusher import durability, publisher
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.chunk import Request
 from cwsink.flusher.cloudwatch import CloudWatch
@@ -29,6 +29,7 @@ from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.outcome import Answer
+from cwsink.flusher.publisher import LeaderState
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, files, leader_state, refusals, segment
 from cwsink.spool.alerts import Alerts
@@ -714,7 +715,7 @@ def test_leader_json_says_what_the_leader_is_doing(
     external: SinkConfig, server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who leads, since when, how it goes, and what went wrong last; whole at every moment."""
-    monkeypatch.setattr(leader_state, "PUBLISH_SECONDS", 0.0)
+    monkeypatch.setattr(publisher, "PUBLISH_SECONDS", 0.0)
     began = time.time()
     config = changed(external, circuit_breaker_enabled=True, circuit_breaker_threshold=1, max_retries=1)
     server.create_stream("/test/group", "stream")
@@ -754,7 +755,7 @@ def test_leader_json_is_written_at_most_once_a_second(external: SinkConfig, monk
         replace(source, target, **more)
 
     monkeypatch.setattr(os, "replace", count)
-    state = leader_state.LeaderState(spool, 1, "own", 1)
+    state = LeaderState(spool, 1, "own", 1)
     began = time.monotonic()
     for number in range(1_000):
         state.failed(f"error {number}", "busy", is_open=False)
@@ -765,7 +766,7 @@ def test_leader_json_is_written_at_most_once_a_second(external: SinkConfig, monk
 def test_leader_json_says_at_once_what_a_process_that_ends_wants_to_know(external: SinkConfig) -> None:
     """Why it cannot deliver, that it can again, that its lines reach nobody: none of it waits for the next second."""
     spool = filled(external, ["one"]).directory
-    state = leader_state.LeaderState(spool, 1, "own", 1)
+    state = LeaderState(spool, 1, "own", 1)
     for obstacle in ("busy", "credentials", "denied", "unreachable"):
         state.failed("no", obstacle, is_open=False)
         assert (found := leader_state.read(spool)) is not None
@@ -917,15 +918,15 @@ def test_a_leader_that_leaves_says_that_it_syncs_no_more(
     if end == "while CloudWatch is down":
         server.stop()
     writer = filled(changed(config, durability="process"), ["pending"])
-    say, sync, sizes = leader_state.LeaderState.not_synced, disk.sync, [0]
+    say, sync, sizes = LeaderState.not_synced, disk.sync, [0]
 
-    def say_after_an_append(self: leader_state.LeaderState) -> None:
+    def say_after_an_append(self: LeaderState) -> None:
         assert writer.append("the last moment")
         say(self)
 
     with leading(writer.directory, config):
         until(lambda: leader_state.is_synced(writer.directory), "it syncs")
-        monkeypatch.setattr(leader_state.LeaderState, "not_synced", say_after_an_append)
+        monkeypatch.setattr(LeaderState, "not_synced", say_after_an_append)
         monkeypatch.setattr(disk, "sync", lambda fd: (sync(fd), sizes.append(os.fstat(fd).st_size)))
     assert not leader_state.is_synced(writer.directory)
     assert sizes[-1] == segment_path(writer.directory, 1).stat().st_size

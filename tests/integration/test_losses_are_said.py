@@ -23,6 +23,7 @@ from msgspec.structs import asdict, replace
 from cwsink import CloudWatchSpoolSink, Writer, diagnostics, host
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
+from cwsink.flusher.publisher import LeaderState
 from cwsink.naming import rfc3339
 from cwsink.spool import alerts, budget, disk, files, frame, heartbeat, leader_state, loss_causes, refusals, told
 from cwsink.spool.directory import open_for
@@ -314,12 +315,12 @@ def test_a_cause_is_said_if_it_was_one_when_records_were_lost(
 def test_an_outage_is_remembered_when_it_is_over(small: SinkConfig, seconds: float, outage: str) -> None:
     """The next leader remembers it, too; what passed by itself costs no records."""
     spool = open_for(small)
-    state = leader_state.LeaderState(spool, 1, "own", 1)
+    state = LeaderState(spool, 1, "own", 1)
     state.failed("AccessDenied: no", "denied", is_open=False)
     state.published.failing_since = time.time() - seconds
     state.succeeded()
     state.publish()
-    found = leader_state.LeaderState(spool, 2, "own", 1).published
+    found = LeaderState(spool, 2, "own", 1).published
     assert (found.outage, 0 <= time.time() - found.outage_until < 30) == (outage, bool(outage))
 
 

@@ -21,7 +21,8 @@ from cwsink import Writer, stats
 from cwsink.config import SinkConfig
 from cwsink.flusher import self_metrics
 from cwsink.flusher.dead_letter import DeadLetters
-from cwsink.spool import leader_state, letters, refusals
+from cwsink.flusher.publisher import LeaderState
+from cwsink.spool import letters, refusals
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import deliver, leading, until
@@ -116,7 +117,7 @@ def test_no_label_grows_without_bound(small: SinkConfig) -> None:
         writer = Writer(quick_config(small.endpoint_url, log_stream_name=stream, flusher="external"))
         writer.append("x")
     assert refusals.add(writer.directory, [Loss(3, 1, 1, "by a stranger", 0)])
-    state = leader_state.LeaderState(writer.directory, 1, "own", 1)
+    state = LeaderState(writer.directory, 1, "own", 1)
     state.answered("made up", 0.1, 5)
     state.publish(at_once=True)
     text = openmetrics_of(writer.directory.root)

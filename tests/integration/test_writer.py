@@ -16,6 +16,7 @@ from msgspec.structs import asdict, replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
+from cwsink.flusher.publisher import LeaderState
 from cwsink.frontends import presence, turn
 from cwsink.frontends import writer as writer_module
 from cwsink.frontends.turn import Turn
@@ -593,7 +594,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def lead_at(writer: Writer, seconds_ago: float) -> None:
     """Make the leader.json of a leader that synced the spool then."""
     moment = time.time() - seconds_ago
-    leader_state.LeaderState(writer.directory, 1, "own", 1).synced()
+    LeaderState(writer.directory, 1, "own", 1).synced()
     os.utime(writer.directory.leader_state, (moment, moment))
 
 
