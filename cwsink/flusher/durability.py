@@ -24,8 +24,8 @@ from typing import Final
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher import deadline
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.publisher import LeaderState
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.reader import RingReader
 
 # A power failure takes at most the records of this time.

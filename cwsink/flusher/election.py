@@ -30,12 +30,12 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, SpoolError
 from cwsink.flusher import adoption, deadline
+from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.publisher import LeaderState
 from cwsink.spool import alerts, disk, files, flusher_lock, hurry, leader_state, lease, sending, survey
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.repair import put_in_order
 

@@ -27,6 +27,7 @@ from cwsink.diagnostics import report
 from cwsink.flusher.chunk import Request, fingerprint, requests
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Delivery, Stopped
 from cwsink.flusher.durability import Durability
@@ -37,7 +38,7 @@ from cwsink.flusher.publisher import LeaderState
 from cwsink.flusher.self_metrics import SelfMetrics
 from cwsink.spool import budget, disk, history, refusals, segment
 from cwsink.spool.alerts import Alerts, fate_of
-from cwsink.spool.cursor import Cursor, Ledger, State
+from cwsink.spool.cursor import Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
 from cwsink.spool.frame import DamageKind

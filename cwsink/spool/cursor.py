@@ -17,29 +17,21 @@ to read at the oldest segment again: that costs duplicates, never a record. A sl
 too, but only after 10 s (`disk.read`): until then nobody can tell what it says, and each question is an OSError. Then
 the leader begins a new file.
 
-A process may believe that it still leads after another one has taken the lease. Each leader begins an epoch of its
-own, one higher than any before it, and `commit` reads the file again under a lock. If a later epoch is there, it raises
-`Fenced`, and nothing is written.
+A leader writes it (cwsink.flusher.commits); a worker only reads, and reserves its blocks.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from struct import Struct
 from typing import Annotated, Final
 from zlib import crc32
 
 import msgspec
 
-from cwsink.clock import monotonic
-from cwsink.interruption import suppress
-from cwsink.spool import descriptors, disk, files, held_lock
+from cwsink.spool import descriptors, disk, files
 from cwsink.spool.record import MOST, Count
 from cwsink.spool.segment import SegmentKey
 
@@ -49,13 +41,8 @@ SLOT_BYTES: Final = 65_536
 _HEADER: Final = Struct("<4sIQI")
 _CHECKED_FROM: Final = 8
 _FIRST_READ_BYTES: Final = 4096
-_LOCK_POLL_SECONDS: Final = 0.01
 # So many offsets are kept if a slot is too small for all. An offset takes at most 24 bytes.
 _MOST_OFFSETS: Final = 1_000
-
-
-class Fenced(Exception):  # noqa: N818  # it is an answer, "you are not the leader any more", not a fault
-    """A leader with a later epoch has written the cursor: drop all that is in flight, and stand for election again."""
 
 
 class Offset(msgspec.Struct, array_like=True, frozen=True):
@@ -155,134 +142,12 @@ def read(path: str) -> State:
     """Return the state that counts; a new one if there is none. Any process may ask, and it takes no lock."""
     try:
         with files.opened(path, os.O_RDONLY) as file:
-            return _best(file.fd)[0]
+            return best(file.fd)[0]
     except FileNotFoundError:
         return State()
 
 
-class Cursor:
-    """The leader's hold on the cursor file, for one epoch."""
-
-    def __init__(self, path: str) -> None:
-        """Open the file. Raises OSError."""
-        self._path = path
-        self._fd = opened(path).keep()
-        self._incarnation = descriptors.incarnation()
-        self._epoch = 0
-        self._is_stuck = False  # another process had the lock for too long when we wanted it last
-
-    def take_over(self, holder: str) -> State:
-        """Begin a new epoch, one more than any before it, and return the state to go on from. Raises OSError."""
-        with self._lock() as is_ours:
-            state, generation = _best(self._fd)
-            self._epoch = state.epoch = state.epoch + 1
-            state.holder = holder
-            if is_ours and not disk.is_failing(self._fd):
-                self._write(state, generation + 1)
-            else:
-                # The process that has the lock may be just before its write, into the slot that we write. So the new
-                # epoch goes into both slots, and that process is fenced whenever it goes on.
-                self._write_both(state, generation)
-            return state
-
-    def is_ours(self) -> bool:
-        """Tell whether no later leader has begun an epoch."""
-        return _best(self._fd)[0].epoch == self._epoch
-
-    def restore(self, state: State) -> bool:
-        """Write `state` anew if the file was removed, replaced or overwritten, or fails. Returns whether that was done.
-
-        The leader would go on with the file that it has open, and nobody else would see what it settles. Writers would
-        wait for it at their end, and the next leader would send again all that the ring still has.
-
-        Args:
-            state: the last one that was committed.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        with suppress(FileNotFoundError):
-            is_in_place = os.path.samestat(files.seen(self._path), os.fstat(self._fd))
-            if is_in_place and _best(self._fd)[0].epoch >= self._epoch and not disk.is_failing(self._fd):
-                return False  # a lower one: the slots of this epoch are lost
-        fd = opened(self._path).keep()
-        descriptors.release(self._fd, self._incarnation)
-        self._fd = fd
-        with self._lock():
-            found, generation = _best(fd)
-            if found.epoch <= self._epoch:  # else a later leader has begun here, and `is_ours` says so
-                self._write_both(state, generation)
-        return True
-
-    def commit(self, state: State) -> None:
-        """Make `state` durable against a crash of this process. Raises Fenced, OSError."""
-        with self._lock():
-            current, generation = _best(self._fd)
-            if current.epoch != self._epoch or state.epoch != self._epoch:
-                raise Fenced(f"epoch {self._epoch} was followed by epoch {current.epoch}")
-            self._write(state, generation + 1)
-
-    def sync(self) -> None:
-        """Make the last commit durable against a crash of the host. Raises OSError."""
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Close the file."""
-        descriptors.release(self._fd, self._incarnation)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[bool]:
-        """Lock the file for the block. Yields False if that does not work in time, and the block goes on all the same.
-
-        Somebody may remove leader.lock while a leader is stopped (SIGSTOP, a debugger) in the middle of a commit. Its
-        successor must not wait for it for ever. The epoch fences the stopped process when it goes on. It may still
-        write once, into one slot. So the successor's last commit may be lost: its request is repeated if it dies then.
-        """
-        until = monotonic() + (0.0 if self._is_stuck else held_lock.PATIENCE_SECONDS)
-        while not (is_ours := descriptors.try_lock(self._fd, exclusive=True)) and monotonic() < until:
-            time.sleep(_LOCK_POLL_SECONDS)
-        if not is_ours and not self._is_stuck:
-            held_lock.say(
-                self._path,
-                "Only a leader needs the lock, for a moment. This one goes on without it. If it is killed now, the "
-                "next one may send a request again.",
-            )
-        self._is_stuck = not is_ours
-        try:
-            yield is_ours
-        finally:
-            if is_ours:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _write_both(self, state: State, generation: int) -> None:
-        """Write both slots. The caller has the lock. Raises OSError.
-
-        To write a part of a page that the disk cannot read may fail for ever, and each new process would wait until it
-        gives that page up. So such a file is replaced, or on a full disk written over in whole pages.
-        """
-        if disk.is_failing(self._fd) and files.is_named(self._path, os.fstat(self._fd)):
-            even = generation // 2 * 2 + 2
-            slots = b"".join(_packed(state, even + slot).ljust(SLOT_BYTES, b"\0") for slot in (0, 1))
-            try:
-                files.replace(self._path, slots)
-            except OSError as error:
-                if error.errno not in disk.NO_ROOM or os.pwrite(self._fd, slots, 0) != len(slots):
-                    raise
-                return
-            fd = opened(self._path).keep()
-            descriptors.release(self._fd, self._incarnation)
-            self._fd = fd
-            return
-        for slot in (1, 2):
-            self._write(state, generation + slot)
-
-    def _write(self, state: State, generation: int) -> None:
-        slot = _packed(state, generation)
-        if os.pwrite(self._fd, slot, (generation % 2) * SLOT_BYTES) != len(slot):
-            raise OSError(errno.ENOSPC, "the cursor could not be written whole")
-
-
-def _packed(state: State, generation: int) -> bytes:
+def packed(state: State, generation: int) -> bytes:
     """Return a slot with this state."""
     body = _encode(state)
     if len(body) > SLOT_BYTES - _HEADER.size:
@@ -310,7 +175,7 @@ def opened(path: str) -> descriptors.Opened:
     return file
 
 
-def _best(fd: int) -> tuple[State, int]:
+def best(fd: int) -> tuple[State, int]:
     """Return the state that counts, and its generation; an empty state and 0 if both slots are damaged.
 
     Raises OSError, also if the disk cannot read one of them now.
@@ -333,8 +198,8 @@ def _best(fd: int) -> tuple[State, int]:
         found.append((state.epoch, generation, state))
     if not found:
         return State(), 0
-    best = max(found, key=lambda each: each[:2])
-    return best[2], best[1]
+    latest = max(found, key=lambda each: each[:2])
+    return latest[2], latest[1]
 
 
 def _read(fd: int, size_bytes: int, slot: int) -> bytes:

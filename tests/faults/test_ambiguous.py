@@ -18,12 +18,12 @@ import pytest
 from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig, load_config
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.publisher import LeaderState
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, segment
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn

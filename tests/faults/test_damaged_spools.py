@@ -23,6 +23,7 @@ import pytest
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.frontends import presence
@@ -174,7 +175,7 @@ def image() -> Image:
         forget(writer)
         # Of the oldest one that is left, the first records are delivered; a leader was killed in the next chunk.
         places = {message: spot for message, spot in _places(spool).items() if message in issued}
-        held = cursor.Cursor(spool.cursor)
+        held = Cursor(spool.cursor)
         state = held.take_over("gone/1")
         number = segment.numbers(spool.ring)[0]
         key = next(each.key for each in _opened(spool) if each.key.number == number)

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import pytest
 
+from cwsink.flusher.commits import Fenced
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.frontends.writer import Writer
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from tests.conftest import Spawn

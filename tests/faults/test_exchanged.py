@@ -29,13 +29,13 @@ import pytest
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.outcome import Answer
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, frame, record, repair, root, segment
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.lease import Lease
 from cwsink.spool.segment import SegmentKey
 from cwsink.spool.survey import survey

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.flusher import Flusher
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey

@@ -23,6 +23,7 @@ from cwsink.cli import flushing, job, spools
 from cwsink.flusher import confidential, deadline, guard, self_metrics
 from cwsink.flusher.adoption import Adopter
 from cwsink.flusher.collector import Collector
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
@@ -36,7 +37,6 @@ from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
 from cwsink.spool import alerts, capacity, cursor, descriptors, frame, leader_state, lease, segment, sending
 from cwsink.spool.budget import Budget
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.open_segment import OpenSegment

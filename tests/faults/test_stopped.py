@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from cwsink.flusher.commits import Fenced
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, descriptors, lease
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.lease import Lease
 from tests.conftest import Spawn
 from tests.faults.failpoints import at_bytecode, stop_me

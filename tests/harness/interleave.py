@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.frontends import writer
 from cwsink.frontends.writer import Writer
 from cwsink.spool import ring, segment
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from tests.harness.support import CHILD_SECONDS

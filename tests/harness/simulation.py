@@ -29,6 +29,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import durability as durability_module
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
@@ -38,7 +39,7 @@ from cwsink.frontends import writer as writer_module
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, disk, frame, record, ring, segment, sending
 from cwsink.spool.budget import read_evictions
-from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, State
+from cwsink.spool.cursor import SLOT_BYTES, State
 from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.segment import SegmentKey

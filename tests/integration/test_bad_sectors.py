@@ -18,6 +18,7 @@ from cwsink.config import SinkConfig
 from cwsink.doctor import course
 from cwsink.doctor.patient import Case, Patient
 from cwsink.errors import SpoolAccessError
+from cwsink.flusher.commits import Cursor
 from cwsink.frontends import presence
 from cwsink.spool import budget, cursor, directory, disk, files, refusals, sending
 from cwsink.spool.budget import Evictions
@@ -107,7 +108,7 @@ def test_a_full_disk_keeps_no_leader_from_a_cursor_that_cannot_be_read(
 
     with unreadable(Path(spool.cursor), [0]), monkeypatch.context() as patch:
         patch.setattr(files, "replace", is_full)
-        opened = cursor.Cursor(spool.cursor)
+        opened = Cursor(spool.cursor)
         epoch = opened.take_over("holder").epoch
         opened.close()
     assert cursor.read(spool.cursor).epoch == epoch

@@ -24,6 +24,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
+from cwsink.flusher.commits import Cursor
 from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
 from cwsink.spool import budget, capacity, cursor, descriptors, files, rotation, segment
@@ -636,7 +637,7 @@ def test_what_is_committed_is_not_counted_as_evicted(server: StrictCloudWatch) -
     part = first.read()
     assert part is not None
     done = part.frames[9].end
-    leader = cursor.Cursor(spool.cursor)
+    leader = Cursor(spool.cursor)
     state = leader.take_over("test")
     state.offsets = [cursor.Offset(first.key.number, first.key.salt, done)]
     state.ledger.appended = state.ledger.delivered = 10
@@ -740,7 +741,7 @@ def test_a_count_begins_anew_if_a_leader_has_settled_some_meanwhile(server: Stri
     first = next(opened)
     part = first.read()
     assert part is not None
-    leader = cursor.Cursor(spool.cursor)
+    leader = Cursor(spool.cursor)
     state = leader.take_over("test")
     state.offsets = [cursor.Offset(first.key.number, first.key.salt, part.frames[99].end)]
     state.ledger.appended = state.ledger.delivered = 100

@@ -12,8 +12,9 @@ from zlib import crc32
 import msgspec
 import pytest
 
+from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.spool import cursor, disk, held_lock
-from cwsink.spool.cursor import SLOT_BYTES, Cursor, Fenced, Ledger, Offset, State
+from cwsink.spool.cursor import SLOT_BYTES, Ledger, Offset, State
 from tests.harness.bad_sectors import PAGE_BYTES, unreadable
 
 FEW = [Offset(1, 0xAAAA_AAAA, 100), Offset(2, 0xBBBB_BBBB, 4_096)]
@@ -335,7 +336,7 @@ def test_a_stopped_leader_that_has_the_lock_blocks_no_successor(path: str, monke
     stopped = Cursor(path)
     state = stopped.take_over("stopped")
     stopped.commit(state)
-    _, generation = cursor._best(stopped._fd)
+    _, generation = cursor.best(stopped._fd)
     fcntl.flock(stopped._fd, fcntl.LOCK_EX)
     new = Cursor(path)
     mine = new.take_over("new")
@@ -361,7 +362,7 @@ def test_the_first_commit_after_a_late_write_counts(path: str, monkeypatch: pyte
     monkeypatch.setattr(held_lock, "PATIENCE_SECONDS", 0.05)
     stopped = Cursor(path)
     state = stopped.take_over("stopped")
-    _, generation = cursor._best(stopped._fd)
+    _, generation = cursor.best(stopped._fd)
     fcntl.flock(stopped._fd, fcntl.LOCK_EX)
     new = Cursor(path)
     mine = new.take_over("new")

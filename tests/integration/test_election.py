@@ -28,11 +28,11 @@ from msgspec.structs import asdict
 
 from cwsink import Writer, diagnostics
 from cwsink.config import SinkConfig, load_config
+from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.election import Election
 from cwsink.frontends import starter
 from cwsink.spool import cursor, descriptors, directory, flusher_lock, leader_state, lease
 from cwsink.spool.attachment import is_anyone_attached
-from cwsink.spool.cursor import Cursor, Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch

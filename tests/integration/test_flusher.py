@@ -24,6 +24,7 @@ from cwsink.flusher import durability, publisher
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.chunk import Request
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.delivery import Delivery, Settled
 from cwsink.flusher.election import Election
 from cwsink.flusher.flusher import Flusher
@@ -33,7 +34,6 @@ from cwsink.flusher.publisher import LeaderState
 from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, files, leader_state, refusals, segment
 from cwsink.spool.alerts import Alerts
-from cwsink.spool.cursor import Cursor, Fenced
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.lease import Lease
 from cwsink.spool.record import Loss
@@ -510,7 +510,7 @@ def test_a_superseded_leader_sends_and_commits_nothing_more(
     assert lease.try_acquire()
     flusher = Flusher(spool, external, lease, Orders(), kind="own")
     if how == "later epoch":
-        later = cursor.Cursor(spool.cursor)
+        later = Cursor(spool.cursor)
         later.take_over("another")
         later.close()
     else:
@@ -537,7 +537,7 @@ def test_a_leader_that_is_superseded_while_sending_does_not_commit(
 
     def superseded(self: Delivery, request: Request) -> Iterator[Settled]:
         for settled in send(self, request):
-            other = cursor.Cursor(spool.cursor)
+            other = Cursor(spool.cursor)
             other.take_over("another")
             other.close()
             yield settled
@@ -559,20 +559,20 @@ def test_a_leader_that_is_superseded_between_its_check_and_its_commit_does_not_c
     """The epoch is compared once more under the cursor's lock: a lower one never commits after a higher one."""
     writer = filled(external, ["one"])
     spool = writer.directory
-    is_ours = cursor.Cursor.is_ours
+    is_ours = Cursor.is_ours
     taken_over: list[bytes] = []
 
-    def and_then(self: cursor.Cursor) -> bool:
+    def and_then(self: Cursor) -> bool:
         answer = is_ours(self)
         if server.messages() and not taken_over:  # the check before the commit, no longer that before the send
-            other = cursor.Cursor(spool.cursor)
+            other = Cursor(spool.cursor)
             other.take_over("another")
             other.close()
             taken_over.append(Path(spool.cursor).read_bytes())
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(cursor.Cursor, "is_ours", and_then)
+        patch.setattr(Cursor, "is_ours", and_then)
         with pytest.raises(Fenced):
             deliver(spool, external)
     assert [Path(spool.cursor).read_bytes()] == taken_over
@@ -1017,7 +1017,7 @@ def test_a_leader_that_cannot_begin_leaves_no_descriptor_open(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((cursor.Cursor, "_write", full) if broken == "_write" else (disk, "reserve", full)))
+        patch.setattr(*((Cursor, "_write", full) if broken == "_write" else (disk, "reserve", full)))
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(5):
             with pytest.raises(OSError, match="No space"):

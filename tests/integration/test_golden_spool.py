@@ -22,6 +22,7 @@ from msgspec.structs import asdict
 
 from cwsink import host
 from cwsink.config import SinkConfig
+from cwsink.flusher.commits import Cursor
 from cwsink.spool import cursor, directory, disk, frame, record, segment
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
@@ -153,7 +154,7 @@ def write_ring(spool: directory.SpoolDirectory, spool_id: bytes) -> None:
     append(third, event("the last whole one", 21))
     os.write(third.fd, frame.encode(event("cut by the end", 22), third.key.salt)[:33])
 
-    leader = cursor.Cursor(spool.cursor)
+    leader = Cursor(spool.cursor)
     state = leader.take_over("golden-host/1")
     state.offsets = [cursor.Offset(first.key.number, first.key.salt, ends[1])]
     state.ledger.appended = state.ledger.delivered = 2

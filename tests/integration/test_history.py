@@ -14,11 +14,12 @@ from msgspec.structs import asdict
 
 from cwsink.config import SinkConfig
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.past import Past
 from cwsink.frontends.writer import Writer
 from cwsink.spool import disk, history, segment
 from cwsink.spool.budget import read_evictions
-from cwsink.spool.cursor import Cursor, State
+from cwsink.spool.cursor import State
 from cwsink.spool.directory import SpoolDirectory
 from tests.harness.fake_cloudwatch import POISON, FakeCloudWatch
 from tests.harness.interleave import SMALL, deliver, on_write

@@ -25,9 +25,10 @@ import msgspec
 import pytest
 
 from cwsink import Writer
+from cwsink.flusher.commits import Cursor
 from cwsink.frontends import presence
 from cwsink.printable import printable, printable_json
-from cwsink.spool import cursor, directory, frame, record, segment
+from cwsink.spool import directory, frame, record, segment
 from cwsink.spool.record import Event
 from cwsink.testing import StrictCloudWatch
 from cwsink.watching import lines
@@ -129,7 +130,7 @@ def planted(server: StrictCloudWatch) -> Path:
     (files / "settings.json").write_text(json.dumps(sent))
     letter = {"time": PWNED, "reason": PWNED, "error": PWNED, "id": PWNED, "timestamp_ms": 1, "message": PWNED}
     (files / "dead_letters.jsonl").write_text(json.dumps(letter) + "\n")
-    held = cursor.Cursor(str(files / "cursor"))
+    held = Cursor(str(files / "cursor"))
     state = held.take_over(PWNED)
     state.ledger.appended, state.ledger.dead_lettered = 1, {PWNED: 1}
     held.commit(state)

@@ -18,6 +18,7 @@ import pytest
 from cwsink import host
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolError
+from cwsink.flusher.commits import Cursor
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
@@ -38,7 +39,6 @@ from cwsink.spool import (
     survey,
 )
 from cwsink.spool.attachment import Attachment
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader

@@ -14,8 +14,8 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.config import SinkConfig
 from cwsink.flusher import dead_letter
+from cwsink.flusher.commits import Cursor
 from cwsink.limits import EVENT_OVERHEAD_BYTES, MAX_BATCH_BYTES, MAX_EVENT_BYTES
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch

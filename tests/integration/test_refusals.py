@@ -22,8 +22,8 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import backoff, durability
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Cursor
 from cwsink.spool import cursor, disk, files, frame, record
-from cwsink.spool.cursor import Cursor
 from cwsink.spool.cursor import read as read_cursor
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Append
@@ -297,7 +297,7 @@ def test_a_look_that_fails_between_an_answer_and_its_commit_repeats_nothing(
             failures.append(what)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    owner, name = (cursor, "_best") if what == "the cursor" else (files, "seen")
+    owner, name = (cursor, "best") if what == "the cursor" else (files, "seen")
     look = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda place: (may_fail(str(place)), look(place))[1])
     deliver(spool, external)

@@ -9,9 +9,10 @@ from unittest import mock
 
 import cwsink.spool
 from cwsink.flusher.cloudwatch import CloudWatch
+from cwsink.flusher.commits import Cursor
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, frame, segment
-from cwsink.spool.cursor import Cursor, State
+from cwsink.spool.cursor import State
 from tests.harness.fake_cloudwatch import FakeCloudWatch
 from tests.harness.interleave import SMALL, deliver, segment_path, segments
 from tests.harness.support import quick_config

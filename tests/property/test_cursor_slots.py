@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cwsink.flusher.commits import Cursor
 from cwsink.spool import cursor
-from cwsink.spool.cursor import SLOT_BYTES, Cursor, Ledger, Offset, State
+from cwsink.spool.cursor import SLOT_BYTES, Ledger, Offset, State
 from cwsink.spool.record import MOST
 
 NUMBERS = st.integers(0, MOST)

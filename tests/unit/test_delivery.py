@@ -15,9 +15,9 @@ import pytest
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher.chunk import Request
+from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import CANARY, MOST_BELIEVED, MOST_NOT_FOUND, Delivery, Settled, Stopped, Tally
 from cwsink.flusher.outcome import Answer
-from cwsink.spool.cursor import Fenced
 from cwsink.spool.record import NOTICE, Event
 from tests.harness.support import SPOOL_FORMAT
 
