@@ -46,7 +46,6 @@ import gc, json, sys, time
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.spool import directory, sending
-from cwsink.spool.lease import Lease
 
 taken = []
 for path in sys.argv[1:]:

@@ -51,7 +51,6 @@ import sys
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.spool import directory, sending
-from cwsink.spool.lease import Lease
 
 spool = directory.open_existing(sys.argv[1])
 lease, orders = Lease(spool), Orders()

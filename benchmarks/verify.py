@@ -25,10 +25,10 @@ from typing import Final, NamedTuple
 
 from benchmarks.report import Report, add_options
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.flusher import Flusher, Orders
 from cwsink.frontends.writer import Writer
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 from cwsink.testing import spawn
 
 MESSAGE: Final = "GET /api/orders/123456 200 12ms " + "x" * 258

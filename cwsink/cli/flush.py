@@ -14,7 +14,8 @@ from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
-from cwsink.spool import disk, orphans, sending
+from cwsink.flusher.adoption import give_back
+from cwsink.spool import disk, sending
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -38,7 +39,7 @@ def _once(spools: Spools, timeout: float | None) -> int:
     for drain in drains:
         if drain.is_done:
             say(drain.summary())
-            orphans.give_back(drain.directory)
+            give_back(drain.directory)
         if drain.failure:
             complain(drain.failure)
     return DONE if drains and spools.is_whole and all(drain.failure is None for drain in drains) else NOT_DONE

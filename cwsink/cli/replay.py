@@ -21,6 +21,7 @@ from cwsink.cli.flushing import StopRequests
 from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import Display, display
 from cwsink.cli.spools import Spools, leader_name, target
+from cwsink.flusher.adoption import give_back
 from cwsink.limits import MAX_PAST_MS
 from cwsink.spool import orphans, survey
 from cwsink.spool.directory import SpoolDirectory
@@ -118,7 +119,7 @@ def _replay(directory: SpoolDirectory, rate: int | None, stops: StopRequests, sh
     if drain.failure and stops.count:
         drain.failure += f" {words.to_send(directory.path)} goes on from there."
     if drain.is_done:
-        orphans.give_back(directory)
+        give_back(directory)
     return drain
 
 

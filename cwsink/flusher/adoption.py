@@ -28,9 +28,12 @@ from typing import Final, Protocol
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, CwsinkError
-from cwsink.spool import cursor, disk, orphans, sending, survey
+from cwsink.flusher.claim import Lease
+from cwsink.interruption import suppress
+from cwsink.spool import cursor, disk, orphans, segment, sending, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
+from cwsink.spool.open_segment import OpenSegment
 
 # Records a second. This is about one request a second, which takes 4 ms of a core.
 PACE: Final = 1_000.0
@@ -158,7 +161,7 @@ class Adopter:
                 election.leave(0.0)
         if not survey.has_pending(directory):
             self._adopted.discard(directory.path)
-            orphans.give_back(directory)
+            give_back(directory)
             delivered = cursor.read(directory.cursor).ledger.delivered - before
             report(
                 f"adopted_{directory.path}",
@@ -169,3 +172,26 @@ class Adopter:
 def _account(config: SinkConfig) -> tuple[str | None, ...]:
     """Return what says whose credentials go where."""
     return config.endpoint_url, config.profile, config.role_arn, config.external_id
+
+
+def give_back(directory: SpoolDirectory) -> None:
+    """Give the disk blocks of a spool back in which all is settled, unless another process leads it. Never raises.
+
+    The last segment of a spool stays, with the blocks that were reserved for it. There may be an orphan for each
+    container that ever ran, and none of them may be needed again: their reserved blocks would fill the disk. If a
+    writer has the segment open, or opens it now, its lock keeps us out.
+    """
+    claim = Lease(directory)
+    with contextlib.ExitStack() as stack, suppress(OSError):
+        if not claim.try_acquire():
+            return
+        stack.callback(claim.release)
+        committed = cursor.read(directory.cursor).committed()
+        for number in segment.numbers(directory.ring):
+            if (opened := OpenSegment.at(directory.ring, number, os.O_RDWR)) is None:
+                continue
+            with contextlib.closing(opened):
+                size = opened.size()
+                if opened.finalise() and opened.is_final and size <= committed.get(opened.key, 0) == opened.size():
+                    opened.hollow(size)
+                    os.ftruncate(opened.fd, size)  # the same size: the blocks reserved behind it are given back

@@ -30,6 +30,7 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, SpoolError
 from cwsink.flusher import adoption, deadline
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
@@ -84,7 +85,7 @@ class Election:
         self._drain_until: float | None = None
         self._rest_until: float | None = None
         self._keeps_lease = False
-        self._claim: lease.Lease | None = None  # kept while it rests
+        self._claim: Lease | None = None  # kept while it rests
         self._stand_at = self._challenge_at = 0.0
         self._stay_out_seconds = _FIRST_STAY_OUT_SECONDS
         self._vacant_since: float | None = None
@@ -274,7 +275,7 @@ class Election:
             claim.release()
             claim = None
         if claim is None:
-            claim = lease.Lease(self.directory)
+            claim = Lease(self.directory)
             if not claim.try_acquire():
                 self._is_behind = True
                 lease.watch_holder(self.directory, self.request_seconds)
@@ -304,7 +305,7 @@ class Election:
             if published is not None and published.obstacle:
                 lease.challenge(self.directory)
 
-    def _lead(self, claim: lease.Lease) -> _OrdersOfSpool:
+    def _lead(self, claim: Lease) -> _OrdersOfSpool:
         """Lead with the present settings until told to stop. Raises Fenced."""
         orders = _OrdersOfSpool(self.directory, self._kind)
         try:

@@ -25,6 +25,7 @@ from cwsink import host, naming
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.flusher.chunk import Request, fingerprint, requests
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.collector import Chunk, Collector, notice
 from cwsink.flusher.commits import Cursor
@@ -42,7 +43,6 @@ from cwsink.spool.cursor import Ledger, State
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.files import remove_stale_temporaries
 from cwsink.spool.frame import DamageKind
-from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event, Loss
 

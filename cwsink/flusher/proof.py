@@ -11,11 +11,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from cwsink.diagnostics import report
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.spool import files
 from cwsink.spool.cursor import State
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 
 
 class Proof:

@@ -50,52 +50,6 @@ class Elsewhere(NamedTuple):
     age_seconds: float
 
 
-class Heartbeat:
-    """The mark of a leader of this host, for as long as the leader holds the lease."""
-
-    def __init__(self, directory: SpoolDirectory) -> None:
-        self._path = directory.leader_host
-        self._beaten_at = 0.0
-        self._is_written = False
-
-    def begin(self) -> None:
-        """Write the mark. Never raises: a full disk must not keep a process from leading.
-
-        On a full disk an empty file can be made, and its time shows the processes of this host that the leader lives.
-        The next beat tries to write the mark.
-        """
-        self._beaten_at, self._is_written = time.monotonic(), False
-        if not (boot_id := host.boot_id()):
-            return
-        with suppress(OSError):
-            try:
-                files.replace(self._path, msgspec.json.encode(Mark(boot_id, host.name())))
-                self._is_written = True
-            except OSError:
-                found = _read(self._path)
-                if found is not None and found[0].boot_id != boot_id:  # its host has ended: the lease is ours
-                    files.remove(self._path)
-                files.touch(self._path, make=True)
-
-    def beat(self) -> None:
-        """Touch the mark if `BEAT_SECONDS` have passed. Never raises."""
-        if time.monotonic() - self._beaten_at >= BEAT_SECONDS:
-            self._beaten_at = time.monotonic()
-            with suppress(OSError):
-                if self._is_written and files.exists(self._path):
-                    files.touch(self._path)
-                else:
-                    self.begin()
-
-    def end(self) -> None:
-        """Remove the mark if it is still this host's, so that a leader on the next host need not wait."""
-        found = _read(self._path)
-        with suppress(OSError):
-            is_ours = found is not None and found[0].boot_id == host.boot_id()
-            if is_ours or files.status(self._path).st_size == 0:  # it is empty if the disk was full
-                files.remove(self._path)
-
-
 def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhere | None:
     """Return the mark of a leader on another host that lives; None if there is none.
 
@@ -104,7 +58,7 @@ def elsewhere(directory: SpoolDirectory, *, touch: str | None = None) -> Elsewhe
         touch: a file of the spool that the caller may touch, to learn the file system's time. None: our own clock
             counts, which is good enough to tell a person.
     """
-    found = _read(directory.leader_host)
+    found = read(directory.leader_host)
     boot_id = host.boot_id()
     if found is None or not boot_id or found[0].boot_id == boot_id:
         return None
@@ -123,7 +77,7 @@ def _now(touch: str | None) -> float:
     return time.time()
 
 
-def _read(path: str) -> tuple[Mark, float] | None:
+def read(path: str) -> tuple[Mark, float] | None:
     """Return the mark and the time of its last beat; None if there is no mark, or if it is damaged."""
     try:
         data, status = files.read(path, _MOST_BYTES)

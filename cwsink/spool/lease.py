@@ -1,30 +1,18 @@
-"""The right to send a spool: a file lock, and the proof before every step that it is still ours.
+"""Who has the right to send a spool: whoever has `leader.lock`, as far as others can tell.
 
-The lock is `filelock.FileLock` on `leader.lock`. The kernel frees it when the process dies, however that dies. So there
-is no lease that ends by time, no pid file and no `kill(pid, 0)`.
-
-Two things a lock cannot tell. Somebody may remove or replace its file while it is held, and then two processes hold
-"it": so `is_held` compares the inode, and the epoch in the cursor stops the first of two leaders (cwsink.spool.cursor).
-And two hosts may share the disk, and each may get the lock: a process that gets it while another host leads gives it
-back (cwsink.spool.heartbeat).
-
-FileLock opens the file by its path. Somebody may exchange directories while it does, and then it locks a file of his,
-or makes an empty one there. So afterwards the lock is looked for in the spool's own directory.
-
-filelock takes up to a megabyte (0.8 MiB beside `logging`), so only a process that is about to lead imports it. A writer
-asks the kernel by `flock` (`is_taken`), in a tenth of the time.
+How a leader takes the lock, and proves that it still has it: cwsink.flusher.claim. A worker only looks. It asks the
+kernel by `flock` (`is_taken`), in a tenth of the time that filelock takes, which also takes up to a megabyte (0.8 MiB
+beside `logging`): no worker loads it.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from cwsink import host
 from cwsink.clock import wall
-from cwsink.diagnostics import report
 from cwsink.interruption import is_interruption, suppress
-from cwsink.spool import cursor, descriptors, files, heartbeat, held_lock, leader_state, segment
+from cwsink.spool import cursor, files, heartbeat, held_lock, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
 
 # A process that may lead tries this often, plus up to half of it in jitter. So a free lease is found within 0.375 s.
@@ -35,82 +23,6 @@ _SILENT_SECONDS: Final = heartbeat.BEAT_SECONDS + 1.0
 
 # Who has the lock of a spool, and shows no sign of life.
 _silences: dict[str, held_lock.Obstruction] = {}
-
-
-class Lease:
-    """The right to send a spool, for a process that has it or tries to get it."""
-
-    def __init__(self, directory: SpoolDirectory) -> None:
-        from filelock import FileLock
-
-        self._directory = directory
-        self._path = directory.leader_lock
-        self._heartbeat = heartbeat.Heartbeat(directory)
-        self._lock = FileLock(
-            self._path,
-            thread_local=False,
-            fallback_to_soft=False,
-            preserve_lock_file=True,
-            mode=descriptors.FILE_MODE,
-        )
-        self._pid = 0
-        self._file: os.stat_result | None = None
-
-    def try_acquire(self) -> bool:
-        """Take the lease if nobody has it, and tell whether it is ours now.
-
-        Raises:
-            OSError: the directory is gone, EMFILE and so on.
-        """
-        from filelock import Timeout
-
-        # FileLock goes by the path. It would make a directory that was removed, with whatever mode the umask gives. And
-        # somebody may put a directory of his own in the place of the spool. So make the file in the directory that we
-        # have looked at, and look there afterwards: is that file ours, and is it locked now?
-        files.opened(self._path, os.O_RDWR | os.O_CREAT).close()
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        is_ours = False
-        try:
-            self._file = files.status(self._path)
-            is_ours = files.is_locked(self._path)
-        finally:
-            if not is_ours:
-                self._lock.release(force=True)
-        if not is_ours:
-            return False
-        if (other := heartbeat.elsewhere(self._directory, touch=self._path)) is not None:
-            self._lock.release(force=True)
-            _refuse(self._directory, other)
-            return False
-        self._pid = os.getpid()
-        self._heartbeat.begin()
-        return True
-
-    def beat(self) -> None:
-        """Show other hosts that this one leads. The leader calls this several times a second."""
-        self._heartbeat.beat()
-
-    def is_held(self) -> bool:
-        """Return True only when this process can prove that the lease is still its own."""
-        if self._pid != os.getpid() or not self._lock.is_locked:
-            return False
-        try:
-            status = files.seen(self._path)  # it takes no descriptor: none may be left when a request is answered
-        except OSError:
-            return False
-        return self._file is not None and os.path.samestat(status, self._file)
-
-    def release(self) -> None:
-        """Give the lease back, if this process has it, so that another one can lead."""
-        if self._pid == os.getpid():
-            if self.is_held():
-                self._heartbeat.end()
-            self._pid = 0
-            with suppress(OSError):
-                self._lock.release(force=True)
 
 
 def challenge(directory: SpoolDirectory) -> None:
@@ -199,13 +111,3 @@ def _has_pending(directory: SpoolDirectory) -> bool:
     with suppress(OSError):
         return segment.has_pending(directory.ring, cursor.read(directory.cursor).committed())
     return False
-
-
-def _refuse(directory: SpoolDirectory, other: heartbeat.Elsewhere) -> None:
-    mark, age_seconds = other
-    report(
-        "two_hosts",
-        f"host {mark.host} (boot {mark.boot_id[:8]}) leads {directory.path}, as of {age_seconds:.0f} s ago, and this "
-        f"is host {host.name()} (boot {host.boot_id()[:8]}). Two hosts must not share a spool: this one appends, and "
-        "does not send while the other does. Give each a spool_directory on a disk of its own.",
-    )

@@ -10,16 +10,12 @@ comes back at that very moment.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from typing import Final
 
-from cwsink.interruption import suppress
-from cwsink.spool import cursor, disk, heartbeat, lease, segment, survey
+from cwsink.spool import disk, heartbeat, lease, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.open_segment import OpenSegment
 
 # A process that may lead tries to take the lease every `TRY_SECONDS`. Within twice that time it has succeeded.
 _TAKEOVER_SECONDS: Final = 2 * lease.TRY_SECONDS
@@ -54,28 +50,3 @@ def left_behind(directory: SpoolDirectory) -> int:
             return survey.survey(directory, patience_seconds=disk.PATIENCE_SECONDS).pending
         time.sleep(_POLL_SECONDS)
     return 0
-
-
-def give_back(directory: SpoolDirectory) -> None:
-    """Give the disk blocks of a spool back in which all is settled, unless another process leads it. Never raises.
-
-    The last segment of a spool stays, with the blocks that were reserved for it. There may be an orphan for each
-    container that ever ran, and none of them may be needed again: their reserved blocks would fill the disk. If a
-    writer has the segment open, or opens it now, its lock keeps us out.
-    """
-    claim = lease.Lease(directory)
-    with contextlib.ExitStack() as stack, suppress(OSError):
-        if not claim.try_acquire():
-            return
-        stack.callback(claim.release)
-        committed = cursor.read(directory.cursor).committed()
-        for number in segment.numbers(directory.ring):
-            if (opened := OpenSegment.at(directory.ring, number, os.O_RDWR)) is None:
-                continue
-            with contextlib.closing(opened):
-                size = opened.size()
-                if opened.finalise() and opened.is_final and size <= committed.get(opened.key, 0) == opened.size():
-                    opened.hollow(size)
-                    os.ftruncate(
-                        opened.fd, size
-                    )  # the size stays the same; the blocks reserved behind it are given back

@@ -22,6 +22,7 @@ import pytest
 
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.commits import Cursor
 from cwsink.flusher.flusher import Flusher
@@ -29,7 +30,6 @@ from cwsink.flusher.orders import Orders
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, directory, disk, frame, record, segment, sending
-from cwsink.spool.lease import Lease
 from cwsink.spool.segment import COPY_BYTES, HEADER_BYTES, SECOND_COPY_AT
 from cwsink.spool.survey import survey
 from tests.harness.fake_cloudwatch import POISON, FakeCloudWatch

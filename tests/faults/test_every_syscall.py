@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import pytest
 
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Fenced
 from cwsink.flusher.flusher import Flusher
 from cwsink.flusher.orders import Orders
 from cwsink.frontends.writer import Writer
-from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from tests.conftest import Spawn
 from tests.faults.test_every_bytecode import OPERATIONS as SWEPT

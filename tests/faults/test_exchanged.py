@@ -28,6 +28,7 @@ import pytest
 
 from cwsink.config import SinkConfig
 from cwsink.errors import CwsinkError
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
@@ -36,7 +37,6 @@ from cwsink.flusher.orders import Orders
 from cwsink.flusher.outcome import Answer
 from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, frame, record, repair, root, segment
-from cwsink.spool.lease import Lease
 from cwsink.spool.segment import SegmentKey
 from cwsink.spool.survey import survey
 from tests.faults.test_damaged_spools import forget, lead
@@ -215,7 +215,7 @@ def state_of(place: Path) -> dict[str, tuple[int, int, int, bytes]]:
     """What is in a directory, with owner, mode and time of each file.
 
     Not with the time of `leader.lock`. FileLock opens it by its path, so it may get the hostile one (see
-    `cwsink.spool.lease`), and cuts it to the 0 bytes that it has if filelock is older than 4.2.1.
+    `cwsink.flusher.claim`), and cuts it to the 0 bytes that it has if filelock is older than 4.2.1.
     """
     found = {}
     for path in sorted(place.rglob("*")):

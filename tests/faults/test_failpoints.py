@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Cursor
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.flusher import Flusher
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn

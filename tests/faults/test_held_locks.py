@@ -22,6 +22,7 @@ import pytest
 from cwsink import diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher import dead_letter
+from cwsink.flusher.claim import Heartbeat
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.election import Election
 from cwsink.frontends import presence
@@ -333,7 +334,7 @@ def test_a_held_lease_is_named_soon_where_the_kernel_knows_who_has_it(
     holder = spawn(HOLDER, path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    heartbeat.Heartbeat(writer.directory).begin()
+    Heartbeat(writer.directory).begin()
     assert writer.append("one")
     published = leader_state.read(writer.directory)
     assert published is not None
@@ -354,7 +355,7 @@ def test_who_has_no_descriptor_left_cannot_tell_who_has_the_lease(
     """To look takes some. A writer looks after it has appended, and its record is not lost for that."""
     monkeypatch.setattr(lease, "_SILENT_SECONDS", 0.0)
     writer = lead_once(server, small)
-    heartbeat.Heartbeat(writer.directory).begin()
+    Heartbeat(writer.directory).begin()
     hold(writer.directory.leader_lock)
     assert writer.append("one")
     limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
@@ -416,7 +417,7 @@ def test_a_leader_is_not_named_because_the_clock_has_jumped(
     holder = spawn(HOLDER, writer.directory.leader_lock)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    heartbeat.Heartbeat(writer.directory).begin()
+    Heartbeat(writer.directory).begin()
     published = leader_state.read(writer.directory)
     assert published is not None
     published.pid = holder.pid

@@ -22,6 +22,7 @@ import pytest
 from cwsink.cli import flushing, job, spools
 from cwsink.flusher import confidential, deadline, guard, self_metrics
 from cwsink.flusher.adoption import Adopter
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.collector import Collector
 from cwsink.flusher.commits import Cursor
 from cwsink.flusher.delivery import Delivery
@@ -37,7 +38,6 @@ from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
 from cwsink.spool import alerts, capacity, cursor, descriptors, frame, leader_state, lease, segment, sending
 from cwsink.spool.budget import Budget
-from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.reader import FreshLane, RingReader

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Fenced
 from cwsink.frontends.writer import Writer
 from cwsink.spool import cursor, descriptors, lease
-from cwsink.spool.lease import Lease
 from tests.conftest import Spawn
 from tests.faults.failpoints import at_bytecode, stop_me
 from tests.faults.test_every_bytecode import OPERATIONS, Operation, warm_up

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
@@ -20,7 +21,6 @@ from cwsink.frontends import writer
 from cwsink.frontends.writer import Writer
 from cwsink.spool import ring, segment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 from tests.harness.support import CHILD_SECONDS
 
 LEAD_SECONDS = 30.0  # guards against a hang

@@ -28,6 +28,7 @@ from greenlet import getcurrent, greenlet
 from cwsink.config import SinkConfig
 from cwsink.flusher import durability as durability_module
 from cwsink.flusher import flusher as flusher_module
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.dead_letter import DeadLetters
@@ -40,7 +41,6 @@ from cwsink.frontends.writer import Writer
 from cwsink.spool import directory, disk, frame, record, ring, segment, sending
 from cwsink.spool.budget import read_evictions
 from cwsink.spool.cursor import SLOT_BYTES, State
-from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.segment import SegmentKey
 from tests.harness.fake_cloudwatch import FakeCloudWatch

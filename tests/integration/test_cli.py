@@ -22,9 +22,9 @@ from msgspec.structs import asdict
 from cwsink import Writer, __version__
 from cwsink.cli.arguments import COMMANDS
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.spool import segment
-from cwsink.spool.lease import Lease
 from cwsink.spool.record import Event
 from cwsink.testing import StrictCloudWatch
 from tests.harness.support import CHILD_SECONDS, finish, give

@@ -28,6 +28,7 @@ from msgspec.structs import asdict
 
 from cwsink import Writer, diagnostics
 from cwsink.config import SinkConfig, load_config
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.election import Election
 from cwsink.frontends import starter
@@ -325,7 +326,7 @@ def test_a_commit_of_an_old_epoch_is_refused(spool: SpoolDirectory) -> None:
 
 def test_a_lease_is_proven_by_inode_and_process(spool: SpoolDirectory) -> None:
     """`is_held` is True only for the process that took it, and only while the lock file is the one it locked."""
-    mine, other = lease.Lease(spool), lease.Lease(spool)
+    mine, other = Lease(spool), Lease(spool)
     assert mine.try_acquire()
     assert mine.is_held()
     assert not other.try_acquire()
@@ -459,7 +460,7 @@ def test_a_spool_that_cannot_be_looked_into_does_not_end_a_candidate(
 ) -> None:
     """Told to leave while there is no descriptor to look whether anything is pending: it delivers the rest later."""
     writer = Writer(config)
-    holder = lease.Lease(spool)
+    holder = Lease(spool)
     assert holder.try_acquire()
     candidate = stand(spool)
     assert writer.append("one")

@@ -27,12 +27,12 @@ from msgspec.structs import asdict
 import cwsink
 from cwsink import Writer
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.election import Election
 from cwsink.flusher.publisher import LeaderState
 from cwsink.spool import directory, flusher_lock, leader_state
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from tests.conftest import Spawn

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import (
@@ -29,7 +30,6 @@ from cwsink.spool import (
     sending,
 )
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher import durability, publisher
 from cwsink.flusher import flusher as flusher_module
 from cwsink.flusher.chunk import Request
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.delivery import Delivery, Settled
@@ -35,7 +36,6 @@ from cwsink.limits import MAX_EVENT_BYTES
 from cwsink.spool import cursor, disk, files, leader_state, refusals, segment
 from cwsink.spool.alerts import Alerts
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 from cwsink.spool.record import Loss
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch

@@ -23,9 +23,10 @@ from msgspec.structs import asdict, replace
 from cwsink import CloudWatchSpoolSink, Writer, diagnostics, host
 from cwsink.config import SinkConfig
 from cwsink.flusher import backoff
+from cwsink.flusher.claim import Heartbeat
 from cwsink.flusher.publisher import LeaderState
 from cwsink.naming import rfc3339
-from cwsink.spool import alerts, budget, disk, files, frame, heartbeat, leader_state, loss_causes, refusals, told
+from cwsink.spool import alerts, budget, disk, files, frame, leader_state, loss_causes, refusals, told
 from cwsink.spool.directory import open_for
 from cwsink.spool.record import Loss
 from cwsink.spool.room import Room
@@ -261,7 +262,7 @@ def test_a_leader_that_shows_no_sign_of_life_is_the_cause(
     assert published is not None
     published.pid, published.since = 1, time.time() - 3600
     files.replace(writer.directory.leader_state, msgspec.json.encode(published))
-    heartbeat.Heartbeat(writer.directory).begin()
+    Heartbeat(writer.directory).begin()
     for path in (writer.directory.leader_host, writer.directory.cursor, writer.directory.leader_state):
         os.utime(path, (time.time() - silent_seconds,) * 2)
     with open(writer.directory.leader_lock, "r+", encoding="utf-8") as file:

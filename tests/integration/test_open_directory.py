@@ -18,6 +18,7 @@ import pytest
 from cwsink import host
 from cwsink.config import SinkConfig
 from cwsink.errors import SpoolError
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Cursor
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.frontends import presence
@@ -40,7 +41,6 @@ from cwsink.spool import (
 )
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory, open_existing
-from cwsink.spool.lease import Lease
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event, Loss
 from tests.harness.support import give

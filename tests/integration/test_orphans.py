@@ -27,6 +27,8 @@ from cwsink import Writer, diagnostics, host
 from cwsink.cli import main
 from cwsink.config import SinkConfig
 from cwsink.flusher import adoption
+from cwsink.flusher.adoption import give_back
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.election import Election
 from cwsink.frontends import presence
 from cwsink.spool import directory, leader_state, lease, orphans, sending
@@ -115,7 +117,7 @@ def test_an_orphan_is_told_by_locks(config: SinkConfig, leave_behind: Callable[[
     """Pending, and neither a leader nor anybody who has appended; looking leaves no trace."""
     spool = leave_behind("left", 3)
     assert orphans.is_orphan(spool)
-    held = lease.Lease(spool)
+    held = Lease(spool)
     assert held.try_acquire()
     assert not orphans.is_orphan(spool)
     held.release()
@@ -214,7 +216,7 @@ def test_an_emptied_orphan_takes_no_space(
     assert ring_bytes(spool) <= 16 << 10
     writer = Writer(SinkConfig(**json.loads(large)))
     assert writer.append("left 3000")
-    orphans.give_back(spool)  # it is open: nothing of it goes
+    give_back(spool)  # it is open: nothing of it goes
     deliver(spool, writer.config)
     assert server.messages(stream="left") == expected("left", 3_001)
 

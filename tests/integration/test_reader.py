@@ -22,6 +22,7 @@ from msgspec.structs import asdict
 from cwsink import Writer
 from cwsink.cli import flush, main
 from cwsink.config import SinkConfig
+from cwsink.flusher.adoption import give_back
 from cwsink.frontends import presence
 from cwsink.spool import budget, cursor, disk, frame, history, orphans, reader, record, segment
 from cwsink.spool.attachment import is_anyone_attached
@@ -603,7 +604,7 @@ def test_a_segment_that_cannot_be_read_now_leaves_no_descriptor_open(small: Sink
             assert os.listdir("/dev/fd") == before
         before = os.listdir("/dev/fd")
         writer.close()
-        orphans.give_back(spool)  # never raises
+        give_back(spool)  # never raises
         assert len(os.listdir("/dev/fd")) < len(before)
 
 

@@ -26,9 +26,9 @@ from msgspec.structs import asdict
 from cwsink import Writer, host
 from cwsink.cli import main
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.spool import directory, flusher_lock, heartbeat, leader_state, orphans
 from cwsink.spool.directory import SpoolDirectory, find_spools
-from cwsink.spool.lease import Lease
 from cwsink.testing import StrictCloudWatch
 from tests.harness.interleave import until
 from tests.harness.support import CHILD_SECONDS, may_unshare

@@ -16,6 +16,7 @@ from msgspec.structs import asdict, replace
 
 from cwsink import Writer
 from cwsink.config import SinkConfig
+from cwsink.flusher.claim import Lease
 from cwsink.flusher.publisher import LeaderState
 from cwsink.frontends import presence, turn
 from cwsink.frontends import writer as writer_module
@@ -24,7 +25,6 @@ from cwsink.spool import attachment, directory, disk, flusher_lock, frame, leade
 from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.lease import Lease
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.ring import Ring
 from cwsink.spool.survey import events, survey
