@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from cwsink import host
-from cwsink.interruption import is_interruption, suppress
+from cwsink.interruption import suppress
 from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 
@@ -79,10 +79,7 @@ def _now(touch: str | None) -> float:
 
 def read(path: str) -> tuple[Mark, float] | None:
     """Return the mark and the time of its last beat; None if there is no mark, or if it is damaged."""
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         data, status = files.read(path, _MOST_BYTES)
         return msgspec.json.decode(data, type=Mark), status.st_mtime
-    except (OSError, ValueError, RecursionError) as error:
-        if is_interruption(error):
-            raise
-        return None
+    return None

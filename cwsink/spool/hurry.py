@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from cwsink.interruption import is_interruption, suppress
+from cwsink.interruption import suppress
 from cwsink.spool import files
 
 if TYPE_CHECKING:
@@ -41,12 +41,9 @@ def take_word_back(directory: SpoolDirectory) -> None:
 
 def has_word(spool: str) -> bool:
     """Tell whether a process has said on stderr that records are left in the spool at this path."""
-    try:
+    with suppress(OSError):
         return files.status(f"{spool}/hurry").st_size > 0
-    except OSError as error:
-        if is_interruption(error):
-            raise
-        return False
+    return False
 
 
 def _write(directory: SpoolDirectory, data: bytes) -> None:

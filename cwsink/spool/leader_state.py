@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from cwsink.interruption import is_interruption, suppress
+from cwsink.interruption import suppress
 from cwsink.spool import files
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Seconds
@@ -135,10 +135,7 @@ def is_synced(directory: SpoolDirectory) -> bool:
 
 def _read(directory: SpoolDirectory) -> tuple[Published | None, float]:
     """Return what the last leader published, and how many seconds ago."""
-    try:
+    with suppress(OSError, ValueError, RecursionError):  # a damaged file may not even be UTF-8
         content, status = files.read(directory.leader_state, _MOST_BYTES)
         return _decode(content), time.time() - status.st_mtime
-    except (OSError, ValueError, RecursionError) as error:  # a damaged file may not even be UTF-8
-        if is_interruption(error):
-            raise
-        return None, math.inf
+    return None, math.inf

@@ -11,7 +11,7 @@ from typing import Final
 
 from cwsink import host
 from cwsink.clock import wall
-from cwsink.interruption import is_interruption, suppress
+from cwsink.interruption import suppress
 from cwsink.spool import cursor, files, heartbeat, held_lock, leader_state, segment
 from cwsink.spool.directory import SpoolDirectory
 
@@ -46,12 +46,9 @@ def is_taken(directory: SpoolDirectory) -> bool:
     That may change at the next moment, so nobody sends or commits by this. Writers ask before they start a flusher, and
     adoption and `cwsink replay` ask to know which spools nobody looks after.
     """
-    try:
+    with suppress(OSError):
         return files.is_locked(directory.leader_lock)
-    except OSError as error:
-        if is_interruption(error):
-            raise
-        return False
+    return False
 
 
 def watch_holder(directory: SpoolDirectory, request_seconds: float) -> None:

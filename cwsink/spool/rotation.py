@@ -223,13 +223,11 @@ class Rotation:
     def _history_gives_way(self, need_bytes: int = 0) -> bool:
         if not files.exists(self._directory.history):
             return False
-        try:
+        with suppress(ImportError, OSError):  # the process ends, or does not see its installation any more
             from cwsink.spool import history  # here, because few workers ever see a full disk
-        except (ImportError, OSError) as error:  # the process ends, or does not see its installation any more
-            if is_interruption(error):
-                raise
-            return False
-        return history.give_way(self._directory, need_bytes)
+
+            return history.give_way(self._directory, need_bytes)
+        return False
 
     def _holding(self) -> Capacity:
         if self._is_guest:

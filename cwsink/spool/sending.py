@@ -231,21 +231,17 @@ def installation() -> str:
 
 def installation_now() -> str:
     """Return `installation` as it is on disk now; "" if it was removed, or if it lies in an archive."""
-    try:
+    with suppress(OSError):
         status = os.stat(version.__file__)
-    except OSError as error:
-        if is_interruption(error):
-            raise
-        return ""
-    return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}"
+        return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_mtime_ns:x}"
+    return ""
 
 
 def _settings_of(config: SinkConfig) -> dict[str, Any]:
-    defaults = SinkConfig()
     differing = {
         name: getattr(config, name)
         for name in SinkConfig.__struct_fields__
-        if name not in _OF_THE_WRITER and getattr(config, name) != getattr(defaults, name)
+        if name not in _OF_THE_WRITER and getattr(config, name) != getattr(_DEFAULTS, name)
     }
     settings: dict[str, Any] = msgspec.to_builtins(differing)
     return settings
@@ -257,4 +253,4 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _shown(settings: dict[str, Any], name: str) -> object:
-    return shown(settings).get(name, getattr(SinkConfig(), name, None))
+    return shown(settings).get(name, getattr(_DEFAULTS, name, None))

@@ -621,8 +621,8 @@ MUTANTS: Final = {
     ),
     "a leader that stumbles over its predecessor's leader.json": Mutant(
         leader_state._read,
-        "except (OSError, ValueError, RecursionError) as error:",
-        "except (OSError, msgspec.MsgspecError) as error:",
+        "with suppress(OSError, ValueError, RecursionError):",
+        "with suppress(OSError, msgspec.MsgspecError):",
         test_damaged_spools.test_a_byte_that_is_no_text_in_any_place_of_a_small_file_stops_nothing,
         case="leader.json",
     ),
