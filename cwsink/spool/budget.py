@@ -245,12 +245,9 @@ class Budget:
         if (opened := self._open(key.number)) is None:
             return False
         with opened:
-            try:
+            with disk.suppress_unreadable():
                 return _header(opened.fd, key.number).key == key
-            except OSError as error:
-                if not disk.is_unreadable(error):
-                    raise
-                return True  # it may be
+            return True  # it may be
 
     def _evict(self, number: int, evictions: Evictions, until: float) -> _Fate:
         """Count and unlink a segment. Raises OSError."""

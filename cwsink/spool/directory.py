@@ -344,11 +344,8 @@ def _checksum(content: Mapping[str, object]) -> str:
 def _read_format_soon(path: str) -> SpoolFormat:
     """Do as `_read_format`. What the disk cannot read in a few tries counts as damaged: no application waits longer."""
     for _ in range(_TRIES):
-        try:
+        with disk.suppress_unreadable():
             return _read_format(path)
-        except OSError as error:
-            if not disk.is_unreadable(error):
-                raise
         time.sleep(_AGAIN_SECONDS)
     raise _DamagedFormatError("the disk cannot read it", path)
 

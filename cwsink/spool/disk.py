@@ -91,6 +91,16 @@ def is_unreadable(error: OSError) -> bool:
     return error.errno in _DAMAGED
 
 
+class suppress_unreadable:  # noqa: N801  # as Python's own
+    """Suppress an error of the block that says that the disk cannot read something now (`is_unreadable`)."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        return isinstance(error, OSError) and is_unreadable(error)
+
+
 def read(fd: int, size_bytes: int, start: int, *, patience_seconds: float = 0.0) -> bytes:
     """Return a range of a file, as far as the file goes, with 0xFF for each byte in a page that cannot be read.
 

@@ -95,9 +95,8 @@ class Rotation:
         # land below that offset and be taken for delivered, so begin a new segment. It may also bring back a segment
         # that was counted as evicted. Readers pass that one by, so nothing may be appended to it either.
         is_cut = attached.end_seen < state.reached().get(attached.key, 0)
-        if (
-            not is_settled_known
-        ):  # the disk cannot read the cursor: only an append since the boot shows that it is whole
+        if not is_settled_known:
+            # The disk cannot read the cursor: only an append since the boot shows that the segment is whole.
             is_cut = os.fstat(attached.fd).st_mtime <= wall() - host.uptime_seconds()
         if is_cut or self._may_be_evicted(attached):
             return self.make(attached.key.number)
@@ -111,12 +110,9 @@ class Rotation:
         A page that the disk cannot read in `evictions` must not keep a program from logging. Nobody appends to a
         segment after it was evicted. So one that was written to later than the totals is none that they include.
         """
-        try:
+        with disk.suppress_unreadable():
             return attached.key == read_evictions(self._directory).last_evicted
-        except OSError as error:
-            if not disk.is_unreadable(error):
-                raise
-            return os.fstat(attached.fd).st_mtime_ns <= files.written_at_ns(self._directory.evictions)
+        return os.fstat(attached.fd).st_mtime_ns <= files.written_at_ns(self._directory.evictions)
 
     def agree(self) -> None:
         """This process is attached now. If it began while no other one was, look whether one has begun as well."""

@@ -153,12 +153,9 @@ def events(directory: SpoolDirectory) -> Iterator[Event]:
 
 def has_pending(directory: SpoolDirectory) -> bool:
     """Tell whether there is a frame that is not settled yet, or may be one that cannot be read now. Raises OSError."""
-    try:
+    with disk.suppress_unreadable():
         return any(True for opened in _patient_walk(directory) for _ in opened.frames())
-    except OSError as error:
-        if not disk.is_unreadable(error):
-            raise
-        return True
+    return True
 
 
 def ends(directory: SpoolDirectory) -> dict[SegmentKey, int] | None:
@@ -167,18 +164,15 @@ def ends(directory: SpoolDirectory) -> dict[SegmentKey, int] | None:
     None: that cannot be told now, because the disk cannot read some of it. Raises OSError.
     """
     found = {}
-    try:
+    with disk.suppress_unreadable():
         for opened in _patient_walk(directory):
             start = opened.offset
             for _ in opened.blocks():
                 pass
             if opened.offset > start:
                 found[opened.key] = opened.offset
-    except OSError as error:
-        if not disk.is_unreadable(error):
-            raise
-        return None
-    return found
+        return found
+    return None
 
 
 def unsettled(directory: SpoolDirectory, before: Mapping[SegmentKey, int] | None) -> dict[SegmentKey, int] | None:
@@ -196,16 +190,13 @@ def unsettled(directory: SpoolDirectory, before: Mapping[SegmentKey, int] | None
     """
     if before is None:
         return ends(directory)
-    try:
+    with disk.suppress_unreadable():
         committed = cursor.read(directory.cursor).committed()
         left = {key: end for key, end in before.items() if committed.get(key, 0) < end}
         segments = open_segments(directory, patience_seconds=disk.PATIENCE_SECONDS) if left else ()
         present = {opened.key for opened in segments}
-    except OSError as error:
-        if not disk.is_unreadable(error):
-            raise
-        return dict(before)
-    return {key: end for key, end in left.items() if key in present}
+        return {key: end for key, end in left.items() if key in present}
+    return dict(before)
 
 
 def _patient_walk(directory: SpoolDirectory) -> Iterator[OpenSegment]:
@@ -302,16 +293,13 @@ class Backlog:
 
     def is_settled(self) -> bool:
         """Look whether all of it is delivered, dead-lettered or evicted by now. Raises OSError."""
-        try:
+        with disk.suppress_unreadable():
             if not self._is_noted:
                 self._note()
             self._look()
-        except OSError as error:
-            if not disk.is_unreadable(error):
-                raise
-            return False
-        self.data_bytes = max(self.data_bytes, self.left_bytes)
-        return self.is_empty
+            self.data_bytes = max(self.data_bytes, self.left_bytes)
+            return self.is_empty
+        return False
 
     def _look(self) -> None:
         """Look how far it is settled. Raises OSError: then nothing has changed."""
