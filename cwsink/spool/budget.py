@@ -86,12 +86,8 @@ def read_evictions(directory: SpoolDirectory, *, mends: bool = False) -> Evictio
 
 def _found(directory: SpoolDirectory) -> Evictions | None:
     """Return what the file says; None if it is damaged. Raises OSError."""
-    try:
-        data, _ = files.read(directory.evictions, _MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
-    except OSError as error:
-        if files.is_absent(error):
-            return Evictions()
-        raise
+    if (data := files.read_if_there(directory.evictions, _MOST_BYTES)) is None:
+        return Evictions()
     for body in (data[_CRC_BYTES:], data[_CRC_BYTES:].rstrip(b"\0")):  # `_overwrite` leaves zeros behind shorter totals
         with suppress(ValueError):
             if crc32(body) == int.from_bytes(data[:_CRC_BYTES], "little"):

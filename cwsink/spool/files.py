@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cwsink.interruption import suppress
-from cwsink.spool import open_directory
+from cwsink.spool import disk, open_directory
 from cwsink.spool.descriptors import Opened
 from cwsink.spool.open_directory import TEMPORARY_SUFFIX, OpenDirectory
 
@@ -36,7 +36,7 @@ _ABSENT: Final = frozenset(
 
 
 def is_absent(error: OSError) -> bool:
-    """Tell whether `read` failed because there is no such file of ours. With any other error there may be one."""
+    """Tell whether a read failed because there is no such file of ours. With any other error there may be one."""
     return error.errno in _ABSENT
 
 
@@ -52,7 +52,7 @@ def opened(path: str, flags: int) -> Opened:
         return held.opened(name, flags)
 
 
-def read(path: str, most_bytes: int, *, patience_seconds: float | None = None) -> tuple[bytes, os.stat_result]:
+def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
     """Return a file's content and its status just before.
 
     The status is that of the opened file, not of its name: a network file system may answer a question about a name
@@ -61,14 +61,29 @@ def read(path: str, most_bytes: int, *, patience_seconds: float | None = None) -
     Args:
         path: the file.
         most_bytes: how long it may be.
-        patience_seconds: see `disk.read`. None: what the disk cannot read is an error for ever.
 
     Raises:
-        OSError: as `opened`, or the file is larger than `most_bytes` (EFBIG).
+        OSError: as `opened`, or the file is larger than `most_bytes` (EFBIG), or the disk cannot read it.
     """
     held, name = _place_of(path)
     with held:
-        return held.read(name, most_bytes, patience_seconds=patience_seconds)
+        return held.read(name, most_bytes)
+
+
+def read_if_there(path: str, most_bytes: int) -> bytes | None:
+    """Return a file's content, with the patience of `disk.read`; None if there is no such file of ours.
+
+    Raises:
+        OSError: there may be one, but it cannot be read now (EMFILE, EIO ...).
+    """
+    try:
+        held, name = _place_of(path)
+        with held:
+            return held.read(name, most_bytes, patience_seconds=disk.PATIENCE_SECONDS)[0]
+    except OSError as error:
+        if is_absent(error):
+            return None
+        raise
 
 
 def lines(path: str, most_bytes: int) -> Iterator[bytes]:

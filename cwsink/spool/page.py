@@ -22,7 +22,7 @@ from zlib import crc32
 import msgspec
 
 from cwsink.interruption import suppress
-from cwsink.spool import files
+from cwsink.spool import disk, files
 
 PAGE_BYTES: Final = 4096
 # A file that is longer than a page is read as well, as far as this.
@@ -44,6 +44,11 @@ def packed(content: object) -> bytes:
     body = msgspec.msgpack.encode(content)
     checked = _HEADER.pack(0, len(body))[_CHECKED_FROM:] + body
     return (crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked).ljust(PAGE_BYTES, b"\0")
+
+
+def read(fd: int, decode: Callable[[bytes], _Content]) -> _Content | None:
+    """Return the content of an open page, as `unpacked`. Raises OSError, also if the disk cannot read it now."""
+    return unpacked(disk.read(fd, PAGE_BYTES, 0, patience_seconds=disk.PATIENCE_SECONDS), decode)
 
 
 def unpacked(page: bytes, decode: Callable[[bytes], _Content]) -> _Content | None:

@@ -59,12 +59,8 @@ def read(directory: SpoolDirectory, *, mends: bool = False) -> dict[str, Refused
     `mends`: write a damaged file anew. Else each new process would wait for what the disk cannot read. Raises OSError.
     """
     for _ in range(_TRIES):
-        try:
-            data, _ = files.read(directory.refusals, page.MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
-        except OSError as error:
-            if files.is_absent(error):
-                return {}
-            raise
+        if (data := files.read_if_there(directory.refusals, page.MOST_BYTES)) is None:
+            return {}
         if (found := page.unpacked(data, _decode)) is not None:
             return found
         if not data.strip(disk.UNREADABLE):
@@ -72,7 +68,7 @@ def read(directory: SpoolDirectory, *, mends: bool = False) -> dict[str, Refused
     found = _told(directory)
     if mends:
         with suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
-            if descriptors.try_lock(file.fd, exclusive=True) and _read(file.fd) is None:
+            if descriptors.try_lock(file.fd, exclusive=True) and page.read(file.fd, _decode) is None:
                 files.replace(directory.refusals, page.packed(found))
     return found
 
@@ -104,7 +100,7 @@ def add(directory: SpoolDirectory, losses: list[Loss]) -> bool:
                 if not files.is_named(directory.refusals, os.fstat(file.fd)):
                     continue  # a leader has written it anew while we waited. Nobody reads what we have open
                 now = len(losses)  # others may append to it meanwhile
-                found = _read(file.fd)
+                found = page.read(file.fd, _decode)
                 data = page.packed(add_up(_told(directory) if found is None else found, losses[:now]))
                 write = partial(os.pwrite, file.fd, data, 0)
                 steps: list[partial[Any]] = [write, partial(losses.__delitem__, slice(now))]
@@ -119,7 +115,7 @@ def were_told(directory: SpoolDirectory, told: dict[str, Refused]) -> None:
     Never raises, and does not wait: if a writer is counting at this moment, the next notice begins too early.
     """
     with suppress(OSError), files.opened(directory.refusals, os.O_RDWR) as file:
-        if descriptors.try_lock(file.fd, exclusive=True) and (totals := _read(file.fd)):
+        if descriptors.try_lock(file.fd, exclusive=True) and (totals := page.read(file.fd, _decode)):
             for reason, known in totals.items():
                 if (before := told.get(reason)) is not None and known.first_ms == before.first_ms:
                     known.first_ms = before.last_ms + 1
@@ -138,11 +134,6 @@ def _take_turn(fd: int) -> bool:
             return True
     _impatient_until = max(_impatient_until, now + _IMPATIENT_SECONDS if now >= until else 0.0)
     return False
-
-
-def _read(fd: int) -> dict[str, Refused] | None:
-    data = disk.read(fd, page.PAGE_BYTES, 0, patience_seconds=disk.PATIENCE_SECONDS)
-    return page.unpacked(data, _decode)
 
 
 def add_up(totals: dict[str, Refused], losses: list[Loss]) -> dict[str, Refused]:

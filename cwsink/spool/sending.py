@@ -127,15 +127,10 @@ def seconds_in(settings: Mapping[str, Any], *names: str) -> float:
 
 def _read(directory: SpoolDirectory) -> Sending | None:
     """Do as `read`. Raises OSError: there may be such a file, but it cannot be read now (EMFILE, EIO ...)."""
-    try:
-        data, _ = files.read(directory.sending, _MOST_BYTES, patience_seconds=disk.PATIENCE_SECONDS)
-        return msgspec.json.decode(data, type=Sending)
-    except (ValueError, RecursionError):
-        return None
-    except OSError as error:
-        if files.is_absent(error):
-            return None
-        raise
+    data = files.read_if_there(directory.sending, _MOST_BYTES)
+    with suppress(ValueError, RecursionError):
+        return None if data is None else msgspec.json.decode(data, type=Sending)
+    return None
 
 
 def config_of(directory: SpoolDirectory) -> SinkConfig:

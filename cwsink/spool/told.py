@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from cwsink.interruption import suppress
-from cwsink.spool import descriptors, disk, files, page
+from cwsink.spool import descriptors, files, page
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Count, Seconds
 
@@ -56,8 +56,7 @@ def change(directory: SpoolDirectory, changed: Callable[[Told], Told]) -> bool:
     """Replace what the file says. False: another process is at it, or the file cannot be written. Never raises."""
     with suppress(OSError), files.opened(directory.told, os.O_RDWR) as file:
         if descriptors.try_lock(file.fd, exclusive=True):
-            data = disk.read(file.fd, page.PAGE_BYTES, 0, patience_seconds=disk.PATIENCE_SECONDS)
-            before = page.unpacked(data, _decode) or Told()
+            before = page.read(file.fd, _decode) or Told()
             os.pwrite(file.fd, page.packed(changed(before)), 0)
             return True
     return False

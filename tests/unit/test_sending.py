@@ -197,14 +197,14 @@ def test_settings_that_cannot_be_read_now_are_not_guessed(
     """Out of descriptors: the variables of another application must not say with which role this spool is sent."""
     sending.leave(spool, SinkConfig(**EVERYTHING))
     monkeypatch.setenv("CWSINK_ROLE_ARN", "arn:aws:iam::123456789012:role/another")
-    opened = files.read
+    opened = files.read_if_there
 
-    def read(path: str, most_bytes: int, **more: Any) -> Any:
+    def read(path: str, most_bytes: int) -> bytes | None:
         if path == spool.sending:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
-        return opened(path, most_bytes, **more)
+        return opened(path, most_bytes)
 
-    monkeypatch.setattr(files, "read", read)
+    monkeypatch.setattr(files, "read_if_there", read)
     with pytest.raises(OSError, match="Too many open files"):
         sending.config_of(spool)
     assert sending.read(spool) is None
