@@ -56,7 +56,7 @@ for path in sys.argv[1:]:
     lease, orders = Lease(spool), Orders()
     assert lease.try_acquire()
     orders.drain(600)
-    Flusher(spool, sending.config_of(spool), lease, orders, kind="own").lead()
+    Flusher(spool, config_of(spool), lease, orders, kind="own").lead()
     lease.release()
     taken.append(time.process_time() - began)
 print(json.dumps(taken))

@@ -56,7 +56,7 @@ spool = directory.open_existing(sys.argv[1])
 lease, orders = Lease(spool), Orders()
 assert lease.try_acquire()
 orders.drain(600)
-Flusher(spool, sending.config_of(spool), lease, orders, kind="own").lead()
+Flusher(spool, config_of(spool), lease, orders, kind="own").lead()
 """
 
 # Arguments of the peers: endpoint_url, events, and what to log.

@@ -28,8 +28,9 @@ from cwsink.cli.spools import Spools, leader_name, target
 from cwsink.errors import SpoolError
 from cwsink.flusher import dead_letter
 from cwsink.flusher.dead_letter import DeadLetters
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.second_chance import Resend, Rules, Skip
-from cwsink.spool import capacity, descriptors, files, lease, letters, record, segment, sending
+from cwsink.spool import capacity, descriptors, files, lease, letters, record, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Event
 from cwsink.spool.ring import Append, Ring
@@ -69,10 +70,10 @@ class LetterReplay:
     """
 
     def __init__(self, directory: SpoolDirectory, reasons: frozenset[str] | None, *, restamp: bool) -> None:
-        """Raises ConfigError, OSError: how to send cannot be told (cwsink.spool.sending.config_of)."""
+        """Raises ConfigError, OSError: how to send cannot be told (cwsink.flusher.instructions.config_of)."""
         self.path = directory.path
         self._directory = directory
-        self._config = sending.config_of(directory)
+        self._config = config_of(directory)
         self._rules = Rules(REPLAYABLE, reasons, restamp, self._config.max_event_bytes)
         self._letters = DeadLetters(directory.dead_letters)
         self._producer = int.from_bytes(os.urandom(8), "little")

@@ -15,7 +15,8 @@ from cwsink.cli.job import SpoolDrain, follow
 from cwsink.cli.progress import display
 from cwsink.cli.spools import Spools
 from cwsink.flusher.adoption import give_back
-from cwsink.spool import disk, sending
+from cwsink.flusher.instructions import config_of
+from cwsink.spool import disk
 from cwsink.spool.directory import SpoolDirectory
 
 
@@ -49,7 +50,7 @@ def _drain(directory: SpoolDirectory, spools: Spools, timeout: float | None) -> 
     """Return what follows a spool. None: it cannot be sent, which is said. The others are sent all the same."""
     with spools.missing(directory.path, "cannot flush", "Its records stay there."):
         try:
-            sending.config_of(directory)
+            config_of(directory)
         except OSError as error:
             if not disk.is_unreadable(error):  # else the leader tries again until its patience is over
                 raise

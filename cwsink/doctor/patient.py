@@ -16,7 +16,8 @@ from cwsink.doctor.invocation import Invocation
 from cwsink.errors import ConfigError, CwsinkError, SpoolError
 from cwsink.flusher import confidential
 from cwsink.flusher.cloudwatch import take_credentials_only
-from cwsink.spool import capacity, sending
+from cwsink.flusher.instructions import config_of
+from cwsink.spool import capacity
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.root import choose_root
 from cwsink.spool.survey import last_append
@@ -114,7 +115,7 @@ def become(patient: Patient) -> None:
 def _add(patient: Patient, path: str) -> None:
     try:
         directory = open_existing(path, read_only=True)
-        config = sending.config_of(directory)
+        config = config_of(directory)
         confidential.learn(config.external_id)
         if held := capacity.read(directory):
             config = replace(

@@ -29,8 +29,9 @@ from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.errors import ConfigError, CwsinkError
 from cwsink.flusher.claim import Lease
+from cwsink.flusher.instructions import config_of
 from cwsink.interruption import suppress
-from cwsink.spool import cursor, disk, orphans, segment, sending, survey
+from cwsink.spool import cursor, disk, orphans, segment, survey
 from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.open_segment import OpenSegment
@@ -125,7 +126,7 @@ class Adopter:
 
     def _config_of(self, orphan: SpoolDirectory) -> SinkConfig:
         """Return how to send an orphan. Raises ConfigError: it does not go where our own spool goes."""
-        config = sending.config_of(orphan)
+        config = config_of(orphan)
         if _account(config) != self._account:
             raise ConfigError("it goes to another endpoint, or by another role or profile.")
         return config

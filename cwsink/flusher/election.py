@@ -34,6 +34,7 @@ from cwsink.flusher.claim import Lease
 from cwsink.flusher.commits import Fenced
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.orders import Orders
 from cwsink.flusher.publisher import LeaderState
 from cwsink.spool import alerts, disk, files, flusher_lock, hurry, leader_state, lease, sending, survey
@@ -73,8 +74,8 @@ class Election:
         self.directory = directory
         self.config = SinkConfig()  # until it leads. What is wrong with the spool's own is said when it tries to
         with suppress(ConfigError, OSError):
-            self.config = sending.config_of(directory)
-        self.config_of: adoption.ConfigOf = sending.config_of
+            self.config = config_of(directory)
+        self.config_of: adoption.ConfigOf = config_of
         self.epoch = 0
         self.trouble: str | None = None
         self.pace = pace

@@ -22,9 +22,10 @@ import msgspec
 from cwsink import naming
 from cwsink.flusher import deadline
 from cwsink.flusher.account import Difference, Span, compare, key_of, windows
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.log_reader import CALLS_PER_SECOND, LogReader
 from cwsink.flusher.past import Past, Sent
-from cwsink.spool import files, history, sending
+from cwsink.spool import files, history
 from cwsink.spool.directory import SpoolDirectory
 
 WINDOW_EVENTS: Final = 50_000
@@ -137,7 +138,7 @@ class Verification:
         """Prepare. Raises OSError, ConfigError."""
         self._directory = directory
         self._show = show
-        self._reader = LogReader(directory.format, sending.config_of(directory), calls_per_second)
+        self._reader = LogReader(directory.format, config_of(directory), calls_per_second)
         self._path = f"{directory.history}/verify.json"
         self._past = Past(directory)
         self._began = time.time()

@@ -22,19 +22,17 @@ from typing import Any, Final
 from zlib import crc32
 
 import msgspec
-from msgspec.structs import asdict
 
 from cwsink import host, target, version
-from cwsink.config import SinkConfig, load_config, variables_of
+from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
-from cwsink.errors import ConfigError
 from cwsink.interruption import is_interruption, suppress
-from cwsink.spool import attachment, capacity, disk, files
+from cwsink.spool import attachment, disk, files
 from cwsink.spool.directory import SpoolDirectory
 
 # Settings that say nothing about sending: they concern the writer's own process, or how much the spool may hold
 # (cwsink.spool.capacity), or are in FORMAT.
-_OF_THE_WRITER: Final = frozenset(
+OF_THE_WRITER: Final = frozenset(
     "spool_directory allow_unsafe_filesystem app_name spool_max_bytes on_full block_timeout_seconds segment_bytes "
     "flusher log_group_name log_stream_name region endpoint_url pipeline fields trace".split()
 )
@@ -115,7 +113,7 @@ def compare(directory: SpoolDirectory, config: SinkConfig) -> None:
 def read(directory: SpoolDirectory) -> Sending | None:
     """Return what the newest writer left; None if there is no such file, if it is damaged or cannot be read."""
     with suppress(OSError):
-        return _read(directory)
+        return found_in(directory)
     return None
 
 
@@ -125,42 +123,12 @@ def seconds_in(settings: Mapping[str, Any], *names: str) -> float:
     return sum(value for value in given if isinstance(value, int | float))
 
 
-def _read(directory: SpoolDirectory) -> Sending | None:
+def found_in(directory: SpoolDirectory) -> Sending | None:
     """Do as `read`. Raises OSError: there may be such a file, but it cannot be read now (EMFILE, EIO ...)."""
     data = files.read_if_there(directory.sending, _MOST_BYTES)
     with suppress(ValueError, RecursionError):
         return None if data is None else msgspec.json.decode(data, type=Sending)
     return None
-
-
-def config_of(directory: SpoolDirectory) -> SinkConfig:
-    """Return how to send this spool: the target as FORMAT names it, the rest as the newest writer left it.
-
-    Where no writer has left settings, the environment variables say how.
-
-    Raises:
-        ConfigError: these variables are wrong.
-        OSError: it cannot be told whether a writer has left settings. To send by those of this environment could mean
-            to send with the identity of another application.
-    """
-    found = _read(directory)
-    held = capacity.read(directory)
-    where = directory.format.settings()
-    budget: dict[str, Any] = {"spool_max_bytes": held.spool_max_bytes if held else directory.format.spool_max_bytes}
-    if found is None:
-        # What FORMAT leaves open is left open: another application's role or segment size must not get in.
-        left_out = {each for name in (*where, *budget, "segment_bytes") for each in variables_of(name)}
-        env = {name: value for name, value in os.environ.items() if name not in left_out}
-        return SinkConfig(**{**asdict(load_config(env=env)), **where, **budget, "segment_bytes": None})
-    known = set(SinkConfig.__struct_fields__) - _OF_THE_WRITER
-    settings = {name: value for name, value in found.settings.items() if name in known}  # a newer writer has more
-    of_format = {name: value for name, value in where.items() if value is not None}
-    try:
-        config: SinkConfig = SinkConfig(**{**of_format, **settings, **budget})
-    except ConfigError as error:
-        report(f"settings_{directory.path}", f"{directory.sending} cannot be used: {error} Defaults are used.")
-        config = SinkConfig(**of_format, **budget)
-    return config
 
 
 def shown(settings: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +204,7 @@ def _settings_of(config: SinkConfig) -> dict[str, Any]:
     differing = {
         name: getattr(config, name)
         for name in SinkConfig.__struct_fields__
-        if name not in _OF_THE_WRITER and getattr(config, name) != getattr(_DEFAULTS, name)
+        if name not in OF_THE_WRITER and getattr(config, name) != getattr(_DEFAULTS, name)
     }
     settings: dict[str, Any] = msgspec.to_builtins(differing)
     return settings

@@ -26,10 +26,11 @@ from cwsink.flusher.claim import Lease
 from cwsink.flusher.cloudwatch import CloudWatch
 from cwsink.flusher.commits import Cursor
 from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.orders import Orders
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
-from cwsink.spool import cursor, directory, disk, frame, record, segment, sending
+from cwsink.spool import cursor, directory, disk, frame, record, segment
 from cwsink.spool.segment import COPY_BYTES, HEADER_BYTES, SECOND_COPY_AT
 from cwsink.spool.survey import survey
 from tests.harness.fake_cloudwatch import POISON, FakeCloudWatch
@@ -234,7 +235,7 @@ def check(image: Image, damage: Damage, root: Path) -> None:
     with mock.patch.object(CloudWatch, "put", cloudwatch.method()):
         if damage.file == "settings.json":  # before a writer comes, which replaces it
             spool = directory.open_existing(str(path))
-            lead(spool, sending.config_of(spool))
+            lead(spool, config_of(spool))
         writer = Writer(config)
         assert writer.directory.path == str(path)
         assert writer.append(LIVE)

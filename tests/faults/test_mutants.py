@@ -28,6 +28,7 @@ from cwsink.flusher.commits import Cursor
 from cwsink.flusher.delivery import Delivery
 from cwsink.flusher.election import _OrdersOfSpool
 from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.own import OwnFlusher, _Served
 from cwsink.flusher.past import Past
 from cwsink.flusher.turns import _Turn
@@ -36,7 +37,7 @@ from cwsink.frontends.parting import Parting
 from cwsink.frontends.presence import Presence
 from cwsink.frontends.starter import Starter
 from cwsink.frontends.writer import Writer
-from cwsink.spool import alerts, capacity, cursor, descriptors, frame, leader_state, lease, segment, sending
+from cwsink.spool import alerts, capacity, cursor, descriptors, frame, leader_state, lease, segment
 from cwsink.spool.budget import Budget
 from cwsink.spool.open_directory import OpenDirectory
 from cwsink.spool.open_segment import OpenSegment
@@ -417,7 +418,7 @@ MUTANTS: Final = {
         test_own_flusher.test_a_killed_flusher_is_back_and_nothing_is_lost,
     ),
     "a leader that sends as its own environment says": Mutant(
-        sending.config_of,
+        config_of,
         "    if found is None:\n",
         "    if True:\n",
         test_starts.test_a_leader_sends_as_its_spool_says,
@@ -715,7 +716,7 @@ MUTANTS: Final = {
         case="refused lines alone, then others",
     ),
     "a leader that sends with the role of its own environment": Mutant(
-        sending.config_of,
+        config_of,
         "    if found is None:",
         "    if found is not None:\n        return load_config(**{name: each for name, each in target.items() if each})\n"  # noqa: E501
         "    if found is None:",

@@ -34,6 +34,7 @@ from cwsink.flusher.commits import Cursor, Fenced
 from cwsink.flusher.dead_letter import DeadLetters
 from cwsink.flusher.delivery import Stopped
 from cwsink.flusher.flusher import Flusher
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.orders import Orders
 from cwsink.frontends import presence
 from cwsink.frontends import writer as writer_module
@@ -138,7 +139,7 @@ class Leader:
         try:
             if not lease.try_acquire():
                 return
-            config = sending.config_of(host.spool)
+            config = config_of(host.spool)
             flusher = Flusher(host.spool, config, lease, self.orders, kind="own")
             self.epoch = flusher.epoch
             flusher.lead()

@@ -19,8 +19,9 @@ from cwsink.doctor import course
 from cwsink.doctor.patient import Case, Patient
 from cwsink.errors import SpoolAccessError
 from cwsink.flusher.commits import Cursor
+from cwsink.flusher.instructions import config_of
 from cwsink.frontends import presence
-from cwsink.spool import budget, cursor, directory, disk, files, refusals, sending
+from cwsink.spool import budget, cursor, directory, disk, files, refusals
 from cwsink.spool.budget import Evictions
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
@@ -248,7 +249,7 @@ def test_settings_that_cannot_be_read_end_no_flush(
     monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.2)
     with unreadable(Path(spool.sending), [0]):
         with pytest.raises(OSError, match="Input/output error"):
-            sending.config_of(spool)
+            config_of(spool)
         disk._failing.clear()
         assert main(["flush", "--once", spool.path]) == 0
     assert server.messages() == ["first"]

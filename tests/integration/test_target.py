@@ -27,6 +27,7 @@ from cwsink.config import load_config
 from cwsink.errors import ConfigError
 from cwsink.flusher import backoff
 from cwsink.flusher.election import Election
+from cwsink.flusher.instructions import config_of
 from cwsink.flusher.outcome import Outcome
 from cwsink.spool import cursor, sending
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
@@ -348,7 +349,7 @@ def test_the_endpoint_comes_from_botocores_own_variable(
     directory = filled(config, "one")
     monkeypatch.delenv("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS")
     assert open_existing(directory.path).format.endpoint_url == server.endpoint_url
-    deliver(directory, sending.config_of(directory))
+    deliver(directory, config_of(directory))
     assert server.messages() == ["one"]
 
 
@@ -589,7 +590,7 @@ def test_the_same_group_in_two_accounts_is_two_spools(
     assert sorted(spool.path for spool in spools) == find_spools(str(tmp_path / "spools"))
     assert len({spool.path for spool in spools}) == 2
     for spool in spools:
-        deliver(spool, sending.config_of(open_existing(spool.path)))
+        deliver(spool, config_of(open_existing(spool.path)))
     assert server.messages() == ["of a", "of b"]
     assert [asked["ExternalId"] for asked in sts.asked] == ["a", "b"]
     keys = [call.access_key for call in calls if call.action == "PutLogEvents" and call.status == 200]
@@ -609,7 +610,7 @@ def test_a_flusher_creates_as_the_writers_ask(server: StrictCloudWatch) -> None:
         server, retention_days=90, tags={"team": "shop"}, log_group_class="INFREQUENT_ACCESS", kms_key_id=KMS_KEY
     )
     directory = filled(config)
-    deliver(directory, sending.config_of(open_existing(directory.path)))
+    deliver(directory, config_of(open_existing(directory.path)))
     group = server.group(GROUP)
     assert group is not None
     assert (group.retention_days, group.tags, group.group_class) == (90, {"team": "shop"}, "INFREQUENT_ACCESS")

@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 import cwsink
 from cwsink import diagnostics, host
 from cwsink.config import SinkConfig
+from cwsink.flusher.instructions import config_of
 from cwsink.spool import directory, files, sending
 from cwsink.spool.directory import SpoolDirectory
 
@@ -73,7 +74,7 @@ def test_a_leader_sends_exactly_as_the_writer_said(spool: SpoolDirectory) -> Non
     """Every setting that has to do with sending is there again, of whatever kind."""
     config = SinkConfig(**EVERYTHING)
     sending.leave(spool, config)
-    found = asdict(sending.config_of(spool))
+    found = asdict(config_of(spool))
     expected = asdict(config)
     for name in EVERYTHING:
         assert found[name] == expected[name], name
@@ -132,7 +133,7 @@ def test_a_damaged_file_is_as_none(spool: SpoolDirectory, content: bytes) -> Non
     """A spool is sent whatever lies there: to the target of FORMAT, as variables or defaults say."""
     Path(spool.sending).write_bytes(content)
     assert sending.read(spool) is None
-    config = sending.config_of(spool)
+    config = config_of(spool)
     assert (config.log_group_name, config.region, config.batch_size) == ("/app", "eu-west-1", 1_000)
 
 
@@ -155,7 +156,7 @@ def test_what_a_newer_writer_knows_and_we_do_not_is_left_out(spool: SpoolDirecto
     found["settings"]["of_the_future"] = 5
     found["by"] = "a field of the future"
     Path(spool.sending).write_text(json.dumps(found))
-    assert sending.config_of(spool).batch_size == 7
+    assert config_of(spool).batch_size == 7
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_WRITER))
@@ -165,7 +166,7 @@ def test_what_only_concerns_a_writer_is_not_taken_from_there(spool: SpoolDirecto
     found = left(spool)
     found["settings"][name] = OF_THE_WRITER[name]
     Path(spool.sending).write_text(json.dumps(found))
-    assert getattr(sending.config_of(spool), name) == getattr(SinkConfig(), name)
+    assert getattr(config_of(spool), name) == getattr(SinkConfig(), name)
 
 
 def test_settings_that_contradict_each_other_are_defaults_and_one_line(spool: SpoolDirectory, said: list[str]) -> None:
@@ -174,7 +175,7 @@ def test_settings_that_contradict_each_other_are_defaults_and_one_line(spool: Sp
     found = left(spool)
     found["settings"]["batch_size"] = -1
     Path(spool.sending).write_text(json.dumps(found))
-    config = sending.config_of(spool)
+    config = config_of(spool)
     assert (config.log_group_name, config.batch_size) == ("/app", 1_000)
     (line,) = said
     assert "batch_size=-1" in line
@@ -185,10 +186,10 @@ def test_without_settings_the_variables_say_how_to_send(spool: SpoolDirectory, m
     """A spool of an older cwsink: as that did it. The target is FORMAT's all the same."""
     monkeypatch.setenv("FAPILOG_CLOUDWATCH__BATCH_SIZE", "9")
     monkeypatch.setenv("FAPILOG_CLOUDWATCH__LOG_GROUP_NAME", "/another")
-    config = sending.config_of(spool)
+    config = config_of(spool)
     assert (config.log_group_name, config.batch_size) == ("/app", 9)
     sending.leave(spool, SinkConfig(**EVERYTHING))
-    assert sending.config_of(spool).batch_size == 7
+    assert config_of(spool).batch_size == 7
 
 
 def test_settings_that_cannot_be_read_now_are_not_guessed(
@@ -206,7 +207,7 @@ def test_settings_that_cannot_be_read_now_are_not_guessed(
 
     monkeypatch.setattr(files, "read_if_there", read)
     with pytest.raises(OSError, match="Too many open files"):
-        sending.config_of(spool)
+        config_of(spool)
     assert sending.read(spool) is None
 
 
