@@ -113,8 +113,8 @@ class Ring:
         self.small_bytes = _SMALL_BYTES
         self._set_pace()
 
-    def append(self, payload: bytes, kind: int = frame.EVENT) -> Append:
-        """Append one frame. If this returns APPENDED, the record survives this process.
+    def append(self, payload: bytes) -> Append:
+        """Append one event. If this returns APPENDED, the record survives this process.
 
         `Writer.append` has the same steps spelled out for small events. Change both or none.
         """
@@ -127,30 +127,29 @@ class Ring:
             if isinstance(found, Append):
                 return found
             attached = found
-        data = frame.encode(payload, attached.salt, kind)
+        data = frame.encode(payload, attached.salt)
         try:
             written = _write(attached.fd, data)
         except OSError as error:
-            return self.retry(code_of(error), payload, kind)
+            return self.retry(code_of(error), payload)
         self._unchecked_bytes += written
         if self._unchecked_bytes > self._check_bytes or written != len(data):
-            return self.appended(written, len(data), payload, kind)
+            return self.appended(written, len(data), payload)
         return _APPENDED
 
-    def appended(self, written: int, length: int, payload: bytes, kind: int = frame.EVENT) -> Append:
+    def appended(self, written: int, length: int, payload: bytes) -> Append:
         """Judge a write of `written` out of `length` bytes, and make a check due at the next append."""
         self.check_due_ns = 0
         # If it is cut: never truncate the part that was written, because others have appended since. Readers skip it.
-        return _APPENDED if written == length else self.retry(None, payload, kind)
+        return _APPENDED if written == length else self.retry(None, payload)
 
-    def retry(self, code: int | None, payload: bytes, kind: int = frame.EVENT) -> Append:
+    def retry(self, code: int | None, payload: bytes) -> Append:
         """Do what can be done about a write that has failed, and write the record again; a few times at most.
 
         Args:
             code: the errno of the write; None: it was cut. Why, the next one tells. (Not the exception: that would keep
                 our frame alive, and so the segment, which could never be evicted.)
             payload: the record.
-            kind: its type.
         """
         limit = disk.most_file_bytes()
         if code is None and limit is not None and limit < segment.HEADER_BYTES + frame.HEADER_BYTES + len(payload):
@@ -162,7 +161,7 @@ class Ring:
             attached = self._check(time_ns())
             if isinstance(attached, Append):
                 return attached
-            data = frame.encode(payload, attached.salt, kind)
+            data = frame.encode(payload, attached.salt)
             try:
                 if _write(attached.fd, data) == len(data):
                     attached.failures = 0

@@ -26,7 +26,6 @@ from cwsink.flusher.commits import Cursor
 from cwsink.spool import cursor, disk, files, frame, record
 from cwsink.spool.cursor import read as read_cursor
 from cwsink.spool.directory import SpoolDirectory
-from cwsink.spool.ring import Append
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
 from cwsink.testing.store import StoredEvent
@@ -406,7 +405,10 @@ def test_a_loss_marker_of_an_impossible_time_holds_up_nothing(
     messages = texts("3 good")
     writer = Writer(external)
     assert writer.append(messages[0])
-    assert writer._ring.append(record.encode(record.Loss(7, *times, "io_error", 1)), frame.LOSS) is Append.APPENDED
+    attached = writer._ring.attached
+    assert attached is not None
+    loss = record.encode(record.Loss(7, *times, "io_error", 1))
+    os.write(attached.fd, frame.encode(loss, attached.salt, frame.LOSS))
     assert all(writer.append(message) for message in messages[1:])
     with leading(writer.directory, external) as leader:
         until(lambda: survey(writer.directory).pending == 0, "all is settled")
