@@ -63,11 +63,9 @@ def see(directory: SpoolDirectory) -> Seen:
     state, evictions = cursor.read(directory.cursor), read_evictions(directory)
     lost = Counter(state.ledger.refused) + Counter(evictions.refused) + Counter(refusals.counts(directory))
     del lost[loss_causes.UNENCODABLE]
-    if evictions.records:
-        lost[loss_causes.EVICTED] = evictions.records
     dead = Counter(state.ledger.dead_lettered) + Counter(state.partial.dead_lettered)
     has_pending = segment.has_pending(directory.ring, state.committed())
-    return Seen(dict(lost), dict(dead), room.measure(directory), has_pending)
+    return Seen(loss_causes.by_reason(lost, evictions.records), dict(dead), room.measure(directory), has_pending)
 
 
 def decide(said: Told, seen: Seen, now: float, *, is_last: bool = False) -> Decision:
