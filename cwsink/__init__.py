@@ -208,9 +208,8 @@ Where to read on
 3. `spool.ring` and `frontends.writer`: an append. Then `spool.budget`: what happens when the ring is full.
 4. `spool.reader`: what a leader reads, and what it takes away.
 5. `cwsink.flusher`, then `flusher.flusher` (the loop), `flusher.collector`, `flusher.chunk`, `flusher.delivery`.
-6. `flusher.claim` (the lease), `flusher.commits` (the cursor): what makes a process the leader.
-7. `flusher.election`, `flusher.turns`, `flusher.guard`, `flusher.own`: the life of the process.
-8. `cwsink.frontends`, then `frontends.presence`, `frontends.starter`, `frontends.inline`.
+6. `flusher.election`, `flusher.turns`, `flusher.guard`, `flusher.own`: the life of the process.
+7. `cwsink.frontends`, then `frontends.presence`, `frontends.starter`, `frontends.inline`.
 
 `import cwsink` is cheap: what it offers is imported when it is first used (PEP 562), so that a flusher carries no
 fapilog, and a worker no botocore.
