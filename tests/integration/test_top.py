@@ -32,6 +32,12 @@ ALTERNATE, ORIGINAL = b"\x1b[?1049h", b"\x1b[?1049l"
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 
+def begin() -> None:
+    """In the child: have the terminal, and the HUP of a program that nobody started with nohup, as pytest may be."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    take_terminal()
+
+
 class Terminal:
     """A `cwsink top` in a terminal of its own, and what it has written."""
 
@@ -48,7 +54,7 @@ class Terminal:
             stdout=program,
             stderr=program,
             start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509  # only of the child
+            preexec_fn=begin,  # noqa: PLW1509  # only of the child
         )
         os.close(program)
         self.written = b""
