@@ -1,9 +1,9 @@
 """The fapilog sink, and `install()`, which puts it in place of the built-in one.
 
-A logger with this sink writes through (see `inline`): its pipeline ends in `spool` or
-`spool_serialized`, in the thread that logs. `write` and `write_serialized` are for loggers that
-keep fapilog's queue; they append and return. fapilog calls a sink's `start()` late, twice or
-never, and its `stop()` never. Therefore none of the four needs them.
+A logger with this sink writes through (see `inline`): its pipeline ends in `spool`, in the thread
+that logs. `write` and `write_serialized` are for loggers that keep fapilog's queue; they append
+and return. fapilog calls a sink's `start()` late, twice or never, and its `stop()` never.
+Therefore none of the three needs them.
 If the writer refuses an entry, the sink answers False (see `Writer.append`). fapilog then
 uses its own fallback, which shows the entry on stderr.
 """
@@ -107,13 +107,12 @@ class CloudWatchSpoolSink:
         """
         return self._writer.is_healthy
 
-    def spool(self, entry: dict[str, Any]) -> bool:
-        """Spool one entry. Under `on_full="block"` the calling thread waits for room. False: refused and counted."""
-        return self._writer.append(*self._text_of(entry))
+    def spool(self, entry: dict[str, Any], view: Any = None) -> bool:
+        """Spool one entry, or its serialized view. False: refused and counted.
 
-    def spool_serialized(self, view: Any) -> bool:
-        """Spool one entry that fapilog has serialized already, as `spool` does."""
-        return self._writer.append(*self._text_of_view(view))
+        Under `on_full="block"` the calling thread waits for room.
+        """
+        return self._writer.append(*self._text_of(entry, view))
 
     def offer(self, entry: dict[str, Any], view: Any = None) -> bool | bytes:
         """Spool one entry, or its serialized view, without waiting.
@@ -123,7 +122,7 @@ class CloudWatchSpoolSink:
             `on_full="block"` there is no room for it now. Give it to `wait_for_room`.
         """
         if not self.blocks:
-            return self.spool(entry) if view is None else self.spool_serialized(view)
+            return self.spool(entry, view)
         assert isinstance(self._writer, Writer)  # a console does not block
         payload = self.encoded(entry, view)
         if payload is None:
@@ -135,7 +134,7 @@ class CloudWatchSpoolSink:
         """Return the bytes to append. None: they can never be, and that was counted; or the sink is a console."""
         if not isinstance(self._writer, Writer):
             return None
-        return self._writer.prepare(*(self._text_of(entry) if view is None else self._text_of_view(view)))
+        return self._writer.prepare(*self._text_of(entry, view))
 
     def refuse(self, payload: bytes | None) -> None:
         """Count a record as refused, because there was no room for it. None: nothing is to be counted."""
@@ -161,14 +160,13 @@ class CloudWatchSpoolSink:
         answer = self.offer(entry, view)
         return await self.wait_for_room(answer) if isinstance(answer, bytes) else answer
 
-    def _text_of(self, entry: dict[str, Any]) -> tuple[str | bytes, int | None]:
-        text = encode(entry).decode()
-        return static_fields.add(text, self._fields) if self._fields else text, entry_time(entry.get("timestamp"))
-
-    def _text_of_view(self, view: Any) -> tuple[str | bytes, int | None]:
-        data = bytes(view.data)
-        text = data.decode("utf-8", "backslashreplace")
-        return static_fields.add(text, self._fields) if self._fields else text, envelope_time(data)
+    def _text_of(self, entry: dict[str, Any], view: Any) -> tuple[str | bytes, int | None]:
+        if view is None:
+            text, time_ms = encode(entry).decode(), entry_time(entry.get("timestamp"))
+        else:
+            data = bytes(view.data)
+            text, time_ms = data.decode("utf-8", "backslashreplace"), envelope_time(data)
+        return static_fields.add(text, self._fields) if self._fields else text, time_ms
 
 
 _OWN: Final = (CloudWatchSpoolSink.write, CloudWatchSpoolSink.write_serialized)

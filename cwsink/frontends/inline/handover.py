@@ -98,14 +98,14 @@ class Remainder:
     async def sink_write(self, entry: Entry) -> None:
         """Write the record to the sinks that do not have it."""
         if isinstance(entry, Passed) and entry.done:
-            await self._sinks.write_rest(entry, level_of(entry), entry.done, serialized=False)
+            await self._sinks.write_rest(entry, None, entry.done)
         else:
             await self._own["_sink_write"](entry)
 
     async def sink_write_serialized(self, view: SerializedView) -> None:
         """Write the serialized record to the sinks that do not have it."""
         if isinstance(view, PassedView) and view.done:
-            await self._sinks.write_rest(view, level_of_view(view), view.done, serialized=True)
+            await self._sinks.write_rest({}, view, view.done)
         else:
             await self._own["_sink_write_serialized"](view)
 
@@ -114,13 +114,3 @@ _REPLACED: Final = tuple(
     "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
     "_sink_write_serialized".split()
 )
-
-
-def level_of(entry: Entry) -> str:
-    """Return the level by which fapilog routes an entry."""
-    return str(entry.get("level", "INFO"))
-
-
-def level_of_view(view: object) -> str:
-    """Return the level by which fapilog routes a serialized record. In 0.18.1 that is always INFO."""
-    return str(getattr(view, "level", None) or "INFO")

@@ -11,44 +11,43 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fapilog.core.circuit_breaker import CircuitState
 from fapilog.core.routing import RoutingSinkWriter
 from fapilog.core.sink_writers import SinkWriterGroup
 
-# Takes a record, and whether it is serialized.
-Write = Callable[[Any, bool], Coroutine[Any, Any, Any]]
+if TYPE_CHECKING:
+    from typing import Protocol, TypeAlias
+
+    class SpoolSink(Protocol):
+        """The methods that only a sink of ours has (see `fapilog_sink`). A view is the serialized record."""
+
+        def spool(self, entry: dict[str, Any], view: Any) -> bool:
+            """Append a record. False: refused and counted."""
+
+        def offer(self, entry: dict[str, Any], view: Any) -> bool | bytes:
+            """Append a record without waiting. Bytes: there is no room; the caller gives them to `wait_for_room`."""
+
+        async def wait_for_room(self, payload: bytes) -> bool:
+            """Append the bytes that `offer` returned as soon as there is room. False: refused and counted."""
+
+        def encoded(self, entry: dict[str, Any], view: Any) -> bytes | None:
+            """Return the bytes that would be appended. None: the record can never be, and that was counted."""
+
+        def refuse(self, payload: bytes | None) -> None:
+            """Count a record that will not be appended, because there is no room."""
+
+        @property
+        def blocks(self) -> bool:
+            """Tell whether the sink waits for room (`on_full="block"`)."""
+
+    # Takes a record, and its serialized view if sinks get that, else None.
+    Write: TypeAlias = Callable[[dict[str, Any], Any], Coroutine[Any, Any, Any]]
+    IsOurs: TypeAlias = Callable[[Any], bool]
 
 
-class SpoolSink(Protocol):
-    """The methods that only a sink of ours has (see `fapilog_sink`)."""
-
-    def spool(self, entry: dict[str, Any]) -> bool:
-        """Append an entry. False: refused and counted."""
-
-    def spool_serialized(self, view: Any) -> bool:
-        """Append an entry that fapilog has serialized. False: refused and counted."""
-
-    def offer(self, entry: dict[str, Any], view: Any) -> bool | bytes:
-        """Append an entry without waiting. Bytes: there is no room, and the caller gives them to `wait_for_room`."""
-
-    async def wait_for_room(self, payload: bytes) -> bool:
-        """Append the bytes that `offer` returned as soon as there is room. False: refused and counted."""
-
-    def encoded(self, entry: dict[str, Any], view: Any) -> bytes | None:
-        """Return the bytes that would be appended. None: the record can never be, and that was counted."""
-
-    def refuse(self, payload: bytes | None) -> None:
-        """Count a record that will not be appended, because there is no room."""
-
-    @property
-    def blocks(self) -> bool:
-        """Tell whether the sink waits for room (`on_full="block"`)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outlet:
+class Outlet(NamedTuple):
     """One sink of a logger, and how to write to it alone.
 
     Attributes:
@@ -77,27 +76,27 @@ async def _answer_false(_record: object) -> bool:
     return False
 
 
-IsOurs = Callable[[Any], bool]
-
-
-@dataclasses.dataclass(frozen=True)
-class Outlets:
+class Outlets(NamedTuple):
     """The sinks of one logger.
 
     Attributes:
         all: all of them.
-        of: returns the sinks that a record of a level goes to, in fapilog's order.
+        of_level: returns the sinks that a record of a level goes to, in fapilog's order.
         is_parallel: whether fapilog writes to the sinks side by side (`core.sink_parallel_writes`).
     """
 
     all: list[Outlet]
-    of: Callable[[str], Sequence[Outlet]]
+    of_level: Callable[[str], Sequence[Outlet]]
     is_parallel: bool
 
-    async def write_rest(self, record: Any, level: str, done: frozenset[int], *, serialized: bool) -> None:
-        """Write a record to those sinks of its level whose `id` is not in `done`, as fapilog would."""
-        left = [target for target in self.of(level) if id(target.sink) not in done]
-        writes = [target.write(record, serialized) for target in left]
+    def of(self, entry: dict[str, Any], view: Any) -> Sequence[Outlet]:
+        """Return the sinks that a record goes to. fapilog 0.18.1 takes each serialized record for one of INFO."""
+        level = entry.get("level", "INFO") if view is None else getattr(view, "level", None) or "INFO"
+        return self.of_level(str(level))
+
+    async def write_rest(self, entry: dict[str, Any], view: Any, done: frozenset[int]) -> None:
+        """Write a record to those of its sinks whose `id` is not in `done`, as fapilog would."""
+        writes = [target.write(entry, view) for target in self.of(entry, view) if id(target.sink) not in done]
         if self.is_parallel and len(writes) > 1:
             await asyncio.gather(*writes, return_exceptions=True)
         else:
@@ -129,9 +128,13 @@ def _routed(router: Any, is_ours: IsOurs) -> Outlets:
 def _of_group(group: Any, at: int, is_ours: IsOurs) -> Outlet:
     sink = group._sinks[at]
 
-    def through(*writers: Any) -> Write:
-        hows = group._write_one, group._write_one_serialized
-        return lambda record, serialized: hows[serialized](at, writers[serialized], record)
+    def through(write: Any, write_serialized: Any) -> Write:
+        def to(entry: dict[str, Any], view: Any) -> Any:
+            if view is None:
+                return group._write_one(at, write, entry)
+            return group._write_one_serialized(at, write_serialized, view)
+
+        return to
 
     return Outlet(
         sink=sink,
@@ -145,7 +148,7 @@ def _of_group(group: Any, at: int, is_ours: IsOurs) -> Outlet:
 
 def _of_routes(router: Any, entry: Any, is_ours: bool) -> Outlet:
     def through(to: Any) -> Write:
-        return lambda record, serialized: router._write_one(to, record, serialized=serialized)
+        return lambda entry, view: router._write_one(to, entry if view is None else view, serialized=view is not None)
 
     return Outlet(
         sink=entry.sink,

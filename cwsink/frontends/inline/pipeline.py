@@ -23,7 +23,7 @@ from contextvars import ContextVar, copy_context
 from functools import partial
 from time import perf_counter
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
 from cwsink.frontends.inline import handover, measuring, outlets, stages, waiting
@@ -36,8 +36,12 @@ from cwsink.interruption import is_interruption
 # A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
 
-# The records that an async caller must await room for, each as (our sink, encoded record, target, entry, view).
-_Waiting = list[tuple[outlets.SpoolSink, bytes, outlets.Outlet, Entry, Any]]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    # The records that an async caller must await room for, each as (our sink, encoded record, target, entry, view).
+    _Waiting: TypeAlias = list[tuple[outlets.SpoolSink, bytes, outlets.Outlet, Entry, Any]]
+
 _waiting: Final[ContextVar[_Waiting | None]] = ContextVar("cwsink_waiting", default=None)
 
 
@@ -132,7 +136,7 @@ class Pipeline:
                 _waiting.reset(token)
             for sink, payload, target, entry, view in left:
                 if not await sink.wait_for_room(payload):
-                    drive(_refused, target, entry, view)
+                    drive(target.refuse, entry, view)
         except BaseException:  # the caller is cancelled
             for sink, payload, *_ in left:
                 sink.refuse(payload)
@@ -271,9 +275,8 @@ class Pipeline:
             return None if drops else entry
 
     def _deliver(self, entry: Entry, view: Any) -> None:
-        level = handover.level_of(entry) if view is None else handover.level_of_view(view)
         done, left = [], False
-        for target in self._outlets.of(level):
+        for target in self._outlets.of(entry, view):
             if target.ours is not None and not target.is_replaced and self._write(target, entry, view):
                 done.append(id(target.sink))
             else:
@@ -284,7 +287,7 @@ class Pipeline:
             self._logger._counters["processed"] += 1
 
     async def _write_now(self, entry: Entry) -> None:
-        for target in self._outlets.of(handover.level_of(entry)):
+        for target in self._outlets.of(entry, None):
             if target.ours is not None:
                 self._write(target, entry, None)
 
@@ -300,9 +303,9 @@ class Pipeline:
                     unfinished.append((sink, answer, target, entry, view))
                 return unfinished is not None
         else:
-            answer = sink.spool(entry) if view is None else sink.spool_serialized(view)
+            answer = sink.spool(entry, view)
         if not answer:
-            drive(_refused, target, entry, view)
+            drive(target.refuse, entry, view)
         elif target.breaker is not None:
             target.breaker.should_allow()  # if it is open, and has been for long enough, a success closes it
             target.breaker.record_success()
@@ -313,8 +316,7 @@ class Pipeline:
         if not self.enqueue(record):
             logger = self._logger
             logger._record_drop_for_summary(1)
-            level = handover.level_of(record) if record.view is None else handover.level_of_view(record.view)
-            for target in self._outlets.of(level):
+            for target in self._outlets.of(record, record.view):
                 if target.ours is not None and id(target.sink) not in record.done:
                     target.ours.refuse(target.ours.encoded(record, record.view))
             stages.warn(
@@ -365,7 +367,3 @@ def _is_unsafe(entry: Entry) -> bool:
     """Tell whether an entry comes from `unsafe_debug`. fapilog does not redact such an entry."""
     data = entry.get("data")
     return isinstance(data, dict) and data.get("_fapilog_unsafe") is True
-
-
-def _refused(target: outlets.Outlet, entry: Entry, view: Any) -> Any:
-    return target.refuse(entry, False) if view is None else target.refuse(view, True)
