@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from cwsink.clock import monotonic
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 from cwsink.printable import printable
 
 if TYPE_CHECKING:
@@ -126,26 +126,20 @@ def has_stderr() -> bool:
     """
     if _STDERR is None:
         return False
-    try:
+    with suppress(OSError):
         status, flags = os.fstat(2), _flags_of(2)
         if _identity(status) == _STDERR:
             return True
         is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
         return (is_log or stat.S_ISCHR(status.st_mode)) and not _ends_with_exec(2)
-    except OSError as error:
-        if is_interruption(error):
-            raise
-        return False
+    return False
 
 
 def is_heard() -> bool:
     """Tell whether somebody may read our stderr: it is there, and is not /dev/null. Raises no OSError."""
-    try:
+    with suppress(OSError):
         return has_stderr() and os.fstat(2).st_rdev != os.stat(os.devnull).st_rdev
-    except OSError as error:
-        if is_interruption(error):
-            raise
-        return False
+    return False
 
 
 def _flags_of(fd: int) -> int:

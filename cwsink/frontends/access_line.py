@@ -11,20 +11,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cwsink.interruption import is_interruption
+from cwsink.interruption import suppress
 
 _ORIGIN: Final = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]*", re.IGNORECASE)
 
 
 def fields(record: logging.LogRecord) -> dict[str, str | int | float]:
     """Return the fields of the record of an access logger, as far as it has them."""
-    try:
+    with suppress(Exception):  # arguments of another kind, by whatever has the logger's name
         found = LOGGERS[record.name](record.args)
-    except Exception as error:  # arguments of another kind, by whatever has the logger's name
-        if is_interruption(error):
-            raise
-        return {}
-    return {name: value for name, value in found.items() if value not in (None, "", "-")}
+        return {name: value for name, value in found.items() if value not in (None, "", "-")}
+    return {}
 
 
 def _of_gunicorn(atoms: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,27 @@
-"""Tells whether fapilog has a private name that we use, written as "module:Class.name"."""
+"""Tells whether fapilog has a private name that we use, written as "module:Class.name", and code that we know."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from typing import Any, Final
+
+from cwsink.interruption import suppress
 
 # The only attribute of ours that a logger has: its pipeline. None: we have looked at the logger, and it keeps
 # fapilog's queue.
 PIPELINE: Final = "cwsink_pipeline"
 
 
+def of(place: str, names: str) -> tuple[str, ...]:
+    """Return the full names of attributes, given with spaces between them, of a class."""
+    return tuple(f"{place}.{name}" for name in names.split())
+
+
 def of_logger(names: str) -> tuple[str, ...]:
-    """Return the full names of attributes, given with spaces between them, that both of fapilog's facades have."""
-    return tuple(f"fapilog.core.logger:_LoggerMixin.{name}" for name in names.split())
+    """Return the full names of attributes that both of fapilog's facades have."""
+    return of("fapilog.core.logger:_LoggerMixin", names)
 
 
 def module(name: str) -> Any:
@@ -34,3 +43,10 @@ def exists(name: str) -> bool:
     except Exception:
         return False
     return True
+
+
+def has_source(code: Any, sha256: str, *, and_also: str = "") -> bool:
+    """Tell whether the source of a class or function, with a text put behind it, has this SHA-256."""
+    with suppress(OSError, TypeError):  # there is no source, or the class has no such method
+        return hashlib.sha256((inspect.getsource(code) + and_also).encode()).hexdigest() == sha256
+    return False

@@ -19,7 +19,7 @@ from cwsink import words
 from cwsink.clock import monotonic
 from cwsink.diagnostics import report, reset_quiet
 from cwsink.frontends.turn import Turn
-from cwsink.interruption import is_interruption, suppress
+from cwsink.interruption import suppress
 from cwsink.spool import page, refusals
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss, timestamp_of
@@ -87,15 +87,12 @@ class Losses:
 
     def write_down(self, directory: SpoolDirectory, *, is_last: bool = False) -> None:
         """Write down what is counted, if that can be done now, and say it. Never raises. `is_last`: at the end."""
-        try:
+        with suppress(Exception):  # somebody may have replaced a function of the system, as tests do
             self._write_down(directory)
             self._say_what_waits(directory, is_last=is_last)
             if self._has_lost or (is_last and self._alerts is not None):  # the latter has evicted some, perhaps
                 is_first, self._is_said = not self._is_said, True
                 self._look(directory, is_last=is_last, at_once=is_first)
-        except Exception as error:  # somebody has replaced a function of the system, as tests do
-            if is_interruption(error):
-                raise
 
     def _say_what_waits(self, directory: SpoolDirectory, *, is_last: bool) -> None:
         """Say what cannot be written down: in a second, for it may pass, or now if this process ends."""

@@ -45,7 +45,7 @@ from uuid import UUID
 
 import msgspec
 
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 
 _VALUES: Final = frozenset((str, int, float, bool, NoneType, date, UUID, Decimal))
 _EXACT: Final = frozenset((str, int, float, bool, NoneType, UUID))
@@ -170,17 +170,15 @@ def _scalar(value: Any) -> Any:
 def _number(value: Any) -> Any:
     if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
         return text(value)  # a time of NumPy's: as a number it says nothing without its unit
-    try:
+    with suppress(Exception):  # it calls itself a number, but Python may make none of it
         if isinstance(value, numbers.Integral):
             return int(value)
         if isinstance(value, numbers.Real):
             return float(value)
         found = value.item() if hasattr(value, "item") else value
-    except Exception as error:  # it calls itself a number, but Python makes none of it
-        if is_interruption(error):
-            raise
-        return text(value)
-    return found if type(found) in _VALUES else text(value)
+        if type(found) in _VALUES:
+            return found
+    return text(value)
 
 
 def _key(key: object, within: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cwsink.clock import monotonic
-from cwsink.interruption import is_interruption
+from cwsink.interruption import suppress
 from cwsink.spool import leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
@@ -29,11 +29,8 @@ class Syncing:
         now = monotonic()
         if now < self._led_until:
             return
-        try:
+        with suppress(Exception):
             if leader_state.is_synced(directory):
                 self._led_until = now + _LED_SECONDS
             else:
                 ring.sync()
-        except Exception as error:
-            if is_interruption(error):
-                raise

@@ -16,8 +16,6 @@ Ours takes the place of fapilog's own only if the source of that one is, letter 
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 import platform
 import socket
@@ -27,8 +25,7 @@ from fapilog.core.errors import request_id_var, user_id_var
 from fapilog.plugins.enrichers.context_vars import ContextVarsEnricher
 from fapilog.plugins.enrichers.runtime_info import RuntimeInfoEnricher
 
-from cwsink.frontends import trace
-from cwsink.interruption import is_interruption
+from cwsink.frontends import fapilog_names, trace
 
 # sha256 of the source of each `enrich` that we replace, in fapilog 0.18.1.
 _KNOWN: Final[dict[type[Any], str]] = {
@@ -44,19 +41,8 @@ _KEYS: Final = {name: os.environ.encodekey(name) for name in "FAPILOG_SERVICE FA
 def enable() -> None:
     """Put ours in the place of those of fapilog's enrichers that are known. Idempotent."""
     for kind, replacement in ((ContextVarsEnricher, _enrich_context), (RuntimeInfoEnricher, _enrich_runtime)):
-        if is_known(kind):
+        if fapilog_names.has_source(getattr(kind, "enrich", None), _KNOWN[kind]):
             kind.enrich = replacement  # type: ignore[method-assign]
-
-
-def is_known(kind: type[Any]) -> bool:
-    """Tell whether the source of a class's `enrich` is the one that ours was written for."""
-    try:
-        source = inspect.getsource(kind.enrich)
-    except (OSError, TypeError, AttributeError) as error:
-        if is_interruption(error):
-            raise
-        return False
-    return hashlib.sha256(source.encode()).hexdigest() == _KNOWN[kind]
 
 
 async def _enrich_context(self: object, event: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from inspect import iscoroutinefunction
 from typing import Any, Final
 
 from cwsink.frontends.inline.stages import Suspended, drive
-from cwsink.interruption import is_interruption
+from cwsink.interruption import suppress
 
 
 class NeverWaits:
@@ -54,19 +54,10 @@ def in_turn(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
         _turn.is_taken = True
         try:
             while left:
-                _make(left.pop(0))
+                with suppress(Exception, Suspended):  # a record is worth more than its metrics
+                    drive(left.pop(0))
         finally:
             _turn.is_taken = False
-
-
-def _make(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    try:
-        drive(call)
-    except Suspended:
-        pass
-    except Exception as error:  # a record is worth more than its metrics
-        if is_interruption(error):
-            raise
 
 
 class Measured:

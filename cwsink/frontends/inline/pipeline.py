@@ -31,7 +31,7 @@ from cwsink.frontends.inline.giving_back import give_back, is_deep, say_tied
 from cwsink.frontends.inline.handover import Passed
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.inline.stages import Entry, Suspended, drive
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 
 # A plugin that logs is called for its own record, which logs again, for ever. From this depth on a record is dropped.
 MOST_NESTED: Final = 5
@@ -330,11 +330,8 @@ class Pipeline:
 
     def _begin_queue(self) -> None:
         if self._logger._worker_loop is None:
-            try:
+            with suppress(RuntimeError):  # no thread starts at the interpreter's end; the drain at exit does its work
                 self.start_queue()
-            except RuntimeError as error:  # no thread starts at the interpreter's end; the drain at exit does its work
-                if is_interruption(error):
-                    raise
 
     def _leave_to_queue(self, suspended: Suspended) -> None:
         """Put the record that a plugin left unfinished into fapilog's queue, and give the logger back to the queue."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink import diagnostics
-from cwsink.frontends.fapilog_names import PIPELINE, exists, module, of_logger
+from cwsink.frontends.fapilog_names import PIPELINE, exists, module, of, of_logger
 from cwsink.interruption import is_interruption
 
 if TYPE_CHECKING:
@@ -24,23 +24,19 @@ NEEDS: Final = (
     *of_logger("_filters_snapshot _enrichers_snapshot _redactors_snapshot _processors_snapshot _circuit_breakers"),
     *of_logger("_sink_write _sink_write_serialized _serialize_in_flush _metrics _counters _queue _worker_loop _name"),
     *of_logger("_batch_timeout_seconds _queue_high_watermark _stop_flag _cached_adaptive_enabled _pressure_monitor"),
-    *(f"fapilog.core.logger:{facade}._enqueue" for facade in ("SyncLoggerFacade", "AsyncLoggerFacade")),
-    *(
-        f"fapilog.core.worker:LoggerWorker.{name}"
-        for name in (
-            "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
-            "_sink_write_serialized _processors_getter _metrics _redaction_fail_mode _stop_flag _drained_event "
-            "_flush_event _flush_done_event run"
-        ).split()
+    "fapilog.core.logger:SyncLoggerFacade._enqueue",
+    "fapilog.core.logger:AsyncLoggerFacade._enqueue",
+    *of(
+        "fapilog.core.worker:LoggerWorker",
+        "_apply_filters _apply_enrichers _apply_redactors _try_serialize _apply_processors _sink_write "
+        "_sink_write_serialized _processors_getter _metrics _redaction_fail_mode _stop_flag _drained_event "
+        "_flush_event _flush_done_event run",
     ),
-    *(
-        f"fapilog.core.sink_writers:SinkWriterGroup.{name}"
-        for name in "_sinks _writers _breakers _fallback_writers _parallel _write_one _write_one_serialized".split()
+    *of(
+        "fapilog.core.sink_writers:SinkWriterGroup",
+        "_sinks _writers _breakers _fallback_writers _parallel _write_one _write_one_serialized",
     ),
-    *(
-        f"fapilog.core.routing:RoutingSinkWriter.{name}"
-        for name in "_sink_entries _parallel _write_one get_sinks_for_level".split()
-    ),
+    *of("fapilog.core.routing:RoutingSinkWriter", "_sink_entries _parallel _write_one get_sinks_for_level"),
     "fapilog.core.circuit_breaker:SinkCircuitBreaker._lock",
     "fapilog.core.concurrency:DualQueue._main",
     "fapilog.core.concurrency:DualQueue._protected",

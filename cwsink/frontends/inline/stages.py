@@ -14,8 +14,6 @@ fapilog's queue does the rest.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import inspect
 import re
 import sys
 from asyncio import CancelledError
@@ -31,9 +29,10 @@ from fapilog.plugins.filters import _record_filter_metrics
 from fapilog.plugins.redactors import url_credentials
 from fapilog.plugins.redactors.url_credentials import UrlCredentialsRedactor
 
+from cwsink.frontends import fapilog_names
 from cwsink.frontends.inline.harmless import harmless
 from cwsink.frontends.plain import unshowable
-from cwsink.interruption import is_interruption
+from cwsink.interruption import is_interruption, suppress
 
 Entry = dict[str, Any]
 _Method = Callable[[Entry], Coroutine[Any, Any, Any]]
@@ -179,12 +178,9 @@ def drive(method: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **fields:
             coroutine.close()  # a signal handler may raise before it begins: Python would say that nobody awaited it
         raise
     for _ in range(_MOST_CLOSES):
-        try:
+        with suppress(Exception):  # its `finally` fails, or suspends again
             coroutine.close()
             break
-        except Exception as error:  # its `finally` fails, or suspends again
-            if is_interruption(error):
-                raise
     raise Suspended
 
 
@@ -342,19 +338,11 @@ def _finds_urls_only(redactor: object) -> bool:
 
 @cache  # to read the source takes 10 ms
 def _is_url_redactor_known() -> bool:
-    try:
-        source = inspect.getsource(UrlCredentialsRedactor) + repr(getattr(url_credentials, "_URL_SCHEMES", None))
-    except (OSError, TypeError, AttributeError) as error:
-        if is_interruption(error):
-            raise
-        return False
-    return hashlib.sha256(source.encode()).hexdigest() == _URL_REDACTOR
+    schemes = repr(getattr(url_credentials, "_URL_SCHEMES", None))
+    return fapilog_names.has_source(UrlCredentialsRedactor, _URL_REDACTOR, and_also=schemes)
 
 
 def warn(component: str, message: str, **fields: Any) -> None:
     """Report it in fapilog's diagnostics. Raises only what a signal handler raises."""
-    try:
+    with suppress(Exception):
         diagnostics.warn(component, message, **fields)
-    except Exception as error:
-        if is_interruption(error):
-            raise
