@@ -24,11 +24,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from fapilog.core.logger import _LoggerMixin
 from msgspec.structs import asdict
 
 from cwsink import CloudWatchSpoolSink, SpoolHandler, Writer
 from cwsink.config import SinkConfig
 from cwsink.frontends import presence, turn
+from cwsink.frontends.inline import seam
 from cwsink.spool import ring
 from cwsink.spool.survey import events, survey
 from tests.faults.failpoints import is_ours
@@ -269,3 +271,23 @@ def test_a_limit_in_the_middle_of_fapilogs_pipeline_is_heard(limit: Limit, step:
     assert lines > FEWEST_LINES
     assert pipelines.drain(logger)[2] > 1
     assert not [entry for entry in pipelines.entries_of(config) if "hunter2" in str(entry)]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_in_the_middle_of_a_take_over_leaves_no_logger_half_taken(
+    limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fapilog calls `start` again for the next record, which then takes the logger over."""
+    start = _LoggerMixin.start
+    lines, is_over = 1, False
+    while not is_over:
+        with monkeypatch.context() as unstarted:
+            unstarted.setattr(_LoggerMixin, "start", lambda _: None)
+            logger = pipelines.get_logger(CloudWatchSpoolSink(quick_config(flusher="external")))
+        is_over = not interrupted(lambda logger=logger: logger.start(), lines, limit)  # type: ignore[misc]
+        assert bool(seam.pipeline_of(logger)) == (logger.start.__name__ == "_nothing")
+        logger.start()
+        assert seam.pipeline_of(logger) is not None
+        lines += 3
+    assert _LoggerMixin.start is start
+    assert lines > FEWEST_LINES

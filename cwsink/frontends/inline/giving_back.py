@@ -12,9 +12,10 @@ from cwsink.frontends.inline.stages import Suspended
 
 # A thread that has fewer frames left than this on its stack leaves the record to fapilog's thread.
 _FRAMES_NEEDED: Final = 150
-# The attributes that a logger gets when it is taken over, and loses when it is given back.
+# The attributes that a logger gets when it is taken over, and loses when it is given back. As long as it has the last
+# one the next record gives it back again, should a signal handler raise meanwhile.
 _TAKEN: Final = tuple(
-    "_try_enqueue_with_metrics start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue".split()
+    "start _schedule_metrics_call _schedule_dedupe_summary_emission _enqueue _try_enqueue_with_metrics".split()
 )
 
 
@@ -29,9 +30,9 @@ def is_deep() -> bool:
 
 def give_back(logger: Any, suspended: Suspended) -> None:
     """Make a logger use fapilog's queue from now on, and report why."""
+    vars(logger)[PIPELINE] = None
     for name in _TAKEN:
         vars(logger).pop(name, None)
-    vars(logger)[PIPELINE] = None
     named = _who(suspended)
     why = f" ({suspended})" if suspended.args else ""
     diagnostics.report(

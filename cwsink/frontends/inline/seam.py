@@ -94,9 +94,10 @@ def _hook(take_over: Callable[[Any], bool]) -> None:
         try:
             if PIPELINE not in vars(logger) and take_over(logger):
                 return
-        except Exception as error:
-            if is_interruption(error):
-                vars(logger).pop(PIPELINE, None)  # the next record tries again
+        except BaseException as error:
+            if not isinstance(error, Exception) or is_interruption(error):
+                if pipeline_of(logger) is None:
+                    vars(logger).pop(PIPELINE, None)  # the next record tries again
                 raise
             name = getattr(logger, "_name", "?")
             diagnostics.report(

@@ -31,23 +31,25 @@ def take_over(logger: Any) -> bool:
     except Suspended as suspended:
         give_back(logger, suspended)
         return False
-    vars(logger).update(
-        {PIPELINE: pipeline},
-        start=_nothing,
-        _try_enqueue_with_metrics=pipeline.log,
-        _make_worker=pipeline.make_worker,
-        _make_dynamic_worker=pipeline.make_dynamic_worker,
-        _schedule_metrics_call=pipeline.measure,
-        _schedule_dedupe_summary_emission=pipeline.tell_deduplicated,
-    )
+    taken = {
+        PIPELINE: pipeline,
+        "start": _nothing,
+        "_try_enqueue_with_metrics": pipeline.log,
+        "_make_worker": pipeline.make_worker,
+        "_make_dynamic_worker": pipeline.make_dynamic_worker,
+        "_schedule_metrics_call": pipeline.measure,
+        "_schedule_dedupe_summary_emission": pipeline.tell_deduplicated,
+    }
     if isinstance(logger, AsyncLoggerFacade) and any(sink.blocks for sink in ours):
-        vars(logger)["_enqueue"] = pipeline.log_and_wait
+        taken["_enqueue"] = pipeline.log_and_wait
     if logger._cached_adaptive_enabled:
         # A drain returns its summary. It runs in fapilog's thread, which puts another one in its place.
         logger._pressure_monitor = PressureMonitor(queue=logger._queue)
     # fapilog's own `start` does this, too. A drain of all loggers must find this one.
     shutdown.install_shutdown_handlers()
     shutdown.register_logger(logger)
+    # At once, and last: a signal handler that raises meanwhile leaves the logger as it was, or taken over as a whole.
+    vars(logger).update(taken)
     return True
 
 
