@@ -40,19 +40,13 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _stderr_at_start() -> tuple[int, int] | None:
     """Return which file is stderr; None if this process was started without one (`2>&-`)."""
     try:
-        return None if sys.stderr is None or _ends_with_exec(2) else _identity(os.fstat(2))
+        return None if sys.stderr is None or not os.get_inheritable(2) else _identity(os.fstat(2))
     except Exception:  # not only OSError: a fake file system for tests may be in the place of `os`
         return None
 
 
-def _ends_with_exec(fd: int) -> bool:
-    """Tell whether a program that is started would not have this descriptor. Raises OSError.
-
-    A stderr is for them, too. What this process itself has opened is not, unless somebody has asked for it (`dup2`).
-    """
-    return not os.get_inheritable(fd)
-
-
+# A stderr is for the programs that are started, too, so it is inherited. What this process itself has opened is not,
+# unless somebody has asked for it (`dup2`).
 _STDERR: Final = _stderr_at_start()
 
 _subscribers: list[Subscriber] = []
@@ -131,7 +125,7 @@ def has_stderr() -> bool:
         if _identity(status) == _STDERR:
             return True
         is_log = stat.S_ISREG(status.st_mode) and (flags & os.O_APPEND != 0 or not status.st_nlink)
-        return (is_log or stat.S_ISCHR(status.st_mode)) and not _ends_with_exec(2)
+        return (is_log or stat.S_ISCHR(status.st_mode)) and os.get_inheritable(2)
     return False
 
 

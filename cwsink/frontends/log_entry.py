@@ -35,7 +35,6 @@ from cwsink.interruption import is_a, is_interruption
 # (which `logging.makeLogRecord` would call). Formatters and newer Pythons add some. `color_message` is the message once
 # more, with uvicorn's codes for a terminal.
 _PLAIN: Final = tuple(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
-_NONE: Final = (None, None, None)
 _OWN: Final = {*_PLAIN, "asctime", "color_message", "exc_text", "message", "stack_info", "taskName"}
 # What is added to a record comes behind all that it has by itself. So these two tell whether anything was.
 _PLAIN_COUNT: Final = len(_PLAIN)
@@ -280,7 +279,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
     of another handler shows no tracebacks, which says nothing of ours.
     """
     info: Any = record.exc_info
-    kind, error, frames = info if isinstance(info, tuple) and len(info) == 3 else _NONE
+    kind, error, frames = info if isinstance(info, tuple) and len(info) == 3 else (None, None, None)
     frames = frames if isinstance(frames, TracebackType) else None
     has_stack = not record.exc_text or not str(record.exc_text).isspace()
     if isinstance(error, BaseException):

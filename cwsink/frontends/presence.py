@@ -17,7 +17,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from cwsink import words
 from cwsink.clock import monotonic
@@ -35,6 +35,22 @@ from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
 from cwsink.version import __version__
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class _Appender(Protocol):
+        """A writer (cwsink.frontends.writer)."""
+
+        directory: SpoolDirectory
+        config: SinkConfig
+
+        def forked(self) -> None:
+            """Become another producer, in a child."""
+
+        def mark_losses(self, *, is_last: bool = False) -> None:
+            """Write down the counts of refused records. `is_last`: and say what was not said."""
+
 
 # Looks come with the ring's checks, which are nearly a second apart. A longer time would miss every other one of them.
 _LOOK_SECONDS: Final = 0.5
@@ -219,19 +235,6 @@ class Presence:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(each) for each in version.split(".") if each.isdecimal())
-
-
-class _Appender(Protocol):
-    """A writer (cwsink.frontends.writer)."""
-
-    directory: SpoolDirectory
-    config: SinkConfig
-
-    def forked(self) -> None:
-        """Become another producer, in a child."""
-
-    def mark_losses(self, *, is_last: bool = False) -> None:
-        """Write down the counts of refused records. `is_last`: and say what was not said."""
 
 
 class Process:

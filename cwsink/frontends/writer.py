@@ -15,7 +15,7 @@ import os
 import time
 from time import time_ns
 from typing import TYPE_CHECKING, Final
-from zlib import crc32
+from zlib import crc32 as _crc32
 
 from msgspec.structs import replace
 
@@ -50,7 +50,6 @@ _pack_header = frame.pack_header
 _MAGIC: Final = frame.MAGIC_NUMBER
 _HEADER_BYTES: Final = frame.HEADER_BYTES
 _PLAIN_EVENT: Final = frame.PLAIN_EVENT
-_crc32 = crc32
 _write = os.write
 
 
@@ -138,10 +137,10 @@ class Writer(sharing.Shared):
         try:
             written = _write(attached.fd, data)  # type: ignore[union-attr]  # it had a salt, so it is not None
         except OSError as error:
-            return self._finish_append(ring.retry(code_of(error), payload), payload)
+            return self._await_room(self.after_append(ring.retry(code_of(error), payload), payload), payload)
         if sequence & ring.check_mask and written == size + _HEADER_BYTES:
             return True
-        return self._finish_append(ring.appended(written, len(data), payload), payload)
+        return self._await_room(self.after_append(ring.appended(written, len(data), payload), payload), payload)
 
     def prepare(self, message: object, timestamp_ms: object = None, sequence: int | None = None) -> bytes | None:
         """Encode a message of any type as a record. Return None if that cannot be done; the refusal is counted."""
@@ -305,9 +304,6 @@ class Writer(sharing.Shared):
         self._losses.add_text(time_ns() // 1_000_000, what)
         self.mark_losses()
         return True
-
-    def _finish_append(self, answer: Append, payload: bytes) -> bool:
-        return self._await_room(self.after_append(answer, payload), payload)
 
     def _await_room(self, answer: Append, payload: bytes) -> bool:
         """Under `on_full="block"` try again until there is room, or `block_timeout_seconds` are over."""

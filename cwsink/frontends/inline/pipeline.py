@@ -91,7 +91,9 @@ class Pipeline:
         """
         depth = _nested.depth
         if depth >= MOST_NESTED:
-            return self._drop(f"a record logged by a plugin that was called for a record, {depth} deep")
+            self._logger._counters["dropped"] += 1
+            _say_lost(f"a record logged by a plugin that was called for a record, {depth} deep")
+            return True
         _nested.depth = depth + 1
         try:
             self._log(payload)
@@ -349,11 +351,6 @@ class Pipeline:
         self._logger._counters["dropped"] += 1
         if self._metrics is not None:
             self.measure(self._metrics.record_events_dropped, 1)
-
-    def _drop(self, what: str) -> bool:
-        self._logger._counters["dropped"] += 1
-        _say_lost(what)
-        return True
 
 
 def _say_lost(what: str) -> None:
