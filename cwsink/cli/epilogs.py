@@ -251,7 +251,8 @@ examples:
   cwsink verify --since 26h --until 2h --json
 
 {EXIT_CODES};
-0 only if nothing is missing, and each spool at PATH has a history
+0 only if nothing is missing, and each spool at PATH has a history. 1 also if
+nothing of what was delivered then is in the history any more
 """
 
 EXPORT = f"""\

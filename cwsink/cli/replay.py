@@ -5,7 +5,7 @@ sends to the target in the spool's FORMAT, and commits as it goes. So an interru
 workers that come back meanwhile lose nothing.
 
 An emptied spool stays, with its dead letters and its ledger, because a worker may be opening it at this moment. But its
-disk space is given back, and it takes only a few KiB then.
+disk space is given back, and it takes only a few KiB then (without `keep_delivered`).
 
 `cwsink replay --dead-letters` is in cwsink.cli.dead_letters.
 """

@@ -181,9 +181,13 @@ def give_back(directory: SpoolDirectory) -> None:
     The last segment of a spool stays, with the blocks that were reserved for it. There may be an orphan for each
     container that ever ran, and none of them may be needed again: their reserved blocks would fill the disk. If a
     writer has the segment open, or opens it now, its lock keeps us out.
+
+    With `keep_delivered` the last segment is all there is of the records in it. They stay there, and only the reserved
+    blocks go.
     """
     claim = Lease(directory)
-    with contextlib.ExitStack() as stack, suppress(OSError):
+    with contextlib.ExitStack() as stack, suppress(ConfigError, OSError):
+        is_kept = config_of(directory).keep_delivered is not None
         if not claim.try_acquire():
             return
         stack.callback(claim.release)
@@ -194,5 +198,6 @@ def give_back(directory: SpoolDirectory) -> None:
             with contextlib.closing(opened):
                 size = opened.size()
                 if opened.finalise() and opened.is_final and size <= committed.get(opened.key, 0) == opened.size():
-                    opened.hollow(size)
+                    if not is_kept:
+                        opened.hollow(size)
                     os.ftruncate(opened.fd, size)  # the same size: the blocks reserved behind it are given back

@@ -97,8 +97,13 @@ class Account(msgspec.Struct):
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether nothing is missing."""
-        return not (self.missing or self.not_yet)
+        """Tell whether nothing is missing, and something was compared if there was anything to compare."""
+        return not (self.missing or self.not_yet or self.is_blind)
+
+    @property
+    def is_blind(self) -> bool:
+        """Tell whether events were delivered, and history has none of them any more."""
+        return bool(self.forgotten) and not (self.found or self.missing or self.not_yet)
 
     def add(self, more: Account) -> None:
         """Add what was found in one more window."""
@@ -301,6 +306,8 @@ def in_words(account: Account) -> Iterator[str]:
         yield f"{count:,} more than once: {_CAUSES[cause]}."
     if account.others or account.notices:
         yield f"{account.others:,} that history does not know, {account.notices:,} notices of cwsink."
+    if account.is_blind:
+        yield "nothing could be compared, so nothing is known of what was delivered."
     if account.forgotten or account.unnoted_bytes:
         unnoted = f"and {account.unnoted_bytes:,} bytes of which nothing is noted"
         yield f"not compared: {account.forgotten:,} events that are not in the history any more, {unnoted}."

@@ -19,6 +19,7 @@ from cwsink.flusher import collector, delivery, self_metrics, verification
 from cwsink.flusher.account import Span, compare, key_of, windows
 from cwsink.flusher.verification import Account, Verification
 from cwsink.frontends.writer import Writer
+from cwsink.spool import segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.record import Loss
 from cwsink.testing import StrictCloudWatch
@@ -176,6 +177,35 @@ def test_windows_hold_each_event_once(spans: list[Span], since: int, until: int,
     times = {time for each in spans for time in (each.first_ms, each.last_ms) if since <= time < until}
     assert all(sum(start <= time < end for start, end in found) == 1 for time in times)
     assert key_of(1, "a") != key_of(2, "a") != key_of(2, "b")
+
+
+def test_a_command_that_sends_leaves_what_is_kept(server: StrictCloudWatch, keeping: SinkConfig) -> None:
+    """`flush --once` and `replay` give back what the spool has reserved, and not what was delivered."""
+    config = SinkConfig(**{**asdict(keeping), "segment_bytes": 16 * SMALL})
+    directory = log(config, 200)
+    deliver(directory, config)
+    for words in (["flush", "--once"], ["replay", directory.path]):
+        assert main(words) == 0
+        log(config, 1, first=len(server.messages()))
+        assert main(words) == 0
+    account = verify(directory)
+    assert (account.found, account.others, account.forgotten, account.is_whole) == (202, 0, 0, True)
+
+
+def test_if_nothing_can_be_compared_it_is_not_verified(
+    server: StrictCloudWatch, keeping: SinkConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A cron job must not stay green although all that was delivered has left the history."""
+    directory = log(keeping, 40)
+    deliver(directory, keeping)
+    for place in (directory.history, directory.ring):
+        for number in segment.numbers(place):
+            segment.remove(place, number)
+    assert main(["verify", "--rate", "1000"]) == 1
+    said = capfd.readouterr().out
+    assert "nothing could be compared" in said
+    assert "not compared: 40 events" in said
+    assert main(["verify", "--rate", "1000", "--until", "1h"]) == 0  # nothing was delivered then
 
 
 def test_the_command_says_what_it_finds(
