@@ -44,9 +44,18 @@ def by_reason(refused: Mapping[str, int], evicted: int) -> dict[str, int]:
     return {**refused, **({EVICTED: evicted} if evicted else {})}
 
 
-def in_words(directory: SpoolDirectory, reasons: Mapping[str, int], room: Room, *, has_pending: bool) -> str:
-    """Return why records are lost for these reasons, and what to do: one or two sentences. Raises OSError."""
-    return "{}. {}".format(*cause_and_remedy(directory, reasons, room, has_pending=has_pending))
+def in_words(
+    directory: SpoolDirectory, reasons: Mapping[str, int], room: Room, *, has_pending: bool, may_return: bool = False
+) -> str:
+    """Return why records are lost for these reasons, and what to do: some sentences. Raises OSError.
+
+    Args:
+        directory, reasons, room, has_pending: see `cause_and_remedy`.
+        may_return: none is lost now, but the spool is as full as it was then.
+    """
+    cause, remedy = cause_and_remedy(directory, reasons, room, has_pending=has_pending)
+    now = "None is lost now, but if a process logs, more soon will be. " if may_return else ""
+    return f"{cause}. {now}{remedy}"
 
 
 def cause_and_remedy(
@@ -117,7 +126,9 @@ def why_it_stays_full(directory: SpoolDirectory, room: Room) -> str:
     """Return why it does not get emptier, to be put behind a statement."""
     published = leader_state.read(directory)
     if not lease.is_taken(directory):
-        return "; no process sends"
+        if published is None or not (published.obstacle and published.last_error):
+            return "; no process sends"
+        return f"; no process sends; before that, {_trouble(published.last_error)}"
     if (still := leadership.standstill(directory)) is not None:
         who = f"the leader (pid {still.leader.pid} on {still.leader.host})"
         silent = words.duration(still.silent_seconds)

@@ -32,6 +32,7 @@ from cwsink.spool import (
     sending,
     told,
 )
+from cwsink.spool.attachment import is_anyone_attached
 from cwsink.spool.directory import SpoolDirectory, expect_spools, find_spools, open_existing
 from cwsink.spool.leadership import Leader
 from cwsink.spool.record import MOST_SECONDS
@@ -324,10 +325,12 @@ def _losses(directory: SpoolDirectory, books: Survey, now: float) -> dict[str, A
         since = since or until
     is_recent = now - until < 2 * alerts.AGAIN_SECONDS
     is_full = bool(books.pending) and held.is_nearly_full
-    is_losing = (is_unsaid and is_recent) or (said.trouble == "losing" and (is_recent or is_full))
+    may_go_on = is_recent or (is_full and is_anyone_attached(directory))  # nobody logs: no more is lost, however full
+    is_losing = (is_unsaid and is_recent) or (said.trouble == "losing" and may_go_on)
     reasons = loss_causes.by_reason(books.refused, books.evicted)
     over = loss_causes.over(directory, reasons, held)
-    why = over or loss_causes.in_words(directory, reasons, held, has_pending=books.pending > 0)
+    may_return = is_full and not is_losing
+    why = over or loss_causes.in_words(directory, reasons, held, has_pending=books.pending > 0, may_return=may_return)
     return {
         "lost": lost,
         "is_losing": is_losing,

@@ -7,6 +7,7 @@ import time
 from cwsink import host, words
 from cwsink.flusher.dead_letter import MAX_BYTES
 from cwsink.flusher.outcome import advice_on
+from cwsink.spool.room import NEARLY_FULL
 from cwsink.spool.stats import SpoolStats
 
 
@@ -34,7 +35,7 @@ def loss(spool: SpoolStats) -> str:
         return f"{line}{f', since {clock(since)}' if since else ''}: {spool.lost_why}"
     if since and until:
         line += f", {clock(since)} to {clock(until)}" if since[:16] != until[:16] else f", {clock(since)}"
-    if spool.is_losing:
+    if spool.is_losing or (spool.pending and spool.fill >= NEARLY_FULL):
         return f"{line}: {spool.lost_why}"
     return f"{line}. That is over: none is lost now."
 

@@ -27,14 +27,16 @@ from cwsink.flusher.claim import Heartbeat
 from cwsink.flusher.publisher import LeaderState
 from cwsink.naming import rfc3339
 from cwsink.spool import alerts, budget, disk, files, frame, leader_state, loss_causes, refusals, told
+from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import open_for
 from cwsink.spool.record import Loss
 from cwsink.spool.room import Room
 from cwsink.spool.stats import look
 from cwsink.spool.survey import survey
 from cwsink.testing import StrictCloudWatch
+from cwsink.watching.reasons import loss
 from tests.harness.interleave import deliver, leading, segment_path, until
-from tests.harness.support import CHILD_SECONDS, notices_in, program_calling, quick_config
+from tests.harness.support import CHILD_SECONDS, finish, notices_in, program_calling, quick_config
 
 Spawn = Callable[..., "Popen[str]"]
 LOST = re.compile(r"LOST ([\d,]+) records? \(([\d,]+) in all\): (.*)")
@@ -226,6 +228,27 @@ def test_a_full_disk_is_called_one(server: StrictCloudWatch, lines: list[str], m
 
 
 LEADER = "import sys; from cwsink.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.usefixtures("lines")
+def test_a_loss_is_over_when_nobody_logs(server: StrictCloudWatch, spawn: Spawn) -> None:
+    """However full the spool is. The last leader, which was refused, is not forgotten when it has ended."""
+    server.faults.deny("PutLogEvents")
+    config = tiny(server)
+    directory = open_for(config)
+    with leading(directory, config):
+        finish(spawn(program_calling(overflow), json.dumps(asdict(config))))
+        until(lambda: "Denied" in str(look(directory).lost_why), "refused")
+    alerts.Alerts(directory).look(is_last=True)
+    assert told.change(directory, lambda said: replace(said, at=0.0, since=3_600.0, until=3_720.0))
+    logging = Attachment(directory)
+    assert look(directory).is_losing  # what is logged next will cost records
+    logging.close()
+    spool = look(directory)
+    assert (spool.is_losing, spool.lost_is_over) == (False, False)
+    cause = "the spool is full; no process sends; before that, CloudWatch answered AccessDeniedException"
+    now = "None is lost now, but if a process logs, more soon will be. Raise spool_max_bytes, or have it sent by"
+    assert f", 1970-01-01 01:00 UTC to 1970-01-01 01:02 UTC: {cause}. {now}" in loss(spool)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells that a process is stopped")
