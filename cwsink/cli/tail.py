@@ -119,8 +119,11 @@ class _Tail:
         found = self._spools.find()
         self._printer.has_headings = len(found) > 1
         for directory in found:
-            self._open(directory, all_present=last is not None)
-            events = self._read_past(directory) if self._period else self._read(directory.path)
+            if self._period:
+                events = self._read_past(directory)
+            else:
+                self._open(directory, all_present=last is not None)
+                events = self._read(directory.path)
             for event in events if last is None else _last(events, last):
                 self._printer.print(directory, event)
             if not follow:  # each segment takes a descriptor, and the next spools need theirs

@@ -9,12 +9,13 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwsink.cli import export, main
+from cwsink.cli import export, main, tail
 from cwsink.config import SinkConfig
 from cwsink.frontends.writer import Writer
 from cwsink.spool import past_records, segment
@@ -51,7 +52,8 @@ def test_what_was_logged_is_shown_whether_delivered_or_not(
         found = [json.loads(line)["timestamp_ms"] for line in file]
     assert found == [each["timestamp_ms"] for each in whole if now - 1_800_000 <= each["timestamp_ms"] < now - 600_000]
     capfd.readouterr()
-    assert main(["tail", "--since", "2h", "--logger", "shop.*", "--level", "error", "--grep", "n5"]) == 0
+    with mock.patch.object(tail, "Follower", side_effect=AssertionError("it opens each segment in vain")):
+        assert main(["tail", "--since", "2h", "--logger", "shop.*", "--level", "error", "--grep", "n5"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split("ERROR")[1].split()[1] for line in lines] == ["n5", "n53", "n51", "n55", "n57", "n59"]
     assert main(["tail", "--json"]) == 0
