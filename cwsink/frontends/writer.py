@@ -369,8 +369,8 @@ class Writer(sharing.Shared):
             ring.append(each)
         diagnostics.report(
             f"reopened_{self.directory.format.spool_id}",  # so that each removal is said
-            f"the spool {self.directory.path} was removed. It was made anew, with the last {len(mine):,} records "
-            "of this process. All other records that it held are lost.",
+            f"the spool {self.directory.path} was removed or moved. It was made anew, with the last {len(mine):,} "
+            "records of this process, which may arrive twice. What else was not delivered went with it.",
         )
 
     def _open_as_new_user(self) -> None:

@@ -939,7 +939,7 @@ SAID_WHEN: Final[dict[str, Callable[[Trouble], None]]] = {
     "cannot be delivered (too_new)": too_new,
     "cannot be delivered (oversize)": oversize,
     "cannot be delivered (poison)": poison,
-    "was removed. It was made anew": removed_spool,
+    "was removed or moved. It was made anew": removed_spool,
     "cwsink: ... dropped ..., reason": full_spool,
     "holds no spool: nothing was logged into it yet": no_spool,
     "Nobody sends": no_leader,

@@ -909,7 +909,7 @@ def test_a_removed_spool_directory_under_load_is_made_anew(
     delivered = set(now_ms(server.messages()))
     late = [text for texts in appended for text in texts[-5:]]
     assert set(late) <= delivered
-    assert "was removed. It was made anew" in capfd.readouterr().err
+    assert "was removed or moved. It was made anew" in capfd.readouterr().err
     assert cursor.read(writer.directory.cursor).epoch >= 1
 
 

@@ -201,7 +201,7 @@ def test_a_removed_spool_is_made_anew_with_the_recent_records(
     assert all(writer.append(text) for text in recent)
     clock.advance(2.0)
     assert writer.append("finds out")
-    assert capfd.readouterr().err.count("was removed. It was made anew") == 1
+    assert capfd.readouterr().err.count("was removed or moved. It was made anew") == 1
     found = list(events(writer.directory))
     assert [event.message for event in found][-51:] == [*recent, "finds out"]
     assert [event.sequence for event in found][-51:] == list(range(20, 71))
@@ -228,7 +228,7 @@ def test_each_removal_of_a_spool_costs_no_record_of_the_last_second_and_is_said(
         assert writer.append("looks")
         found = [event.message for event in events(writer.directory)]
         assert found[-252:-2] == texts[-250:]
-    assert capfd.readouterr().err.count("was removed. It was made anew") == 3
+    assert capfd.readouterr().err.count("was removed or moved. It was made anew") == 3
 
 
 def test_who_stands_for_election_does_not_make_a_removed_spool(external: SinkConfig) -> None:
