@@ -25,7 +25,7 @@ from cwsink.clock import monotonic, wall
 from cwsink.config import SinkConfig
 from cwsink.diagnostics import report
 from cwsink.frontends.starter import Starter
-from cwsink.spool import cursor, hurry, leader_state, lease, sending, survey
+from cwsink.spool import cursor, hurry, leader_state, leadership, lease, sending, survey
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.leader_state import Published
 
@@ -125,7 +125,9 @@ class Parting:
         published = leader_state.read(self._directory)
         if not why and published is not None and published.obstacle:
             why = _reason(published)
-        if lease.is_taken(self._directory):
+        if (leader := leadership.leader_of(self._directory)) and leadership.is_stopped(leader, self._directory):
+            before = f"The flusher is a stopped process: `kill -CONT {leader.pid}` lets it go on. If it ends, the"
+        elif lease.is_taken(self._directory):
             before = f"The flusher tries for {self._config.drain_timeout_seconds:g} s more; then the"
         elif self._starter.look_back(self._directory):
             before = "If the flusher that is starting does not deliver them, the"

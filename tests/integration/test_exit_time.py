@@ -504,6 +504,24 @@ def test_a_leader_that_has_just_begun_is_not_taken_for_the_one_before(
     assert "(AccessDeniedException: no; that was 3" in parting_words(said)[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells that a process is stopped")
+def test_a_stopped_flusher_is_named(
+    server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
+) -> None:
+    """It tries for no second more, until somebody lets it go on."""
+    silence(server)
+    child = start(spawn, BURST, config, drain_timeout_seconds=0.3)
+    wait_until_ready(child)
+    flusher = flusher_of(spool)
+    os.kill(flusher, signal.SIGSTOP)
+    try:
+        _, said = end(child)
+    finally:
+        os.kill(flusher, signal.SIGCONT)
+    (line,) = parting_words(said)
+    assert f"not delivered yet. The flusher is a stopped process: `kill -CONT {flusher}` lets it go on. " in line
+
+
 def test_who_gives_up_says_how_many_records_stay_and_where(
     server: StrictCloudWatch, spawn: Spawn, config: SinkConfig, spool: SpoolDirectory
 ) -> None:
