@@ -21,7 +21,7 @@ import msgspec
 
 from cwsink.clock import monotonic
 from cwsink.interruption import is_interruption, suppress
-from cwsink.spool import cursor, descriptors, disk, files, held_lock, segment
+from cwsink.spool import cursor, descriptors, disk, files, held_lock, lease, segment
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.eviction_count import EvictionCount
 from cwsink.spool.record import Count, TimeMs
@@ -223,12 +223,15 @@ class Budget:
             )
 
     def _say_what_is_held(self, numbers: list[int], held: int) -> None:
-        """There is no room, and other processes use so many segments. Say so if that lasts."""
-        if self._segments_held.lasts((numbers[0], numbers[-1])):
+        """There is no room, and other processes use so many segments. Say so if that lasts.
+
+        A leader has open what it could not send yet. It is not in the way: what hinders it is said as the cause.
+        """
+        if self._segments_held.lasts((numbers[0], numbers[-1])) and not lease.is_taken(self._directory):
             held_lock.say(
                 segment.path_of(self._directory.ring, numbers[0]),
-                f"The spool is full, and {held:,} of its segments cannot be evicted: each is open in another process, "
-                "or is of a newer cwsink. New records are refused and counted.",
+                f"The spool, or its disk, is full, and {held:,} of its segments cannot be evicted: each is open "
+                "in another process, or is of a newer cwsink. New records are refused and counted.",
             )
 
     def _open(self, number: int) -> descriptors.Opened | None:

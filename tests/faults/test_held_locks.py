@@ -127,6 +127,21 @@ def test_held_segments_are_named_when_records_are_refused_for_them(
     assert "cannot be evicted" in about(oldest, said)[0]
 
 
+def test_the_leader_is_not_named_for_what_it_has_open(
+    server: StrictCloudWatch, hold: Hold, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not send it yet, and why is said as the cause of the loss. To end the leader would not help."""
+    monkeypatch.setattr(held_lock.Obstruction, "lasts", lambda *_args, **_named: True)
+    writer = full(server)
+    hold(writer.directory.leader_lock)
+    for number in segments(writer.directory):
+        hold(segment_path(writer.directory, number), fcntl.LOCK_SH)
+    for _ in range(100):
+        writer.append("x" * 500)
+    assert survey(writer.directory).refused["spool_full"] > 0
+    assert not [line for line in said if "cannot be evicted" in line]
+
+
 def test_who_evicts_in_turn_is_not_named(
     server: StrictCloudWatch, hold: Hold, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
