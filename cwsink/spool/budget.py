@@ -208,7 +208,7 @@ class Budget:
                 held += fate is _Fate.HELD
             if not at_least_one and self.has_room():
                 return True
-            if held:
+            if held and not at_least_one:  # else the disk is full, which is the cause
                 self._say_what_is_held(numbers, held)
             return False
 
@@ -230,8 +230,8 @@ class Budget:
         if self._segments_held.lasts((numbers[0], numbers[-1])) and not lease.is_taken(self._directory):
             held_lock.say(
                 segment.path_of(self._directory.ring, numbers[0]),
-                f"The spool, or its disk, is full, and {held:,} of its segments cannot be evicted: each is open "
-                "in another process, or is of a newer cwsink. New records are refused and counted.",
+                f"The spool is full, and {held:,} of its segments cannot be evicted: each is open in another process, "
+                "or is of a newer cwsink. New records are refused and counted.",
             )
 
     def _open(self, number: int) -> descriptors.Opened | None:

@@ -28,6 +28,7 @@ from cwsink.flusher.election import Election
 from cwsink.frontends import presence
 from cwsink.frontends.writer import Writer
 from cwsink.spool import files, flusher_lock, frame, heartbeat, held_lock, leader_state, lease, segment
+from cwsink.spool.budget import Budget
 from cwsink.spool.open_segment import Block
 from cwsink.spool.reader import RingReader
 from cwsink.spool.record import Event
@@ -139,6 +140,18 @@ def test_the_leader_is_not_named_for_what_it_has_open(
     for _ in range(100):
         writer.append("x" * 500)
     assert survey(writer.directory).refused["spool_full"] > 0
+    assert not [line for line in said if "cannot be evicted" in line]
+
+
+def test_on_a_full_disk_nobody_is_named_for_what_is_open(
+    server: StrictCloudWatch, hold: Hold, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be open in the very process that looks for room. The disk is the cause of the loss."""
+    monkeypatch.setattr(held_lock.Obstruction, "lasts", lambda *_args, **_named: True)
+    writer = full(server)
+    for number in segments(writer.directory):
+        hold(segment_path(writer.directory, number), fcntl.LOCK_SH)
+    assert not Budget(writer.directory, 4 * SMALL, SMALL).evict(at_least_one=True)
     assert not [line for line in said if "cannot be evicted" in line]
 
 
