@@ -139,11 +139,25 @@ class Rotation:
             return newer
         size = newer.end_seen
         seconds = _COUNT_SECONDS if size < 1.5 * self.segment_bytes else _COUNT_SECONDS_IN_NEED
-        if self._budget.has_room() or (self.may_evict and self._budget.evict(seconds=seconds)):
+        has_room = self._budget.has_room() or (self.may_evict and self._budget.evict(seconds=seconds))
+        if has_room or self._is_in_the_way(newer):
             return self.make(newer.key.number)
         if self.may_evict and self.may_grow(newer):
             return newer  # what is to go is not counted yet, or another process is evicting: append on meanwhile
         return None
+
+    def _is_in_the_way(self, newest: AttachedSegment) -> bool:
+        """Tell whether the newest segment is all that the budget has no room for, and may be left. Raises OSError.
+
+        A segment may hold one record of nearly the whole budget, or may come from a time when the budget was larger.
+        While it is the newest one, it is neither evicted nor removed. So no record would be taken ever again, even
+        after all of them are delivered. Once there is a next one, the leader removes it, or a writer evicts it.
+        """
+        if segment.numbers(self._directory.ring) != [newest.key.number]:
+            return False
+        if not files.exists(self._directory.history):  # else the leader is yet to put it there
+            self._give_back(newest)
+        return self.may_evict or self._settled(newest) >= newest.end_seen or self._budget.has_room()
 
     def make(self, after: int, reserve_bytes: int | None = None) -> AttachedSegment:
         """Make and attach the segment after `after`, or the one another writer made meanwhile. Raises OSError."""
@@ -213,8 +227,12 @@ class Rotation:
 
     def _give_back(self, attached: AttachedSegment) -> None:
         """Give the blocks back of what is settled of a segment. Raises OSError."""
-        end = cursor.read(self._directory.cursor).committed().get(attached.key, 0)
+        end = self._settled(attached)
         disk.punch_hole(attached.fd, _PAGE_BYTES, end - end % _PAGE_BYTES)
+
+    def _settled(self, attached: AttachedSegment) -> int:
+        """Return up to where a segment is settled. Raises OSError."""
+        return cursor.read(self._directory.cursor).committed().get(attached.key, 0)
 
     def _history_gives_way(self, need_bytes: int = 0) -> bool:
         if not files.exists(self._directory.history):

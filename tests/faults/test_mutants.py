@@ -467,9 +467,15 @@ MUTANTS: Final = {
     ),
     "no room check": Mutant(
         Rotation.next,
-        "if self._budget.has_room() or (",
-        "if True or (",
+        "has_room = self._budget.has_room() or (",
+        "has_room = True or (",
         test_budget.test_with_no_leader_alive_the_cap_holds_and_drops_are_counted,
+    ),
+    "a newest segment that takes all room for ever": Mutant(
+        Rotation.next,
+        "has_room or self._is_in_the_way(newer)",
+        "has_room",
+        test_budget.test_a_record_of_nearly_the_whole_budget_is_followed_by_others,
     ),
     "a batch that is not the same after a takeover": Mutant(
         Flusher._finish_chunk,

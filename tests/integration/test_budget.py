@@ -871,6 +871,50 @@ def test_alone_a_writer_has_its_own_budget_whatever_others_have_reserved(
     assert books.evicted > 0
 
 
+@pytest.mark.parametrize("on_full", POLICIES)
+def test_a_record_of_nearly_the_whole_budget_is_followed_by_others(server: StrictCloudWatch, on_full: str) -> None:
+    """It is delivered, and holds the only segment, which alone leaves no room for the next one."""
+    config = full_config(server.endpoint_url, on_full, oversize="truncate")
+    writer = Writer(config)
+    assert writer.append("x" * (CAP - SEGMENT))
+    assert writer.append("beside a leader that is behind") is (on_full == "drop_oldest")
+    for round_number in range(3):
+        deliver(writer.directory, config)
+        assert all(writer.append(f"after it {round_number} {number}") for number in range(100))
+    assert ring_bytes(writer.directory) <= CAP + SEGMENT + SLACK
+
+
+def test_a_record_of_nearly_the_whole_budget_is_evicted_for_new_ones(server: StrictCloudWatch) -> None:
+    """Nobody sends. `drop_oldest` drops the oldest, also where that is the only segment."""
+    config = full_config(server.endpoint_url, "drop_oldest")
+    writer = Writer(config)
+    assert writer.append("x" * (CAP - SEGMENT))
+    attempts = 1 + sum(writer.append("x" * 300) for _ in range(200))
+    books = check_books(writer.directory, attempts=attempts, appended=201)
+    assert books.evicted == 1
+    assert ring_bytes(writer.directory) <= CAP + SEGMENT + SLACK
+
+
+@pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest"])
+def test_after_a_larger_budget_the_segment_of_that_is_left(
+    server: StrictCloudWatch, spawn: Spawn, on_full: str
+) -> None:
+    """All is delivered. What it was written to has more blocks than the new budget."""
+    large = full_config(server.endpoint_url, "drop_oldest", spool_max_bytes=16 * CAP, segment_bytes=2 * CAP)
+    _, said = run_writer(spawn, large, 600)
+    assert int(said) == 600
+    small = full_config(server.endpoint_url, on_full)
+    spool = Writer(large).directory
+    deliver(spool, large)
+    presence.this.forget(spool)
+    assert ring_bytes(spool) > CAP
+    for round_number in range(3):
+        _, said = run_writer(spawn, small, 100)
+        assert int(said) == 100, round_number
+        deliver(spool, small)
+    assert ring_bytes(spool) <= CAP + SEGMENT + SLACK
+
+
 def test_two_that_begin_at_once_have_the_larger_budget_in_the_end(server: StrictCloudWatch) -> None:
     """Each finds nobody attached: whoever wrote last, the first rotation of the one with more puts it right."""
     large = Writer(full_config(server.endpoint_url, "drop_newest", spool_max_bytes=2 * CAP))
