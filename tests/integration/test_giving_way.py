@@ -19,6 +19,7 @@ import pytest
 from cwsink import Writer, diagnostics
 from cwsink.config import SinkConfig
 from cwsink.flusher import election as election_module
+from cwsink.flusher import publisher
 from cwsink.flusher.election import Election
 from cwsink.spool import cursor, leader_state, lease
 from cwsink.spool.directory import SpoolDirectory, open_for
@@ -188,7 +189,7 @@ def test_a_flusher_that_can_deliver_one_spool_gives_way_for_the_other_one_only(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader gives way as soon as it fails, and finds at once that nobody has taken its lease."""
-    monkeypatch.setattr(leader_state, "_GIVE_WAY_SECONDS", 0.1)
+    monkeypatch.setattr(publisher, "_GIVE_WAY_SECONDS", 0.1)
     monkeypatch.setattr(election_module, "_VACANT_SECONDS", 0.2)
 
 

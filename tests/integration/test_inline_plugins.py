@@ -263,13 +263,15 @@ def test_a_redactor_of_one_thread_lets_nothing_through(config: SinkConfig, capfd
             event["data"].update(dict.fromkeys(self.names(), "***"))
             return event
 
-    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), redactors=[Table()])
+    table = Table()
+    logger = made(get_logger(cwsink.CloudWatchSpoolSink(config)), redactors=[table])
     logger.info("one", password="hunter2")
     other = threading.Thread(target=logger.info, args=("two",), kwargs={"password": "hunter2"})
     other.start()
     other.join()
     logger.info("three", password="hunter2")
     assert drain(logger) == (3, 2, 1)
+    table.db.close()
     assert [(each["message"], each["data"]["password"]) for each in entries_of(config)] == [
         ("one", "***"),
         ("three", "***"),
