@@ -18,6 +18,7 @@ Nothing of structlog is imported here: a processor is a function, and a logger f
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
 
 # What structlog's own processors call the parts of an event that are no data.
 _OWN: Final = frozenset(("level", "logger", "timestamp", "exc_info", "exception", "stack", "stack_info"))
+# What CallsiteParameterAdder finds: its name for that, LogRecord's, and that of `diagnostics`.
+_CALL_SITE: Final = {
+    "process": ("process", "pid"),
+    "process_name": ("processName", "process"),
+    "thread_name": ("threadName", "thread"),
+    "filename": ("filename", "file"),
+    "pathname": ("pathname", "file"),
+    "lineno": ("lineno", "line"),
+    "func_name": ("funcName", "function"),
+}
 
 
 class LoggerFactory:
@@ -97,23 +108,27 @@ def render(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> st
 
 def _rendered(logger: Any, method_name: str, event: MutableMapping[str, Any]) -> str:
     exception, at = _exception_of(event), log_entry.when(event.get("timestamp"))
-    diagnostics: dict[str, Any] = {"origin": "structlog", **exception}
+    where, keys = _call_site(event)
+    diagnostics: dict[str, Any] = {"origin": "structlog", **where, **exception}
     if stack := _stack_of(event):
         diagnostics["stack"] = stack
     name = event.get("logger") or getattr(logger, "name", "")
     text = _key_of_text(event)
-    used = {text, *_OWN}
+    used = {text, *_OWN, *keys}
     if at is None and event.get("timestamp") is not None:
         used.discard("timestamp")
     if not exception and event.get("exc_info") and not isinstance(event["exc_info"], bool | tuple):
         used.discard("exc_info")
+    message, data = event.get(text, ""), {key: value for key, value in event.items() if key not in used}
+    if is_a(message, dict):
+        message, data = log_entry.unfold(message, log_entry.said(message), data)
     return log_entry.encode_entry(
         timestamp=at,
         level=str(event.get("level", method_name)).upper(),
-        message=event.get(text, ""),
+        message=message,
         logger=name,
         diagnostics=diagnostics,
-        data={key: value for key, value in event.items() if key not in used},
+        data=data,
         has_trace=getattr(logger, "has_trace", True),
     )
 
@@ -140,6 +155,33 @@ def _exception_of(event: Mapping[str, Any]) -> dict[str, Any]:
     return {"exception": log_entry.exception_fields(given)} if isinstance(given, BaseException) else {}
 
 
+def _call_site(event: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Return what CallsiteParameterAdder has found, under the names of logging's records, and its keys in the event.
+
+    An application may have fields of these names (`process="billing"`). A value is the adder's if it is true of a frame
+    that has called us.
+    """
+    if type(event.get("lineno")) is int:
+        for frame, line in traceback.walk_stack(_async_caller("_ASYNC_CALLING_STACK", sys._getframe())):  # noqa: SLF001
+            if line != event["lineno"]:
+                continue
+            here = logging.LogRecord("", 0, frame.f_code.co_filename, line, "", (), None, frame.f_code.co_name)
+            _, here.threadName = _async_caller("_ASYNC_CALLING_THREAD", (0, here.threadName))
+            true = {key: getattr(here, name) for key, (name, _) in _CALL_SITE.items()}
+            if "multiprocessing" not in sys.modules and event.get("process_name") == "n/a":  # logging knows better
+                event = {**event, "process_name": here.processName}
+            keys = {key for key in true if type(event.get(key)) is type(true[key]) and event[key] == true[key]}
+            if keys & {"filename", "pathname", "func_name"}:
+                return {place: true[key] for key, (_, place) in _CALL_SITE.items() if key in keys}, keys
+    return {}, set()
+
+
+def _async_caller(name: str, this: Any) -> Any:
+    """Return what structlog notes of who has called `ainfo` and the like: these call us in another thread."""
+    noted = getattr(sys.modules.get("structlog.contextvars"), name, None)
+    return this if noted is None else noted.get(this)
+
+
 def _stack_of(event: Mapping[str, Any]) -> object:
     """Return the stack of an event: as a processor has made it, or, if one is asked for, that of the call to structlog.
 
@@ -148,10 +190,7 @@ def _stack_of(event: Mapping[str, Any]) -> object:
     wanted = event.get("stack_info")
     if (stack := event.get("stack")) or not wanted or isinstance(wanted, str):
         return stack or wanted
-    frame = sys._getframe()  # noqa: SLF001  # structlog's own processor asks it, too
-    # `ainfo` and the like call us in another thread.
-    calling = getattr(sys.modules.get("structlog.contextvars"), "_ASYNC_CALLING_STACK", None)
-    frame = frame if calling is None else calling.get(frame)
+    frame = _async_caller("_ASYNC_CALLING_STACK", sys._getframe())  # noqa: SLF001  # structlog asks it, too
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in (
         "structlog",
         "cwsink",

@@ -134,11 +134,7 @@ def encode_record(
         # A copy, because another handler may format the record in another thread, and add to it meanwhile.
         data = {name: value for name, value in dict(attributes).items() if name not in _OWN}
     if isinstance(record.msg, dict):
-        items = dict(record.msg)
-        texts = (text for key in TEXT_KEYS if isinstance(text := items.get(key), str))
-        message = next(texts, message)
-        # A key that `extra` has, too, is kept beside it.
-        data = {**{f"message.{key}" if key in data else key: value for key, value in items.items()}, **data}
+        message, data = unfold(record.msg, message, data)
     trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = _Entry(
         _rfc3339(record.created, created_ms),
@@ -184,7 +180,7 @@ def encode_entry(
     entry = {
         "timestamp": when(timestamp) or _rfc3339(time.time()),
         "level": level,
-        "message": shown(message),
+        "message": said(message),
         "logger": logger,
         "trace_id": trace_id,
         "span_id": span_id,
@@ -192,6 +188,19 @@ def encode_entry(
         "data": dict(data),
     }
     return encode({name: value for name, value in entry.items() if value is not msgspec.UNSET}).decode()
+
+
+def unfold(message: dict[Any, Any], text: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the message and the data of a record whose message is a dict. A key that `data` has, too, is kept beside.
+
+    `text` is the message if the dict has none.
+    """
+    items = dict(message)
+    texts = (found for key in TEXT_KEYS if isinstance(found := items.get(key), str))
+    return next(texts, text), {
+        **{f"message.{key}" if key in data else key: value for key, value in items.items()},
+        **data,
+    }
 
 
 def encode_bare(origin: str, level: str, message: object, data: Mapping[Any, Any]) -> str:
@@ -248,6 +257,16 @@ def shown(value: object) -> str:
         return repr(value).encode("utf-8", "backslashreplace").decode()
     except Exception as error:
         return unshowable(value, error)
+
+
+def said(value: object) -> str:
+    """Return a message as logging has it, by `str()`. If that fails: as `shown`."""
+    try:
+        return shown(str(value))
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        return shown(value)
 
 
 def _diagnostics(record: logging.LogRecord) -> _Diagnostics:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import logging
+import os
 import pickle
 import sys
 import threading
@@ -173,7 +174,8 @@ def test_structlogs_renamed_event_is_the_message(structlog_logger: Any, name: st
     logger.info(None, order=18)
     found = [(each["message"], each["data"]) for each in entries()]
     session = {"category": "session"}
-    renamed = [("order placed", {"order": 17}), ("{1, 2}", {}), ("{'a': 1}", {}), ("logged in", {"event": session})]
+    renamed = [("order placed", {"order": 17}), ("{1, 2}", {}), ("{'a': 1}", {"a": 1})]
+    renamed += [("logged in", {"event": session})]
     assert found == [
         *renamed,
         *renamed[:3],
@@ -181,6 +183,72 @@ def test_structlogs_renamed_event_is_the_message(structlog_logger: Any, name: st
         ("order placed", {name: "of the caller"}),
         ("", {"order": 18}),
     ]
+
+
+@pytest.mark.parametrize("message", [{"event": "paid", "n": 1}, {"n": 1}, ValueError("asmsg"), b"bytes", 17, Path("a")])
+def test_a_message_that_is_no_text_is_the_same_by_structlog_and_logging(
+    structlog_logger: Any, logging_logger: logging.Logger, message: Any
+) -> None:
+    """A dict is the message and `data`, with what is beside it; of all else the message is the `str()`."""
+    structlog_logger.info(message, n=2)
+    logging_logger.info(message, extra={"n": 2})
+    one, other = entries()
+    assert (one["message"], one["data"]) == (other["message"], other["data"])
+
+
+def where_logging_has_it(_: object) -> dict[str, Any]:
+    """The call site of this call, and of the one that is its argument, as a LogRecord has it."""
+    frame = sys._getframe(1)
+    return {
+        "pid": os.getpid(),
+        "process": "MainProcess",
+        "thread": threading.current_thread().name,
+        "file": frame.f_code.co_filename,
+        "line": frame.f_lineno,
+        "function": frame.f_code.co_name,
+    }
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_what_structlogs_adder_finds_has_its_place(
+    structlog_logger: Any, monkeypatch: pytest.MonkeyPatch, is_loaded: bool
+) -> None:
+    """Where it was logged is in `diagnostics`, as logging has it; what has no place there is data."""
+    if not is_loaded:
+        monkeypatch.delitem(sys.modules, "multiprocessing", raising=False)
+    *before, render = structlog.get_config()["processors"]
+    structlog.configure(processors=[*before, structlog.processors.CallsiteParameterAdder(), render])
+    logger = structlog.get_logger("shop")
+    where = where_logging_has_it(logger.info("order placed", order=17))
+
+    async def log() -> None:
+        await logger.ainfo("order paid", order=17)
+
+    asyncio.run(log())
+    found, awaited = entries()
+    assert found["diagnostics"] == {"origin": "structlog", **where}
+    assert found["data"].keys() - {"qual_name", "qual_module"} == {"order", "thread", "module"}
+    assert awaited["diagnostics"].items() >= {"thread": where["thread"], "file": __file__, "function": "log"}.items()
+    assert awaited["data"].keys() == found["data"].keys()
+
+
+@pytest.mark.parametrize("has_adder", [True, False])
+def test_fields_of_an_application_that_are_called_as_those_of_a_call_site_are_data(
+    structlog_logger: Any, has_adder: bool
+) -> None:
+    """They tell of something else, and no frame of the call is there."""
+    own = {"process": "billing", "thread_name": "crawler", "filename": "orders.csv", "pathname": 5}
+    if has_adder:
+        *before, render = structlog.get_config()["processors"]
+        of = structlog.processors.CallsiteParameter
+        adder = structlog.processors.CallsiteParameterAdder({of.LINENO, of.FUNC_NAME})
+        structlog.configure(processors=[*before, adder, render])
+    else:
+        own |= {"lineno": 3, "func_name": "place"}
+    structlog.get_logger("shop").info("read", **own)
+    (found,) = entries()
+    assert found["data"] == own
+    assert found["diagnostics"].keys() == ({"origin", "line", "function"} if has_adder else {"origin"})
 
 
 def test_structlog_with_values_that_are_no_json(structlog_logger: Any) -> None:
