@@ -30,9 +30,15 @@ BLOCK: Final = re.compile(r"^## (?P<heading>.+)$|^```(?P<language>\w+)\n(?P<text
 THEN: Final = {
     "OpenTelemetry": "LoggingInstrumentor().uninstrument()",
     "FastAPI": """
-from starlette.testclient import TestClient
-with TestClient(app) as client:
-    assert client.get("/orders/17").status_code == 200
+@app.get("/boom")
+async def boom():
+    1 // 0
+
+config.app = app
+serve(config, "/orders/17", "/boom")
+for name in ("uvicorn", "uvicorn.access"):  # as if uvicorn had not been here
+    logging.getLogger(name).propagate = True
+    logging.getLogger(name).handlers.clear()
 """,
     "Flask": "assert app.test_client().get('/orders/17').data == b'placed'",
     "Django": """
@@ -81,28 +87,34 @@ environ = {"REQUEST_METHOD": "GET", "RAW_URI": "/orders/17?x=1", "SERVER_PROTOCO
            "PATH_INFO": "/orders/17", "QUERY_STRING": "x=1", "REMOTE_ADDR": "10.0.0.7"}
 logger.access(Response, Response, environ, datetime.timedelta(milliseconds=12.5))
 """
+SERVE: Final = """
+import asyncio, http.client, uvicorn
+def ask(port, path):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", path)
+    connection.getresponse().read()
+    connection.close()
+def serve(config, *paths):
+    async def run():
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        for path in paths:
+            await asyncio.to_thread(ask, server.servers[0].sockets[0].getsockname()[1], path)
+        server.should_exit = True
+        await task
+    asyncio.run(run())
+"""
 UVICORN: Final = """
-import asyncio, json, http.client, logging, threading, uvicorn
+import json
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"placed"})
-def ask():
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection.request("GET", "/orders/17?x=1")
-    connection.getresponse().read()
-    connection.close()
-async def serve():
-    global port
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    await asyncio.to_thread(ask)
-    server.should_exit = True
-    await task
-server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=LOG_CONFIG))
-asyncio.run(serve())
+serve(uvicorn.Config(app, port=0, lifespan="off", log_config=LOG_CONFIG), "/orders/17?x=1")
 """
+# What a block is preceded by: uvicorn's command sets up its logging before it loads the application.
+BEFORE: Final = {"FastAPI": f'{SERVE}\nconfig = uvicorn.Config("shop:app", port=0)'}
 
 
 def blocks() -> Iterator[tuple[str, str, str]]:
@@ -119,7 +131,7 @@ def sections() -> Iterator[tuple[str, str]]:
     """Yield what is run under each heading."""
     for heading, language, text in blocks():
         if language == "python":
-            yield heading, f"{text}\n{THEN.get(heading, '')}"
+            yield heading, f"{BEFORE.get(heading, '')}\n{text}\n{THEN.get(heading, '')}"
             if heading == "OpenTelemetry":  # the handler is there before the instrumentation
                 lines = text.splitlines()
                 instrument = next(line for line in lines if line.startswith("LoggingInstrumentor"))
@@ -128,7 +140,7 @@ def sections() -> Iterator[tuple[str, str]]:
                 yield "OpenTelemetry, the other way round", "\n".join(lines) + "\n" + THEN[heading]
         elif heading == "Access lines" and language == "json" and "handlers" in text:
             yield "gunicorn", GUNICORN
-            yield "uvicorn", UVICORN.replace("LOG_CONFIG", f"json.loads({text!r})")
+            yield "uvicorn", SERVE + UVICORN.replace("LOG_CONFIG", f"json.loads({text!r})")
 
 
 RUN: Final = """
@@ -225,6 +237,13 @@ def test_the_ids_of_a_span_arrive_in_both_orders(arrived: dict[str, list[dict[st
     (before,), (after,) = arrived["OpenTelemetry"], arrived["OpenTelemetry, the other way round"]
     assert shape(before) == shape(after)
     assert (before["trace_id"], before["span_id"]) == (before["data"]["otelTraceID"], before["data"]["otelSpanID"])
+
+
+def test_what_a_request_raises_arrives_once(arrived: dict[str, list[dict[str, Any]]]) -> None:
+    """FastAPI's block is served by uvicorn as its command does: by default that keeps its own records to itself."""
+    (failed,) = [each for each in arrived["FastAPI"] if "ZeroDivisionError" in json.dumps(each)]
+    assert (failed["level"], failed["logger"]) == ("ERROR", "uvicorn.error")
+    assert failed["diagnostics"]["exception"]["error.type"] == "ZeroDivisionError"
 
 
 def test_every_field_of_the_queries_is_one_of_a_record(arrived: dict[str, list[dict[str, Any]]]) -> None:
