@@ -51,6 +51,7 @@ class Printer:
         self._has_colour = _wants_colour()
         self._heading = ""
         self.has_headings = False
+        self.has_printed = False
 
     def wants(self, event: Event) -> bool:
         """Tell whether the filters let a record through."""
@@ -65,6 +66,7 @@ class Printer:
 
     def print(self, directory: SpoolDirectory, event: Event) -> None:
         """Print one record, under its spool's heading if there are several."""
+        self.has_printed = True
         if self._is_json:
             content = {"id": event.id, "timestamp_ms": event.timestamp_ms, "message": event.message}
             line = msgspec.json.encode(content)
@@ -107,7 +109,11 @@ class _Tail:
         if follow:
             self._follow()
             return DONE
-        return DONE if found and self._spools.is_whole else NOT_DONE
+        if not found or not self._spools.is_whole:
+            return NOT_DONE
+        if lines is None and self._period is None and not self._printer.has_printed:
+            complain("nothing to print waits for delivery. `-n 20` prints delivered records that are on disk, too.")
+        return DONE
 
     def close(self) -> None:
         """Close all segments."""

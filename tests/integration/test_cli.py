@@ -446,7 +446,10 @@ def test_tail_with_a_number_shows_delivered_records_too(server: StrictCloudWatch
     for number in range(5):
         writer.append(f"record {number}")
     cwsink("flush", "--once")
-    assert cwsink("tail").stdout == ""
+    nothing = cwsink("tail")
+    assert (nothing.stdout, nothing.returncode) == ("", 0)
+    assert "`-n 20` prints delivered records" in nothing.stderr
+    assert cwsink("tail", "-n", 2, "--grep", "no such text").stderr == ""
     shown = [json.loads(line)["message"] for line in cwsink("tail", "-n", 2, "--json").stdout.splitlines()]
     assert shown == ["record 3", "record 4"]
 
