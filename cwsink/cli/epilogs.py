@@ -27,6 +27,7 @@ examples:
   cwsink metrics --listen          OpenMetrics for Prometheus
   cwsink manual settings           a page of the manual
   cwsink demo                      see it survive kills and outages
+  python -m cwsink.testing         a CloudWatch of your own, to try it with
 
 cwsink COMMAND --help tells more.
 {EXIT_CODES}
