@@ -1,9 +1,10 @@
 """Keeps a handler of the root logger where it is, although Celery removes it.
 
 Celery's commands set up their own logging. They remove all handlers of the root logger, add one there, and one to the
-logger `celery.task`, whose records they keep from the root logger. Signals tell of it before and after. Before, we note
-where our handlers are. After, we put them back, and give those of the root logger to `celery.task`, too. A handler that
-was made before Celery was loaded is dropped meanwhile; then it puts itself back.
+loggers `celery.task` and `multiprocessing`, whose records they keep from the root logger. The latter is the pool's: it
+tells of a child that was killed. Signals tell of the set-up before and after. Before, we note where our handlers are.
+After, we put them back, and give those of the root logger to these two, unless they have one of ours already. A handler
+that was made before Celery was loaded is dropped meanwhile; then it puts itself back.
 
 If Celery's logging is set up by hand there is no signal before. Then a handler that is attached to nothing any more may
 be one that it has removed, and one line says what to set.
@@ -20,8 +21,8 @@ from cwsink.diagnostics import report
 
 # Handlers that are not closed yet. Celery drops them without a word, and nothing else would hold them.
 _handlers: set[logging.Handler] = set()
-_CLEARED: Final = ("", "celery", "celery.task", "celery.redirected")
-_TASKS: Final = "celery.task"
+_SET_UP: Final = ("", "celery", "celery.task", "celery.redirected", "multiprocessing")
+_KEPT_FROM_ROOT: Final = ("celery.task", "multiprocessing")
 # Which of ours each of these loggers had.
 _places: dict[str, list[logging.Handler]] = {}
 
@@ -62,16 +63,15 @@ def forget(handler: logging.Handler) -> None:
 
 
 def _note(**_: Any) -> None:
-    _places.update(
-        (name, [each for each in logging.getLogger(name).handlers if each in _handlers]) for name in _CLEARED
-    )
+    _places.update((name, [each for each in logging.getLogger(name).handlers if each in _handlers]) for name in _SET_UP)
 
 
-def _put_back(logger: logging.Logger, **_: Any) -> None:
-    """Add the handlers again, after Celery has set up this logger. What a logger has already it does not get twice."""
+def _put_back(**_: Any) -> None:
+    """Add the handlers again, after Celery has set up a logger. What a logger has already it does not get twice."""
     places = dict(_places)
-    if logger.name == _TASKS and not logger.propagate:
-        places[_TASKS] = _places.get(_TASKS) or _places.get("", [])
+    for name in _KEPT_FROM_ROOT:
+        if not logging.getLogger(name).propagate:  # once Celery has set it up
+            places[name] = _places.get(name) or _places.get("", [])
     for name, handlers in places.items():
         for each in _handlers.intersection(handlers):
             logging.getLogger(name).addHandler(each)

@@ -191,6 +191,38 @@ celery.utils.log.get_task_logger("place").info("of a task")
     assert "cwsink:" not in err
 
 
+@pytest.mark.parametrize(("hijacks", "has_one"), [(True, False), (False, False), (True, True)])
+def test_a_killed_process_of_celerys_pool_is_told_once(
+    server: StrictCloudWatch, spawn: Spawn, hijacks: bool, has_one: bool
+) -> None:
+    """Celery keeps the records of the pool's logger from the root logger. If it has a handler of ours, that is all."""
+    program = f"""
+import logging, os, signal, celery, cwsink
+settings = {{"log_group_name": "/test/group", "log_stream_name": "stream"}}
+logging.basicConfig(level="INFO", handlers=[cwsink.SpoolHandler(**settings)])
+if {has_one}:
+    logging.getLogger("multiprocessing").addHandler(cwsink.SpoolHandler(**settings))
+app = celery.Celery("tasks", broker="memory://")
+app.conf.update(worker_hijack_root_logger={hijacks}, broker_connection_retry_on_startup=False)
+
+@celery.signals.worker_ready.connect
+def ready(sender, **_):
+    os.kill(sender.pool._pool._pool[0].pid, signal.SIGKILL)
+
+app.Worker(pool="prefork", concurrency=1, hostname="w@h", without_mingle=True, without_gossip=True).start()
+"""
+
+    def told() -> list[str]:
+        return [entry["message"] for entry in entries(server) if entry["logger"] == "multiprocessing"]
+
+    child = spawn(program, env=server.environment())
+    assert server.wait_for(lambda _: bool(told()), CHILD_SECONDS)
+    child.terminate()
+    child.communicate(timeout=CHILD_SECONDS)
+    (message,) = told()
+    assert message.endswith("exited with 'signal 9 (SIGKILL)'")
+
+
 def test_loguru_and_its_traceback(server: StrictCloudWatch) -> None:
     """`logger.add(SpoolHandler(...))`: the message, its extra, and the traceback once."""
     loguru = pytest.importorskip("loguru")
