@@ -2,7 +2,7 @@
 
 ```text
 {"timestamp": "2026-01-31T12:00:00.123Z", "level": "INFO", "message": "order placed", "logger": "shop",
- "trace_id": "5759e988bd862e3fe1be46a994272793", "span_id": "53995c3f42cd8ad8",     while a span is active
+ "trace_id": "5759e988bd862e3fe1be46a994272793", "span_id": "53995c3f42cd8ad8",     in a span
  "diagnostics": {"origin": "stdlib", "pid": 17, "process": "MainProcess", "thread": "MainThread", "file": ...,
                  "line": 12, "function": "place", "exception": {"error.type": ..., "error.message": ...,
                  "error.stack": ...}, "stack": ...},
@@ -126,16 +126,16 @@ def encode_record(
     Args:
         record, message: the record, and the text that it has.
         created_ms: its `time_ms`, if that is known.
-        has_trace: add the ids of the active span.
+        has_trace: add the ids of its span.
     """
     data: dict[str, Any] = {}
     attributes = record.__dict__
     if len(attributes) != _PLAIN_COUNT or next(reversed(attributes)) != _PLAIN_LAST:
         # A copy, because another handler may format the record in another thread, and add to it meanwhile.
         data = {name: value for name, value in dict(attributes).items() if name not in _OWN}
+    trace_id, span_id = (has_trace and (trace.of_record(data) or trace.active())) or _NO_SPAN
     if isinstance(record.msg, dict):
         message, data = unfold(record.msg, message, data)
-    trace_id, span_id = (has_trace and trace.active()) or _NO_SPAN
     entry = _Entry(
         _rfc3339(record.created, created_ms),
         record.levelname,

@@ -1,13 +1,16 @@
-"""The ids of the trace that is active now, for a record's `trace_id` and `span_id` (no I/O).
+"""The ids of the trace in which a record was made, for its `trace_id` and `span_id` (no I/O).
 
-OpenTelemetry's API is asked if the application has loaded it. Without a span of it, AWS X-Ray's header counts, which
-AWS Lambda sets.
+OpenTelemetry's logging instrumentation writes them on the record. That holds also behind a QueueHandler, where another
+thread calls us, in which no span is active, or another one. Else OpenTelemetry's API is asked if the application has
+loaded it. Without a span of it, AWS X-Ray's header counts, which AWS Lambda sets.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +19,18 @@ from cwsink.interruption import is_interruption
 
 XRAY_VARIABLE: Final = "_X_AMZN_TRACE_ID"
 _XRAY_KEY: Final = getattr(os.environ, "encodekey", str)(XRAY_VARIABLE)
+_TRACE_ID: Final = re.compile("(?!0+$)[0-9a-f]{32}")
+_SPAN_ID: Final = re.compile("(?!0+$)[0-9a-f]{16}")
+
+
+def of_record(attributes: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what OpenTelemetry's logging instrumentation has added; None if there was no span ("0"), or it is no id."""
+    if (trace_id := attributes.get("otelTraceID")) is None:
+        return None
+    span_id = attributes.get("otelSpanID")
+    if type(trace_id) is type(span_id) is str and _TRACE_ID.fullmatch(trace_id) and _SPAN_ID.fullmatch(span_id):
+        return trace_id, span_id
+    return None
 
 
 def active() -> tuple[str, str | msgspec.UnsetType] | None:

@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import pickle
+import queue
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import loguru
 import pytest
 import structlog
 from opentelemetry import trace as opentelemetry_trace
+from opentelemetry.instrumentation.logging import LoggingInstrumentor
 
 import cwsink
 import cwsink.loguru
@@ -368,6 +371,57 @@ def test_the_ids_can_be_left_out(span: None, monkeypatch: pytest.MonkeyPatch) ->
     loguru.logger.info("placed")
     loguru.logger.remove(number)
     assert ["trace_id" in each for each in entries()] == [True, False, False, False]
+
+
+OF_RECORD = {"otelTraceID": f"{3:032x}", "otelSpanID": f"{4:016x}"}
+
+
+@pytest.mark.parametrize("header", [None, "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8"])
+def test_the_ids_of_a_record_pass_a_queue(span: None, monkeypatch: pytest.MonkeyPatch, header: str | None) -> None:
+    """OpenTelemetry's logging instrumentation has them on the record. The listener's thread has no span, or X-Ray's."""
+    if header:
+        monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = QueueListener(records, cwsink.SpoolHandler(log_group_name=GROUP, flusher="external"))
+    listener.start()
+    logger = logging.Logger("shop")  # noqa: LOG001  # one that pytest does not know
+    logger.addHandler(QueueHandler(records))
+    LoggingInstrumentor().instrument(inject_trace_context=True)
+    try:
+        logger.error("order placed")
+    finally:
+        LoggingInstrumentor().uninstrument()
+    listener.stop()
+    (found,) = entries()
+    assert (found["trace_id"], found["span_id"]) == (f"{1:032x}", f"{2:016x}")
+    assert found["data"]["otelTraceID"] == found["trace_id"]
+
+
+def test_the_ids_of_a_record_are_those_where_it_was_made(span: None) -> None:
+    """Not those of a span that is active where another thread handles it."""
+    found = json.loads(cwsink.JsonFormatter().format(logging.makeLogRecord(OF_RECORD)))
+    assert (found["trace_id"], found["span_id"]) == (f"{3:032x}", f"{4:016x}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "trace"),
+    [
+        ({"otelTraceID": "0", "otelSpanID": "0"}, "auto"),
+        ({"otelTraceID": "0" * 32}, "auto"),
+        ({"otelTraceID": 3}, "auto"),
+        ({"otelTraceID": Unresolved()}, "auto"),
+        ({"otelTraceID": "order 17".rjust(32)}, "auto"),
+        ({"otelSpanID": None}, "auto"),
+        ({"otelSpanID": f"{4:032x}"}, "auto"),
+        ({}, "off"),
+    ],
+)
+def test_what_is_no_id_stays_in_the_data(changes: dict[str, Any], trace: Any) -> None:
+    """A "0" is what the instrumentation says where no span is. `trace="off"` holds for the ids of a record, too."""
+    record = logging.makeLogRecord({**OF_RECORD, **changes})
+    found = json.loads(cwsink.JsonFormatter(trace=trace).format(record))
+    assert list(found) == TOP
+    assert found["data"].keys() == OF_RECORD.keys()
 
 
 def test_without_a_span_there_are_no_ids(logging_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
