@@ -218,8 +218,13 @@ def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
     return {name: value for name in struct.__struct_fields__ if (value := getattr(struct, name)) is not msgspec.UNSET}
 
 
-def unformatted(record: logging.LogRecord) -> str:
-    """Return the message and the arguments of a record that cannot be formatted."""
+def message_of(record: logging.LogRecord) -> str:
+    """Return the message of a record whose formatter fails; if the fault is in the message, that and its arguments."""
+    try:
+        return str(record.getMessage())
+    except Exception as error:
+        if is_interruption(error):
+            raise
     text, args = shown(record.msg), record.args
     has_none = args is None or (type(args) is tuple and not args)  # another object may raise if it is asked
     return text if has_none else f"{text} % {shown(args)}"

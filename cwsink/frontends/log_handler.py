@@ -191,7 +191,7 @@ class SpoolHandler(logging.Handler):
             nested.depth = depth - 1
 
     def _text_of(self, record: logging.LogRecord, created_ms: int) -> str:
-        """Return the text of the event. If formatting fails, that is the unformatted message and its arguments.
+        """Return the text of the event. If formatting fails, that is JSON with the message (log_entry.message_of).
 
         The failure is reported by `handleError`, as by any handler.
         """
@@ -205,7 +205,7 @@ class SpoolHandler(logging.Handler):
                 raise
             with suppress(Exception):  # stderr may be closed, or a signal handler may have interrupted a write to it
                 self.handleError(record)
-            message = log_entry.unformatted(record)
+            message = log_entry.message_of(record)
         try:
             return log_entry.encode_record(record, message, created_ms=created_ms, has_trace=self._has_trace)
         except Exception as error:  # the application has taken away what each record has, or a dict of its own raises

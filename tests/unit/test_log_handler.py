@@ -211,8 +211,8 @@ def test_loggings_levels_are_those_of_tail(level: int) -> None:
 
 def test_what_cannot_be_formatted_is_shown_as_it_is() -> None:
     """Message and arguments, by `repr()`."""
-    assert log_entry.unformatted(record_of("%d apples", "no")) == "%d apples % ('no',)"
-    assert log_entry.unformatted(record_of(Hostile())) == "<Hostile that cannot be shown: ValueError>"
+    assert log_entry.message_of(record_of("%d apples", "no")) == "%d apples % ('no',)"
+    assert log_entry.message_of(record_of(Hostile())) == "<Hostile that cannot be shown: ValueError>"
 
 
 @pytest.mark.parametrize(
