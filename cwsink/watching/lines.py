@@ -45,7 +45,7 @@ class Line:
         level: the name of the level, or None for plain text.
         rank: the number of the level, as in `logging`; None if it is not known.
         details: pairs of key and value, in order.
-        more: text for lines of its own: a traceback.
+        more: text for lines of its own: a traceback, and the stack that `stack_info=True` asks for.
     """
 
     timestamp_ms: int
@@ -82,7 +82,7 @@ def _line_of(event: Event, entry: Mapping[str, Any]) -> Line:
         str(entry.get("logger") or ""),
         str(entry["message"]),
         (*_context(entry), *_flat("", _mapping(entry.get("data")))),
-        _traceback(_mapping(diagnostics.get("exception"))),
+        "\n".join(_stacks(diagnostics)),
     )
 
 
@@ -161,12 +161,14 @@ def _value(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _traceback(exception: Mapping[str, Any]) -> str:
+def _stacks(diagnostics: Mapping[str, Any]) -> Iterator[str]:
+    exception = _mapping(diagnostics.get("exception"))
     if stack := exception.get("error.stack"):
-        return str(stack).rstrip()
-    if exception:
-        return f"{exception.get('error.type', 'exception')}: {exception.get('error.message', '')}"
-    return ""
+        yield str(stack).rstrip()
+    elif exception:
+        yield f"{exception.get('error.type', 'exception')}: {exception.get('error.message', '')}"
+    if stack := diagnostics.get("stack"):
+        yield str(stack).rstrip()
 
 
 def _clock(timestamp_ms: int, today: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 from typing import Any
@@ -13,6 +14,7 @@ from cwsink import units, words
 from cwsink.cli import main
 from cwsink.cli.arguments import COMMANDS, parse, parser
 from cwsink.flusher.outcome import advice_on
+from cwsink.frontends.log_entry import encode_record
 from cwsink.printable import printable
 from cwsink.spool.record import Event
 from cwsink.spool.stats import state_of
@@ -55,6 +57,14 @@ def test_a_traceback_stands_below_its_record() -> None:
     exception = {"error.type": "KeyError", "error.message": "x", "error.stack": "Traceback:\n  File\nKeyError: x\n"}
     lines = line_of(entry("ERROR", data={}, diagnostics={"exception": exception})).splitlines()
     assert lines[1:] == ["    Traceback:", "      File", "    KeyError: x"]
+
+
+def test_the_stack_that_a_call_asks_for_stands_below_its_record() -> None:
+    """`stack_info=True`: as a traceback, and behind it as logging prints it."""
+    record = logging.LogRecord("s", logging.INFO, "f.py", 1, "here", (), None, sinfo="Stack:\n  File 1\n")
+    assert line_of(encode_record(record, "here")).splitlines()[1:] == ["    Stack:", "      File 1"]
+    record.exc_text = "Traceback\n"
+    assert line_of(encode_record(record, "here")).splitlines()[1:] == ["    Traceback", "    Stack:", "      File 1"]
 
 
 @pytest.mark.parametrize(
