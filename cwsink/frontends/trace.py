@@ -24,7 +24,7 @@ _SPAN_ID: Final = re.compile("(?!0+$)[0-9a-f]{16}")
 
 
 def of_record(attributes: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return what OpenTelemetry's logging instrumentation has added; None if there was no span ("0"), or it is no id."""
+    """Return what OpenTelemetry's logging instrumentation has added; None if that is no id: "0" where no span was."""
     if (trace_id := attributes.get("otelTraceID")) is None:
         return None
     span_id = attributes.get("otelSpanID")

@@ -243,8 +243,8 @@ def test_loguru_and_its_traceback(server: StrictCloudWatch) -> None:
     assert oh["diagnostics"]["exception"]["error.type"] == "KeyError"
 
 
-def test_a_queue_handler_before_us_loses_nothing(server: StrictCloudWatch, logger: logging.Logger) -> None:
-    """It makes a text of the message and the traceback, and takes both away; extra and time stay as they are."""
+def test_a_queue_handler_before_us_makes_text(server: StrictCloudWatch, logger: logging.Logger) -> None:
+    """Of a message that is a dict, the traceback and the stack: no fields, as records.md says. The extra stays."""
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logger.addHandler(logging.handlers.QueueHandler(records))
     listener = logging.handlers.QueueListener(records, handler_for(server))
@@ -253,13 +253,17 @@ def test_a_queue_handler_before_us_loses_nothing(server: StrictCloudWatch, logge
     try:
         raise KeyError("gone")
     except KeyError:
-        logger.exception("oh", extra={"customer": 5})
+        logger.exception("oh", extra={"customer": 5}, stack_info=True)
+    logger.info({"event": "placed", "order": 17})
     listener.stop()
-    assert server.wait_for_events(2)
-    first, second = map(json.loads, server.messages())
+    assert server.wait_for_events(3)
+    first, second, third = map(json.loads, server.messages())
     assert (first["message"], first["data"]) == ("order 17", {"customer": 4})
     assert second["data"] == {"customer": 5}
-    assert json.dumps(second).count("KeyError: 'gone'") == 1
+    assert json.dumps(second).count("KeyError: 'gone'") == second["message"].count("KeyError: 'gone'") == 1
+    assert second["message"].count("Stack (most recent call last):") == 1
+    assert not second["diagnostics"].keys() & {"exception", "stack"}
+    assert (third["message"], third["data"]) == ("{'event': 'placed', 'order': 17}", {})
 
 
 STRUCTLOG = {
