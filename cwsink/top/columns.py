@@ -1,4 +1,7 @@
-"""The columns of `cwsink top`: the words and the bars of a row (pure). On a narrow screen some are left out."""
+"""The columns of `cwsink top`: the words and the bars of a row (pure).
+
+On a narrow screen some are left out, but never what was lost.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +86,9 @@ _COLUMNS: Final = (
     Column("out/s", 0, lambda row, _: rate(row.out)),
     Column("lag", 0, lambda row, _: brief(row.lag_seconds) if row.spool.pending else ""),
     Column("fill", 70, lambda row, ascii: f"{bar(row.spool.fill, _FILL_WIDTH, is_ascii=ascii)} {row.spool.fill:4.0%}"),
-    Column("lost", 100, lambda row, _: f"{row.spool.lost:,}"),
-    Column("writers", 90, lambda row, _: "?" if row.writers is None else str(row.writers)),
+    Column("lost", 0, lambda row, _: f"{row.spool.lost:,}"),
+    Column("writers", 100, lambda row, _: "?" if row.writers is None else str(row.writers)),
     Column("epoch", 120, lambda row, _: str(row.spool.leader.epoch) if row.spool.leader else ""),
     Column("last answer", 115, lambda row, _: answer(row), is_right=False),
-    Column("5 min", 80, lambda row, ascii: spark(row.history, _SPARK_WIDTH, is_ascii=ascii), is_right=False),
+    Column("5 min", 90, lambda row, ascii: spark(row.history, _SPARK_WIDTH, is_ascii=ascii), is_right=False),
 )

@@ -143,6 +143,7 @@ def test_the_screen_and_its_keys(root: str, open_terminal: Callable[..., Termina
             narrow = terminal.wait(lambda lines: len(lines) == 4 and "fill" not in lines[1])
         assert max(map(len, narrow)) <= columns
         assert "no_leader" in narrow[2]
+        assert "lost" in narrow[1].split()
     terminal.resize(120)
     terminal.press("h")
     terminal.wait(lambda lines: any("t or Enter tail" in line for line in lines))

@@ -167,8 +167,8 @@ def test_the_words_of_a_row() -> None:
 
 
 def test_a_narrow_screen_has_fewer_columns() -> None:
-    """The state and how far behind it is are on each screen."""
+    """The state, how far behind it is and what was lost are on each screen."""
     headings = {width: [column.heading for column in columns.shown(width)] for width in (40, 80, 120)}
-    assert headings[40] == ["state", "out/s", "lag"]
-    assert headings[80] == ["state", "in/s", "out/s", "lag", "fill", "5 min"]
+    assert headings[40] == ["state", "out/s", "lag", "lost"]
+    assert headings[80] == ["state", "in/s", "out/s", "lag", "fill", "lost"]
     assert len(headings[120]) == 10
