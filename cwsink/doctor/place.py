@@ -14,12 +14,14 @@ from cwsink.spool import disk
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import filesystem_at, is_unsafe
 from cwsink.spool.root import ROOT_VARIABLE, why_untrusted
+from cwsink.spool.stats import look
 
 _IN_MEMORY = frozenset(("tmpfs", "ramfs"))
 _OF_CONTAINER = frozenset(("overlay", "aufs"))
 _MIB = 1024 * 1024
 # A new spool's directories, locks and counts, and files that are there for a moment only.
 _FILES_OF_A_SPOOL = 32
+_BYTES_OF_A_SPOOL = _FILES_OF_A_SPOOL * 4096
 
 
 def root(patient: Patient) -> Iterator[Finding]:
@@ -88,7 +90,7 @@ def room(patient: Patient) -> Iterator[Finding]:
     segment = max(config.ring_segment_bytes for config in configs)
     shown = f"{free / _MIB:,.0f} MiB free"
     if free < segment:
-        yield wrong("room", f"{shown}: there is no room for another segment, and records are lost", "Free some space.")
+        yield _little_room(patient, f"{shown}, and a segment takes {words.size(segment)}", free)
     elif free_files is not None and free_files < _FILES_OF_A_SPOOL:
         yield (warning if free_files else wrong)(
             "room",
@@ -105,6 +107,17 @@ def room(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield ok("room", f"{shown}; the spools may take {needed / _MIB:,.0f} MiB more")
+
+
+def _little_room(patient: Patient, seen: str, free: int) -> Finding:
+    """There is no room for another whole segment. Records use what there is, so that alone costs none."""
+    with disk.at_once():  # the question about delivery tells what cannot be read
+        spools = [look(case.directory) for case in patient.cases if case.directory]
+    if any(spool.is_losing and not spool.lost_is_over for spool in spools):
+        return wrong("room", f"{seen}. Records are lost", "Free some space.")
+    if not spools and free < _BYTES_OF_A_SPOOL:
+        return wrong("room", f"{seen}: nothing can be logged there", "Free some space.")
+    return warning("room", f"{seen}: what waits soon fills the disk", "Free some space, or use a larger disk.")
 
 
 def users(patient: Patient) -> Iterator[Finding]:

@@ -172,12 +172,17 @@ def test_the_room(small: SinkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough, less than the spools may take, or none; also before anything was logged."""
     with monkeypatch.context() as full:
         full.setattr(disk, "free_bytes", lambda path: 100)
-        one(ask("room"), "wrong", "are lost")
-    assert Writer(small).append("x")
+        one(ask("room"), "wrong", "nothing can be logged there")
+    writer = Writer(small)
+    assert writer.append("x")
     one(ask("room"), "ok", "MiB free")
-    for free, verdict, text in ((10 << 20, "warning", "CWSINK_SPOOL_MAX_BYTES=5MiB"), (100, "wrong", "are lost")):
+    # Records use a disk as far as it goes. So a small one costs none, as long as none is counted as lost.
+    for free, text in ((10 << 20, "CWSINK_SPOOL_MAX_BYTES=5MiB"), (100, "soon fills the disk")):
         monkeypatch.setattr(disk, "free_bytes", lambda path, free=free: free)
-        one(ask("room"), verdict, text)
+        one(ask("room"), "warning", text)
+    now_ms = int(time.time() * 1000)
+    assert refusals.add(writer.directory, [Loss(3, now_ms, now_ms, "spool_full", 0)])
+    one(ask("room"), "wrong", "Records are lost")
     monkeypatch.setattr(disk, "free_bytes", lambda path: 1 << 40)
     for files, verdict, text in ((0, "wrong", "no more files can be made"), (5, "warning", "5 more files can be made")):
         monkeypatch.setattr(disk, "free_files", lambda path, files=files: files)
