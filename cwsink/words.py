@@ -1,12 +1,18 @@
-"""Words for people: counts, durations, sizes, levels, hints, and the command that sends what is in a spool (pure)."""
+"""Words for people: counts, durations, sizes, levels, hints, and the command that sends what is in a spool.
+
+Pure, but that a command is for the owner of the spool, whom it looks up.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Final
 
+from cwsink.interruption import suppress
 from cwsink.printable import printable
 
 LEVELS: Final = {
@@ -70,7 +76,7 @@ def stay(count: int) -> str:
 
 def on_damage(path: str) -> str:
     """Return what can be done about dead letters that are nothing but damage."""
-    command = f"cwsink replay --dead-letters --clear {quoted(path)}"
+    command = f"{as_owner(path)}cwsink replay --dead-letters --clear {quoted(path)}"
     return f"Nothing can send damage; `{command}` throws away what is kept of it for people to look at"
 
 
@@ -105,4 +111,24 @@ def to_send(path: str) -> str:
 
 def command_to_send(path: str) -> str:
     """Return that command as it is typed."""
-    return f"cwsink flush --once {quoted(path)}"
+    return f"{as_owner(path)}cwsink flush --once {quoted(path)}"
+
+
+def as_owner(path: str) -> str:
+    """Return what is to be typed before a command that changes a spool: "sudo -u NAME " if it is another user's.
+
+    A root that is another user's is sticky, or this user could have no spool in it. Those in it may be its own.
+    """
+    with suppress(OSError):
+        status = os.lstat(path)
+        if status.st_uid != os.geteuid() and not status.st_mode & stat.S_ISVTX:
+            return f"sudo -u {_user(status.st_uid)} "
+    return ""
+
+
+def _user(uid: int) -> str:
+    import pwd  # here, because only another user's spool needs it
+
+    with suppress(KeyError):
+        return quoted(pwd.getpwuid(uid).pw_name)
+    return f"'#{uid}'"

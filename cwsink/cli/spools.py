@@ -77,7 +77,7 @@ class Spools:
         paths = find_spools(self._path or None)
         found = [directory for path in paths if path not in known and (directory := self._open(path))]
         if paths != [self.place]:
-            self._look_for_others(set(paths))
+            self._look_for_others(set(paths), has_own=bool(found) or any(path in known for path in paths))
         return found
 
     def find(self) -> list[SpoolDirectory]:
@@ -95,10 +95,17 @@ class Spools:
             self.miss(path, str(error))
             return None
 
-    def _look_for_others(self, known: set[str]) -> None:
-        """Complain of directories that seem to be spools, but cannot be opened."""
+    def _look_for_others(self, known: set[str], *, has_own: bool) -> None:
+        """Complain of directories that seem to be spools, but cannot be opened.
+
+        Where several users log to one root, each sends the spools of its own. So if there is one, those of others that
+        are closed are named, and nothing that this user could do is left undone.
+        """
         for path, why in closed_spools(self.place).items():
-            self.miss(path, f"cannot look into {path}: {why}")
+            if self._read_only or not has_own or not words.as_owner(path):
+                self.miss(path, f"cannot look into {path}: {why}")
+            else:
+                self._tell_once(path, f"{path} is left to its owner: {words.to_send(path)} sends what waits there.")
         try:
             paths = directories(self.place)
         except OSError:
@@ -142,6 +149,9 @@ class Spools:
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""
         self.is_whole = False
+        self._tell_once(path, message)
+
+    def _tell_once(self, path: str, message: str) -> None:
         if path not in self._told:
             self._told.add(path)
             self._tell(message)

@@ -145,7 +145,7 @@ def open_existing(path: str, *, read_only: bool = False) -> SpoolDirectory:
     if read_only:
         open_directory.look_at(path, status.st_uid)
     else:
-        _check_access(path, status)
+        _check_access(path, status, f"Run this as that user: {words.to_send(path)} sends what waits there.")
     try:
         found = _read_format(path)
         if not read_only:
@@ -213,7 +213,7 @@ def filesystem_of(path: str, mountinfo: str) -> str:
 def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
     try:
         make_directory(path)
-        _check_access(path, _status_of(path))
+        _check_access(path, _status_of(path), "Run it as the same user, or give each user a spool_directory of its own.")
         if not allow_unsafe:
             _check_filesystem(path)
         put_in_order(path)
@@ -243,8 +243,10 @@ def _status_of(path: str) -> os.stat_result:
     return status
 
 
-def _check_access(path: str, status: os.stat_result) -> None:
+def _check_access(path: str, status: os.stat_result, remedy: str) -> None:
     """Say clearly why a spool is not to be used: what opens its files would only say that it is another user's.
+
+    `remedy`: what to do about it, which is another thing for an application than for a command.
 
     Raises:
         SpoolAccessError: it is another user's, or others may write to it.
@@ -253,7 +255,7 @@ def _check_access(path: str, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
         raise SpoolAccessError(
             f"the spool {path} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}. "
-            "Run it as the same user, or give each user a spool_directory of its own.",
+            f"{remedy}",
             path,
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

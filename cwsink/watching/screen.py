@@ -175,7 +175,8 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
 def _second_chance(spool: SpoolStats) -> str:
     if spool.dead_letters.keys() == {"corrupt"}:
         return words.on_damage(spool.path)
-    command = f"cwsink replay --dead-letters{options_for(spool.dead_letters)} {words.quoted(spool.path)}"
+    options = options_for(spool.dead_letters)
+    command = f"{words.as_owner(spool.path)}cwsink replay --dead-letters{options} {words.quoted(spool.path)}"
     said = f"`{command}` sends what can be sent, with --clear it is thrown away"
     if "oversize" in spool.dead_letters:
         said += '. Those that are too long need --reason oversize, and the setting oversize="split" or "truncate"'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -408,8 +409,17 @@ def test_another_users_spool(config: SinkConfig) -> None:
     give(writer.directory.path, 12345)
     assert spools_of()[0]["pending"] == 1
     assert "x" in cwsink("tail").stdout
-    for words in (["flush", "--once"], ["flush"]):
-        assert "belongs to user 12345" in cwsink(*words, code=1).stderr
+    path = writer.directory.path
+    command = f"sudo -u '#12345' cwsink flush --once {path}"
+    for words in (["flush", "--once"], ["flush"], ["replay", "--all"]):
+        refusal = cwsink(*words, code=1).stderr
+        assert "belongs to user 12345" in refusal
+        assert f"`{command}` sends" in refusal
+        assert "spool_directory" not in refusal  # that is for an application
+    give(path, 65_534)
+    command = f"sudo -u {pwd.getpwuid(65_534).pw_name} cwsink flush --once {path}"
+    assert f"`{command}`" in spools_of()[0]["why"]
+    assert f"→ {command}" in cwsink("doctor", code=1).stdout
 
 
 def test_watch_looks_again_until_it_is_interrupted(config: SinkConfig, background: Callable[..., Background]) -> None:

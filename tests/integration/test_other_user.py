@@ -154,6 +154,27 @@ def arrived(server: StrictCloudWatch) -> list[str]:
     return sorted(message.removesuffix(" " + "x" * 200) for message in server.messages())
 
 
+def test_each_user_of_a_root_sends_its_own(
+    server: StrictCloudWatch, place: Path, within: tuple[str, ...], run: Run, environment: dict[str, str]
+) -> None:
+    """What is closed to this user is named, and the code is 0 if all of its own is sent; 1 if it has nothing there."""
+    closed = place / "spools" / "app.0123456789"
+    closed.mkdir(0o700)
+
+    def cwsink(*words: str, code: int = 0) -> str:
+        command = [*within, *AS_USER, sys.executable, "-m", "cwsink", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHILD_SECONDS, cwd="/")
+        assert done.returncode == code, done.stderr
+        return done.stderr
+
+    assert "permission denied" in cwsink("flush", "--once", code=1)
+    run("before", CWSINK_FLUSHER="external")
+    for words in (["flush", "--once"], ["replay", "--all"]):
+        assert f"left to its owner: `sudo -u root cwsink flush --once {closed}` sends" in cwsink(*words)
+    assert arrived(server) == sorted(expected("before"))
+    assert "permission denied" in cwsink("status", code=1)
+
+
 @pytest.mark.parametrize("is_sticky", [True, False], ids=["shared root", "root's own root"])
 @pytest.mark.parametrize("form", ["early", "late", "fork", "fork late"])
 def test_a_program_that_drops_root_loses_nothing(
