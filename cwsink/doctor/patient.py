@@ -37,6 +37,7 @@ class Case:
         directory: the spool; None if nothing was logged there yet.
         is_named: the environment names this target.
         is_reached: its endpoint has answered; None: it was not asked yet.
+        is_unreadable: AWS's variables, or the files that they name, make no client: a finding has said so.
     """
 
     target: Target
@@ -44,6 +45,7 @@ class Case:
     directory: SpoolDirectory | None
     is_named: bool = False
     is_reached: bool | None = None
+    is_unreadable: bool = False
 
     @property
     def name(self) -> str:

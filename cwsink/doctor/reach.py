@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
@@ -40,6 +40,7 @@ def region(patient: Patient) -> Iterator[Finding]:
         try:
             found = Examination(case.target, case.config).has_region()
         except Exception as error:  # the profile is missing or cannot be read
+            _mark_unreadable(each for each in patient.cases if _place_of(each) == _place_of(case))
             yield wrong("region", confidential.text_of(error), "aws configure list-profiles")
             continue
         if found is None:
@@ -82,10 +83,17 @@ def endpoint(patient: Patient) -> Iterator[Finding]:
         if case.is_reached is False:
             yield unknown("endpoint", "not asked, because its name is not known, or the URL of its proxy is none")
             continue
+        if case.is_unreadable:
+            yield unknown("endpoint", _NOT_ASKED)
+            continue
         asked = Examination(case.target, case.config, is_signed=False)
         with diagnostics.collected() as said, contextlib.closing(asked):
             answer = asked.describe()
         outcome = classify(answer)
+        if outcome is Outcome.MISCONFIGURED:  # botocore has made no client, so nothing was asked
+            _mark_unreadable(each for each in patient.cases if _place_of(each) == _place_of(case))
+            yield wrong("settings", _shown(answer), outcome.value.advice)
+            continue
         is_reached = outcome is Outcome.STRANGE or (answer.status is not None and outcome is not Outcome.PROXY)
         _mark(patient, case, is_reached=is_reached)
         url = _url_of(case) or "the endpoint"
@@ -121,9 +129,14 @@ def credentials(patient: Patient) -> Iterator[Finding]:
     for case in _each_account(patient):
         who = case.config.role_arn or (f"profile {case.config.profile}" if case.config.profile else "")
         of = f"{who}: " if who else ""
+        if case.is_unreadable:
+            yield unknown("credentials", f"{of}{_NOT_ASKED}")
+            continue
         try:
             found = Examination(case.target, case.config).credentials(asks_sts=case.is_reached is not False)
         except Exception as error:
+            if classify(Answer(code=type(error).__name__)) is Outcome.MISCONFIGURED:
+                _mark_unreadable(each for each in patient.cases if _account_of(each) == _account_of(case))
             yield wrong("credentials", f"{of}{type(error).__name__}: {confidential.text_of(error)}", _LIST)
             continue
         if found is None:
@@ -144,6 +157,7 @@ def credentials(patient: Patient) -> Iterator[Finding]:
             yield ok("credentials", until)
 
 
+_NOT_ASKED = "not asked, because the configuration cannot be read"
 _LIST = "aws configure list (as the workers' user)"
 
 
@@ -152,6 +166,9 @@ def permissions(patient: Patient) -> Iterator[Finding]:
     for case in patient.cases:
         if case.is_reached is False:
             yield unknown("permissions", f"{case.name}: not tried, because the endpoint does not answer")
+            continue
+        if case.is_unreadable:
+            yield unknown("permissions", f"{case.name}: not tried, because the configuration cannot be read")
             continue
         asked = Examination(case.target, case.config)
         with diagnostics.collected(), contextlib.closing(asked):
@@ -258,6 +275,16 @@ def _mark(patient: Patient, case: Case, *, is_reached: bool | None) -> None:
             each.is_reached = is_reached
 
 
+def _mark_unreadable(cases: Iterable[Case]) -> None:
+    """Note that the configuration of these cases cannot be read. One finding says so; other questions are moot."""
+    for each in cases:
+        each.is_unreadable = True
+
+
+def _account_of(case: Case) -> tuple[str | None, str | None]:
+    return case.config.role_arn, case.config.profile
+
+
 def _each_place(patient: Patient) -> list[Case]:
     """Return a case of each endpoint."""
     return list({_place_of(case): case for case in reversed(patient.cases)}.values())[::-1]
@@ -265,4 +292,4 @@ def _each_place(patient: Patient) -> list[Case]:
 
 def _each_account(patient: Patient) -> list[Case]:
     """Return a case of each identity that sends."""
-    return list({(case.config.role_arn, case.config.profile): case for case in reversed(patient.cases)}.values())[::-1]
+    return list({_account_of(case): case for case in reversed(patient.cases)}.values())[::-1]

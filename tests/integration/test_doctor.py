@@ -519,6 +519,38 @@ def test_an_endpoint_that_does_not_answer() -> None:
         answering.join()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "topic", "environment"),
+    [
+        ("AWS_CONFIG_FILE", "garbage\n[[", "settings", {}),
+        ("AWS_CONFIG_FILE", "garbage\n[[", "region", {"AWS_REGION": ""}),
+        ("AWS_SHARED_CREDENTIALS_FILE", "garbage\n[[", "settings", {}),
+        ("AWS_CONFIG_FILE", "", "credentials", {"CWSINK_PROFILE": "nobody"}),
+        ("AWS_CONFIG_FILE", "", "settings", {"AWS_RETRY_MODE": "often"}),
+    ],
+)
+def test_a_configuration_that_cannot_be_read(
+    name: str,
+    content: str,
+    topic: str,
+    environment: dict[str, str],
+    server: StrictCloudWatch,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It is the one thing that is wrong, and not the endpoint; what cannot be asked for it says so."""
+    file = tmp_path / "file"
+    file.write_text(content)
+    monkeypatch.setenv(name, str(file))
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key)
+    questions = [each for each in rounds.QUESTIONS if each.ask.__module__.endswith("reach")]
+    found = list(rounds.examine(patient.admit([], {**os.environ, **named(server)}), questions))
+    assert [each.topic for each in found if each.verdict == "wrong"] == [topic], found
+    assert "curl" not in str(found)
+    assert "not tried, because the configuration cannot be read" in found[-1].seen
+
+
 @pytest.mark.parametrize("date", ["", "Date: soon\r\n"])
 def test_an_endpoint_without_a_date_answers_all_the_same(date: str) -> None:
     """Its clock is not known. That is all."""
