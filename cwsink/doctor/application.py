@@ -14,6 +14,7 @@ from cwsink.doctor.finding import Finding, ok, unknown, warning, wrong
 from cwsink.doctor.invocation import SHELLS, Invocation
 from cwsink.doctor.patient import Patient
 from cwsink.spool.attachment import attached_pids
+from cwsink.words import did_you_mean
 
 # fapilog is an application's, and takes half a second to load.
 _OF_FAPILOG: Final = ("FAPILOG_CORE__", "FAPILOG_PLUGINS__")
@@ -28,6 +29,7 @@ _GRACE: Final[dict[str, tuple[tuple[str, ...], float | None]]] = {
     "granian": (("--workers-kill-timeout",), None),
     "celery": ((), None),
 }
+_KNOWN: Final = {*_GRACE, "pyuwsgi", *SHELLS}
 _COOPERATIVE: Final = ("gevent", "eventlet")
 
 
@@ -90,6 +92,9 @@ def server(patient: Patient) -> Iterator[Finding]:
     """What runs the application, and does that suit?"""
     if (found := _running(patient)) is None:
         yield unknown("server", "no process that has logged lives here", "cwsink doctor -- COMMAND")
+    elif found is patient.started and found.program not in _KNOWN and not machine.is_command(found):
+        seen = f"no command {found.program} is found here, and no server of that name is known."
+        yield warning("server", f"{seen}{did_you_mean(found.program, _KNOWN)}")
     else:
         yield ok("server", found.program)  # the other words may hold a secret
         for judge in (_judge_uwsgi, _judge_cooperative):

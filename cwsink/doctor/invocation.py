@@ -45,6 +45,7 @@ class Invocation:
         user: the user whom a wrapper has it run as; None: nobody changes that.
         below_shell: a shell stays its parent.
         drain_seconds: `--drain-timeout` of a `cwsink run` around it; None: there is none.
+        typed: the program as it was typed; "" if Python runs it, as a module or a script.
     """
 
     words: list[str]
@@ -53,6 +54,7 @@ class Invocation:
     user: str | None = None
     below_shell: bool = False
     drain_seconds: float | None = None
+    typed: str = ""
 
     @property
     def program(self) -> str:
@@ -80,6 +82,7 @@ def read(words: list[str], env: Mapping[str, str]) -> Invocation:
     for _ in range(_MOST_WRAPPERS):
         if not found.words:
             break
+        found.typed = "" if _PYTHON.fullmatch(os.path.basename(found.typed)) else found.words[0]
         found.words[0] = os.path.basename(found.words[0])
         if not _take_off(found):
             break

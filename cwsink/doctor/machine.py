@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import pwd
+import shutil
 from typing import Final
 
 from cwsink.doctor.invocation import Invocation
@@ -61,6 +62,12 @@ def uid_of(name: str) -> int | None:
     with contextlib.suppress(KeyError):
         return int(name.lstrip("#")) if name.lstrip("#").isdecimal() else pwd.getpwnam(name).pw_uid
     return None
+
+
+def is_command(found: Invocation) -> bool:
+    """Tell whether what is started is there: on the PATH that it is started with, or where its own path says."""
+    place = os.path.join(found.directory, found.typed) if "/" in found.typed else found.typed
+    return not found.typed or shutil.which(place, path=found.env.get("PATH")) is not None
 
 
 def words_of(pid: int) -> list[str]:

@@ -372,6 +372,12 @@ class Slow:
     ("topic", "command", "verdict", "text"),
     [
         ("server", "sh -c 'migrate; gunicorn app'", "warning", "does not pass TERM on"),
+        ("server", "gunicornn app:app", "warning", "no command gunicornn is found here, and no server of that name is "),
+        ("server", "gunicornn app:app", "warning", "Did you mean gunicorn?"),
+        ("server", "env PATH=/nowhere sleep 9", "warning", "no command sleep"),
+        ("server", "env A=b sleep 9", "ok", "sleep"),
+        ("server", "env -C /bin ./sleep 9", "ok", "sleep"),
+        ("server", "python -m its.worker", "ok", "its.worker"),
         ("server", "sh entrypoint.sh", "warning", "exec, before the last command"),
         ("server", "env CWSINK_PIPELINE=queue uwsgi --http :80", "wrong", "--enable-threads"),
         ("server", "uwsgi app.ini", "unknown", "in app.ini"),
