@@ -198,6 +198,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     options, unknown = top.parse_known_args(words)
     if unknown:  # argparse itself would show the usage of `cwsink`, and not of the command
         getattr(options, "error", top.error)(f"unrecognized arguments: {' '.join(unknown)}")
+    since, until = getattr(options, "since", None), getattr(options, "until", None)
+    if since is not None and until is not None and since <= until:
+        options.error("no event is both of the last --since AGE and older than --until AGE: --since is the greater one.")
     if options.command is None:
         top.print_help(sys.stderr)
         top.exit(2)
@@ -263,7 +266,10 @@ def _positive(text: str, what: str = "number") -> float:
 
 
 def _percent(text: str) -> float:
-    return _positive(text.removesuffix("%"), "percentage")
+    percentage = _positive(text.removesuffix("%"), "percentage")
+    if percentage > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 100%, which no spool exceeds")
+    return percentage
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -758,6 +758,9 @@ def test_usage_errors_and_the_version() -> None:
     assert cwsink("--version").stdout == f"cwsink {__version__}\n"
     for words in ([], ["frobnicate"], ["status", "--frobnicate"], ["tail", "--level", "LOUD"]):
         assert "usage: cwsink" in cwsink(*words, code=2).stderr
+    for command in ("tail", "export", "verify"):
+        assert "no event is both" in cwsink(command, "--since", "1m", "--until", "2h", code=2).stderr
+    assert "'120%' is more than 100%" in cwsink("check", "--max-fill", "120%", code=2).stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
