@@ -37,6 +37,8 @@ from cwsink.printable import printable
 DONE: Final = 0
 NOT_DONE: Final = 1
 
+# Their code is what they have found, and nothing else.
+_VERDICTS: Final = ("check", "doctor")
 # Why output could not be written that a command need not fail for at once.
 _unwritten: Final[list[str]] = []
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         _discard(sys.stdout)  # it may be what failed, on a full disk
         return NOT_DONE
-    return code or (NOT_DONE if _unwritten else DONE)
+    return code or (NOT_DONE if _unwritten and options.command not in _VERDICTS else DONE)
 
 
 def say(line: str) -> None:

@@ -215,6 +215,7 @@ def code_of(*words: str, stdout: int, stderr: int = subprocess.DEVNULL) -> int:
 
 JUDGING = {
     "check": (("check", "--max-age", "1ms"), 2),
+    "check, all is well": (("check",), 0),
     "doctor": (("doctor",), 1),  # CWSINK_TARGET=off is wrong
     "doctor --json": (("doctor", "--json"), 1),
     "verify": (("verify", "--patience", "1s"), 1),
