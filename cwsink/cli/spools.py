@@ -11,10 +11,10 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Container, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cwsink import words
-from cwsink.cli import complain
+from cwsink.cli import DONE, NOT_DONE, complain
 from cwsink.config import variables_of
 from cwsink.errors import CwsinkError, SpoolError
 from cwsink.printable import printable
@@ -22,6 +22,7 @@ from cwsink.spool import disk, files, heartbeat, open_directory, segment
 from cwsink.spool.directory import SpoolDirectory, find_spools, open_existing
 from cwsink.spool.leadership import leader_of
 from cwsink.spool.root import choose_root, closed_spools, directories
+from cwsink.spool.stats import SpoolStats
 
 _T = TypeVar("_T")
 
@@ -46,11 +47,23 @@ def leader_name(directory: SpoolDirectory) -> str:
     return printable(f"pid {leader.pid} on {leader.host}", one_line=True) if leader else "another process"
 
 
+class Look(NamedTuple):
+    """What was seen of all spools, and what could not be read (`Spools.unreadable`)."""
+
+    spools: list[SpoolStats]
+    unreadable: dict[str, str]
+
+    @property
+    def code(self) -> int:
+        """The exit code: whether all is well cannot be told if something is missing, or if there is no spool."""
+        return DONE if self.spools and not self.unreadable else NOT_DONE
+
+
 class Spools:
     """The spools at a PATH. `open()` returns them, and later also those that are new.
 
     Attributes:
-        is_whole: False once a spool could not be read.
+        unreadable: what could not be read, or not as a whole: the path of a spool or of a file, and why.
     """
 
     def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], object] = complain) -> None:
@@ -61,7 +74,12 @@ class Spools:
         self._read_only = read_only
         self._tell = tell
         self._told: set[str] = set()
-        self.is_whole = True
+        self.unreadable: dict[str, str] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """False once a spool could not be read."""
+        return not self.unreadable
 
     @property
     def place(self) -> str:
@@ -148,7 +166,7 @@ class Spools:
 
     def miss(self, path: str, message: str) -> None:
         """Note that a spool could not be read, and say so the first time."""
-        self.is_whole = False
+        self.unreadable[path] = message
         self._tell_once(path, message)
 
     def _tell_once(self, path: str, message: str) -> None:

@@ -8,10 +8,10 @@ import json
 import time
 from collections.abc import Iterator
 
-from cwsink.cli import DONE, NOT_DONE
-from cwsink.cli.spools import Spools
+from cwsink.cli import DONE
+from cwsink.cli.spools import Look, Spools
 from cwsink.printable import printable_json
-from cwsink.spool.stats import SpoolStats, look
+from cwsink.spool.stats import look
 from cwsink.watching.reasons import why
 
 
@@ -27,20 +27,23 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _print_json(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> int:
-    for found, code in looks:
-        content = {"spools": [{**spool.as_dict(), "why": why(spool) if spool.pending else None} for spool in found]}
+def _print_json(looks: Iterator[Look], watch: float | None) -> int:
+    for seen in looks:
+        content = {
+            "spools": [{**spool.as_dict(), "why": why(spool) if spool.pending else None} for spool in seen.spools],
+            "unreadable": [{"path": path, "why": message} for path, message in seen.unreadable.items()],
+        }
         print(printable_json(json.dumps(content, indent=None if watch else 2)), flush=True)
         if watch is None:
-            return code
+            return seen.code
         time.sleep(watch)
     return DONE
 
 
-def _looks_at(spools: Spools) -> Iterator[tuple[list[SpoolStats], int]]:
-    """Look again and again. Yields all spools, and the exit code."""
+def _looks_at(spools: Spools) -> Iterator[Look]:
+    """Look again and again."""
     while True:
         with spools.at_once():
             found = [spool for directory in spools.find() if (spool := spools.looked_at(directory, look))]
-        yield found, DONE if found and spools.is_whole else NOT_DONE
-        spools.is_whole = True
+        yield Look(found, dict(spools.unreadable))
+        spools.unreadable.clear()

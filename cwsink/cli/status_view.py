@@ -12,42 +12,42 @@ from rich.live import Live
 from rich.text import Text
 
 from cwsink.cli import DONE, leaving
+from cwsink.cli.spools import Look
 from cwsink.cli.terminal import Terminal
-from cwsink.spool.stats import SpoolStats
 from cwsink.watching.screen import page
 
 # Lines in a pipe are for grep, so they are not folded.
 _UNFOLDED: Final = 10_000
 
 
-def show(looks: Iterator[tuple[list[SpoolStats], int]], watch: float | None) -> int:
+def show(looks: Iterator[Look], watch: float | None) -> int:
     """Print the first look, or with `watch` show each look. Returns the exit code."""
     console = Terminal(highlight=False)
     if watch is None:
-        spools, code = next(looks)
-        _print(console, spools)
-        return code
+        look = next(looks)
+        _print(console, look)
+        return look.code
     if not console.is_live:
-        for spools, _ in looks:
+        for look in looks:
             print(time.strftime("-- %Y-%m-%d %H:%M:%S"))
-            _print(console, spools)
+            _print(console, look)
             sys.stdout.flush()
             time.sleep(watch)
         return DONE
-    spools = []
+    look = Look([], {})
     try:
         live = Live(console=console, screen=True, auto_refresh=False)
         with leaving.in_order(live):
-            for spools, _ in looks:
+            for look in looks:
                 heading = Text(f"{time.strftime('%H:%M:%S')}, every {watch:g} s, Ctrl-C ends\n\n", "dim")
-                live.update(heading + page(spools, console.width), refresh=True)
+                live.update(heading + page(look.spools, console.width, len(look.unreadable)), refresh=True)
                 time.sleep(watch)
     except KeyboardInterrupt:
-        _print(console, spools)  # the last look stays on the screen
+        _print(console, look)  # the last look stays on the screen
     return DONE
 
 
-def _print(console: Terminal, spools: list[SpoolStats]) -> None:
+def _print(console: Terminal, look: Look) -> None:
     is_folded = console.is_terminal or "COLUMNS" in os.environ
-    shown = page(spools, console.width if is_folded else _UNFOLDED)
+    shown = page(look.spools, console.width if is_folded else _UNFOLDED, len(look.unreadable))
     console.print(shown, end="", soft_wrap=True)

@@ -38,11 +38,14 @@ _KINDS: Final = {
 _STUCK: Final = ("retrying", "circuit_open", "stalled")
 
 
-def page(spools: list[SpoolStats], width: int) -> Text:
-    """Return all spools as text of at most `width` columns."""
+def page(spools: list[SpoolStats], width: int, unreadable: int = 0) -> Text:
+    """Return all spools as text of at most `width` columns. `unreadable`: so many more could not be read."""
     blocks = [block(spool, width) for spool in sorted(spools, key=severity, reverse=True)]
     if len(spools) > 1:
         blocks.insert(0, _summary(spools, width))
+    if spools and unreadable:
+        said = _fold(f"{unreadable} more cannot be read, or not as a whole. All else:", width)
+        blocks.insert(0, Text("\n".join([*said, ""]), "red"))
     return Text("\n").join(blocks)
 
 

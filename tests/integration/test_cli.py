@@ -220,7 +220,9 @@ def test_status_json_is_the_contract(config: SinkConfig) -> None:
     writer = external(config)
     for _ in range(12):
         writer.append("x" * 100)
-    (spool,) = spools_of()
+    content = json.loads(cwsink("status", "--json").stdout)
+    assert (set(content), content["unreadable"]) == ({"spools", "unreadable"}, [])
+    (spool,) = content["spools"]
     assert set(spool) == CONTRACT
     assert spool["path"] == writer.directory.path
     assert (spool["log_group_name"], spool["log_stream_name"], spool["region"]) == (
@@ -388,7 +390,11 @@ def test_a_damaged_spool_does_not_hide_the_others(config: SinkConfig, damage: by
         done = cwsink(*words, code=1)
         assert damaged.directory.path in done.stderr
         assert len(done.stderr.splitlines()) == 1
-    assert [spool["path"] for spool in spools_of(code=1)] == [whole.directory.path]
+    assert cwsink("status", code=1).stdout.startswith("1 more cannot be read, or not as a whole. All else:\n\n● ")
+    shown = json.loads(cwsink("status", "--json", code=1).stdout)
+    assert [spool["path"] for spool in shown["spools"]] == [whole.directory.path]
+    assert [each["path"] for each in shown["unreadable"]] == [damaged.directory.path]
+    assert damaged.directory.path in shown["unreadable"][0]["why"]
     assert cwsink("replay", "--all", code=1).stdout == ""  # the damaged one may be an orphan
     marker.write_bytes(original)
 
