@@ -80,6 +80,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
         corrupt_bytes: bytes of writes that were cut (a full disk, a kill), and those that changed on the disk.
         capacity_bytes: how much the spool may hold.
         last_error: the last failure of the last leader that had one. It may be over.
+        last_failure: when that was; None if that is not known.
         obstacle: which kind of reason the last leader had not to deliver: "credentials", "denied", "unreachable" or
             "busy"; "" if it could.
         last_success: when CloudWatch last took records; None if that is not known.
@@ -135,6 +136,7 @@ class SpoolStats(msgspec.Struct, frozen=True, kw_only=True):
     corrupt_bytes: int
     capacity_bytes: int
     last_error: str | None
+    last_failure: str | None = None
     obstacle: leader_state.Obstacle
     last_success: str | None
     failing_since: str | None
@@ -302,6 +304,7 @@ def _published(published: leader_state.Published, now: float) -> dict[str, Any]:
     )
     return {
         "last_error": published.last_error,
+        "last_failure": _moment(published.last_failure),
         "obstacle": published.obstacle,
         "last_success": _moment(last_success),
         "last_success_seconds": _ago(last_success, now),

@@ -16,7 +16,7 @@ from cwsink.flusher.second_chance import options_for
 from cwsink.printable import printable
 from cwsink.spool.room import NEARLY_FULL
 from cwsink.spool.stats import SpoolStats
-from cwsink.watching.reasons import dropped, loss, why
+from cwsink.watching.reasons import clock, dropped, loss, why
 
 _LABEL_WIDTH: Final = 10
 
@@ -150,9 +150,9 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
     if spool.replayed:
         yield "replayed", f"{words.each_counted(spool.replayed)}: dead letters that were appended once more", ""
     if spool.last_error and spool.state in ("idle", "delivering"):
-        yield "error", f"{spool.last_error} (the last one; it is over)", "dim"
+        yield "error", f"{spool.last_error} (the last one{_at(spool.last_failure)}; it is over)", "dim"
     elif spool.last_error and spool.state in ("no_leader", "stalled"):
-        yield "error", f"{spool.last_error} (the last one)", ""
+        yield "error", f"{spool.last_error} (the last one{_at(spool.last_failure)})", ""
     yield "leader", _leader(spool), ""
     if spool.settings:
         differing = ", ".join(f"{name} {value}" for name, value in sorted(spool.settings.items()))
@@ -173,6 +173,10 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
     else:
         yield "disk", room, ""
     yield "spool", spool.path, ""
+
+
+def _at(moment: str | None) -> str:
+    return f", {clock(moment)}" if moment else ""
 
 
 def _second_chance(spool: SpoolStats) -> str:

@@ -40,7 +40,7 @@ CONTRACT = {
     "stopped_flusher",
     "written_by", "orphan_seconds", "why", "epoch", "dead_letters", "replayed", "lost", "is_losing", "lost_since",
     "lost_until", "lost_why", "lost_is_over", "failing_since", "is_behind", "requests", "sent_bytes", "request_seconds",
-    "disk_free_bytes", "obstacle", "dead_letters_dropped",
+    "disk_free_bytes", "obstacle", "dead_letters_dropped", "last_failure",
     "history_bytes", "history_seconds",
 }  # fmt: skip
 
@@ -346,6 +346,7 @@ def test_status_says_why(spawn: Spawn, server: StrictCloudWatch, config: SinkCon
     tell(worker, 3)
     spool = status_when(lambda spool: spool["state"] == "retrying")
     assert spool["last_error"].startswith("AccessDeniedException: ")
+    assert spool["failing_since"] <= spool["last_failure"]
     table = cwsink("status").stdout
     for words in ("Retrying: 3 records wait", "AccessDeniedException", "Allow the action that the error names"):
         assert words in table

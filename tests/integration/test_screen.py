@@ -156,6 +156,15 @@ def test_each_state_says_what_and_why(empty: SpoolStats, state: str) -> None:
         assert style_of(screen, expected[0].split()[0]) == style
 
 
+def test_an_error_that_is_over_has_its_time(empty: SpoolStats) -> None:
+    """Else nobody can tell whether it was last night or a month ago; a leader of old has not left any."""
+    over = replace(empty, appended=1, delivered=1, last_error="Some: error", last_failure="2026-01-02T03:04:05.000Z")
+    assert "Some: error (the last one, 2026-01-02 03:04 UTC; it is over)" in page([over], 120).plain
+    assert "Some: error (the last one; it is over)" in page([replace(over, last_failure=None)], 120).plain
+    waiting = replace(over, appended=2, pending=1, state="no_leader")
+    assert "Some: error (the last one, 2026-01-02 03:04 UTC)" in page([waiting], 120).plain
+
+
 def test_a_write_that_was_cut_is_not_called_damage(empty: SpoolStats) -> None:
     """A full disk cuts the write that it refuses: nothing is damaged, and nobody need look for it."""
     cut = replace(empty, appended=1, delivered=1, corrupt_bytes=321)
