@@ -200,7 +200,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         getattr(options, "error", top.error)(f"unrecognized arguments: {' '.join(unknown)}")
     since, until = getattr(options, "since", None), getattr(options, "until", None)
     if since is not None and until is not None and since <= until:
-        options.error("no event is both of the last --since AGE and older than --until AGE: --since is the greater one.")
+        options.error("no event is both of the last --since AGE and older than --until AGE. --since is the longer one.")
     if options.command is None:
         top.print_help(sys.stderr)
         top.exit(2)

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import pwd
-import shutil
 from typing import Final
 
 from cwsink.doctor.invocation import Invocation
@@ -66,8 +65,8 @@ def uid_of(name: str) -> int | None:
 
 def is_command(found: Invocation) -> bool:
     """Tell whether what is started is there: on the PATH that it is started with, or where its own path says."""
-    place = os.path.join(found.directory, found.typed) if "/" in found.typed else found.typed
-    return not found.typed or shutil.which(place, path=found.env.get("PATH")) is not None
+    places = [found.directory] if "/" in found.typed else os.get_exec_path(found.env)
+    return not found.typed or any(os.access(os.path.join(each, found.typed), os.X_OK) for each in places)
 
 
 def words_of(pid: int) -> list[str]:

@@ -67,7 +67,7 @@ def survival(patient: Patient) -> Iterator[Finding]:
         yield warning("disk", f"{at}: what waits there is lost at a restart of the host", "Use a real disk.")
     elif kind in _OF_CONTAINER:
         yield warning("disk", f"{at}: what waits there goes with the container", f"Mount a volume at {patient.root}.")
-    elif kind and f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath('/tmp')}/"):
+    elif kind and f"{patient.root}/".startswith("/tmp/"):
         yield warning("disk", f"{at}, and many systems empty /tmp at a restart", f"{ROOT_VARIABLE}=/var/lib/cwsink")
     elif kind:
         yield ok("disk", f"{at}, and survives a restart")

@@ -213,7 +213,8 @@ def filesystem_of(path: str, mountinfo: str) -> str:
 def _create(path: str, wanted: SpoolFormat, allow_unsafe: bool) -> SpoolDirectory:
     try:
         make_directory(path)
-        _check_access(path, _status_of(path), "Run it as the same user, or give each user a spool_directory of its own.")
+        remedy = "Run it as the same user, or give each user a spool_directory of its own."
+        _check_access(path, _status_of(path), remedy)
         if not allow_unsafe:
             _check_filesystem(path)
         put_in_order(path)
@@ -254,8 +255,7 @@ def _check_access(path: str, status: os.stat_result, remedy: str) -> None:
     open_directory.work_on(path)
     if status.st_uid != os.geteuid():
         raise SpoolAccessError(
-            f"the spool {path} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}. "
-            f"{remedy}",
+            f"the spool {path} belongs to user {status.st_uid}, and this process runs as user {os.geteuid()}. {remedy}",
             path,
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -372,7 +372,7 @@ class Slow:
     ("topic", "command", "verdict", "text"),
     [
         ("server", "sh -c 'migrate; gunicorn app'", "warning", "does not pass TERM on"),
-        ("server", "gunicornn app:app", "warning", "no command gunicornn is found here, and no server of that name is "),
+        ("server", "gunicornn app:app", "warning", "no command gunicornn is found here, and no"),
         ("server", "gunicornn app:app", "warning", "Did you mean gunicorn?"),
         ("server", "env PATH=/nowhere sleep 9", "warning", "no command sleep"),
         ("server", "env A=b sleep 9", "ok", "sleep"),
