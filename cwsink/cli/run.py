@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 
 from cwsink import hosted
+from cwsink.spool.root import ROOT_VARIABLE, why_unusable
 from cwsink.supervisor.command import Supervisor
 from cwsink.supervisor.flusher_process import say
 
@@ -19,12 +21,20 @@ def run(options: argparse.Namespace) -> int:
     # need not start a flusher at once (cwsink.hosted).
     os.environ[hosted.VARIABLE] = hosted.mark()
     if options.spool is not None:
-        os.environ["CWSINK_SPOOL_DIRECTORY"] = os.path.abspath(options.spool)
+        os.environ[ROOT_VARIABLE] = os.path.abspath(options.spool)
+    _say_if_unusable(os.environ.get(ROOT_VARIABLE, ""))
     supervisor = Supervisor(words, options.drain_timeout)
     code = supervisor.run()
     if supervisor.is_command_started:
         _say_what_stays()
     return code
+
+
+def _say_if_unusable(root: str) -> None:
+    """The command says so itself once it logs, which may be late. It runs all the same."""
+    with contextlib.suppress(OSError):
+        if os.path.isabs(root) and (why := why_unusable(root)):
+            say(f"user {os.geteuid()} cannot use the spool directory {root}: {why}. The command runs all the same.")
 
 
 def _say_what_stays() -> None:

@@ -31,11 +31,6 @@ def owner_of(path: str) -> int:
     return os.stat(path).st_uid
 
 
-def may_make(path: str) -> bool:
-    """Tell whether this user may make something in a directory."""
-    return os.access(path, os.W_OK | os.X_OK)
-
-
 def disk_trouble(path: str) -> str | None:
     """Return why the disk of a directory takes no file, though there is room; None if it does, or cannot be asked.
 

@@ -13,7 +13,7 @@ from cwsink.doctor.patient import Patient
 from cwsink.spool import disk
 from cwsink.spool.budget import used_bytes
 from cwsink.spool.directory import filesystem_at, is_unsafe
-from cwsink.spool.root import ROOT_VARIABLE, why_untrusted
+from cwsink.spool.root import ROOT_VARIABLE, why_untrusted, why_unusable
 from cwsink.spool.stats import look
 
 _IN_MEMORY = frozenset(("tmpfs", "ramfs"))
@@ -33,7 +33,7 @@ def root(patient: Patient) -> Iterator[Finding]:
     there = machine.nearest(path)
     is_named = bool(patient.env.get(ROOT_VARIABLE) or (patient.config and patient.config.spool_directory))
     if there != path:
-        if machine.may_make(there) or not is_named:  # a worker tries the other default ones, too
+        if not is_named or not why_unusable(path):  # a worker tries the other default ones, too
             yield ok("root", f"{path} is made by the first record")
         else:
             yield wrong("root", f"{path} is not there, and user {os.geteuid()} cannot make it", _mkdir(path))

@@ -153,6 +153,18 @@ def why_untrusted(root: str) -> str | None:
     return "its file system is read-only" if os.statvfs(root).f_flag & os.ST_RDONLY else "permission denied"
 
 
+def why_unusable(root: str) -> str | None:
+    """Return why this user cannot use a root, or make it, as far as a look tells. Makes nothing. Raises OSError."""
+    there = root
+    while not os.path.isdir(there):
+        there = os.path.dirname(there)
+    if there == root:
+        return why_untrusted(root)
+    # What has no blocks, such as /proc, is no disk. Root may write there, as far as its mode tells.
+    may_make = os.access(there, os.W_OK | os.X_OK) and os.statvfs(there).f_blocks
+    return None if may_make else f"it is not there, and cannot be made in {there}"
+
+
 def _why_way_is_unsafe(root: str) -> str | None:
     """Look at each directory and symbolic link on the way to the root. Raises OSError."""
     left = root.split("/")[::-1]

@@ -138,6 +138,7 @@ def test_the_root(tmp_path: Path) -> None:
     """Not there yet, there, open to others, a relative one, and a damaged spool in it."""
     root = tmp_path / "spools"
     one(ask("root"), "ok", "made by the first record")
+    one(ask("root", env={"CWSINK_SPOOL_DIRECTORY": "/proc/spools"}), "wrong", "cannot make it")
     root.mkdir(0o700)
     one(ask("root"), "ok", f"{root}, of user {machine.user_name(os.geteuid())}")
     (root / "app.0123456789").mkdir(0o700)

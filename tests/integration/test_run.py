@@ -388,6 +388,19 @@ def test_the_spool_may_be_named(server: StrictCloudWatch, config: SinkConfig, ru
     assert not find_spools()
 
 
+def test_a_spool_that_cannot_be_used_is_said_at_the_start(run: Run, tmp_path: Path) -> None:
+    """One line, though the command may not log for hours; it runs all the same, and nothing is made."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o777)
+    for path, why in (("/proc/x/y", "it is not there, and cannot be made in /proc"), (str(closed), "other users may")):
+        _, err = end(run("--spool", path, "--", "true"))
+        assert f"cwsink: user {os.geteuid()} cannot use the spool directory {path}: {why}" in err
+    _, err = end(run("--spool", str(tmp_path / "fine"), "--", "true"))
+    assert err == ""
+    assert not (tmp_path / "fine").exists()
+
+
 def test_a_flusher_is_small(server: StrictCloudWatch, config: SinkConfig, run: Run) -> None:
     """At most 60 MiB resident, idle and after thousands of records, and the supervisor less than half of that."""
     process = run("--", sys.executable, "-c", WRITER, settings(config))
