@@ -13,6 +13,7 @@ from cwsink.interruption import suppress
 from cwsink.spool import leader_state
 from cwsink.spool.directory import SpoolDirectory
 from cwsink.spool.ring import Ring
+from cwsink.spool.segment import SegmentKey
 
 # A writer that has seen that a leader syncs looks again after this time.
 _LED_SECONDS: Final = 0.1
@@ -24,8 +25,11 @@ class Syncing:
     def __init__(self) -> None:
         self._led_until = 0.0
 
-    def sync(self, directory: SpoolDirectory, ring: Ring) -> None:
-        """Sync what was appended to the disk, if no leader does it. A sync that fails leaves it to the next append."""
+    def sync(self, directory: SpoolDirectory, ring: Ring, before: SegmentKey | None) -> None:
+        """Sync what was appended to the disk, if no leader does it. A sync that fails leaves it to the next append.
+
+        `before`: the segment that was attached before the append.
+        """
         now = monotonic()
         if now < self._led_until:
             return
@@ -33,4 +37,4 @@ class Syncing:
             if leader_state.is_synced(directory):
                 self._led_until = now + _LED_SECONDS
             else:
-                ring.sync()
+                ring.sync(before)

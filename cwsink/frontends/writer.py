@@ -30,6 +30,7 @@ from cwsink.interruption import is_a, is_interruption
 from cwsink.spool import capacity, descriptors, directory, frame, record, root
 from cwsink.spool.record import MAX_PAYLOAD_BYTES, Event
 from cwsink.spool.ring import Append, Ring, code_of
+from cwsink.spool.segment import SegmentKey
 from cwsink.target import Target
 
 if TYPE_CHECKING:
@@ -165,14 +166,15 @@ class Writer(sharing.Shared):
 
         A refusal is counted, except FULL under `on_full="block"`. Then the caller tries again, and calls `refuse` last.
         """
+        before = attached.key if (attached := self._ring.attached) else None
         try:
             answer = self._ring.append(payload)
         except Exception as error:
             self.count_internal_error(error)
             return Append.FAILED
-        return self.after_append(answer, payload)
+        return self.after_append(answer, payload, before)
 
-    def after_append(self, answer: Append, payload: bytes) -> Append:
+    def after_append(self, answer: Append, payload: bytes, before: SegmentKey | None = None) -> Append:
         """Do what is due after an append, off the fast path. Returns how the append ended, as `try_append` does.
 
         Whatever goes wrong in that, a record in the spool is appended: who takes it for lost appends it once more.
@@ -193,7 +195,7 @@ class Writer(sharing.Shared):
         if is_refused or (answer is _APPENDED and self._losses.pending):
             self.mark_losses()
         if self._syncs and answer is _APPENDED:
-            self._syncing.sync(self.directory, self._ring)
+            self._syncing.sync(self.directory, self._ring, before)
         return answer
 
     def refuse(self, payload: bytes) -> None:

@@ -205,18 +205,19 @@ class Ring:
         self._opening = []
         self.check_due_ns = 0
 
-    def sync(self) -> None:
-        """Make what was appended durable against a crash of the host (fdatasync). Raises OSError."""
-        attached = self.attached
-        if attached is not None and attached.status() is None:
+    def sync(self, before: SegmentKey | None) -> None:
+        """Make durable (fdatasync) what was appended since the segment `before` was attached. Raises OSError."""
+        if (attached := self.attached) is not None and attached.status() is None:
             self._abandon(attached)
             found = self._first()
             attached = None if isinstance(found, Append) else found
         if attached is None:
             return
         disk.sync(attached.fd)
-        if attached.key != self._synced:
-            # The name of a new segment must last, too, and what nobody has synced in the older ones.
+        if not before == attached.key == self._synced:
+            # The name of a new segment must last, too, and what nobody has synced in the older ones. Another thread may
+            # have rotated while this one wrote.
+            self._synced = None
             segment.sync(self._directory.ring)
             files.sync_directory(self._directory.path)
             with open_directory.root(self._directory.root) as held:

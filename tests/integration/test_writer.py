@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -21,7 +22,7 @@ from cwsink.flusher.publisher import LeaderState
 from cwsink.frontends import presence, turn
 from cwsink.frontends import writer as writer_module
 from cwsink.frontends.turn import Turn
-from cwsink.spool import attachment, directory, disk, flusher_lock, frame, leader_state, record
+from cwsink.spool import attachment, directory, disk, flusher_lock, frame, leader_state, record, segment
 from cwsink.spool import survey as survey_module
 from cwsink.spool.attachment import Attachment
 from cwsink.spool.directory import SpoolDirectory
@@ -625,6 +626,57 @@ def test_under_host_durability_names_are_synced_while_nobody_leads(
     while len(segments(writer.directory)) < 2:
         assert writer.append("x" * 300)
     assert names.count(writer.directory.ring) == 2
+
+
+@pytest.mark.parametrize("rotations", [1, 2])
+def test_under_host_durability_a_thread_syncs_the_segment_that_it_wrote_to(
+    server: StrictCloudWatch, synced: list[int], monkeypatch: pytest.MonkeyPatch, rotations: int
+) -> None:
+    """It has chosen a segment, and other threads go on to the next ones, and sync those, before it writes."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", durability="host", segment_bytes=4096))
+    assert writer.append("first")
+    has_chosen, may_write, answers = threading.Event(), threading.Event(), []
+
+    def write(fd: int, data: bytes) -> int:
+        if threading.current_thread() is late:
+            has_chosen.set()
+            assert may_write.wait(CHILD_SECONDS)
+        return os.write(fd, data)
+
+    late = threading.Thread(target=lambda: answers.append(writer.append("late")))
+    on_write(monkeypatch, write)
+    late.start()
+    assert has_chosen.wait(CHILD_SECONDS)
+    while len(segments(writer.directory)) <= rotations:
+        assert writer.append("x" * 300)
+    synced.clear()
+    may_write.set()
+    late.join()
+    assert answers == [True]
+    assert pending(writer).index("late") < len(pending(writer)) - 1
+    oldest = segment_path(writer.directory, 1)
+    assert b"late" in oldest.read_bytes()
+    assert oldest.stat().st_size in synced
+
+
+def test_under_host_durability_what_could_not_be_synced_is_with_the_next_append(
+    server: StrictCloudWatch, synced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync of all segments has failed that one thread owes: the next append makes up for it."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", durability="host", segment_bytes=4096))
+    while len(segments(writer.directory)) < 2:
+        assert writer.append("x" * 300)
+
+    def fail(ring: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "sync", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            writer._ring.sync(None)
+    synced.clear()
+    assert writer.append("next")
+    assert segment_path(writer.directory, 1).stat().st_size in synced
 
 
 def test_under_host_durability_a_writer_leaves_it_to_the_leader(server: StrictCloudWatch, synced: list[int]) -> None:
