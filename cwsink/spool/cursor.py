@@ -32,13 +32,14 @@ from zlib import crc32
 import msgspec
 
 from cwsink.spool import descriptors, disk, files
-from cwsink.spool.record import MOST, Count
+from cwsink.spool.record import MOST, Count, summed
 from cwsink.spool.segment import SegmentKey
 
 MAGIC: Final = b"CWCU"
 # Room for some 4,000 segments with an offset of their own; in practice there are a handful.
 SLOT_BYTES: Final = 65_536
 _HEADER: Final = Struct("<4sIQI")
+_MOST_BODY_BYTES: Final = SLOT_BYTES - _HEADER.size
 _CHECKED_FROM: Final = 8
 _FIRST_READ_BYTES: Final = 4096
 # So many offsets are kept if a slot is too small for all. An offset takes at most 24 bytes.
@@ -90,6 +91,15 @@ class Ledger(msgspec.Struct):
             dead_lettered=dict(Counter(self.dead_lettered) + Counter(chunk.dead_lettered)),
             refused=dict(self.refused),
             corrupt_bytes=self.corrupt_bytes + chunk.corrupt_bytes,
+        )
+
+    def without_reasons(self) -> Ledger:
+        """Return these totals without the reasons."""
+        return msgspec.structs.replace(
+            self,
+            dead_lettered=summed(self.dead_lettered),
+            refused=summed(self.refused),
+            refused_reported=summed(self.refused_reported),
         )
 
 
@@ -148,14 +158,17 @@ def read(path: str) -> State:
 
 
 def packed(state: State, generation: int) -> bytes:
-    """Return a slot with this state."""
+    """Return a slot with this state, or with as much of it as a slot has room for."""
     body = _encode(state)
-    if len(body) > SLOT_BYTES - _HEADER.size:
+    if len(body) > _MOST_BODY_BYTES:
         # There are more segments than a slot can name, and a longer slot would run into the other one. So forget
         # the offsets of the newest segments, and how far the chunk is sent: duplicates, never loss.
         kept = sorted(state.offsets, key=lambda each: each.number)[:_MOST_OFFSETS]
         state = msgspec.structs.replace(state, offsets=kept, chunk=[], requests_done=0, events_done=0, partial=Ledger())
         body = _encode(state)
+        if len(body) > _MOST_BODY_BYTES:  # somebody has made up reasons: the totals stay right without them
+            state.ledger = state.ledger.without_reasons()
+            body = _encode(state)
     checked = _HEADER.pack(b"", 0, generation, len(body))[_CHECKED_FROM:] + body
     return MAGIC + crc32(checked).to_bytes(4, "little") + checked
 

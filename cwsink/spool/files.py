@@ -73,6 +73,8 @@ def read(path: str, most_bytes: int) -> tuple[bytes, os.stat_result]:
 def read_if_there(path: str, most_bytes: int) -> bytes | None:
     """Return a file's content, with the patience of `disk.read`; None if there is no such file of ours.
 
+    A file that is too long is damaged, and not absent: nothing of it is returned.
+
     Raises:
         OSError: there may be one, but it cannot be read now (EMFILE, EIO ...).
     """
@@ -81,6 +83,8 @@ def read_if_there(path: str, most_bytes: int) -> bytes | None:
         with held:
             return held.read(name, most_bytes, patience_seconds=disk.PATIENCE_SECONDS)[0]
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            return b""
         if is_absent(error):
             return None
         raise

@@ -24,6 +24,7 @@ a2 68 69                      "hi"
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -50,8 +51,12 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 TimeMs = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 # CloudWatch takes no event without a character.
 Text = Annotated[str, msgspec.Meta(min_length=1)]
-# What one loss marker may count: so few that no number of them makes the totals overflow.
+# What one loss marker may count: so few that no number of them makes the totals overflow. The reason is kept in the
+# totals for as long as the spool lives, and a cursor has room for short ones.
 _Few = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+_Reason = Annotated[str, msgspec.Meta(max_length=64)]
+# The reason of all that is counted, where there are more reasons than a file has room for: no cwsink writes so many.
+_ANY_REASON: Final = "other"
 
 
 class Event(msgspec.Struct, array_like=True, gc=False):
@@ -89,7 +94,7 @@ class Loss(msgspec.Struct, array_like=True, gc=False):
     count: _Few
     first_ms: int
     last_ms: int
-    reason: str
+    reason: _Reason
     producer: int
 
 
@@ -112,6 +117,11 @@ def loss_of(payload: bytes) -> Loss | None:
         return decode_loss(payload)
     except ValueError:
         return None
+
+
+def summed(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts by reason as a single one: for a file that has no room for all reasons."""
+    return {_ANY_REASON: sum(counts.values())} if counts else {}
 
 
 def timestamp_of(payload: bytes) -> int:

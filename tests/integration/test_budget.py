@@ -27,7 +27,7 @@ from cwsink.config import SinkConfig
 from cwsink.flusher.commits import Cursor
 from cwsink.frontends import presence
 from cwsink.frontends.fapilog_sink import CloudWatchSpoolSink
-from cwsink.spool import budget, capacity, cursor, descriptors, files, rotation, segment
+from cwsink.spool import budget, capacity, cursor, descriptors, files, frame, record, rotation, segment
 from cwsink.spool.directory import SpoolDirectory, open_existing
 from cwsink.spool.ring import Append, Ring
 from cwsink.spool.segment import AttachedSegment
@@ -992,6 +992,43 @@ def test_a_count_that_nobody_could_have_written_is_not_gone_on_with(server: Stri
     books = survey(spool)
     assert books.evicted > 0
     assert books.appended == count
+
+
+def test_loss_markers_of_many_reasons_cost_no_count(server: StrictCloudWatch) -> None:
+    """Somebody has made the reasons up. The totals of what is evicted stay in their block, and are exact."""
+    config = full_config(server.endpoint_url, "drop_oldest", spool_max_bytes=64 * SEGMENT, segment_bytes=8 * SEGMENT)
+    writer = Writer(config)
+    assert writer.append("first")
+    attached = writer._ring.attached
+    assert attached is not None
+    for number in range(1_000):
+        loss = record.encode(record.Loss(2, 1, 2, f"{number} {'x' * 50}", 1))
+        os.write(attached.fd, frame.encode(loss, attached.salt, frame.LOSS))
+    del attached
+    while len(segments(writer.directory)) < 2:
+        assert writer.append("x" * 300)
+    appended = survey(writer.directory).appended
+    evictor = budget.Budget(writer.directory, 64 * SEGMENT, 8 * SEGMENT)
+    assert evictor.evict(at_least_one=True, seconds=CHILD_SECONDS)
+    assert os.path.getsize(writer.directory.evictions) <= 4096
+    books = survey(writer.directory)
+    assert books.evicted > 0
+    assert (books.appended, books.refused) == (appended, {"other": 2_000})
+
+
+def test_evictions_that_are_too_long_are_damaged_and_not_none(server: StrictCloudWatch) -> None:
+    """What the stream was told of is known from the cursor. A leader writes the file anew, and evictors count on."""
+    spool = Writer(full_config(server.endpoint_url, "drop_oldest")).directory
+    held = Cursor(spool.cursor)
+    state = held.take_over("holder")
+    state.ledger.evicted_reported = 5
+    held.commit(state)
+    held.close()
+    Path(spool.evictions).write_bytes(b"x" * 70_000)
+    assert budget.read_evictions(spool).records == 5
+    assert budget.read_evictions(spool, mends=True).records == 5
+    assert os.path.getsize(spool.evictions) < 4096
+    assert budget.read_evictions(spool).records == 5
 
 
 BEGINNER = """

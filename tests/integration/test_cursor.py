@@ -284,6 +284,25 @@ def test_more_segments_than_a_slot_can_name_cost_no_slot(path: str, chunk: int) 
     held.close()
 
 
+@pytest.mark.parametrize("offsets", [2, 6_000])
+def test_more_reasons_than_a_slot_has_room_for_cost_no_slot(path: str, offsets: int) -> None:
+    """Somebody has made them up. The totals are right without them, and the other slot stays."""
+    held = Cursor(path)
+    state = held.take_over("holder")
+    many = {f"{number} {'x' * 50}": 1 for number in range(1_000)}
+    for delivered in (1, 2, 3):
+        full = next_of(state, delivered=delivered)
+        full.offsets = [Offset(2**40 + number, 2**32 - 1, 2**40) for number in range(offsets)]
+        full.ledger.refused, full.ledger.refused_reported = dict(many), dict(many)
+        assert len(cursor.packed(full, 2**40)) <= SLOT_BYTES
+        held.commit(full)
+        assert held.is_ours()
+        found = cursor.read(path)
+        assert found.ledger == Ledger(delivered, delivered, refused={"other": 1_000}, refused_reported={"other": 1_000})
+        assert full.ledger.refused == many  # the leader itself still knows them
+    held.close()
+
+
 def test_a_few_thousand_segments_are_all_named(path: str) -> None:
     """What fits a slot is kept whole, chunk included."""
     held = Cursor(path)

@@ -417,6 +417,25 @@ def test_a_loss_marker_of_an_impossible_time_holds_up_nothing(
     assert survey(writer.directory).refused == {"io_error": 7}
 
 
+@pytest.mark.parametrize("length", [70_000, 1_100_000])
+def test_a_loss_marker_with_a_long_reason_is_damage(
+    external: SinkConfig, server: StrictCloudWatch, length: int
+) -> None:
+    """Its checksum is right, but neither a slot of the cursor nor an event has room for it: the rest arrives, once."""
+    writer = Writer(external)
+    assert writer.append("before")
+    attached = writer._ring.attached
+    assert attached is not None
+    loss = record.encode(record.Loss(7, 1, 2, "r" * length, 1))
+    os.write(attached.fd, frame.encode(loss, attached.salt, frame.LOSS))
+    assert writer.append("after")
+    with leading(writer.directory, external):
+        until(lambda: survey(writer.directory).pending == 0, "all is settled")
+    assert server.messages() == ["before", "after"]
+    books = survey(writer.directory)
+    assert (books.delivered, books.dead_lettered, books.refused) == (2, {"corrupt": 1}, {})
+
+
 def test_what_is_told_about_oversize_events_repeats_nothing(external: SinkConfig, server: StrictCloudWatch) -> None:
     """The stream is told in the same request: a leader that dies has told it and sent all else, or nothing."""
     config = changed(external, max_event_bytes=1_000)

@@ -55,6 +55,13 @@ def test_a_loss_out_of_this_world_is_not_believed(count: int) -> None:
     assert record.loss_of(record.encode((count, 0, 1, "spool_full", 1))) is None
 
 
+def test_a_loss_with_a_long_reason_is_not_believed() -> None:
+    """A cursor keeps each reason for as long as the spool lives, and no leader could commit one of 64 KiB."""
+    longest = Loss(1, 0, 1, "x" * 64, 1)
+    assert record.loss_of(record.encode(longest)) == longest
+    assert record.loss_of(record.encode((1, 0, 1, "x" * 65, 1))) is None
+
+
 def test_a_tuple_is_encoded_like_the_event_it_stands_for() -> None:
     """The append path saves building an Event: the bytes are the same."""
     assert record.encode((EXAMPLE.timestamp_ms, 7, 2, "hi")) == record.encode(EXAMPLE)
