@@ -137,7 +137,11 @@ class OpenSegment:
             if error.errno != errno.ENXIO:  # a file system that knows no holes
                 return 0
             end = size  # nothing but a hole follows
-        return end - start if end - start > READ_BLOCK_BYTES else 0
+        if end - start <= READ_BLOCK_BYTES:
+            return 0
+        # A file system may take for a hole what it has not written to the disk yet (OpenZFS before 2.2.2).
+        found = disk.read(self.fd, _PAGE_BYTES, start, patience_seconds=self._patience_seconds)
+        return 0 if found.strip(b"\0") else end - start
 
     def _bad_block(self, length: int, kind: DamageKind) -> Block:
         begin, self.offset = self.offset, self.offset + length

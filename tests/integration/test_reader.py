@@ -69,6 +69,37 @@ def dead_letters(directory: SpoolDirectory) -> list[dict[str, object]]:
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
+# Holes.
+
+
+@pytest.mark.parametrize("says_end", [True, False], ids=["a hole to the end", "a hole up to the last page"])
+@pytest.mark.parametrize("size", [500, 3 << 20], ids=["short records", "long records"])
+def test_what_is_not_written_back_yet_is_no_hole(
+    server: StrictCloudWatch, monkeypatch: pytest.MonkeyPatch, size: int, says_end: bool
+) -> None:
+    """A file system that answers SEEK_DATA by what is on the disk (OpenZFS issue 15526) costs no record."""
+    writer = Writer(quick_config(server.endpoint_url, flusher="external", segment_bytes=8 << 20))
+    messages = [f"{number} ".ljust(size, "x") for number in range((6 << 20) // size)]
+    assert all(map(writer.append, messages))
+    lseek = os.lseek
+
+    def lie(fd: int, position: int, how: int) -> int:
+        if how != os.SEEK_DATA:
+            return lseek(fd, position, how)
+        if says_end:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return max(position, os.fstat(fd).st_size - 4096)
+
+    monkeypatch.setattr(os, "lseek", lie)
+    reader = RingReader(writer.directory, {})
+    found, damage = [], []
+    while (block := reader.read()) is not None:
+        found += [event.message for event in map(frame.event_of, block.frames) if event]
+        damage += block.damage
+    reader.close()
+    assert (found == messages, damage) == (True, [])
+
+
 # Unparsable ends.
 
 
