@@ -92,7 +92,7 @@ class Cursor:
 
     def sync(self) -> None:
         """Make the last commit durable against a crash of the host. Raises OSError."""
-        os.fsync(self._fd)
+        disk.sync_whole(self._fd)
 
     def close(self) -> None:
         """Close the file."""

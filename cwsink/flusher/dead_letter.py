@@ -289,7 +289,7 @@ class DeadLetters:
         try:
             with files.opened(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
                 _write_all(file.fd, b"\n".join([*lines, b""]))
-                os.fsync(file.fd)  # else the rename may be on disk before the content is
+                disk.sync_whole(file.fd)  # else the rename may be on disk before the content is
             files.rename(self._temporary, path)
         except OSError:
             with contextlib.suppress(OSError):

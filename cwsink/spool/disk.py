@@ -23,7 +23,7 @@ import resource
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from cwsink.clock import monotonic
@@ -34,6 +34,9 @@ _SPACE: Final = struct.Struct("hhqqiI4i")
 _WRITES_SPACE: Final = 1 << 30 | _SPACE.size << 16 | ord("X") << 8
 _RESERVE: Final = _WRITES_SPACE | 42
 _PUNCH_HOLE: Final = _WRITES_SPACE | 43
+# macOS has a command of fcntl(2) for holes, with a struct fpunchhole_t: flags, an unused field, start, length in bytes.
+_F_PUNCHHOLE: Final = 99
+_PUNCHED: Final = struct.Struct("IIqq")
 # ENOTTY: the kernel does not know the ioctl. EPERM, EACCES: a sandbox lets this process write the file, and no more.
 _UNSUPPORTED: Final = frozenset(
     {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EPERM, errno.EACCES}
@@ -176,12 +179,14 @@ def _forget(fd: int, first: int, last: int) -> None:
 
 def reserve(fd: int, size_bytes: int, start: int = 0) -> bool:
     """Reserve `size_bytes` of the file from `start` on without changing its size. Raises OSError (ENOSPC)."""
-    return _ask(fd, _RESERVE, start, size_bytes)
+    return _change_space(fd, _RESERVE, start, size_bytes)
 
 
 def punch_hole(fd: int, start: int, end: int) -> bool:
     """Give the blocks of [start, end) back to the file system. The file's size stays. Raises OSError."""
-    return _ask(fd, _PUNCH_HOLE, start, end - start)
+    if sys.platform == "darwin" and start < end:
+        return _ask(fcntl.fcntl, fd, _F_PUNCHHOLE, _PUNCHED.pack(0, 0, start, end - start))
+    return _change_space(fd, _PUNCH_HOLE, start, end - start)
 
 
 def free_bytes(place: int | str) -> int | None:
@@ -225,16 +230,32 @@ def limit_of(error: BaseException) -> str:
 
 def sync(fd: int) -> None:
     """Make the file's data durable against a crash of the host. Raises OSError."""
-    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+    if not _is_synced_to_its_drive(fd):
+        (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
 
 
-def _ask(fd: int, request: int, start: int, length: int) -> bool:
+def sync_whole(fd: int) -> None:
+    """Make all that the file system knows of the file durable: of a directory, the names in it. Raises OSError."""
+    if not _is_synced_to_its_drive(fd):
+        os.fsync(fd)
+
+
+def _is_synced_to_its_drive(fd: int) -> bool:
+    """Have the drive write its cache, too: on macOS `fsync` does not. Tell whether that was done. Raises OSError."""
+    return hasattr(fcntl, "F_FULLFSYNC") and _ask(fcntl.fcntl, fd, fcntl.F_FULLFSYNC)
+
+
+def _change_space(fd: int, request: int, start: int, length: int) -> bool:
     if sys.platform != "linux" or length <= 0:
         return False
-    space = _SPACE.pack(0, os.SEEK_SET, start, length, 0, 0, 0, 0, 0, 0)
+    return _ask(fcntl.ioctl, fd, request, _SPACE.pack(0, os.SEEK_SET, start, length, 0, 0, 0, 0, 0, 0))
+
+
+def _ask(call: Callable[..., object], *arguments: object) -> bool:
+    """Make a call of the kernel that some file systems do not know. Tell whether that was done. Raises OSError."""
     while True:
         try:
-            fcntl.ioctl(fd, request, space)
+            call(*arguments)
         except InterruptedError:  # tmpfs gives up if a signal arrives meanwhile
             continue
         except OSError as error:

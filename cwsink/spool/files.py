@@ -139,7 +139,7 @@ def create(path: str, data: bytes, *, is_durable: bool = False) -> None:
     held, name = _place_of(path)
     with held, held.prepared(name, data) as (file, temporary):
         if is_durable:
-            os.fsync(file.fd)
+            disk.sync_whole(file.fd)
         with suppress(FileExistsError):
             held.link(temporary, name)
 

@@ -210,7 +210,7 @@ class OpenDirectory:
 
     def sync(self) -> None:
         """Make the names durable against a crash of the host. Raises OSError."""
-        os.fsync(self.fd)
+        disk.sync_whole(self.fd)
 
     def _fd_to_change(self) -> int:
         """Return the descriptor for a call that changes something. Raises PermissionError: we may only look."""

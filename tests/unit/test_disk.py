@@ -6,13 +6,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import struct
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
-from cwsink.spool import disk
+from cwsink.flusher.commits import Cursor
+from cwsink.spool import disk, files
 from tests.harness.bad_sectors import PAGE_BYTES, unreadable
 
 MIB = 1 << 20
@@ -146,3 +148,74 @@ def test_an_error_that_is_not_the_disks_stays_one(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 100)
     with open(path, "rb") as file, unreadable(path, [0], error=errno.ENOMEM), pytest.raises(OSError, match="memory"):
         disk.read(file.fileno(), 100, 0)
+
+
+# macOS, which is not here: what the kernel is asked for.
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """The calls of fcntl(2), none of which reaches the kernel."""
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(fcntl, "fcntl", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Have fcntl(2) fail."""
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "fcntl", fail)
+
+
+def test_macos_is_asked_for_a_hole(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[object, ...]]) -> None:
+    """F_PUNCHHOLE with a struct fpunchhole_t. Nothing is reserved."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        assert disk.punch_hole(7, 4096, 3 * 4096)
+        assert not disk.punch_hole(7, 4096, 4096)
+        assert not disk.reserve(7, 4096)
+        assert asked == [(7, 99, struct.pack("<IIqq", 0, 0, 4096, 8192))]
+        refuse(patch, errno.ENOTSUP)
+        assert not disk.punch_hole(7, 4096, 3 * 4096)
+        refuse(patch, errno.EIO)
+        with pytest.raises(OSError, match="Input/output"):
+            disk.punch_hole(7, 4096, 3 * 4096)
+
+
+@pytest.mark.parametrize("sync", [disk.sync, disk.sync_whole])
+def test_macos_is_asked_to_write_the_cache_of_the_drive(
+    monkeypatch: pytest.MonkeyPatch, asked: list[tuple[object, ...]], sync: Callable[[int], None]
+) -> None:
+    """Where there is F_FULLFSYNC, it is used; a file system that does not know it is synced as elsewhere."""
+    synced: list[int] = []
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, synced.append)
+    sync(7)
+    assert (asked, synced) == ([], [7])
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    sync(7)
+    assert (asked, synced) == ([(7, 51)], [7])
+    refuse(monkeypatch, errno.ENOTSUP)
+    sync(7)
+    assert synced == [7, 7]
+    refuse(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        sync(7)
+    assert synced == [7, 7]
+
+
+def test_all_that_must_outlive_the_host_is_synced_by_the_same_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cursor, a new file, and the names in a directory."""
+    whole: list[int] = []
+    monkeypatch.setattr(disk, "sync_whole", whole.append)
+    held = Cursor(str(tmp_path / "cursor"))
+    held.sync()
+    held.close()
+    files.sync_directory(str(tmp_path))
+    files.create(str(tmp_path / "new"), b"", is_durable=True)
+    assert len(whole) == 3
