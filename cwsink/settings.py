@@ -49,7 +49,7 @@ class Settings(TypedDict, total=False):
     app_name: str | None
     """`{app}` in the stream's name. Without it the program's name; `FAPILOG_CORE__APP_NAME` sets it, too."""
     max_batch_events: int | None
-    """The most events in one call."""
+    """The most events in one call. The parts of one split record (`oversize`) may be more, up to AWS's 10,000."""
     max_event_bytes: Size | None
     """The longest event. Some of AWS's partitions still take 262118 only."""
     spool_directory: str | PathLike[str] | None
