@@ -133,8 +133,8 @@ a shared flock may drop it for a moment, and in that moment a writer may evict t
 only if nothing of the segment is in flight.
 
 If an idle writer has the segment open, the leader *hollows* it instead: it gives the disk blocks back (a hole from the
-second page on, where the file system can), and goes on looking into the file. The budget counts blocks, so even 64 idle
-workers, each with a segment of its own, fill nothing.
+second page on, where the file system can), and goes on looking into it. The budget counts blocks, so then even 64
+idle workers, each with a segment of its own, fill nothing.
 
 With `keep_delivered` it moves into `history/` instead: in no book, in no budget, and the first to go (`history`).
 
@@ -203,9 +203,9 @@ Who may open what
 * A root may be given to somebody else later, who exchanges directories under a running process. So what is done by
   name is done from the spool's directory as it was opened, and that must be this user's, as its files must
   (`open_directory`).
-* Network and FUSE file systems are refused (`allow_unsafe_filesystem`). If two hosts share one after all, each may
-  get "the" lease. A process that gets it, and finds the fresh mark of another boot in leader.host, gives the lease
-  back. Its writers append all the same.
+* On Linux network and FUSE file systems are refused (`allow_unsafe_filesystem`). If two hosts share one, each may get
+  "the" lease. A process that gets it, and finds the fresh mark of another boot in leader.host, gives the lease back.
+  Its writers append all the same.
 * Each process that may read the files may look (`survey`, `cursor.read`), root at those of all users. That takes no
   lock, so it works while everything else is stuck.
 * Another process of this user may keep any lock. Records are appended and delivered all the same, or one line names the

@@ -10,7 +10,7 @@ return False.
 Linux has one system call for both, fallocate(2) with KEEP_SIZE and PUNCH_HOLE. Python does not offer it, and ctypes,
 which could reach it, takes 0.4 MiB of each worker and 2 ms of its first append. But the kernel does the same for two
 ioctls that it once took over from XFS (`linux/falloc.h`: FS_IOC_RESVSP64, on any file system; FS_IOC_UNRESVSP64, since
-Linux 5.5).
+Linux 5.5). macOS only makes holes, by a command of fcntl(2).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPACE: Final = struct.Struct("hhqqiI4i")
 _WRITES_SPACE: Final = 1 << 30 | _SPACE.size << 16 | ord("X") << 8
 _RESERVE: Final = _WRITES_SPACE | 42
 _PUNCH_HOLE: Final = _WRITES_SPACE | 43
-# macOS has a command of fcntl(2) for holes, with a struct fpunchhole_t: flags, an unused field, start, length in bytes.
+# macOS, with its struct fpunchhole_t: flags, a field that is unused, start, length in bytes.
 _F_PUNCHHOLE: Final = 99
 _PUNCHED: Final = struct.Struct("IIqq")
 # ENOTTY: the kernel does not know the ioctl. EPERM, EACCES: a sandbox lets this process write the file, and no more.
