@@ -821,7 +821,7 @@ def test_a_writer_syncs_itself_unless_a_leader_does(external: SinkConfig, monkey
     """A leader with other settings writes leader.json, but does not sync; one that cannot sync any more says so."""
     writer = Writer(changed(external, durability="host"))
     synced: list[int] = []
-    monkeypatch.setattr(writer._ring, "sync", lambda: synced.append(1))
+    monkeypatch.setattr(writer._ring, "sync", lambda before: synced.append(1))
 
     def fail(fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
