@@ -209,6 +209,10 @@ app.conf.update(worker_hijack_root_logger={hijacks}, broker_connection_retry_on_
 def ready(sender, **_):
     os.kill(sender.pool._pool._pool[0].pid, signal.SIGKILL)
 
+@celery.signals.worker_shutting_down.connect
+def ends(**_):
+    logging.warning("ends")
+
 app.Worker(pool="prefork", concurrency=1, hostname="w@h", without_mingle=True, without_gossip=True).start()
 """
 
@@ -217,8 +221,8 @@ app.Worker(pool="prefork", concurrency=1, hostname="w@h", without_mingle=True, w
 
     child = spawn(program, env=server.environment())
     assert server.wait_for(lambda _: bool(told()), CHILD_SECONDS)
-    child.terminate()
-    child.communicate(timeout=CHILD_SECONDS)
+    child.terminate()  # it may wait for ever, for a lock that the killed process held
+    assert server.wait_for(lambda _: "ends" in said(server), CHILD_SECONDS)
     (message,) = told()
     assert message.endswith("exited with 'signal 9 (SIGKILL)'")
 
