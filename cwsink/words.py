@@ -120,15 +120,15 @@ def as_owner(path: str) -> str:
     A root that is another user's is sticky, or this user could have no spool in it. Those in it may be its own.
     """
     with suppress(OSError):
-        status = os.lstat(path)
+        status = os.stat(path)
         if status.st_uid != os.geteuid() and not status.st_mode & stat.S_ISVTX:
-            return f"sudo -u {_user(status.st_uid)} "
+            return f"sudo {_become(status.st_uid)} "
     return ""
 
 
-def _user(uid: int) -> str:
+def _become(uid: int) -> str:
     import pwd  # here, because only another user's spool needs it
 
     with suppress(KeyError):
-        return quoted(pwd.getpwuid(uid).pw_name)
-    return f"'#{uid}'"
+        return f"-u {quoted(pwd.getpwuid(uid).pw_name)}"
+    return f"setpriv --reuid {uid} --clear-groups"  # sudo itself refuses a number without a name

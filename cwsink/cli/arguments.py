@@ -200,7 +200,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         getattr(options, "error", top.error)(f"unrecognized arguments: {' '.join(unknown)}")
     since, until = getattr(options, "since", None), getattr(options, "until", None)
     if since is not None and until is not None and since <= until:
-        options.error("no event is both of the last --since AGE and older than --until AGE. --since is the longer one.")
+        options.error("no event is both of the last --since AGE and older than --until AGE: give a longer --since.")
     if options.command is None:
         top.print_help(sys.stderr)
         top.exit(2)
@@ -268,7 +268,7 @@ def _positive(text: str, what: str = "number") -> float:
 def _percent(text: str) -> float:
     percentage = _positive(text.removesuffix("%"), "percentage")
     if percentage > 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 100%, which no spool exceeds")
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 100%")
     return percentage
 
 

@@ -23,7 +23,7 @@ from cwsink.spool.directory import SpoolDirectory
 def run(options: argparse.Namespace) -> int:
     """Flush once, or until told to end. Returns the exit code."""
     if options.once:
-        return _once(Spools(options.path, read_only=False), options.timeout)
+        return _once(Spools(options.path, read_only=False, leaves_others=True), options.timeout)
     from cwsink.cli import serve
 
     return serve.run(options)

@@ -44,7 +44,7 @@ def _say_what_stays() -> None:
     from cwsink.spool import orphans
 
     # Another user's spool is not our flusher's, and may hold what was put there to stop us.
-    spools = Spools(None, read_only=False, tell=lambda _: None)
+    spools = Spools(None, read_only=False, leaves_others=True, tell=lambda _: None)
     try:
         for directory in spools.open():
             if count := spools.looked_at(directory, orphans.left_behind):

@@ -79,7 +79,9 @@ def run(options: argparse.Namespace) -> int:
     stops = ParentPipe() if options.supervised else StopRequests()
     with display(has_end=False) as shown:
         # While bars are drawn, stderr is hidden. What is reported stands above them.
-        spools = Spools(options.path, read_only=False, tell=lambda message: report(message, message))
+        spools = Spools(
+            options.path, read_only=False, leaves_others=True, tell=lambda message: report(message, message)
+        )
         service = FlushService(spools, options.timeout, stops, shown, "run" if options.supervised else "service")
         if not service.serve():
             return NOT_DONE

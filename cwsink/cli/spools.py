@@ -66,12 +66,27 @@ class Spools:
         unreadable: what could not be read, or not as a whole: the path of a spool or of a file, and why.
     """
 
-    def __init__(self, path: str | None, *, read_only: bool, tell: Callable[[str], object] = complain) -> None:
-        """`read_only`: only look, also at other users' spools. `tell`: gets a line for each that cannot be read."""
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        read_only: bool,
+        leaves_others: bool = False,
+        tell: Callable[[str], object] = complain,
+    ) -> None:
+        """Prepare to look.
+
+        Args:
+            path: of one spool, or of a directory with spools; None: the root that a writer would choose.
+            read_only: only look, also at other users' spools.
+            leaves_others: other users' closed spools beside own ones are no matter of this command.
+            tell: gets a line for each that cannot be read.
+        """
         self._path = path or os.path.expanduser(
             next(filter(None, map(os.environ.get, variables_of("spool_directory"))), "")
         )
         self._read_only = read_only
+        self._leaves_others = leaves_others
         self._tell = tell
         self._told: set[str] = set()
         self.unreadable: dict[str, str] = {}
@@ -120,7 +135,7 @@ class Spools:
         are closed are named, and nothing that this user could do is left undone.
         """
         for path, why in closed_spools(self.place).items():
-            if self._read_only or not has_own or not words.as_owner(path):
+            if not self._leaves_others or not has_own or not words.as_owner(path):
                 self.miss(path, f"cannot look into {path}: {why}")
             else:
                 self._tell_once(path, f"{path} is left to its owner: {words.to_send(path)} sends what waits there.")

@@ -82,7 +82,8 @@ def read(words: list[str], env: Mapping[str, str]) -> Invocation:
     for _ in range(_MOST_WRAPPERS):
         if not found.words:
             break
-        found.typed = "" if _PYTHON.fullmatch(os.path.basename(found.typed)) else found.words[0]
+        before = os.path.basename(found.typed)  # such a program finds the next one in an environment of its own
+        found.typed = "" if _PYTHON.fullmatch(before) or before in _RUNNERS else found.words[0]
         found.words[0] = os.path.basename(found.words[0])
         if not _take_off(found):
             break

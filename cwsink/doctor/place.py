@@ -91,14 +91,14 @@ def room(patient: Patient) -> Iterator[Finding]:
     configs = [case.config for case in patient.cases] or [patient.config or SinkConfig()]
     segment = max(config.ring_segment_bytes for config in configs)
     shown = f"{free / _MIB:,.0f} MiB free"
-    if free < segment:
-        yield _little_room(patient, f"{shown}, and a segment takes {words.size(segment)}", free)
-    elif free_files is not None and free_files < _FILES_OF_A_SPOOL:
+    if free_files is not None and free_files < _FILES_OF_A_SPOOL:
         yield (warning if free_files else wrong)(
             "room",
             f"{shown}, but {free_files or 'no'} more files can be made: the inodes are used up. Records may be lost",
             f"Remove files: `df -i {words.quoted(there)}` counts them. Or a file system with more inodes.",
         )
+    elif free < segment:
+        yield _little_room(patient, f"{shown}, and a segment takes {words.size(segment)}", free)
     elif (most := disk.most_file_bytes()) is not None and most < segment:
         yield wrong("room", f"this user's files may have {most:,} bytes (ulimit -f)", "ulimit -f unlimited")
     elif free < needed:

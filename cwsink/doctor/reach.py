@@ -40,8 +40,11 @@ def region(patient: Patient) -> Iterator[Finding]:
         try:
             found = Examination(case.target, case.config).has_region()
         except Exception as error:  # the profile is missing or cannot be read
-            _mark_unreadable(each for each in patient.cases if _place_of(each) == _place_of(case))
+            is_file = type(error).__name__ == "ConfigParseError"  # which all cases need
+            _mark_unreadable(each for each in patient.cases if is_file or _place_of(each) == _place_of(case))
             yield wrong("region", confidential.text_of(error), "aws configure list-profiles")
+            if is_file:
+                return
             continue
         if found is None:
             yield wrong("region", f"{case.name}: no region is named", "CWSINK_REGION=us-east-1")

@@ -160,8 +160,8 @@ def why_unusable(root: str) -> str | None:
         there = os.path.dirname(there)
     if there == root:
         return why_untrusted(root)
-    # What has no blocks, such as /proc, is no disk. Root may write there, as far as its mode tells.
-    may_make = os.access(there, os.W_OK | os.X_OK) and os.statvfs(there).f_blocks
+    # Root may write in /proc, as far as its mode tells.
+    may_make = os.access(there, os.W_OK | os.X_OK) and not f"{there}/".startswith(("/proc/", "/sys/"))
     return None if may_make else f"it is not there, and cannot be made in {there}"
 
 

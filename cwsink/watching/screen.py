@@ -167,7 +167,7 @@ def _rows(spool: SpoolStats) -> Iterator[tuple[str, str, str]]:
         what = (
             "records are lost"
             if spool.is_losing and not spool.lost_is_over
-            else f"{'' if spool.lost else 'nothing is lost yet; '}when it is full, records are"
+            else f"{'' if spool.lost else 'nothing is lost yet; '}when it is full, records are lost"
         )
         yield "disk", f"{room} ({spool.fill:.0%}): {what}", "red"
     else:

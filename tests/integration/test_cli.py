@@ -417,7 +417,7 @@ def test_another_users_spool(config: SinkConfig) -> None:
     assert spools_of()[0]["pending"] == 1
     assert "x" in cwsink("tail").stdout
     path = writer.directory.path
-    command = f"sudo -u '#12345' cwsink flush --once {path}"
+    command = f"sudo setpriv --reuid 12345 --clear-groups cwsink flush --once {path}"
     for words in (["flush", "--once"], ["flush"], ["replay", "--all"]):
         refusal = cwsink(*words, code=1).stderr
         assert "belongs to user 12345" in refusal

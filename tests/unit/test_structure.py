@@ -114,7 +114,7 @@ BY_NAME: Final = {
     "cwsink.frontends.starter": ("access pathlib shutil", "the shell, Python, and cwsink's own files"),
     "cwsink.cli": ("open", "/dev/null"),
     "cwsink.watching.output": ("open stat realpath exists replace unlink", "the file of --output or --textfile"),
-    "cwsink.words": ("lstat", "whose a spool is, whom a command is for"),
+    "cwsink.words": ("stat", "whose a spool is, whom a command is for"),
     "cwsink.doctor.machine": ("open stat access isdir", "/proc, and what is said of the root"),
     "cwsink.cli.spools": ("isdir", "what is said of a PATH that holds no spool"),
     "cwsink.supervisor.command": ("listdir pathlib", "/proc"),
