@@ -22,6 +22,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from cwsink.frontends import log_entry, opening, static_fields
@@ -46,6 +47,9 @@ _CALL_SITE: Final = {
     "lineno": ("lineno", "line"),
     "func_name": ("funcName", "function"),
 }
+_NAMES_A_PLACE: Final = frozenset(("filename", "pathname", "func_name"))
+# How far the call is looked for: structlog's own frames, and wrappers of the application.
+_MOST_FRAMES: Final = 30
 
 
 class LoggerFactory:
@@ -161,8 +165,9 @@ def _call_site(event: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     An application may have fields of these names (`process="billing"`). A value is the adder's if it is true of a frame
     that has called us.
     """
-    if type(event.get("lineno")) is int:
-        for frame, line in traceback.walk_stack(_async_caller("_ASYNC_CALLING_STACK", sys._getframe())):  # noqa: SLF001
+    if type(event.get("lineno")) is int and any(key in event for key in _NAMES_A_PLACE):
+        stack = traceback.walk_stack(_async_caller("_ASYNC_CALLING_STACK", sys._getframe()))  # noqa: SLF001
+        for frame, line in islice(stack, _MOST_FRAMES):
             if line != event["lineno"]:
                 continue
             here = logging.LogRecord("", 0, frame.f_code.co_filename, line, "", (), None, frame.f_code.co_name)
@@ -171,7 +176,7 @@ def _call_site(event: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
             if "multiprocessing" not in sys.modules and event.get("process_name") == "n/a":  # logging knows better
                 event = {**event, "process_name": here.processName}
             keys = {key for key in true if type(event.get(key)) is type(true[key]) and event[key] == true[key]}
-            if keys & {"filename", "pathname", "func_name"}:
+            if keys & _NAMES_A_PLACE:
                 return {place: true[key] for key, (_, place) in _CALL_SITE.items() if key in keys}, keys
     return {}, set()
 

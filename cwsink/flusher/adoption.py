@@ -186,8 +186,10 @@ def give_back(directory: SpoolDirectory) -> None:
     blocks go.
     """
     claim = Lease(directory)
-    with contextlib.ExitStack() as stack, suppress(ConfigError, OSError):
-        is_kept = config_of(directory).keep_delivered is not None
+    with contextlib.ExitStack() as stack, suppress(OSError):
+        is_kept = True  # if nobody can tell
+        with suppress(ConfigError):
+            is_kept = config_of(directory).keep_delivered is not None
         if not claim.try_acquire():
             return
         stack.callback(claim.release)

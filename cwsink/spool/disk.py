@@ -37,9 +37,10 @@ _PUNCH_HOLE: Final = _WRITES_SPACE | 43
 # macOS, with its struct fpunchhole_t: flags, a field that is unused, start, length in bytes.
 _F_PUNCHHOLE: Final = 99
 _PUNCHED: Final = struct.Struct("IIqq")
-# ENOTTY: the kernel does not know the ioctl. EPERM, EACCES: a sandbox lets this process write the file, and no more.
+# ENOTTY: the kernel does not know the ioctl. ENOTSUP is EOPNOTSUPP on Linux, and a number of its own on macOS. EPERM,
+# EACCES: a sandbox lets this process write the file, and no more.
 _UNSUPPORTED: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EPERM, errno.EACCES}
+    (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.ENOTTY, errno.EPERM, errno.EACCES)
 )
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -10,6 +10,7 @@ process that may not make large files (RLIMIT_FSIZE) makes segments that it can 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from cwsink.spool.budget import Budget, read_evictions, usage_of, used_bytes
 from cwsink.spool.budget import prepare as prepare_evictions
 from cwsink.spool.capacity import Capacity
 from cwsink.spool.directory import SpoolDirectory
+from cwsink.spool.open_segment import OpenSegment
 from cwsink.spool.segment import AttachedSegment, SegmentKey
 
 # A writer that cannot rotate appends on to its segment, and stops at this many times `segment_bytes`.
@@ -155,9 +157,12 @@ class Rotation:
         """
         if segment.numbers(self._directory.ring) != [newest.key.number]:
             return False
-        if not files.exists(self._directory.history):  # else the leader is yet to put it there
-            self._give_back(newest)
-        return self.may_evict or self._settled(newest) >= newest.end_seen or self._budget.has_room()
+        with suppress(OSError):  # nobody can tell what is settled
+            if not files.exists(self._directory.history):  # else the leader is yet to put it there
+                self._give_back(newest)
+            if self._budget.has_room() or self._is_settled(newest):
+                return True
+        return self.may_evict
 
     def make(self, after: int, reserve_bytes: int | None = None) -> AttachedSegment:
         """Make and attach the segment after `after`, or the one another writer made meanwhile. Raises OSError."""
@@ -229,6 +234,18 @@ class Rotation:
         """Give the blocks back of what is settled of a segment. Raises OSError."""
         end = self._settled(attached)
         disk.punch_hole(attached.fd, _PAGE_BYTES, end - end % _PAGE_BYTES)
+
+    def _is_settled(self, attached: AttachedSegment) -> bool:
+        """Tell whether all records of a segment are settled. A write that was cut may lie behind them."""
+        settled = self._settled(attached)
+        if settled == 0 or settled >= attached.end_seen:
+            return settled > 0
+        opened = OpenSegment.at(self._directory.ring, attached.key.number, os.O_RDONLY)
+        if opened is None:
+            return False
+        with contextlib.closing(opened):
+            opened.offset = settled
+            return next(opened.frames(), None) is None
 
     def _settled(self, attached: AttachedSegment) -> int:
         """Return up to where a segment is settled. Raises OSError."""

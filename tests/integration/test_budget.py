@@ -895,6 +895,22 @@ def test_a_record_of_nearly_the_whole_budget_is_evicted_for_new_ones(server: Str
     assert ring_bytes(writer.directory) <= CAP + SEGMENT + SLACK
 
 
+@pytest.mark.parametrize("keeps", [False, True], ids=["removed", "kept"])
+def test_a_cut_write_behind_a_large_record_stops_nobody(server: StrictCloudWatch, keeps: bool) -> None:
+    """A leader never settles it while that segment is the newest one, where it might go on."""
+    config = full_config(
+        server.endpoint_url, "drop_newest", oversize="truncate", keep_delivered="1h" if keeps else None
+    )
+    writer = Writer(config)
+    assert writer.append("x" * (CAP - SEGMENT))
+    with open(segment.path_of(writer.directory.ring, 1), "r+b") as file:
+        first = file.read()[segment.HEADER_BYTES :][:300]
+        file.seek(0, os.SEEK_END)
+        file.write(first)
+    deliver(writer.directory, config)
+    assert writer.append("after it")
+
+
 @pytest.mark.parametrize("on_full", ["drop_oldest", "drop_newest"])
 def test_after_a_larger_budget_the_segment_of_that_is_left(
     server: StrictCloudWatch, spawn: Spawn, on_full: str
