@@ -47,7 +47,9 @@ pytestmark = [
 ERRORS = ["ENOSPC", "EIO", "EMFILE", "EACCES", "EROFS"]
 KILL, SHORT = "KILL", "SHORT"
 FAULTS = [*ERRORS, KILL, SHORT]
-TRACED = "%file,%desc"
+# The victim calls PROBE, and nothing else does, until strace shows it.
+PROBE = "getpriority"
+TRACED = f"%file,%desc,{PROBE}"
 # Memory, and calls of the interpreter itself; a failure there is none of a disk.
 NOT_OURS = frozenset(["mmap", "munmap", "mprotect", "ioctl", "lseek", "readlink", "execve", "poll", "ppoll", "select"])
 WRITES = frozenset(["write", "pwrite64"])
@@ -245,13 +247,19 @@ def listed(log: Path, trial: FaultTrial) -> list[SystemCall]:
 
 
 def traced(trial: FaultTrial, operation: Operation, log: Path, injection: str | None) -> tuple[int, bool]:
-    """Run the operation under strace. Returns the victim's exit code, and whether the fault was met."""
+    """Run the operation under strace. Returns the victim's exit code, and whether the fault was met.
+
+    strace is the tracer a moment before it sees the first call. If the operation began in that moment, its first calls
+    would be in no log and in no count. So it begins when the log shows a call.
+    """
     trial.note(NOT_READY)
+    log.unlink(missing_ok=True)
 
     def victim() -> None:
         work = operation.begin(trial)
         trial.note(READY)
-        while trial.noted == READY:  # by a sleep, which is not traced: a call under way may be counted or not
+        while trial.noted == READY:
+            os.getpriority(os.PRIO_PROCESS, 0)
             time.sleep(0.0005)
         os.access(MARKER, os.F_OK)
         work()
@@ -261,8 +269,7 @@ def traced(trial: FaultTrial, operation: Operation, log: Path, injection: str | 
     command = [STRACE or "strace", "-f", "-qq", "-o", str(log), "-p", str(pid), "-e", f"trace={TRACED}"]
     tracer = subprocess.Popen([*command, *(["-e", injection] if injection else [])], stdin=subprocess.DEVNULL)
     try:
-        status = Path(f"/proc/{pid}/status")
-        until(lambda: "TracerPid:\t0" not in status.read_text())
+        until(lambda: log.exists() and PROBE in log.read_text(errors="replace"))
         trial.note(0)
         code = wait(pid)
     finally:
